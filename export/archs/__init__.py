@@ -1,0 +1,33 @@
+"""One file per Hugging Face model_type. Each turns a config.json dictionary into a ModelSpec with `spec(config)`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from export.errors import InputError
+from export.spec import ModelSpec
+
+
+def supported_model_types() -> list[str]:
+    """Names of the model families there is a file for."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def model_spec(config: dict[str, Any]) -> ModelSpec:
+    """The ModelSpec of a Hugging Face config dictionary.
+
+    Raises InputError when the family is unknown or a field is missing, has the wrong type or an unsupported value.
+    """
+    model_type = config.get("model_type")
+    if model_type not in supported_model_types():
+        raise InputError(
+            f"config.json: model_type {model_type!r} is not supported; supported are "
+            f"{', '.join(supported_model_types())}. To add one, write export/archs/{model_type}.py"
+        )
+    module = importlib.import_module(f"export.archs.{model_type}")
+    try:
+        return module.spec(config)
+    except KeyError as error:
+        raise InputError(f"config.json: field {error.args[0]!r} is missing") from None

@@ -1,0 +1,52 @@
+"""GPT-2: LayerNorm with biases, learned positions, fused query-key-value, plain GELU feed-forward, Conv1D weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from export.archs._config import activation, number, positive
+from export.errors import InputError
+from export.spec import BlockNames, ModelSpec
+
+BLOCK = BlockNames(
+    attention_norm="ln_1",
+    fused_qkv="attn.c_attn",
+    attention_output="attn.c_proj",
+    mlp_norm="ln_2",
+    up="mlp.c_fc",
+    down="mlp.c_proj",
+)
+
+
+def spec(config: dict[str, Any]) -> ModelSpec:
+    for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        if config.get(name):
+            raise InputError(f"config.json: {name} is not supported for gpt2")
+    if config.get("scale_attn_weights") is False:
+        raise InputError("config.json: scale_attn_weights false is not supported for gpt2")
+    hidden, heads = positive(config, "n_embd"), positive(config, "n_head")
+    if hidden % heads:
+        raise InputError(f"config.json: n_embd ({hidden}) must be a multiple of n_head ({heads})")
+    return ModelSpec(
+        model_type="gpt2",
+        hidden_size=hidden,
+        layers=positive(config, "n_layer"),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        feed_forward=positive(config, "n_inner", 4 * hidden),
+        vocab_size=positive(config, "vocab_size"),
+        context_length=positive(config, "n_positions"),
+        norm="layer",
+        norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
+        activation=activation(config, "activation_function"),
+        block_prefix="transformer.h.{layer}.",
+        block=BLOCK,
+        embedding="transformer.wte",
+        position_embedding="transformer.wpe",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        tied_head=bool(config.get("tie_word_embeddings", True)),
+        linear_is_transposed=True,
+        optional_prefix="transformer.",
+    )

@@ -1,0 +1,15 @@
+"""Mistral: Llama with a sliding attention window on every layer (absent or null in later releases)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from export.archs import llama
+from export.archs._config import windows
+from export.spec import ModelSpec
+
+
+def spec(config: dict[str, Any]) -> ModelSpec:
+    base = llama.spec(config)
+    return replace(base, sliding_window=windows(config, base.layers, used=True))

@@ -1,0 +1,170 @@
+"""The quantized checkpoint on disk: written by toolchain, read by the graph builder.
+
+A folder holds the source's config.json and tokenizer files as they came, `athena.json`, and one safetensors shard per
+transformer block plus one for what lies outside the blocks. A shard is written to a temporary file and renamed, and
+carries the records of its tensors in its own metadata, so that a shard that exists is complete.
+
+Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices,
+`.lowrank_a` [r, K] and `.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.weight` and `.bias` for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from export.contract import CodebookLayout
+from export.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "athena.json"
+OUTSIDE_SHARD = "outside.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What is known about one stored matrix or vector."""
+
+    name: str  # Hugging Face module name, e.g. model.layers.0.self_attn.q_proj, or a full tensor name for vectors
+    scheme: str  # "codebook" or the dtype name of a dense tensor
+    shape: tuple[int, ...]  # of the logical tensor
+    bytes: int  # all stored parts together
+    bits: int | None = None  # code width; None for dense tensors
+    group_size: int = 0
+    rows_per_codebook: int = 1
+    rows_per_scale: int = 1
+    rank: int = 0
+    scale_dtype: str = "float16"  # float32 where float16 would lose small scales
+    losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
+
+    @property
+    def effective_bits(self) -> float:
+        """Everything stored for the tensor, in bits per weight."""
+        return 8 * self.bytes / max(1, int(np.prod(self.shape)))
+
+    def layout(self) -> CodebookLayout:
+        rows, columns = self.shape
+        return CodebookLayout(
+            bits=self.bits or 0,
+            K=columns,
+            N=rows,
+            group_size=self.group_size,
+            rows_per_codebook=self.rows_per_codebook,
+            rows_per_scale=self.rows_per_scale,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "shape": list(self.shape), "effective_bits": round(self.effective_bits, 6)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> TensorRecord:
+        fields = {key: value for key, value in data.items() if key != "effective_bits"}
+        return TensorRecord(**{**fields, "shape": tuple(fields["shape"])})
+
+
+def block_shard(layer: int) -> str:
+    return f"block-{layer:05d}.safetensors"
+
+
+def shard_names(layers: int) -> list[str]:
+    """All shards of a checkpoint with `layers` blocks, in the order they are written."""
+    return [block_shard(i) for i in range(layers)] + [OUTSIDE_SHARD]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: temporary file, flush to disk, rename. A failure leaves no partial file behind."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as JSON, atomically, with keys in the order given."""
+    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON object. Raises InputError with the file's name when it is missing or not a JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: this file is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a JSON object was expected")
+    return data
+
+
+def write_shard(path: Path, tensors: dict[str, np.ndarray], records: list[TensorRecord]) -> None:
+    """Write one shard atomically, with the records of its tensors in the metadata."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        metadata = {"athena": json.dumps([record.to_json() for record in records])}
+        save_file(contiguous, temporary, metadata=metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_shard_records(path: Path) -> list[TensorRecord]:
+    """Records of one shard. Raises InputError when the file is not a complete shard of ours."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return [TensorRecord.from_json(r) for r in json.loads((file.metadata() or {})["athena"])]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a complete shard of a quantized checkpoint ({error})") from None
+
+
+class QuantizedCheckpoint:
+    """Read access to a complete quantized checkpoint; tensors are read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError when the manifest or a shard is missing, incomplete or of another format version."""
+        self.folder = folder
+        self.manifest = read_json(folder / MANIFEST)
+        version = self.manifest.get("format_version")
+        if version != FORMAT_VERSION:
+            raise InputError(f"{folder / MANIFEST}: format_version is {version!r}, this tool reads {FORMAT_VERSION}")
+        self.config = read_json(folder / "config.json")
+        self.records: dict[str, TensorRecord] = {}
+        self._shard_of: dict[str, Path] = {}
+        for name in shard_names(int(self.manifest["layers"])):
+            path = folder / name
+            if not path.exists():
+                raise InputError(f"{path}: this shard is missing; run `athena-export quantize` again to finish it")
+            for record in read_shard_records(path):
+                self.records[record.name] = record
+                self._shard_of[record.name] = path
+
+    def has(self, name: str) -> bool:
+        return name in self.records
+
+    def tensor(self, record_name: str, suffix: str) -> np.ndarray:
+        """One stored part of a record, e.g. tensor("model.layers.0.mlp.up_proj", ".codes")."""
+        path = self._shard_of[record_name]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return file.get_tensor(record_name + suffix)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: {record_name}{suffix} cannot be read ({error})") from None

@@ -1,0 +1,183 @@
+"""Writes the model folder: graph, external data, tokenizer, chat template and the configs that other runtimes read.
+
+The folder is built beside its destination and moved into place when complete, so OUT is never half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from export import __version__
+from export.archs import model_spec
+from export.checkpoint import MANIFEST, QuantizedCheckpoint, read_json, write_json
+from export.decoder import build_decoder
+from export.errors import InputError
+from export.spec import ModelSpec
+
+MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+GENAI_TYPES = frozenset(
+    "chatglm ernie4_5 gemma gemma2 gemma3_text gemma4_text gpt2 gptoss granite granitemoehybrid hunyuandensev1 "
+    "internlm2 lfm2 llama mistral nemotron olmo phi phimoe phi3 phi3small qwen2 qwen3 smollm3".split()
+)
+GENERATION_LIMIT = 4096  # tokens; caps the KV cache that onnxruntime-genai allocates for long-context models
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy tokenizer and generation files as they are."""
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+def write_model_folder(
+    checkpoint: QuantizedCheckpoint,
+    destination: Path,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> None:
+    """Write every file of the model folder into the existing, empty folder `destination`.
+
+    `progress(tensor_name, index, count)` is called for every weight written.
+    Raises InputError when the checkpoint does not fit its own config.
+    """
+    spec = model_spec(checkpoint.config)
+    model = build_decoder(spec, checkpoint, producer=f"athena-export {__version__}")
+    manifest = checkpoint.manifest
+    model.metadata_props.update(
+        {
+            "athena.tool_version": __version__,
+            "athena.source": str(manifest.get("source", {}).get("name", "")),
+            "athena.method": str(manifest.get("settings", {}).get("method", "")),
+            "athena.fingerprint": str(manifest.get("fingerprint", "")),
+            "athena.effective_bits": f"{manifest.get('totals', {}).get('effective_bits', 0):.4f}",
+        }
+    )
+    ir.save(
+        model,
+        destination / MODEL_FILE,
+        external_data=DATA_FILE,
+        callback=lambda tensor, info: progress(str(tensor.name), info.index, info.total),
+    )
+    onnx.checker.check_model(str(destination / MODEL_FILE), full_check=True)
+    shutil.copyfile(checkpoint.folder / "config.json", destination / "config.json")
+    copy_tokenizer(checkpoint.folder, destination)
+    _carry_chat_template(destination)
+    if not (destination / "generation_config.json").exists():
+        write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
+    write_json(destination / "genai_config.json", genai_config(spec, checkpoint.config, destination))
+    write_json(destination / MANIFEST, manifest)
+
+
+def _carry_chat_template(folder: Path) -> None:
+    """Write chat_template.jinja when the template only lives in tokenizer_config.json: readers look in either place."""
+    target, config_path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if target.exists() or not config_path.exists():
+        return
+    template = read_json(config_path).get("chat_template")
+    if isinstance(template, list):  # named templates: the default one
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if isinstance(template, str):
+        target.write_text(template, encoding="utf-8")
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+
+
+def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The genai_config.json that lets onnxruntime-genai run the folder as it is (schema of version 0.18)."""
+    generation = {**_special_tokens(config), **read_json(folder / "generation_config.json")}
+    eos = generation.get("eos_token_id")
+    first_eos = eos[0] if isinstance(eos, list) and eos else eos
+    pad = generation.get("pad_token_id")
+    pad = pad if isinstance(pad, int) else first_eos  # genai takes one integer only
+    bos = generation.get("bos_token_id")
+    window = next((w for w in spec.sliding_window if w is not None), None)
+    model_type = spec.model_type if spec.model_type in GENAI_TYPES else "decoder"
+    return {
+        "model": {
+            "type": model_type,
+            "bos_token_id": bos if isinstance(bos, int) else (first_eos if isinstance(first_eos, int) else 0),
+            "eos_token_id": eos if eos is not None else 0,
+            "pad_token_id": pad if isinstance(pad, int) else 0,
+            "context_length": spec.context_length,
+            "vocab_size": spec.vocab_size,
+            "decoder": {
+                "filename": MODEL_FILE,
+                "hidden_size": spec.hidden_size,
+                "head_size": spec.head_dim,
+                "num_attention_heads": spec.heads,
+                "num_key_value_heads": spec.kv_heads,
+                "num_hidden_layers": spec.layers,
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "max_length": min(spec.context_length, window or spec.context_length, GENERATION_LIMIT),
+            "min_length": 0,
+            "do_sample": bool(generation.get("do_sample", False)),
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "temperature": float(generation.get("temperature", 1.0) or 1.0),
+            "top_k": int(generation.get("top_k", 50) or 50),
+            "top_p": float(generation.get("top_p", 1.0) or 1.0),
+            "repetition_penalty": 1.0,
+            "length_penalty": 1.0,
+            "diversity_penalty": 0.0,
+            "no_repeat_ngram_size": 0,
+            "early_stopping": True,
+            "past_present_share_buffer": False,
+        },
+    }
+
+
+def install_folder(built: Path, destination: Path, force: bool) -> None:
+    """Move a finished folder into place. An existing non-empty destination is replaced only with `force`.
+
+    The old folder is moved aside first and removed last, so at every moment one complete folder exists.
+    """
+    refuse_existing(destination, force)
+    old = destination.with_name(f".{destination.name}.old")
+    if destination.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        destination.rename(old)
+    built.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_existing(destination: Path, force: bool) -> None:
+    """Raise InputError when `destination` is a file, or a non-empty folder and `force` is off."""
+    if destination.exists() and not destination.is_dir():
+        raise InputError(f"{destination}: is a file; an output folder was expected")
+    if not force and destination.exists() and any(destination.iterdir()):
+        raise InputError(f"{destination}: exists and is not empty; choose another folder or pass --force to replace it")
+
+

@@ -1,0 +1,76 @@
+"""What a model family looks like, as data: everything the graph builder needs to know and nothing it can look up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding (arXiv 2104.09864), half-split layout as Hugging Face stores it."""
+
+    inverse_frequencies: tuple[float, ...]  # radians per position, one per rotated pair of channels
+    attention_factor: float = 1.0  # multiplies cos and sin
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """Module names inside one transformer block, relative to its prefix; None where the family has no such module."""
+
+    attention_norm: str
+    attention_output: str
+    mlp_norm: str
+    up: str
+    down: str
+    gate: str | None = None
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
+
+    def linears(self) -> tuple[str, ...]:
+        """The block's linear layers in the order of the forward pass."""
+        names = (self.query, self.key, self.value, self.fused_qkv, self.attention_output, self.gate, self.up, self.down)
+        return tuple(name for name in names if name is not None)
+
+    def norms(self) -> tuple[str, ...]:
+        return self.attention_norm, self.mlp_norm
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A causal decoder: sizes, the choices its family makes, and the names of its tensors."""
+
+    model_type: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    vocab_size: int
+    context_length: int  # positions the source model was made for
+    norm: str  # "rms" or "layer"
+    norm_epsilon: float
+    activation: str  # "silu", "gelu", "gelu_tanh" or "relu"
+    block_prefix: str  # with {layer}
+    block: BlockNames
+    embedding: str
+    final_norm: str
+    head: str  # module name of the vocabulary head; its tensor is absent when tied
+    tied_head: bool
+    rope: Rope | None = None
+    position_embedding: str | None = None  # learned positions
+    sliding_window: tuple[int | None, ...] = ()  # per layer: keys a query may see; None or absent means all
+    linear_is_transposed: bool = False  # the checkpoint stores linear weights as [in, out] (GPT-2's Conv1D)
+    optional_prefix: str = ""  # checkpoints of the bare model leave this prefix out of their tensor names
+
+    def prefix(self, layer: int) -> str:
+        return self.block_prefix.format(layer=layer)
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_window[layer] if self.sliding_window else None
+
+    def quantizable(self) -> tuple[str, ...]:
+        """Full names (without `.weight`) of the linear layers inside the blocks, in forward order."""
+        return tuple(self.prefix(i) + name for i in range(self.layers) for name in self.block.linears())

@@ -1,0 +1,51 @@
+"""Settings of a quantization run. Everything here is part of the fingerprint: a changed setting refuses a resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from export.errors import InputError
+
+OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How the linear layers inside the blocks, and the embedding, are quantized."""
+
+    method: str = "athena"  # a name in toolchain.quantize.METHODS
+    bits: int = 3  # code width of the linear layers, 1 to 8
+    group_size: int = 0  # columns that share a codebook or a scale; 0: the whole row
+    rows_per_codebook: int = 0  # rows that share a codebook; 0: as few as OVERHEAD_TARGET allows
+    scale_per_row: bool = False  # one scale per row instead of one per codebook
+    passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
+    damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
+    rank: int = 0  # rank of the residual low-rank term; 0: none
+    embedding_bits: int = 8  # 8 or less: uniform codes with a scale per row; 16: float16
+    sequences: int = 128  # calibration sequences
+    sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context
+    seed: int = 0  # picks the calibration sequences
+
+    def __post_init__(self) -> None:
+        """Raises InputError naming the setting that is out of range."""
+        limits: dict[str, tuple[float, float]] = {
+            "bits": (1, 8),
+            "group_size": (0, 2**24),
+            "rows_per_codebook": (0, 2**24),
+            "passes": (0, 100),
+            "damping": (0.0, 10.0),
+            "rank": (0, 4096),
+            "sequences": (1, 2**20),
+            "sequence_length": (2, 2**20),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"--{name.replace('_', '-')} must be {low} to {high}, not {value}")
+        if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
+            raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
