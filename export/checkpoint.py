@@ -5,7 +5,7 @@ transformer block plus one for what lies outside the blocks. A shard is written 
 carries the records of its tensors in its own metadata, so that a shard that exists is complete.
 
 Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices,
-`.lowrank_a` [r, K] and `.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.weight` and `.bias` for the rest.
+(`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and `.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.weight` and `.bias` for the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class TensorRecord:
     rows_per_codebook: int = 1
     rows_per_scale: int = 1
     rank: int = 0
-    scale_dtype: str = "float16"  # float32 where float16 would lose small scales
+    scale_dtype: str = "float16"  # of the scales, or of their unit when coded; float32 where float16 is too narrow
+    scale_bits: int | None = None  # code width when the scales are stored as a codebook matrix [G, N]
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
 
     @property
@@ -59,6 +60,12 @@ class TensorRecord:
             rows_per_codebook=self.rows_per_codebook,
             rows_per_scale=self.rows_per_scale,
         )
+
+    def scale_layout(self) -> CodebookLayout:
+        """Layout of the coded scales: the transposed scale matrix [G, N] with one codebook and one unit."""
+        layout = self.layout()
+        groups = layout.groups
+        return CodebookLayout(self.scale_bits or 0, layout.scale_shape[0], groups, 0, groups, groups)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "shape": list(self.shape), "effective_bits": round(self.effective_bits, 6)}

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint import QuantizedCheckpoint
+from export.checkpoint import QuantizedCheckpoint, TensorRecord
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.errors import InputError
 from export.functions import function_bodies
@@ -36,6 +36,7 @@ class _DecoderGraph:
         self.spec = spec
         self.checkpoint = checkpoint
         self.g = GraphWriter()
+        self.decoded_scales: dict[str, ir.Value] = {}
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def build(self, producer: str) -> ir.Model:
@@ -81,37 +82,37 @@ class _DecoderGraph:
         return pair  # type: ignore[return-value]
 
     def _masks(self, input_ids: ir.Value, attention_mask: ir.Value) -> dict[int | None, ir.Value]:
-        """Per window width: which keys a query may see, bool [batch, 1, 1 or sequence, total]. True means visible."""
-        g, boolean = self.g, ir.DataType.BOOL
-        axes = g.constant("axis.heads_and_queries", np.asarray([1, 2], np.int64))
-        keep = g.op("Cast", "/model/mask/bool", [attention_mask], [BATCH, TOTAL], boolean, to=boolean)
-        everything = g.op("Unsqueeze", "/model/mask/visible", [keep, axes], [BATCH, 1, 1, TOTAL], boolean)
-        masks: dict[int | None, ir.Value] = {None: everything}
-        for width in sorted({w for w in map(self.spec.window, range(self.spec.layers)) if w is not None}):
-            if width < self.spec.context_length:
-                masks[width] = self._window_mask(width, input_ids, attention_mask, everything)
-        return masks
+        """Per window width: which keys a query may see, bool [batch, 1, sequence, total]. True means visible.
 
-    def _window_mask(
-        self, width: int, input_ids: ir.Value, attention_mask: ir.Value, visible: ir.Value
-    ) -> ir.Value:
-        g, long, name = self.g, ir.DataType.INT64, f"/model/mask/window_{width}"
-        zero = g.constant("zero", np.asarray(0, np.int64))
-        one = g.constant("one", np.asarray(1, np.int64))
-        first = g.constant("axis.first", np.asarray([0], np.int64))
-        second = g.constant("axis.second", np.asarray([1], np.int64))
-        limit = g.constant(f"mask.window_{width}", np.asarray(width, np.int64))
-        total_1d = g.op("Shape", f"{name}/total_1d", [attention_mask], [1], long, start=1, end=2)
-        total = g.op("Squeeze", f"{name}/total", [total_1d, first], [], long)
-        sequence_1d = g.op("Shape", f"{name}/sequence_1d", [input_ids], [1], long, start=1, end=2)
-        sequence = g.op("Squeeze", f"{name}/sequence", [sequence_1d, first], [], long)
-        past = g.op("Sub", f"{name}/past", [total, sequence], [], long)
-        keys = g.op("Range", f"{name}/keys", [zero, total, one], [TOTAL], long)
-        queries = g.op("Range", f"{name}/queries", [past, total, one], [SEQUENCE], long)
-        column = g.op("Unsqueeze", f"{name}/column", [queries, second], [SEQUENCE, 1], long)
-        distance = g.op("Sub", f"{name}/distance", [column, keys], [SEQUENCE, TOTAL], long)
-        near = g.op("Less", f"{name}/near", [distance, limit], [SEQUENCE, TOTAL], ir.DataType.BOOL)
-        return g.op("And", name, [visible, near], [BATCH, 1, SEQUENCE, TOTAL], ir.DataType.BOOL)
+        onnxruntime wants the query dimension in full, so the causal part is spelled out beside `is_causal`.
+        """
+        g, boolean, long, at = self.g, ir.DataType.BOOL, ir.DataType.INT64, "/model/mask"
+        zero, one = (g.constant(n, np.asarray(v, np.int64)) for n, v in (("zero", 0), ("one", 1)))
+        first, second = (g.constant(f"axis.{n}", np.asarray([v], np.int64)) for n, v in (("first", 0), ("second", 1)))
+        axes = g.constant("axis.heads_and_queries", np.asarray([1, 2], np.int64))
+        keep = g.op("Cast", f"{at}/not_padding", [attention_mask], [BATCH, TOTAL], boolean, to=boolean)
+        visible = g.op("Unsqueeze", f"{at}/visible", [keep, axes], [BATCH, 1, 1, TOTAL], boolean)
+        total_1d = g.op("Shape", f"{at}/total_1d", [attention_mask], [1], long, start=1, end=2)
+        total = g.op("Squeeze", f"{at}/total", [total_1d, first], [], long)
+        sequence_1d = g.op("Shape", f"{at}/sequence_1d", [input_ids], [1], long, start=1, end=2)
+        sequence = g.op("Squeeze", f"{at}/sequence", [sequence_1d, first], [], long)
+        past = g.op("Sub", f"{at}/past", [total, sequence], [], long)
+        keys = g.op("Range", f"{at}/keys", [zero, total, one], [TOTAL], long)
+        queries = g.op("Range", f"{at}/queries", [past, total, one], [SEQUENCE], long)
+        column = g.op("Unsqueeze", f"{at}/column", [queries, second], [SEQUENCE, 1], long)
+        grid: list[Dim] = [SEQUENCE, TOTAL]
+        causal = g.op("LessOrEqual", f"{at}/causal", [keys, column], grid, boolean)
+        widths = {self.spec.window(i) for i in range(self.spec.layers)}
+        masks: dict[int | None, ir.Value] = {}
+        for width in sorted(widths, key=lambda w: w or 0):
+            allowed, name = causal, f"{at}/{'all' if width is None else f'window_{width}'}"
+            if width is not None:
+                limit = g.constant(f"mask.window_{width}", np.asarray(width, np.int64))
+                distance = g.op("Sub", f"{name}/distance", [column, keys], grid, long)
+                near = g.op("Less", f"{name}/near", [distance, limit], grid, boolean)
+                allowed = g.op("And", f"{name}/allowed", [causal, near], grid, boolean)
+            masks[width] = g.op("And", name, [visible, allowed], [BATCH, 1, SEQUENCE, TOTAL], boolean)
+        return masks
 
     def _embed(self, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
         hidden = self._lookup(self.spec.embedding, input_ids, "/model/embed_tokens", self.spec.vocab_size)
@@ -161,8 +162,7 @@ class _DecoderGraph:
         if self.rotation is not None:
             query = self._rotate(query, f"{at}/rotate_query", spec.heads)
             key = self._rotate(key, f"{at}/rotate_key", spec.kv_heads)
-        window = spec.window(layer)
-        mask = self.masks.get(window, self.masks[None])
+        mask = self.masks[spec.window(layer)]
         cache: list[Dim] = [BATCH, spec.kv_heads, TOTAL, spec.head_dim]
         mixed, keys, values = g.op(
             "Attention",
@@ -177,8 +177,9 @@ class _DecoderGraph:
         return self._linear(layer, names.attention_output, mixed, q_width, spec.hidden_size), keys, values
 
     def _rotate(self, value: ir.Value, name: str, heads: int) -> ir.Value:
-        assert self.rotation is not None and value.shape is not None
-        return self.g.op("RotaryEmbedding", name, [value, *self.rotation], list(value.shape), num_heads=heads)
+        assert self.rotation is not None
+        shape: list[Dim] = [BATCH, SEQUENCE, heads * self.spec.head_dim]
+        return self.g.op("RotaryEmbedding", name, [value, *self.rotation], shape, num_heads=heads)
 
     def _mlp(self, layer: int, normed: ir.Value) -> ir.Value:
         g, spec, names = self.g, self.spec, self.spec.block
@@ -259,9 +260,31 @@ class _DecoderGraph:
         parts = [
             self._stored(module, ".codes", np.uint8, layout.codes_shape),
             self._stored(module, ".codebook", np.int8, layout.codebook_shape),
-            self._stored(module, ".scale", record.scale_dtype, layout.scale_shape),
+            self._scale(module, record),
         ]
         return parts, record
+
+    def _scale(self, module: str, record: TensorRecord) -> ir.Value:
+        """The scales [N, G]: stored as floats, or decoded once from codes by a lookup of all their rows."""
+        if record.scale_bits is None:
+            return self._stored(module, ".scale", record.scale_dtype, record.layout().scale_shape)
+        if module not in self.decoded_scales:
+            layout, name = record.scale_layout(), f"/{module.replace('.', '/')}/scale"
+            groups, rows = layout.N, layout.K
+            ids = self.g.constant(f"scale.groups_{groups}", np.arange(groups, dtype=np.int64))
+            inputs = [
+                self._stored(module, ".scale.codes", np.uint8, layout.codes_shape),
+                self._stored(module, ".scale.codebook", np.int8, layout.codebook_shape),
+                self._stored(module, ".scale.scale", record.scale_dtype, layout.scale_shape),
+            ]
+            attributes = layout.attributes()
+            by_group = self.g.op(
+                CODEBOOK_GATHER, name, [ids, *inputs], [groups, rows], domain=DOMAIN, **attributes
+            )
+            self.decoded_scales[module] = self.g.op(
+                "Transpose", f"{name}/transpose", [by_group], [rows, groups], perm=[1, 0]
+            )
+        return self.decoded_scales[module]
 
     def _stored(self, module: str, suffix: str, dtype, shape) -> ir.Value:  # type: ignore[no-untyped-def]
         return self.g.lazy(module + suffix, dtype, shape, lambda: self.checkpoint.tensor(module, suffix))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from export.checkpoint import TensorRecord
 from export.contract import CodebookLayout, dequantize
 from export.packing import pack
+from toolchain.quantize.kmeans import kmeans_1d
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class QuantizedMatrix:
     codes: np.ndarray  # packed, uint8 [N, row_bytes]
     codebook: np.ndarray  # int8 [ceil(N / rows_per_codebook), G, levels]
     scale: np.ndarray  # float16 or float32 [ceil(N / rows_per_scale), G]
+    coded_scale: QuantizedMatrix | None = None  # the scales as codes: the transposed matrix [G, N], `scale` is its value
     lowrank_a: np.ndarray | None = None  # float16 [r, K]
     lowrank_b: np.ndarray | None = None  # float16 [N, r]
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step
@@ -32,7 +35,11 @@ class QuantizedMatrix:
 
     def stored(self, name: str) -> tuple[dict[str, np.ndarray], TensorRecord]:
         """Tensors by checkpoint name, and the record that counts every byte of them."""
-        tensors = {f"{name}.codes": self.codes, f"{name}.codebook": self.codebook, f"{name}.scale": self.scale}
+        tensors = {f"{name}.codes": self.codes, f"{name}.codebook": self.codebook}
+        if self.coded_scale is None:
+            tensors[f"{name}.scale"] = self.scale
+        else:
+            tensors |= self.coded_scale.stored(f"{name}.scale")[0]
         if self.lowrank_a is not None and self.lowrank_b is not None:
             tensors |= {f"{name}.lowrank_a": self.lowrank_a, f"{name}.lowrank_b": self.lowrank_b}
         record = TensorRecord(
@@ -45,10 +52,25 @@ class QuantizedMatrix:
             rows_per_codebook=self.layout.rows_per_codebook,
             rows_per_scale=self.layout.rows_per_scale,
             rank=0 if self.lowrank_a is None else self.lowrank_a.shape[0],
-            scale_dtype=self.scale.dtype.name,
+            scale_dtype=(self.scale if self.coded_scale is None else self.coded_scale.scale).dtype.name,
+            scale_bits=None if self.coded_scale is None else self.coded_scale.layout.bits,
             losses=self.losses,
         )
         return tensors, record
+
+    @staticmethod
+    def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> QuantizedMatrix:
+        """Rebuild from a record and its stored parts; tensor(suffix) gives a part, None where there is none."""
+        layout = record.layout()
+        coded = None
+        if record.scale_bits is not None:
+            parts = [tensor(f".scale.{part}") for part in ("codes", "codebook", "scale")]
+            coded = QuantizedMatrix(record.scale_layout(), *parts)  # type: ignore[arg-type]
+        scale = tensor(".scale") if coded is None else np.ascontiguousarray(coded.dequantized().T)
+        return QuantizedMatrix(
+            layout, tensor(".codes"), tensor(".codebook"), scale, coded, tensor(".lowrank_a"), tensor(".lowrank_b"),
+            record.losses,
+        )  # type: ignore[arg-type]  # fmt: skip
 
 
 def assemble(
@@ -68,3 +90,21 @@ def scale_dtype(smallest: float, largest: float) -> type[np.floating]:
     """float16 where every scale is a normal float16 number, else float32."""
     limits = np.finfo(np.float16)
     return np.float16 if smallest >= float(limits.smallest_normal) and largest <= float(limits.max) else np.float32
+
+
+def code_scales(scale: np.ndarray, bits: int) -> QuantizedMatrix:
+    """Scales [N, G] >= 0 as codes: clustered by ratio (k-means of their logarithms), int8 levels, float16 unit.
+
+    Returns the transposed matrix [G, N] in the form of the op contract, so that a CodebookGather decodes it.
+    """
+    largest = max(float(scale.max()), 1e-30)
+    floor = largest / 127
+    logs = np.log(np.maximum(scale, floor))
+    centroids = kmeans_1d(logs.ravel(), np.ones(scale.size), 1 << bits)
+    levels = np.unique(np.clip(np.rint(np.exp(centroids) / largest * 127), 1, 127))
+    levels = np.concatenate([levels, np.full((1 << bits) - levels.size, levels[-1])])
+    unit = np.array([[largest / 127]]).astype(scale_dtype(largest / 127, largest))
+    codes = np.abs(logs.T[:, :, None] - np.log(levels * float(unit[0, 0]))).argmin(axis=2)
+    groups, rows = codes.shape
+    layout = CodebookLayout(bits, rows, groups, rows_per_codebook=groups, rows_per_scale=groups)
+    return assemble(layout, codes.astype(np.uint8), levels[None, None], unit, {})

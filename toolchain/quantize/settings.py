@@ -18,7 +18,7 @@ class QuantizeSettings:
     bits: int = 3  # code width of the linear layers, 1 to 8
     group_size: int = 0  # columns that share a codebook or a scale; 0: the whole row
     rows_per_codebook: int = 0  # rows that share a codebook; 0: as few as OVERHEAD_TARGET allows
-    scale_per_row: bool = False  # one scale per row instead of one per codebook
+    scale_bits: int = 0  # one scale per row: 16 as float16, 2 to 8 as codes; 0: coded in 4 bits for rows under 1024
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
     rank: int = 0  # rank of the residual low-rank term; 0: none
@@ -44,6 +44,8 @@ class QuantizeSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"--{name.replace('_', '-')} must be {low} to {high}, not {value}")
+        if self.scale_bits not in (0, 2, 3, 4, 5, 6, 7, 8, 16):
+            raise InputError(f"--scale-bits must be 2 to 8, 16 for float16, or 0 for automatic, not {self.scale_bits}")
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
 

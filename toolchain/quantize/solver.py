@@ -233,58 +233,6 @@ def _sort_codebooks(codes, book, group_of):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _solve_chunk(  # type: ignore[no-untyped-def]
-    w, hessian, factor, order, curvature, group_of, scale_per_row, half_scale, passes, codes, book, scale, losses
-):
-    """Quantize one chunk in place. losses [3]: after clustering alone, after the sweep, after refinement."""
-    rows, width = w.shape
-    groups, levels = book.shape
-    base = np.ones(rows)
-    if scale_per_row:
-        for r in range(rows):
-            base[r] = max(np.sqrt((w[r] * w[r] * curvature).sum() / curvature.sum()), 1e-30)
-    error, gradient = np.empty((rows, width)), np.empty((rows, width))
-    _cluster_only(w, order, curvature, group_of, groups, levels, base, half_scale, codes, book, scale)
-    losses[0] = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-    best = (codes.copy(), book.copy(), scale.copy())
-    best_loss = losses[0]
-    _sweep(w, factor, order, curvature, group_of, groups, levels, base, half_scale, codes, book, scale)
-    loss = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-    losses[1] = min(loss, best_loss)
-    if loss < best_loss:
-        best, best_loss = (codes.copy(), book.copy(), scale.copy()), loss
-    else:
-        codes[:], book[:], scale[:] = best
-        _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-    for _ in range(passes):
-        for _cycle in range(3):
-            if _descend(codes, book, scale, group_of, hessian, error, gradient) * 1000 < codes.size:
-                break
-        loss = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-        if loss < best_loss:
-            best, best_loss = (codes.copy(), book.copy(), scale.copy()), loss
-        for g in range(groups):
-            real = _refit(codes, book, scale, group_of, g, hessian, gradient)
-            _round_codebook(real, scale[:, g].copy(), half_scale, book[g], scale[:, g])
-            if groups > 1:
-                _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-        if scale_per_row:
-            for g in range(groups):
-                _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-                _rescale(w, codes, book, group_of, g, hessian, gradient, scale, half_scale)
-        loss = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-        if loss < best_loss:
-            best, best_loss = (codes.copy(), book.copy(), scale.copy()), loss
-    codes[:], book[:], scale[:] = best
-    _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-    for _cycle in range(3 if passes else 0):
-        if _descend(codes, book, scale, group_of, hessian, error, gradient) == 0:
-            break
-    losses[2] = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
-    _sort_codebooks(codes, book, group_of)
-
-
-@nb.njit(cache=True)
 def _cluster_only(w, order, curvature, group_of, groups, levels, base, half_scale, codes, book, scale):  # type: ignore[no-untyped-def]
     """Curvature-weighted clustering without compensation: the starting point and the baseline of the loss record."""
     position = np.arange(w.shape[1])
@@ -298,21 +246,95 @@ def _cluster_only(w, order, curvature, group_of, groups, levels, base, half_scal
             codes[r, j] = _nearest(book[g], w[r, j] / s if s > 0.0 else 0.0)
 
 
+@nb.njit(cache=True)
+def _start_chunk(w, hessian, factor, order, curvature, group_of, scale_per_row, half_scale, codes, book, scale, losses):  # type: ignore[no-untyped-def]
+    """Clustering, then the sweep; keeps the better of the two. losses [2]: after each."""
+    rows, width = w.shape
+    groups, levels = book.shape
+    base = np.ones(rows)
+    if scale_per_row:
+        for r in range(rows):
+            base[r] = max(np.sqrt((w[r] * w[r] * curvature).sum() / curvature.sum()), 1e-30)
+    error, gradient = np.empty((rows, width)), np.empty((rows, width))
+    _cluster_only(w, order, curvature, group_of, groups, levels, base, half_scale, codes, book, scale)
+    losses[0] = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+    first = (codes.copy(), book.copy(), scale.copy())
+    _sweep(w, factor, order, curvature, group_of, groups, levels, base, half_scale, codes, book, scale)
+    losses[1] = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+    if losses[1] > losses[0]:
+        codes[:], book[:], scale[:] = first
+        losses[1] = losses[0]
+
+
+@nb.njit(cache=True)
+def _refine_chunk(w, hessian, group_of, fixed_scale, scale_per_row, half_scale, passes, codes, book, scale):  # type: ignore[no-untyped-def]
+    """Rounds of coordinate descent and least-squares codebooks from the given state; returns the final loss.
+
+    Rounding a codebook to int8 may cost more than the least squares gained, so the best state seen is what remains:
+    the loss never ends above where it began. With `fixed_scale` the scales stay and codebooks are rounded within them.
+    """
+    rows, width = w.shape
+    groups = book.shape[0]
+    error, gradient = np.empty((rows, width)), np.empty((rows, width))
+    best_loss = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+    best = (codes.copy(), book.copy(), scale.copy())
+    for _ in range(passes):
+        for g in range(groups):
+            real = _refit(codes, book, scale, group_of, g, hessian, gradient)
+            if fixed_scale:
+                book[g] = np.clip(np.round(real), -LEVEL_LIMIT, LEVEL_LIMIT)
+            else:
+                _round_codebook(real, scale[:, g].copy(), half_scale, book[g], scale[:, g])
+            if groups > 1:
+                _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+        if scale_per_row and not fixed_scale:
+            for g in range(groups):
+                _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+                _rescale(w, codes, book, group_of, g, hessian, gradient, scale, half_scale)
+        _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+        for _cycle in range(3):
+            if _descend(codes, book, scale, group_of, hessian, error, gradient) * 1000 < codes.size:
+                break
+        loss = _errors(w, codes, book, scale, group_of, hessian, error, gradient)
+        if loss < best_loss:
+            best, best_loss = (codes.copy(), book.copy(), scale.copy()), loss
+    codes[:], book[:], scale[:] = best
+    return best_loss
+
+
 @nb.njit(cache=True, parallel=True)
-def solve(  # type: ignore[no-untyped-def]
-    w, hessian, factor, order, curvature, group_of, rows_per_codebook, scale_per_row, half_scale, passes,
-    codes, book, scale, losses,
+def start(  # type: ignore[no-untyped-def]
+    w, hessian, factor, order, curvature, group_of, shared, scale_per_row, half_scale, codes, book, scale, losses
 ):
-    """Quantize all rows of w [N, K].
+    """Cluster and sweep all rows of w [N, K], `shared` rows to a codebook.
 
     hessian [K, K] damped; factor [K, K] = inverse_factor of the Hessian permuted by `order`; order [K] the sweep's
     column order; curvature [K] clustering weights; group_of [K] each column's group. Filled in place: codes uint8
-    [N, K], book float64 [chunks, G, levels] holding int8 values, scale float64 [N, G], losses float64 [chunks, 3].
+    [N, K], book float64 [chunks, G, levels] holding int8 values, scale float64 [N, G], losses float64 [chunks, 2].
     """
     for chunk in nb.prange(book.shape[0]):
-        first = chunk * rows_per_codebook
-        last = min(first + rows_per_codebook, w.shape[0])
-        _solve_chunk(
-            w[first:last], hessian, factor, order, curvature, group_of, scale_per_row, half_scale, passes,
-            codes[first:last], book[chunk], scale[first:last], losses[chunk],
+        a, b = chunk * shared, min((chunk + 1) * shared, w.shape[0])
+        _start_chunk(
+            w[a:b], hessian, factor, order, curvature, group_of, scale_per_row, half_scale,
+            codes[a:b], book[chunk], scale[a:b], losses[chunk],
         )
+
+
+@nb.njit(cache=True, parallel=True)
+def refine(  # type: ignore[no-untyped-def]
+    w, hessian, group_of, shared, fixed_scale, scale_per_row, half_scale, passes, codes, book, scale, losses
+):
+    """Refine what `start` left in codes, book and scale; losses float64 [chunks] receives the final losses."""
+    for chunk in nb.prange(book.shape[0]):
+        a, b = chunk * shared, min((chunk + 1) * shared, w.shape[0])
+        losses[chunk] = _refine_chunk(
+            w[a:b], hessian, group_of, fixed_scale, scale_per_row, half_scale, passes,
+            codes[a:b], book[chunk], scale[a:b],
+        )
+
+
+@nb.njit(cache=True)
+def sort_codebooks(group_of, shared, codes, book):  # type: ignore[no-untyped-def]
+    """Order every codebook ascending, so that the leading bits of a code are a coarser code."""
+    for chunk in range(book.shape[0]):
+        _sort_codebooks(codes[chunk * shared : (chunk + 1) * shared], book[chunk], group_of)

@@ -1,0 +1,194 @@
+"""Reads a model folder's graph without trusting it: plain data classes, weights memory-mapped. Needs onnx and numpy only.
+
+Serves the runtime and the cost model. Every external tensor is checked before a byte of it is touched: a plain file
+name inside the folder, no link out of it, offset and length inside the file, length equal to shape times element size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
+from export.errors import InputError
+
+_MAX_FILE = 2**31 - 1  # protobuf's own limit
+_MAX_ELEMENTS = 2**40
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call. Absent optional inputs are empty strings."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def layout(self) -> CodebookLayout:
+        """Attributes of an ai.athena node. Raises InputError when one is missing or out of range."""
+        try:
+            return CodebookLayout(**{name: self.attributes[name] for name in CodebookLayout.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """A graph input or output, or an inner value whose shape the file states."""
+
+    name: str
+    dtype: np.dtype | None
+    shape: tuple[int | str, ...] | None  # symbolic dimensions by name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph as plain data; weights are read-only views of the mapped file."""
+
+    folder: Path
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, np.ndarray]
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
+    values: Mapping[str, ValueInfo]  # every value whose shape is stated, weights included
+    metadata: Mapping[str, str]
+    opset: int
+
+
+def read_graph(folder: Path, filename: str = "model.onnx") -> Graph:
+    """Read `folder`/model.onnx and map its weights. Raises InputError when the file is missing, broken or hostile."""
+    path = folder / filename
+    if not path.is_file():
+        raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
+    if path.stat().st_size > _MAX_FILE:
+        raise InputError(f"{path}: larger than 2 GB, not a valid ONNX file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf raises its own kinds
+        raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
+    return _convert(model, folder)
+
+
+def _convert(model: onnx.ModelProto, folder: Path) -> Graph:
+    graph = model.graph
+    maps: dict[str, np.ndarray] = {}
+    weights = {t.name: _weight(t, folder, maps) for t in graph.initializer}
+    nodes = tuple(_node(node) for node in graph.node)
+    _check_order(nodes, {*weights, *(i.name for i in graph.input)})
+    values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
+    values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
+    for node in nodes:
+        if node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER):
+            _check_codebook(node, weights)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    return Graph(
+        folder=folder,
+        nodes=nodes,
+        weights=weights,
+        inputs=tuple(_value(v) for v in graph.input if v.name not in weights),
+        outputs=tuple(_value(v) for v in graph.output),
+        values=values,
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        opset=opsets.get("", 0),
+    )
+
+
+def _node(node: onnx.NodeProto) -> Node:
+    attributes = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return Node(node.op_type, node.domain, node.name, tuple(node.input), tuple(node.output), attributes)
+
+
+def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise InputError(f"model.onnx: node {node.name} reads {name!r}, which nothing before it makes")
+        known.update(node.outputs)
+
+
+def _value(info: onnx.ValueInfoProto) -> ValueInfo:
+    tensor = info.type.tensor_type
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+    except (KeyError, TypeError):
+        dtype = None
+    shape: tuple[int | str, ...] | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+    return ValueInfo(info.name, dtype, shape)
+
+
+def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray]) -> np.ndarray:
+    where = f"model.onnx: tensor {tensor.name}"
+    shape = tuple(tensor.dims)
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, TypeError):
+        raise InputError(f"{where} has an unknown element type {tensor.data_type}") from None
+    elements = math.prod(shape)
+    if any(d < 0 for d in shape) or elements > _MAX_ELEMENTS:
+        raise InputError(f"{where} has an impossible shape {list(shape)}")
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        try:
+            array = onnx.numpy_helper.to_array(tensor)
+        except Exception as error:
+            raise InputError(f"{where} cannot be read ({error})") from None
+        array.setflags(write=False)
+        return array
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    data = _mapped(entries.get("location", ""), folder, maps, where)
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", elements * dtype.itemsize))
+    except ValueError:
+        raise InputError(f"{where}: offset and length of external data must be whole numbers") from None
+    if length != elements * dtype.itemsize:
+        raise InputError(f"{where}: external data has {length} bytes, its shape needs {elements * dtype.itemsize}")
+    if offset < 0 or offset + length > data.size:
+        raise InputError(f"{where}: external data lies outside its file ({offset}+{length} of {data.size} bytes)")
+    part = data[offset : offset + length]
+    if offset % dtype.itemsize:
+        part = part.copy()  # an unaligned tensor cannot be viewed in place
+    return part.view(dtype).reshape(shape)
+
+
+def _mapped(location: str, folder: Path, maps: dict[str, np.ndarray], where: str) -> np.ndarray:
+    if location in maps:
+        return maps[location]
+    if not location or "\0" in location or Path(location).name != location or location in (".", ".."):
+        raise InputError(
+            f"{where}: external data location {location!r} is refused; only a plain file name in the folder is allowed"
+        )
+    path = folder / location
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
+        raise InputError(f"{where}: external data {location!r} is a link out of the folder, which is refused")
+    if not path.is_file():
+        raise InputError(f"{path}: this file is missing, model.onnx keeps its weights there")
+    size = path.stat().st_size
+    maps[location] = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    return maps[location]
+
+
+def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
+    """Codes and codebook must be stored and fit the attributes; scales may be computed from other weights."""
+    layout = node.layout()
+    if len(node.inputs) != 4 or any(name not in weights for name in node.inputs[1:3]):
+        raise InputError(f"node {node.name}: {node.op_type} needs codes and codebook as stored weights")
+    codes, codebook = (weights[name] for name in node.inputs[1:3])
+    scale = weights.get(node.inputs[3], np.empty(layout.scale_shape, np.float32))
+    try:
+        layout.check(codes, codebook, scale)
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None

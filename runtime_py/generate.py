@@ -1,0 +1,99 @@
+"""Text in, text out: tokenizer, generation loop and streaming decoding for one model folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from export.errors import InputError
+from runtime_py.sampling import Sampler, SamplingSettings
+from runtime_py.session import Session, State
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer.json. Raises InputError when it is missing or broken."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: this file is missing; the folder needs its tokenizer to handle text")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise InputError(f"{path}: not a readable tokenizer ({error})") from None
+
+
+def stop_tokens(folder: Path) -> frozenset[int]:
+    """End-of-sequence ids from generation_config.json, else config.json; empty when neither names one."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(eos, int):
+            return frozenset([eos])
+        if isinstance(eos, list) and eos:
+            return frozenset(e for e in eos if isinstance(e, int))
+    return frozenset()
+
+
+def context_length(folder: Path) -> int:
+    """Positions that config.json declares. Raises InputError when it declares none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from None
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(config.get(name), int) and config[name] > 0:
+            return config[name]
+    raise InputError(f"{folder / 'config.json'}: max_position_embeddings is missing")
+
+
+def generate_tokens(
+    session: Session, state: State, prompt: list[int], settings: SamplingSettings, max_tokens: int, stop: frozenset[int]
+) -> Iterator[int]:
+    """Yield generated tokens one by one, ending before a stop token. The state keeps everything but the last token."""
+    sampler = Sampler(settings)
+    logits = session.forward(state, prompt, last_only=True)[-1]
+    for produced in range(max_tokens):
+        token = sampler.next(logits)
+        if token in stop:
+            return
+        yield token
+        if produced + 1 < max_tokens:
+            logits = session.forward(state, [token], last_only=True)[-1]
+
+
+class TextGenerator:
+    """A session with its tokenizer and limits, for prompts given as text."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises InputError when the folder is incomplete."""
+        self.folder = Path(folder)
+        self.session = Session(self.folder)
+        self.tokenizer = load_tokenizer(self.folder)
+        self.stop = stop_tokens(self.folder)
+        self.context = context_length(self.folder)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
+        ids = self.tokenizer.encode(prompt).ids
+        if not ids:
+            raise InputError("the prompt is empty: at least one token is needed")
+        if len(ids) >= self.context:
+            raise InputError(f"the prompt has {len(ids)} tokens, the model's context is {self.context}")
+        return ids
+
+    def stream(self, prompt: str, settings: SamplingSettings, max_tokens: int) -> Iterator[tuple[int, str]]:
+        """Yield (token, new text); text comes when it is complete, so a split multi-byte character waits."""
+        ids = self.encode(prompt)
+        room = min(max_tokens, self.context - len(ids))
+        produced: list[int] = []
+        shown = len(self.tokenizer.decode(ids))
+        for token in generate_tokens(self.session, self.session.new_state(), ids, settings, room, self.stop):
+            produced.append(token)
+            text = self.tokenizer.decode(ids + produced)
+            new = "" if text.endswith("\ufffd") else text[shown:]
+            shown += len(new)
+            yield token, new

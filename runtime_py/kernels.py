@@ -1,0 +1,158 @@
+"""Portable Numba kernels: the codebook product, the codebook row lookup, rotary positions and softmax.
+
+Each mirrors a plain numpy reference (export/contract.py or the tests). Bounds are checked once by export/reader.py,
+which compares every stored array with the layout its node declares.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from export.contract import CodebookLayout
+from export.packing import BLOCK_COLUMNS
+
+_SMALL = 1 << 16  # weights below which starting threads costs more than they save
+_TILE_ROWS = 512  # rows decoded at once for a matrix product with several tokens
+
+
+@nb.njit(cache=True, inline="always")
+def _decode_row(packed, bits, width, codes):  # type: ignore[no-untyped-def]
+    """Unpack one row of codes (layout in export/packing.py) into codes uint8 [width]."""
+    at = 0
+    for start in range(0, width, BLOCK_COLUMNS):
+        columns = min(BLOCK_COLUMNS, width - start)
+        for k in range(columns):
+            codes[start + k] = 0
+        for p in (8, 4, 2, 1):
+            if bits & p:
+                size = (columns * p + 7) // 8
+                mask = (1 << p) - 1
+                for f in range(8 // p):
+                    first = f * size
+                    shift = f * p
+                    for j in range(min(size, columns - first)):
+                        field = (packed[at + j] >> shift) & mask
+                        codes[start + first + j] = (codes[start + first + j] << p) | field
+                at += size
+
+
+@nb.njit(cache=True, inline="always")
+def _weights_row(n, codes, codebook, scale, bits, group, per_book, per_scale, code, out):  # type: ignore[no-untyped-def]
+    """Dequantize row n into out float32 [K]; code is scratch uint8 [K]."""
+    width = out.size
+    _decode_row(codes[n], bits, width, code)
+    for g in range(codebook.shape[1]):
+        s = scale[n // per_scale, g]
+        book = codebook[n // per_book, g]
+        for k in range(g * group, min((g + 1) * group, width)):
+            out[k] = s * book[code[k]]
+
+
+@nb.njit(cache=True, fastmath={"reassoc", "contract"})
+def _products(x, first, last, codes, codebook, scale, bits, group, per_book, per_scale, out):  # type: ignore[no-untyped-def]
+    tokens, width = x.shape
+    code = np.empty(width, np.uint8)
+    row = np.empty(width, np.float32)
+    for n in range(first, last):
+        _weights_row(n, codes, codebook, scale, bits, group, per_book, per_scale, code, row)
+        for t in range(tokens):
+            total = np.float32(0.0)
+            for k in range(width):
+                total += x[t, k] * row[k]
+            out[t, n] = total
+
+
+@nb.njit(cache=True, parallel=True)
+def _products_parallel(x, codes, codebook, scale, bits, group, per_book, per_scale, out):  # type: ignore[no-untyped-def]
+    rows = codes.shape[0]
+    parts = nb.get_num_threads() * 4
+    for part in nb.prange(parts):
+        first, last = part * rows // parts, (part + 1) * rows // parts
+        _products(x, first, last, codes, codebook, scale, bits, group, per_book, per_scale, out)
+
+
+@nb.njit(cache=True, parallel=True)
+def _dequantize_rows(rows, codes, codebook, scale, bits, group, per_book, per_scale, out):  # type: ignore[no-untyped-def]
+    for i in nb.prange(rows.size):
+        code = np.empty(out.shape[1], np.uint8)
+        _weights_row(rows[i], codes, codebook, scale, bits, group, per_book, per_scale, code, out[i])
+
+
+def codebook_matmul(
+    x: np.ndarray, layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """x [T, K] float32 times the transposed codebook matrix -> [T, N] float32. scale must be float32."""
+    tokens = x.shape[0]
+    out = np.empty((tokens, layout.N), np.float32)
+    shape = (layout.bits, layout.columns_per_group, layout.rows_per_codebook, layout.rows_per_scale)
+    if tokens <= 4:
+        if layout.N * layout.K < _SMALL:
+            _products(x, 0, layout.N, codes, codebook, scale, *shape, out)
+        else:
+            _products_parallel(x, codes, codebook, scale, *shape, out)
+        return out
+    for first in range(0, layout.N, _TILE_ROWS):
+        rows = np.arange(first, min(first + _TILE_ROWS, layout.N))
+        tile = np.empty((rows.size, layout.K), np.float32)
+        _dequantize_rows(rows, codes, codebook, scale, *shape, tile)
+        out[:, first : first + rows.size] = x @ tile.T
+    return out
+
+
+def codebook_gather(
+    ids: np.ndarray, layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """Rows `ids` int64 [T] of the codebook matrix -> float32 [T, K]. Raises IndexError on an id outside 0..N-1."""
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= layout.N):
+        raise IndexError(f"token id outside 0..{layout.N - 1}")
+    out = np.empty((ids.size, layout.K), np.float32)
+    shape = (layout.bits, layout.columns_per_group, layout.rows_per_codebook, layout.rows_per_scale)
+    _dequantize_rows(ids, codes, codebook, scale, *shape, out)
+    return out
+
+
+@nb.njit(cache=True)
+def rotate(x, cos, sin):  # type: ignore[no-untyped-def]
+    """Rotary positions in half-split layout: x float32 [T, H, D], cos and sin [T, R] with R <= D / 2; a new array."""
+    tokens, heads, _ = x.shape
+    half = cos.shape[1]
+    out = x.copy()
+    for t in range(tokens):
+        for h in range(heads):
+            for i in range(half):
+                a, b = x[t, h, i], x[t, h, i + half]
+                out[t, h, i] = a * cos[t, i] - b * sin[t, i]
+                out[t, h, i + half] = b * cos[t, i] + a * sin[t, i]
+    return out
+
+
+@nb.njit(cache=True, fastmath={"reassoc", "contract"})
+def masked_softmax(scores, mask, past, repeat, scale):  # type: ignore[no-untyped-def]
+    """Causal softmax in place over scores float32 [heads, repeat * T, total], after multiplying them by scale.
+
+    Row r of a head is query r % T at position past + r % T. It sees the keys up to its own position whose mask entry
+    is True; mask is bool [1 or T, total]. Other keys get probability zero, and so does everything in a row that sees
+    no key at all.
+    """
+    heads, rows, total = scores.shape
+    tokens = rows // repeat
+    for h in range(heads):
+        for r in range(rows):
+            row = scores[h, r]
+            visible = mask[r % tokens if mask.shape[0] > 1 else 0]
+            stop = past + r % tokens + 1
+            top = np.float32(-np.inf)
+            for k in range(stop):
+                row[k] *= scale
+                if visible[k]:
+                    top = max(top, row[k])
+            weight = np.float32(0.0)
+            for k in range(stop):
+                row[k] = np.exp(row[k] - top) if visible[k] else np.float32(0.0)
+                weight += row[k]
+            inverse = np.float32(1.0) / weight if weight > 0.0 else np.float32(0.0)
+            for k in range(stop):
+                row[k] *= inverse
+            for k in range(stop, total):
+                row[k] = 0.0

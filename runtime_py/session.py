@@ -1,0 +1,171 @@
+"""A loaded model folder and the state of one generation: the graph's nodes run one after another on numpy arrays.
+
+Weights stay in the mapped file. Nodes that depend on weights alone run once at load. Keys and values live in
+preallocated arrays, one pair per attention node; batch size is one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.errors import InputError
+from export.reader import Graph, Node, read_graph
+from runtime_py.kernels import codebook_gather, codebook_matmul, masked_softmax
+from runtime_py.operators import OPERATORS
+
+_CACHE_CHUNK = 256  # tokens by which a key-value cache grows
+
+
+@dataclass
+class State:
+    """Keys and values of the tokens seen so far: per attention node float32 [kv_heads, capacity, head_dim]."""
+
+    length: int
+    keys: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+
+class Session:
+    """Runs one model folder. Holds no per-generation state, so several State objects can share it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks."""
+        self.graph: Graph = read_graph(Path(folder))
+        self._constants: dict[str, np.ndarray] = dict(self.graph.weights)
+        self._steps: list[Node] = []
+        self._layouts = {n.name: n.layout() for n in self.graph.nodes if n.domain == DOMAIN}
+        for node in self.graph.nodes:
+            self._admit(node)
+        self._last_use = self._find_last_uses()
+        self._head_values = self._find_head_values()
+        self.vocab_size = self._dimension("logits", 2)
+
+    def _admit(self, node: Node) -> None:
+        ours = node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)
+        if not ours and (node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Attention"}):
+            raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
+        if ours:
+            self._prepare_scale(node)
+        if node.op_type != "Attention" and all(name in self._constants for name in node.inputs if name):
+            inputs = [self._constants[name] for name in node.inputs]
+            self._constants.update(zip(node.outputs, self._run(node, inputs, self.new_state())))
+            return
+        self._steps.append(node)
+
+    def _prepare_scale(self, node: Node) -> None:
+        """Kernels take float32 scales of the declared shape; they must be known when the folder is loaded."""
+        scale = self._constants.get(node.inputs[3])
+        if scale is None or scale.shape != self._layouts[node.name].scale_shape:
+            raise InputError(f"node {node.name}: its scales are not constant or not {self._layouts[node.name].scale_shape}")
+        self._constants[node.inputs[3]] = np.ascontiguousarray(scale, dtype=np.float32)
+
+    def _find_last_uses(self) -> list[list[str]]:
+        """For each step, the values nobody reads after it."""
+        last: dict[str, int] = {}
+        for i, node in enumerate(self._steps):
+            for name in node.inputs:
+                if name not in self._constants:
+                    last[name] = i
+        uses: list[list[str]] = [[] for _ in self._steps]
+        for name, i in last.items():
+            uses[i].append(name)
+        return uses
+
+    def _find_head_values(self) -> set[str]:
+        """Outputs of the vocabulary product (and of the bias after it): computed for the last token when asked."""
+        names = {"logits"}
+        for node in reversed(self._steps):
+            if names.intersection(node.outputs) and node.op_type == "Add":
+                names.update(node.inputs)
+        return names
+
+    def _dimension(self, name: str, axis: int) -> int:
+        info = self.graph.values.get(name)
+        size = info.shape[axis] if info is not None and info.shape is not None and len(info.shape) > axis else None
+        if not isinstance(size, int):
+            raise InputError(f"model.onnx: {name} does not state its dimension {axis}")
+        return size
+
+    def new_state(self) -> State:
+        """An empty key-value cache."""
+        return State(0, {}, {})
+
+    def forward(self, state: State, tokens: np.ndarray, last_only: bool = False) -> np.ndarray:
+        """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
+
+        Raises InputError on a token outside the vocabulary or an empty input.
+        """
+        ids = np.asarray(tokens, dtype=np.int64).reshape(1, -1)
+        if ids.size == 0:
+            raise InputError("the prompt is empty: at least one token is needed")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            raise InputError(f"token {int(ids.max())} lies outside the vocabulary of {self.vocab_size}")
+        total = state.length + ids.shape[1]
+        values: dict[str, np.ndarray] = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(state.length, total, dtype=np.int64)[None],
+        }
+        for node, finished in zip(self._steps, self._last_use):
+            inputs = [self._value(name, values) for name in node.inputs]
+            if last_only and node.outputs[0] in self._head_values and node.op_type in (CODEBOOK_MATMUL, "MatMul"):
+                inputs[0] = inputs[0][:, -1:]
+            values.update(zip(node.outputs, self._run(node, inputs, state)))
+            for name in finished:
+                values.pop(name, None)
+        state.length = total
+        return values["logits"][0]
+
+    def _value(self, name: str, values: dict[str, np.ndarray]) -> Any:
+        """A value by name; cache inputs have none, attention finds them in the state."""
+        found = values.get(name)
+        return found if found is not None else self._constants.get(name)
+
+    def _run(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
+        if node.domain == DOMAIN:
+            layout, (x, codes, codebook, scale) = self._layouts[node.name], inputs
+            if node.op_type == CODEBOOK_GATHER:
+                rows = codebook_gather(x.reshape(-1), layout, codes, codebook, scale)
+                return (rows.reshape(*x.shape, layout.K),)
+            out = codebook_matmul(np.ascontiguousarray(x).reshape(-1, layout.K), layout, codes, codebook, scale)
+            return (out.reshape(*x.shape[:-1], layout.N),)
+        if node.op_type == "Attention":
+            return (self._attend(node, inputs, state),)
+        return OPERATORS[node.op_type](node.attributes, inputs)
+
+    def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
+        """ONNX Attention-23 for 3-D inputs, batch one, with the cache held here: returns [1, T, heads * head_dim]."""
+        query, key, value, mask = inputs[:4]
+        heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
+        tokens, head_dim = query.shape[1], query.shape[2] // heads
+        past, total = state.length, state.length + tokens
+        keys = _append(state.keys, node.name, key, past, kv_heads)
+        values = _append(state.values, node.name, value, past, kv_heads)
+        repeat = heads // kv_heads
+        grouped = query.reshape(tokens, kv_heads, repeat, head_dim).transpose(1, 2, 0, 3)
+        grouped = np.ascontiguousarray(grouped).reshape(kv_heads, repeat * tokens, head_dim)
+        scores = grouped @ keys[:, :total].transpose(0, 2, 1)
+        scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+        masked_softmax(scores, mask.reshape(mask.shape[-2], total), past, repeat, scale)
+        mixed = (scores @ values[:, :total]).reshape(kv_heads, repeat, tokens, -1)
+        return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
+
+
+def _append(store: dict[str, np.ndarray], name: str, new: np.ndarray, past: int, kv_heads: int) -> np.ndarray:
+    """Write new keys or values [1, T, kv_heads * D] behind `past` tokens of the named cache, growing it as needed."""
+    tokens = new.shape[1]
+    cache = store.get(name)
+    if cache is None or cache.shape[1] < past + tokens:
+        capacity = max(-(-(past + tokens) // _CACHE_CHUNK) * _CACHE_CHUNK, 2 * past)
+        grown = np.empty((kv_heads, capacity, new.shape[2] // kv_heads), np.float32)
+        if cache is not None:
+            grown[:, :past] = cache[:, :past]
+        store[name] = cache = grown
+    cache[:, past : past + tokens] = new.reshape(tokens, kv_heads, -1).transpose(1, 0, 2)
+    return cache

@@ -1,0 +1,161 @@
+"""Runs a checkpoint one transformer block at a time with transformers' own layers, holding one block in memory.
+
+The model is created on the meta device; a block's weights are read from the checkpoint when it is its turn and dropped
+afterwards. Only hidden states are kept between blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from export.errors import InputError
+from export.spec import ModelSpec
+from toolchain.source import SourceModel
+
+
+class _Stop(Exception):
+    """Raised by the catcher in place of the first block, once it has the inputs."""
+
+
+class BlockRunner:
+    """Embeds token sequences and pushes them through one block after another."""
+
+    def __init__(self, source: SourceModel, spec: ModelSpec) -> None:
+        self.source, self.spec = source, spec
+        config = AutoConfig.for_model(**copy.deepcopy(source.config))
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            self._model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        self._model.eval()
+        self._block_args: tuple[Any, ...] = ()
+        self._block_kwargs: dict[str, Any] = {}
+
+    def _module(self, name: str) -> nn.Module:
+        return self._model.get_submodule(name.rstrip("."))
+
+    def embed(self, tokens: np.ndarray) -> torch.Tensor:
+        """Inputs of the first block, float32 [sequences, length, hidden], for tokens int64 [sequences, length].
+
+        Also keeps the arguments (mask, rotary angles) that the model hands to every block for one sequence.
+        """
+        first = self._module(self.spec.prefix(0))
+        parent_name, _, child = self.spec.prefix(0).rstrip(".").rpartition(".")
+        parent = self._module(parent_name)
+        captured: list[torch.Tensor] = []
+        runner = self
+
+        class Catcher(nn.Module):
+            def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+                captured.append(hidden.detach())
+                runner._block_args, runner._block_kwargs = args, kwargs
+                raise _Stop
+
+        with self._outside_weights(), torch.no_grad():
+            parent[int(child)] = Catcher()  # type: ignore[operator]
+            try:
+                for row in tokens:
+                    with contextlib.suppress(_Stop):
+                        self._model(input_ids=torch.from_numpy(row[None]), use_cache=False)
+            finally:
+                parent[int(child)] = first  # type: ignore[operator]
+        return torch.cat(captured)
+
+    @contextlib.contextmanager
+    def _outside_weights(self) -> Iterator[None]:
+        """Give the embeddings their weights and recompute the buffers that the meta device left empty."""
+        names = [n for n in (self.spec.embedding, self.spec.position_embedding) if n]
+        for name in names:
+            module = self._module(name)
+            module.weight = nn.Parameter(self.source.tensor(f"{name}.weight"), requires_grad=False)
+        for name, module in list(self._model.named_modules()):
+            if name.endswith("rotary_emb"):
+                parent_name, _, child = name.rpartition(".")
+                setattr(self._module(parent_name), child, type(module)(config=self._model.config))
+        yield
+        for name in names:
+            self._module(name).to("meta")
+
+    def load_block(self, layer: int) -> nn.Module:
+        """Block `layer` with the checkpoint's weights, float32, on the CPU; the caller drops it when done."""
+        prefix = self.spec.prefix(layer)
+        block = copy.deepcopy(self._module(prefix)).to_empty(device="cpu")
+        state = {}
+        for name, parameter in block.named_parameters():
+            state[name] = self.source.tensor(prefix + name, tuple(parameter.shape))
+        missing, unexpected = block.load_state_dict(state, strict=False)
+        buffers = {name for name, _ in block.named_buffers()}
+        if set(missing) - buffers or unexpected:
+            raise InputError(f"{self.source.folder}: block {layer} lacks {sorted(set(missing) - buffers)}")
+        return block.eval().requires_grad_(False)
+
+    def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Outputs of a block for all sequences, one at a time: float32 [sequences, length, hidden]."""
+        out = torch.empty_like(hidden)
+        with torch.no_grad():
+            for i in range(hidden.shape[0]):
+                result = block(hidden[i : i + 1], *self._block_args, **self._block_kwargs)
+                out[i : i + 1] = result[0] if isinstance(result, tuple) else result
+        return out
+
+    def hessians(
+        self, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+        """H = 2 / T sum x x^T over all T tokens, float64 [K, K], for each linear layer of the block in `names`.
+
+        Layers that read the same input share one array. Also returns the block's outputs.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        owner: dict[str, str] = {}
+        seen: dict[int, tuple[str, torch.Tensor]] = {}
+
+        def hook(name: str) -> Callable[..., None]:
+            def accumulate(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                x = inputs[0]
+                if id(x) in seen:  # query, key and value (gate and up) are called with the same tensor
+                    owner[name] = seen[id(x)][0]
+                    return
+                seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
+                owner[name] = name
+                rows = x.reshape(-1, x.shape[-1])
+                gram = (rows.T @ rows).double()  # float32 products over one sequence, float64 across sequences
+                sums[name] = sums[name] + gram if name in sums else gram
+
+            return accumulate
+
+        handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+        outputs = torch.empty_like(hidden)
+        try:
+            for i in range(hidden.shape[0]):
+                seen.clear()
+                outputs[i : i + 1] = self.run(block, hidden[i : i + 1])
+        finally:
+            for handle in handles:
+                handle.remove()
+        tokens = hidden.shape[0] * hidden.shape[1]
+        shared = {name: (2.0 / tokens * total).numpy() for name, total in sums.items()}
+        return {name: shared[owner[name]] for name in names}, outputs
+
+
+def get_weight(module: nn.Module) -> np.ndarray:
+    """A linear layer's weight as float32 [out, in], whatever layout the module stores."""
+    weight = module.weight.detach()
+    assert isinstance(weight, torch.Tensor)
+    return (weight.T if isinstance(module, Conv1D) else weight).contiguous().numpy()
+
+
+def set_weight(module: nn.Module, weights: np.ndarray) -> None:
+    """Replace a linear layer's weight by float32 [out, in]."""
+    value = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
+    target = module.weight
+    assert isinstance(target, torch.Tensor)
+    with torch.no_grad():
+        target.copy_(value.T if isinstance(module, Conv1D) else value)

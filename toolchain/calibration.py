@@ -1,0 +1,121 @@
+"""Calibration data: text to token sequences, reproducibly. Knows nothing of models beyond their tokenizer file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from export.errors import InputError
+from toolchain.corpus import standard_library_text
+
+BUILT_IN = "built-in"
+_BUILT_IN_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Token sequences and where they came from."""
+
+    tokens: np.ndarray  # int64 [sequences, length]
+    source: str
+    digest: str  # SHA-256 of the token ids
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer.json. Raises InputError when it is missing or not readable."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(
+            f"{path}: this file is missing. Make it with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) (transformers, fast tokenizer)"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise InputError(f"{path}: not a readable tokenizer ({error})") from None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, or .gz of one. Raises InputError when it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such text file") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def slice_text(text: str, part: str | None) -> str:
+    """A fraction `part` such as "0:0.5" (first half) of a text, by characters. None means all of it."""
+    if part is None:
+        return text
+    try:
+        start, stop = (float(piece) for piece in part.split(":"))
+    except ValueError:
+        start, stop = -1.0, -1.0
+    if not 0.0 <= start < stop <= 1.0:
+        raise InputError(f"text part {part!r}: expected START:STOP with 0 <= START < STOP <= 1, such as 0:0.5")
+    return text[int(len(text) * start) : int(len(text) * stop)]
+
+
+def calibration_text(source: str) -> str:
+    """The text behind a calibration source: the built-in text, a local file, or a hub dataset's `text` column."""
+    if source == BUILT_IN:
+        return standard_library_text("train", _BUILT_IN_CHARACTERS)
+    path = Path(source).expanduser()
+    if path.exists() or path.suffix in (".txt", ".gz", ".md"):
+        return read_text(path)
+    return _dataset_text(source)
+
+
+def _dataset_text(name: str) -> str:
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found]
+    except ImportError:
+        raise InputError(
+            f"{name}: no such file. To calibrate on a Hugging Face dataset of this name, pip install datasets"
+        ) from None
+    dataset_name, _, config = name.partition(":")
+    try:
+        rows = load_dataset(dataset_name, config or None, split="train", streaming=True)
+        pieces, size = [], 0
+        for row in rows:
+            pieces.append(row["text"])
+            size += len(pieces[-1])
+            if size > 4 * _BUILT_IN_CHARACTERS:
+                break
+    except Exception as error:  # the datasets library raises many kinds
+        raise InputError(f"{name}: this dataset cannot be read as text ({error})") from None
+    return "\n\n".join(pieces)
+
+
+def sample_sequences(
+    text: str, tokenizer: Tokenizer, count: int, length: int, seed: int, vocab_size: int, source: str
+) -> CalibrationData:
+    """`count` sequences of `length` tokens at seeded random places of the tokenized text (fewer if it is short).
+
+    Raises InputError when the text is shorter than one sequence or a token lies outside the vocabulary.
+    """
+    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    if ids.size < length:
+        raise InputError(
+            f"{source}: calibration text has {ids.size} tokens, one sequence needs {length}; "
+            "give a longer text or a smaller --sequence-length"
+        )
+    if ids.size and int(ids.max()) >= vocab_size:
+        raise InputError(
+            f"tokenizer.json: gives token {int(ids.max())}, but config.json says vocab_size {vocab_size}; "
+            "tokenizer and model do not belong together"
+        )
+    slots = ids.size // length
+    chosen = np.sort(np.random.default_rng(seed).permutation(slots)[:count])
+    tokens = np.stack([ids[s * length : (s + 1) * length] for s in chosen])
+    return CalibrationData(tokens, source, hashlib.sha256(tokens.tobytes()).hexdigest())
