@@ -4,8 +4,9 @@ A folder holds the source's config.json and tokenizer files as they came, `athen
 transformer block plus one for what lies outside the blocks. A shard is written to a temporary file and renamed, and
 carries the records of its tensors in its own metadata, so that a shard that exists is complete.
 
-Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices,
-(`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and `.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.weight` and `.bias` for the rest.
+Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices
+(`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and
+`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.weight` and `.bias` for the rest.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from safetensors.numpy import save_file
 
 from export.contract import CodebookLayout
 from export.errors import InputError
+from export.files import MANIFEST, read_json
 
 FORMAT_VERSION = 1
-MANIFEST = "athena.json"
 OUTSIDE_SHARD = "outside.safetensors"
 
 
@@ -83,40 +84,6 @@ def block_shard(layer: int) -> str:
 def shard_names(layers: int) -> list[str]:
     """All shards of a checkpoint with `layers` blocks, in the order they are written."""
     return [block_shard(i) for i in range(layers)] + [OUTSIDE_SHARD]
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: temporary file, flush to disk, rename. A failure leaves no partial file behind."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` as JSON, atomically, with keys in the order given."""
-    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON object. Raises InputError with the file's name when it is missing or not a JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: this file is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: a JSON object was expected")
-    return data
 
 
 def write_shard(path: Path, tensors: dict[str, np.ndarray], records: list[TensorRecord]) -> None:

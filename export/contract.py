@@ -43,7 +43,13 @@ class CodebookLayout:
     rows_per_scale: int = 1
 
     def __post_init__(self) -> None:
-        limits = {"bits": 8, "K": 2**31 - 1, "N": 2**31 - 1, "rows_per_codebook": 2**31 - 1, "rows_per_scale": 2**31 - 1}
+        limits = {
+            "bits": 8,
+            "K": 2**31 - 1,
+            "N": 2**31 - 1,
+            "rows_per_codebook": 2**31 - 1,
+            "rows_per_scale": 2**31 - 1,
+        }
         for name, high in limits.items():
             if not 1 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be 1 to {high}, not {getattr(self, name)}")

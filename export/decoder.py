@@ -127,7 +127,9 @@ class _DecoderGraph:
         inputs, record = self._matrix(module, (rows, self.spec.hidden_size))
         if record.scheme == "codebook":
             attributes = record.layout().attributes()
-            return self.g.op(CODEBOOK_GATHER, name, [ids, *inputs], self.hidden_shape, domain=DOMAIN, **attributes)
+            return self.g.op(
+                CODEBOOK_GATHER, name, [ids, *inputs], self.hidden_shape, domain=DOMAIN, attributes=attributes
+            )
         gathered = self.g.op(
             "Gather", f"{name}/rows", [inputs[0], ids], self.hidden_shape, inputs[0].dtype or ir.DataType.FLOAT, axis=0
         )
@@ -225,7 +227,7 @@ class _DecoderGraph:
         inputs, record = self._matrix(module, (rows, columns))
         if record.scheme == "codebook":
             attributes = record.layout().attributes()
-            out = g.op(CODEBOOK_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, **attributes)
+            out = g.op(CODEBOOK_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
         else:
             weight = self._as_float(inputs[0], f"{name}/weight", [rows, columns])
             transposed = g.op("Transpose", f"{name}/transpose", [weight], [columns, rows], perm=[1, 0])
@@ -279,7 +281,7 @@ class _DecoderGraph:
             ]
             attributes = layout.attributes()
             by_group = self.g.op(
-                CODEBOOK_GATHER, name, [ids, *inputs], [groups, rows], domain=DOMAIN, **attributes
+                CODEBOOK_GATHER, name, [ids, *inputs], [groups, rows], domain=DOMAIN, attributes=attributes
             )
             self.decoded_scales[module] = self.g.op(
                 "Transpose", f"{name}/transpose", [by_group], [rows, groups], perm=[1, 0]

@@ -5,7 +5,6 @@ The folder is built beside its destination and moved into place when complete, s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ import onnx_ir as ir
 
 from export import __version__
 from export.archs import model_spec
-from export.checkpoint import MANIFEST, QuantizedCheckpoint, read_json, write_json
+from export.checkpoint import QuantizedCheckpoint
 from export.decoder import build_decoder
 from export.errors import InputError
+from export.files import MANIFEST, read_json, write_json
 from export.spec import ModelSpec
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
@@ -33,8 +33,32 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 GENAI_TYPES = frozenset(
-    "chatglm ernie4_5 gemma gemma2 gemma3_text gemma4_text gpt2 gptoss granite granitemoehybrid hunyuandensev1 "
-    "internlm2 lfm2 llama mistral nemotron olmo phi phimoe phi3 phi3small qwen2 qwen3 smollm3".split()
+    [
+        "chatglm",
+        "ernie4_5",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gemma4_text",
+        "gpt2",
+        "gptoss",
+        "granite",
+        "granitemoehybrid",
+        "hunyuandensev1",
+        "internlm2",
+        "lfm2",
+        "llama",
+        "mistral",
+        "nemotron",
+        "olmo",
+        "phi",
+        "phimoe",
+        "phi3",
+        "phi3small",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    ]
 )
 GENERATION_LIMIT = 4096  # tokens; caps the KV cache that onnxruntime-genai allocates for long-context models
 
@@ -179,5 +203,3 @@ def refuse_existing(destination: Path, force: bool) -> None:
         raise InputError(f"{destination}: is a file; an output folder was expected")
     if not force and destination.exists() and any(destination.iterdir()):
         raise InputError(f"{destination}: exists and is not empty; choose another folder or pass --force to replace it")
-
-

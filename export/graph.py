@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 Dim = int | str
-
 
 
 class GraphWriter:
@@ -48,7 +47,8 @@ class GraphWriter:
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         if name not in self.initializers:
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            shape = ir.Shape(list(tensor.shape))  # type: ignore[arg-type]
+            value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.initializers[name] = value
         return self.initializers[name]
 
@@ -57,10 +57,11 @@ class GraphWriter:
         op_type: str,
         name: str,
         inputs: Sequence[ir.Value | None],
-        shapes: Sequence[Dim] | Sequence[Sequence[Dim]],
+        shapes: Sequence[Any],
         dtype: ir.DataType = ir.DataType.FLOAT,
         domain: str = "",
-        **attributes: Any,
+        attributes: Mapping[str, Any] | None = None,
+        **named: Any,
     ) -> Any:
         """Append a node called `name`. `shapes` is the output's shape, or a list of shapes for several outputs.
 
@@ -73,7 +74,7 @@ class GraphWriter:
             ir.Value(name=name + suffix, shape=ir.Shape(shape), type=ir.TensorType(dtype))
             for suffix, shape in zip(suffixes, all_shapes)
         ]
-        node = ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name)
+        node = ir.node(op_type, inputs, {**(attributes or {}), **named}, domain=domain, outputs=outputs, name=name)
         self.nodes.append(node)
         return tuple(outputs) if several else outputs[0]
 

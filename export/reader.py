@@ -1,4 +1,4 @@
-"""Reads a model folder's graph without trusting it: plain data classes, weights memory-mapped. Needs onnx and numpy only.
+"""Reads a model folder's graph without trusting it: plain data classes, weights memory-mapped. Needs onnx and numpy.
 
 Serves the runtime and the cost model. Every external tensor is checked before a byte of it is touched: a plain file
 name inside the folder, no link out of it, offset and length inside the file, length equal to shape times element size.

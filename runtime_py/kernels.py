@@ -64,9 +64,8 @@ def _products(x, first, last, codes, codebook, scale, bits, group, per_book, per
 
 
 @nb.njit(cache=True, parallel=True)
-def _products_parallel(x, codes, codebook, scale, bits, group, per_book, per_scale, out):  # type: ignore[no-untyped-def]
+def _products_parallel(x, parts, codes, codebook, scale, bits, group, per_book, per_scale, out):  # type: ignore[no-untyped-def]
     rows = codes.shape[0]
-    parts = nb.get_num_threads() * 4
     for part in nb.prange(parts):
         first, last = part * rows // parts, (part + 1) * rows // parts
         _products(x, first, last, codes, codebook, scale, bits, group, per_book, per_scale, out)
@@ -90,7 +89,7 @@ def codebook_matmul(
         if layout.N * layout.K < _SMALL:
             _products(x, 0, layout.N, codes, codebook, scale, *shape, out)
         else:
-            _products_parallel(x, codes, codebook, scale, *shape, out)
+            _products_parallel(x, 4 * nb.get_num_threads(), codes, codebook, scale, *shape, out)
         return out
     for first in range(0, layout.N, _TILE_ROWS):
         rows = np.arange(first, min(first + _TILE_ROWS, layout.N))

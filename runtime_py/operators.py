@@ -91,7 +91,7 @@ OPERATORS: Mapping[str, Operator] = {
     "MatMul": lambda a, x: (np.matmul(x[0], x[1]),),
     "Mul": lambda a, x: (x[0] * x[1],),
     "RMSNormalization": _rms_normalization,
-    "Range": lambda a, x: (np.arange(x[0], x[1], x[2]),),
+    "Range": lambda a, x: (np.arange(int(x[0]), int(x[1]), int(x[2]), dtype=np.int64),),
     "Relu": lambda a, x: (np.maximum(x[0], 0),),
     "RotaryEmbedding": _rotary_embedding,
     "Shape": _shape,

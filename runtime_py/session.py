@@ -7,6 +7,7 @@ preallocated arrays, one pair per attention node; batch size is one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ class Session:
     def _prepare_scale(self, node: Node) -> None:
         """Kernels take float32 scales of the declared shape; they must be known when the folder is loaded."""
         scale = self._constants.get(node.inputs[3])
-        if scale is None or scale.shape != self._layouts[node.name].scale_shape:
-            raise InputError(f"node {node.name}: its scales are not constant or not {self._layouts[node.name].scale_shape}")
+        expected = self._layouts[node.name].scale_shape
+        if scale is None or scale.shape != expected:
+            raise InputError(f"node {node.name}: its scales are not constant or not of shape {list(expected)}")
         self._constants[node.inputs[3]] = np.ascontiguousarray(scale, dtype=np.float32)
 
     def _find_last_uses(self) -> list[list[str]]:
@@ -96,7 +98,7 @@ class Session:
         """An empty key-value cache."""
         return State(0, {}, {})
 
-    def forward(self, state: State, tokens: np.ndarray, last_only: bool = False) -> np.ndarray:
+    def forward(self, state: State, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
         """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
 
         Raises InputError on a token outside the vocabulary or an empty input.

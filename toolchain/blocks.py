@@ -87,7 +87,7 @@ class BlockRunner:
     def load_block(self, layer: int) -> nn.Module:
         """Block `layer` with the checkpoint's weights, float32, on the CPU; the caller drops it when done."""
         prefix = self.spec.prefix(layer)
-        block = copy.deepcopy(self._module(prefix)).to_empty(device="cpu")
+        block: nn.Module = copy.deepcopy(self._module(prefix)).to_empty(device="cpu")
         state = {}
         for name, parameter in block.named_parameters():
             state[name] = self.source.tensor(prefix + name, tuple(parameter.shape))

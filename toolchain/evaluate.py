@@ -66,6 +66,7 @@ class HuggingFaceScorer:
     def __init__(self, name: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         from export.archs import model_spec
         from toolchain.source import SourceModel, resolve
@@ -73,6 +74,7 @@ class HuggingFaceScorer:
         folder = resolve(name)
         source = SourceModel(folder)  # refuses pickles and broken shards with a clear line
         model_spec(source.config)
+        logging.disable_progress_bar()
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True

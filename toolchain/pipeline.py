@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,16 @@ from export import __version__
 from export.archs import model_spec
 from export.checkpoint import (
     FORMAT_VERSION,
-    MANIFEST,
     OUTSIDE_SHARD,
     QuantizedCheckpoint,
     TensorRecord,
     block_shard,
-    read_json,
     read_shard_records,
     shard_names,
-    write_json,
     write_shard,
 )
 from export.errors import InputError
+from export.files import MANIFEST, read_json, write_json
 from export.folder import copy_tokenizer
 from export.spec import ModelSpec
 from toolchain import calibration
@@ -190,8 +189,12 @@ def _restore(block: nn.Module, path: Path, spec: ModelSpec, layer: int) -> None:
     prefix = spec.prefix(layer)
     for name in spec.block.linears():
         full = prefix + name
-        stored = QuantizedMatrix.restored(records[full], lambda suffix, full=full: tensors.get(full + suffix))
+        stored = QuantizedMatrix.restored(records[full], partial(_part, tensors, full))
         set_weight(block.get_submodule(name), stored.dequantized())
+
+
+def _part(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
+    return tensors.get(name + suffix)
 
 
 def _outside(

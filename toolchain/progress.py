@@ -58,7 +58,9 @@ class Reporter:
         if not self._quiet and now - self._printed >= _LINE_INTERVAL:
             self._printed = now
             left = (now - self._started) / max(self.done, 1) * (self.total - self.done)
-            print(f"{self.title} {self.done}/{self.total} {label}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.title} {self.done}/{self.total} {label}, about {left:.0f} s left", file=sys.stderr, flush=True
+            )
 
     def note(self, text: str) -> None:
         """A line the user should see, above the bar."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from export.checkpoint import read_json
 from export.errors import InputError
+from export.files import read_json
 
 _INDEX = "model.safetensors.index.json"
 _DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt", "vocab*"]
@@ -39,7 +39,9 @@ def resolve(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name}: neither a local folder nor a model that the hub or its cache gives ({reason})") from None
+        raise InputError(
+            f"{name}: neither a local folder nor a model that the hub or its cache gives ({reason})"
+        ) from None
 
 
 class SourceModel:

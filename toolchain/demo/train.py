@@ -131,7 +131,9 @@ def train(model: LlamaForCausalLM, stream: np.ndarray, s: TrainSettings) -> floa
         if len(losses) % 50 == 0:
             tokens = len(losses) * s.batch * s.context
             rate = tokens / (time.monotonic() - start)
-            print(f"step {len(losses)}  loss {np.mean(losses[-50:]):.3f}  {progress:.0%}  {rate:.0f} tokens/s", flush=True)
+            print(
+                f"step {len(losses)}  loss {np.mean(losses[-50:]):.3f}  {progress:.0%}  {rate:.0f} tokens/s", flush=True
+            )
     return float(np.mean(losses[-50:]))
 
 
@@ -160,7 +162,6 @@ def main() -> None:
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
-        attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():

@@ -21,7 +21,9 @@ class QuantizedMatrix:
     codes: np.ndarray  # packed, uint8 [N, row_bytes]
     codebook: np.ndarray  # int8 [ceil(N / rows_per_codebook), G, levels]
     scale: np.ndarray  # float16 or float32 [ceil(N / rows_per_scale), G]
-    coded_scale: QuantizedMatrix | None = None  # the scales as codes: the transposed matrix [G, N], `scale` is its value
+    coded_scale: QuantizedMatrix | None = (
+        None  # the scales as codes: the transposed matrix [G, N], `scale` is its value
+    )
     lowrank_a: np.ndarray | None = None  # float16 [r, K]
     lowrank_b: np.ndarray | None = None  # float16 [N, r]
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step
@@ -64,13 +66,14 @@ class QuantizedMatrix:
         layout = record.layout()
         coded = None
         if record.scale_bits is not None:
-            parts = [tensor(f".scale.{part}") for part in ("codes", "codebook", "scale")]
-            coded = QuantizedMatrix(record.scale_layout(), *parts)  # type: ignore[arg-type]
+            codes, codebook, unit = (tensor(f".scale.{part}") for part in ("codes", "codebook", "scale"))
+            assert codes is not None and codebook is not None and unit is not None
+            coded = QuantizedMatrix(record.scale_layout(), codes, codebook, unit)
         scale = tensor(".scale") if coded is None else np.ascontiguousarray(coded.dequantized().T)
-        return QuantizedMatrix(
-            layout, tensor(".codes"), tensor(".codebook"), scale, coded, tensor(".lowrank_a"), tensor(".lowrank_b"),
-            record.losses,
-        )  # type: ignore[arg-type]  # fmt: skip
+        packed, book = tensor(".codes"), tensor(".codebook")
+        assert packed is not None and book is not None and scale is not None
+        low_a, low_b = tensor(".lowrank_a"), tensor(".lowrank_b")
+        return QuantizedMatrix(layout, packed, book, scale, coded, low_a, low_b, record.losses)
 
 
 def assemble(

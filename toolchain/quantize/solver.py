@@ -42,9 +42,7 @@ def _half(value: float) -> float:
 
 
 @nb.njit(cache=True)
-def _round_codebook(
-    real: np.ndarray, base: np.ndarray, half_scale: bool, book: np.ndarray, scale: np.ndarray
-) -> None:
+def _round_codebook(real: np.ndarray, base: np.ndarray, half_scale: bool, book: np.ndarray, scale: np.ndarray) -> None:
     """Quantize a real codebook [K] to int8 levels and set the rows' scales; base holds the rows' relative scales."""
     largest = np.abs(real).max()
     if largest <= 0.0:
@@ -315,8 +313,18 @@ def start(  # type: ignore[no-untyped-def]
     for chunk in nb.prange(book.shape[0]):
         a, b = chunk * shared, min((chunk + 1) * shared, w.shape[0])
         _start_chunk(
-            w[a:b], hessian, factor, order, curvature, group_of, scale_per_row, half_scale,
-            codes[a:b], book[chunk], scale[a:b], losses[chunk],
+            w[a:b],
+            hessian,
+            factor,
+            order,
+            curvature,
+            group_of,
+            scale_per_row,
+            half_scale,
+            codes[a:b],
+            book[chunk],
+            scale[a:b],
+            losses[chunk],
         )
 
 
@@ -328,8 +336,16 @@ def refine(  # type: ignore[no-untyped-def]
     for chunk in nb.prange(book.shape[0]):
         a, b = chunk * shared, min((chunk + 1) * shared, w.shape[0])
         losses[chunk] = _refine_chunk(
-            w[a:b], hessian, group_of, fixed_scale, scale_per_row, half_scale, passes,
-            codes[a:b], book[chunk], scale[a:b],
+            w[a:b],
+            hessian,
+            group_of,
+            fixed_scale,
+            scale_per_row,
+            half_scale,
+            passes,
+            codes[a:b],
+            book[chunk],
+            scale[a:b],
         )
 
 

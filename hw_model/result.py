@@ -1,0 +1,67 @@
+"""The cost of one phase on one target, and how it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class KindCost:
+    """Latency and energy of all nodes of one operator kind."""
+
+    kind: str
+    nodes: int
+    macs: int
+    bytes: int
+    latency_s: float
+    energy_j: float | None
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """One phase of one model on one target. None where the target has no such figure."""
+
+    target: str
+    kind: str
+    phase: str
+    context: int
+    tokens: int  # tokens processed in the phase
+    latency_s: float
+    energy_j: float | None
+    area_mm2: float | None
+    latency_low_s: float  # span over the constants' stated ranges
+    latency_high_s: float
+    by_kind: tuple[KindCost, ...]
+    basis: str  # modelled, and from what
+    notes: tuple[str, ...] = ()
+    load_s: float | None = None  # writing the weights into the arrays, once
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.latency_s
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+
+
+def group_by_kind(costs: Iterable[tuple[str, int, int, float, float | None]]) -> tuple[KindCost, ...]:
+    """Sum (kind, macs, bytes, latency, energy) rows per kind, longest latency first."""
+    groups: dict[str, list[tuple[int, int, float, float | None]]] = {}
+    for kind, macs, size, latency, energy in costs:
+        groups.setdefault(kind, []).append((macs, size, latency, energy))
+    kinds = []
+    for kind, rows in groups.items():
+        energies = [r[3] for r in rows if r[3] is not None]
+        kinds.append(
+            KindCost(
+                kind,
+                len(rows),
+                sum(r[0] for r in rows),
+                sum(r[1] for r in rows),
+                sum(r[2] for r in rows),
+                sum(energies) if energies else None,
+            )
+        )
+    return tuple(sorted(kinds, key=lambda k: -k.latency_s))

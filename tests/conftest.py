@@ -1,0 +1,71 @@
+"""Shared fixtures: the real models of ../shared when they are there, and one quantized export of each per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DEMO = Path(__file__).resolve().parents[1] / "toolchain" / "demo" / "model"
+
+
+def shared(path: str) -> Path:
+    """A file or folder of ../shared; skips the test, saying so, when it is not there."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"{found} is not on this machine")
+    return found
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    return shared("models/stories260K")
+
+
+@pytest.fixture(scope="session")
+def tinystories_text() -> Path:
+    return shared("text/tinystories_val.txt")
+
+
+@pytest.fixture(scope="session")
+def stories_checkpoint(stories: Path, tinystories_text: Path, tmp_path_factory: pytest.TempPathFactory):
+    """stories260K quantized to 3 bits with Athena: (quantized checkpoint, its folder)."""
+    return _checkpoint(stories, str(tinystories_text), "0:0.5", tmp_path_factory.mktemp("stories") / "quantized")
+
+
+@pytest.fixture(scope="session")
+def stories_folder(stories_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _package(stories_checkpoint, tmp_path_factory.mktemp("stories-folder") / "model")
+
+
+@pytest.fixture(scope="session")
+def scribe_checkpoint(tmp_path_factory: pytest.TempPathFactory):
+    """scribe-6M quantized to 3 bits on the built-in text, few passes (its quality is measured by the benchmarks)."""
+    model = shared("models/scribe-6M")
+    out = tmp_path_factory.mktemp("scribe") / "quantized"
+    return _checkpoint(model, "built-in", None, out, passes=1, sequences=16)
+
+
+@pytest.fixture(scope="session")
+def scribe_folder(scribe_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _package(scribe_checkpoint, tmp_path_factory.mktemp("scribe-folder") / "model")
+
+
+def _checkpoint(model: Path, text: str, part: str | None, out: Path, **settings):
+    from toolchain.pipeline import CalibrationChoice, quantize_model
+    from toolchain.quantize.settings import QuantizeSettings
+
+    chosen = {"bits": 3, "sequences": 64, "sequence_length": 256, **settings}
+    return quantize_model(str(model), out, QuantizeSettings(**chosen), CalibrationChoice(text, part), quiet=True)
+
+
+def _package(checkpoint, out: Path) -> Path:
+    from export.folder import install_folder
+    from toolchain.packaging import package_checkpoint
+
+    install_folder(package_checkpoint(checkpoint, out, quiet=True), out, force=False)
+    return out

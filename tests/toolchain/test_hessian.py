@@ -1,0 +1,106 @@
+"""Athena's block update: the worked vectors of seed_systems.md 1.7 and its three properties."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolchain.quantize import solver
+from toolchain.quantize.hessian import absorb_block, damped, inverse_factor, layer_loss
+
+H = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+W = np.array([[0.9, -0.4, 0.3]])
+
+
+def test_single_column_vector():
+    updated, inverse, loss = absorb_block(W, np.linalg.inv(H), slice(0, 1), np.array([[1.0]]))
+    np.testing.assert_allclose(updated, [[1.0, -0.4666667, 0.3333333]], atol=1e-7)
+    np.testing.assert_allclose(inverse, [[2 / 3, -1 / 3], [-1 / 3, 2 / 3]], atol=1e-12)
+    np.testing.assert_allclose(loss, [0.00666667], atol=1e-8)
+
+
+def test_two_column_vector():
+    updated, inverse, loss = absorb_block(W, np.linalg.inv(H), slice(0, 2), np.array([[1.0, -0.5]]))
+    np.testing.assert_allclose(updated, [[1.0, -0.5, 0.35]], atol=1e-12)
+    np.testing.assert_allclose(inverse, [[0.5]], atol=1e-12)
+    np.testing.assert_allclose(loss, [0.0075], atol=1e-12)
+    uncompensated = np.array([[0.1, -0.1, 0.0]])
+    np.testing.assert_allclose(0.5 * layer_loss(uncompensated, H), 0.0100, atol=1e-12)
+
+
+def random_problem(seed, rows=6, columns=40):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((200, columns)) @ rng.standard_normal((columns, columns)) * 0.3
+    return rng.standard_normal((rows, columns)), damped(2 * x.T @ x / 200, 0.01)[0]
+
+
+def uniform(column):
+    return np.clip(np.round(column / 0.3), -4, 3) * 0.3
+
+
+def gptq(w, h):
+    """GPTQ column by column, written independently of the solver (arXiv 2210.17323)."""
+    w = w.copy()
+    u = np.linalg.cholesky(np.linalg.inv(h)).T
+    q = np.zeros_like(w)
+    for j in range(w.shape[1]):
+        q[:, j] = uniform(w[:, j])
+        error = (w[:, j] - q[:, j]) / u[j, j]
+        w[:, j:] -= np.outer(error, u[j, j:])
+    return q
+
+
+def test_blocks_of_one_column_on_a_uniform_grid_equal_gptq():
+    w, h = random_problem(0)
+    expected = gptq(w, h)
+    work, inverse = w.copy(), np.linalg.inv(h)
+    for j in range(w.shape[1]):
+        remaining, inverse, _ = absorb_block(work[:, j:], inverse, slice(0, 1), uniform(work[:, j : j + 1]))
+        work[:, j:] = remaining
+    np.testing.assert_allclose(work, expected, atol=1e-9)
+
+
+def test_identity_hessian_leaves_the_rest_alone():
+    w, _ = random_problem(1)
+    updated, _, _ = absorb_block(w, np.eye(w.shape[1]), slice(3, 9), uniform(w[:, 3:9]))
+    np.testing.assert_array_equal(np.delete(updated, range(3, 9), axis=1), np.delete(w, range(3, 9), axis=1))
+
+
+def test_total_loss_is_the_sum_of_group_losses():
+    w, h = random_problem(2)
+    work, inverse, total = w.copy(), np.linalg.inv(h), 0.0
+    for start in range(0, 40, 8):
+        rest, inverse, loss = absorb_block(work[:, start:], inverse, slice(0, 8), uniform(work[:, start : start + 8]))
+        work[:, start:] = rest
+        total += loss.sum()
+    np.testing.assert_allclose(0.5 * layer_loss(w - work, h), total, rtol=1e-9)
+
+
+def test_solver_sweep_equals_the_block_update_reference():
+    """The sweep through one Cholesky factor and absorb_block with shrinking inverses give the same codes."""
+    w, h = random_problem(3, rows=1)
+    width = w.shape[1]
+    codes, book, scale = np.zeros(w.shape, np.uint8), np.zeros((1, 1, 8)), np.zeros((1, 1))
+    order, groups = np.arange(width), np.zeros(width, np.int64)
+    curvature = np.diag(h).copy()
+    solver._sweep(
+        w, inverse_factor(h), order, curvature, groups, 1, 8, np.ones(1), False, codes, book[0], scale
+    )  # fmt: skip
+    levels = book[0, 0] * scale[0, 0]
+    work, inverse = w.copy(), np.linalg.inv(h)
+    for j in range(width):
+        k = np.abs(levels - work[0, j]).argmin()
+        assert codes[0, j] == k
+        work[:, j:], inverse, _ = absorb_block(work[:, j:], inverse, slice(0, 1), levels[k : k + 1][None])
+
+
+def test_singular_hessian_is_damped_until_it_is_positive_definite():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 10))
+    h, used = damped(x.T @ x, 0.0)
+    assert used > 0.0
+    np.linalg.cholesky(h)
+    dead = x.T @ x
+    dead[4, :] = dead[:, 4] = 0.0
+    h, _ = damped(dead, 0.01)
+    assert h[4, 4] > 0.0 and not np.any(np.delete(h[4], 4))
+    np.testing.assert_array_equal(damped(np.zeros((3, 3)), 0.01)[0], np.eye(3))

@@ -1,0 +1,36 @@
+"""The `athena-export` command line. Every command imports what it needs when it runs: --help is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from toolchain.cli import cost, evaluate, inspect, quantize, run
+
+app = typer.Typer(
+    name="athena-export",
+    help="Quantize language models to 2-4 bit codebooks, export plain ONNX, run it, and cost it on accelerators.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
+)
+app.command("export")(quantize.export)
+app.command("quantize")(quantize.quantize)
+app.command("package")(quantize.package)
+app.command("run")(run.run)
+app.command("eval")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("cost")(cost.cost)
+app.command("targets")(cost.targets)
+
+
+def main() -> None:
+    """Console entry point."""
+    if "--debug" in sys.argv[1:]:
+        sys.argv.remove("--debug")
+        from toolchain.cli import common
+
+        common.show_tracebacks = True
+    app()

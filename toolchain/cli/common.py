@@ -1,0 +1,87 @@
+"""What all commands share: the error boundary, JSON output, and plain tables."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+
+from export.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+show_tracebacks = False
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn exceptions into one line on stderr and the documented exit code."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, SystemExit):
+            raise
+        except KeyboardInterrupt:
+            _fail("stopped; what is finished is kept, run the same command again to continue", INTERRUPTED)
+        except InputError as error:
+            _fail(str(error), 2)
+        except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+            sys.stderr.close()
+            raise SystemExit(0) from None
+        except Exception as error:
+            if show_tracebacks:
+                raise
+            if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
+                _fail("the disk is full; free some space and run the same command again to continue", 1)
+            if isinstance(error, OSError) and error.filename is not None:
+                _fail(f"{error.filename}: {error.strerror}", 2)
+            _fail(f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)", 1)
+        raise AssertionError("unreachable")
+
+    return wrapper
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"athena-export: {message}", file=sys.stderr)
+    if show_tracebacks and code != INTERRUPTED:
+        import traceback
+
+        traceback.print_exc()
+    raise SystemExit(code)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """The one JSON object of a --json run. NaN and infinity become null: JSON has neither."""
+    print(json.dumps(_finite(data), indent=1))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: the first column left, the others right aligned."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

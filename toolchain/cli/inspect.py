@@ -1,0 +1,63 @@
+"""`inspect`: what is stored, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolchain.cli.common import guarded, print_json, print_table
+from toolchain.units import size_text
+
+
+@guarded
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Model folder or quantized checkpoint.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Every stored tensor with scheme, bits, effective bits and bytes, and the totals."""
+    from export.errors import InputError
+    from export.files import MANIFEST, read_json
+
+    manifest = read_json(folder / MANIFEST)
+    if "tensors" not in manifest:
+        raise InputError(f"{folder / MANIFEST}: this quantization is not finished; run `athena-export quantize` again")
+    totals, tensors = manifest["totals"], manifest["tensors"]
+    files = {
+        name: (folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data") if (folder / name).exists()
+    }
+    summary: dict[str, Any] = {
+        "method": manifest["settings"]["method"],
+        "effective_bits": totals["effective_bits"],
+        "bytes": totals["bytes"],
+        "linear_bytes": totals["linear_bytes"],
+        "linear_weights": totals["linear_weights"],
+        "effective_bits_all": totals["effective_bits_all"],
+        "parameters": totals["parameters"],
+        "files": files,
+    }
+    if json:
+        print_json({**summary, "tensors": tensors})
+        return
+    rows = [
+        [
+            t["name"],
+            "x".join(map(str, t["shape"])),
+            t["scheme"] if t["bits"] is None else f"{t['scheme']} {t['bits']}",
+            f"{t['effective_bits']:.3f}",
+            f"{t['bytes']:,}",
+            _last_loss(t),
+        ]
+        for t in tensors
+    ]
+    print_table("", ["tensor", "shape", "scheme", "eff. bits", "bytes", "layer loss"], rows)
+    print(f"linear layers: {totals['effective_bits']:.4f} effective bits, {size_text(totals['linear_bytes'])}")
+    print(f"everything:    {totals['effective_bits_all']:.4f} bits per parameter, {size_text(totals['bytes'])}")
+    for name, size in files.items():
+        print(f"{name}: {size:,} bytes")
+
+
+def _last_loss(tensor: dict[str, Any]) -> str:
+    steps = [name for name in tensor["losses"] if name != "damping"]
+    return f"{tensor['losses'][steps[-1]]:.2e}" if steps else "-"

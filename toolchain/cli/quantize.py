@@ -1,0 +1,157 @@
+"""`export`, and its two halves `quantize` and `package`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from toolchain.cli.common import guarded, print_json
+from toolchain.units import size_text
+
+Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
+Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
+Bits = Annotated[int, typer.Option(help="Code width of the linear layers, 1 to 8.")]
+Method = Annotated[str, typer.Option(help="athena or rtn (round to nearest).")]
+GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
+RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
+ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 16 float16, 0 automatic.")]
+Passes = Annotated[int, typer.Option(help="Rounds of least squares and coordinate descent.")]
+Damping = Annotated[float, typer.Option(help="Added to the Hessian's diagonal, in units of its mean.")]
+Rank = Annotated[int, typer.Option(help="Rank of the residual low-rank term; 0: none.")]
+EmbeddingBits = Annotated[int, typer.Option(help="Embedding and head: 2-8, or 16 for float16.")]
+Calibration = Annotated[str, typer.Option(help="Text file, hub dataset name, or built-in.")]
+CalibrationPart = Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0:0.5.")]
+Sequences = Annotated[int, typer.Option(help="Calibration sequences.")]
+SequenceLength = Annotated[int, typer.Option(help="Tokens per calibration sequence.")]
+Seed = Annotated[int, typer.Option(help="Picks the calibration sequences.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@guarded
+def export(
+    model: Model,
+    output: Out,
+    bits: Bits = 3,
+    method: Method = "athena",
+    group_size: GroupSize = 0,
+    rows_per_codebook: RowsPerCodebook = 0,
+    scale_bits: ScaleBits = 0,
+    passes: Passes = 4,
+    damping: Damping = 0.01,
+    rank: Rank = 0,
+    embedding_bits: EmbeddingBits = 8,
+    calibration: Calibration = "built-in",
+    calibration_part: CalibrationPart = None,
+    sequences: Sequences = 128,
+    sequence_length: SequenceLength = 512,
+    seed: Seed = 0,
+    eval_text: Annotated[Optional[Path], typer.Option(help="Measure quality on this text afterwards.")] = None,
+    keep_quantized: Annotated[
+        Optional[Path], typer.Option(help="Keep the quantized checkpoint in this folder.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Quantize MODEL and write the model folder with its report. An interrupted run continues where it stopped."""
+    from export.folder import install_folder, refuse_existing
+    from toolchain.packaging import package_checkpoint
+
+    settings = _settings(locals())
+    refuse_existing(output, force)
+    work = keep_quantized or output.with_name(f"{output.name}.partial")
+    checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, quiet=json)
+    built = package_checkpoint(checkpoint, output, quiet=json)
+    install_folder(built, output, force)
+    if keep_quantized is None:
+        shutil.rmtree(work, ignore_errors=True)
+    if eval_text is not None:
+        from toolchain.cli.evaluate import evaluate_folder
+
+        evaluate_folder(output, eval_text, None, model, window=256, limit=None, save=True, quiet=json)
+    _summary(output, json)
+
+
+@guarded
+def quantize(
+    model: Model,
+    output: Out,
+    bits: Bits = 3,
+    method: Method = "athena",
+    group_size: GroupSize = 0,
+    rows_per_codebook: RowsPerCodebook = 0,
+    scale_bits: ScaleBits = 0,
+    passes: Passes = 4,
+    damping: Damping = 0.01,
+    rank: Rank = 0,
+    embedding_bits: EmbeddingBits = 8,
+    calibration: Calibration = "built-in",
+    calibration_part: CalibrationPart = None,
+    sequences: Sequences = 128,
+    sequence_length: SequenceLength = 512,
+    seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Restart a run made with other settings.")] = False,
+    json: Json = False,
+) -> None:
+    """First half of export: MODEL to a quantized checkpoint. Continues an interrupted run."""
+    settings = _settings(locals())
+    checkpoint = _quantize(model, output, settings, calibration, calibration_part, force, quiet=json)
+    if json:
+        print_json({"output": str(output), **checkpoint.manifest["totals"]})
+    else:
+        totals = checkpoint.manifest["totals"]
+        print(f"{output}: {totals['effective_bits']:.3f} effective bits, {size_text(totals['bytes'])}")
+
+
+@guarded
+def package(
+    checkpoint: Annotated[Path, typer.Argument(help="Quantized checkpoint written by `quantize`.")],
+    output: Out,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Second half of export: a quantized checkpoint to a model folder."""
+    from export.checkpoint import QuantizedCheckpoint
+    from export.folder import install_folder, refuse_existing
+    from toolchain.packaging import package_checkpoint
+
+    refuse_existing(output, force)
+    install_folder(package_checkpoint(QuantizedCheckpoint(checkpoint), output, quiet=json), output, force)
+    _summary(output, json)
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    from toolchain.quantize.settings import QuantizeSettings
+
+    return QuantizeSettings(**{name: given[name] for name in QuantizeSettings.__dataclass_fields__})
+
+
+def _quantize(model: str, out: Path, settings: Any, source: str, part: str | None, force: bool, quiet: bool) -> Any:
+    try:
+        from toolchain.pipeline import CalibrationChoice, quantize_model
+    except ImportError as error:
+        from export.errors import InputError
+
+        raise InputError(f"quantizing needs the package {error.name}: pip install 'athena-export[quantize]'") from None
+    return quantize_model(model, out, settings, CalibrationChoice(source, part), restart=force, quiet=quiet)
+
+
+def _summary(output: Path, json: bool) -> None:
+    from toolchain.report import read_report
+
+    report = read_report(output)
+    if json:
+        print_json({"output": str(output), **report})
+        return
+    size = report["size"]
+    print(
+        f"{output}: {size['effective_bits']:.3f} effective bits in the linear layers, "
+        f"{size_text(size['file_bytes'])} instead of {size_text(size['float16_bytes'])} in float16"
+    )
+    if report.get("quality"):
+        q = report["quality"]
+        print(f"perplexity {q['perplexity']:.3f} (float32 {q['reference_perplexity']:.3f}), KL {q['kl']:.4f}")
+    print(f"report: {output / 'report.html'}")

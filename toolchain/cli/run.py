@@ -1,0 +1,62 @@
+"""`run`: generate text from a model folder. Needs no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli.common import guarded, print_json
+
+
+@guarded
+def run(
+    folder: Annotated[Path, typer.Argument(help="Model folder made by `export`.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "Once upon a time",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Stream a continuation of --prompt."""
+    from export.errors import InputError
+    from runtime_py.generate import TextGenerator
+    from runtime_py.sampling import SamplingSettings
+
+    if max_tokens < 1:
+        raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
+    settings = SamplingSettings(temperature, top_k, top_p, seed)
+    generator = TextGenerator(folder)
+    if not json:
+        print(prompt, end="", flush=True)
+    pieces: list[str] = []
+    tokens: list[int] = []
+    first = start = time.perf_counter()
+    for token, text in generator.stream(prompt, settings, max_tokens):
+        if not tokens:
+            first = time.perf_counter()
+        tokens.append(token)
+        pieces.append(text)
+        if not json:
+            print(text, end="", flush=True)
+    end = time.perf_counter()
+    rate = (len(tokens) - 1) / (end - first) if len(tokens) > 1 else None
+    if json:
+        print_json(
+            {
+                "prompt": prompt,
+                "text": "".join(pieces),
+                "token_ids": tokens,
+                "first_token_s": first - start,
+                "tokens_per_s": rate,
+            }
+        )
+        return
+    print()
+    speed = f", {rate:.0f} tokens/s" if rate else ""
+    print(f"[{len(tokens)} tokens, first after {first - start:.2f} s{speed}]", file=sys.stderr)

@@ -1,0 +1,79 @@
+"""report.json and report.html of a model folder: size, layer errors, quality, cost. Every figure says where it is from.
+
+report.json holds the data; report.html is rendered from it alone, self-contained, and rendered again whenever `eval`
+or `cost` add a section. Pictures need matplotlib (extra `report`); without it the page has the tables only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.files import MANIFEST, read_json, write_bytes, write_json
+from hw_model.estimate import estimate
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+_DEFAULT_TARGETS = ["rpi5", "attentionlego"]
+
+
+def new_report(folder: Path) -> dict[str, Any]:
+    """The report of a freshly packaged folder: what was stored, at what layer loss, and the modelled cost."""
+    manifest = read_json(folder / MANIFEST)
+    config = read_json(folder / "config.json")
+    totals = manifest["totals"]
+    files = {name: (folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data")}
+    context = min(1024, int(config.get("max_position_embeddings") or config.get("n_positions") or 1024))
+    report = {
+        "format_version": 1,
+        "provenance": {
+            "source": manifest["source"],
+            "settings": manifest["settings"],
+            "calibration": manifest["calibration"],
+            "fingerprint": manifest["fingerprint"],
+            "tool_version": manifest["tool_version"],
+        },
+        "size": {
+            "tag": "measured",
+            **totals,
+            "files": files,
+            "file_bytes": sum(files.values()),
+            "float16_bytes": 2 * totals["parameters"],
+            "command": "athena-export inspect FOLDER",
+        },
+        "tensors": manifest["tensors"],
+        "quality": None,
+        "cost": [],
+    }
+    costs = [r.to_json() for r in estimate(folder, _DEFAULT_TARGETS, "decode", context)]
+    command = f"athena-export cost FOLDER --target rpi5 --target attentionlego --phase decode --context {context}"
+    report["cost"] = [{**c, "command": command} for c in costs]
+    return report
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return read_json(folder / REPORT_JSON)
+
+
+def save_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write report.json and report.html, each atomically."""
+    from toolchain.report_page import render
+
+    write_json(folder / REPORT_JSON, report)
+    write_bytes(folder / REPORT_HTML, render(report).encode())
+
+
+def add_quality(folder: Path, quality: dict[str, Any]) -> None:
+    """Put an evaluation into the folder's report, replacing an earlier one."""
+    report = read_report(folder)
+    report["quality"] = {"tag": "measured", **quality}
+    save_report(folder, report)
+
+
+def add_costs(folder: Path, costs: list[dict[str, Any]]) -> None:
+    """Put cost estimates into the folder's report; the same target, phase and context is replaced."""
+    report = read_report(folder)
+    fresh = {(c["target"], c["phase"], c["context"]) for c in costs}
+    kept = [c for c in report["cost"] if (c["target"], c["phase"], c["context"]) not in fresh]
+    report["cost"] = kept + costs
+    save_report(folder, report)
