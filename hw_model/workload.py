@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.reader import Graph, Node
@@ -95,7 +97,8 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
         "total_sequence_length": phase.total,
     }
     constant = set(graph.weights)
-    stored = {name: array.nbytes for name, array in graph.weights.items()}
+    # int64 initializers are indices and shapes, not weights
+    stored = {name: array.nbytes for name, array in graph.weights.items() if array.dtype != np.int64}
     found = []
     for node in graph.nodes:
         if all(name in constant for name in node.inputs if name):

@@ -86,7 +86,9 @@ def tiny_model(model_type, folder, stories):
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (1.0 if "norm" in name or "ln_" in name else 0))
+            p.copy_(
+                torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (1.0 if "norm" in name or "ln_" in name else 0)
+            )
     model.save_pretrained(folder)
     tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
                  "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
@@ -125,7 +127,13 @@ def test_file_is_what_the_ecosystem_expects(stories_folder):
     assert model.ir_version == 11
     assert {o.domain: o.version for o in model.opset_import} == {"": 23, "ai.athena": 1}
     inputs = [i.name for i in model.graph.input]
-    assert inputs[:5] == ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key", "past_key_values.0.value"]
+    assert inputs[:5] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "past_key_values.0.key",
+        "past_key_values.0.value",
+    ]
     outputs = [o.name for o in model.graph.output]
     assert outputs[:3] == ["logits", "present.0.key", "present.0.value"]
     assert "/model/layers.0/self_attn/q_proj" in {n.name for n in model.graph.node}

@@ -99,7 +99,10 @@ def test_streamed_text_is_the_decoded_text(stories_folder):
 def test_sampling_settings():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05])).astype(np.float32)
     assert Sampler(SamplingSettings()).next(logits) == 0
-    draws = lambda **kw: [s.next(logits) for s in [Sampler(SamplingSettings(temperature=1.0, **kw))] for _ in range(4000)]  # noqa: E731
+
+    def draws(**kw):
+        return [s.next(logits) for s in [Sampler(SamplingSettings(temperature=1.0, **kw))] for _ in range(4000)]
+
     share = np.bincount(draws(), minlength=4) / 4000
     np.testing.assert_allclose(share, [0.5, 0.3, 0.15, 0.05], atol=0.03)  # about four standard deviations
     assert set(draws(top_k=2)) == {0, 1}

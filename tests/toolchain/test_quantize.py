@@ -106,7 +106,8 @@ def test_effective_bits_count_every_byte():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("bits", 0), ("bits", 9), ("passes", -1), ("damping", 11.0), ("embedding_bits", 12), ("scale_bits", 1)]
+    "field, value",
+    [("bits", 0), ("bits", 9), ("passes", -1), ("damping", 11.0), ("embedding_bits", 12), ("scale_bits", 1)],
 )
 def test_settings_out_of_range_name_themselves(field, value):
     with pytest.raises(InputError, match=field.replace("_", "-")):

@@ -42,16 +42,21 @@ def inspect(
         return
     rows = [
         [
-            t["name"],
+            t["name"].removeprefix("model.").removeprefix("transformer."),
             "x".join(map(str, t["shape"])),
-            t["scheme"] if t["bits"] is None else f"{t['scheme']} {t['bits']}",
+            t["scheme"] if t["bits"] is None else str(t["bits"]),
             f"{t['effective_bits']:.3f}",
             f"{t['bytes']:,}",
             _last_loss(t),
         ]
         for t in tensors
+        if len(t["shape"]) > 1
     ]
-    print_table("", ["tensor", "shape", "scheme", "eff. bits", "bytes", "layer loss"], rows)
+    vectors = [t for t in tensors if len(t["shape"]) == 1]
+    if vectors:
+        label, size = f"{len(vectors)} norms and biases", sum(t["bytes"] for t in vectors)
+        rows.append([label, "", "float32", "32.000", f"{size:,}", "-"])
+    print_table("", ["matrix", "shape", "bits", "eff. bits", "bytes", "layer loss"], rows)
     print(f"linear layers: {totals['effective_bits']:.4f} effective bits, {size_text(totals['linear_bytes'])}")
     print(f"everything:    {totals['effective_bits_all']:.4f} bits per parameter, {size_text(totals['bytes'])}")
     for name, size in files.items():

@@ -1,0 +1,39 @@
+# Two commands set everything up on a fresh machine with Python >= 3.10: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+
+.PHONY: demo test test-long bench lint clean
+
+$(VENV)/.quantize: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.quantize
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report,test]'
+	@touch $@
+
+demo: $(VENV)/.quantize
+	$(BIN)/athena-export export toolchain/demo/model -o $(OUT) --bits 3 --eval-text held-out --force
+	$(BIN)/athena-export run $(OUT) --prompt "Once upon a time" --max-tokens 60 --temperature 0.7 --seed 1
+	$(BIN)/athena-export cost $(OUT) --target rpi5 --target attentionlego --phase decode --context 512
+	@echo "report: $(OUT)/report.html"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long
+
+bench: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.quality
+
+clean:
+	rm -rf $(VENV) $(OUT) $(OUT).partial build *.egg-info

@@ -1,0 +1,107 @@
+"""The cost model: work counted against closed formulas, published cycle counts and decode rows, refusal of unknowns."""
+
+from __future__ import annotations
+
+import shutil
+
+import onnx
+import pytest
+
+from export.errors import InputError
+from hw_model import attentionlego, cpu
+from hw_model.estimate import estimate, workload
+from hw_model.workload import Operation, Phase
+from targets import load_target
+
+LINEAR = 226_560  # weights in stories260K's blocks
+HEAD = 512 * 64
+
+
+def total(operations, field, kind=None):
+    return sum(getattr(op, field) for op in operations if kind in (None, op.kind))
+
+
+def test_macs_and_bytes_of_stories(stories_folder, stories_checkpoint):
+    decode = workload(stories_folder, "decode", 100)
+    assert total(decode, "macs", "linear") == LINEAR + HEAD
+    assert total(decode, "macs", "attention") == 5 * 2 * 100 * 8 * 8
+    records = stories_checkpoint.records
+    stored = stories_checkpoint.manifest["totals"]["linear_bytes"] + records["model.embed_tokens"].bytes
+    assert total(decode, "weight_bytes", "linear") == stored  # every stored byte of every matrix, the tied head once
+    assert total(decode, "cache_read_bytes") == 5 * 2 * 100 * 4 * 8 * 4
+    prefill = workload(stories_folder, "prefill", 100)
+    assert total(prefill, "macs", "linear") == 100 * (LINEAR + HEAD)
+    assert total(prefill, "macs", "attention") == 5 * 2 * (100 * 101 // 2) * 8 * 8
+    assert total(prefill, "weight_bytes", "linear") == stored
+
+
+def test_prefill_is_the_sum_of_decodes_in_arithmetic(stories_folder):
+    prefill = total(workload(stories_folder, "prefill", 16), "macs")
+    assert prefill == sum(total(workload(stories_folder, "decode", c), "macs") for c in range(1, 17))
+
+
+def llama(name, layers, hidden, feed_forward, kv, vocabulary, size):
+    """The decode work of a Llama shape whose quantized file has `size` bytes, as one linear operation."""
+    weights = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * feed_forward) + hidden * vocabulary
+    return Operation(name, "linear", macs=weights, weight_bytes=int(size))
+
+
+@pytest.mark.parametrize(
+    "size_gb, published", [(2.01, 4.61), (4.92, 1.99), (2.01, 4.88), (4.92, 2.17), (7.37, 1.36)]
+)  # hardware_reference.md 2.9: Pi 5 decode rows, model bytes and tokens per second
+def test_pi5_decode_rows(size_gb, published):
+    op = llama("row", 28, 3072, 8192, 1024, 128256, size_gb * 1e9)
+    report = cpu.cost([op], Phase.of("decode", 1), load_target("rpi5"), "")
+    assert report.tokens_per_s == pytest.approx(published, rel=0.15)
+
+
+@pytest.mark.parametrize("parameters, published", [(1.1e9, 45.0), (6.74e9, 8.1)])
+def test_pi5_prefill_rows(parameters, published):
+    op = Operation("row", "linear", macs=int(parameters) * 512, weight_bytes=int(parameters))
+    report = cpu.cost([op], Phase.of("prefill", 512), load_target("rpi5"), "")
+    assert report.tokens_per_s == pytest.approx(published, rel=0.15)
+
+
+def test_attentionlego_published_cycles():
+    target = load_target("attentionlego")
+    projection = Operation("q", "linear", macs=4096 * 128, rows=128, columns=4096)
+    attention = Operation("a", "attention", heads=1, kv_heads=1, head_dim=128)
+    decode = Phase.of("decode", 2048)
+    assert attentionlego._cycles(projection, decode, target, "rtl") == 66
+    assert attentionlego._macros(projection, target) == 32
+    rtl = attentionlego._cycles(attention, decode, target, "rtl")
+    assert rtl == 2 * 64 + 2 * 18433 + 128  # K and V written, scores and P.V at 18,433 cycles, softmax 64 + 64 beats
+    assert attentionlego._cycles(attention, decode, target, "ideal") == 2 * 64 + 2 * 32 + 128
+
+
+def test_reports_are_consistent(stories_folder):
+    reports = estimate(stories_folder, ["rpi5", "attentionlego"], "decode", 256)
+    for report in reports:
+        assert report.latency_s == pytest.approx(sum(k.latency_s for k in report.by_kind))
+        assert report.energy_j == pytest.approx(sum(k.energy_j for k in report.by_kind))
+        assert report.latency_low_s <= report.latency_s <= report.latency_high_s
+        assert report.basis.startswith("modelled")
+    assert reports[0].area_mm2 is None and reports[1].area_mm2 > 0
+    longer = estimate(stories_folder, ["attentionlego"], "decode", 512)[0]
+    assert longer.latency_s > reports[1].latency_s
+
+
+def test_unknown_operator_is_refused_not_free(stories_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(stories_folder, folder)
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    next(n for n in model.graph.node if n.op_type == "Sigmoid").op_type = "Erf"
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"ai.onnx::Erf .* has no cost model"):
+        estimate(folder, ["rpi5"], "decode", 10)
+
+
+def test_bad_requests(stories_folder):
+    for arguments, message in [
+        ((["abacus"], "decode", 1), "target 'abacus' is unknown"),
+        ((["rpi5"], "train", 1), "--phase must be prefill or decode"),
+        ((["rpi5"], "decode", 0), "--context must be 1"),
+        ((["attentionlego"], "decode", 1, "fast"), "--profile must be one of rtl, ideal"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            estimate(stories_folder, *arguments)

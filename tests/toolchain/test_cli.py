@@ -1,0 +1,167 @@
+"""The commands as a user runs them: output, JSON, exit codes, and that nothing existing is damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+def athena(*arguments, code=0):
+    result = subprocess.run([sys.executable, "-m", "toolchain", *map(str, arguments)], capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def athena_json(*arguments):
+    return json.loads(athena(*arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def exported(stories, tinystories_text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "OUT"
+    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", tinystories_text]
+    first = athena_json("export", stories, "-o", out, "--bits", 3, *quick, "--calibration-part", "0:0.5")
+    return out, first
+
+
+def test_export_writes_a_complete_folder_and_nothing_else(exported):
+    out, summary = exported
+    names = {p.name for p in out.iterdir()}
+    runtime = {"model.onnx", "model.onnx.data", "config.json", "generation_config.json", "genai_config.json"}
+    assert runtime | {"tokenizer.json", "tokenizer_config.json", "athena.json", "report.html", "report.json"} <= names
+    assert [p.name for p in out.parent.iterdir()] == ["OUT"]
+    assert 3.0 < summary["size"]["effective_bits"] < 3.15
+    assert {c["target"] for c in summary["cost"]} == {"rpi5", "attentionlego (rtl)"}
+
+
+def test_existing_output_is_refused_and_replaced_only_with_force(exported, stories, tinystories_text):
+    out, _ = exported
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    result = athena("export", stories, "-o", out, code=2)
+    assert "exists and is not empty" in result.stderr and result.stderr.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    result = athena("export", stories, "-o", out, "--force", "--calibration", "/nonexistent.txt", code=2)
+    assert "no such text file" in result.stderr
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before  # a failed run leaves the old folder whole
+
+
+def test_quantize_and_package_are_the_halves_of_export(exported, stories, tinystories_text, tmp_path):
+    out, _ = exported
+    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", tinystories_text]
+    athena_json("quantize", stories, "-o", tmp_path / "q", "--bits", 3, *quick, "--calibration-part", "0:0.5")
+    athena("package", tmp_path / "q", "-o", tmp_path / "m")
+    for name in ("model.onnx", "model.onnx.data", "athena.json", "genai_config.json"):
+        assert (tmp_path / "m" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_run(exported):
+    out, _ = exported
+    text = athena("run", out, "--prompt", "Once upon a time", "--max-tokens", 20)
+    assert text.stdout.startswith("Once upon a time, there was a little")
+    assert re.search(r"\[20 tokens, first after [\d.]+ s, \d+ tokens/s\]", text.stderr)
+    data = athena_json("run", out, "--max-tokens", 20)
+    assert "Once upon a time" + data["text"] + "\n" == text.stdout and len(data["token_ids"]) == 20
+    sampled = [
+        athena_json("run", out, "--max-tokens", 20, "--temperature", 1.0, "--seed", seed)["text"] for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    for option in (["--max-tokens", 0], ["--temperature", -1], ["--top-p", 2]):
+        assert option[0] in athena("run", out, *option, code=2).stderr
+
+
+def test_eval_both_sides(exported, stories, tinystories_text):
+    out, _ = exported
+    common = ["--text", tinystories_text, "--part", "0.5:1", "--limit", 12, "--window", 128]
+    source = athena_json("eval", stories, *common)
+    assert source["kl"] is None and source["tokens"] == 12 * 127
+    ours = athena_json("eval", out, *common, "--reference", stories)
+    assert {"perplexity", "stderr", "kl", "top1_agreement"} <= set(ours)
+    assert ours["reference_perplexity"] == pytest.approx(source["perplexity"], rel=1e-6)
+    assert 0 < ours["kl"] < 1 and 0.4 < ours["top1_agreement"] < 1
+    assert source["perplexity"] < ours["perplexity"] < 2 * source["perplexity"]
+    same = athena_json("eval", stories, *common, "--reference", stories)
+    assert same["kl"] == 0 and same["top1_agreement"] == 1
+    report = json.loads((out / "report.json").read_text())
+    assert report["quality"]["kl"] == ours["kl"] and "athena-export eval" in report["quality"]["command"]
+    assert f"{ours['perplexity']:.3f}" in (out / "report.html").read_text()
+
+
+def test_eval_matches_the_recorded_float32_figure():
+    from tests.conftest import shared
+
+    model, text = shared("models/scribe-6M"), shared("text/scribe_valid.txt")
+    expected = json.loads((model / "expected.json").read_text())
+    # the recipe takes the first 300,000 characters; the first windows of both cuts are the same
+    data = athena_json("eval", model, "--text", text, "--limit", 376)
+    assert data["tokens"] == expected["tokens"]
+    assert data["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-4)
+
+
+def test_inspect(exported):
+    out, summary = exported
+    data = athena_json("inspect", out)
+    assert data["effective_bits"] == summary["size"]["effective_bits"]
+    assert sum(t["bytes"] for t in data["tensors"]) == data["bytes"]
+    # every byte that inspect counts is in the two files, and nothing large is there that it does not count
+    assert data["bytes"] <= sum(data["files"].values()) < data["bytes"] + 120_000
+    table = athena("inspect", out).stdout
+    assert "layers.0.self_attn.q_proj" in table and "11 norms and biases" in table and "effective bits" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_cost_and_targets(exported):
+    out, _ = exported
+    data = athena_json(
+        "cost", out, "--target", "rpi5", "--target", "attentionlego", "--phase", "decode", "--context", 256
+    )
+    assert [set(t) >= {"latency_s", "energy_j", "area_mm2"} for t in data["targets"]] == [True, True]
+    assert data["targets"][0]["area_mm2"] is None
+    assert athena_json("cost", out, "--target", "rpi5", "--phase", "prefill")["latency_s"] > 0
+    assert "tokens/s" in athena("cost", out).stdout
+    assert {"rpi5", "attentionlego", "portable"} == {t["name"] for t in athena_json("targets")["targets"]}
+    assert "target 'abacus' is unknown" in athena("cost", out, "--target", "abacus", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["export", "MODEL", "-o", "OUT", "--bits", "9"], "--bits must be 1 to 8"),
+        (["export", "MODEL", "-o", "OUT", "--method", "magic"], "choose one of athena, rtn"),
+        (["run", "/nonexistent"], "/nonexistent/model.onnx: this file is missing"),
+        (["inspect", "/nonexistent"], "athena.json: this file is missing"),
+        (["eval", "MODEL", "--text", "/nonexistent"], "no such text file"),
+        (["package", "/nonexistent", "-o", "OUT"], "athena.json: this file is missing"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(stories, tmp_path, arguments, message):
+    places = {"MODEL": stories, "OUT": tmp_path / "OUT"}
+    result = athena(*[places.get(a, a) for a in arguments], code=2)
+    assert message in result.stderr and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert result.stdout == "" and not (tmp_path / "OUT").exists()
+    assert "Traceback" in athena(*[places.get(a, a) for a in arguments], "--debug", code=2).stderr
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['athena-export', '--help']\n"
+        "from toolchain.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numba', 'numpy', 'onnx', 'transformers'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("[]")
+    assert all(name in out for name in ("export", "quantize", "package", "run", "eval", "inspect", "cost", "targets"))
+
+
+def test_generated_text_is_the_source_models_story(exported, stories):
+    """Three bits of stories260K still tell the story of expected.json: its opening, word for word."""
+    out, _ = exported
+    expected = json.loads((stories / "expected.json").read_text())["greedy"][0]
+    text = athena_json("run", out, "--prompt", expected["prompt"], "--max-tokens", 60)["text"]
+    assert (expected["prompt"] + text).startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play"
+    )

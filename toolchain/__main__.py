@@ -1,0 +1,5 @@
+"""`python -m toolchain` is the same as `athena-export`."""
+
+from toolchain.cli import main
+
+main()
