@@ -16,7 +16,7 @@ $(VENV)/.test: $(VENV)/.quantize
 	@touch $@
 
 demo: $(VENV)/.quantize
-	$(BIN)/athena-export export toolchain/demo/model -o $(OUT) --bits 3 --eval-text held-out --force
+	$(BIN)/athena-export export toolchain/demo/athena-demo-2M -o $(OUT) --bits 3 --eval-text held-out --force
 	$(BIN)/athena-export run $(OUT) --prompt "Once upon a time" --max-tokens 60 --temperature 0.7 --seed 1
 	$(BIN)/athena-export cost $(OUT) --target rpi5 --target attentionlego --phase decode --context 512
 	@echo "report: $(OUT)/report.html"

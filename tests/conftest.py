@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-DEMO = Path(__file__).resolve().parents[1] / "toolchain" / "demo" / "model"
+DEMO = Path(__file__).resolve().parents[1] / "toolchain" / "demo" / "athena-demo-2M"
 
 
 def shared(path: str) -> Path:
