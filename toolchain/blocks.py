@@ -147,9 +147,9 @@ class BlockRunner:
 
 def get_weight(module: nn.Module) -> np.ndarray:
     """A linear layer's weight as float32 [out, in], whatever layout the module stores."""
-    weight = module.weight.detach()
+    weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    return (weight.T if isinstance(module, Conv1D) else weight).contiguous().numpy()
+    return (weight.T if isinstance(module, Conv1D) else weight).detach().contiguous().numpy()
 
 
 def set_weight(module: nn.Module, weights: np.ndarray) -> None:
