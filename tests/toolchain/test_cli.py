@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -165,3 +166,21 @@ def test_generated_text_is_the_source_models_story(exported, stories):
     assert (expected["prompt"] + text).startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play"
     )
+
+
+def test_singular_hessian_is_damped_and_said(stories, tinystories_text, tmp_path):
+    tiny = ["--sequences", 1, "--sequence-length", 16, "--damping", 0, "--calibration", tinystories_text]
+    result = athena("quantize", stories, "-o", tmp_path / "q", *tiny)
+    assert "model.layers.0.self_attn.q_proj: Hessian is singular, damping raised to" in result.stderr
+
+
+def test_chat_template_is_carried_over(stories, tinystories_text, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(stories, source, copy_function=shutil.copyfile)
+    source.chmod(0o755)
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    quick = ["--sequences", 4, "--sequence-length", 64, "--passes", 0, "--calibration", tinystories_text]
+    athena("export", source, "-o", tmp_path / "OUT", *quick)
+    assert (tmp_path / "OUT" / "chat_template.jinja").read_text() == template
