@@ -81,9 +81,9 @@ def block_shard(layer: int) -> str:
     return f"block-{layer:05d}.safetensors"
 
 
-def shard_names(layers: int) -> list[str]:
+def shard_names(layers: int, prefix: str = "") -> list[str]:
     """All shards of a checkpoint with `layers` blocks, in the order they are written."""
-    return [block_shard(i) for i in range(layers)] + [OUTSIDE_SHARD]
+    return [prefix + name for name in (*map(block_shard, range(layers)), OUTSIDE_SHARD)]
 
 
 def write_shard(path: Path, tensors: dict[str, np.ndarray], records: list[TensorRecord]) -> None:
@@ -123,7 +123,7 @@ class QuantizedCheckpoint:
         self.config = read_json(folder / "config.json")
         self.records: dict[str, TensorRecord] = {}
         self._shard_of: dict[str, Path] = {}
-        for name in shard_names(int(self.manifest["layers"])):
+        for name in shard_names(int(self.manifest["layers"]), str(self.manifest.get("shard_prefix", ""))):
             path = folder / name
             if not path.exists():
                 raise InputError(f"{path}: this shard is missing; run `athena-export quantize` again to finish it")

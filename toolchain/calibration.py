@@ -98,9 +98,11 @@ def _dataset_text(name: str) -> str:
 
 
 def sample_sequences(
-    text: str, tokenizer: Tokenizer, count: int, length: int, seed: int, vocab_size: int, source: str
+    text: str, tokenizer: Tokenizer, count: int | None, length: int, seed: int, vocab_size: int, source: str
 ) -> CalibrationData:
     """`count` sequences of `length` tokens at seeded random places of the tokenized text (fewer if it is short).
+
+    None takes all of the text.
 
     Raises InputError when the text is shorter than one sequence or a token lies outside the vocabulary.
     """

@@ -66,17 +66,14 @@ def quantize_model(
     spec = model_spec(SourceModel(folder).config)
     source = SourceModel(folder, spec.optional_prefix)
     length = min(settings.sequence_length, spec.context_length)
-    data = calibration.sample_sequences(
-        calibration.slice_text(calibration.calibration_text(choice.source), choice.part),
-        calibration.load_tokenizer(folder),
-        settings.sequences,
-        length,
-        settings.seed,
-        spec.vocab_size,
-        choice.source,
-    )
+    text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
+    tokenizer = calibration.load_tokenizer(folder)
+    sample = partial(calibration.sample_sequences, text, tokenizer, vocab_size=spec.vocab_size, source=choice.source)
+    data = sample(count=settings.sequences, length=length, seed=settings.seed)
     manifest = _manifest(model, source, spec, settings, data)
     _prepare(out, source, manifest, restart)
+    if "totals" in read_json(out / MANIFEST):
+        return QuantizedCheckpoint(out)
     runner = BlockRunner(source, spec)
     hidden: torch.Tensor | None = None
     names = spec.block.linears()
@@ -104,7 +101,14 @@ def quantize_model(
         if not (out / OUTSIDE_SHARD).exists():
             write_shard(out / OUTSIDE_SHARD, *_outside(source, spec, settings))
         report.step("embedding and head")
-    return _finish(out, manifest, spec)
+    prefix = ""
+    if settings.tune_steps:
+        from toolchain.finetune import TUNED_PREFIX, tune_checkpoint
+
+        windows = sample(count=None, length=min(settings.tune_length, spec.context_length), seed=settings.seed)
+        tune_checkpoint(source, spec, out, settings, windows.tokens, quiet)
+        prefix = TUNED_PREFIX
+    return _finish(out, manifest, spec, prefix)
 
 
 def _manifest(
@@ -226,10 +230,14 @@ def _outside(
     return tensors, records
 
 
-def _finish(out: Path, manifest: dict[str, Any], spec: ModelSpec) -> QuantizedCheckpoint:
-    """Write the final manifest with every tensor's record and the totals."""
-    records = [r for shard in shard_names(spec.layers) for r in read_shard_records(out / shard)]
-    write_json(out / MANIFEST, {**manifest, "totals": totals(records, spec), "tensors": [r.to_json() for r in records]})
+def _finish(out: Path, manifest: dict[str, Any], spec: ModelSpec, prefix: str) -> QuantizedCheckpoint:
+    """Write the final manifest with every tensor's record and the totals; drop shards that were superseded."""
+    records = [r for shard in shard_names(spec.layers, prefix) for r in read_shard_records(out / shard)]
+    summary = {"shard_prefix": prefix, "totals": totals(records, spec), "tensors": [r.to_json() for r in records]}
+    write_json(out / MANIFEST, {**manifest, **summary})
+    if prefix:
+        for name in shard_names(spec.layers):
+            (out / name).unlink(missing_ok=True)
     return QuantizedCheckpoint(out)
 
 

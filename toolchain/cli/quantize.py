@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from export.errors import InputError
 from toolchain.cli.common import guarded, print_json
 from toolchain.units import size_text
+
+if TYPE_CHECKING:
+    from toolchain.quantize.settings import QuantizeSettings
 
 Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
@@ -18,7 +22,7 @@ Method = Annotated[str, typer.Option(help="athena or rtn (round to nearest).")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
 ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 16 float16, 0 automatic.")]
-Passes = Annotated[int, typer.Option(help="Rounds of least squares and coordinate descent.")]
+Passes = Annotated[Optional[int], typer.Option(help="Rounds of least squares and coordinate descent [4].")]
 Damping = Annotated[float, typer.Option(help="Added to the Hessian's diagonal, in units of its mean.")]
 Rank = Annotated[int, typer.Option(help="Rank of the residual low-rank term; 0: none.")]
 EmbeddingBits = Annotated[int, typer.Option(help="Embedding and head: 2-8, or 16 for float16.")]
@@ -27,6 +31,11 @@ CalibrationPart = Annotated[Optional[str], typer.Option(help="Fraction of the te
 Sequences = Annotated[int, typer.Option(help="Calibration sequences.")]
 SequenceLength = Annotated[int, typer.Option(help="Tokens per calibration sequence.")]
 Seed = Annotated[int, typer.Option(help="Picks the calibration sequences.")]
+Preset = Annotated[str, typer.Option(help="fast, balanced, or best (adds end-to-end tuning).")]
+TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuning; 0: none.")]
+TuneRate = Annotated[float, typer.Option(help="Learning rate of the tuning, relative.")]
+TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
+TuneLength = Annotated[int, typer.Option(help="Tokens a tuning window.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -40,7 +49,7 @@ def export(
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
     scale_bits: ScaleBits = 0,
-    passes: Passes = 4,
+    passes: Passes = None,
     damping: Damping = 0.01,
     rank: Rank = 0,
     embedding_bits: EmbeddingBits = 8,
@@ -49,6 +58,11 @@ def export(
     sequences: Sequences = 128,
     sequence_length: SequenceLength = 512,
     seed: Seed = 0,
+    preset: Preset = "balanced",
+    tune_steps: TuneSteps = None,
+    tune_rate: TuneRate = 0.01,
+    tune_batch: TuneBatch = 8,
+    tune_length: TuneLength = 256,
     eval_text: Annotated[Optional[Path], typer.Option(help="Measure quality on this text afterwards.")] = None,
     keep_quantized: Annotated[
         Optional[Path], typer.Option(help="Keep the quantized checkpoint in this folder.")
@@ -84,7 +98,7 @@ def quantize(
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
     scale_bits: ScaleBits = 0,
-    passes: Passes = 4,
+    passes: Passes = None,
     damping: Damping = 0.01,
     rank: Rank = 0,
     embedding_bits: EmbeddingBits = 8,
@@ -93,6 +107,11 @@ def quantize(
     sequences: Sequences = 128,
     sequence_length: SequenceLength = 512,
     seed: Seed = 0,
+    preset: Preset = "balanced",
+    tune_steps: TuneSteps = None,
+    tune_rate: TuneRate = 0.01,
+    tune_batch: TuneBatch = 8,
+    tune_length: TuneLength = 256,
     force: Annotated[bool, typer.Option("--force", help="Restart a run made with other settings.")] = False,
     json: Json = False,
 ) -> None:
@@ -123,18 +142,21 @@ def package(
     _summary(output, json)
 
 
-def _settings(given: dict[str, Any]) -> Any:
-    from toolchain.quantize.settings import QuantizeSettings
+def _settings(given: dict[str, Any]) -> QuantizeSettings:
+    """Settings from a command's options: the preset's values where an option was not given."""
+    from toolchain.quantize.settings import PRESETS, QuantizeSettings
 
-    return QuantizeSettings(**{name: given[name] for name in QuantizeSettings.__dataclass_fields__})
+    if given["preset"] not in PRESETS:
+        raise InputError(f"--preset {given['preset']!r} is unknown; choose one of {', '.join(PRESETS)}")
+    names = QuantizeSettings.__dataclass_fields__
+    explicit = {name: given[name] for name in names if given[name] is not None}
+    return QuantizeSettings(**{**PRESETS[given["preset"]], **explicit})
 
 
 def _quantize(model: str, out: Path, settings: Any, source: str, part: str | None, force: bool, quiet: bool) -> Any:
     try:
         from toolchain.pipeline import CalibrationChoice, quantize_model
     except ImportError as error:
-        from export.errors import InputError
-
         raise InputError(f"quantizing needs the package {error.name}: pip install 'athena-export[quantize]'") from None
     return quantize_model(model, out, settings, CalibrationChoice(source, part), restart=force, quiet=quiet)
 

@@ -7,6 +7,12 @@ from typing import Any
 
 from export.errors import InputError
 
+# What --preset sets; an option given beside it wins.
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"passes": 1},
+    "balanced": {},
+    "best": {"passes": 8, "tune_steps": 1500},
+}
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 
 
@@ -25,7 +31,11 @@ class QuantizeSettings:
     embedding_bits: int = 8  # 8 or less: uniform codes with a scale per row; 16: float16
     sequences: int = 128  # calibration sequences
     sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context
-    seed: int = 0  # picks the calibration sequences
+    seed: int = 0  # picks the calibration sequences and the batches of the tuning
+    tune_steps: int = 0  # steps of end-to-end tuning on the KL to the source model; 0: none
+    tune_rate: float = 0.01  # learning rate, relative to the root mean square of each tensor
+    tune_batch: int = 8  # windows a step
+    tune_length: int = 256  # tokens a window
 
     def __post_init__(self) -> None:
         """Raises InputError naming the setting that is out of range."""
@@ -39,6 +49,10 @@ class QuantizeSettings:
             "sequences": (1, 2**20),
             "sequence_length": (2, 2**20),
             "seed": (0, 2**63 - 1),
+            "tune_steps": (0, 10**7),
+            "tune_rate": (0.0, 1.0),
+            "tune_batch": (1, 4096),
+            "tune_length": (2, 2**20),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)

@@ -1,0 +1,96 @@
+"""End-to-end tuning: what is trained is what is stored, KL falls on unseen text, and a killed run resumes exactly."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from export.checkpoint import QuantizedCheckpoint
+from toolchain.quantize import method
+from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantize.trainable import TrainableLinear
+from toolchain.quantize.tuning import STATE_FILE
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["athena", "rtn"]), st.integers(1, 5), st.integers(1, 30), st.integers(2, 50),
+    st.sampled_from([0, 16]), st.sampled_from([0, 16]), st.sampled_from([0, 2]), st.integers(0, 1000),
+)  # fmt: skip
+def test_trained_weights_are_stored_exactly(name, bits, rows, columns, group, scale_bits, rank, seed):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, columns)) * 0.1
+    x = rng.standard_normal((100, columns))
+    options = QuantizeSettings(method=name, bits=bits, group_size=group, scale_bits=scale_bits, passes=1, rank=rank)
+    stored = method(name)(w, x.T @ x, options)
+    layer = TrainableLinear(nn.Linear(columns, rows), stored)
+    # untouched, the layer is the stored matrix, up to levels that lie exactly between two codebook entries
+    np.testing.assert_allclose(layer.weight_matrix().detach().numpy(), stored.dequantized(), atol=1e-6)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    target = torch.from_numpy(rng.standard_normal((8, columns)).astype(np.float32))
+    for _ in range(3):
+        layer(target).square().sum().backward()
+        optimizer.step()
+    trained = layer.weight_matrix().detach().numpy()
+    again = layer.to_stored(stored.losses)
+    np.testing.assert_allclose(again.dequantized(), trained, atol=1e-6 * max(1.0, np.abs(trained).max()))
+    assert again.stored("w")[1].bytes == stored.stored("w")[1].bytes
+
+
+def command(stories, text, out, steps):
+    base = [sys.executable, "-m", "toolchain", "quantize", str(stories), "-o", str(out), "--bits", "2", "--passes", "1"]
+    tune = ["--tune-steps", str(steps), "--tune-batch", "4", "--tune-length", "128"]
+    return [*base, "--sequences", "16", "--sequence-length", "128", *tune, "--calibration", str(text),
+            "--calibration-part", "0:0.5"]  # fmt: skip
+
+
+def test_tuning_lowers_the_divergence_on_unseen_text(stories, tinystories_text, tmp_path):
+    from export.folder import install_folder
+    from toolchain import calibration
+    from toolchain.evaluate import evaluate, open_scorer, windows_of
+    from toolchain.packaging import package_checkpoint
+
+    text = calibration.slice_text(calibration.read_text(tinystories_text), "0.5:1")
+    windows = windows_of(text, calibration.load_tokenizer(stories), 128, 20, "text")
+    results = {}
+    for steps in (0, 60):
+        out = tmp_path / f"q{steps}"
+        subprocess.run(command(stories, tinystories_text, out, steps), check=True, capture_output=True)
+        folder = tmp_path / f"m{steps}"
+        install_folder(package_checkpoint(QuantizedCheckpoint(out), folder, quiet=True), folder, force=False)
+        results[steps] = evaluate(open_scorer(str(folder)), windows, open_scorer(str(stories)), quiet=True)
+        bits = QuantizedCheckpoint(out).manifest["totals"]["effective_bits"]
+        assert bits == pytest.approx(2.11, abs=0.02)  # the same bits, better used
+    assert results[60].kl < 0.85 * results[0].kl
+    assert sorted(p.name for p in (tmp_path / "q60").glob("*.safetensors"))[0].startswith("tuned-")
+
+
+def test_kill_9_during_tuning_resumes_to_identical_bytes(stories, tinystories_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code = "import toolchain.quantize.tuning as t; t._SAVE_INTERVAL = 0.0; from toolchain.cli import main; main()"
+
+    def run(out):
+        return [sys.executable, "-c", code, *command(stories, tinystories_text, out, 40)[3:]]
+
+    subprocess.run(run(tmp_path / "whole"), check=True, capture_output=True)
+    out = tmp_path / "killed"
+    process = subprocess.Popen(run(out), stderr=subprocess.DEVNULL)
+    while not (out / STATE_FILE).exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "tuned-outside.safetensors").exists()
+    subprocess.run(run(out), check=True, capture_output=True)
+    files = {p.name: p.read_bytes() for p in sorted(out.iterdir())}
+    assert files == {p.name: p.read_bytes() for p in sorted((tmp_path / "whole").iterdir())}
+    assert STATE_FILE not in files

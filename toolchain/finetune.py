@@ -1,0 +1,101 @@
+"""Tunes a quantized checkpoint end to end and writes its shards anew, beside the untuned ones.
+
+The tuned shards carry the prefix `tuned-`; the manifest names the prefix once all of them are there. Until then a run
+starts from the untuned shards and the saved state of the training.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from export.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
+from export.spec import ModelSpec
+from toolchain.progress import Reporter
+from toolchain.quantize.result import QuantizedMatrix
+from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantize.trainable import TrainableLinear
+from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings
+from toolchain.source import SourceModel
+
+TUNED_PREFIX = "tuned-"
+
+
+def tune_checkpoint(
+    source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, windows: np.ndarray, quiet: bool
+) -> None:
+    """Write all tuned shards of the checkpoint in `out`; windows are token ids int64 [count, length]."""
+    if all((out / name).exists() for name in shard_names(spec.layers, TUNED_PREFIX)):
+        return
+    logging.disable_progress_bar()
+    teacher = AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    teacher.eval().requires_grad_(False)
+    student = copy.deepcopy(teacher)
+    for name in shard_names(spec.layers):
+        _install(student, out / name, set(spec.quantizable()))
+    tune = TuneSettings(settings.tune_steps, settings.tune_rate, settings.tune_batch, settings.seed)
+    tuner = Tuner(teacher, student, windows, tune, out)
+    with Reporter("Tuning", tune.steps, quiet) as report:
+        report.step("", tuner.step)
+        for _, loss in tuner.run():
+            report.step(f"KL {loss:.4f}")
+    for name in shard_names(spec.layers):
+        write_shard(out / (TUNED_PREFIX + name), *_collect(student, out / name))
+    (out / STATE_FILE).unlink(missing_ok=True)
+
+
+def _parts(path: Path) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
+    return load_file(path), read_shard_records(path)
+
+
+def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> QuantizedMatrix:
+    return QuantizedMatrix.restored(record, partial(_lookup, tensors, record.name))
+
+
+def _lookup(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
+    return tensors.get(name + suffix)
+
+
+def _install(student: nn.Module, path: Path, trainable: set[str]) -> None:
+    """Put a shard into the student: linear layers become trainable, embedding and head take their stored values."""
+    tensors, records = _parts(path)
+    for record in records:
+        if record.name in trainable:
+            parent, _, child = record.name.rpartition(".")
+            layer = TrainableLinear(student.get_submodule(record.name), _stored(tensors, record))
+            setattr(student.get_submodule(parent), child, layer)
+        elif len(record.shape) == 2:
+            dense = tensors.get(f"{record.name}.weight")
+            values = _stored(tensors, record).dequantized() if dense is None else dense.astype(np.float32)
+            weight = student.get_submodule(record.name).weight
+            assert isinstance(weight, torch.Tensor)
+            weight.data.copy_(torch.from_numpy(values))
+
+
+def _collect(student: nn.Module, path: Path) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
+    """The shard's tensors with the student's values."""
+    tensors, records = _parts(path)
+    parameters = dict(student.named_parameters())
+    fresh: dict[str, np.ndarray] = {}
+    fresh_records = []
+    for record in records:
+        module = student.get_submodule(record.name) if record.scheme == "codebook" else None
+        if isinstance(module, TrainableLinear):
+            parts, record = module.to_stored(record.losses).stored(record.name)
+            fresh |= parts
+        elif len(record.shape) == 1 and record.name in parameters:
+            fresh[record.name] = parameters[record.name].detach().numpy().copy()
+        else:
+            fresh |= {k: v for k, v in tensors.items() if k == record.name or k.startswith(f"{record.name}.")}
+        fresh_records.append(record)
+    return fresh, fresh_records

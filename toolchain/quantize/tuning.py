@@ -1,0 +1,130 @@
+"""End-to-end tuning: all codes, codebooks, scales, norms and biases together, on the KL to the full-precision model.
+
+After the blocks have been quantized one by one, the whole quantized model is trained for some steps so that its output
+distribution follows the source model's on the calibration text (knowledge distillation, arXiv 1503.02531; the idea of
+tuning discrete codes by straight-through gradients is PV-tuning's, arXiv 2405.14852, in its simplest form). Needs the
+whole model in memory several times: about 24 bytes per parameter.
+
+The state is saved every minute, and the batch of a step depends on the seed and the step alone, so that a killed run
+continues to the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from toolchain.quantize.trainable import TrainableLinear
+
+STATE_FILE = "tuning-state.safetensors"
+_SAVE_INTERVAL = 60.0  # seconds
+_WARM_UP = 20  # steps
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How long and how fast to train."""
+
+    steps: int
+    rate: float = 0.01  # of Adam, relative to the root mean square of each tensor; falls linearly to zero
+    batch: int = 8  # windows a step
+    seed: int = 0
+
+
+class Tuner:
+    """Trains a student model (its linear layers already TrainableLinear) towards a teacher."""
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, windows: np.ndarray, settings: TuneSettings, folder: Path
+    ) -> None:
+        """windows: token ids int64 [count, length]; folder: where the state is kept."""
+        self.teacher, self.student, self.windows, self.settings = teacher, student, windows, settings
+        self._state_path = folder / STATE_FILE
+        self._named = _trainable_parameters(student)
+        groups = []
+        for name, parameter in self._named.items():
+            parameter.requires_grad_(True)
+            base = settings.rate * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
+            groups.append({"params": [parameter], "lr": base, "base": base, "name": name})
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        self.step = 0
+        self._load()
+
+    def run(self) -> Iterator[tuple[int, float]]:
+        """Train to the end, yielding (step, KL in nats per token) after each step."""
+        saved = time.monotonic()
+        while self.step < self.settings.steps:
+            loss = self._train_step()
+            yield self.step, loss
+            if time.monotonic() - saved > _SAVE_INTERVAL:
+                self._save()
+                saved = time.monotonic()
+
+    def _train_step(self) -> float:
+        s = self.settings
+        factor = min(1.0, (self.step + 1) / _WARM_UP) * (1.0 - self.step / s.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base"] * factor
+        chosen = np.random.default_rng((s.seed, self.step)).choice(
+            len(self.windows), size=min(s.batch, len(self.windows)), replace=False
+        )
+        tokens = torch.from_numpy(self.windows[np.sort(chosen)])
+        with torch.no_grad():
+            target = torch.log_softmax(self.teacher(input_ids=tokens, use_cache=False).logits, dim=-1)
+        predicted = torch.log_softmax(self.student(input_ids=tokens, use_cache=False).logits, dim=-1)
+        loss = (target.exp() * (target - predicted)).sum(dim=-1).mean()
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+    def _save(self) -> None:
+        tensors = {f"parameter.{name}": p.detach() for name, p in self._named.items()}
+        for group in self._optimizer.param_groups:
+            state = self._optimizer.state[group["params"][0]]
+            tensors |= {f"{key}.{group['name']}": value for key, value in state.items()}
+        temporary = self._state_path.with_name(f".{STATE_FILE}.tmp")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
+        temporary.replace(self._state_path)
+
+    def _load(self) -> None:
+        """Continue from a saved state; one that cannot be read is ignored, tuning then starts again."""
+        from safetensors import safe_open
+
+        if not self._state_path.exists():
+            return
+        try:
+            tensors = load_file(self._state_path)
+            with safe_open(self._state_path, framework="pt") as file:
+                step = int((file.metadata() or {})["step"])
+            with torch.no_grad():
+                for group in self._optimizer.param_groups:
+                    name, parameter = group["name"], group["params"][0]
+                    parameter.copy_(tensors[f"parameter.{name}"])
+                    self._optimizer.state[parameter] = {
+                        key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+            self.step = step
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
+            self._state_path.unlink(missing_ok=True)
+
+
+def _trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
+    """Everything inside TrainableLinear layers, and all vectors (norms, biases) outside the embeddings."""
+    chosen: dict[str, nn.Parameter] = {}
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    for name, module in student.named_modules():
+        if isinstance(module, TrainableLinear):
+            chosen |= {f"{name}.{n}": p for n, p in module.named_parameters()}
+    chosen |= {n: p for n, p in student.named_parameters() if p.ndim == 1}
+    return chosen
