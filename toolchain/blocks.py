@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,19 +107,29 @@ class BlockRunner:
         return out
 
     def hessians(
-        self, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor
+        self,
+        block: nn.Module,
+        names: tuple[str, ...],
+        hidden: torch.Tensor,
+        token_weights: Mapping[str, np.ndarray] | None = None,
     ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
         """H = 2 / T sum x x^T over all T tokens, float64 [K, K], for each linear layer of the block in `names`.
 
-        Layers that read the same input share one array. Also returns the block's outputs.
+        token_weights [sequences, length] by name weight the terms of the sum (normalised to mean one). Without them,
+        layers that read the same input share one array. Also returns the block's outputs.
         """
         sums: dict[str, torch.Tensor] = {}
         owner: dict[str, str] = {}
         seen: dict[int, tuple[str, torch.Tensor]] = {}
+        current = 0  # the sequence that is running; read by the hooks
 
         def hook(name: str) -> Callable[..., None]:
             def accumulate(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 x = inputs[0]
+                if token_weights is not None:
+                    weight = token_weights[name]
+                    root = torch.from_numpy(np.sqrt(weight[current] / max(float(weight.mean()), 1e-30)))
+                    x = x * root[:, None].to(x.dtype)
                 if id(x) in seen:  # query, key and value (gate and up) are called with the same tensor
                     owner[name] = seen[id(x)][0]
                     return
@@ -136,6 +146,7 @@ class BlockRunner:
         try:
             for i in range(hidden.shape[0]):
                 seen.clear()
+                current = i
                 outputs[i : i + 1] = self.run(block, hidden[i : i + 1])
         finally:
             for handle in handles:

@@ -23,7 +23,7 @@ from toolchain.progress import Reporter
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.quantize.trainable import TrainableLinear
-from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings
+from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings, default_rate
 from toolchain.source import SourceModel
 
 TUNED_PREFIX = "tuned-"
@@ -43,7 +43,8 @@ def tune_checkpoint(
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.layers):
         _install(student, out / name, set(spec.quantizable()))
-    tune = TuneSettings(settings.tune_steps, settings.tune_rate, settings.tune_batch, settings.seed)
+    rate = settings.tune_rate or default_rate(settings.bits)
+    tune = TuneSettings(settings.tune_steps, rate, settings.tune_batch, settings.seed)
     tuner = Tuner(teacher, student, windows, tune, out)
     with Reporter("Tuning", tune.steps, quiet) as report:
         report.step("", tuner.step)

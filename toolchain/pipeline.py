@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from export.spec import ModelSpec
 from toolchain import calibration
 from toolchain.blocks import BlockRunner, get_weight, set_weight
 from toolchain.progress import Reporter
-from toolchain.quantize import method, rtn
+from toolchain.quantize import Method, method, needs_gradients, rtn
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
@@ -77,6 +78,12 @@ def quantize_model(
     runner = BlockRunner(source, spec)
     hidden: torch.Tensor | None = None
     names = spec.block.linears()
+    fisher = needs_gradients(settings.method)
+    gradients = None
+    if (fisher or settings.guided) and not all((out / block_shard(i)).exists() for i in range(spec.layers)):
+        from toolchain.gradients import measure
+
+        gradients = measure(source, spec, data.tokens, quiet, per_weight=fisher)
     with Reporter("Quantizing", spec.layers * len(names) + 1, quiet) as report:
         pending = [i for i in range(spec.layers) if not (out / block_shard(i)).exists()]
         if pending and pending[0] > 0:
@@ -93,8 +100,12 @@ def quantize_model(
                 _restore(block, path, spec, layer)
                 report.step(f"block {layer + 1} replayed", len(names))
             else:
-                hessians, _ = runner.hessians(block, names, hidden)
-                tensors, records = _quantize_block(block, layer, spec, hessians, quantizer, settings, report)
+                prefix = spec.prefix(layer)
+                guide = {n: gradients.outputs[prefix + n] for n in names} if gradients and settings.guided else None
+                hessians, _ = runner.hessians(block, names, hidden, guide)
+                by_weight = {n: gradients.weights[prefix + n] for n in names} if gradients and fisher else {}
+                quantize = partial(_quantize_matrix, quantizer, settings, hessians, by_weight)
+                tensors, records = _quantize_block(block, layer, spec, quantize, report)
                 write_shard(path, tensors, records)
             if layer + 1 <= pending[-1]:
                 hidden = runner.run(block, hidden)
@@ -152,9 +163,17 @@ def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
     raise InputError(f"{out}: holds a run that does not match ({detail}). Use the same settings, or --force to restart")
 
 
+def _quantize_matrix(
+    quantizer: Method, settings: QuantizeSettings, hessians: dict[str, np.ndarray], fisher: dict[str, np.ndarray],
+    name: str, weights: np.ndarray,
+) -> QuantizedMatrix:  # fmt: skip
+    extra = (fisher[name],) if name in fisher else ()
+    return quantizer(weights, hessians[name], settings, *extra)
+
+
 def _quantize_block(
-    block: nn.Module, layer: int, spec: ModelSpec, hessians: dict[str, np.ndarray], quantizer: Any,
-    settings: QuantizeSettings, report: Reporter,
+    block: nn.Module, layer: int, spec: ModelSpec, quantize: Callable[[str, np.ndarray], QuantizedMatrix],
+    report: Reporter,
 ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:  # fmt: skip
     """Quantize the block's linear layers in place; returns everything its shard stores."""
     tensors: dict[str, np.ndarray] = {}
@@ -162,7 +181,7 @@ def _quantize_block(
     prefix = spec.prefix(layer)
     for name in spec.block.linears():
         module = block.get_submodule(name)
-        result: QuantizedMatrix = quantizer(get_weight(module), hessians[name], settings)
+        result = quantize(name, get_weight(module))
         damping = result.losses.get("damping")
         if damping is not None:
             report.note(f"{prefix}{name}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")

@@ -1,10 +1,12 @@
-"""Athena against round-to-nearest at equal stored bits, on the real models of ../shared, by the commands a user types.
+"""Quality against stored bits: every method on the real models of ../shared, by the commands a user types.
 
-    python -m tests.benchmarks.quality [-o FOLDER]
+    python -m tests.benchmarks.quality -o FOLDER [--best-steps stories260K=1000 scribe-6M=300]
 
-Each row runs `athena-export export` and `athena-export eval`; the markdown table, with every command, is printed and
-written to docs/quality.md. Round-to-nearest gets at least Athena's effective bits: a float16 scale per row, or per 128
-columns. Calibration is the first half of each text, evaluation the second; windows of 256 tokens.
+Each row runs `athena-export export` and `athena-export eval`; finished rows in FOLDER are kept, so a stopped run goes on
+where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against effective
+bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. "eff. bits" counts
+everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform methods have a float16
+scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
 """
 
 from __future__ import annotations
@@ -13,69 +15,121 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
-RTN_GROUP = {"stories260K": 0, "scribe-6M": 128}
-COLUMNS = ("model", "method", "eff. bits", "file", "perplexity", "KL", "top-1")
+UNIFORM_GROUP = {"stories260K": 0, "scribe-6M": 128}
+METHODS = ("rtn", "gptq", "squeezellm", "athena", "athena best")
+COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", "top-1", "time")
 
 
 def athena(command: str) -> dict:
     """Run one athena-export command with --json."""
     words = [sys.executable, "-m", "toolchain", *command.split()[1:], "--json"]
-    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    result = subprocess.run(words, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{command}\n{result.stderr}")
+    return json.loads(result.stdout)
 
 
-def row(model: str, method: str, bits: int, out: Path) -> tuple[list[str], list[str]]:
-    """Cells of one table row and the commands that made it."""
+def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> dict:
+    """One row, run or read from an earlier run."""
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
-    folder = out / f"{model}-{method}-{bits}"
-    export = f"athena-export export {source} -o {folder} --bits {bits} --method {method}"
-    if method == "rtn" and RTN_GROUP[model]:
-        export += f" --group-size {RTN_GROUP[model]}"
-    export += f" --calibration {text} --calibration-part 0:0.5 --force"
+    folder = out / f"{model}-{method.replace(' ', '-')}-{bits}"
+    export = f"athena-export export {source} -o {folder} --bits {bits} --method {method.split()[0]}"
+    if method in ("rtn", "gptq") and UNIFORM_GROUP[model]:
+        export += f" --group-size {UNIFORM_GROUP[model]}"
+    if method == "athena best":
+        export += f" --preset best --tune-steps {best_steps}"
+    export += f" --calibration {text} --calibration-part 0:0.5"
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source}"
-    size = athena(export)["size"]
-    quality = athena(evaluate)
-    cells = [
-        model,
-        f"{method} {bits}",
-        f"{size['effective_bits']:.3f}",
-        f"{size['file_bytes'] / 1e6:.3f} MB",
-        f"{quality['perplexity']:.3f} ± {quality['stderr']:.3f}",
-        f"{quality['kl']:.4f}",
-        f"{100 * quality['top1_agreement']:.1f} %",
+    kept = folder / "row.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    start = time.monotonic()
+    size = athena(f"{export} --force")["size"]
+    seconds = time.monotonic() - start
+    row = {"model": model, "method": method, "bits": bits, **athena(evaluate), "seconds": seconds}
+    row |= {"effective_bits": size["effective_bits"], "file_bytes": size["file_bytes"], "commands": [export, evaluate]}
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def cells(row: dict) -> list[str]:
+    return [
+        row["model"],
+        row["method"],
+        str(row["bits"]),
+        f"{row['effective_bits']:.3f}",
+        f"{row['file_bytes'] / 1e6:.3f} MB",
+        f"{row['perplexity']:.3f} ± {row['stderr']:.3f}",
+        f"{row['kl']:.4f}",
+        f"{100 * row['top1_agreement']:.1f} %",
+        f"{row['seconds']:.0f} s",
     ]
-    return cells, [export, evaluate]
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    grid = figure.subplots(2, len(TEXTS), squeeze=False)
+    for column, model in enumerate(TEXTS):
+        for line, (key, label) in enumerate((("perplexity", "perplexity / float32"), ("kl", "KL, nats per token"))):
+            axes = grid[line][column]
+            for method in METHODS:
+                chosen = [r for r in rows if r["model"] == model and r["method"] == method]
+                values = [r["kl"] if key == "kl" else r["perplexity"] / r["reference_perplexity"] for r in chosen]
+                axes.plot([r["effective_bits"] for r in chosen], values, ".-", label=method)
+            axes.set_yscale("log")
+            axes.set_xlabel("effective bits, linear layers")
+            axes.set_ylabel(label)
+            axes.set_title(model)
+            axes.grid(alpha=0.3, which="both")
+    grid[0][0].legend()
+    figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=None, help="keep the exported folders here")
-    parser.add_argument("--write", type=Path, default=Path("docs/quality.md"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
+    parser.add_argument("--best-steps", nargs="*", default=["stories260K=1000", "scribe-6M=300"])
     args = parser.parse_args()
-    out = args.output or Path(tempfile.mkdtemp())
-    table, commands = [list(COLUMNS), ["---"] * len(COLUMNS)], []
-    for model, text in TEXTS.items():
-        source = SHARED / "models" / model
-        evaluate = f"athena-export eval {source} --text {SHARED / 'text' / text} --part 0.5:1"
-        base = athena(evaluate)
-        parameters = (source / "model.safetensors").stat().st_size
-        table.append([model, "float32", "-", f"{parameters / 1e6:.3f} MB", f"{base['perplexity']:.3f}", "0", "100 %"])
-        commands.append(evaluate)
-        for bits in (4, 3, 2):
-            for method in ("athena", "rtn"):
-                cells, used = row(model, method, bits, out)
-                print(" | ".join(cells), flush=True)
-                table.append(cells)
-                commands += used
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    text = ["# Quality at equal stored bits", "", *(__doc__ or "").splitlines()[4:], "", *lines, "", "## Commands", ""]
-    args.write.parent.mkdir(exist_ok=True)
-    args.write.write_text("\n".join([*text, "```", *commands, "```", ""]))
-    print("\n".join(lines))
+    steps = {name: int(count) for name, count in (pair.split("=") for pair in args.best_steps)}
+    rows = []
+    for method in METHODS:
+        for model in TEXTS:
+            for bits in (4, 3, 2):
+                rows.append(measure(model, method, bits, args.output, steps.get(model, 1000)))
+                print(" | ".join(cells(rows[-1])), flush=True)
+    rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["bits"], METHODS.index(r["method"])))
+    base = [
+        [m, "float32", "32", "-", "-", f"{next(r for r in rows if r['model'] == m)['reference_perplexity']:.3f}", "0",
+         "100 %", "-"]
+        for m in TEXTS
+    ]  # fmt: skip
+    table = [list(COLUMNS), ["---"] * len(COLUMNS), *base, *map(cells, rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    docs = Path("docs")
+    docs.mkdir(exist_ok=True)
+    picture(rows, docs / "quality.svg")
+    commands = [command for row in rows for command in row["commands"]]
+    intro = "\n".join((__doc__ or "").splitlines()[4:])
+    page = [
+        "# Quality against stored bits",
+        "",
+        "![quality](quality.svg)",
+        "",
+        intro,
+        "",
+        *lines,
+        "",
+        "## Commands",
+        "",
+    ]
+    (docs / "quality.md").write_text("\n".join([*page, "```", *commands, "```", ""]))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_cost_and_targets(exported):
     "arguments, message",
     [
         (["export", "MODEL", "-o", "OUT", "--bits", "9"], "--bits must be 1 to 8"),
-        (["export", "MODEL", "-o", "OUT", "--method", "magic"], "choose one of athena, rtn"),
+        (["export", "MODEL", "-o", "OUT", "--method", "magic"], "choose one of athena, rtn, gptq, squeezellm"),
         (["run", "/nonexistent"], "/nonexistent/model.onnx: this file is missing"),
         (["inspect", "/nonexistent"], "athena.json: this file is missing"),
         (["eval", "MODEL", "--text", "/nonexistent"], "no such text file"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
 Bits = Annotated[int, typer.Option(help="Code width of the linear layers, 1 to 8.")]
-Method = Annotated[str, typer.Option(help="athena or rtn (round to nearest).")]
+Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, or rtn (round to nearest).")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
 ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 16 float16, 0 automatic.")]
@@ -32,8 +32,9 @@ Sequences = Annotated[int, typer.Option(help="Calibration sequences.")]
 SequenceLength = Annotated[int, typer.Option(help="Tokens per calibration sequence.")]
 Seed = Annotated[int, typer.Option(help="Picks the calibration sequences.")]
 Preset = Annotated[str, typer.Option(help="fast, balanced, or best (adds end-to-end tuning).")]
+Guided = Annotated[Optional[bool], typer.Option(help="Weight tokens by the gradient of the end loss.")]
 TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuning; 0: none.")]
-TuneRate = Annotated[float, typer.Option(help="Learning rate of the tuning, relative.")]
+TuneRate = Annotated[float, typer.Option(help="Relative learning rate; 0: by the width.")]
 TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
 TuneLength = Annotated[int, typer.Option(help="Tokens a tuning window.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
@@ -59,8 +60,9 @@ def export(
     sequence_length: SequenceLength = 512,
     seed: Seed = 0,
     preset: Preset = "balanced",
+    guided: Guided = None,
     tune_steps: TuneSteps = None,
-    tune_rate: TuneRate = 0.01,
+    tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
     eval_text: Annotated[Optional[Path], typer.Option(help="Measure quality on this text afterwards.")] = None,
@@ -108,8 +110,9 @@ def quantize(
     sequence_length: SequenceLength = 512,
     seed: Seed = 0,
     preset: Preset = "balanced",
+    guided: Guided = None,
     tune_steps: TuneSteps = None,
-    tune_rate: TuneRate = 0.01,
+    tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
     force: Annotated[bool, typer.Option("--force", help="Restart a run made with other settings.")] = False,

@@ -1,18 +1,18 @@
-"""Quantization methods. Each is a function (weights [N, K], hessian [K, K], settings) -> QuantizedMatrix."""
+"""Quantization methods, one file each: quantize(weights [N, K], hessian [K, K], settings) -> QuantizedMatrix.
+
+A method whose file says NEEDS_GRADIENTS also takes the squared weight gradients [N, K].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
 
-import numpy as np
-
 from export.errors import InputError
 from toolchain.quantize.result import QuantizedMatrix
-from toolchain.quantize.settings import QuantizeSettings
 
-Method = Callable[[np.ndarray, np.ndarray, QuantizeSettings], QuantizedMatrix]
-METHODS = ("athena", "rtn")
+Method = Callable[..., QuantizedMatrix]
+METHODS = ("athena", "rtn", "gptq", "squeezellm")
 
 
 def method(name: str) -> Method:
@@ -20,3 +20,8 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"--method {name!r} is unknown; choose one of {', '.join(METHODS)}")
     return import_module(f"toolchain.quantize.{name}").quantize
+
+
+def needs_gradients(name: str) -> bool:
+    """Whether the method takes squared weight gradients as its fourth argument."""
+    return bool(getattr(import_module(f"toolchain.quantize.{name}"), "NEEDS_GRADIENTS", False))

@@ -11,7 +11,7 @@ from export.errors import InputError
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {},
-    "best": {"passes": 8, "tune_steps": 1500},
+    "best": {"passes": 8, "guided": True, "tune_steps": 1000},
 }
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 
@@ -32,8 +32,9 @@ class QuantizeSettings:
     sequences: int = 128  # calibration sequences
     sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context
     seed: int = 0  # picks the calibration sequences and the batches of the tuning
+    guided: bool = False  # weight tokens by their squared output gradient in the Hessian (GuidedQuant, one row group)
     tune_steps: int = 0  # steps of end-to-end tuning on the KL to the source model; 0: none
-    tune_rate: float = 0.01  # learning rate, relative to the root mean square of each tensor
+    tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the width
     tune_batch: int = 8  # windows a step
     tune_length: int = 256  # tokens a window
 

@@ -29,12 +29,21 @@ _SAVE_INTERVAL = 60.0  # seconds
 _WARM_UP = 20  # steps
 
 
+def default_rate(bits: int) -> float:
+    """Learning rate for a code width: a step of the latent weights should stay well below the distance of two levels.
+
+    Measured on stories260K, 500 steps of 8 x 256 tokens, KL on unseen text: 4 bits 0.051 at 0.001, 0.039 at 0.003,
+    0.050 at 0.01; at 3 bits 0.151 at 0.003, 0.148 at 0.01.
+    """
+    return 0.04 / 2**bits
+
+
 @dataclass(frozen=True)
 class TuneSettings:
     """How long and how fast to train."""
 
     steps: int
-    rate: float = 0.01  # of Adam, relative to the root mean square of each tensor; falls linearly to zero
+    rate: float  # of Adam, relative to the root mean square of each tensor; falls linearly to zero
     batch: int = 8  # windows a step
     seed: int = 0
 
