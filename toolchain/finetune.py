@@ -43,7 +43,7 @@ def tune_checkpoint(
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.layers):
         _install(student, out / name, set(spec.quantizable()))
-    rate = settings.tune_rate or default_rate(settings.bits)
+    rate = settings.tune_rate or default_rate(settings.width)
     tune = TuneSettings(settings.tune_steps, rate, settings.tune_batch, settings.seed)
     tuner = Tuner(teacher, student, windows, tune, out)
     with Reporter("Tuning", tune.steps, quiet) as report:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,17 @@ def quantize_model(
     names = spec.block.linears()
     fisher = needs_gradients(settings.method)
     gradients = None
-    if (fisher or settings.guided) and not all((out / block_shard(i)).exists() for i in range(spec.layers)):
+    if (fisher or settings.guided or settings.is_budget) and not all(
+        (out / block_shard(i)).exists() for i in range(spec.layers)
+    ):
         from toolchain.gradients import measure
 
         gradients = measure(source, spec, data.tokens, quiet, per_weight=fisher)
+    widths: dict[str, int] = {}
+    if settings.is_budget and gradients is not None:
+        from toolchain.allocation import plan_widths
+
+        widths = plan_widths(runner, spec, data.tokens, gradients, settings, quantizer, out, quiet)
     with Reporter("Quantizing", spec.layers * len(names) + 1, quiet) as report:
         pending = [i for i in range(spec.layers) if not (out / block_shard(i)).exists()]
         if pending and pending[0] > 0:
@@ -104,7 +111,8 @@ def quantize_model(
                 guide = {n: gradients.outputs[prefix + n] for n in names} if gradients and settings.guided else None
                 hessians, _ = runner.hessians(block, names, hidden, guide)
                 by_weight = {n: gradients.weights[prefix + n] for n in names} if gradients and fisher else {}
-                quantize = partial(_quantize_matrix, quantizer, settings, hessians, by_weight)
+                chosen = {n: replace(settings, bits=widths.get(prefix + n, settings.bits)) for n in names}
+                quantize = partial(_quantize_matrix, quantizer, chosen, hessians, by_weight)
                 tensors, records = _quantize_block(block, layer, spec, quantize, report)
                 write_shard(path, tensors, records)
             if layer + 1 <= pending[-1]:
@@ -164,11 +172,15 @@ def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 
 def _quantize_matrix(
-    quantizer: Method, settings: QuantizeSettings, hessians: dict[str, np.ndarray], fisher: dict[str, np.ndarray],
-    name: str, weights: np.ndarray,
-) -> QuantizedMatrix:  # fmt: skip
+    quantizer: Method,
+    settings: dict[str, QuantizeSettings],
+    hessians: dict[str, np.ndarray],
+    fisher: dict[str, np.ndarray],
+    name: str,
+    weights: np.ndarray,
+) -> QuantizedMatrix:
     extra = (fisher[name],) if name in fisher else ()
-    return quantizer(weights, hessians[name], settings, *extra)
+    return quantizer(weights, hessians[name], settings[name], *extra)
 
 
 def _quantize_block(

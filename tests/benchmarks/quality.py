@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.quality -o FOLDER [--best-steps stories260K=1000 scribe-6M=300]
 
-Each row runs `athena-export export` and `athena-export eval`; finished rows in FOLDER are kept, so a stopped run goes on
-where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against effective
-bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. "eff. bits" counts
-everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform methods have a float16
-scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
+Each row runs `athena-export export` and `athena-export eval`; finished rows in FOLDER are kept, so a stopped run goes
+on where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against
+effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. "eff. bits"
+counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform methods have a
+float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
     start = time.monotonic()
     size = athena(f"{export} --force")["size"]
     seconds = time.monotonic() - start
-    row = {"model": model, "method": method, "bits": bits, **athena(evaluate), "seconds": seconds}
+    row = {**athena(evaluate), "model": model, "method": method, "bits": bits, "seconds": seconds}
     row |= {"effective_bits": size["effective_bits"], "file_bytes": size["file_bytes"], "commands": [export, evaluate]}
     kept.write_text(json.dumps(row))
     return row

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
-Bits = Annotated[int, typer.Option(help="Code width of the linear layers, 1 to 8.")]
+Bits = Annotated[float, typer.Option(help="Code width, 1 to 8; 3.25: a budget of effective bits.")]
 Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, or rtn (round to nearest).")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
@@ -153,6 +153,8 @@ def _settings(given: dict[str, Any]) -> QuantizeSettings:
         raise InputError(f"--preset {given['preset']!r} is unknown; choose one of {', '.join(PRESETS)}")
     names = QuantizeSettings.__dataclass_fields__
     explicit = {name: given[name] for name in names if given[name] is not None}
+    if float(explicit["bits"]).is_integer():
+        explicit["bits"] = int(explicit["bits"])
     return QuantizeSettings(**{**PRESETS[given["preset"]], **explicit})
 
 

@@ -40,10 +40,10 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     if shared == 0:
         room = OVERHEAD_TARGET - scale_bits * groups / columns
         shared = 1
-        while shared < rows and 8 * 2**settings.bits * groups / (shared * columns) > room:
+        while shared < rows and 8 * 2**settings.width * groups / (shared * columns) > room:
             shared *= 2
     layout = CodebookLayout(
-        bits=settings.bits,
+        bits=settings.width,
         K=columns,
         N=rows,
         group_size=0 if width >= columns else width,

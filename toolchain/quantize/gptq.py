@@ -36,7 +36,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     start = rtn.quantize(weights, hessian, settings)
     h, _ = damped(hessian, settings.damping)
     order = np.argsort(-np.diag(h), kind="stable")
-    lowest = -(1 << (settings.bits - 1))
+    lowest = -(1 << (settings.width - 1))
     w = np.ascontiguousarray(weights, dtype=np.float64)
     codes = np.zeros(w.shape, np.uint8)
     factor = inverse_factor(h[np.ix_(order, order)])

@@ -20,9 +20,9 @@ def quantize(weights: np.ndarray, hessian: np.ndarray | None, settings: Quantize
     rows, columns = w.shape
     width = min(settings.group_size, columns) or columns
     group_size = 0 if width >= columns else width
-    layout = CodebookLayout(settings.bits, columns, rows, group_size, rows_per_codebook=rows, rows_per_scale=1)
-    lowest = -(1 << (settings.bits - 1))
-    levels = np.arange(lowest, lowest + (1 << settings.bits))
+    layout = CodebookLayout(settings.width, columns, rows, group_size, rows_per_codebook=rows, rows_per_scale=1)
+    lowest = -(1 << (settings.width - 1))
+    levels = np.arange(lowest, lowest + (1 << settings.width))
     codes = np.empty(w.shape, np.uint8)
     exact = np.zeros((rows, layout.groups))
     spans = [slice(g * width, min((g + 1) * width, columns)) for g in range(layout.groups)]

@@ -21,7 +21,9 @@ class QuantizeSettings:
     """How the linear layers inside the blocks, and the embedding, are quantized."""
 
     method: str = "athena"  # a name in toolchain.quantize.METHODS
-    bits: int = 3  # code width of the linear layers, 1 to 8
+    # Code width of the linear layers, 1 to 8; a fraction is a budget of effective bits, everything stored included,
+    # and every layer gets its own width (toolchain/allocation.py).
+    bits: float = 3
     group_size: int = 0  # columns that share a codebook or a scale; 0: the whole row
     rows_per_codebook: int = 0  # rows that share a codebook; 0: as few as OVERHEAD_TARGET allows
     scale_bits: int = 0  # one scale per row: 16 as float16, 2 to 8 as codes; 0: coded in 4 bits for rows under 1024
@@ -63,6 +65,15 @@ class QuantizeSettings:
             raise InputError(f"--scale-bits must be 2 to 8, 16 for float16, or 0 for automatic, not {self.scale_bits}")
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
+
+    @property
+    def width(self) -> int:
+        """The code width where one is needed; a budget is turned into widths before any matrix is quantized."""
+        return int(self.bits)
+
+    @property
+    def is_budget(self) -> bool:
+        return not float(self.bits).is_integer()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

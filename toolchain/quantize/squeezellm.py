@@ -39,7 +39,7 @@ def quantize(
     """
     w = np.ascontiguousarray(weights, dtype=np.float64)
     sensitivity = np.ones_like(w) if fisher is None else np.ascontiguousarray(fisher, dtype=np.float64)
-    centroids = _cluster(w, sensitivity, 1 << settings.bits)
+    centroids = _cluster(w, sensitivity, 1 << settings.width)
     exact = np.abs(centroids).max(axis=1, keepdims=True) / LEVEL_LIMIT
     used = exact[exact > 0]
     scale = exact.astype(scale_dtype(float(used.min(initial=1.0)), float(exact.max())))
@@ -48,7 +48,7 @@ def quantize(
     codes = np.empty(w.shape, np.uint8)
     for r in range(w.shape[0]):
         codes[r] = np.abs(w[r][:, None] - levels[r] * float(scale[r, 0])).argmin(axis=1)
-    layout = CodebookLayout(settings.bits, w.shape[1], w.shape[0])
+    layout = CodebookLayout(settings.width, w.shape[1], w.shape[0])
     result = assemble(layout, codes, levels[:, None, :], scale, {})
     h, _ = damped(hessian, settings.damping)
     result.losses["clustering"] = layer_loss(w - result.dequantized(), h) / max(layer_loss(w, h), 1e-300)
