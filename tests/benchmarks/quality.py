@@ -1,12 +1,12 @@
 """Quality against stored bits: every method on the real models of ../shared, by the commands a user types.
 
-    python -m tests.benchmarks.quality -o FOLDER [--best-steps stories260K=1000 scribe-6M=300]
+    python -m tests.benchmarks.quality -o FOLDER [--best-steps stories260K=800 scribe-6M=250]
 
 Each row runs `athena-export export` and `athena-export eval`; finished rows in FOLDER are kept, so a stopped run goes
 on where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against
-effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. "eff. bits"
-counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform methods have a
-float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
+effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
+"eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
+methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
+WINDOWS = {"stories260K": 778, "scribe-6M": 200}  # all of the second half; the first 200 windows of it
 UNIFORM_GROUP = {"stories260K": 0, "scribe-6M": 128}
 METHODS = ("rtn", "gptq", "squeezellm", "athena", "athena best")
 COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", "top-1", "time")
@@ -44,7 +45,7 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
     if method == "athena best":
         export += f" --preset best --tune-steps {best_steps}"
     export += f" --calibration {text} --calibration-part 0:0.5"
-    evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source}"
+    evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
     kept = folder / "row.json"
     if kept.exists():
         return json.loads(kept.read_text())
@@ -95,15 +96,18 @@ def picture(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
-    parser.add_argument("--best-steps", nargs="*", default=["stories260K=1000", "scribe-6M=300"])
+    parser.add_argument("--best-steps", nargs="*", default=["stories260K=800", "scribe-6M=250"])
+    parser.add_argument("--models", nargs="*", default=list(TEXTS), help="measure these; the page needs all")
     args = parser.parse_args()
     steps = {name: int(count) for name, count in (pair.split("=") for pair in args.best_steps)}
     rows = []
     for method in METHODS:
-        for model in TEXTS:
+        for model in args.models:
             for bits in (4, 3, 2):
                 rows.append(measure(model, method, bits, args.output, steps.get(model, 1000)))
                 print(" | ".join(cells(rows[-1])), flush=True)
+    if set(args.models) != set(TEXTS):
+        return
     rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["bits"], METHODS.index(r["method"])))
     base = [
         [m, "float32", "32", "-", "-", f"{next(r for r in rows if r['model'] == m)['reference_perplexity']:.3f}", "0",
