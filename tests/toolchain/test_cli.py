@@ -184,3 +184,23 @@ def test_chat_template_is_carried_over(stories, tinystories_text, tmp_path):
     quick = ["--sequences", 4, "--sequence-length", 64, "--passes", 0, "--calibration", tinystories_text]
     athena("export", source, "-o", tmp_path / "OUT", *quick)
     assert (tmp_path / "OUT" / "chat_template.jinja").read_text() == template
+
+
+def test_a_small_install_runs_costs_inspects_and_says_what_quantizing_needs(
+    exported, stories, tinystories_text, tmp_path
+):
+    """A Raspberry Pi has no torch, transformers, safetensors or onnx_ir."""
+    out, _ = exported
+    absent = ["torch", "transformers", "safetensors", "onnx_ir", "huggingface_hub"]
+
+    def small(*arguments):
+        words = ["athena-export", *map(str, arguments)]
+        code = f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.argv = {words}; import toolchain.__main__"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    eval_ours = ["eval", out, "--text", tinystories_text, "--limit", 2, "--no-save"]
+    for arguments in (["run", out, "--max-tokens", 3], ["cost", out], ["inspect", out], ["targets"], eval_ours):
+        assert small(*arguments).returncode == 0
+    for arguments in (["export", stories, "-o", tmp_path / "x"], ["eval", stories, "--text", tinystories_text]):
+        result = small(*arguments)
+        assert result.returncode == 2 and "pip install 'athena-export[quantize]'" in result.stderr

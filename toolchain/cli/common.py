@@ -17,6 +17,7 @@ from export.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 show_tracebacks = False
+_QUANTIZE_PACKAGES = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "onnx_ir"})
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -36,6 +37,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             sys.stderr.close()
             raise SystemExit(0) from None
+        except ModuleNotFoundError as error:
+            if error.name not in _QUANTIZE_PACKAGES:
+                raise
+            _fail(f"this needs the package {error.name}: pip install 'athena-export[quantize]'", 2)
         except Exception as error:
             if show_tracebacks:
                 raise

@@ -159,10 +159,8 @@ def _settings(given: dict[str, Any]) -> QuantizeSettings:
 
 
 def _quantize(model: str, out: Path, settings: Any, source: str, part: str | None, force: bool, quiet: bool) -> Any:
-    try:
-        from toolchain.pipeline import CalibrationChoice, quantize_model
-    except ImportError as error:
-        raise InputError(f"quantizing needs the package {error.name}: pip install 'athena-export[quantize]'") from None
+    from toolchain.pipeline import CalibrationChoice, quantize_model
+
     return quantize_model(model, out, settings, CalibrationChoice(source, part), restart=force, quiet=quiet)
 
 
