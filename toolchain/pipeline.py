@@ -60,7 +60,7 @@ def quantize_model(
     """Quantize `model` (folder or hub name) into the quantized checkpoint `out`, continuing what is already there.
 
     Raises InputError for anything wrong with the model, the text or the settings, and when `out` holds a run with
-    other settings (`restart` deletes it instead).
+    other settings (`restart` deletes it instead; a run with the same settings always continues).
     """
     quantizer = method(settings.method)
     folder = resolve(model)
@@ -145,7 +145,11 @@ def _manifest(
 
 def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: bool) -> None:
     """Create the output folder, or check that what it holds belongs to the same run."""
-    if restart and (out / MANIFEST).exists():
+    if (
+        restart
+        and (out / MANIFEST).exists()
+        and read_json(out / MANIFEST).get("fingerprint") != manifest["fingerprint"]
+    ):
         shutil.rmtree(out)
     if (out / MANIFEST).exists():
         _refuse_changes(out, read_json(out / MANIFEST), manifest)
