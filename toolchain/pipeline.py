@@ -10,15 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from export import __version__
 from export.archs import model_spec
@@ -37,10 +34,10 @@ from export.files import MANIFEST, read_json, write_json
 from export.folder import copy_tokenizer
 from export.spec import ModelSpec
 from toolchain import calibration
-from toolchain.blocks import BlockRunner, get_weight, set_weight
-from toolchain.progress import Reporter
-from toolchain.quantize import Method, method, needs_gradients, rtn
-from toolchain.quantize.result import QuantizedMatrix
+from toolchain.blocks import BlockRunner
+from toolchain.blockwise import BlockQuantizer
+from toolchain.outside import outside_tensors
+from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
 
@@ -62,7 +59,7 @@ def quantize_model(
     Raises InputError for anything wrong with the model, the text or the settings, and when `out` holds a run with
     other settings (`restart` deletes it instead; a run with the same settings always continues).
     """
-    quantizer = method(settings.method)
+    method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
     spec = model_spec(SourceModel(folder).config)
     source = SourceModel(folder, spec.optional_prefix)
@@ -75,51 +72,10 @@ def quantize_model(
     _prepare(out, source, manifest, restart)
     if "totals" in read_json(out / MANIFEST):
         return QuantizedCheckpoint(out)
-    runner = BlockRunner(source, spec)
-    hidden: torch.Tensor | None = None
-    names = spec.block.linears()
-    fisher = needs_gradients(settings.method)
-    gradients = None
-    if (fisher or settings.guided or settings.is_budget) and not all(
-        (out / block_shard(i)).exists() for i in range(spec.layers)
-    ):
-        from toolchain.gradients import measure
-
-        gradients = measure(source, spec, data.tokens, quiet, per_weight=fisher)
-    widths: dict[str, int] = {}
-    if settings.is_budget and gradients is not None:
-        from toolchain.allocation import plan_widths
-
-        widths = plan_widths(runner, spec, data.tokens, gradients, settings, quantizer, out, quiet)
-    with Reporter("Quantizing", spec.layers * len(names) + 1, quiet) as report:
-        pending = [i for i in range(spec.layers) if not (out / block_shard(i)).exists()]
-        if pending and pending[0] > 0:
-            report.note(f"Resuming at block {pending[0]} of {spec.layers}")
-        for layer in range(spec.layers):
-            if not pending:
-                report.step("already done", len(names))
-                continue
-            if hidden is None:
-                hidden = runner.embed(data.tokens)
-            block = runner.load_block(layer)
-            path = out / block_shard(layer)
-            if path.exists():
-                _restore(block, path, spec, layer)
-                report.step(f"block {layer + 1} replayed", len(names))
-            else:
-                prefix = spec.prefix(layer)
-                guide = {n: gradients.outputs[prefix + n] for n in names} if gradients and settings.guided else None
-                hessians, _ = runner.hessians(block, names, hidden, guide)
-                by_weight = {n: gradients.weights[prefix + n] for n in names} if gradients and fisher else {}
-                chosen = {n: replace(settings, bits=widths.get(prefix + n, settings.bits)) for n in names}
-                quantize = partial(_quantize_matrix, quantizer, chosen, hessians, by_weight)
-                tensors, records = _quantize_block(block, layer, spec, quantize, report)
-                write_shard(path, tensors, records)
-            if layer + 1 <= pending[-1]:
-                hidden = runner.run(block, hidden)
-        if not (out / OUTSIDE_SHARD).exists():
-            write_shard(out / OUTSIDE_SHARD, *_outside(source, spec, settings))
-        report.step("embedding and head")
+    if not all((out / block_shard(i)).exists() for i in range(spec.layers)):
+        _quantize_blocks(source, spec, data.tokens, settings, out, quiet)
+    if not (out / OUTSIDE_SHARD).exists():
+        write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
     prefix = ""
     if settings.tune_steps:
         from toolchain.finetune import TUNED_PREFIX, tune_checkpoint
@@ -128,6 +84,24 @@ def quantize_model(
         tune_checkpoint(source, spec, out, settings, windows.tokens, quiet)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
+
+
+def _quantize_blocks(
+    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, out: Path, quiet: bool
+) -> None:
+    """Everything that needs the calibration tokens: gradients and bit allocation where asked, then block by block."""
+    runner = BlockRunner(source, spec)
+    per_weight = needs_gradients(settings.method)
+    gradients, widths = None, {}
+    if per_weight or settings.guided or settings.is_budget:
+        from toolchain.gradients import measure
+
+        gradients = measure(source, spec, tokens, quiet, per_weight)
+    if settings.is_budget and gradients is not None:
+        from toolchain.allocation import plan_widths
+
+        widths = plan_widths(runner, spec, tokens, gradients, settings, method(settings.method), out, quiet)
+    BlockQuantizer(runner, spec, settings, gradients, widths).run(tokens, out, quiet)
 
 
 def _manifest(
@@ -173,96 +147,6 @@ def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
     changed += [f"the {part} changed" for part in ("source", "calibration") if old.get(part) != new[part]]
     detail = "; ".join(changed) or "it was made by another version"
     raise InputError(f"{out}: holds a run that does not match ({detail}). Use the same settings, or --force to restart")
-
-
-def _quantize_matrix(
-    quantizer: Method,
-    settings: dict[str, QuantizeSettings],
-    hessians: dict[str, np.ndarray],
-    fisher: dict[str, np.ndarray],
-    name: str,
-    weights: np.ndarray,
-) -> QuantizedMatrix:
-    extra = (fisher[name],) if name in fisher else ()
-    return quantizer(weights, hessians[name], settings[name], *extra)
-
-
-def _quantize_block(
-    block: nn.Module, layer: int, spec: ModelSpec, quantize: Callable[[str, np.ndarray], QuantizedMatrix],
-    report: Reporter,
-) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:  # fmt: skip
-    """Quantize the block's linear layers in place; returns everything its shard stores."""
-    tensors: dict[str, np.ndarray] = {}
-    records: list[TensorRecord] = []
-    prefix = spec.prefix(layer)
-    for name in spec.block.linears():
-        module = block.get_submodule(name)
-        result = quantize(name, get_weight(module))
-        damping = result.losses.get("damping")
-        if damping is not None:
-            report.note(f"{prefix}{name}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")
-        set_weight(module, result.dequantized())
-        parts, record = result.stored(prefix + name)
-        tensors |= parts
-        records.append(record)
-        report.step(f"block {layer + 1}/{spec.layers} {name}")
-    linear_weights = {f"{name}.weight" for name in spec.block.linears()}
-    for name, parameter in block.named_parameters():
-        if name not in linear_weights:
-            tensors[prefix + name], record = _dense(prefix + name, parameter.detach().numpy())
-            records.append(record)
-    return tensors, records
-
-
-def _dense(name: str, values: np.ndarray) -> tuple[np.ndarray, TensorRecord]:
-    array = np.ascontiguousarray(values, dtype=np.float32)
-    return array, TensorRecord(name, "float32", array.shape, array.nbytes)
-
-
-def _restore(block: nn.Module, path: Path, spec: ModelSpec, layer: int) -> None:
-    """Put the dequantized weights of a finished shard into the block."""
-    from safetensors.numpy import load_file
-
-    tensors = load_file(path)
-    records = {record.name: record for record in read_shard_records(path)}
-    prefix = spec.prefix(layer)
-    for name in spec.block.linears():
-        full = prefix + name
-        stored = QuantizedMatrix.restored(records[full], partial(_part, tensors, full))
-        set_weight(block.get_submodule(name), stored.dequantized())
-
-
-def _part(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
-    return tensors.get(name + suffix)
-
-
-def _outside(
-    source: SourceModel, spec: ModelSpec, settings: QuantizeSettings
-) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
-    """Embedding, positions, final norm and head: uniform codes with a scale per row, or float16."""
-    tensors: dict[str, np.ndarray] = {}
-    records: list[TensorRecord] = []
-    shapes = {spec.embedding: (spec.vocab_size, spec.hidden_size)}
-    if spec.position_embedding:
-        shapes[spec.position_embedding] = (spec.context_length, spec.hidden_size)
-    if not spec.tied_head:
-        shapes[spec.head] = (spec.vocab_size, spec.hidden_size)
-    for name, shape in shapes.items():
-        weights = source.tensor(f"{name}.weight", shape).numpy()
-        if settings.embedding_bits <= 8:
-            result = rtn.quantize(weights, None, QuantizeSettings(method="rtn", bits=settings.embedding_bits))
-            parts, record = result.stored(name)
-        else:
-            dtype = np.float16 if np.abs(weights).max() <= np.finfo(np.float16).max else np.float32
-            parts = {f"{name}.weight": weights.astype(dtype)}
-            record = TensorRecord(name, np.dtype(dtype).name, shape, parts[f"{name}.weight"].nbytes)
-        tensors |= parts
-        records.append(record)
-    for name in (f"{spec.final_norm}.weight", f"{spec.final_norm}.bias", f"{spec.head}.bias"):
-        if source.has(name):
-            tensors[name], record = _dense(name, source.tensor(name).numpy())
-            records.append(record)
-    return tensors, records
 
 
 def _finish(out: Path, manifest: dict[str, Any], spec: ModelSpec, prefix: str) -> QuantizedCheckpoint:

@@ -1,0 +1,114 @@
+"""Quantizes one transformer block after another and writes each block's shard as soon as it is done.
+
+Calibration states pass through the blocks that are already quantized; finished blocks of an earlier run are replayed
+from their shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+from torch import nn
+
+from export.checkpoint import TensorRecord, block_shard, read_shard_records, write_shard
+from export.spec import ModelSpec
+from toolchain.blocks import BlockRunner, get_weight, set_weight
+from toolchain.gradients import Gradients
+from toolchain.outside import dense_record
+from toolchain.progress import Reporter
+from toolchain.quantize import method
+from toolchain.quantize.result import QuantizedMatrix
+from toolchain.quantize.settings import QuantizeSettings
+
+
+class BlockQuantizer:
+    """The block loop of one run; what it writes depends on its arguments and the tokens alone."""
+
+    def __init__(
+        self,
+        runner: BlockRunner,
+        spec: ModelSpec,
+        settings: QuantizeSettings,
+        gradients: Gradients | None,
+        widths: Mapping[str, int],
+    ) -> None:
+        """widths: code width by full layer name where it differs from the settings."""
+        self._runner, self._spec, self._settings = runner, spec, settings
+        self._gradients, self._widths = gradients, widths
+        self._quantizer = method(settings.method)
+
+    def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
+        """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
+        names = self._spec.block.linears()
+        pending = [i for i in range(self._spec.layers) if not (out / block_shard(i)).exists()]
+        with Reporter("Quantizing", self._spec.layers * len(names), quiet) as report:
+            if pending[0] > 0:
+                report.note(f"Resuming at block {pending[0]} of {self._spec.layers}")
+            hidden = self._runner.embed(tokens)
+            for layer in range(pending[-1] + 1):
+                block = self._runner.load_block(layer)
+                path = out / block_shard(layer)
+                if path.exists():
+                    self._replay(block, path, layer)
+                    report.step(f"block {layer + 1} replayed", len(names))
+                else:
+                    hessians, _ = self._runner.hessians(block, names, hidden, self._guide(layer))
+                    write_shard(path, *self._quantize(block, layer, hessians, report))
+                if layer < pending[-1]:
+                    hidden = self._runner.run(block, hidden)
+
+    def _guide(self, layer: int) -> dict[str, np.ndarray] | None:
+        """Token weights of the block's Hessians, when the run is guided."""
+        if self._gradients is None or not self._settings.guided:
+            return None
+        prefix = self._spec.prefix(layer)
+        return {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
+
+    def _quantize(
+        self, block: nn.Module, layer: int, hessians: Mapping[str, np.ndarray], report: Reporter
+    ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
+        """Quantize the block's linear layers in place; returns everything its shard stores."""
+        tensors: dict[str, np.ndarray] = {}
+        records: list[TensorRecord] = []
+        prefix = self._spec.prefix(layer)
+        for name in self._spec.block.linears():
+            module, full = block.get_submodule(name), prefix + name
+            result = self._quantize_matrix(full, get_weight(module), hessians[name])
+            damping = result.losses.get("damping")
+            if damping is not None:
+                report.note(f"{full}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")
+            set_weight(module, result.dequantized())
+            parts, record = result.stored(full)
+            tensors |= parts
+            records.append(record)
+            report.step(f"block {layer + 1}/{self._spec.layers} {name}")
+        linear_weights = {f"{name}.weight" for name in self._spec.block.linears()}
+        for name, parameter in block.named_parameters():
+            if name not in linear_weights:
+                tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().numpy())
+                records.append(record)
+        return tensors, records
+
+    def _quantize_matrix(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> QuantizedMatrix:
+        settings = replace(self._settings, bits=self._widths.get(full, self._settings.bits))
+        squares = self._gradients.weights.get(full) if self._gradients is not None else None
+        extra = () if squares is None else (squares,)
+        return self._quantizer(weights, hessian, settings, *extra)
+
+    def _replay(self, block: nn.Module, path: Path, layer: int) -> None:
+        """Put the dequantized weights of a finished shard into the block."""
+        tensors = load_file(path)
+        records = {record.name: record for record in read_shard_records(path)}
+        for name in self._spec.block.linears():
+            full = self._spec.prefix(layer) + name
+            stored = QuantizedMatrix.restored(records[full], partial(_part, tensors, full))
+            set_weight(block.get_submodule(name), stored.dequantized())
+
+
+def _part(tensors: Mapping[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
+    return tensors.get(name + suffix)

@@ -1,0 +1,46 @@
+"""What lies outside the transformer blocks: embedding, positions, final norm and head, stored in one shard."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from export.checkpoint import TensorRecord
+from export.spec import ModelSpec
+from toolchain.quantize import rtn
+from toolchain.quantize.settings import QuantizeSettings
+from toolchain.source import SourceModel
+
+
+def outside_tensors(
+    source: SourceModel, spec: ModelSpec, settings: QuantizeSettings
+) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
+    """Matrices as uniform codes with a scale per row or as float16, vectors as float32; tensors and their records."""
+    tensors: dict[str, np.ndarray] = {}
+    records: list[TensorRecord] = []
+    shapes = {spec.embedding: (spec.vocab_size, spec.hidden_size)}
+    if spec.position_embedding:
+        shapes[spec.position_embedding] = (spec.context_length, spec.hidden_size)
+    if not spec.tied_head:
+        shapes[spec.head] = (spec.vocab_size, spec.hidden_size)
+    for name, shape in shapes.items():
+        weights = source.tensor(f"{name}.weight", shape).numpy()
+        if settings.embedding_bits <= 8:
+            result = rtn.quantize(weights, None, QuantizeSettings(method="rtn", bits=settings.embedding_bits))
+            parts, record = result.stored(name)
+        else:
+            dtype = np.float16 if np.abs(weights).max() <= np.finfo(np.float16).max else np.float32
+            parts = {f"{name}.weight": weights.astype(dtype)}
+            record = TensorRecord(name, np.dtype(dtype).name, shape, parts[f"{name}.weight"].nbytes)
+        tensors |= parts
+        records.append(record)
+    for name in (f"{spec.final_norm}.weight", f"{spec.final_norm}.bias", f"{spec.head}.bias"):
+        if source.has(name):
+            tensors[name], record = dense_record(name, source.tensor(name).numpy())
+            records.append(record)
+    return tensors, records
+
+
+def dense_record(name: str, values: np.ndarray) -> tuple[np.ndarray, TensorRecord]:
+    """A vector as it is stored, float32, and its record."""
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    return array, TensorRecord(name, "float32", array.shape, array.nbytes)
