@@ -98,15 +98,19 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
     parser.add_argument("--best-steps", nargs="*", default=["stories260K=800", "scribe-6M=250"])
     parser.add_argument("--models", nargs="*", default=list(TEXTS), help="measure these; the page needs all")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the rows in FOLDER")
     args = parser.parse_args()
     steps = {name: int(count) for name, count in (pair.split("=") for pair in args.best_steps)}
     rows = []
-    for method in METHODS:
-        for model in args.models:
-            for bits in (4, 3, 2):
-                rows.append(measure(model, method, bits, args.output, steps.get(model, 1000)))
-                print(" | ".join(cells(rows[-1])), flush=True)
-    if set(args.models) != set(TEXTS):
+    if args.page_only:
+        rows = [json.loads(path.read_text()) for path in sorted(args.output.glob("*/row.json"))]
+    else:
+        for method in METHODS:
+            for model in args.models:
+                for bits in (4, 3, 2):
+                    rows.append(measure(model, method, bits, args.output, steps.get(model, 1000)))
+                    print(" | ".join(cells(rows[-1])), flush=True)
+    if {r["model"] for r in rows} != set(TEXTS):
         return
     rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["bits"], METHODS.index(r["method"])))
     base = [
