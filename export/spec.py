@@ -33,9 +33,6 @@ class BlockNames:
         names = (self.query, self.key, self.value, self.fused_qkv, self.attention_output, self.gate, self.up, self.down)
         return tuple(name for name in names if name is not None)
 
-    def norms(self) -> tuple[str, ...]:
-        return self.attention_norm, self.mlp_norm
-
 
 @dataclass(frozen=True)
 class ModelSpec:

@@ -76,9 +76,6 @@ class Target:
     def __getitem__(self, name: str) -> float:
         return self.constants[name].value
 
-    def tags(self) -> set[str]:
-        return {constant.tag for constant in self.constants.values()}
-
 
 def target_names() -> list[str]:
     """Names of the targets that come with the package."""

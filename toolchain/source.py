@@ -54,9 +54,6 @@ class SourceModel:
         self._prefix = optional_prefix
         self._shard_of = self._index()
 
-    def with_prefix(self, optional_prefix: str) -> SourceModel:
-        return SourceModel(self.folder, optional_prefix)
-
     def _index(self) -> dict[str, Path]:
         index_path = self.folder / _INDEX
         if index_path.exists():

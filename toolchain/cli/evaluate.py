@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @guarded
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder (float32).")],
-    text: Annotated[Path, typer.Option(help="UTF-8 text file, or .gz of one.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text file, .gz of one, or held-out (built in).")],
     part: Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0.5:1.")] = None,
     reference: Annotated[Optional[str], typer.Option(help="Source model, for KL and top-1 agreement.")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
