@@ -8,8 +8,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# The first example of a property pays for just-in-time compilation: a deadline would measure the compiler.
+settings.register_profile("athena", deadline=None)
+settings.load_profile("athena")
 DEMO = Path(__file__).resolve().parents[1] / "toolchain" / "demo" / "athena-demo-2M"
 
 

@@ -86,10 +86,9 @@ def kmeans_1d(values: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
     for layer in range(layers - 1, -1, -1):
         start = splits[layer, end] if layer > 0 else 0
         weight = sums[0, end + 1] - sums[0, start]
-        if weight > 0.0:
-            centroids[layer] = centre + (sums[1, end + 1] - sums[1, start]) / weight
-        else:
-            centroids[layer] = x[start]
+        mean = centre + (sums[1, end + 1] - sums[1, start]) / weight if weight > 0.0 else x[start]
+        # A mean lies inside its interval; rounding in the prefix sums must not carry it out and break the order.
+        centroids[layer] = min(max(mean, x[start]), x[end])
         end = start - 1
     for layer in range(layers, k):
         centroids[layer] = centroids[layers - 1]
