@@ -15,7 +15,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -108,6 +108,21 @@ def read_shard_records(path: Path) -> list[TensorRecord]:
             return [TensorRecord.from_json(r) for r in json.loads((file.metadata() or {})["athena"])]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a complete shard of a quantized checkpoint ({error})") from None
+
+
+class StoredTensors(Protocol):
+    """What the exporter needs of a quantized checkpoint."""
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    records: dict[str, TensorRecord]
+
+    def has(self, name: str) -> bool:
+        """Whether the tensor or matrix of this name is stored."""
+
+    def tensor(self, record_name: str, suffix: str) -> np.ndarray:
+        """One stored part of a record, e.g. tensor("model.layers.0.mlp.up_proj", ".codes")."""
 
 
 class QuantizedCheckpoint:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint import QuantizedCheckpoint, TensorRecord
+from export.checkpoint import StoredTensors, TensorRecord
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.errors import InputError
 from export.functions import function_bodies
@@ -21,7 +21,7 @@ from export.spec import ModelSpec
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
 
-def build_decoder(spec: ModelSpec, checkpoint: QuantizedCheckpoint, producer: str) -> ir.Model:
+def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> ir.Model:
     """The complete model; weights are read lazily when it is saved.
 
     Raises InputError when the checkpoint lacks a tensor that the family needs or has it in another shape.
@@ -32,7 +32,7 @@ def build_decoder(spec: ModelSpec, checkpoint: QuantizedCheckpoint, producer: st
 class _DecoderGraph:
     """The values that all parts of one decoder graph share."""
 
-    def __init__(self, spec: ModelSpec, checkpoint: QuantizedCheckpoint) -> None:
+    def __init__(self, spec: ModelSpec, checkpoint: StoredTensors) -> None:
         self.spec = spec
         self.checkpoint = checkpoint
         self.g = GraphWriter()

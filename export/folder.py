@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from export import __version__
 from export.archs import model_spec
-from export.checkpoint import QuantizedCheckpoint
+from export.checkpoint import StoredTensors
 from export.decoder import build_decoder
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
@@ -71,7 +71,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def write_model_folder(
-    checkpoint: QuantizedCheckpoint,
+    checkpoint: StoredTensors,
     destination: Path,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from export.checkpoint import QuantizedCheckpoint
+from export.checkpoint import StoredTensors
 from export.folder import write_model_folder
 from toolchain.progress import Reporter
 from toolchain.report import new_report, save_report
 
 
-def package_checkpoint(checkpoint: QuantizedCheckpoint, destination: Path, quiet: bool = False) -> Path:
+def package_checkpoint(checkpoint: StoredTensors, destination: Path, quiet: bool = False) -> Path:
     """Build the model folder in a hidden folder next to `destination`; the caller moves it into place.
 
     Nothing is left behind when it fails. Raises InputError when the checkpoint does not fit its config.

@@ -1,0 +1,5 @@
+"""The compiled runtime: a graph becomes a table of steps (planner.py) that one compiled function runs on a thread team.
+
+Kernels take plain addresses and check nothing: the planner has compared every stored array with its node, and allocates
+every buffer. matrix.py describes a codebook matrix, matvec.py multiplies one token by it, matmul.py many.
+"""

@@ -1,0 +1,212 @@
+"""Causal attention over a float16 key-value cache: grouped queries, sliding window, online softmax.
+
+Keys of one head lie as [capacity / 16][head_dim][16 positions], so that 16 scores are one vector and no sum crosses
+lanes; values as [capacity][padded head_dim]. A work item is up to 8 query rows that share one key-value head.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from runtime_py.engine.elementwise import exponential, rotate_head
+from runtime_py.simd.vectors import (
+    FLOAT,
+    HALF,
+    I64,
+    Floats,
+    add,
+    call,
+    divide,
+    first_lanes,
+    get_f32,
+    load,
+    load_floats,
+    load_some,
+    max_floats,
+    maximum,
+    multiply,
+    pointer,
+    put_f16,
+    put_f32,
+    splat,
+    splat_float,
+    store_floats,
+    store_halfs,
+    store_some,
+    subtract,
+    sum_floats,
+    zero_floats,
+)
+
+ROWS = 8  # query rows of one work item
+KEYS = 256  # keys per round of the online softmax
+_HIDDEN = np.float32(-1e30)
+_F = np.float32
+
+
+def key_bytes(kv_heads: int, head_dim: int, capacity: int) -> int:
+    """Bytes of the key cache; capacity is a multiple of 16."""
+    return 2 * kv_heads * head_dim * capacity
+
+
+def value_width(head_dim: int) -> int:
+    """Floats of one cached value row, padded to whole vectors."""
+    return -(-head_dim // 16) * 16
+
+
+def scratch_bytes(head_dim: int) -> int:
+    """Bytes of scratch memory one thread needs: queries, scores, sums, maxima and totals."""
+    return 4 * (ROWS * head_dim + ROWS * KEYS + ROWS * value_width(head_dim) + 2 * 16) + 64
+
+
+@intrinsic(prefer_literal=True)
+def attention_product(typingctx, rows, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, add_to):  # type: ignore[no-untyped-def]
+    """out[r] (16 floats) = sum over i < count of numbers[r, i] * vectors[i] (16 halfs), for a literal number of rows.
+
+    Strides in bytes: between vectors, between numbers of a row, between rows of numbers, between rows of out. With
+    add_to (literal 1) the sums start from out.
+    """
+    height, start_from_out = rows.literal_value, add_to.literal_value
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        _, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, _ = args
+        zero = ir.Constant(Floats.llvm, [0.0] * 16)
+        out_at = [builder.add(out, builder.mul(out_stride, ir.Constant(I64, r))) for r in range(height)]
+        row_at = [builder.add(numbers, builder.mul(row_stride, ir.Constant(I64, r))) for r in range(height)]
+        acc = [cgutils.alloca_once(builder, Floats.llvm) for _ in range(height)]
+        for slot, where in zip(acc, out_at):
+            builder.store(load(builder, where, Floats.llvm) if start_from_out else zero, slot)
+        with cgutils.for_range(builder, count) as loop:
+            at = builder.add(vectors, builder.mul(loop.index, vector_stride))
+            vector = builder.fpext(load(builder, at, ir.VectorType(HALF, 16)), Floats.llvm)
+            offset = builder.mul(loop.index, number_stride)
+            for slot, base in zip(acc, row_at):
+                number = splat(builder, load(builder, builder.add(base, offset), FLOAT), 16)
+                total = call(builder, "llvm.fma.v16f32", Floats.llvm, [vector, number, builder.load(slot)])
+                builder.store(total, slot)
+        for slot, where in zip(acc, out_at):
+            builder.store(builder.load(slot), pointer(builder, where, Floats.llvm), align=1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(rows, i64, i64, i64, i64, i64, i64, i64, i64, add_to), codegen
+
+
+@nb.njit(cache=True)
+def _scores(rows, keys, head_dim, queries, out):  # type: ignore[no-untyped-def]
+    """16 scores of each row: queries float32 [head_dim, ROWS], out float32 [ROWS, KEYS]."""
+    if rows == 1:
+        attention_product(1, keys, 32, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
+    elif rows <= 4:
+        attention_product(4, keys, 32, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
+    else:
+        attention_product(8, keys, 32, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
+
+
+@nb.njit(cache=True)
+def _mix(rows, values, width, count, scores, totals):  # type: ignore[no-untyped-def]
+    """totals [ROWS, width] += scores [ROWS, KEYS] times `count` value rows."""
+    for d in range(0, width, 16):
+        v, out = values + 2 * d, totals + 4 * d
+        if rows == 1:
+            attention_product(1, v, 2 * width, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+        elif rows <= 4:
+            attention_product(4, v, 2 * width, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+        else:
+            attention_product(8, v, 2 * width, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+
+
+@nb.njit(cache=True)
+def _soften(scores, count, low, high, top, width, totals):  # type: ignore[no-untyped-def]
+    """Online softmax of one row: scores of keys low..high - 1 become weights, others zero; (new top, factor, sum)."""
+    best = splat_float(_HIDDEN)
+    for k in range(0, count, 16):
+        s = first_lanes(load_floats(scores + 4 * k), high - k, splat_float(_HIDDEN))
+        if k < low:
+            s = first_lanes(splat_float(_HIDDEN), low - k, s)
+        store_floats(scores + 4 * k, s)
+        best = maximum(best, s)
+    new_top = max(top, max_floats(best))
+    shift, total = splat_float(new_top), zero_floats()
+    for k in range(0, count, 16):
+        weight = exponential(subtract(load_floats(scores + 4 * k), shift))
+        weight = first_lanes(weight, high - k, zero_floats())
+        if k < low:
+            weight = first_lanes(zero_floats(), low - k, weight)
+        store_floats(scores + 4 * k, weight)
+        total = add(total, weight)
+    factor = exponential(splat_float(top - new_top))
+    for d in range(0, width, 16):
+        store_floats(totals + 4 * d, multiply(load_floats(totals + 4 * d), factor))
+    return new_top, max_floats(factor), sum_floats(total)
+
+
+@nb.njit(cache=True)
+def attend_item(item, query, query_stride, keys, values, capacity, heads, kv_heads, head_dim, past, tokens, window, scale, out, out_stride, scratch):  # type: ignore[no-untyped-def]
+    """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
+
+    query, out: float32 [tokens, stride]; keys, values: the layer's cache; window: keys a query may see, 0 for all.
+    """
+    repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
+    tiles = (repeat * tokens + ROWS - 1) // ROWS
+    group, first = item // tiles, item % tiles * ROWS
+    rows = min(ROWS, repeat * tokens - first)
+    queries, scores = scratch, scratch + 4 * ROWS * head_dim
+    totals = scores + 4 * ROWS * KEYS
+    tops, sums = totals + 4 * ROWS * width, totals + 4 * ROWS * width + 64
+    for r in range(ROWS):
+        token, head = (first + min(r, rows - 1)) // repeat, group * repeat + (first + min(r, rows - 1)) % repeat
+        source = query + 4 * (token * query_stride + head * head_dim)
+        for d in range(head_dim):
+            put_f32(queries + 4 * (d * ROWS + r), get_f32(source + 4 * d) * scale)
+        for d in range(0, width, 16):
+            store_floats(totals + 4 * (r * width + d), zero_floats())
+        put_f32(tops + 4 * r, _HIDDEN)
+        put_f32(sums + 4 * r, _F(0.0))
+    stop = past + (first + rows - 1) // repeat + 1
+    begin = past + first // repeat + 1 - window if window > 0 else 0
+    begin = max(begin, 0) // KEYS * KEYS
+    key_head, value_head = keys + 2 * group * capacity * head_dim, values + 2 * group * capacity * width
+    for block in range(begin, stop, KEYS):
+        count = min(KEYS, stop - block)
+        for k in range(0, count, 16):
+            _scores(rows, key_head + 2 * (block + k) * head_dim, head_dim, queries, scores + 4 * k)
+        for r in range(rows):
+            position = past + (first + r) // repeat
+            low = max(position + 1 - window - block, 0) if window > 0 else 0
+            high = min(position + 1 - block, count)
+            top, factor, total = _soften(
+                scores + 4 * r * KEYS, count, low, high, get_f32(tops + 4 * r), width, totals + 4 * r * width
+            )
+            put_f32(tops + 4 * r, top)
+            put_f32(sums + 4 * r, get_f32(sums + 4 * r) * factor + total)
+        _mix(rows, value_head + 2 * block * width, width, count, scores, totals)
+    for r in range(rows):
+        token, head = (first + r) // repeat, group * repeat + (first + r) % repeat
+        target = out + 4 * (token * out_stride + head * head_dim)
+        total = splat_float(get_f32(sums + 4 * r))
+        for d in range(0, head_dim, 16):
+            value = divide(load_floats(totals + 4 * (r * width + d)), total)
+            store_some(target + 4 * d, value, head_dim - d)
+
+
+@nb.njit(cache=True)
+def remember_token(query, key, value, cos, sin, half, keys, values, capacity, heads, kv_heads, head_dim, position):  # type: ignore[no-untyped-def]
+    """Rotate one token's queries and keys in place (half > 0) and write its keys and values into the cache."""
+    width = (head_dim + 15) // 16 * 16
+    if half > 0:
+        for h in range(heads):
+            rotate_head(query + 4 * h * head_dim, cos, sin, half)
+        for h in range(kv_heads):
+            rotate_head(key + 4 * h * head_dim, cos, sin, half)
+    for h in range(kv_heads):
+        to = keys + 2 * (h * capacity * head_dim + position // 16 * head_dim * 16 + position % 16)
+        for d in range(head_dim):
+            put_f16(to + 32 * d, get_f32(key + 4 * (h * head_dim + d)))
+        row = values + 2 * (h * capacity + position) * width
+        for d in range(0, head_dim, 16):
+            store_halfs(row + 2 * d, load_some(value + 4 * (h * head_dim + d), head_dim - d))

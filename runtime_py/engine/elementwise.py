@@ -1,0 +1,181 @@
+"""Norms, activations, rotary positions and small sums over one token, in 16 float32 lanes. Addresses in, memory out.
+
+Reductions use the fixed tree of simd/vectors.py, exponentials one polynomial: the same bits on every machine.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from runtime_py.simd.vectors import (
+    absolute,
+    add,
+    divide,
+    first_lanes,
+    fused,
+    get_f16,
+    get_f32,
+    load_some,
+    maximum,
+    minimum,
+    multiply,
+    power_of_two,
+    put_f32,
+    rounded,
+    splat_float,
+    store_some,
+    subtract,
+    sum_floats,
+    to_floats,
+    zero_floats,
+)
+
+SILU, GELU, GELU_TANH, RELU = range(4)
+_F = np.float32
+_LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(-0.693359375), _F(2.12194440e-4)
+_LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
+
+
+@nb.njit(cache=True, inline="always")
+def exponential(x):  # type: ignore[no-untyped-def]
+    """e**x of 16 floats, x limited to -87.3..88.3; relative error below 2e-7 (polynomial of Cephes' expf)."""
+    x = minimum(maximum(x, splat_float(_LOWEST)), splat_float(_HIGHEST))
+    n = rounded(multiply(x, splat_float(_LOG2_E)))
+    whole = to_floats(n)
+    r = fused(whole, splat_float(_LN2_HIGH), x)
+    r = fused(whole, splat_float(_LN2_LOW), r)
+    p = splat_float(_F(1.9875691500e-4))
+    p = fused(p, r, splat_float(_F(1.3981999507e-3)))
+    p = fused(p, r, splat_float(_F(8.3334519073e-3)))
+    p = fused(p, r, splat_float(_F(4.1665795894e-2)))
+    p = fused(p, r, splat_float(_F(1.6666665459e-1)))
+    p = fused(p, r, splat_float(_F(5.0000001201e-1)))
+    p = add(fused(p, multiply(r, r), r), splat_float(_F(1.0)))
+    return multiply(p, power_of_two(n))
+
+
+@nb.njit(cache=True, inline="always")
+def _logistic(x):  # type: ignore[no-untyped-def]
+    one = splat_float(_F(1.0))
+    return divide(one, add(one, exponential(subtract(zero_floats(), x))))
+
+
+@nb.njit(cache=True, inline="always")
+def _erf(x):  # type: ignore[no-untyped-def]
+    """Error function, absolute error below 3e-7 (Abramowitz and Stegun 7.1.26)."""
+    one, size = splat_float(_F(1.0)), absolute(x)
+    t = divide(one, fused(size, splat_float(_F(0.3275911)), one))
+    p = splat_float(_F(1.061405429))
+    p = fused(p, t, splat_float(_F(-1.453152027)))
+    p = fused(p, t, splat_float(_F(1.421413741)))
+    p = fused(p, t, splat_float(_F(-0.284496736)))
+    p = fused(p, t, splat_float(_F(0.254829592)))
+    tail = multiply(multiply(p, t), exponential(subtract(zero_floats(), multiply(x, x))))
+    sign = divide(x, maximum(size, splat_float(_F(1e-30))))
+    return multiply(sign, subtract(one, tail))
+
+
+@nb.njit(cache=True, inline="always")
+def activated(kind, x):  # type: ignore[no-untyped-def]
+    """SiLU, GELU (by erf or by tanh) or ReLU of 16 floats."""
+    half, one = splat_float(_F(0.5)), splat_float(_F(1.0))
+    if kind == SILU:
+        return multiply(x, _logistic(x))
+    if kind == GELU:
+        return multiply(multiply(half, x), add(one, _erf(multiply(x, splat_float(_F(0.7071067811865476))))))
+    if kind == GELU_TANH:
+        cube = multiply(multiply(x, x), x)
+        inner = multiply(splat_float(_F(1.5957691216057308)), fused(splat_float(_F(0.044715)), cube, x))
+        return multiply(x, _logistic(inner))  # 0.5 (1 + tanh(y)) is the logistic of 2y
+    return maximum(x, zero_floats())
+
+
+@nb.njit(cache=True)
+def activate(kind, source, gated, columns, target):  # type: ignore[no-untyped-def]
+    """target = activation(source) * gated, or without the product where gated is 0. float32 [columns]."""
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        value = activated(kind, load_some(source + 4 * k, some))
+        if gated != 0:
+            value = multiply(value, load_some(gated + 4 * k, some))
+        store_some(target + 4 * k, value, some)
+
+
+@nb.njit(cache=True)
+def add_rows(a, b, columns, target):  # type: ignore[no-untyped-def]
+    """target = a + b, float32 [columns]."""
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        store_some(target + 4 * k, add(load_some(a + 4 * k, some), load_some(b + 4 * k, some)), some)
+
+
+@nb.njit(cache=True)
+def rms_norm(source, scale, columns, epsilon, target):  # type: ignore[no-untyped-def]
+    """target = source / sqrt(mean(source**2) + epsilon) * scale."""
+    squares = zero_floats()
+    for k in range(0, columns, 16):
+        x = load_some(source + 4 * k, min(columns - k, 16))
+        squares = fused(x, x, squares)
+    factor = splat_float(_F(1.0) / np.sqrt(sum_floats(squares) / _F(columns) + epsilon))
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        value = multiply(multiply(load_some(source + 4 * k, some), factor), load_some(scale + 4 * k, some))
+        store_some(target + 4 * k, value, some)
+
+
+@nb.njit(cache=True)
+def layer_norm(source, scale, bias, columns, epsilon, target):  # type: ignore[no-untyped-def]
+    """target = (source - mean) / sqrt(variance + epsilon) * scale + bias; bias may be 0 for none."""
+    total = zero_floats()
+    for k in range(0, columns, 16):
+        total = add(total, load_some(source + 4 * k, min(columns - k, 16)))
+    mean = splat_float(sum_floats(total) / _F(columns))
+    squares = zero_floats()
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        x = first_lanes(subtract(load_some(source + 4 * k, some), mean), some, zero_floats())
+        squares = fused(x, x, squares)
+    factor = splat_float(_F(1.0) / np.sqrt(sum_floats(squares) / _F(columns) + epsilon))
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        value = multiply(subtract(load_some(source + 4 * k, some), mean), factor)
+        value = multiply(value, load_some(scale + 4 * k, some))
+        if bias != 0:
+            value = add(value, load_some(bias + 4 * k, some))
+        store_some(target + 4 * k, value, some)
+
+
+@nb.njit(cache=True)
+def rotate_head(x, cos, sin, half):  # type: ignore[no-untyped-def]
+    """Rotary positions in place on one head, half-split layout: pairs (i, i + half) by the angles of cos and sin."""
+    for i in range(0, half, 16):
+        some = min(half - i, 16)
+        a, b = load_some(x + 4 * i, some), load_some(x + 4 * (i + half), some)
+        c, s = load_some(cos + 4 * i, some), load_some(sin + 4 * i, some)
+        store_some(x + 4 * i, subtract(multiply(a, c), multiply(b, s)), some)
+        store_some(x + 4 * (i + half), add(multiply(b, c), multiply(a, s)), some)
+
+
+@nb.njit(cache=True)
+def dense_row(table, item_bytes, row, columns, target):  # type: ignore[no-untyped-def]
+    """One row of a float32 or float16 table as float32."""
+    at = table + row * columns * item_bytes
+    for k in range(columns):
+        put_f32(target + 4 * k, get_f32(at + 4 * k) if item_bytes == 4 else get_f16(at + 2 * k))
+
+
+@nb.njit(cache=True)
+def dense_rows(source, tokens, stride, weights, item_bytes, columns, first, last, out, out_stride, bias, accumulate):  # type: ignore[no-untyped-def]
+    """out[:, first:last] (= or +=) source [tokens, columns] times rows of a float32 or float16 matrix, plus bias."""
+    for n in range(first, last):
+        at = weights + n * columns * item_bytes
+        for t in range(tokens):
+            x = source + 4 * t * stride
+            total = _F(0.0)
+            for k in range(columns):
+                total += get_f32(x + 4 * k) * (get_f32(at + 4 * k) if item_bytes == 4 else get_f16(at + 2 * k))
+            where = out + 4 * (t * out_stride + n)
+            if bias != 0:
+                total += get_f32(bias + 4 * n)
+            put_f32(where, total + get_f32(where) if accumulate else total)

@@ -1,0 +1,178 @@
+"""A planned model folder: weights mapped, buffers allocated once, one compiled call a token on a team of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import InputError
+from export.reader import Graph
+from runtime_py.engine import attention, matmul
+from runtime_py.engine.machine import run_steps
+from runtime_py.engine.plan import aligned_bytes, finish
+from runtime_py.engine.planner import Planner
+from runtime_py.engine.team import Team, available_threads
+from runtime_py.session import Session
+from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
+from runtime_py.simd.tile import has_amx
+
+_CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
+_CACHE_CHUNK = 256  # tokens by which a key-value cache grows
+_ROTATION_CHUNK = 1024  # positions by which the table of rotations grows
+_SMALL_WORK = 1 << 21  # bytes of weights a token below which starting a second thread costs more than it saves
+
+
+@dataclass
+class EngineState:
+    """Keys and values of the tokens seen so far, float16 as attention.py lays them out, one pair per layer."""
+
+    length: int
+    capacity: int
+    keys: list[np.ndarray]
+    values: list[np.ndarray]
+
+    def bytes(self) -> int:
+        return sum(a.nbytes for a in (*self.keys, *self.values))
+
+
+class Engine:
+    """Runs one model folder with int8 activations. Several states can share it; calls take turns."""
+
+    def __init__(self, graph: Graph, reference: Session, threads: int | None = None) -> None:
+        """reference: the interpreter of the same graph, asked once for the rotations of every position.
+
+        Raises Unplannable when the graph has something the compiled machine cannot run.
+        """
+        planner = Planner(graph, _CHUNK)
+        planner.plan()
+        self._reference = reference
+        self._attention = planner.attention
+        self._rotation_names = planner.rotation
+        self._position_rows = planner.position_rows
+        self.vocab_size = planner.logits.width
+        self._lookup_rows = planner.vocab_size
+        self._plan = finish(planner.steps, planner.keep)
+        self._isa = pick()
+        amx = self._isa == "avx512vbmi" and has_amx() and _allow_amx()
+        rows, vectors = matmul.tile_shape(self._isa, amx)
+        self._tile = (rows, vectors, amx)
+        self._config = _amx_config()
+        self._threads = threads or available_threads()
+        self._team = Team(self._threads)
+        head_dim = max((a.head_dim for a in self._attention), default=16)
+        per_thread = matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attention.scratch_bytes(head_dim) + 4096
+        self._scratch_stride = -(-per_thread // 64) * 64
+        self._scratch = aligned_bytes(self._scratch_stride * self._threads)
+        self._counters = np.zeros(len(self._plan.steps), np.int64)
+        self._meeting = aligned_bytes(128)
+        self._rotations: tuple[np.ndarray, np.ndarray] | None = None
+        self._weight_bytes = sum(w.nbytes for w in graph.weights.values())
+        self._lock = threading.Lock()
+
+    def new_state(self) -> EngineState:
+        """An empty key-value cache."""
+        return EngineState(0, 0, [], [])
+
+    def forward(self, state: EngineState, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
+        """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
+
+        Raises InputError on a token outside the vocabulary, an empty input, or positions the model has no row for.
+        """
+        ids = np.ascontiguousarray(tokens, dtype=np.int64).reshape(-1)
+        if ids.size == 0:
+            raise InputError("the prompt is empty: at least one token is needed")
+        if int(ids.min()) < 0 or int(ids.max()) >= self._lookup_rows:
+            raise InputError(f"token {int(ids.max())} lies outside the vocabulary of {self._lookup_rows}")
+        total = state.length + ids.size
+        if self._position_rows is not None and total > self._position_rows:
+            raise InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
+        logits = np.empty((1 if last_only else ids.size, self.vocab_size), np.float32)
+        with self._lock:
+            self._grow(state, total)
+            for start in range(0, ids.size, _CHUNK):
+                part = ids[start : start + _CHUNK]
+                out = logits if last_only else logits[start : start + part.size]
+                self._run(state, part, out, last_only)
+        return logits
+
+    def _run(self, state: EngineState, ids: np.ndarray, logits: np.ndarray, last_only: bool) -> None:
+        positions = np.arange(state.length, state.length + ids.size, dtype=np.int64)
+        set_value = self._plan.set
+        set_value("input_ids", ids.ctypes.data)
+        set_value("position_ids", positions.ctypes.data)
+        set_value("logits", logits.ctypes.data)
+        set_value("capacity", state.capacity)
+        for i, (keys, values) in enumerate(zip(state.keys, state.values)):
+            set_value(f"keys.{i}", keys.ctypes.data)
+            set_value(f"values.{i}", values.ctypes.data)
+        if self._rotation_names is not None:
+            cos, sin = self._rotation_table(state.length + ids.size)
+            set_value("cos", cos.ctypes.data)
+            set_value("sin", sin.ctypes.data)
+            set_value("half", cos.shape[1])
+        self._counters[:] = 0
+        plan, base = self._plan, self._scratch.ctypes.data
+        isa, offset = ISAS[self._isa], WEIGHT_OFFSET[self._isa]
+        steps, count, past, tokens = plan.steps.ctypes.data, len(plan.steps), state.length, ids.size
+        counters, meeting, config = self._counters.ctypes.data, self._meeting.ctypes.data, self._config.ctypes.data
+
+        def work(thread: int, threads: int) -> None:
+            run_steps(
+                isa, offset, self._tile, config, steps, count, tokens, past, last_only, counters, meeting, thread,
+                threads, base + thread * self._scratch_stride,
+            )  # fmt: skip
+
+        alone = self._weight_bytes * min(tokens, 16) < _SMALL_WORK
+        self._team.run(work, 1 if alone else self._threads)
+        state.length += tokens
+
+    def _grow(self, state: EngineState, total: int) -> None:
+        if total <= state.capacity:
+            return
+        capacity = max(-(-total // _CACHE_CHUNK) * _CACHE_CHUNK, 2 * state.capacity)
+        keys, values = [], []
+        for i, shape in enumerate(self._attention):
+            width = attention.value_width(shape.head_dim)
+            k = aligned_bytes(2 * shape.kv_heads * shape.head_dim * capacity).view(np.float16)
+            v = aligned_bytes(2 * shape.kv_heads * width * capacity).view(np.float16)
+            k, v = k.reshape(shape.kv_heads, capacity // 16, -1), v.reshape(shape.kv_heads, capacity, width)
+            if state.capacity:
+                k[:, : state.capacity // 16] = state.keys[i]
+                v[:, : state.capacity] = state.values[i]
+            keys.append(k)
+            values.append(v)
+        state.keys, state.values, state.capacity = keys, values, capacity
+
+    def _rotation_table(self, total: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin of positions 0..total - 1 at least, float32 [positions, half]."""
+        found = self._rotations
+        if found is None or found[0].shape[0] < total:
+            positions = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * (0 if found is None else len(found[0])))
+            assert self._rotation_names is not None
+            cos, sin = self._reference.rotations(self._rotation_names, positions)
+            found = self._rotations = (np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+        return found
+
+
+def _allow_amx() -> bool:
+    """Ask Linux for the AMX tile registers (arch_prctl ARCH_REQ_XCOMP_PERM); False where it refuses."""
+    if platform.system() != "Linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return int(libc.syscall(arch_prctl, request_permission, tile_data)) == 0
+
+
+def _amx_config() -> np.ndarray:
+    """Palette 1, eight tiles of 16 rows x 64 bytes."""
+    config = aligned_bytes(64)
+    config[0] = 1
+    config[16:32].view(np.uint16)[:] = 64
+    config[48:56] = 16
+    return config

@@ -1,0 +1,288 @@
+"""Runs the step table: one compiled function that every thread of the team executes from the first step to the last.
+
+Threads take work items of a step from a shared counter and meet where a step needs what an earlier one wrote. Nothing
+here allocates, checks bounds or knows of models.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.attention import ROWS, attend_item, remember_token
+from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_rows, layer_norm, rms_norm
+from runtime_py.engine.grouped import grouped_row, grouped_rows
+from runtime_py.engine.matmul import matmul_item
+from runtime_py.engine.matvec import matvec_rows
+from runtime_py.engine.quantize import quantize_in_group, quantize_token
+from runtime_py.engine.steps import (
+    ACTIVATE,
+    ADD,
+    ARGUMENTS,
+    ATTEND,
+    DENSE,
+    EMBED,
+    EMBED_DENSE,
+    GROUPED,
+    LAST,
+    LAYER,
+    MATMUL,
+    MEET,
+    NORM,
+    QUANTIZE,
+    REMEMBER,
+    STEP,
+)
+from runtime_py.simd.atomics import barrier, fetch_add
+from runtime_py.simd.codes import RAW, WIDTHS
+from runtime_py.simd.tile import amx_configure, amx_release
+from runtime_py.simd.vectors import get_f32, get_i64
+
+W1, W2, W3, W4, W5, W6, W7, W8 = (WIDTHS[b] for b in range(1, 9))
+_ITEM_BYTES = 32768  # codes that one work item of a matrix-vector product reads
+_DENSE_ROWS = 64
+_GROUPED_ROWS = 32
+
+
+@nb.njit(cache=True)
+def _arg(step, index):  # type: ignore[no-untyped-def]
+    return get_i64(step + 8 * (ARGUMENTS + index))
+
+
+@nb.njit(cache=True)
+def _matvec(isa, number, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+    """matvec_rows compiled for each width."""
+    if number == 4:
+        matvec_rows(isa, W4, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 3:
+        matvec_rows(isa, W3, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 2:
+        matvec_rows(isa, W2, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 1:
+        matvec_rows(isa, W1, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 5:
+        matvec_rows(isa, W5, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 6:
+        matvec_rows(isa, W6, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 7:
+        matvec_rows(isa, W7, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    elif number == 8:
+        matvec_rows(isa, W8, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+    else:
+        matvec_rows(isa, RAW, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+
+
+@nb.njit(cache=True)
+def _matmul(isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+    """matmul_item compiled for each width."""
+    r, v, x = tile
+    if number == 4:
+        matmul_item(isa, r, v, x, W4, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 3:
+        matmul_item(isa, r, v, x, W3, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 2:
+        matmul_item(isa, r, v, x, W2, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 1:
+        matmul_item(isa, r, v, x, W1, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 5:
+        matmul_item(isa, r, v, x, W5, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 6:
+        matmul_item(isa, r, v, x, W6, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 7:
+        matmul_item(isa, r, v, x, W7, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    elif number == 8:
+        matmul_item(isa, r, v, x, W8, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+    else:
+        matmul_item(isa, r, v, x, RAW, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+
+
+@nb.njit(cache=True)
+def _run_matmul(isa, offset, tile, step, first_token, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    matrix, number, q, sums, scales = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
+    rows, bias, accumulate, row_bytes = _arg(step, 6), _arg(step, 7), _arg(step, 8) != 0, _arg(step, 9)
+    out = _arg(step, 5) + 4 * first_token * rows
+    if tokens == 1:
+        size = max(_ITEM_BYTES // row_bytes, 1)
+        first = fetch_add(counter, size)
+        while first < rows:
+            last = min(first + size, rows)
+            _matvec(isa, number, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+            first = fetch_add(counter, size)
+        return
+    item = fetch_add(counter, 1)
+    while item * tile[0] < rows:
+        _matmul(isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _quantize(isa, offset, source, columns, token, tokens, first, last, quant, sums, scales, scratch):  # type: ignore[no-untyped-def]
+    if tokens == 1:
+        quantize_token(isa, offset, source, columns, first, last, quant, sums, scales)
+    else:
+        quantize_in_group(isa, offset, source, columns, token, first, last, quant, sums, scales, scratch)
+
+
+@nb.njit(cache=True)
+def _run_norm(isa, offset, step, first_token, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    kind, source, stride, scale, bias = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
+    columns, out, quant = _arg(step, 6), _arg(step, 7), _arg(step, 8)
+    epsilon = get_f32(step + 8 * (ARGUMENTS + 5))
+    token = fetch_add(counter, 1)
+    while token < tokens:
+        x = source + 4 * (first_token + token) * stride
+        y = out + 4 * token * columns
+        if kind == LAYER:
+            layer_norm(x, scale, bias, columns, epsilon, y)
+        else:
+            rms_norm(x, scale, columns, epsilon, y)
+        if quant != 0:
+            blocks = (columns + 255) // 256
+            _quantize(isa, offset, y, columns, token, tokens, 0, blocks, quant, _arg(step, 9), _arg(step, 10), scratch)
+        token = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_activate(isa, offset, step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    """Work items are blocks of 256 columns of a token, so that one token still keeps all threads busy."""
+    kind, source, stride, gated, gated_stride = (
+        _arg(step, 0),
+        _arg(step, 1),
+        _arg(step, 2),
+        _arg(step, 3),
+        _arg(step, 4),
+    )
+    columns, out, quant = _arg(step, 5), _arg(step, 6), _arg(step, 7)
+    blocks = (columns + 255) // 256
+    item = fetch_add(counter, 1)
+    while item < tokens * blocks:
+        token, b = item // blocks, item % blocks
+        y, some = out + 4 * token * columns, min(columns - 256 * b, 256)
+        other = gated + 4 * (token * gated_stride + 256 * b) if gated != 0 else 0
+        activate(kind, source + 4 * (token * stride + 256 * b), other, some, y + 1024 * b)
+        if quant != 0:
+            _quantize(isa, offset, y, columns, token, tokens, b, b + 1, quant, _arg(step, 8), _arg(step, 9), scratch)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_quantize(isa, offset, step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    source, stride, columns, quant = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3)
+    blocks = (columns + 255) // 256
+    item = fetch_add(counter, 1)
+    while item < tokens * blocks:
+        token, b = item // blocks, item % blocks
+        x = source + 4 * token * stride
+        _quantize(isa, offset, x, columns, token, tokens, b, b + 1, quant, _arg(step, 4), _arg(step, 5), scratch)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_grouped(step, first_token, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    rows = _arg(step, 6)
+    out = _arg(step, 5) + 4 * first_token * rows
+    first = fetch_add(counter, _GROUPED_ROWS)
+    while first < rows:
+        last = min(first + _GROUPED_ROWS, rows)
+        grouped_rows(
+            _arg(step, 0), _arg(step, 1), tokens, _arg(step, 2), _arg(step, 3), _arg(step, 4), first, last, out, rows,
+            _arg(step, 7), _arg(step, 8) != 0, scratch,
+        )  # fmt: skip
+        first = fetch_add(counter, _GROUPED_ROWS)
+
+
+@nb.njit(cache=True)
+def _run_dense(step, first_token, tokens, counter):  # type: ignore[no-untyped-def]
+    rows = _arg(step, 6)
+    out = _arg(step, 5) + 4 * first_token * rows
+    first = fetch_add(counter, _DENSE_ROWS)
+    while first < rows:
+        last = min(first + _DENSE_ROWS, rows)
+        dense_rows(
+            _arg(step, 0), tokens, _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), first, last, out, rows,
+            _arg(step, 7), _arg(step, 8) != 0,
+        )  # fmt: skip
+        first = fetch_add(counter, _DENSE_ROWS)
+
+
+@nb.njit(cache=True)
+def _run_attend(step, past, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    heads, kv_heads = _arg(step, 5), _arg(step, 6)
+    scale = get_f32(step + 8 * (ARGUMENTS + 9))
+    items = kv_heads * ((heads // kv_heads * tokens + ROWS - 1) // ROWS)
+    item = fetch_add(counter, 1)
+    while item < items:
+        attend_item(
+            item, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), heads, kv_heads,
+            _arg(step, 7), past, tokens, _arg(step, 8), scale, _arg(step, 10), _arg(step, 11), scratch,
+        )  # fmt: skip
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_per_token(operation, step, past, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+    """Steps whose work items are whole tokens."""
+    token = fetch_add(counter, 1)
+    while token < tokens:
+        if operation == EMBED:
+            row, to = get_i64(_arg(step, 0) + 8 * token), _arg(step, 5) + 4 * token * _arg(step, 4)
+            grouped_row(_arg(step, 1), _arg(step, 2), _arg(step, 3), row, to, scratch)
+        elif operation == EMBED_DENSE:
+            columns = _arg(step, 3)
+            row = get_i64(_arg(step, 0) + 8 * token)
+            dense_row(_arg(step, 1), _arg(step, 2), row, columns, _arg(step, 4) + 4 * token * columns)
+        elif operation == ADD:
+            columns = _arg(step, 4)
+            a, b = _arg(step, 0) + 4 * token * _arg(step, 1), _arg(step, 2) + 4 * token * _arg(step, 3)
+            add_rows(a, b, columns, _arg(step, 5) + 4 * token * columns)
+        else:
+            half, position = _arg(step, 8), past + token
+            remember_token(
+                _arg(step, 0) + 4 * token * _arg(step, 1),
+                _arg(step, 2) + 4 * token * _arg(step, 3),
+                _arg(step, 4) + 4 * token * _arg(step, 5),
+                _arg(step, 6) + 4 * position * half, _arg(step, 7) + 4 * position * half, half,
+                _arg(step, 9), _arg(step, 10), _arg(step, 11), _arg(step, 12), _arg(step, 13), _arg(step, 14), position,
+            )  # fmt: skip
+        token = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True, nogil=True)
+def run_steps(isa, offset, tile, config, steps, count, tokens, past, last_only, counters, meeting, thread, threads, scratch):  # type: ignore[no-untyped-def]
+    """Run all steps as thread number `thread` of `threads`.
+
+    offset: the instruction set's weight offset. tile: (rows, vectors, AMX). config: address of the AMX configuration.
+    steps: address of int64 [count, STEP]. counters: address of int64 [count], all zero. meeting: two zeroed int64, 64
+    bytes apart. scratch: this thread's own.
+    """
+    if tile[2]:
+        amx_configure(config)
+    for i in range(count):
+        step = steps + 8 * STEP * i
+        counter = counters + 8 * i
+        operation = get_i64(step)
+        if get_i64(step + 8 * MEET) != 0:
+            barrier(meeting, threads)
+        first, some = 0, tokens
+        if last_only and get_i64(step + 8 * LAST) != 0:
+            first, some = tokens - 1, 1
+        if operation == MATMUL:
+            _run_matmul(isa, offset, tile, step, 0, some, counter, scratch)
+        elif operation == NORM:
+            _run_norm(isa, offset, step, first, some, counter, scratch)
+        elif operation == ACTIVATE:
+            _run_activate(isa, offset, step, some, counter, scratch)
+        elif operation == ATTEND:
+            _run_attend(step, past, some, counter, scratch)
+        elif operation == QUANTIZE:
+            _run_quantize(isa, offset, step, some, counter, scratch)
+        elif operation == GROUPED:
+            _run_grouped(step, 0, some, counter, scratch)
+        elif operation == DENSE:
+            _run_dense(step, 0, some, counter)
+        else:
+            _run_per_token(operation, step, past, some, counter, scratch)
+    barrier(meeting, threads)
+    if tile[2]:
+        amx_release()
+
+

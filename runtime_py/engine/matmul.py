@@ -1,0 +1,135 @@
+"""Many tokens times a codebook matrix: bound by arithmetic, so a tile of rows is decoded once and used for all tokens.
+
+A work item is one tile of rows: its codes become bytes in scratch memory (first-level cache), then every group of 16
+tokens passes by in the register tile of simd/tile.py, block of 256 columns by block, with exact integers inside a block.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.matrix import (
+    BLOCKS,
+    BOOK,
+    BOOK_BYTES,
+    BOOK_ROWS,
+    CODES,
+    COLUMNS,
+    PLACES,
+    ROW_BYTES,
+    ROWS,
+    SCALE,
+    SCALE_ROWS,
+    TAIL,
+    WIDTH,
+    padded,
+    tail_codes,
+    unpack_block,
+)
+from runtime_py.simd.codes import lookup, segment, table
+from runtime_py.simd.tile import AMX_ROWS, TILE, amx_block, tile_block, transpose16
+from runtime_py.simd.vectors import (
+    add,
+    get_f32,
+    get_i64,
+    load_floats,
+    load_some,
+    multiply,
+    put_f32,
+    store_bytes,
+    store_floats,
+    store_some,
+    zero_floats,
+)
+
+MAX_ROWS = 32  # of any register tile
+_SPILL = 4096
+# Scratch of one thread, behind the decoded rows [MAX_ROWS, padded columns]: sums, their transpose, scales, biases, spill.
+TOTALS, TURNED, SCALES, BIASES, SPILL, SCRATCH_BYTES = 0, 4096, 6144, 6272, 6400, 6400 + _SPILL
+
+
+def scratch_bytes(columns: int) -> int:
+    """Bytes of scratch memory one thread needs for matrices of up to `columns` columns."""
+    return SCRATCH_BYTES + MAX_ROWS * padded(columns) + 256
+
+
+def tile_shape(isa: str, amx: bool) -> tuple[int, int]:
+    """(rows, vectors of 16 tokens) of the register tile."""
+    return (AMX_ROWS, 2) if amx else TILE[isa]
+
+
+@nb.njit(cache=True)
+def decode_rows(isa, width, matrix, first, last, target, stride, scratch):  # type: ignore[no-untyped-def]
+    """Rows first..last - 1 as bytes (weights plus the instruction set's offset), `stride` bytes apart, at target."""
+    codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
+    book, book_bytes = get_i64(matrix + 8 * BOOK), get_i64(matrix + 8 * BOOK_BYTES)
+    book_rows, blocks = get_i64(matrix + 8 * BOOK_ROWS), get_i64(matrix + 8 * BLOCKS)
+    tail, places, number = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * WIDTH)
+    block_bytes = 32 * min(number, 8)
+    for n in range(first, last):
+        entries = table(isa, width, book + n // book_rows * book_bytes)
+        at, to = codes + n * row_bytes, target + (n - first) * stride
+        for _ in range(blocks):
+            store_bytes(to, lookup(isa, width, entries, segment(width, at, 0)))
+            store_bytes(to + 64, lookup(isa, width, entries, segment(width, at, 1)))
+            store_bytes(to + 128, lookup(isa, width, entries, segment(width, at, 2)))
+            store_bytes(to + 192, lookup(isa, width, entries, segment(width, at, 3)))
+            at += block_bytes
+            to += 256
+        if tail > 0:
+            if places == 0:
+                unpack_block(at, min(number, 8), tail, scratch)
+            for s in range((tail + 63) // 64):
+                code = tail_codes(width, number, at, places, scratch, s)
+                store_bytes(to + 64 * s, lookup(isa, width, entries, code))
+
+
+@nb.njit(cache=True, inline="always")
+def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch):  # type: ignore[no-untyped-def]
+    """Sums of one row tile and up to `vectors` token groups, into scratch + TOTALS: float32 [rows, vectors, 16]."""
+    totals, blocks = scratch + TOTALS, (columns + 255) // 256
+    for i in range(rows * vectors):
+        store_floats(totals + 64 * i, zero_floats())
+    base, place, per_group = quantized + group * wide * 16, group * blocks * 64, blocks * 64
+    for b in range(blocks):
+        left = (min(columns - 256 * b, 256) + 63) // 64
+        w, a, at = weights + 256 * b, base + 4096 * b, place + 64 * b
+        if amx:
+            amx_block(w, wide, a, wide * 16, sums + at, scales + at, per_group, left, totals, scratch + SPILL)
+        else:
+            tile_block(isa, w, wide, a, wide * 16, sums + at, scales + at, per_group, 16 * left, totals)
+
+
+@nb.njit(cache=True)
+def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+    """Scale the tile's sums and write (or add) them to out [tokens, row_stride], rows first..first + count - 1."""
+    scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
+    for r in range(count):
+        put_f32(scratch + SCALES + 4 * r, get_f32(scale + (first + r) // scale_rows * 4))
+        put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
+    for v in range(min(vectors, groups - group)):
+        for start in range(0, count, 16):
+            transpose16(scratch + TOTALS + 64 * (start * vectors + v), 64 * vectors, scratch + TURNED, 64)
+            factor, shift = load_floats(scratch + SCALES + 4 * start), load_floats(scratch + BIASES + 4 * start)
+            some = min(count - start, 16)
+            for t in range(min(tokens - 16 * (group + v), 16)):
+                where = out + 4 * ((16 * (group + v) + t) * row_stride + first + start)
+                value = add(multiply(load_floats(scratch + TURNED + 64 * t), factor), shift)
+                if accumulate:
+                    value = add(value, load_some(where, some))
+                store_some(where, value, some)
+
+
+@nb.njit(cache=True)
+def matmul_item(isa, rows, vectors, amx, width, matrix, item, quantized, sums, scales, tokens, out, row_stride, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+    """Row tile number `item` for all tokens. rows, vectors: tile_shape(); scratch: see scratch_bytes()."""
+    columns = get_i64(matrix + 8 * COLUMNS)
+    wide = (columns + 63) // 64 * 64
+    first = item * rows
+    count = min(rows, get_i64(matrix + 8 * ROWS) - first)
+    weights = scratch + SCRATCH_BYTES
+    decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
+    groups = (tokens + 15) // 16
+    for group in range(0, groups, vectors):
+        _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch)
+        _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch)

@@ -1,0 +1,165 @@
+"""From the list of planned steps to memory: buffers that live only as long as they are read, meeting points, addresses.
+
+The planner (planner.py) says what is computed from what; here every buffer gets an address in one arena, a step that
+depends on one since the last meeting gets a meeting before it, and the table of int64 numbers is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runtime_py.engine.matrix import padded
+from runtime_py.engine.steps import ARGUMENTS, FIELDS, LAST, MEET, OPERATION, STEP
+
+_ALIGN = 64
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory for up to `chunk` tokens, not yet placed."""
+
+    size: int  # bytes
+    offset: int = -1  # in the arena, once placed
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address inside a buffer."""
+
+    buffer: Buffer
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class External:
+    """An address known only at run time: set by Plan.set()."""
+
+    name: str
+
+
+Argument = int | float | Place | External
+
+
+@dataclass
+class Step:
+    """One step before it becomes numbers. reads and writes are the buffers it touches."""
+
+    operation: int
+    arguments: dict[str, Argument]
+    reads: list[Buffer]
+    writes: list[Buffer]
+    meet: bool = False
+    last: bool = False
+
+
+@dataclass
+class Plan:
+    """The finished table, its memory, and everything that must stay alive with it."""
+
+    steps: np.ndarray  # int64 [n, STEP]
+    arena: np.ndarray
+    keep: list[np.ndarray]
+    externals: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def set(self, name: str, value: int) -> None:
+        """Give an External its address (or number)."""
+        for row, column in self.externals.get(name, ()):
+            self.steps[row, column] = value
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Places of a value as int8: layouts in quantize.py."""
+
+    buffer: Buffer
+    sums: int
+    scales: int
+
+    @staticmethod
+    def of(columns: int, chunk: int) -> Quantized:
+        tokens, blocks = -(-chunk // 32) * 32, -(-columns // 256)
+        data, sums = tokens * padded(columns), tokens * blocks * 4
+        return Quantized(Buffer(data + 2 * sums), data, data + sums)
+
+    def arguments(self) -> dict[str, Argument]:
+        return {
+            "quant": Place(self.buffer),
+            "sums": Place(self.buffer, self.sums),
+            "scales": Place(self.buffer, self.scales),
+        }
+
+
+def aligned_bytes(size: int) -> np.ndarray:
+    """uint8 [size] whose address is a multiple of 64; pages are only taken when touched."""
+    raw = np.zeros(size + _ALIGN, np.uint8)
+    start = -raw.ctypes.data % _ALIGN
+    return raw[start : start + size]
+
+
+def finish(steps: list[Step], keep: list[np.ndarray]) -> Plan:
+    """Place the buffers, set the meeting points and write the table."""
+    _set_meetings(steps)
+    arena = aligned_bytes(_place_buffers(steps))
+    base = arena.ctypes.data
+    table = np.zeros((len(steps), STEP), np.int64)
+    plan = Plan(table, arena, keep)
+    for row, step in enumerate(steps):
+        table[row, OPERATION], table[row, MEET], table[row, LAST] = step.operation, step.meet, step.last
+        names = FIELDS[step.operation]
+        if set(step.arguments) - set(names):
+            raise ValueError(f"step {row} has arguments its operation does not know: {set(step.arguments) - set(names)}")
+        for column, name in enumerate(names, start=ARGUMENTS):
+            value = step.arguments.get(name, 0)
+            if isinstance(value, Place):
+                table[row, column] = base + value.buffer.offset + value.offset
+            elif isinstance(value, External):
+                plan.externals.setdefault(value.name, []).append((row, column))
+            elif isinstance(value, float):
+                table[row, column] = int(np.float32(value).view(np.int32))
+            else:
+                table[row, column] = value
+    return plan
+
+
+def _set_meetings(steps: list[Step]) -> None:
+    """A step waits when a step since the last meeting wrote what it touches, or read what it writes."""
+    read: set[int] = set()
+    written: set[int] = set()
+    for step in steps:
+        reads, writes = {id(b) for b in step.reads}, {id(b) for b in step.writes}
+        if written & (reads | writes) or read & writes:
+            step.meet = True
+            read, written = set(), set()
+        read |= reads
+        written |= writes
+
+
+def _place_buffers(steps: list[Step]) -> int:
+    """First-fit over the steps; a buffer's memory returns only at a meeting, when nobody can still be using it."""
+    last_use: dict[int, int] = {}
+    for i, step in enumerate(steps):
+        for buffer in (*step.reads, *step.writes):
+            last_use[id(buffer)] = i
+    live: list[Buffer] = []
+    top, group_start = 0, 0
+    for i, step in enumerate(steps):
+        if step.meet:
+            group_start = i
+            live = [b for b in live if last_use[id(b)] >= group_start]
+        for buffer in (*step.reads, *step.writes):
+            if buffer.offset < 0:
+                buffer.offset = _gap(live, buffer.size)
+                live.append(buffer)
+                top = max(top, buffer.offset + buffer.size)
+    return top
+
+
+def _gap(live: list[Buffer], size: int) -> int:
+    at = 0
+    for buffer in sorted(live, key=lambda b: b.offset):
+        if at + size <= buffer.offset:
+            return at
+        at = max(at, -(-(buffer.offset + buffer.size) // _ALIGN) * _ALIGN)
+    return at

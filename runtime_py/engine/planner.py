@@ -1,0 +1,534 @@
+"""Turns the graph of a model folder into steps: reads what our exporter writes, fuses, and refuses what it cannot plan.
+
+Fused: quantization of activations into the step that makes them, biases and residual sums into the product before them,
+an activation with its gate, rotary positions with the write into the cache. A graph it cannot plan raises Unplannable
+with the reason, and the interpreter (runtime_py/session.py) runs it node by node.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.reader import Graph, Node
+from runtime_py.engine import steps as op
+from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU
+from runtime_py.engine.matrix import WIDTH, is_fast, matrix_record
+from runtime_py.engine.plan import Argument, Buffer, External, Place, Quantized, Step
+from runtime_py.operators import OPERATORS
+
+
+class Unplannable(Exception):
+    """The graph holds something the compiled machine has no step for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A float32 value [tokens, width] in a buffer, rows `stride` floats apart, starting `column` floats in."""
+
+    buffer: Buffer
+    width: int
+    stride: int
+    column: int = 0
+    rotation: tuple[str, str] | None = None  # names of cos and sin that are still to be applied
+
+    @property
+    def place(self) -> Place:
+        return Place(self.buffer, 4 * self.column)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An activation not computed yet: it is fused with the gate that follows. kind -1: a bare sigmoid."""
+
+    kind: int
+    source: Tokens
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What the key-value cache of one attention node needs."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+Value = Tokens | Pending
+
+
+class Planner:
+    """Walks the nodes once. After plan(): steps, attention shapes, the names of cos and sin, and arrays to keep."""
+
+    def __init__(self, graph: Graph, chunk: int) -> None:
+        self.graph, self.chunk = graph, chunk
+        self.steps: list[Step] = []
+        self.keep: list[np.ndarray] = []
+        self.attention: list[AttentionShape] = []
+        self.rotation: tuple[str, str] | None = None
+        self.position_rows: int | None = None  # rows of a learned position table
+        self.vocab_size = 0
+        self.widest = 64  # columns of the widest matrix
+        self._values: dict[str, Value] = {}
+        self._constants: dict[str, np.ndarray] = dict(graph.weights)
+        self._quantized: dict[Buffer, Quantized] = {}
+        self._uses: dict[str, int] = {}
+        for node in graph.nodes:
+            for name in node.inputs:
+                self._uses[name] = self._uses.get(name, 0) + 1
+        self._producer = {name: node for node in graph.nodes for name in node.outputs}
+
+    def plan(self) -> None:
+        """Raises Unplannable."""
+        for node in self.graph.nodes:
+            self._visit(node)
+        self._mark_last()
+
+    # Values and buffers
+
+    def _visit(self, node: Node) -> None:
+        if all(name in self._constants for name in node.inputs if name) and node.op_type != "Attention":
+            return  # a constant: computed if somebody asks (self._constant)
+        if not any(name in self._values for name in node.inputs) and node.op_type not in (CODEBOOK_GATHER, "Gather"):
+            return  # masks and rotations: only attention reads them
+        handler = {
+            CODEBOOK_GATHER: self._codebook_gather,
+            CODEBOOK_MATMUL: self._codebook_matmul,
+            "Gather": self._gather,
+            "Cast": self._alias,
+            "RMSNormalization": self._norm,
+            "LayerNormalization": self._norm,
+            "MatMul": self._matmul,
+            "Add": self._add,
+            "Mul": self._mul,
+            "Split": self._split,
+            "Sigmoid": self._activation,
+            "Gelu": self._activation,
+            "Relu": self._activation,
+            "RotaryEmbedding": self._rotary,
+            "Attention": self._attend,
+        }.get(node.op_type)
+        if handler is None:
+            raise Unplannable(f"operator {node.op_type} of node {node.name}")
+        handler(node)
+
+    def _constant(self, name: str) -> np.ndarray:
+        """A value that depends on weights alone."""
+        if name not in self._constants:
+            node = self._producer.get(name)
+            if node is None:
+                raise Unplannable(f"{name} is not constant")
+            inputs = [self._constant(i) if i else None for i in node.inputs]
+            if node.domain == DOMAIN:
+                from runtime_py.kernels import codebook_gather
+
+                if node.op_type != CODEBOOK_GATHER:
+                    raise Unplannable(f"{name} is not constant")
+                ids, codes, book, scale = inputs
+                rows = codebook_gather(ids.reshape(-1), node.layout(), codes, book, scale.astype(np.float32))
+                results: tuple[np.ndarray, ...] = (rows.reshape(*ids.shape, -1),)
+            elif node.op_type in OPERATORS:
+                results = OPERATORS[node.op_type](node.attributes, inputs)  # type: ignore[arg-type]
+            else:
+                raise Unplannable(f"{name} is not constant")
+            self._constants.update(zip(node.outputs, results))
+        return self._constants[name]
+
+    def _is_constant(self, name: str) -> bool:
+        if name in self._constants:
+            return True
+        node = self._producer.get(name)
+        return node is not None and node.op_type != "Attention" and all(self._is_constant(i) for i in node.inputs if i)
+
+    def _vector(self, name: str) -> int:
+        """Address of a constant as contiguous float32."""
+        array = np.ascontiguousarray(self._constant(name), dtype=np.float32)
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def _new(self, width: int) -> Tokens:
+        return Tokens(Buffer(4 * width * self.chunk), width, width)
+
+    def _tokens(self, name: str) -> Tokens:
+        value = self._values.get(name)
+        if isinstance(value, Pending):
+            value = self._activate(value, None)
+            self._values[name] = value
+        if value is None or value.rotation is not None:
+            raise Unplannable(f"{name} is not a plain value of the tokens")
+        return value
+
+    def _emit(self, operation: int, arguments: dict[str, Argument], reads: list[Buffer], writes: list[Buffer]) -> Step:
+        step = Step(operation, arguments, reads, writes)
+        self.steps.append(step)
+        return step
+
+    def _last_step_writing(self, buffer: Buffer) -> Step | None:
+        return next((s for s in reversed(self.steps) if buffer in s.writes), None)
+
+    def _as_int8(self, value: Tokens) -> Quantized:
+        """The value quantized: by the step that makes it where that step can, else by a step of its own."""
+        found = self._quantized.get(value.buffer)
+        if found is not None:
+            return found
+        made = Quantized.of(value.width, self.chunk)
+        step = self.steps[-1] if self.steps else None
+        whole = value.column == 0 and value.stride == value.width
+        if step is not None and whole and step.operation in (op.NORM, op.ACTIVATE) and value.buffer in step.writes:
+            step.arguments |= made.arguments()
+            step.writes.append(made.buffer)
+        else:
+            arguments: dict[str, Argument] = {
+                "source": value.place,
+                "stride": value.stride,
+                "columns": value.width,
+                **made.arguments(),
+            }
+            self._emit(op.QUANTIZE, arguments, [value.buffer], [made.buffer])
+        if whole:
+            self._quantized[value.buffer] = made
+        return made
+
+    # Nodes
+
+    def _ids(self, name: str) -> External:
+        if name not in ("input_ids", "position_ids"):
+            raise Unplannable(f"a lookup by {name}")
+        return External(name)
+
+    def _note_rows(self, name: str, rows: int) -> None:
+        if name == "input_ids":
+            self.vocab_size = rows
+        else:
+            self.position_rows = rows
+
+    def _record(self, node: Node, inputs: tuple[str, ...]) -> tuple[int, np.ndarray]:
+        layout = node.layout()
+        codes, book = self._constants[inputs[0]], self._constants[inputs[1]]
+        scale = np.ascontiguousarray(self._constant(inputs[2]), dtype=np.float32)
+        if scale.shape != layout.scale_shape:
+            raise Unplannable(f"the scales of {node.name} have shape {list(scale.shape)}")
+        record, alive = matrix_record(layout, codes, book, scale)
+        self.keep += [record, *alive]
+        return record.ctypes.data, record
+
+    def _codebook_gather(self, node: Node) -> None:
+        layout, out = node.layout(), self._new(node.layout().K)
+        address, _ = self._record(node, node.inputs[1:])
+        ids = self._ids(node.inputs[0])
+        self._note_rows(node.inputs[0], layout.N)
+        arguments: dict[str, Argument] = {
+            "ids": ids,
+            "matrix": address,
+            "groups": layout.groups,
+            "group_size": layout.columns_per_group,
+            "columns": layout.K,
+            "out": out.place,
+        }
+        self._emit(op.EMBED, arguments, [], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _gather(self, node: Node) -> None:
+        table = self._constant(node.inputs[0])
+        if table.ndim != 2 or node.attributes.get("axis", 0) != 0 or table.dtype not in (np.float16, np.float32):
+            raise Unplannable(f"the lookup {node.name}")
+        table = np.ascontiguousarray(table)
+        self.keep.append(table)
+        out = self._new(table.shape[1])
+        ids = self._ids(node.inputs[1])
+        self._note_rows(node.inputs[1], table.shape[0])
+        arguments: dict[str, Argument] = {
+            "ids": ids,
+            "table": table.ctypes.data,
+            "item_bytes": table.itemsize,
+            "columns": table.shape[1],
+            "out": out.place,
+        }
+        self._emit(op.EMBED_DENSE, arguments, [], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _alias(self, node: Node) -> None:
+        self._values[node.outputs[0]] = self._values[node.inputs[0]]
+
+    def _norm(self, node: Node) -> None:
+        x = self._tokens(node.inputs[0])
+        out = self._new(x.width)
+        if node.attributes.get("axis", -1) not in (-1, 2):
+            raise Unplannable(f"the axis of {node.name}")
+        has_bias = len(node.inputs) > 2 and bool(node.inputs[2])
+        arguments: dict[str, Argument] = {
+            "kind": op.LAYER if node.op_type == "LayerNormalization" else op.RMS,
+            "source": x.place,
+            "stride": x.stride,
+            "scale": self._vector(node.inputs[1]),
+            "bias": self._vector(node.inputs[2]) if has_bias else 0,
+            "epsilon": float(node.attributes.get("epsilon", 1e-5)),
+            "columns": x.width,
+            "out": out.place,
+        }
+        self._emit(op.NORM, arguments, [x.buffer], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _codebook_matmul(self, node: Node) -> None:
+        x, layout = self._tokens(node.inputs[0]), node.layout()
+        if x.width != layout.K:
+            raise Unplannable(f"the width of {node.inputs[0]}")
+        address, record = self._record(node, node.inputs[1:])
+        out = self._new(layout.N)
+        self.widest = max(self.widest, layout.K)
+        if is_fast(layout):
+            q = self._as_int8(x)
+            arguments: dict[str, Argument] = {
+                "matrix": address,
+                "width": int(record[WIDTH]),
+                **q.arguments(),
+                "out": out.place,
+                "rows": layout.N,
+                "row_bytes": layout.codes_shape[1],
+            }
+            self._emit(op.MATMUL, arguments, [q.buffer], [out.buffer])
+        else:
+            arguments = {
+                "source": x.place,
+                "stride": x.stride,
+                "matrix": address,
+                "groups": layout.groups,
+                "group_size": layout.columns_per_group,
+                "out": out.place,
+                "rows": layout.N,
+            }
+            self._emit(op.GROUPED, arguments, [x.buffer], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _matmul(self, node: Node) -> None:
+        """x @ W with W constant: stored as rows [N, K] behind a transpose, else transposed here."""
+        if not self._is_constant(node.inputs[1]):
+            raise Unplannable(f"the product {node.name} of two computed values")
+        x = self._tokens(node.inputs[0])
+        weights = self._stored_rows(node.inputs[1])
+        if weights.ndim != 2 or weights.shape[1] != x.width:
+            raise Unplannable(f"the weights of {node.name}")
+        self.keep.append(weights)
+        out = self._new(weights.shape[0])
+        arguments: dict[str, Argument] = {
+            "source": x.place,
+            "stride": x.stride,
+            "weights": weights.ctypes.data,
+            "item_bytes": weights.itemsize,
+            "columns": x.width,
+            "out": out.place,
+            "rows": weights.shape[0],
+        }
+        self._emit(op.DENSE, arguments, [x.buffer], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _stored_rows(self, name: str) -> np.ndarray:
+        """The matrix [N, K] whose transpose is `name`, without a float32 copy where the file holds float16 rows."""
+        node = self._producer.get(name)
+        if node is not None and node.op_type == "Transpose" and list(node.attributes["perm"]) == [1, 0]:
+            inner = node.inputs[0]
+            cast = self._producer.get(inner)
+            if cast is not None and cast.op_type == "Cast" and cast.inputs[0] in self.graph.weights:
+                inner = cast.inputs[0]
+            rows = self._constant(inner)
+            if rows.dtype in (np.float16, np.float32):
+                return np.ascontiguousarray(rows)
+        return np.ascontiguousarray(self._constant(name).T, dtype=np.float32)
+
+    def _add(self, node: Node) -> None:
+        constant = [self._is_constant(name) for name in node.inputs]
+        if any(constant):
+            self._add_bias(node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
+            return
+        a, b = (self._tokens(name) for name in node.inputs)
+        for product, other, other_name in ((b, a, node.inputs[0]), (a, b, node.inputs[1])):
+            step = self.steps[-1]
+            single = self._uses[node.inputs[1] if product is b else node.inputs[0]] == 1
+            if (
+                single
+                and self._uses[other_name] == self._seen_uses(other_name, node)
+                and step.operation in (op.MATMUL, op.GROUPED, op.DENSE)
+                and step.writes == [product.buffer]
+                and other.column == 0
+                and other.stride == other.width == product.width
+                and other.buffer not in step.reads
+            ):
+                step.arguments |= {"out": other.place, "accumulate": 1}
+                step.writes, step.reads = [other.buffer], [*step.reads, other.buffer]
+                self._quantized.pop(other.buffer, None)
+                self._values[node.outputs[0]] = other
+                return
+        out = self._new(a.width)
+        arguments: dict[str, Argument] = {
+            "a": a.place,
+            "a_stride": a.stride,
+            "b": b.place,
+            "b_stride": b.stride,
+            "columns": a.width,
+            "out": out.place,
+        }
+        self._emit(op.ADD, arguments, [a.buffer, b.buffer], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _seen_uses(self, name: str, until: Node) -> int:
+        """How many reads of a value happen up to and including this node: all of them, if it may be overwritten."""
+        count = 0
+        for node in self.graph.nodes:
+            count += sum(i == name for i in node.inputs)
+            if node is until:
+                break
+        return count
+
+    def _add_bias(self, node: Node, value: str, bias: str) -> None:
+        x, step = self._tokens(value), self.steps[-1]
+        vector = self._constant(bias)
+        fits = vector.shape == (x.width,) and self._uses[value] == 1
+        if not fits or step.operation not in (op.MATMUL, op.GROUPED, op.DENSE) or step.writes != [x.buffer]:
+            raise Unplannable(f"the constant added by {node.name}")
+        step.arguments["bias"] = self._vector(bias)
+        self._values[node.outputs[0]] = x
+
+    def _activation(self, node: Node) -> None:
+        tanh = node.attributes.get("approximate", "none") == "tanh"
+        kind = {"Sigmoid": -1, "Relu": RELU, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
+        self._values[node.outputs[0]] = Pending(kind, self._tokens(node.inputs[0]))
+
+    def _mul(self, node: Node) -> None:
+        values = [self._values.get(name) for name in node.inputs]
+        for pending, other in (values, values[::-1]):
+            if not isinstance(pending, Pending):
+                continue
+            if pending.kind == -1:
+                if other is not pending.source:
+                    raise Unplannable(f"the sigmoid gate of {node.name}")
+                self._values[node.outputs[0]] = Pending(SILU, pending.source)
+                return
+            if isinstance(other, Tokens) and other.rotation is None:
+                self._values[node.outputs[0]] = self._activate(pending, other)
+                return
+        raise Unplannable(f"the product {node.name}")
+
+    def _activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
+        x = pending.source
+        if pending.kind == -1 or (gated is not None and gated.width != x.width):
+            raise Unplannable("an activation of unexpected form")
+        out = self._new(x.width)
+        arguments: dict[str, Argument] = {
+            "kind": pending.kind,
+            "source": x.place,
+            "stride": x.stride,
+            "gated": gated.place if gated else 0,
+            "gated_stride": gated.stride if gated else 0,
+            "columns": x.width,
+            "out": out.place,
+        }
+        self._emit(op.ACTIVATE, arguments, [x.buffer, *([gated.buffer] if gated else [])], [out.buffer])
+        return out
+
+    def _split(self, node: Node) -> None:
+        x, sizes = self._tokens(node.inputs[0]), self._constant(node.inputs[1])
+        if node.attributes.get("axis", 0) not in (-1, 2) or int(sizes.sum()) != x.width:
+            raise Unplannable(f"the split {node.name}")
+        column = x.column
+        for name, size in zip(node.outputs, sizes.tolist()):
+            self._values[name] = Tokens(x.buffer, size, x.stride, column)
+            column += size
+
+    def _rotary(self, node: Node) -> None:
+        x = self._tokens(node.inputs[0])
+        pair = (node.inputs[1], node.inputs[2])
+        if self.rotation not in (None, pair) or node.attributes.get("interleaved", 0):
+            raise Unplannable(f"the rotation {node.name}")
+        self.rotation = pair
+        self._values[node.outputs[0]] = Tokens(x.buffer, x.width, x.stride, x.column, pair)
+
+    def _attend(self, node: Node) -> None:
+        query, key, value = (self._values.get(name) for name in node.inputs[:3])
+        if not (isinstance(query, Tokens) and isinstance(key, Tokens) and isinstance(value, Tokens)):
+            raise Unplannable(f"the inputs of {node.name}")
+        heads, kv_heads = int(node.attributes["q_num_heads"]), int(node.attributes["kv_num_heads"])
+        head_dim = query.width // heads
+        plain = node.attributes.get("is_causal", 0) == 1 and not node.attributes.get("softcap", 0.0)
+        same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
+        if not plain or not same or value.rotation is not None or heads % kv_heads:
+            raise Unplannable(f"the attention {node.name}")
+        window = self._window(node.inputs[3])
+        index = len(self.attention)
+        self.attention.append(AttentionShape(node.name, heads, kv_heads, head_dim))
+        cache: dict[str, Argument] = {
+            "keys": External(f"keys.{index}"),
+            "values": External(f"values.{index}"),
+            "capacity": External("capacity"),
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": head_dim,
+        }
+        rotated = query.rotation is not None
+        arguments: dict[str, Argument] = {
+            "query": query.place,
+            "query_stride": query.stride,
+            "key": key.place,
+            "key_stride": key.stride,
+            "value": value.place,
+            "value_stride": value.stride,
+            "cos": External("cos") if rotated else 0,
+            "sin": External("sin") if rotated else 0,
+            "half": External("half") if rotated else 0,
+            **cache,
+        }
+        stored = Buffer(0)  # stands for this layer's cache in the search for meeting points
+        self._emit(op.REMEMBER, arguments, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
+        out = self._new(query.width)
+        scale = float(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+        arguments = {
+            "query": query.place,
+            "query_stride": query.stride,
+            **cache,
+            "window": window,
+            "scale": scale,
+            "out": out.place,
+            "out_stride": out.stride,
+        }
+        self._emit(op.ATTEND, arguments, [query.buffer, stored], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _window(self, mask: str) -> int:
+        """Keys a query may see by the mask our exporter builds (export/decoder.py); 0 for all."""
+        allowed_types = {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
+        limits, seen, waiting = [], set(), [mask]
+        while waiting:
+            node = self._producer.get(waiting.pop())
+            if node is None or node.name in seen:
+                continue
+            seen.add(node.name)
+            if node.op_type not in allowed_types:
+                raise Unplannable(f"{node.op_type} in the attention mask")
+            if node.op_type == "Less":
+                limits.append(int(self._constant(node.inputs[1])))
+            waiting += node.inputs
+        if len(limits) > 1 or any(limit < 1 for limit in limits):
+            raise Unplannable("the attention mask")
+        return limits[0] if limits else 0
+
+    def _mark_last(self) -> None:
+        """Steps from the last norm on concern one token when only the last logits are asked for."""
+        norms = [i for i, step in enumerate(self.steps) if step.operation == op.NORM]
+        result = self._values.get("logits")
+        if not isinstance(result, Tokens) or not norms:
+            raise Unplannable("no logits behind a norm")
+        self.logits = result
+        made = {b for step in self.steps[: norms[-1]] for b in step.writes}
+        tail = self.steps[norms[-1] + 1 :]
+        if any(b in made for step in tail for b in step.reads) or any(s.operation == op.ATTEND for s in tail):
+            raise Unplannable("a head that reads more than the last norm")
+        for step in self.steps[norms[-1] :]:
+            step.last = True
+        writer = self._last_step_writing(result.buffer)
+        if writer is None or "out" not in writer.arguments or writer.arguments.get("accumulate"):
+            raise Unplannable("logits that are not a product")
+        writer.arguments["out"] = External("logits")
+        writer.writes = []

@@ -1,0 +1,88 @@
+"""Activations as int8 with one scale per token and block of 256 columns, in the two layouts the products read.
+
+One token: bytes in column order; sums int32 [blocks, 16] with lane l holding the columns 4l..4l+3 (mod 64) of the block;
+scales float32 [blocks]. Several tokens: bytes [groups of 16 tokens, columns / 4, 16, 4]; sums int32 and scales float32
+[groups, blocks, 16 tokens]. Columns are padded with zeros to a multiple of 64. `sums` are minus the weight offset of the
+instruction set times the activations: the start value that makes every integer sum exact (isa.py).
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from runtime_py.simd.lowering import dot
+from runtime_py.simd.vectors import (
+    absolute,
+    get_i32,
+    load_bytes,
+    load_floats,
+    load_some,
+    max_floats,
+    maximum,
+    multiply,
+    negated_times,
+    one_bytes,
+    put_f32,
+    put_i32,
+    rounded,
+    splat_float,
+    store_int8s,
+    store_ints,
+    sum_ints,
+    zero_floats,
+    zero_ints,
+)
+
+
+@nb.njit(cache=True, inline="always")
+def _part(source, columns, k):  # type: ignore[no-untyped-def]
+    """16 floats from column k on, zeros behind the last column."""
+    if k + 16 <= columns:
+        return load_floats(source + 4 * k)
+    return load_some(source + 4 * k, max(columns - k, 0))
+
+
+@nb.njit(cache=True)
+def _quantize_block(isa, source, columns, wide, target):  # type: ignore[no-untyped-def]
+    """int8 of `columns` floats, padded to `wide`, at target; (scale, lane sums of the int8 values)."""
+    top = zero_floats()
+    for k in range(0, wide, 16):
+        top = maximum(top, absolute(_part(source, columns, k)))
+    largest = max_floats(top)
+    # Infinite activations keep an infinite scale, so that they reach the logits instead of vanishing in a conversion.
+    inverse = np.float32(127.0) / largest if 0.0 < largest < np.float32(3.0e38) else np.float32(0.0)
+    factor = splat_float(inverse)
+    lanes = zero_ints()
+    for k in range(0, wide, 16):
+        store_int8s(target + k, rounded(multiply(_part(source, columns, k), factor)))
+    for k in range(0, wide, 64):
+        lanes = dot(isa, lanes, one_bytes(), load_bytes(target + k))
+    return largest * np.float32(1.0 / 127.0), lanes
+
+
+@nb.njit(cache=True)
+def quantize_token(isa, offset, source, columns, blocks_first, blocks_last, quantized, sums, scales):  # type: ignore[no-untyped-def]
+    """Blocks blocks_first..blocks_last - 1 of one token, in the layout for one token. source: float32 [columns]."""
+    for b in range(blocks_first, blocks_last):
+        left = min(columns - 256 * b, 256)
+        scale, lanes = _quantize_block(isa, source + 1024 * b, left, (left + 63) // 64 * 64, quantized + 256 * b)
+        put_f32(scales + 4 * b, scale)
+        store_ints(sums + 64 * b, negated_times(lanes, offset))
+
+
+@nb.njit(cache=True)
+def quantize_in_group(isa, offset, source, columns, token, blocks_first, blocks_last, quantized, sums, scales, scratch):  # type: ignore[no-untyped-def]
+    """The same for token number `token`, in the layout for several tokens. scratch: 256 bytes."""
+    blocks, wide = (columns + 255) // 256, (columns + 63) // 64 * 64
+    group, lane = token // 16, token % 16
+    for b in range(blocks_first, blocks_last):
+        left = min(columns - 256 * b, 256)
+        left_wide = (left + 63) // 64 * 64
+        scale, lanes = _quantize_block(isa, source + 1024 * b, left, left_wide, scratch)
+        target = quantized + group * wide * 16 + b * 4096 + lane * 4
+        for k in range(left_wide // 4):
+            put_i32(target + 64 * k, get_i32(scratch + 4 * k))
+        place = (group * blocks + b) * 64 + lane * 4
+        put_f32(scales + place, scale)
+        put_i32(sums + place, nb.int32(-offset * sum_ints(lanes)))

@@ -1,0 +1,34 @@
+"""The step table: what one step of the compiled machine is, and the names of its numbers.
+
+A step is one row of STEP int64 numbers: its operation, whether all threads meet before it, whether it only concerns the
+last token when asked, and up to 21 arguments, mostly addresses. planner.py writes the table, machine.py runs it.
+"""
+
+from __future__ import annotations
+
+STEP = 24
+OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
+
+EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND = range(11)
+
+# Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
+FIELDS: dict[int, tuple[str, ...]] = {
+    EMBED: ("ids", "matrix", "groups", "group_size", "columns", "out"),
+    EMBED_DENSE: ("ids", "table", "item_bytes", "columns", "out"),
+    NORM: ("kind", "source", "stride", "scale", "bias", "epsilon", "columns", "out", "quant", "sums", "scales"),
+    QUANTIZE: ("source", "stride", "columns", "quant", "sums", "scales"),
+    MATMUL: ("matrix", "width", "quant", "sums", "scales", "out", "rows", "bias", "accumulate", "row_bytes"),
+    GROUPED: ("source", "stride", "matrix", "groups", "group_size", "out", "rows", "bias", "accumulate"),
+    DENSE: ("source", "stride", "weights", "item_bytes", "columns", "out", "rows", "bias", "accumulate"),
+    ACTIVATE: ("kind", "source", "stride", "gated", "gated_stride", "columns", "out", "quant", "sums", "scales"),
+    ADD: ("a", "a_stride", "b", "b_stride", "columns", "out"),
+    REMEMBER: (
+        "query", "query_stride", "key", "key_stride", "value", "value_stride", "cos", "sin", "half",
+        "keys", "values", "capacity", "heads", "kv_heads", "head_dim",
+    ),
+    ATTEND: (
+        "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
+        "out", "out_stride",
+    ),
+}  # fmt: skip
+RMS, LAYER = 0, 1  # kinds of NORM

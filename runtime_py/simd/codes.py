@@ -1,0 +1,183 @@
+"""Unpacking codes of 1 to 8 bits into vectors and turning them into weights (layout in export/packing.py).
+
+segment(width, address, s): the codes of columns 64s..64s+63 of the full block at `address`, one a byte. Bits above the
+code's width are left as they fall; lookups ignore them because their tables repeat.
+table(isa, width, address): the int8 codebook at `address` plus the instruction set's offset, ready for lookup().
+`width` is a tag (isa.py), so every width has its own straight code.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, models, register_model
+
+from export.packing import BLOCK_COLUMNS, planes
+from runtime_py.simd.isa import WEIGHT_OFFSET, Tag
+from runtime_py.simd.lowering import emit_lookup16, emit_lookup64
+from runtime_py.simd.vectors import I8, I16, I64, Bytes, load, shuffle
+
+WIDTHS = {bits: Tag("bits", bits) for bits in range(1, 9)}
+RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is the weight plus 128, no lookup
+_WORDS = ir.VectorType(I16, 32)
+
+
+class TableType(types.Type):  # type: ignore[misc]
+    """A codebook as vectors of 64 entries: one for up to 6 bits, two for 7, four for 8."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        super().__init__(name=f"Table({bits})")
+
+    @property
+    def vectors(self) -> int:
+        return max(1, (1 << self.bits) // 64)
+
+
+@register_model(TableType)
+class _TableModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm, fe_type):  # type: ignore[no-untyped-def]
+        super().__init__(dmm, fe_type, ir.ArrayType(Bytes.llvm, fe_type.vectors))
+
+
+def _shift_words(builder: ir.IRBuilder, value: ir.Value, by: list[int]) -> ir.Value:
+    """Shift the 16-bit words of a Bytes vector right (left where negative); bits cross into the neighbouring byte."""
+    words = builder.bitcast(value, _WORDS)
+    if any(s > 0 for s in by):
+        words = builder.lshr(words, ir.Constant(_WORDS, [max(s, 0) for s in by]))
+    if any(s < 0 for s in by):
+        words = builder.shl(words, ir.Constant(_WORDS, [max(-s, 0) for s in by]))
+    return builder.bitcast(words, Bytes.llvm)
+
+
+def _keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:
+    return builder.and_(value, ir.Constant(Bytes.llvm, [mask] * 64))
+
+
+def _emit_segment(builder: ir.IRBuilder, bits: int, address: ir.Value, segment: int) -> ir.Value:
+    code, remaining, offset = None, bits, 0
+    for plane in planes(bits):
+        size = BLOCK_COLUMNS * plane // 8  # bytes of this plane: 256, 128, 64 or 32
+        remaining -= plane  # bits below this plane's field
+        start = builder.add(address, ir.Constant(I64, offset + (64 * segment) % size))
+        field = 64 * segment // size
+        if size >= 64:
+            loaded, shifts = load(builder, start, Bytes.llvm), [field * plane - remaining] * 32
+        else:  # one-bit plane: 32 bytes hold the segment's columns in two neighbouring bits
+            half = load(builder, start, ir.VectorType(I8, 32))
+            loaded = shuffle(builder, half, [i % 32 for i in range(64)])
+            shifts = [2 * segment - remaining] * 16 + [2 * segment + 1 - remaining] * 16
+        moved = _shift_words(builder, loaded, shifts)
+        if len(planes(bits)) > 1:
+            mask = ((1 << plane) - 1) << remaining
+            if code is None:  # the top plane keeps what lies above it: lookups ignore those bits
+                mask = 256 - (1 << remaining)
+            moved = _keep(builder, moved, mask)
+        code = moved if code is None else builder.or_(code, moved)
+        offset += size
+    return code
+
+
+@intrinsic(prefer_literal=True)
+def segment(typingctx, width, address, number):  # type: ignore[no-untyped-def]
+    """Codes of 64 columns of a full block (Bytes). number must be a literal 0..3."""
+    which = number.literal_value
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _emit_segment(builder, signature.args[0].value, args[1], which)
+
+    return Bytes(width, types.int64, number), codegen
+
+
+@intrinsic
+def tail_segment(typingctx, width, address, places):  # type: ignore[no-untyped-def]
+    """Codes of 64 columns of a shorter last block at `address`, for lengths divisible by 64.
+
+    places: address of the int64 table made by tail_places: per plane 8 byte offsets, then 8 shifts, one for each
+    group of 8 columns.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        quads = ir.VectorType(I64, 8)
+        code = None
+        for i, plane in enumerate(planes(signature.args[0].value)):
+            row = builder.add(args[2], ir.Constant(I64, 128 * i))
+            values = ir.Constant(quads, ir.Undefined)
+            for e in range(8):
+                lane = ir.Constant(ir.IntType(32), e)
+                offset = load(builder, builder.add(row, ir.Constant(I64, 8 * e)), I64)
+                values = builder.insert_element(values, load(builder, builder.add(args[1], offset), I64), lane)
+            shifts = load(builder, builder.add(row, ir.Constant(I64, 64)), quads)
+            fields = builder.bitcast(builder.lshr(values, shifts), Bytes.llvm)
+            if len(planes(signature.args[0].value)) > 1:
+                fields = _keep(builder, fields, (1 << plane) - 1)
+            if code is None:
+                code = fields
+            else:
+                code = builder.or_(builder.shl(code, ir.Constant(Bytes.llvm, [plane] * 64)), fields)
+        return code
+
+    return Bytes(width, types.int64, types.int64), codegen
+
+
+def tail_places(columns: int, bits: int) -> list[int]:
+    """The table tail_segment reads, for a last block of `columns` columns (64, 128 or 192): flat, 16 per plane per segment."""
+    flat: list[int] = []
+    for first in range(0, columns, 64):
+        offset = 0
+        for plane in planes(bits):
+            size = columns * plane // 8
+            columns_of = [first + 8 * e for e in range(8)]
+            flat += [offset + c % size for c in columns_of] + [c // size * plane for c in columns_of]
+            offset += size
+    return flat
+
+
+def _emit_table(builder: ir.IRBuilder, isa: str, bits: int, address: ir.Value) -> ir.Value:
+    entries = min(1 << bits, 64)
+    flip = ir.Constant(Bytes.llvm, [WEIGHT_OFFSET[isa]] * 64)
+    kind = ir.ArrayType(Bytes.llvm, max(1, (1 << bits) // 64))
+    out = ir.Constant(kind, ir.Undefined)
+    for i in range(kind.count):
+        part = load(builder, builder.add(address, ir.Constant(I64, 64 * i)), ir.VectorType(I8, entries))
+        whole = shuffle(builder, part, [j % entries for j in range(64)])
+        out = builder.insert_value(out, builder.xor(whole, flip), i)
+    return out
+
+
+@intrinsic
+def table(typingctx, isa, width, address):  # type: ignore[no-untyped-def]
+    """The codebook of 2**width int8 entries at `address` as a lookup table."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _emit_table(builder, signature.args[0].value, signature.args[1].value, args[2])
+
+    return TableType(width.value)(isa, width, types.int64), codegen
+
+
+def _emit_lookup(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, code: ir.Value) -> ir.Value:
+    vectors = [builder.extract_value(entries, i) for i in range(max(1, (1 << bits) // 64))]
+    if bits <= 4:
+        return emit_lookup16(builder, isa, vectors[0], code)
+    found = [emit_lookup64(builder, isa, v, code) for v in vectors]
+    bit = 64
+    while len(found) > 1:
+        chosen = builder.icmp_unsigned("!=", _keep(builder, code, bit), ir.Constant(Bytes.llvm, [0] * 64))
+        found = [builder.select(chosen, high, low) for low, high in zip(found[::2], found[1::2])]
+        bit *= 2
+    return found[0]
+
+
+@intrinsic
+def lookup(typingctx, isa, width, entries, code):  # type: ignore[no-untyped-def]
+    """Weights (Bytes, with the instruction set's offset) of 64 codes."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        name, kind = signature.args[0].value, signature.args[1]
+        if kind.kind == "raw":
+            return builder.xor(args[3], ir.Constant(Bytes.llvm, [128 ^ WEIGHT_OFFSET[name]] * 64))
+        return _emit_lookup(builder, name, kind.value, args[2], args[3])
+
+    return Bytes(isa, width, entries, Bytes), codegen
+
+
