@@ -13,7 +13,7 @@ from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_r
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
 from runtime_py.engine.matvec import matvec_rows
-from runtime_py.engine.quantize import quantize_in_group, quantize_token
+from runtime_py.engine.quantize import quantize_group, quantize_token
 from runtime_py.engine.steps import (
     ACTIVATE,
     ADD,
@@ -38,7 +38,10 @@ from runtime_py.simd.tile import amx_configure, amx_release
 from runtime_py.simd.vectors import get_f32, get_i64
 
 W1, W2, W3, W4, W5, W6, W7, W8 = (WIDTHS[b] for b in range(1, 9))
-_ITEM_BYTES = 32768  # codes that one work item of a matrix-vector product reads
+# A matrix-vector product is shared out in two parts: most rows in one long run per thread, because memory is fastest
+# read in a straight line, and the rest in small items, because threads do not finish together.
+_RUN_SHARE = 0.85
+_ITEM_BYTES = 16384  # codes that one of the small items reads
 _DENSE_ROWS = 64
 _GROUPED_ROWS = 32
 
@@ -72,54 +75,77 @@ def _matvec(isa, number, matrix, q, sums, scales, first, last, out, bias, accumu
 
 
 @nb.njit(cache=True)
-def _matmul(isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+def _matmul(isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch):  # type: ignore[no-untyped-def]
     """matmul_item compiled for each width."""
     r, v, x = tile
     if number == 4:
-        matmul_item(isa, r, v, x, W4, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W4, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 3:
-        matmul_item(isa, r, v, x, W3, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W3, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 2:
-        matmul_item(isa, r, v, x, W2, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W2, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 1:
-        matmul_item(isa, r, v, x, W1, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W1, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 5:
-        matmul_item(isa, r, v, x, W5, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W5, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 6:
-        matmul_item(isa, r, v, x, W6, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W6, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 7:
-        matmul_item(isa, r, v, x, W7, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W7, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     elif number == 8:
-        matmul_item(isa, r, v, x, W8, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, W8, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
     else:
-        matmul_item(isa, r, v, x, RAW, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        matmul_item(
+            isa, r, v, x, RAW, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
+        )
 
 
 @nb.njit(cache=True)
-def _run_matmul(isa, offset, tile, step, first_token, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_matmul(isa, tile, step, tokens, thread, threads, counter, scratch):  # type: ignore[no-untyped-def]
     matrix, number, q, sums, scales = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
     rows, bias, accumulate, row_bytes = _arg(step, 6), _arg(step, 7), _arg(step, 8) != 0, _arg(step, 9)
-    out = _arg(step, 5) + 4 * first_token * rows
+    out = _arg(step, 5)
     if tokens == 1:
         size = max(_ITEM_BYTES // row_bytes, 1)
-        first = fetch_add(counter, size)
+        run = int(_RUN_SHARE * rows / threads)
+        first, last = thread * run, (thread + 1) * run
         while first < rows:
-            last = min(first + size, rows)
             _matvec(isa, number, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-            first = fetch_add(counter, size)
+            first = threads * run + fetch_add(counter, size)
+            last = min(first + size, rows)
         return
     item = fetch_add(counter, 1)
     while item * tile[0] < rows:
-        _matmul(isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, scratch)
+        _matmul(
+            isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, threads, scratch
+        )
         item = fetch_add(counter, 1)
 
 
 @nb.njit(cache=True)
-def _quantize(isa, offset, source, columns, token, tokens, first, last, quant, sums, scales, scratch):  # type: ignore[no-untyped-def]
+def _quantize(isa, offset, source, stride, columns, group, tokens, first, last, quant, sums, scales, scratch):  # type: ignore[no-untyped-def]
     if tokens == 1:
         quantize_token(isa, offset, source, columns, first, last, quant, sums, scales)
     else:
-        quantize_in_group(isa, offset, source, columns, token, first, last, quant, sums, scales, scratch)
+        quantize_group(
+            isa, offset, source, stride, columns, group, tokens, first, last, quant, sums, scales, scratch
+        )
 
 
 @nb.njit(cache=True)
@@ -127,23 +153,25 @@ def _run_norm(isa, offset, step, first_token, tokens, counter, scratch):  # type
     kind, source, stride, scale, bias = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
     columns, out, quant = _arg(step, 6), _arg(step, 7), _arg(step, 8)
     epsilon = get_f32(step + 8 * (ARGUMENTS + 5))
-    token = fetch_add(counter, 1)
-    while token < tokens:
-        x = source + 4 * (first_token + token) * stride
-        y = out + 4 * token * columns
-        if kind == LAYER:
-            layer_norm(x, scale, bias, columns, epsilon, y)
-        else:
-            rms_norm(x, scale, columns, epsilon, y)
+    blocks = (columns + 255) // 256
+    group = fetch_add(counter, 1)
+    while 16 * group < tokens:
+        for token in range(16 * group, min(16 * group + 16, tokens)):
+            x = source + 4 * (first_token + token) * stride
+            y = out + 4 * token * columns
+            if kind == LAYER:
+                layer_norm(x, scale, bias, columns, epsilon, y)
+            else:
+                rms_norm(x, scale, columns, epsilon, y)
         if quant != 0:
-            blocks = (columns + 255) // 256
-            _quantize(isa, offset, y, columns, token, tokens, 0, blocks, quant, _arg(step, 9), _arg(step, 10), scratch)
-        token = fetch_add(counter, 1)
+            sums, scales = _arg(step, 9), _arg(step, 10)
+            _quantize(isa, offset, out, columns, columns, group, tokens, 0, blocks, quant, sums, scales, scratch)
+        group = fetch_add(counter, 1)
 
 
 @nb.njit(cache=True)
 def _run_activate(isa, offset, step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
-    """Work items are blocks of 256 columns of a token, so that one token still keeps all threads busy."""
+    """Work items are blocks of 256 columns of 16 tokens, so that one token still keeps all threads busy."""
     kind, source, stride, gated, gated_stride = (
         _arg(step, 0),
         _arg(step, 1),
@@ -154,32 +182,34 @@ def _run_activate(isa, offset, step, tokens, counter, scratch):  # type: ignore[
     columns, out, quant = _arg(step, 5), _arg(step, 6), _arg(step, 7)
     blocks = (columns + 255) // 256
     item = fetch_add(counter, 1)
-    while item < tokens * blocks:
-        token, b = item // blocks, item % blocks
-        y, some = out + 4 * token * columns, min(columns - 256 * b, 256)
-        other = gated + 4 * (token * gated_stride + 256 * b) if gated != 0 else 0
-        activate(kind, source + 4 * (token * stride + 256 * b), other, some, y + 1024 * b)
+    while item < (tokens + 15) // 16 * blocks:
+        group, b = item // blocks, item % blocks
+        some = min(columns - 256 * b, 256)
+        for token in range(16 * group, min(16 * group + 16, tokens)):
+            other = gated + 4 * (token * gated_stride + 256 * b) if gated != 0 else 0
+            activate(kind, source + 4 * (token * stride + 256 * b), other, some, out + 4 * (token * columns + 256 * b))
         if quant != 0:
-            _quantize(isa, offset, y, columns, token, tokens, b, b + 1, quant, _arg(step, 8), _arg(step, 9), scratch)
+            sums, scales = _arg(step, 8), _arg(step, 9)
+            _quantize(isa, offset, out, columns, columns, group, tokens, b, b + 1, quant, sums, scales, scratch)
         item = fetch_add(counter, 1)
 
 
 @nb.njit(cache=True)
 def _run_quantize(isa, offset, step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
     source, stride, columns, quant = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3)
+    sums, scales = _arg(step, 4), _arg(step, 5)
     blocks = (columns + 255) // 256
     item = fetch_add(counter, 1)
-    while item < tokens * blocks:
-        token, b = item // blocks, item % blocks
-        x = source + 4 * token * stride
-        _quantize(isa, offset, x, columns, token, tokens, b, b + 1, quant, _arg(step, 4), _arg(step, 5), scratch)
+    while item < (tokens + 15) // 16 * blocks:
+        group, b = item // blocks, item % blocks
+        _quantize(isa, offset, source, stride, columns, group, tokens, b, b + 1, quant, sums, scales, scratch)
         item = fetch_add(counter, 1)
 
 
 @nb.njit(cache=True)
-def _run_grouped(step, first_token, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_grouped(step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
     rows = _arg(step, 6)
-    out = _arg(step, 5) + 4 * first_token * rows
+    out = _arg(step, 5)
     first = fetch_add(counter, _GROUPED_ROWS)
     while first < rows:
         last = min(first + _GROUPED_ROWS, rows)
@@ -191,9 +221,9 @@ def _run_grouped(step, first_token, tokens, counter, scratch):  # type: ignore[n
 
 
 @nb.njit(cache=True)
-def _run_dense(step, first_token, tokens, counter):  # type: ignore[no-untyped-def]
+def _run_dense(step, tokens, counter):  # type: ignore[no-untyped-def]
     rows = _arg(step, 6)
-    out = _arg(step, 5) + 4 * first_token * rows
+    out = _arg(step, 5)
     first = fetch_add(counter, _DENSE_ROWS)
     while first < rows:
         last = min(first + _DENSE_ROWS, rows)
@@ -220,9 +250,14 @@ def _run_attend(step, past, tokens, counter, scratch):  # type: ignore[no-untype
 
 @nb.njit(cache=True)
 def _run_per_token(operation, step, past, tokens, counter, scratch):  # type: ignore[no-untyped-def]
-    """Steps whose work items are whole tokens."""
-    token = fetch_add(counter, 1)
-    while token < tokens:
+    """Steps that treat tokens one by one; 16 neighbours are one work item, because they share lines of the cache."""
+    token, stop = 0, 0
+    while True:
+        if token == stop:
+            token = 16 * fetch_add(counter, 1)
+            stop = min(token + 16, tokens)
+            if token >= tokens:
+                return
         if operation == EMBED:
             row, to = get_i64(_arg(step, 0) + 8 * token), _arg(step, 5) + 4 * token * _arg(step, 4)
             grouped_row(_arg(step, 1), _arg(step, 2), _arg(step, 3), row, to, scratch)
@@ -243,7 +278,7 @@ def _run_per_token(operation, step, past, tokens, counter, scratch):  # type: ig
                 _arg(step, 6) + 4 * position * half, _arg(step, 7) + 4 * position * half, half,
                 _arg(step, 9), _arg(step, 10), _arg(step, 11), _arg(step, 12), _arg(step, 13), _arg(step, 14), position,
             )  # fmt: skip
-        token = fetch_add(counter, 1)
+        token += 1
 
 
 @nb.njit(cache=True, nogil=True)
@@ -266,7 +301,7 @@ def run_steps(isa, offset, tile, config, steps, count, tokens, past, last_only, 
         if last_only and get_i64(step + 8 * LAST) != 0:
             first, some = tokens - 1, 1
         if operation == MATMUL:
-            _run_matmul(isa, offset, tile, step, 0, some, counter, scratch)
+            _run_matmul(isa, tile, step, some, thread, threads, counter, scratch)
         elif operation == NORM:
             _run_norm(isa, offset, step, first, some, counter, scratch)
         elif operation == ACTIVATE:
@@ -276,9 +311,9 @@ def run_steps(isa, offset, tile, config, steps, count, tokens, past, last_only, 
         elif operation == QUANTIZE:
             _run_quantize(isa, offset, step, some, counter, scratch)
         elif operation == GROUPED:
-            _run_grouped(step, 0, some, counter, scratch)
+            _run_grouped(step, some, counter, scratch)
         elif operation == DENSE:
-            _run_dense(step, 0, some, counter)
+            _run_dense(step, some, counter)
         else:
             _run_per_token(operation, step, past, some, counter, scratch)
     barrier(meeting, threads)

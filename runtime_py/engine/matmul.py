@@ -35,6 +35,7 @@ from runtime_py.simd.vectors import (
     load_floats,
     load_some,
     multiply,
+    prefetch,
     put_f32,
     store_bytes,
     store_floats,
@@ -44,6 +45,7 @@ from runtime_py.simd.vectors import (
 
 MAX_ROWS = 32  # of any register tile
 _SPILL = 4096
+_AHEAD = 4096  # as in matvec.py
 # Scratch of one thread, behind the decoded rows [MAX_ROWS, padded columns]: sums, their transpose, scales, biases, spill.
 TOTALS, TURNED, SCALES, BIASES, SPILL, SCRATCH_BYTES = 0, 4096, 6144, 6272, 6400, 6400 + _SPILL
 
@@ -70,6 +72,8 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):  # ty
         entries = table(isa, width, book + n // book_rows * book_bytes)
         at, to = codes + n * row_bytes, target + (n - first) * stride
         for _ in range(blocks):
+            prefetch(at + _AHEAD)
+            prefetch(at + _AHEAD + 64)
             store_bytes(to, lookup(isa, width, entries, segment(width, at, 0)))
             store_bytes(to + 64, lookup(isa, width, entries, segment(width, at, 1)))
             store_bytes(to + 128, lookup(isa, width, entries, segment(width, at, 2)))
@@ -121,7 +125,7 @@ def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matri
 
 
 @nb.njit(cache=True)
-def matmul_item(isa, rows, vectors, amx, width, matrix, item, quantized, sums, scales, tokens, out, row_stride, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+def matmul_item(isa, rows, vectors, amx, width, matrix, item, quantized, sums, scales, tokens, out, row_stride, bias, accumulate, threads, scratch):  # type: ignore[no-untyped-def]
     """Row tile number `item` for all tokens. rows, vectors: tile_shape(); scratch: see scratch_bytes()."""
     columns = get_i64(matrix + 8 * COLUMNS)
     wide = (columns + 63) // 64 * 64
@@ -130,6 +134,12 @@ def matmul_item(isa, rows, vectors, amx, width, matrix, item, quantized, sums, s
     weights = scratch + SCRATCH_BYTES
     decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
     groups = (tokens + 15) // 16
+    # The codes of the tile that this thread will probably take next come closer while this one is computed.
+    ahead = get_i64(matrix + 8 * CODES) + (first + rows * threads) * get_i64(matrix + 8 * ROW_BYTES)
+    share = (rows * get_i64(matrix + 8 * ROW_BYTES) * vectors + groups - 1) // groups
     for group in range(0, groups, vectors):
+        for k in range(0, share, 64):
+            prefetch(ahead + k)
+        ahead += share
         _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch)
         _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch)

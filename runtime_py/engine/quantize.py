@@ -12,9 +12,9 @@ import numba as nb
 import numpy as np
 
 from runtime_py.simd.lowering import dot
+from runtime_py.simd.tile import transpose16
 from runtime_py.simd.vectors import (
     absolute,
-    get_i32,
     load_bytes,
     load_floats,
     load_some,
@@ -72,17 +72,23 @@ def quantize_token(isa, offset, source, columns, blocks_first, blocks_last, quan
 
 
 @nb.njit(cache=True)
-def quantize_in_group(isa, offset, source, columns, token, blocks_first, blocks_last, quantized, sums, scales, scratch):  # type: ignore[no-untyped-def]
-    """The same for token number `token`, in the layout for several tokens. scratch: 256 bytes."""
+def quantize_group(isa, offset, source, stride, columns, group, tokens, first, last, quantized, sums, scales, scratch):  # type: ignore[no-untyped-def]
+    """Blocks first..last - 1 of the (up to 16) tokens of a group, in the layout for several tokens.
+
+    source: float32 rows of the whole batch, `stride` floats apart. scratch: 4096 bytes. A whole group at a time, so that
+    no two threads write to one cache line.
+    """
     blocks, wide = (columns + 255) // 256, (columns + 63) // 64 * 64
-    group, lane = token // 16, token % 16
-    for b in range(blocks_first, blocks_last):
+    count = min(tokens - 16 * group, 16)
+    for b in range(first, last):
         left = min(columns - 256 * b, 256)
         left_wide = (left + 63) // 64 * 64
-        scale, lanes = _quantize_block(isa, source + 1024 * b, left, left_wide, scratch)
-        target = quantized + group * wide * 16 + b * 4096 + lane * 4
-        for k in range(left_wide // 4):
-            put_i32(target + 64 * k, get_i32(scratch + 4 * k))
-        place = (group * blocks + b) * 64 + lane * 4
-        put_f32(scales + place, scale)
-        put_i32(sums + place, nb.int32(-offset * sum_ints(lanes)))
+        place = (group * blocks + b) * 64
+        for t in range(count):
+            x = source + 4 * ((16 * group + t) * stride + 256 * b)
+            scale, lanes = _quantize_block(isa, x, left, left_wide, scratch + 256 * t)
+            put_f32(scales + place + 4 * t, scale)
+            put_i32(sums + place + 4 * t, nb.int32(-offset * sum_ints(lanes)))
+        target = quantized + group * wide * 16 + b * 4096
+        for k in range(0, left_wide, 64):
+            transpose16(scratch + k, 256, target + 16 * k, 64)
