@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from export.errors import InputError
+from runtime_py.load import Runner, open_model
 from runtime_py.sampling import Sampler, SamplingSettings
-from runtime_py.session import Session, State
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -51,7 +52,7 @@ def context_length(folder: Path) -> int:
 
 
 def generate_tokens(
-    session: Session, state: State, prompt: list[int], settings: SamplingSettings, max_tokens: int, stop: frozenset[int]
+    session: Runner, state: Any, prompt: list[int], settings: SamplingSettings, max_tokens: int, stop: frozenset[int]
 ) -> Iterator[int]:
     """Yield generated tokens one by one, ending before a stop token. The state keeps everything but the last token."""
     sampler = Sampler(settings)
@@ -68,10 +69,10 @@ def generate_tokens(
 class TextGenerator:
     """A session with its tokenizer and limits, for prompts given as text."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises InputError when the folder is incomplete."""
+    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
+        """activations and threads: see load.py. Raises InputError when the folder is incomplete."""
         self.folder = Path(folder)
-        self.session = Session(self.folder)
+        self.session, self.interpreted = open_model(self.folder, activations, threads)
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         self.context = context_length(self.folder)

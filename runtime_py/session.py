@@ -1,7 +1,8 @@
-"""A loaded model folder and the state of one generation: the graph's nodes run one after another on numpy arrays.
+"""The interpreter: a model folder's nodes run one after another on numpy arrays, in float32.
 
-Weights stay in the mapped file. Nodes that depend on weights alone run once at load. Keys and values live in
-preallocated arrays, one pair per attention node; batch size is one.
+Slow and obvious. It is what the compiled engine (engine/) is tested against, what `--activations float32` means, and
+what runs a graph that the engine cannot plan. Weights stay in the mapped file. Nodes that depend on weights alone run
+once at load. Keys and values live in preallocated arrays, one pair per attention node; batch size is one.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ class State:
 class Session:
     """Runs one model folder. Holds no per-generation state, so several State objects can share it."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks."""
-        self.graph: Graph = read_graph(Path(folder))
+    def __init__(self, folder: str | Path | Graph) -> None:
+        """folder: a model folder, or the graph read from one.
+
+        Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
+        """
+        self.graph: Graph = folder if isinstance(folder, Graph) else read_graph(Path(folder))
         self._constants: dict[str, np.ndarray] = dict(self.graph.weights)
         self._steps: list[Node] = []
         self._layouts = {n.name: n.layout() for n in self.graph.nodes if n.domain == DOMAIN}

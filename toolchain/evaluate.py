@@ -50,10 +50,10 @@ class EvalResult:
 class FolderScorer:
     """A model folder run by runtime_py."""
 
-    def __init__(self, folder: Path) -> None:
-        from runtime_py.session import Session
+    def __init__(self, folder: Path, activations: str = "int8") -> None:
+        from runtime_py.load import open_model
 
-        self._session = Session(folder)
+        self._session, _ = open_model(folder, activations)
         self.vocab_size = self._session.vocab_size
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -87,10 +87,10 @@ class HuggingFaceScorer:
             return self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
 
 
-def open_scorer(name: str) -> Scorer:
-    """A model folder if it holds model.onnx, else a Hugging Face folder or hub name."""
+def open_scorer(name: str, activations: str = "int8") -> Scorer:
+    """A model folder if it holds model.onnx (run with these activations), else a Hugging Face folder or hub name."""
     if (Path(name) / "model.onnx").exists():
-        return FolderScorer(Path(name))
+        return FolderScorer(Path(name), activations)
     return HuggingFaceScorer(name)
 
 

@@ -1,12 +1,13 @@
 """Random codes at the real shapes of known models: for benchmarks and cost reports where no checkpoint is at hand.
 
-Nothing is read and nothing is quantized; tensors are made, from their name and a seed, while the model folder is written.
-The layouts are the ones that `quantize` chooses for such matrices, so bytes and speed are those of a real export.
+Nothing is read and nothing is quantized; tensors are made, from their name and a seed, while the model folder is
+written. The layouts are those that `quantize` chooses for such matrices, so bytes and speed are those of a real export.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from export.checkpoint import FORMAT_VERSION, TensorRecord
 from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import write_json
+from export.folder import install_folder
 from export.spec import ModelSpec
+from toolchain.packaging import package_checkpoint
 from toolchain.pipeline import totals
 from toolchain.quantize.athena import choose_layout
 from toolchain.quantize.settings import QuantizeSettings
@@ -75,7 +78,7 @@ class RandomCheckpoint:
         records.append(TensorRecord(f"{spec.final_norm}.weight", "float32", (spec.hidden_size,), 4 * spec.hidden_size))
         query, pair = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         names, hidden, inner = spec.block, spec.hidden_size, spec.feed_forward
-        shapes = {
+        shapes: dict[str | None, tuple[int, int]] = {
             names.query: (query, hidden), names.key: (pair, hidden), names.value: (pair, hidden),
             names.attention_output: (hidden, query), names.gate: (inner, hidden), names.up: (inner, hidden),
             names.down: (hidden, inner),
@@ -85,9 +88,9 @@ class RandomCheckpoint:
             prefix = spec.prefix(layer)
             for name in names.linears():
                 records.append(self._codebook(prefix + name, shapes[name], settings))
-            for name in biased:
-                size = shapes[name][0]
-                records.append(TensorRecord(f"{prefix}{name}.bias", "float32", (size,), 4 * size))
+            for module in biased:
+                size = shapes[module][0]
+                records.append(TensorRecord(f"{prefix}{module}.bias", "float32", (size,), 4 * size))
             for norm in (names.attention_norm, names.mlp_norm):
                 records.append(TensorRecord(f"{prefix}{norm}.weight", "float32", (hidden,), 4 * hidden))
         return records
@@ -122,7 +125,11 @@ class RandomCheckpoint:
         digest = hashlib.sha256(f"{self._seed}/{record_name}{suffix}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         if record.scheme == "float32":
-            return np.zeros(record.shape, np.float32) if record_name.endswith("bias") else np.ones(record.shape, np.float32)
+            return (
+                np.zeros(record.shape, np.float32)
+                if record_name.endswith("bias")
+                else np.ones(record.shape, np.float32)
+            )
         if record.scheme == "float16":
             return (rng.standard_normal(record.shape, np.float32) * _WEIGHT_DEVIATION).astype(np.float16)
         layout = record.scale_layout() if suffix.startswith(".scale.") else record.layout()
@@ -138,3 +145,10 @@ class RandomCheckpoint:
             return np.broadcast_to(levels, layout.codebook_shape).copy()
         unit = _WEIGHT_DEVIATION / (100 if suffix.startswith(".scale.") else 1) / 74  # 74: deviation of the levels
         return np.full(layout.scale_shape, unit, np.float16)
+
+
+def write_random_folder(name: str, output: Path, settings: QuantizeSettings, force: bool, quiet: bool) -> None:
+    """A complete model folder (without a tokenizer) of random codes. Raises InputError on an unknown shape."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = RandomCheckpoint(name, Path(scratch), settings)
+        install_folder(package_checkpoint(checkpoint, output, quiet), output, force)

@@ -64,7 +64,9 @@ def scratch_bytes(head_dim: int) -> int:
 
 
 @intrinsic(prefer_literal=True)
-def attention_product(typingctx, rows, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, add_to):  # type: ignore[no-untyped-def]
+def attention_product(
+    typingctx, rows, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, add_to
+):
     """out[r] (16 floats) = sum over i < count of numbers[r, i] * vectors[i] (16 halfs), for a literal number of rows.
 
     Strides in bytes: between vectors, between numbers of a row, between rows of numbers, between rows of out. With
@@ -72,7 +74,7 @@ def attention_product(typingctx, rows, vectors, vector_stride, count, numbers, n
     """
     height, start_from_out = rows.literal_value, add_to.literal_value
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         _, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, _ = args
         zero = ir.Constant(Floats.llvm, [0.0] * 16)
         out_at = [builder.add(out, builder.mul(out_stride, ir.Constant(I64, r))) for r in range(height)]
@@ -97,7 +99,7 @@ def attention_product(typingctx, rows, vectors, vector_stride, count, numbers, n
 
 
 @nb.njit(cache=True)
-def _scores(rows, keys, head_dim, queries, out):  # type: ignore[no-untyped-def]
+def _scores(rows, keys, head_dim, queries, out):
     """16 scores of each row: queries float32 [head_dim, ROWS], out float32 [ROWS, KEYS]."""
     if rows == 1:
         attention_product(1, keys, 32, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
@@ -108,7 +110,7 @@ def _scores(rows, keys, head_dim, queries, out):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _mix(rows, values, width, count, scores, totals):  # type: ignore[no-untyped-def]
+def _mix(rows, values, width, count, scores, totals):
     """totals [ROWS, width] += scores [ROWS, KEYS] times `count` value rows."""
     for d in range(0, width, 16):
         v, out = values + 2 * d, totals + 4 * d
@@ -121,7 +123,7 @@ def _mix(rows, values, width, count, scores, totals):  # type: ignore[no-untyped
 
 
 @nb.njit(cache=True)
-def _soften(scores, count, low, high, top, width, totals):  # type: ignore[no-untyped-def]
+def _soften(scores, count, low, high, top, width, totals):
     """Online softmax of one row: scores of keys low..high - 1 become weights, others zero; (new top, factor, sum)."""
     best = splat_float(_HIDDEN)
     for k in range(0, count, 16):
@@ -146,7 +148,24 @@ def _soften(scores, count, low, high, top, width, totals):  # type: ignore[no-un
 
 
 @nb.njit(cache=True)
-def attend_item(item, query, query_stride, keys, values, capacity, heads, kv_heads, head_dim, past, tokens, window, scale, out, out_stride, scratch):  # type: ignore[no-untyped-def]
+def attend_item(
+    item,
+    query,
+    query_stride,
+    keys,
+    values,
+    capacity,
+    heads,
+    kv_heads,
+    head_dim,
+    past,
+    tokens,
+    window,
+    scale,
+    out,
+    out_stride,
+    scratch,
+):
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
     query, out: float32 [tokens, stride]; keys, values: the layer's cache; window: keys a query may see, 0 for all.
@@ -195,7 +214,7 @@ def attend_item(item, query, query_stride, keys, values, capacity, heads, kv_hea
 
 
 @nb.njit(cache=True)
-def remember_token(query, key, value, cos, sin, half, keys, values, capacity, heads, kv_heads, head_dim, position):  # type: ignore[no-untyped-def]
+def remember_token(query, key, value, cos, sin, half, keys, values, capacity, heads, kv_heads, head_dim, position):
     """Rotate one token's queries and keys in place (half > 0) and write its keys and values into the cache."""
     width = (head_dim + 15) // 16 * 16
     if half > 0:

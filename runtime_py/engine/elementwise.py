@@ -38,7 +38,7 @@ _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
 
 
 @nb.njit(cache=True, inline="always")
-def exponential(x):  # type: ignore[no-untyped-def]
+def exponential(x):
     """e**x of 16 floats, x limited to -87.3..88.3; relative error below 2e-7 (polynomial of Cephes' expf)."""
     x = minimum(maximum(x, splat_float(_LOWEST)), splat_float(_HIGHEST))
     n = rounded(multiply(x, splat_float(_LOG2_E)))
@@ -56,13 +56,13 @@ def exponential(x):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, inline="always")
-def _logistic(x):  # type: ignore[no-untyped-def]
+def _logistic(x):
     one = splat_float(_F(1.0))
     return divide(one, add(one, exponential(subtract(zero_floats(), x))))
 
 
 @nb.njit(cache=True, inline="always")
-def _erf(x):  # type: ignore[no-untyped-def]
+def _erf(x):
     """Error function, absolute error below 3e-7 (Abramowitz and Stegun 7.1.26)."""
     one, size = splat_float(_F(1.0)), absolute(x)
     t = divide(one, fused(size, splat_float(_F(0.3275911)), one))
@@ -77,7 +77,7 @@ def _erf(x):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, inline="always")
-def activated(kind, x):  # type: ignore[no-untyped-def]
+def activated(kind, x):
     """SiLU, GELU (by erf or by tanh) or ReLU of 16 floats."""
     half, one = splat_float(_F(0.5)), splat_float(_F(1.0))
     if kind == SILU:
@@ -92,7 +92,7 @@ def activated(kind, x):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def activate(kind, source, gated, columns, target):  # type: ignore[no-untyped-def]
+def activate(kind, source, gated, columns, target):
     """target = activation(source) * gated, or without the product where gated is 0. float32 [columns]."""
     for k in range(0, columns, 16):
         some = min(columns - k, 16)
@@ -103,7 +103,7 @@ def activate(kind, source, gated, columns, target):  # type: ignore[no-untyped-d
 
 
 @nb.njit(cache=True)
-def add_rows(a, b, columns, target):  # type: ignore[no-untyped-def]
+def add_rows(a, b, columns, target):
     """target = a + b, float32 [columns]."""
     for k in range(0, columns, 16):
         some = min(columns - k, 16)
@@ -111,7 +111,7 @@ def add_rows(a, b, columns, target):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def rms_norm(source, scale, columns, epsilon, target):  # type: ignore[no-untyped-def]
+def rms_norm(source, scale, columns, epsilon, target):
     """target = source / sqrt(mean(source**2) + epsilon) * scale."""
     squares = zero_floats()
     for k in range(0, columns, 16):
@@ -125,7 +125,7 @@ def rms_norm(source, scale, columns, epsilon, target):  # type: ignore[no-untype
 
 
 @nb.njit(cache=True)
-def layer_norm(source, scale, bias, columns, epsilon, target):  # type: ignore[no-untyped-def]
+def layer_norm(source, scale, bias, columns, epsilon, target):
     """target = (source - mean) / sqrt(variance + epsilon) * scale + bias; bias may be 0 for none."""
     total = zero_floats()
     for k in range(0, columns, 16):
@@ -147,7 +147,7 @@ def layer_norm(source, scale, bias, columns, epsilon, target):  # type: ignore[n
 
 
 @nb.njit(cache=True)
-def rotate_head(x, cos, sin, half):  # type: ignore[no-untyped-def]
+def rotate_head(x, cos, sin, half):
     """Rotary positions in place on one head, half-split layout: pairs (i, i + half) by the angles of cos and sin."""
     for i in range(0, half, 16):
         some = min(half - i, 16)
@@ -158,7 +158,7 @@ def rotate_head(x, cos, sin, half):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def dense_row(table, item_bytes, row, columns, target):  # type: ignore[no-untyped-def]
+def dense_row(table, item_bytes, row, columns, target):
     """One row of a float32 or float16 table as float32."""
     at = table + row * columns * item_bytes
     for k in range(columns):
@@ -166,7 +166,7 @@ def dense_row(table, item_bytes, row, columns, target):  # type: ignore[no-untyp
 
 
 @nb.njit(cache=True)
-def dense_rows(source, tokens, stride, weights, item_bytes, columns, first, last, out, out_stride, bias, accumulate):  # type: ignore[no-untyped-def]
+def dense_rows(source, tokens, stride, weights, item_bytes, columns, first, last, out, out_stride, bias, accumulate):
     """out[:, first:last] (= or +=) source [tokens, columns] times rows of a float32 or float16 matrix, plus bias."""
     for n in range(first, last):
         at = weights + n * columns * item_bytes

@@ -7,7 +7,6 @@ import platform
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -15,10 +14,11 @@ from export.errors import InputError
 from export.reader import Graph
 from runtime_py.engine import attention, matmul
 from runtime_py.engine.machine import run_steps
+from runtime_py.engine.matrix import RAW_WIDTH
 from runtime_py.engine.plan import aligned_bytes, finish
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.team import Team, available_threads
-from runtime_py.session import Session
+from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
 
@@ -44,14 +44,11 @@ class EngineState:
 class Engine:
     """Runs one model folder with int8 activations. Several states can share it; calls take turns."""
 
-    def __init__(self, graph: Graph, reference: Session, threads: int | None = None) -> None:
-        """reference: the interpreter of the same graph, asked once for the rotations of every position.
-
-        Raises Unplannable when the graph has something the compiled machine cannot run.
-        """
+    def __init__(self, graph: Graph, threads: int | None = None) -> None:
+        """threads: None for all processors. Raises Unplannable when the graph has something this cannot run."""
         planner = Planner(graph, _CHUNK)
         planner.plan()
-        self._reference = reference
+        self._folder = planner.folder
         self._attention = planner.attention
         self._rotation_names = planner.rotation
         self._position_rows = planner.position_rows
@@ -62,18 +59,25 @@ class Engine:
         amx = self._isa == "avx512vbmi" and has_amx() and _allow_amx()
         rows, vectors = matmul.tile_shape(self._isa, amx)
         self._tile = (rows, vectors, amx)
+        self._widths = tuple(RAW if w == RAW_WIDTH else WIDTHS[w] for w in planner.widths()) or (RAW,)
         self._config = _amx_config()
         self._threads = threads or available_threads()
         self._team = Team(self._threads)
         head_dim = max((a.head_dim for a in self._attention), default=16)
-        per_thread = matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attention.scratch_bytes(head_dim) + 4096
+        per_thread = (
+            matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attention.scratch_bytes(head_dim) + 4096
+        )
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self._threads)
         self._counters = np.zeros(len(self._plan.steps), np.int64)
         self._meeting = aligned_bytes(128)
         self._rotations: tuple[np.ndarray, np.ndarray] | None = None
-        self._weight_bytes = sum(w.nbytes for w in graph.weights.values())
         self._lock = threading.Lock()
+        self.instruction_set = self._isa + (" with AMX" if amx else "")
+        self.threads = self._threads
+        self.bytes_per_token = planner.bytes_per_token  # weights read to decode one token
+        widths = [a.kv_heads * (a.head_dim + attention.value_width(a.head_dim)) for a in self._attention]
+        self.cache_bytes_per_token = 2 * sum(widths)
 
     def new_state(self) -> EngineState:
         """An empty key-value cache."""
@@ -124,11 +128,11 @@ class Engine:
 
         def work(thread: int, threads: int) -> None:
             run_steps(
-                isa, offset, self._tile, config, steps, count, tokens, past, last_only, counters, meeting, thread,
-                threads, base + thread * self._scratch_stride,
+                isa, self._widths, offset, self._tile, config, steps, count, tokens, past, last_only, counters, meeting,
+                thread, threads, base + thread * self._scratch_stride,
             )  # fmt: skip
 
-        alone = self._weight_bytes * min(tokens, 16) < _SMALL_WORK
+        alone = self.bytes_per_token * min(tokens, 16) < _SMALL_WORK
         self._team.run(work, 1 if alone else self._threads)
         state.length += tokens
 
@@ -155,8 +159,9 @@ class Engine:
         if found is None or found[0].shape[0] < total:
             positions = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * (0 if found is None else len(found[0])))
             assert self._rotation_names is not None
-            cos, sin = self._reference.rotations(self._rotation_names, positions)
-            found = self._rotations = (np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+            inputs = {"position_ids": np.arange(positions, dtype=np.int64)[None]}
+            cos, sin = self._folder.given(self._rotation_names, inputs)
+            found = self._rotations = (np.ascontiguousarray(cos[0]), np.ascontiguousarray(sin[0]))
         return found
 
 

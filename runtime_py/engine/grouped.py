@@ -1,4 +1,4 @@
-"""Codebook matrices with several codebooks along a row, and single rows of any: plain code in float32, for every layout."""
+"""Codebook matrices with several codebooks along a row, and single rows of any: plain float32, for every layout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from runtime_py.simd.vectors import (
 
 
 @nb.njit(cache=True)
-def grouped_row(matrix, groups, group_size, row, target, scratch):  # type: ignore[no-untyped-def]
+def grouped_row(matrix, groups, group_size, row, target, scratch):
     """Dequantize one row to float32 [columns] at target; group_size columns share a codebook. scratch: 256 bytes."""
     columns, bits = get_i64(matrix + 8 * COLUMNS), min(get_i64(matrix + 8 * WIDTH), 8)
     at = get_i64(matrix + 8 * CODES) + row * get_i64(matrix + 8 * ROW_BYTES)
@@ -47,7 +47,9 @@ def grouped_row(matrix, groups, group_size, row, target, scratch):  # type: igno
 
 
 @nb.njit(cache=True)
-def grouped_rows(source, stride, tokens, matrix, groups, group_size, first, last, out, out_stride, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+def grouped_rows(
+    source, stride, tokens, matrix, groups, group_size, first, last, out, out_stride, bias, accumulate, scratch
+):
     """out[:, first:last] (= or +=) source [tokens, stride] times rows of the matrix, plus bias; float32 throughout."""
     columns = get_i64(matrix + 8 * COLUMNS)
     weights = scratch + 256
@@ -63,4 +65,3 @@ def grouped_rows(source, stride, tokens, matrix, groups, group_size, first, last
             if bias != 0:
                 value += get_f32(bias + 4 * n)
             put_f32(where, value + get_f32(where) if accumulate else value)
-

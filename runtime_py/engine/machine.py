@@ -6,12 +6,16 @@ here allocates, checks bounds or knows of models.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
+from numba.extending import overload
 
 from runtime_py.engine.attention import ROWS, attend_item, remember_token
 from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_rows, layer_norm, rms_norm
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
+from runtime_py.engine.matrix import RAW_WIDTH
 from runtime_py.engine.matvec import matvec_rows
 from runtime_py.engine.quantize import quantize_group, quantize_token
 from runtime_py.engine.steps import (
@@ -29,15 +33,12 @@ from runtime_py.engine.steps import (
     MEET,
     NORM,
     QUANTIZE,
-    REMEMBER,
     STEP,
 )
 from runtime_py.simd.atomics import barrier, fetch_add
-from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.tile import amx_configure, amx_release
 from runtime_py.simd.vectors import get_f32, get_i64
 
-W1, W2, W3, W4, W5, W6, W7, W8 = (WIDTHS[b] for b in range(1, 9))
 # A matrix-vector product is shared out in two parts: most rows in one long run per thread, because memory is fastest
 # read in a straight line, and the rest in small items, because threads do not finish together.
 _RUN_SHARE = 0.85
@@ -47,77 +48,39 @@ _GROUPED_ROWS = 32
 
 
 @nb.njit(cache=True)
-def _arg(step, index):  # type: ignore[no-untyped-def]
+def _arg(step, index):
     return get_i64(step + 8 * (ARGUMENTS + index))
 
 
-@nb.njit(cache=True)
-def _matvec(isa, number, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
-    """matvec_rows compiled for each width."""
-    if number == 4:
-        matvec_rows(isa, W4, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 3:
-        matvec_rows(isa, W3, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 2:
-        matvec_rows(isa, W2, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 1:
-        matvec_rows(isa, W1, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 5:
-        matvec_rows(isa, W5, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 6:
-        matvec_rows(isa, W6, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 7:
-        matvec_rows(isa, W7, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    elif number == 8:
-        matvec_rows(isa, W8, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
-    else:
-        matvec_rows(isa, RAW, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+def _by_width(kernel: Any) -> Any:
+    """kernel(isa, width, ...) as dispatch(isa, widths, number, ...): compiled once for each width of the tuple."""
+
+    def dispatch(isa, widths, number, arguments):
+        """Stands for the code that Numba makes below; never called from Python."""
+
+    @overload(dispatch)
+    def choose(isa, widths, number, arguments):
+        if len(widths) == 1:
+            return lambda isa, widths, number, arguments: kernel(isa, widths[0], *arguments)
+        first = RAW_WIDTH if widths[0].kind == "raw" else widths[0].value
+
+        def code(isa, widths, number, arguments):
+            if number == first:
+                kernel(isa, widths[0], *arguments)
+            else:
+                dispatch(isa, widths[1:], number, arguments)
+
+        return code
+
+    return dispatch
+
+
+_matvec = _by_width(matvec_rows)
+_matmul = _by_width(matmul_item)
 
 
 @nb.njit(cache=True)
-def _matmul(isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch):  # type: ignore[no-untyped-def]
-    """matmul_item compiled for each width."""
-    r, v, x = tile
-    if number == 4:
-        matmul_item(
-            isa, r, v, x, W4, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 3:
-        matmul_item(
-            isa, r, v, x, W3, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 2:
-        matmul_item(
-            isa, r, v, x, W2, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 1:
-        matmul_item(
-            isa, r, v, x, W1, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 5:
-        matmul_item(
-            isa, r, v, x, W5, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 6:
-        matmul_item(
-            isa, r, v, x, W6, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 7:
-        matmul_item(
-            isa, r, v, x, W7, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    elif number == 8:
-        matmul_item(
-            isa, r, v, x, W8, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-    else:
-        matmul_item(
-            isa, r, v, x, RAW, matrix, item, q, sums, scales, tokens, out, rows, bias, add, threads, scratch
-        )
-
-
-@nb.njit(cache=True)
-def _run_matmul(isa, tile, step, tokens, thread, threads, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_matmul(isa, widths, tile, step, tokens, thread, threads, counter, scratch):
     matrix, number, q, sums, scales = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
     rows, bias, accumulate, row_bytes = _arg(step, 6), _arg(step, 7), _arg(step, 8) != 0, _arg(step, 9)
     out = _arg(step, 5)
@@ -126,30 +89,29 @@ def _run_matmul(isa, tile, step, tokens, thread, threads, counter, scratch):  # 
         run = int(_RUN_SHARE * rows / threads)
         first, last = thread * run, (thread + 1) * run
         while first < rows:
-            _matvec(isa, number, matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+            arguments = (matrix, q, sums, scales, first, last, out, bias, accumulate, scratch)
+            _matvec(isa, widths, number, arguments)
             first = threads * run + fetch_add(counter, size)
             last = min(first + size, rows)
         return
     item = fetch_add(counter, 1)
     while item * tile[0] < rows:
         _matmul(
-            isa, tile, number, matrix, item, q, sums, scales, tokens, out, rows, bias, accumulate, threads, scratch
+            isa, widths, number, (tile, matrix, item, q, sums, scales, tokens, out, bias, accumulate, threads, scratch)
         )
         item = fetch_add(counter, 1)
 
 
 @nb.njit(cache=True)
-def _quantize(isa, offset, source, stride, columns, group, tokens, first, last, quant, sums, scales, scratch):  # type: ignore[no-untyped-def]
+def _quantize(isa, offset, source, stride, columns, group, tokens, first, last, quant, sums, scales, scratch):
     if tokens == 1:
         quantize_token(isa, offset, source, columns, first, last, quant, sums, scales)
     else:
-        quantize_group(
-            isa, offset, source, stride, columns, group, tokens, first, last, quant, sums, scales, scratch
-        )
+        quantize_group(isa, offset, source, stride, columns, group, tokens, first, last, quant, sums, scales, scratch)
 
 
 @nb.njit(cache=True)
-def _run_norm(isa, offset, step, first_token, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_norm(isa, offset, step, first_token, tokens, counter, scratch):
     kind, source, stride, scale, bias = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
     columns, out, quant = _arg(step, 6), _arg(step, 7), _arg(step, 8)
     epsilon = get_f32(step + 8 * (ARGUMENTS + 5))
@@ -170,7 +132,7 @@ def _run_norm(isa, offset, step, first_token, tokens, counter, scratch):  # type
 
 
 @nb.njit(cache=True)
-def _run_activate(isa, offset, step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_activate(isa, offset, step, tokens, counter, scratch):
     """Work items are blocks of 256 columns of 16 tokens, so that one token still keeps all threads busy."""
     kind, source, stride, gated, gated_stride = (
         _arg(step, 0),
@@ -195,7 +157,7 @@ def _run_activate(isa, offset, step, tokens, counter, scratch):  # type: ignore[
 
 
 @nb.njit(cache=True)
-def _run_quantize(isa, offset, step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_quantize(isa, offset, step, tokens, counter, scratch):
     source, stride, columns, quant = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3)
     sums, scales = _arg(step, 4), _arg(step, 5)
     blocks = (columns + 255) // 256
@@ -207,7 +169,7 @@ def _run_quantize(isa, offset, step, tokens, counter, scratch):  # type: ignore[
 
 
 @nb.njit(cache=True)
-def _run_grouped(step, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_grouped(step, tokens, counter, scratch):
     rows = _arg(step, 6)
     out = _arg(step, 5)
     first = fetch_add(counter, _GROUPED_ROWS)
@@ -221,7 +183,7 @@ def _run_grouped(step, tokens, counter, scratch):  # type: ignore[no-untyped-def
 
 
 @nb.njit(cache=True)
-def _run_dense(step, tokens, counter):  # type: ignore[no-untyped-def]
+def _run_dense(step, tokens, counter):
     rows = _arg(step, 6)
     out = _arg(step, 5)
     first = fetch_add(counter, _DENSE_ROWS)
@@ -235,7 +197,7 @@ def _run_dense(step, tokens, counter):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _run_attend(step, past, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_attend(step, past, tokens, counter, scratch):
     heads, kv_heads = _arg(step, 5), _arg(step, 6)
     scale = get_f32(step + 8 * (ARGUMENTS + 9))
     items = kv_heads * ((heads // kv_heads * tokens + ROWS - 1) // ROWS)
@@ -249,7 +211,7 @@ def _run_attend(step, past, tokens, counter, scratch):  # type: ignore[no-untype
 
 
 @nb.njit(cache=True)
-def _run_per_token(operation, step, past, tokens, counter, scratch):  # type: ignore[no-untyped-def]
+def _run_per_token(operation, step, past, tokens, counter, scratch):
     """Steps that treat tokens one by one; 16 neighbours are one work item, because they share lines of the cache."""
     token, stop = 0, 0
     while True:
@@ -282,7 +244,23 @@ def _run_per_token(operation, step, past, tokens, counter, scratch):  # type: ig
 
 
 @nb.njit(cache=True, nogil=True)
-def run_steps(isa, offset, tile, config, steps, count, tokens, past, last_only, counters, meeting, thread, threads, scratch):  # type: ignore[no-untyped-def]
+def run_steps(
+    isa,
+    widths,
+    offset,
+    tile,
+    config,
+    steps,
+    count,
+    tokens,
+    past,
+    last_only,
+    counters,
+    meeting,
+    thread,
+    threads,
+    scratch,
+):
     """Run all steps as thread number `thread` of `threads`.
 
     offset: the instruction set's weight offset. tile: (rows, vectors, AMX). config: address of the AMX configuration.
@@ -301,7 +279,7 @@ def run_steps(isa, offset, tile, config, steps, count, tokens, past, last_only, 
         if last_only and get_i64(step + 8 * LAST) != 0:
             first, some = tokens - 1, 1
         if operation == MATMUL:
-            _run_matmul(isa, tile, step, some, thread, threads, counter, scratch)
+            _run_matmul(isa, widths, tile, step, some, thread, threads, counter, scratch)
         elif operation == NORM:
             _run_norm(isa, offset, step, first, some, counter, scratch)
         elif operation == ACTIVATE:
@@ -319,5 +297,3 @@ def run_steps(isa, offset, tile, config, steps, count, tokens, past, last_only, 
     barrier(meeting, threads)
     if tile[2]:
         amx_release()
-
-

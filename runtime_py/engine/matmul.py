@@ -1,7 +1,8 @@
 """Many tokens times a codebook matrix: bound by arithmetic, so a tile of rows is decoded once and used for all tokens.
 
 A work item is one tile of rows: its codes become bytes in scratch memory (first-level cache), then every group of 16
-tokens passes by in the register tile of simd/tile.py, block of 256 columns by block, with exact integers inside a block.
+tokens passes by in the register tile of simd/tile.py, one block of 256 columns after the other; inside a block the
+integers are exact.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from runtime_py.simd.vectors import (
 MAX_ROWS = 32  # of any register tile
 _SPILL = 4096
 _AHEAD = 4096  # as in matvec.py
-# Scratch of one thread, behind the decoded rows [MAX_ROWS, padded columns]: sums, their transpose, scales, biases, spill.
+# Scratch of one thread: sums, their transpose, scales, biases, AMX spill; then the decoded rows [MAX_ROWS, columns].
 TOTALS, TURNED, SCALES, BIASES, SPILL, SCRATCH_BYTES = 0, 4096, 6144, 6272, 6400, 6400 + _SPILL
 
 
@@ -61,7 +62,7 @@ def tile_shape(isa: str, amx: bool) -> tuple[int, int]:
 
 
 @nb.njit(cache=True)
-def decode_rows(isa, width, matrix, first, last, target, stride, scratch):  # type: ignore[no-untyped-def]
+def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
     """Rows first..last - 1 as bytes (weights plus the instruction set's offset), `stride` bytes apart, at target."""
     codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
     book, book_bytes = get_i64(matrix + 8 * BOOK), get_i64(matrix + 8 * BOOK_BYTES)
@@ -89,7 +90,7 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):  # ty
 
 
 @nb.njit(cache=True, inline="always")
-def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch):  # type: ignore[no-untyped-def]
+def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch):
     """Sums of one row tile and up to `vectors` token groups, into scratch + TOTALS: float32 [rows, vectors, 16]."""
     totals, blocks = scratch + TOTALS, (columns + 255) // 256
     for i in range(rows * vectors):
@@ -105,7 +106,7 @@ def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sum
 
 
 @nb.njit(cache=True)
-def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):
     """Scale the tile's sums and write (or add) them to out [tokens, row_stride], rows first..first + count - 1."""
     scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
     for r in range(count):
@@ -125,8 +126,12 @@ def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matri
 
 
 @nb.njit(cache=True)
-def matmul_item(isa, rows, vectors, amx, width, matrix, item, quantized, sums, scales, tokens, out, row_stride, bias, accumulate, threads, scratch):  # type: ignore[no-untyped-def]
-    """Row tile number `item` for all tokens. rows, vectors: tile_shape(); scratch: see scratch_bytes()."""
+def matmul_item(
+    isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, bias, accumulate, threads, scratch
+):
+    """Row tile number `item` for all tokens. tile: (rows, vectors, AMX), tile_shape(); scratch: scratch_bytes()."""
+    rows, vectors, amx = tile
+    row_stride = get_i64(matrix + 8 * ROWS)
     columns = get_i64(matrix + 8 * COLUMNS)
     wide = (columns + 63) // 64 * 64
     first = item * rows

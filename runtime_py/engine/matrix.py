@@ -52,13 +52,13 @@ _PLANE_COUNT = np.array([0, *(len(planes(b)) for b in range(1, 9)), 1], np.int64
 
 
 @nb.njit(cache=True)
-def plane_count(width):  # type: ignore[no-untyped-def]
+def plane_count(width):
     """Bit planes of codes of this WIDTH."""
     return _PLANE_COUNT[width]
 
 
 @nb.njit(cache=True)
-def unpack_block(address, bits, columns, out):  # type: ignore[no-untyped-def]
+def unpack_block(address, bits, columns, out):
     """Codes of a block of any length, one a byte, to `out`: the slow way, for lengths not divisible by 64."""
     for k in range(columns):
         put_i8(out + k, nb.int32(0))
@@ -77,8 +77,8 @@ def unpack_block(address, bits, columns, out):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, inline="always")
-def tail_codes(width, number, codes, places, scratch, index):  # type: ignore[no-untyped-def]
-    """Codes of columns 64 * index.. of the last block: from the stored planes, or from `scratch` when unpacked there."""
+def tail_codes(width, number, codes, places, scratch, index):
+    """Codes of columns 64 * index.. of the last block: from the stored planes, or from `scratch` if unpacked there."""
     if places != 0:
         return tail_segment(width, codes, places + 128 * plane_count(number) * index)
     return load_bytes(scratch + 64 * index)

@@ -43,7 +43,7 @@ _AHEAD = 4096  # bytes that the software asks for ahead of its reads: hardware s
 
 
 @nb.njit(cache=True)
-def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, bias, accumulate, scratch):  # type: ignore[no-untyped-def]
+def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, bias, accumulate, scratch):
     """out[first:last] (= or +=) rows of the matrix times the token, plus bias (an address, or 0).
 
     matrix: address of a record of the given width; quantized, sums, scales: see quantize.py; scratch: 256 bytes.

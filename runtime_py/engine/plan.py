@@ -109,7 +109,9 @@ def finish(steps: list[Step], keep: list[np.ndarray]) -> Plan:
         table[row, OPERATION], table[row, MEET], table[row, LAST] = step.operation, step.meet, step.last
         names = FIELDS[step.operation]
         if set(step.arguments) - set(names):
-            raise ValueError(f"step {row} has arguments its operation does not know: {set(step.arguments) - set(names)}")
+            raise ValueError(
+                f"step {row} has arguments its operation does not know: {set(step.arguments) - set(names)}"
+            )
         for column, name in enumerate(names, start=ARGUMENTS):
             value = step.arguments.get(name, 0)
             if isinstance(value, Place):

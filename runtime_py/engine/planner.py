@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.reader import Graph, Node
 from runtime_py.engine import steps as op
 from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU
 from runtime_py.engine.matrix import WIDTH, is_fast, matrix_record
 from runtime_py.engine.plan import Argument, Buffer, External, Place, Quantized, Step
-from runtime_py.operators import OPERATORS
+from runtime_py.folding import Folder
 
 
 class Unplannable(Exception):
@@ -72,15 +72,15 @@ class Planner:
         self.rotation: tuple[str, str] | None = None
         self.position_rows: int | None = None  # rows of a learned position table
         self.vocab_size = 0
+        self.bytes_per_token = 0  # weights read for one token
         self.widest = 64  # columns of the widest matrix
         self._values: dict[str, Value] = {}
-        self._constants: dict[str, np.ndarray] = dict(graph.weights)
+        self.folder = Folder(graph)
         self._quantized: dict[Buffer, Quantized] = {}
         self._uses: dict[str, int] = {}
         for node in graph.nodes:
             for name in node.inputs:
                 self._uses[name] = self._uses.get(name, 0) + 1
-        self._producer = {name: node for node in graph.nodes for name in node.outputs}
 
     def plan(self) -> None:
         """Raises Unplannable."""
@@ -88,11 +88,15 @@ class Planner:
             self._visit(node)
         self._mark_last()
 
+    def widths(self) -> list[int]:
+        """WIDTH numbers of the products, in order."""
+        return sorted({int(s.arguments["width"]) for s in self.steps if s.operation == op.MATMUL})  # type: ignore[arg-type]
+
     # Values and buffers
 
     def _visit(self, node: Node) -> None:
-        if all(name in self._constants for name in node.inputs if name) and node.op_type != "Attention":
-            return  # a constant: computed if somebody asks (self._constant)
+        if all(name in self.graph.weights for name in node.inputs if name):
+            return  # a constant: computed if somebody asks
         if not any(name in self._values for name in node.inputs) and node.op_type not in (CODEBOOK_GATHER, "Gather"):
             return  # masks and rotations: only attention reads them
         handler = {
@@ -116,37 +120,9 @@ class Planner:
             raise Unplannable(f"operator {node.op_type} of node {node.name}")
         handler(node)
 
-    def _constant(self, name: str) -> np.ndarray:
-        """A value that depends on weights alone."""
-        if name not in self._constants:
-            node = self._producer.get(name)
-            if node is None:
-                raise Unplannable(f"{name} is not constant")
-            inputs = [self._constant(i) if i else None for i in node.inputs]
-            if node.domain == DOMAIN:
-                from runtime_py.kernels import codebook_gather
-
-                if node.op_type != CODEBOOK_GATHER:
-                    raise Unplannable(f"{name} is not constant")
-                ids, codes, book, scale = inputs
-                rows = codebook_gather(ids.reshape(-1), node.layout(), codes, book, scale.astype(np.float32))
-                results: tuple[np.ndarray, ...] = (rows.reshape(*ids.shape, -1),)
-            elif node.op_type in OPERATORS:
-                results = OPERATORS[node.op_type](node.attributes, inputs)  # type: ignore[arg-type]
-            else:
-                raise Unplannable(f"{name} is not constant")
-            self._constants.update(zip(node.outputs, results))
-        return self._constants[name]
-
-    def _is_constant(self, name: str) -> bool:
-        if name in self._constants:
-            return True
-        node = self._producer.get(name)
-        return node is not None and node.op_type != "Attention" and all(self._is_constant(i) for i in node.inputs if i)
-
     def _vector(self, name: str) -> int:
         """Address of a constant as contiguous float32."""
-        array = np.ascontiguousarray(self._constant(name), dtype=np.float32)
+        array = np.ascontiguousarray(self.folder.constant(name), dtype=np.float32)
         self.keep.append(array)
         return array.ctypes.data
 
@@ -208,12 +184,14 @@ class Planner:
 
     def _record(self, node: Node, inputs: tuple[str, ...]) -> tuple[int, np.ndarray]:
         layout = node.layout()
-        codes, book = self._constants[inputs[0]], self._constants[inputs[1]]
-        scale = np.ascontiguousarray(self._constant(inputs[2]), dtype=np.float32)
+        codes, book = self.graph.weights[inputs[0]], self.graph.weights[inputs[1]]
+        scale = np.ascontiguousarray(self.folder.constant(inputs[2]), dtype=np.float32)
         if scale.shape != layout.scale_shape:
             raise Unplannable(f"the scales of {node.name} have shape {list(scale.shape)}")
         record, alive = matrix_record(layout, codes, book, scale)
         self.keep += [record, *alive]
+        if node.op_type == CODEBOOK_MATMUL:
+            self.bytes_per_token += codes.nbytes + book.nbytes + scale.nbytes
         return record.ctypes.data, record
 
     def _codebook_gather(self, node: Node) -> None:
@@ -233,7 +211,7 @@ class Planner:
         self._values[node.outputs[0]] = out
 
     def _gather(self, node: Node) -> None:
-        table = self._constant(node.inputs[0])
+        table = self.folder.constant(node.inputs[0])
         if table.ndim != 2 or node.attributes.get("axis", 0) != 0 or table.dtype not in (np.float16, np.float32):
             raise Unplannable(f"the lookup {node.name}")
         table = np.ascontiguousarray(table)
@@ -306,13 +284,14 @@ class Planner:
 
     def _matmul(self, node: Node) -> None:
         """x @ W with W constant: stored as rows [N, K] behind a transpose, else transposed here."""
-        if not self._is_constant(node.inputs[1]):
+        if not self.folder.is_constant(node.inputs[1]):
             raise Unplannable(f"the product {node.name} of two computed values")
         x = self._tokens(node.inputs[0])
         weights = self._stored_rows(node.inputs[1])
         if weights.ndim != 2 or weights.shape[1] != x.width:
             raise Unplannable(f"the weights of {node.name}")
         self.keep.append(weights)
+        self.bytes_per_token += weights.nbytes
         out = self._new(weights.shape[0])
         arguments: dict[str, Argument] = {
             "source": x.place,
@@ -328,19 +307,19 @@ class Planner:
 
     def _stored_rows(self, name: str) -> np.ndarray:
         """The matrix [N, K] whose transpose is `name`, without a float32 copy where the file holds float16 rows."""
-        node = self._producer.get(name)
+        node = self.folder.producer(name)
         if node is not None and node.op_type == "Transpose" and list(node.attributes["perm"]) == [1, 0]:
             inner = node.inputs[0]
-            cast = self._producer.get(inner)
+            cast = self.folder.producer(inner)
             if cast is not None and cast.op_type == "Cast" and cast.inputs[0] in self.graph.weights:
                 inner = cast.inputs[0]
-            rows = self._constant(inner)
+            rows = self.folder.constant(inner)
             if rows.dtype in (np.float16, np.float32):
                 return np.ascontiguousarray(rows)
-        return np.ascontiguousarray(self._constant(name).T, dtype=np.float32)
+        return np.ascontiguousarray(self.folder.constant(name).T, dtype=np.float32)
 
     def _add(self, node: Node) -> None:
-        constant = [self._is_constant(name) for name in node.inputs]
+        constant = [self.folder.is_constant(name) for name in node.inputs]
         if any(constant):
             self._add_bias(node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
             return
@@ -385,7 +364,7 @@ class Planner:
 
     def _add_bias(self, node: Node, value: str, bias: str) -> None:
         x, step = self._tokens(value), self.steps[-1]
-        vector = self._constant(bias)
+        vector = self.folder.constant(bias)
         fits = vector.shape == (x.width,) and self._uses[value] == 1
         if not fits or step.operation not in (op.MATMUL, op.GROUPED, op.DENSE) or step.writes != [x.buffer]:
             raise Unplannable(f"the constant added by {node.name}")
@@ -430,7 +409,7 @@ class Planner:
         return out
 
     def _split(self, node: Node) -> None:
-        x, sizes = self._tokens(node.inputs[0]), self._constant(node.inputs[1])
+        x, sizes = self._tokens(node.inputs[0]), self.folder.constant(node.inputs[1])
         if node.attributes.get("axis", 0) not in (-1, 2) or int(sizes.sum()) != x.width:
             raise Unplannable(f"the split {node.name}")
         column = x.column
@@ -501,14 +480,14 @@ class Planner:
         allowed_types = {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
         limits, seen, waiting = [], set(), [mask]
         while waiting:
-            node = self._producer.get(waiting.pop())
+            node = self.folder.producer(waiting.pop())
             if node is None or node.name in seen:
                 continue
             seen.add(node.name)
             if node.op_type not in allowed_types:
                 raise Unplannable(f"{node.op_type} in the attention mask")
             if node.op_type == "Less":
-                limits.append(int(self._constant(node.inputs[1])))
+                limits.append(int(self.folder.constant(node.inputs[1])))
             waiting += node.inputs
         if len(limits) > 1 or any(limit < 1 for limit in limits):
             raise Unplannable("the attention mask")

@@ -1,9 +1,9 @@
 """Activations as int8 with one scale per token and block of 256 columns, in the two layouts the products read.
 
-One token: bytes in column order; sums int32 [blocks, 16] with lane l holding the columns 4l..4l+3 (mod 64) of the block;
+One token: bytes in column order; sums int32 [blocks, 16] with lane l holding columns 4l..4l+3 (mod 64) of the block;
 scales float32 [blocks]. Several tokens: bytes [groups of 16 tokens, columns / 4, 16, 4]; sums int32 and scales float32
-[groups, blocks, 16 tokens]. Columns are padded with zeros to a multiple of 64. `sums` are minus the weight offset of the
-instruction set times the activations: the start value that makes every integer sum exact (isa.py).
+[groups, blocks, 16 tokens]. Columns are padded with zeros to a multiple of 64. `sums` are minus the instruction set's
+weight offset times the activations: the start value that makes every integer sum exact (isa.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from runtime_py.simd.vectors import (
 
 
 @nb.njit(cache=True, inline="always")
-def _part(source, columns, k):  # type: ignore[no-untyped-def]
+def _part(source, columns, k):
     """16 floats from column k on, zeros behind the last column."""
     if k + 16 <= columns:
         return load_floats(source + 4 * k)
@@ -44,7 +44,7 @@ def _part(source, columns, k):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _quantize_block(isa, source, columns, wide, target):  # type: ignore[no-untyped-def]
+def _quantize_block(isa, source, columns, wide, target):
     """int8 of `columns` floats, padded to `wide`, at target; (scale, lane sums of the int8 values)."""
     top = zero_floats()
     for k in range(0, wide, 16):
@@ -62,7 +62,7 @@ def _quantize_block(isa, source, columns, wide, target):  # type: ignore[no-unty
 
 
 @nb.njit(cache=True)
-def quantize_token(isa, offset, source, columns, blocks_first, blocks_last, quantized, sums, scales):  # type: ignore[no-untyped-def]
+def quantize_token(isa, offset, source, columns, blocks_first, blocks_last, quantized, sums, scales):
     """Blocks blocks_first..blocks_last - 1 of one token, in the layout for one token. source: float32 [columns]."""
     for b in range(blocks_first, blocks_last):
         left = min(columns - 256 * b, 256)
@@ -72,11 +72,11 @@ def quantize_token(isa, offset, source, columns, blocks_first, blocks_last, quan
 
 
 @nb.njit(cache=True)
-def quantize_group(isa, offset, source, stride, columns, group, tokens, first, last, quantized, sums, scales, scratch):  # type: ignore[no-untyped-def]
+def quantize_group(isa, offset, source, stride, columns, group, tokens, first, last, quantized, sums, scales, scratch):
     """Blocks first..last - 1 of the (up to 16) tokens of a group, in the layout for several tokens.
 
-    source: float32 rows of the whole batch, `stride` floats apart. scratch: 4096 bytes. A whole group at a time, so that
-    no two threads write to one cache line.
+    source: float32 rows of the whole batch, `stride` floats apart. scratch: 4096 bytes. A whole group at a time, so
+    that no two threads write to one cache line.
     """
     blocks, wide = (columns + 255) // 256, (columns + 63) // 64 * 64
     count = min(tokens - 16 * group, 16)

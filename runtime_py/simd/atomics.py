@@ -16,30 +16,30 @@ _SPINS = 4000  # polls before a waiting thread offers its core to others
 
 
 @intrinsic
-def fetch_add(typingctx, address, amount):  # type: ignore[no-untyped-def]
+def fetch_add(typingctx, address, amount):
     """Atomically add to the int64 at `address`; the value before."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.atomic_rmw("add", pointer(builder, args[0], I64), args[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
-def load_acquire(typingctx, address):  # type: ignore[no-untyped-def]
+def load_acquire(typingctx, address):
     """Atomic read of the int64 at `address`."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.load_atomic(pointer(builder, args[0], I64), "acquire", 8)
 
     return types.int64(types.int64), codegen
 
 
 @intrinsic
-def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
+def store_release(typingctx, address, value):
     """Atomic write of the int64 at `address`."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         builder.store_atomic(args[1], pointer(builder, args[0], I64), "release", 8)
         return context.get_dummy_value()
 
@@ -47,10 +47,10 @@ def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pause(typingctx):  # type: ignore[no-untyped-def]
+def pause(typingctx):
     """Tell the core that this is a waiting loop."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         if platform.machine().lower() in ("x86_64", "amd64"):
             call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
         elif platform.machine().lower() in ("aarch64", "arm64"):
@@ -64,7 +64,7 @@ give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" el
 
 
 @nb.njit(cache=True)
-def barrier(address, threads):  # type: ignore[no-untyped-def]
+def barrier(address, threads):
     """Wait until all threads are here. address: two int64, arrivals and generation, 64 bytes apart, zero at first."""
     if threads == 1:
         return

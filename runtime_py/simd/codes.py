@@ -22,7 +22,7 @@ RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is 
 _WORDS = ir.VectorType(I16, 32)
 
 
-class TableType(types.Type):  # type: ignore[misc]
+class TableType(types.Type):
     """A codebook as vectors of 64 entries: one for up to 6 bits, two for 7, four for 8."""
 
     def __init__(self, bits: int) -> None:
@@ -35,8 +35,8 @@ class TableType(types.Type):  # type: ignore[misc]
 
 
 @register_model(TableType)
-class _TableModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, dmm, fe_type):  # type: ignore[no-untyped-def]
+class _TableModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, ir.ArrayType(Bytes.llvm, fe_type.vectors))
 
 
@@ -79,25 +79,25 @@ def _emit_segment(builder: ir.IRBuilder, bits: int, address: ir.Value, segment: 
 
 
 @intrinsic(prefer_literal=True)
-def segment(typingctx, width, address, number):  # type: ignore[no-untyped-def]
+def segment(typingctx, width, address, number):
     """Codes of 64 columns of a full block (Bytes). number must be a literal 0..3."""
     which = number.literal_value
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return _emit_segment(builder, signature.args[0].value, args[1], which)
 
     return Bytes(width, types.int64, number), codegen
 
 
 @intrinsic
-def tail_segment(typingctx, width, address, places):  # type: ignore[no-untyped-def]
+def tail_segment(typingctx, width, address, places):
     """Codes of 64 columns of a shorter last block at `address`, for lengths divisible by 64.
 
     places: address of the int64 table made by tail_places: per plane 8 byte offsets, then 8 shifts, one for each
     group of 8 columns.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         quads = ir.VectorType(I64, 8)
         code = None
         for i, plane in enumerate(planes(signature.args[0].value)):
@@ -121,7 +121,7 @@ def tail_segment(typingctx, width, address, places):  # type: ignore[no-untyped-
 
 
 def tail_places(columns: int, bits: int) -> list[int]:
-    """The table tail_segment reads, for a last block of `columns` columns (64, 128 or 192): flat, 16 per plane per segment."""
+    """The table tail_segment reads, for a last block of 64, 128 or 192 columns: flat, 16 per plane per segment."""
     flat: list[int] = []
     for first in range(0, columns, 64):
         offset = 0
@@ -146,10 +146,10 @@ def _emit_table(builder: ir.IRBuilder, isa: str, bits: int, address: ir.Value) -
 
 
 @intrinsic
-def table(typingctx, isa, width, address):  # type: ignore[no-untyped-def]
+def table(typingctx, isa, width, address):
     """The codebook of 2**width int8 entries at `address` as a lookup table."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return _emit_table(builder, signature.args[0].value, signature.args[1].value, args[2])
 
     return TableType(width.value)(isa, width, types.int64), codegen
@@ -169,15 +169,13 @@ def _emit_lookup(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, 
 
 
 @intrinsic
-def lookup(typingctx, isa, width, entries, code):  # type: ignore[no-untyped-def]
+def lookup(typingctx, isa, width, entries, code):
     """Weights (Bytes, with the instruction set's offset) of 64 codes."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         name, kind = signature.args[0].value, signature.args[1]
         if kind.kind == "raw":
             return builder.xor(args[3], ir.Constant(Bytes.llvm, [128 ^ WEIGHT_OFFSET[name]] * 64))
         return _emit_lookup(builder, name, kind.value, args[2], args[3])
 
     return Bytes(isa, width, entries, Bytes), codegen
-
-

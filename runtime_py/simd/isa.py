@@ -1,7 +1,7 @@
 """Instruction sets the kernels are lowered for, and which of them this machine has.
 
-An instruction set is passed to every kernel as a tag: a value without data whose Numba type names it. So one process can
-compile a kernel for several of them (the tests do), and the on-disk cache keeps them apart.
+An instruction set is passed to every kernel as a tag: a value without data whose Numba type names it. So one process
+can compile a kernel for several of them (the tests do), and the on-disk cache keeps them apart.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tag:
     value: str | int
 
 
-class TagType(types.Type):  # type: ignore[misc]
+class TagType(types.Type):
     """Numba type of one Tag."""
 
     def __init__(self, kind: str, value: str | int) -> None:
@@ -37,22 +37,22 @@ class TagType(types.Type):  # type: ignore[misc]
 
 
 @register_model(TagType)
-class _TagModel(models.OpaqueModel):  # type: ignore[misc]
+class _TagModel(models.OpaqueModel):
     pass
 
 
 @typeof_impl.register(Tag)
-def _typeof_tag(value, context):  # type: ignore[no-untyped-def]
+def _typeof_tag(value, context):
     return TagType(value.kind, value.value)
 
 
 @unbox(TagType)
-def _unbox_tag(typ, obj, c):  # type: ignore[no-untyped-def]
+def _unbox_tag(typ, obj, c):
     return NativeValue(c.context.get_dummy_value())
 
 
 @lower_constant(TagType)
-def _constant_tag(context, builder, typ, value):  # type: ignore[no-untyped-def]
+def _constant_tag(context, builder, typ, value):
     return context.get_dummy_value()
 
 

@@ -71,7 +71,9 @@ def emit_lookup64(builder: ir.IRBuilder, isa: str, table: ir.Value, index: ir.Va
         return _by_memory(builder, table, index)
     quarters = _parts(builder, table, 4)
     if isa in _NEON:
-        found = [call(builder, "llvm.aarch64.neon.tbl4.v16i8", i.type, [*quarters, i]) for i in _parts(builder, index, 4)]
+        found = [
+            call(builder, "llvm.aarch64.neon.tbl4.v16i8", i.type, [*quarters, i]) for i in _parts(builder, index, 4)
+        ]
         return _join(builder, found)
     low = builder.and_(index, _bytes(15, 64))
     found = [_by_shuffle(builder, isa, _join(builder, [q] * 4), low) for q in quarters]
@@ -130,10 +132,10 @@ def emit_dot(builder: ir.IRBuilder, isa: str, acc: ir.Value, weights: ir.Value, 
     return _join(builder, out)
 
 
-def _pair(emit):  # type: ignore[no-untyped-def]
+def _pair(emit):
     @intrinsic
-    def operation(typingctx, isa, table, index):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def operation(typingctx, isa, table, index):
+        def codegen(context, builder, signature, args):
             return emit(builder, signature.args[0].value, args[1], args[2])
 
         return Bytes(isa, Bytes, Bytes), codegen
@@ -146,10 +148,10 @@ lookup64 = _pair(emit_lookup64)
 
 
 @intrinsic
-def dot(typingctx, isa, acc, weights, activations):  # type: ignore[no-untyped-def]
+def dot(typingctx, isa, acc, weights, activations):
     """acc (Ints) plus the products of four neighbouring bytes in each lane."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return emit_dot(builder, signature.args[0].value, args[1], args[2], args[3])
 
     return Ints(isa, Ints, Bytes, Bytes), codegen

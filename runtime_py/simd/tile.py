@@ -1,7 +1,7 @@
 """The register tile of the matrix product: rows x (16 * vectors) tokens, one block of columns, int32 in registers.
 
-Weights lie as bytes [rows, stride] in natural column order, activations as [columns / 4][16 tokens][4 columns] per group
-of 16 tokens, so one broadcast of four weight bytes meets 16 tokens in one integer dot product.
+Weights lie as bytes [rows, stride] in natural column order, activations as [columns / 4][16 tokens][4 columns] per
+group of 16 tokens, so one broadcast of four weight bytes meets 16 tokens in one integer dot product.
 """
 
 from __future__ import annotations
@@ -39,19 +39,22 @@ def _at(builder: ir.IRBuilder, base: ir.Value, offset: int) -> ir.Value:
 
 
 @intrinsic
-def tile_block(typingctx, isa, weights, stride, activations, group, sums, scales, per_group, steps, totals):  # type: ignore[no-untyped-def]
+def tile_block(typingctx, isa, weights, stride, activations, group, sums, scales, per_group, steps, totals):
     """totals [rows, vectors, 16 tokens] float32 += (int sums of one block) * (activation scale of each token).
 
-    rows and vectors are TILE's of the instruction set. weights: address of the block in row 0, `stride` bytes between rows. activations: address of
-    the block in the first group of 16 tokens, `group` bytes between groups. sums int32 [16] and scales float32 [16] of
-    the block, `per_group` bytes between groups. steps: columns / 4.
+    rows and vectors are TILE's of the instruction set. weights: address of the block in row 0, `stride` bytes between
+    rows. activations: address of the block in the first group of 16 tokens, `group` bytes between groups. sums int32
+    [16] and scales float32 [16] of the block, `per_group` bytes between groups. steps: columns / 4.
     """
     name = isa.value
     height, width = TILE[name]
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         weights, stride, activations, group, sums, scales, per_group, steps, totals = args[1:]
-        start = [load(builder, builder.add(sums, builder.mul(per_group, ir.Constant(I64, v))), Ints.llvm) for v in range(width)]
+        start = [
+            load(builder, builder.add(sums, builder.mul(per_group, ir.Constant(I64, v))), Ints.llvm)
+            for v in range(width)
+        ]
         acc = [[cgutils.alloca_once_value(builder, start[v]) for v in range(width)] for _ in range(height)]
         for row in acc:
             for v, slot in enumerate(row):
@@ -89,10 +92,10 @@ def _tile_call(builder: ir.IRBuilder, name: str, tiles: list[int], args: list[ir
 
 
 @intrinsic
-def amx_configure(typingctx, address):  # type: ignore[no-untyped-def]
+def amx_configure(typingctx, address):
     """Load the tile configuration (64 bytes at `address`); the operating system must have allowed AMX."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         _tile_call(builder, "ldtilecfg", [], [pointer(builder, args[0], I8)])
         return context.get_dummy_value()
 
@@ -100,10 +103,10 @@ def amx_configure(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def amx_release(typingctx):  # type: ignore[no-untyped-def]
+def amx_release(typingctx):
     """Give the tile registers back."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         _tile_call(builder, "tilerelease", [], [])
         return context.get_dummy_value()
 
@@ -111,10 +114,10 @@ def amx_release(typingctx):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def amx_block(typingctx, weights, stride, activations, group, sums, scales, per_group, steps, totals, spill):  # type: ignore[no-untyped-def]
+def amx_block(typingctx, weights, stride, activations, group, sums, scales, per_group, steps, totals, spill):
     """tile_block for 32 rows and 2 groups of tokens on AMX tiles; steps: columns / 64; spill: 4096 bytes of scratch."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         weights, stride, activations, group, sums, scales, per_group, steps, totals, spill = args
         line = ir.Constant(I64, 64)
         for tile in range(4):
@@ -145,10 +148,10 @@ def amx_block(typingctx, weights, stride, activations, group, sums, scales, per_
 
 
 @intrinsic
-def transpose16(typingctx, source, stride, target, target_stride):  # type: ignore[no-untyped-def]
+def transpose16(typingctx, source, stride, target, target_stride):
     """Write the transpose of the 16 x 16 float32 matrix at `source` to `target`; strides in bytes between rows."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         source, stride, target, target_stride = args
         rows = [
             load(builder, builder.add(source, builder.mul(stride, ir.Constant(I64, r))), Floats.llvm) for r in range(16)
@@ -167,5 +170,3 @@ def transpose16(typingctx, source, stride, target, target_stride):  # type: igno
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
-
-

@@ -13,10 +13,17 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-I8, I16, I32, I64, HALF, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
+I8, I16, I32, I64, HALF, FLOAT = (
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.HalfType(),
+    ir.FloatType(),
+)
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """A vector of 64 bytes: `lanes` elements of the LLVM type named `element`."""
 
     def __init__(self, element: str, lanes: int) -> None:
@@ -29,7 +36,7 @@ class Vector(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
         super().__init__(dmm, fe_type, fe_type.llvm)
 
@@ -53,7 +60,9 @@ def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     """A vector with `value` in every lane."""
     vector = ir.VectorType(value.type, lanes)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+    return builder.shuffle_vector(
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    )
 
 
 def shuffle(builder: ir.IRBuilder, a: ir.Value, lanes: list[int], b: ir.Value | None = None) -> ir.Value:
@@ -70,8 +79,8 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Value]
 
 def _loader(vector: Vector, stored: ir.Type, convert: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     @intrinsic
-    def operation(typingctx, address):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def operation(typingctx, address):
+        def codegen(context, builder, signature, args):
             return convert(builder, load(builder, args[0], stored))
 
         return vector(types.int64), codegen
@@ -81,8 +90,8 @@ def _loader(vector: Vector, stored: ir.Type, convert: Callable[[ir.IRBuilder, ir
 
 def _storer(vector: Vector, convert: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     @intrinsic
-    def operation(typingctx, address, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def operation(typingctx, address, value):
+        def codegen(context, builder, signature, args):
             value = convert(builder, args[1])
             builder.store(value, pointer(builder, args[0], value.type), align=1)
             return context.get_dummy_value()
@@ -97,22 +106,22 @@ def _pure(result: types.Type, arguments: tuple[types.Type, ...], emit: Callable[
     if len(arguments) == 0:
 
         @intrinsic
-        def operation(typingctx):  # type: ignore[no-untyped-def]
+        def operation(typingctx):
             return result(), lambda context, builder, signature, args: emit(builder)
     elif len(arguments) == 1:
 
         @intrinsic
-        def operation(typingctx, a):  # type: ignore[no-untyped-def]
+        def operation(typingctx, a):
             return result(*arguments), lambda context, builder, signature, args: emit(builder, *args)
     elif len(arguments) == 2:
 
         @intrinsic
-        def operation(typingctx, a, b):  # type: ignore[no-untyped-def]
+        def operation(typingctx, a, b):
             return result(*arguments), lambda context, builder, signature, args: emit(builder, *args)
     else:
 
         @intrinsic
-        def operation(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+        def operation(typingctx, a, b, c):
             return result(*arguments), lambda context, builder, signature, args: emit(builder, *args)
 
     return operation
@@ -133,7 +142,9 @@ def fold(builder: ir.IRBuilder, value: ir.Value, combine: Callable[[ir.Value, ir
     lanes = value.type.count
     while lanes > 1:
         lanes //= 2
-        value = combine(shuffle(builder, value, list(range(lanes))), shuffle(builder, value, list(range(lanes, 2 * lanes))))
+        value = combine(
+            shuffle(builder, value, list(range(lanes))), shuffle(builder, value, list(range(lanes, 2 * lanes)))
+        )
     return builder.extract_element(value, ir.Constant(I32, 0))
 
 
@@ -197,10 +208,10 @@ first_lanes = _pure(Floats, (Floats, types.int64, Floats), _first_lanes)
 
 
 @intrinsic
-def store_some(typingctx, address, value, count):  # type: ignore[no-untyped-def]
+def store_some(typingctx, address, value, count):
     """Store the first `count` lanes of a Floats vector; the bytes behind them are not touched."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         limit = splat(builder, builder.trunc(args[2], I32), 16)
         mask = builder.icmp_signed("<", ir.Constant(Ints.llvm, list(range(16))), limit)
         where = pointer(builder, args[0], Floats.llvm)
@@ -211,10 +222,10 @@ def store_some(typingctx, address, value, count):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def load_some(typingctx, address, count):  # type: ignore[no-untyped-def]
+def load_some(typingctx, address, count):
     """The first `count` floats at `address`, zeros in the other lanes; nothing behind them is read."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         limit = splat(builder, builder.trunc(args[1], I32), 16)
         mask = builder.icmp_signed("<", ir.Constant(Ints.llvm, list(range(16))), limit)
         where, zero = pointer(builder, args[0], Floats.llvm), ir.Constant(Floats.llvm, [0.0] * 16)
@@ -229,8 +240,8 @@ def _scalar_load(result: types.Type, stored: ir.Type, convert: Callable[[ir.IRBu
 
 def _scalar_store(kind: types.Type, convert: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     @intrinsic
-    def operation(typingctx, address, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def operation(typingctx, address, value):
+        def codegen(context, builder, signature, args):
             value = convert(builder, args[1])
             builder.store(value, pointer(builder, args[0], value.type), align=1)
             return context.get_dummy_value()
@@ -253,10 +264,10 @@ put_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, HALF))
 
 
 @intrinsic
-def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+def prefetch(typingctx, address):
     """Ask for the cache line at `address`; never faults."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         where = pointer(builder, args[0], I8)
         call(builder, "llvm.prefetch.p0", ir.VoidType(), [where, *(ir.Constant(I32, v) for v in (0, 2, 1))])
         return context.get_dummy_value()

@@ -63,6 +63,14 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
+def announce_compilation() -> None:
+    """One line before the first run on a machine, which compiles the kernels and would otherwise look stuck."""
+    from runtime_py.jit_cache import is_cold
+
+    if is_cold():
+        print("compiling kernels for this machine, once: about 15 seconds", file=sys.stderr)
+
+
 def print_json(data: dict[str, Any]) -> None:
     """The one JSON object of a --json run. NaN and infinity become null: JSON has neither."""
     print(json.dumps(_finite(data), indent=1))

@@ -21,11 +21,14 @@ def evaluate(
     reference: Annotated[Optional[str], typer.Option(help="Source model, for KL and top-1 agreement.")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
     limit: Annotated[Optional[int], typer.Option(help="Most windows to score.")] = None,
+    activations: Annotated[str, typer.Option(help="int8 (what `run` uses) or float32, for a model folder.")] = "int8",
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Perplexity of MODEL on a text; with --reference also KL divergence and top-1 agreement."""
-    result = evaluate_folder(Path(model), text, part, reference, window, limit, save, quiet=json)
+    result = evaluate_folder(
+        Path(model), text, part, reference, window, limit, save, quiet=json, activations=activations
+    )
     if json:
         print_json({"model": model, "text": str(text), **result.to_json()})
         return
@@ -45,6 +48,7 @@ def evaluate_folder(
     limit: int | None,
     save: bool,
     quiet: bool,
+    activations: str = "int8",
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
     from export.errors import InputError
@@ -56,7 +60,7 @@ def evaluate_folder(
         raise InputError(f"--limit must be 1 or more, not {limit}")
     source = calibration.read_text(text) if str(text) != "held-out" else _held_out_text()
     name = str(folder)
-    scorer = open_scorer(name)
+    scorer = open_scorer(name, activations)
     tokenizer = calibration.load_tokenizer(folder if folder.is_dir() else _resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text))
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet)
@@ -64,6 +68,7 @@ def evaluate_folder(
         command = f"athena-export eval {folder} --text {text}" + (f" --part {part}" if part else "")
         command += f" --window {window}" + (f" --limit {limit}" if limit else "")
         command += f" --reference {reference}" if reference else ""
+        command += f" --activations {activations}" if activations != "int8" else ""
         report.add_quality(folder, {**result.to_json(), "text": str(text), "command": command})
     return result
 

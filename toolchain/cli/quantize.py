@@ -43,8 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 
 @guarded
 def export(
-    model: Model,
     output: Out,
+    model: Annotated[Optional[str], typer.Argument(help="Model folder or Hugging Face name (safetensors).")] = None,
     bits: Bits = 3,
     method: Method = "athena",
     group_size: GroupSize = 0,
@@ -66,6 +66,10 @@ def export(
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
     eval_text: Annotated[Optional[Path], typer.Option(help="Measure quality on this text afterwards.")] = None,
+    random: Annotated[
+        Optional[str],
+        typer.Option(help="No MODEL: random codes at the shape of tinyllama-1.1b, qwen2.5-0.5b or llama-2-7b."),
+    ] = None,
     keep_quantized: Annotated[
         Optional[Path], typer.Option(help="Keep the quantized checkpoint in this folder.")
     ] = None,
@@ -78,6 +82,14 @@ def export(
 
     settings = _settings(locals())
     refuse_existing(output, force)
+    if (model is None) == (random is None):
+        raise InputError("give either MODEL or --random SHAPE")
+    if model is None or random is not None:
+        from toolchain.synthetic import write_random_folder
+
+        write_random_folder(str(random), output, settings, force, quiet=json)
+        _summary(output, json)
+        return
     work = keep_quantized or output.with_name(f"{output.name}.partial")
     checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, quiet=json)
     built = package_checkpoint(checkpoint, output, quiet=json)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
-from toolchain.cli.common import guarded, print_json
+from toolchain.cli.common import announce_compilation, guarded, print_json
 
 
 @guarded
@@ -21,6 +21,8 @@ def run(
     top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
+    threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
+    activations: Annotated[str, typer.Option(help="int8, or float32 (slow, for comparison).")] = "int8",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stream a continuation of --prompt."""
@@ -31,7 +33,10 @@ def run(
     if max_tokens < 1:
         raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
     settings = SamplingSettings(temperature, top_k, top_p, seed)
-    generator = TextGenerator(folder)
+    announce_compilation()
+    generator = TextGenerator(folder, activations, threads)
+    if generator.interpreted and activations == "int8":
+        print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     if not json:
         print(prompt, end="", flush=True)
     pieces: list[str] = []

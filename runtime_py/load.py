@@ -1,0 +1,49 @@
+"""Opens a model folder for generation: the compiled engine where it can plan the graph, else the interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from export.errors import InputError
+from export.reader import read_graph
+
+ACTIVATIONS = ("int8", "float32")
+
+
+class Runner(Protocol):
+    """What Engine and Session have in common; a state belongs to the runner that made it."""
+
+    vocab_size: int
+
+    def new_state(self) -> Any:
+        """An empty key-value cache; its `length` counts the tokens seen."""
+
+    def forward(self, state: Any, tokens: Any, last_only: bool = False) -> np.ndarray:
+        """Append tokens to the state; their logits, float32 [T or 1, vocabulary]."""
+
+
+def open_model(folder: str | Path, activations: str = "int8", threads: int | None = None) -> tuple[Runner, str]:
+    """A runner, and why it is the interpreter ("" when it is the engine).
+
+    activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter).
+    Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
+    """
+    if activations not in ACTIVATIONS:
+        raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise InputError(f"--threads must be 1 to 1024, not {threads}")
+    from runtime_py.session import Session
+
+    graph = read_graph(Path(folder))
+    if activations == "float32":
+        return Session(graph), "float32 activations were asked for"
+    from runtime_py.engine.engine import Engine
+    from runtime_py.engine.planner import Unplannable
+
+    try:
+        return Engine(graph, threads), ""
+    except Unplannable as error:
+        return Session(graph), f"not planned: {error}"

@@ -1,0 +1,81 @@
+"""`bench` and `warmup`: speed of a model folder on this machine, and compiling its kernels ahead of time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
+
+Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@guarded
+def bench(
+    folder: Folder,
+    prompt_lengths: Annotated[str, typer.Option(help="Tokens of the prefills, comma separated.")] = "128,512",
+    depths: Annotated[str, typer.Option(help="Cached tokens before decode, comma separated.")] = "64,2048",
+    tokens: Annotated[int, typer.Option(help="Tokens decoded per round.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
+    threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure prefill and decode speed, memory bandwidth used, and peak memory."""
+    from runtime_py.bench import BenchSettings
+    from runtime_py.bench import bench as measure
+
+    announce_compilation()
+    settings = BenchSettings(
+        _numbers(prompt_lengths, "--prompt-lengths"), _numbers(depths, "--depths"), tokens, rounds, threads
+    )
+    result = measure(folder, settings)
+    if json:
+        print_json(result)
+        return
+    rows = [
+        (f"{name} {n}", f"{one['median']:.1f}", f"{one['mean']:.1f} +- {one['deviation']:.1f}")
+        for name, table in (
+            ("prefill", result["prefill"]["by_length"]),
+            ("decode at", result["decode"]["by_depth"]),
+        )
+        for n, one in table.items()
+    ]
+    title = f"{folder}: {result['threads']} threads, {result['instruction_set']}"
+    print_table(title, ("tokens per second", "median", "mean"), rows)
+    decode = result["decode"]
+    print(
+        f"decode reads {decode['bytes_per_token'] / 1e6:.1f} MB a token: {decode['bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"{100 * decode['bandwidth_fraction']:.0f} % of the {result['read_bandwidth']['median'] / 1e9:.1f} GB/s "
+        f"this machine reads"
+    )
+    print(f"peak memory {result['peak_rss_bytes'] / 1e6:.0f} MB, files {result['file_bytes'] / 1e6:.0f} MB")
+
+
+@guarded
+def warmup(folder: Folder, json: Json = False) -> None:
+    """Compile the kernels for this folder and machine ahead of time; later starts find them on disk."""
+    from runtime_py.jit_cache import cache_folder
+    from runtime_py.load import open_model
+
+    announce_compilation()
+    start = time.perf_counter()
+    model, why = open_model(folder)
+    model.forward(model.new_state(), [0], last_only=True)
+    elapsed = time.perf_counter() - start
+    if json:
+        print_json({"seconds": elapsed, "cache": str(cache_folder()), "interpreted": why})
+        return
+    print(f"ready after {elapsed:.1f} s; compiled kernels are in {cache_folder()}")
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    from export.errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} must be whole numbers separated by commas, not {text!r}") from None
