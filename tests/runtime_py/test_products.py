@@ -1,0 +1,175 @@
+"""The integer products against a plain reference that quantizes the activations the same way, on every instruction set."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from export.contract import CodebookLayout, dequantize
+from export.packing import pack
+from runtime_py.engine import matmul
+from runtime_py.engine.engine import _allow_amx, _amx_config
+from runtime_py.engine.machine import _by_width
+from runtime_py.engine.matmul import matmul_item
+from runtime_py.engine.matrix import RAW_WIDTH, WIDTH, matrix_record, padded
+from runtime_py.engine.matvec import matvec_rows
+from runtime_py.engine.plan import aligned_bytes
+from runtime_py.engine.quantize import quantize_group, quantize_token
+from runtime_py.simd.codes import RAW, WIDTHS
+from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.simd.tile import amx_configure, amx_release, has_amx
+
+AMX = has_amx() and _allow_amx()
+KINDS = [(isa, False) for isa in available()] + ([("avx512vbmi", True)] if AMX else [])
+
+
+@nb.njit
+def all_rows(isa, width, tile, config, items, matrix, quantized, sums, scales, tokens, out, bias, accumulate, scratch):
+    if tile[2]:
+        amx_configure(config)
+    for item in range(items):
+        matmul_item(
+            isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, bias, accumulate, 1, scratch
+        )
+    if tile[2]:
+        amx_release()
+
+
+def quantized_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values and what they stand for, per token and 256 columns, in float32 arithmetic as the kernel's."""
+    codes, values = np.zeros(x.shape, np.int64), np.zeros(x.shape)
+    for start in range(0, x.shape[1], 256):
+        part = x[:, start : start + 256]
+        top = np.abs(part).max(axis=1, keepdims=True)
+        inverse = np.where(top > 0, np.float32(127) / np.where(top > 0, top, np.float32(1)), np.float32(0))
+        codes[:, start : start + 256] = np.rint(part * inverse)
+        values[:, start : start + 256] = codes[:, start : start + 256] * (top * np.float32(1 / 127)).astype(np.float64)
+    return codes, values
+
+
+def product(isa, amx, layout, parts, x, bias=None, start=None):
+    """The kernel's result: matvec for one token, tiles for several."""
+    record, keep = matrix_record(layout, *parts)
+    width = RAW if record[WIDTH] == RAW_WIDTH else WIDTHS[layout.bits]
+    tokens, columns = x.shape
+    blocks, wide = -(-columns // 256), padded(columns)
+    groups = -(-tokens // 32) * 2
+    q, sums, scales = (aligned_bytes(groups * n) for n in (16 * wide, blocks * 64, blocks * 64))
+    scratch = aligned_bytes(matmul.scratch_bytes(columns) + 4096)
+    out = np.zeros((tokens, layout.N), np.float32) if start is None else start.copy()
+    shift = 0 if bias is None else bias.ctypes.data
+    tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
+    addresses = [a.ctypes.data for a in (q, sums, scales)]
+    if tokens == 1:
+        quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, *addresses)
+        matvec_rows(
+            tag, width, record.ctypes.data, *addresses, 0, layout.N, out.ctypes.data, shift, start is not None,
+            scratch.ctypes.data,
+        )  # fmt: skip
+        return out
+    for group in range(-(-tokens // 16)):
+        quantize_group(
+            tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, *addresses, scratch.ctypes.data
+        )
+    rows, vectors = matmul.tile_shape(isa, amx)
+    all_rows(
+        tag, width, (rows, vectors, amx), _amx_config().ctypes.data, -(-layout.N // rows), record.ctypes.data,
+        *addresses, tokens, out.ctypes.data, shift, start is not None, scratch.ctypes.data,
+    )  # fmt: skip
+    del keep
+    return out
+
+
+def random_parts(layout, rng):
+    codes = pack(rng.integers(0, 1 << layout.bits, (layout.N, layout.K), dtype=np.uint8), layout.bits)
+    book = rng.integers(-128, 128, layout.codebook_shape).astype(np.int8)
+    return codes, book, rng.random(layout.scale_shape).astype(np.float32)
+
+
+LAYOUTS = st.builds(
+    CodebookLayout,
+    bits=st.integers(1, 8),
+    K=st.one_of(st.integers(1, 700), st.sampled_from([64, 128, 192, 256, 320, 384, 448, 512, 896])),
+    N=st.integers(1, 70),
+    group_size=st.just(0),
+    rows_per_codebook=st.integers(1, 5),
+    rows_per_scale=st.integers(1, 5),
+)
+
+
+@pytest.mark.parametrize("isa, amx", KINDS)
+@settings(max_examples=40)
+@given(LAYOUTS, st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
+@example(CodebookLayout(4, 7, 1), 1, False, 0)  # one row, less than one vector
+@example(CodebookLayout(3, 64, 33), 33, True, 1)  # one row more than a tile, one token more than two groups
+def test_product_of_quantized_activations(isa, amx, layout, tokens, more, seed):
+    rng = np.random.default_rng(seed)
+    parts = random_parts(layout, rng)
+    x = (rng.standard_normal((tokens, layout.K)) * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
+    bias = rng.standard_normal(layout.N).astype(np.float32) if more else None
+    start = rng.standard_normal((tokens, layout.N)).astype(np.float32) if more else None
+    weights = dequantize(layout, *parts).astype(np.float64)
+    _, values = quantized_reference(x)
+    expected = values @ weights.T
+    magnitude = np.abs(values) @ np.abs(weights).T + 1
+    if more:
+        expected = expected + bias + start
+    # Integers are exact; what remains are float32 roundings of one sum per block and of the three last operations.
+    assert np.all(np.abs(product(isa, amx, layout, parts, x, bias, start) - expected) <= 1e-6 * magnitude)
+
+
+@pytest.mark.parametrize("isa, amx", KINDS)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_integers_of_one_block_are_exact(isa, amx, bits, tokens):
+    """With scales of one a block's result is a whole number below 2**24, which float32 holds exactly."""
+    rng = np.random.default_rng(bits)
+    layout = CodebookLayout(bits, 256, 37)
+    codes, book, _ = random_parts(layout, rng)
+    if bits == 8:
+        book[:] = np.arange(-128, 128)  # the width without lookup
+    codes[0] = 255  # every code at its highest
+    parts = (codes, book, np.ones(layout.scale_shape, np.float32))
+    x = rng.integers(-127, 128, (tokens, 256)).astype(np.float32)
+    x[:, 0] = 127  # the scale becomes one
+    expected = x.astype(np.int64) @ dequantize(layout, *parts).astype(np.int64).T
+    np.testing.assert_array_equal(product(isa, amx, layout, parts, x), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_instruction_set_gives_the_same_bits(tokens):
+    rng = np.random.default_rng(5)
+    layout = CodebookLayout(3, 900, 50)
+    parts = random_parts(layout, rng)
+    x = rng.standard_normal((tokens, 900)).astype(np.float32)
+    first, *others = (product(isa, amx, layout, parts, x) for isa, amx in KINDS)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_zero_activations_give_zero():
+    layout = CodebookLayout(4, 300, 20)
+    parts = random_parts(layout, np.random.default_rng(0))
+    for tokens in (1, 3):
+        assert not product(KINDS[0][0], False, layout, parts, np.zeros((tokens, 300), np.float32)).any()
+
+
+def test_by_width_calls_the_kernel_of_the_given_number():
+    calls = np.zeros(10, np.int64)
+
+    @nb.njit
+    def kernel(isa, width, number, out):
+        out[number] += 1
+
+    dispatch = _by_width(kernel)
+
+    @nb.njit
+    def go(isa, widths, number, out):
+        dispatch(isa, widths, number, (number, out))
+
+    for number in (3, 8, RAW_WIDTH):
+        go(ISAS["portable"], (WIDTHS[3], WIDTHS[8], RAW), number, calls)
+    assert calls[[3, 8, RAW_WIDTH]].tolist() == [1, 1, 1] and calls.sum() == 3
