@@ -75,6 +75,7 @@ class Engine:
         self._lock = threading.Lock()
         self.instruction_set = self._isa + (" with AMX" if amx else "")
         self.threads = self._threads
+        self.alone_below = _SMALL_WORK
         self.bytes_per_token = planner.bytes_per_token  # weights read to decode one token
         widths = [a.kv_heads * (a.head_dim + attention.value_width(a.head_dim)) for a in self._attention]
         self.cache_bytes_per_token = 2 * sum(widths)
@@ -132,7 +133,7 @@ class Engine:
                 thread, threads, base + thread * self._scratch_stride,
             )  # fmt: skip
 
-        alone = self.bytes_per_token * min(tokens, 16) < _SMALL_WORK
+        alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
         self._team.run(work, 1 if alone else self._threads)
         state.length += tokens
 

@@ -332,6 +332,7 @@ class Planner:
                 and self._uses[other_name] == self._seen_uses(other_name, node)
                 and step.operation in (op.MATMUL, op.GROUPED, op.DENSE)
                 and step.writes == [product.buffer]
+                and not step.arguments.get("accumulate")  # it holds only a part of the product then
                 and other.column == 0
                 and other.stride == other.width == product.width
                 and other.buffer not in step.reads

@@ -1,4 +1,4 @@
-"""The integer products against a plain reference that quantizes the activations the same way, on every instruction set."""
+"""The integer products on every instruction set against a plain reference that quantizes activations the same way."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def all_rows(isa, width, tile, config, items, matrix, quantized, sums, scales, t
     if tile[2]:
         amx_configure(config)
     for item in range(items):
-        matmul_item(
-            isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, bias, accumulate, 1, scratch
-        )
+        matmul_item(isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, bias, accumulate, 1, scratch)
     if tile[2]:
         amx_release()
 

@@ -1,4 +1,4 @@
-"""Every lowering of the SIMD vocabulary against plain numpy, on random and adversarial bytes. All comparisons are exact."""
+"""Every lowering of the SIMD vocabulary against plain numpy, on random and adversarial bytes, compared exactly."""
 
 from __future__ import annotations
 
