@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test test-long bench lint clean
+.PHONY: demo test test-long test-arm bench lint clean
 
 $(VENV)/.quantize: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ test: lint
 
 test-long: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long
+
+test-arm: $(VENV)/.test
+	tests/arm/prepare.sh .arm $(BIN)/pip
+	HF_HUB_OFFLINE=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.arm.run .arm
 
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.quality

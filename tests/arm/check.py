@@ -1,0 +1,39 @@
+"""Runs on the ARM side (under qemu): recomputes the cases and compares them bit by bit with what x86 wrote.
+
+    python -m tests.arm.check EXPECTED.npz MODEL_FOLDER WIDTHS
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from runtime_py.engine.matvec import matvec_rows
+from runtime_py.simd.isa import pick
+from tests.arm.cases import generation, products
+
+
+def main() -> None:
+    """Exit status 1 names the first case that differs."""
+    expected = np.load(sys.argv[1])
+    isa, widths = pick(), tuple(int(b) for b in sys.argv[3])
+    if not isa.startswith("neon"):
+        raise SystemExit(f"the instruction set is {isa}, not NEON")
+    found = products(isa, widths)
+    inner = "\n".join(matvec_rows.inspect_asm().values())
+    counts = {name: len(re.findall(rf"^\s+{name}\s", inner, re.M)) for name in ("tbl", "sdot", "smull", "smull2")}
+    print(f"{isa}: assembly of the matrix-vector product has {counts}", flush=True)
+    if not counts["tbl"] or not (counts["sdot"] if isa == "neondot" else counts["smull"] + counts["smull2"]):
+        raise SystemExit("the expected instructions are missing")
+    found |= generation(Path(sys.argv[2]))
+    for name, value in found.items():
+        if not np.array_equal(value, expected[name]):
+            raise SystemExit(f"{isa}: {name} differs from x86:\n{value}\n{expected[name]}")
+    print(f"{isa}: {len(found)} cases equal to x86 bit by bit; tokens {found['tokens'].tolist()}")
+
+
+if __name__ == "__main__":
+    main()

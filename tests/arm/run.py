@@ -1,0 +1,62 @@
+"""Computes the cases here, then on an emulated ARM with and without the dot product instructions (`make test-arm`).
+
+    python -m tests.arm.run FOLDER_OF_PREPARE_SH [--widths 234] [--model MODEL_FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from runtime_py.simd.isa import pick
+from tests.arm.cases import generation, products
+
+CPUS = {"neondot": ("cortex-a76", "+neon,+dotprod,+fullfp16"), "neon": ("cortex-a72", "+neon")}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Exit status 1 when anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arm", type=Path)
+    parser.add_argument("--widths", default="12345678")
+    parser.add_argument("--model", type=Path, help="model folder; default: the demo model, quantized now")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model or _stories(Path(scratch))
+        widths = tuple(int(b) for b in args.widths)
+        expected = products(pick(), widths) | generation(model)
+        reference = Path(scratch) / "expected.npz"
+        np.savez(reference, **expected)
+        for name, (cpu, features) in CPUS.items():
+            start = time.perf_counter()
+            environment = {
+                **os.environ, "PYTHONPATH": f"{args.arm / 'site'}:{ROOT}", "NUMBA_CPU_NAME": cpu,
+                "NUMBA_CPU_FEATURES": features, "ATHENA_CACHE_DIR": f"{scratch}/{name}", "ATHENA_THREADS": "2",
+            }  # fmt: skip
+            root = args.arm / "root"
+            subprocess.run(
+                ["qemu-aarch64-static", "-cpu", "max", "-L", root, root / "usr/bin/python3.11", "-m", "tests.arm.check",
+                 reference, model, args.widths],
+                env=environment, cwd=ROOT, check=True,
+            )  # fmt: skip
+            print(f"{name}: {time.perf_counter() - start:.0f} s under qemu", flush=True)
+
+
+def _stories(scratch: Path) -> Path:
+    """stories260K at 3 bits where ../shared has it, else the bundled demo model."""
+    source = ROOT.parent / "shared" / "models" / "stories260K"
+    source = source if source.exists() else ROOT / "toolchain" / "demo" / "athena-demo-2M"
+    folder = scratch / "model"
+    subprocess.run(["athena-export", "export", source, "-o", folder, "--bits", "3", "--preset", "fast"], check=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
