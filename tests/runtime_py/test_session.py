@@ -45,7 +45,7 @@ class OnnxRuntime:
 @pytest.mark.parametrize("fixture, prompt", [("stories_folder", "Once upon a time"), ("scribe_folder", "The proposal")])
 def test_200_greedy_tokens_equal_onnxruntime(fixture, prompt, request):
     folder = request.getfixturevalue(fixture)
-    generator = TextGenerator(folder)
+    generator = TextGenerator(folder, "float32")
     ids = generator.encode(prompt)
     state = generator.session.new_state()
     ours = list(generate_tokens(generator.session, state, ids, SamplingSettings(), 200, frozenset()))

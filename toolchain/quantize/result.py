@@ -101,12 +101,12 @@ def code_scales(scale: np.ndarray, bits: int) -> QuantizedMatrix:
     Returns the transposed matrix [G, N] in the form of the op contract, so that a CodebookGather decodes it.
     """
     largest = max(float(scale.max()), 1e-30)
-    floor = largest / 127
-    logs = np.log(np.maximum(scale, floor))
+    logs = np.log(np.maximum(scale, largest / 127))
     centroids = kmeans_1d(logs.ravel(), np.ones(scale.size), 1 << bits)
-    levels = np.unique(np.clip(np.rint(np.exp(centroids) / largest * 127), 1, 127))
+    top = float(np.exp(centroids.max()))  # the highest level is always 127: trainable.py finds the unit again from it
+    levels = np.unique(np.clip(np.rint(np.exp(centroids) / top * 127), 1, 127))
     levels = np.concatenate([levels, np.full((1 << bits) - levels.size, levels[-1])])
-    unit = np.array([[largest / 127]]).astype(scale_dtype(largest / 127, largest))
+    unit = np.array([[top / 127]]).astype(scale_dtype(top / 127, top))
     codes = np.abs(logs.T[:, :, None] - np.log(levels * float(unit[0, 0]))).argmin(axis=2)
     groups, rows = codes.shape
     layout = CodebookLayout(bits, rows, groups, rows_per_codebook=groups, rows_per_scale=groups)
