@@ -1,6 +1,6 @@
 """Runs on the ARM side (under qemu): recomputes the cases and compares them bit by bit with what x86 wrote.
 
-    python -m tests.arm.check EXPECTED.npz MODEL_FOLDER WIDTHS
+python -m tests.arm.check EXPECTED.npz MODEL_FOLDER WIDTHS
 """
 
 from __future__ import annotations

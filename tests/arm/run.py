@@ -1,6 +1,6 @@
 """Computes the cases here, then on an emulated ARM with and without the dot product instructions (`make test-arm`).
 
-    python -m tests.arm.run FOLDER_OF_PREPARE_SH [--widths 234] [--model MODEL_FOLDER]
+python -m tests.arm.run FOLDER_OF_PREPARE_SH [--widths 234] [--model MODEL_FOLDER]
 """
 
 from __future__ import annotations

@@ -1,0 +1,209 @@
+"""Speed beside llama.cpp and onnxruntime-genai: one interleaved run on one machine, medians and ratios.
+
+    python -m tests.benchmarks.speed --shape tinyllama-1.1b --llama-bench PATH [--genai PYTHON MODEL] -o docs/speed.md
+
+llama-bench and llama-quantize lie in one folder (build them from llama-cpp-python's source package:
+`cmake -B build && cmake --build build --target llama-bench llama-quantize`); `pip install gguf`. With gcc 12 llama.cpp
+leaves its AMX tile configuration uninitialised and crashes; one line before `_tile_loadconfig(&tc)` in
+ggml/src/ggml-cpu/amx/mmq.cpp mends it: __asm__ volatile("" : : "r"(&tc) : "memory");
+MODEL is a folder made by onnxruntime-genai's builder (-p int4 -e cpu, int4_accuracy_level=4), PYTHON one that has it.
+Weights are random: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolchain.synthetic import SHAPES
+
+GGUF_TYPES = ("Q4_0", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
+PROMPTS, DEPTHS, DECODED = (128, 512), (64, 2048), 32
+COLUMNS = [f"prefill {n}" for n in PROMPTS] + [f"decode at {n}" for n in DEPTHS]
+Row = dict[str, float]
+GENAI = Path(__file__).with_name("genai_speed.py")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that can be measured once, in a process of its own."""
+
+    name: str
+    megabytes: float
+    measure: Callable[[], Row]
+
+
+def capture(*command: object) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def ours(shape: str, bits: int, work: Path, threads: int) -> Contender:
+    folder = work / f"{shape}-{bits}"
+    cli = [sys.executable, "-m", "toolchain"]
+    if not folder.exists():
+        capture(*cli, "export", "--random", shape, "-o", folder, "--bits", bits)
+
+    def measure() -> Row:
+        lengths = ["--prompt-lengths", ",".join(map(str, PROMPTS)), "--depths", ",".join(map(str, DEPTHS))]
+        data = json.loads(
+            capture(*cli, "bench", folder, *lengths, "--rounds", 1, "--tokens", DECODED, "--threads", threads, "--json")
+        )
+        row = {f"prefill {n}": data["prefill"]["by_length"][str(n)]["median"] for n in PROMPTS}
+        row |= {f"decode at {n}": data["decode"]["by_depth"][str(n)]["median"] for n in DEPTHS}
+        return row | {"bandwidth": data["decode"]["bandwidth_fraction"], "peak": data["peak_rss_bytes"] / 1e6}
+
+    megabytes = sum(f.stat().st_size for f in folder.glob("model.onnx*")) / 1e6
+    return Contender(f"athena-export, {bits} bits", megabytes, measure)
+
+
+def llama(bench: Path, path: Path, kind: str, threads: int) -> Contender:
+    def measure() -> Row:
+        base = ["-m", path, "-t", threads, "-r", 1, "-o", "json"]
+        prefill = json.loads(capture(bench, *base, "-p", ",".join(map(str, PROMPTS)), "-n", 0))
+        decode = json.loads(capture(bench, *base, "-p", 0, "-n", DECODED, "-d", ",".join(map(str, DEPTHS))))
+        row = {f"prefill {one['n_prompt']}": one["avg_ts"] for one in prefill}
+        return row | {f"decode at {one['n_depth']}": one["avg_ts"] for one in decode}
+
+    return Contender(f"llama.cpp {kind}", path.stat().st_size / 1e6, measure)
+
+
+def genai(python: str, model: Path) -> Contender:
+    def measure() -> Row:
+        lengths = [",".join(map(str, numbers)) for numbers in (PROMPTS, DEPTHS)]
+        return json.loads(capture(python, GENAI, model, *lengths, DECODED).strip().split("\n")[-1])
+
+    size = sum(f.stat().st_size for f in model.glob("model.onnx*")) / 1e6
+    return Contender("onnxruntime-genai int4", size, measure)
+
+
+def write_gguf(shape: str, path: Path) -> None:
+    """A float16 GGUF of random weights at this shape (Llama and Qwen2 kinds)."""
+    import gguf
+
+    c = SHAPES[shape]
+    hidden, inner, vocabulary = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
+    heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
+    writer = gguf.GGUFWriter(str(path), c["model_type"])
+    writer.add_context_length(4096)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{i}" for i in range(vocabulary)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
+    writer.add_token_merges(["t 1"])
+    rng = np.random.default_rng(0)
+
+    def random(*size: int) -> np.ndarray:
+        return (rng.standard_normal(size, dtype=np.float32) * 0.02).astype(np.float16)
+
+    writer.add_tensor("token_embd.weight", random(vocabulary, hidden))
+    if not c["tie_word_embeddings"]:
+        writer.add_tensor("output.weight", random(vocabulary, hidden))
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    pair = hidden // heads * kv_heads
+    for i in range(c["num_hidden_layers"]):
+        at = f"blk.{i}."
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{at}{norm}.weight", np.ones(hidden, np.float32))
+        sizes = {"attn_q": hidden, "attn_k": pair, "attn_v": pair, "attn_output": hidden}
+        for name, rows in sizes.items():
+            writer.add_tensor(f"{at}{name}.weight", random(rows, hidden))
+            if c["model_type"] == "qwen2" and name != "attn_output":
+                writer.add_tensor(f"{at}{name}.bias", np.zeros(rows, np.float32))
+        writer.add_tensor(f"{at}ffn_gate.weight", random(inner, hidden))
+        writer.add_tensor(f"{at}ffn_up.weight", random(inner, hidden))
+        writer.add_tensor(f"{at}ffn_down.weight", random(hidden, inner))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_files(shape: str, bench: Path, work: Path) -> list[tuple[str, Path]]:
+    files = [(kind, work / f"{shape}-{kind}.gguf") for kind in GGUF_TYPES]
+    if not all(path.exists() for _, path in files):
+        full = work / f"{shape}-f16.gguf"
+        write_gguf(shape, full)
+        for kind, path in files:
+            capture(bench.with_name("llama-quantize"), full, path, kind)
+        full.unlink()
+    return files
+
+
+def table(rows: dict[str, list[Row]], contenders: list[Contender]) -> list[str]:
+    """Markdown: medians, and in brackets the ratio to llama.cpp Q4_0 of the same run."""
+    medians = {
+        name: {key: statistics.median(r[key] for r in measured) for key in measured[0]}
+        for name, measured in rows.items()
+    }
+    base = medians.get("llama.cpp Q4_0")
+    lines = ["| | MB | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    for contender in contenders:
+        cells = []
+        for column in COLUMNS:
+            value = medians[contender.name][column]
+            ratio = f" ({value / base[column]:.2f}x)" if base else ""
+            cells.append(f"{value:.1f}{ratio}")
+        lines.append(f"| {contender.name} | {contender.megabytes:.0f} | " + " | ".join(cells) + " |")
+    for contender in contenders:
+        own = medians[contender.name]
+        if "bandwidth" in own:
+            lines.append("")
+            lines.append(
+                f"{contender.name}: decode reads weights at {100 * own['bandwidth']:.0f} % of the measured read "
+                f"bandwidth, peak memory {own['peak']:.0f} MB."
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="tinyllama-1.1b")
+    parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--genai", nargs=2, metavar=("PYTHON", "MODEL"))
+    parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "athena-speed")
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    contenders = [ours(args.shape, bits, args.work, args.threads) for bits in args.bits]
+    if args.llama_bench:
+        files = gguf_files(args.shape, args.llama_bench, args.work)
+        contenders += [llama(args.llama_bench, path, kind, args.threads) for kind, path in files]
+    if args.genai:
+        contenders.append(genai(args.genai[0], Path(args.genai[1])))
+    rows: dict[str, list[Row]] = {c.name: [] for c in contenders}
+    for number in range(args.rounds):
+        for contender in contenders:
+            row = contender.measure()
+            rows[contender.name].append(row)
+            print(number, contender.name, {k: round(v, 2) for k, v in row.items()}, file=sys.stderr, flush=True)
+    lines = table(rows, contenders)
+    print("\n".join(lines))
+    if args.output:
+        args.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
