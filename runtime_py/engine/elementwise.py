@@ -16,7 +16,9 @@ from runtime_py.simd.vectors import (
     fused,
     get_f16,
     get_f32,
+    load_halfs,
     load_some,
+    load_some_halfs,
     maximum,
     minimum,
     multiply,
@@ -165,17 +167,26 @@ def dense_row(table, item_bytes, row, columns, target):
         put_f32(target + 4 * k, get_f32(at + 4 * k) if item_bytes == 4 else get_f16(at + 2 * k))
 
 
+@nb.njit(cache=True, inline="always")
+def _dense_part(at, item_bytes, k, columns):
+    """16 weights of a dense row from column k on, zeros behind the last."""
+    if item_bytes == 4:
+        return load_some(at + 4 * k, columns - k)
+    if k + 16 <= columns:
+        return load_halfs(at + 2 * k)
+    return load_some_halfs(at + 2 * k, columns - k)
+
+
 @nb.njit(cache=True)
 def dense_rows(source, tokens, stride, weights, item_bytes, columns, first, last, out, out_stride, bias, accumulate):
     """out[:, first:last] (= or +=) source [tokens, columns] times rows of a float32 or float16 matrix, plus bias."""
     for n in range(first, last):
         at = weights + n * columns * item_bytes
         for t in range(tokens):
-            x = source + 4 * t * stride
-            total = _F(0.0)
-            for k in range(columns):
-                total += get_f32(x + 4 * k) * (get_f32(at + 4 * k) if item_bytes == 4 else get_f16(at + 2 * k))
-            where = out + 4 * (t * out_stride + n)
+            x, total = source + 4 * t * stride, zero_floats()
+            for k in range(0, columns, 16):
+                total = fused(load_some(x + 4 * k, columns - k), _dense_part(at, item_bytes, k, columns), total)
+            value, where = sum_floats(total), out + 4 * (t * out_stride + n)
             if bias != 0:
-                total += get_f32(bias + 4 * n)
-            put_f32(where, total + get_f32(where) if accumulate else total)
+                value += get_f32(bias + 4 * n)
+            put_f32(where, value + get_f32(where) if accumulate else value)

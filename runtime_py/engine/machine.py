@@ -41,8 +41,8 @@ from runtime_py.simd.vectors import get_f32, get_i64
 
 # A matrix-vector product is shared out in two parts: most rows in one long run per thread, because memory is fastest
 # read in a straight line, and the rest in small items, because threads do not finish together.
-_RUN_SHARE = 0.85
-_ITEM_BYTES = 16384  # codes that one of the small items reads
+_RUN_SHARE = 0.95
+_ITEM_BYTES = 65536  # codes that one of the small items reads
 _DENSE_ROWS = 64
 _GROUPED_ROWS = 32
 

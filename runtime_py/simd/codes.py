@@ -54,7 +54,20 @@ def _keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:
     return builder.and_(value, ir.Constant(Bytes.llvm, [mask] * 64))
 
 
+def _emit_segment_3(builder: ir.IRBuilder, address: ir.Value, segment: int) -> ir.Value:
+    """Three bits: segments s and s + 2 share one merge, because their fields lie four bits apart in both planes."""
+    pair = segment % 2
+    high = _shift_words(builder, load(builder, address, Bytes.llvm), [2 * pair - 1] * 32)
+    half = load(builder, builder.add(address, ir.Constant(I64, 64)), ir.VectorType(I8, 32))
+    both = shuffle(builder, half, [i % 32 for i in range(64)])
+    low = _shift_words(builder, both, [2 * pair] * 16 + [2 * pair + 1] * 16)
+    merged = builder.or_(_keep(builder, high, 0xEE), _keep(builder, low, 0x11))
+    return _shift_words(builder, merged, [4] * 32) if segment >= 2 else merged
+
+
 def _emit_segment(builder: ir.IRBuilder, bits: int, address: ir.Value, segment: int) -> ir.Value:
+    if bits == 3:
+        return _emit_segment_3(builder, address, segment)
     code, remaining, offset = None, bits, 0
     for plane in planes(bits):
         size = BLOCK_COLUMNS * plane // 8  # bytes of this plane: 256, 128, 64 or 32

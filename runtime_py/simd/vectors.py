@@ -234,6 +234,21 @@ def load_some(typingctx, address, count):
     return Floats(types.int64, types.int64), codegen
 
 
+@intrinsic
+def load_some_halfs(typingctx, address, count):
+    """The first `count` (below 16) float16 numbers at `address` as floats, zeros in the other lanes."""
+
+    def codegen(context, builder, signature, args):
+        value = ir.Constant(ir.VectorType(HALF, 16), [0.0] * 16)
+        slot = cgutils.alloca_once(builder, value.type)
+        builder.store(value, slot)
+        size = builder.mul(args[1], ir.Constant(I64, 2))
+        cgutils.raw_memcpy(builder, slot, pointer(builder, args[0], HALF), size, 1)
+        return builder.fpext(builder.load(slot), Floats.llvm)
+
+    return Floats(types.int64, types.int64), codegen
+
+
 def _scalar_load(result: types.Type, stored: ir.Type, convert: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     return _pure(result, (types.int64,), lambda b, address: convert(b, load(b, address, stored)))
 

@@ -70,7 +70,7 @@ def ours(shape: str, bits: int, work: Path, threads: int) -> Contender:
 
 def llama(bench: Path, path: Path, kind: str, threads: int) -> Contender:
     def measure() -> Row:
-        base = ["-m", path, "-t", threads, "-r", 1, "-o", "json"]
+        base = ["-m", path, "-t", threads, "-r", 2, "-o", "json"]
         prefill = json.loads(capture(bench, *base, "-p", ",".join(map(str, PROMPTS)), "-n", 0))
         decode = json.loads(capture(bench, *base, "-p", 0, "-n", DECODED, "-d", ",".join(map(str, DEPTHS))))
         row = {f"prefill {one['n_prompt']}": one["avg_ts"] for one in prefill}

@@ -144,6 +144,22 @@ def test_grouped_codebooks(group_size, bits, columns, tokens, seed):
     assert np.all(np.abs(out - x @ weights.T.astype(np.float64)) <= 2e-6 * (np.abs(x) @ np.abs(weights).T) + 1e-6)
 
 
+@settings(max_examples=40)
+@given(st.integers(1, 70), st.sampled_from([np.float16, np.float32]), st.integers(1, 3), st.integers(0, 2**31))
+def test_dense_rows(columns, dtype, tokens, seed):
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((5, columns)).astype(dtype)
+    x, bias = rng.standard_normal((tokens, columns)).astype(np.float32), rng.standard_normal(5).astype(np.float32)
+    out = np.ones((tokens, 5), np.float32)
+    elementwise.dense_rows(
+        x.ctypes.data, tokens, columns, weights.ctypes.data, weights.itemsize, columns, 1, 5, out.ctypes.data, 5,
+        bias.ctypes.data, True,
+    )  # fmt: skip
+    expected = x.astype(np.float64) @ weights.T.astype(np.float64) + bias + 1
+    np.testing.assert_allclose(out[:, 1:], expected[:, 1:], atol=1e-5)
+    np.testing.assert_array_equal(out[:, 0], 1)  # rows outside first..last are left alone
+
+
 def kl(reference, logits):
     p, q = softmax(reference.astype(np.float64)), softmax(logits.astype(np.float64))
     return float((p * np.log(p / q)).sum(-1).mean())
