@@ -30,6 +30,7 @@ from runtime_py.simd.vectors import (
     maximum,
     multiply,
     pointer,
+    prefetch,
     put_f16,
     put_f32,
     splat,
@@ -192,7 +193,12 @@ def attend_item(
     key_head, value_head = keys + 2 * group * capacity * head_dim, values + 2 * group * capacity * width
     for block in range(begin, stop, KEYS):
         count = min(KEYS, stop - block)
+        ahead = stop - block > KEYS
         for k in range(0, count, 16):
+            if ahead:  # the next round's keys and values come closer meanwhile
+                for line in range(0, 32 * width, 64):
+                    prefetch(key_head + 2 * (block + KEYS + k) * head_dim + line)
+                    prefetch(value_head + 2 * (block + KEYS + k) * width + line)
             _scores(rows, key_head + 2 * (block + k) * head_dim, head_dim, queries, scores + 4 * k)
         for r in range(rows):
             position = past + (first + r) // repeat

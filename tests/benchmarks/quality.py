@@ -6,7 +6,8 @@ Each row runs `athena-export export` and `athena-export eval`; finished rows in 
 on where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
 "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
-methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
+methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). Rows of
+llama.cpp and hqq come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
         export += f" --preset best --tune-steps {best_steps}"
     export += f" --calibration {text} --calibration-part 0:0.5"
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
+    evaluate += " --activations float32"  # weights alone are compared
     kept = folder / "row.json"
     if kept.exists():
         return json.loads(kept.read_text())
@@ -64,12 +66,17 @@ def cells(row: dict) -> list[str]:
         row["method"],
         str(row["bits"]),
         f"{row['effective_bits']:.3f}",
-        f"{row['file_bytes'] / 1e6:.3f} MB",
+        f"{row['file_bytes'] / 1e6:.3f} MB" if row["file_bytes"] else "-",
         f"{row['perplexity']:.3f} ± {row['stderr']:.3f}",
         f"{row['kl']:.4f}",
         f"{100 * row['top1_agreement']:.1f} %",
         f"{row['seconds']:.0f} s",
     ]
+
+
+def family(method: str) -> str:
+    """Peers of tests/benchmarks/peers.py carry their type behind their name."""
+    return method if method in METHODS else method.split()[0]
 
 
 def picture(rows: list[dict], path: Path) -> None:
@@ -80,8 +87,9 @@ def picture(rows: list[dict], path: Path) -> None:
     for column, model in enumerate(TEXTS):
         for line, (key, label) in enumerate((("perplexity", "perplexity / float32"), ("kl", "KL, nats per token"))):
             axes = grid[line][column]
-            for method in METHODS:
-                chosen = [r for r in rows if r["model"] == model and r["method"] == method]
+            for method in (*METHODS, "llama.cpp", "hqq"):
+                chosen = [r for r in rows if r["model"] == model and family(r["method"]) == method]
+                chosen.sort(key=lambda r: r["effective_bits"])
                 values = [r["kl"] if key == "kl" else r["perplexity"] / r["reference_perplexity"] for r in chosen]
                 axes.plot([r["effective_bits"] for r in chosen], values, ".-", label=method)
             axes.set_yscale("log")
@@ -112,7 +120,8 @@ def main() -> None:
                     print(" | ".join(cells(rows[-1])), flush=True)
     if {r["model"] for r in rows} != set(TEXTS):
         return
-    rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["bits"], METHODS.index(r["method"])))
+    order = [*METHODS, "llama.cpp", "hqq"]
+    rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["bits"], order.index(family(r["method"]))))
     base = [
         [m, "float32", "32", "-", "-", f"{next(r for r in rows if r['model'] == m)['reference_perplexity']:.3f}", "0",
          "100 %", "-"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,9 @@ class Contender:
 
 
 def capture(*command: object) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    # runtime_py asks OpenMP for passive waiting, which halves llama.cpp's speed: peers must not inherit it.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
     return done.stdout

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from export.contract import CodebookLayout
+from toolchain.quantize import batched
 from toolchain.quantize.hessian import damped, inverse_factor, layer_loss
 from toolchain.quantize.lowrank import low_rank
 from toolchain.quantize.result import QuantizedMatrix, assemble, code_scales, scale_dtype
@@ -21,6 +22,7 @@ from toolchain.quantize.settings import OVERHEAD_TARGET, QuantizeSettings
 from toolchain.quantize.solver import LEVEL_LIMIT, refine, sort_codebooks, start
 
 _CODED_SCALE_BITS = 4  # ratios of about 1.15 between levels
+_BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
 _FLOAT_SCALE_COLUMNS = 1024  # from this row length on a float16 scale costs under 0.016 bit per weight
 
 
@@ -72,14 +74,25 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     started, refined = np.zeros((chunks, 2)), np.zeros(chunks)
     dtype = scale_dtype(*_scale_range(w))
     half = dtype is np.float16 and scale_bits == 16
-    start(w, h, factor, order, curvature, group_of, shared, own_scales, half, codes, book, scale, started)
-    refine(w, h, group_of, shared, False, own_scales, half, settings.passes, codes, book, scale, refined)
+    in_batches = layout.groups == 1 and layout.K >= _BATCHED_COLUMNS
+
+    def refine_all(fixed_scale: bool, passes: int) -> None:
+        if in_batches:
+            batched.refine(w, h, shared, fixed_scale, own_scales, half, passes, codes, book, scale, refined)
+        else:
+            refine(w, h, group_of, shared, fixed_scale, own_scales, half, passes, codes, book, scale, refined)
+
+    if in_batches:
+        batched.start(w, h, factor, order, curvature, shared, own_scales, half, codes, book, scale, started)
+    else:
+        start(w, h, factor, order, curvature, group_of, shared, own_scales, half, codes, book, scale, started)
+    refine_all(False, settings.passes)
     losses = {"clustering": started[:, 0].sum(), "sweep": started[:, 1].sum(), "refinement": refined.sum()}
     coded = None
     if scale_bits < 16:
         coded = code_scales(scale, scale_bits)
         scale = np.ascontiguousarray(coded.dequantized().T, dtype=np.float64)
-        refine(w, h, group_of, shared, True, own_scales, half, settings.passes + 1, codes, book, scale, refined)
+        refine_all(True, settings.passes + 1)
         losses["coded_scales"] = refined.sum()
     sort_codebooks(group_of, shared, codes, book)
     total = max(layer_loss(w, h), 1e-300)

@@ -1,0 +1,204 @@
+"""Peers in the quality table: their own tools quantize, their dequantized weights are scored by our own `eval`.
+
+    python -m tests.benchmarks.peers -o FOLDER --tools FOLDER_OF_LLAMA_CPP   (then: quality --page-only -o FOLDER)
+
+So every row of the table has the same windows, the same float32 arithmetic and the same reference. llama.cpp:
+llama-quantize with an importance matrix by llama-imatrix from the first half of the text (scribe-6M; stories260K's rows
+of 64 columns fit only the types with blocks of 32, which take no matrix), embedding at q8_0; `pip install gguf`. hqq:
+`pip install hqq termcolor`, group size 64, embedding 8-bit as in our rows. Effective bits count everything stored for the
+linear layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, athena
+
+LLAMA_TYPES = {
+    "stories260K": ("Q5_0", "Q4_0", "IQ4_NL"),
+    "scribe-6M": (
+        "Q4_0", "Q4_K_M", "IQ4_NL", "IQ4_XS", "Q3_K_M", "Q3_K_S", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS",
+        "IQ2_XXS",
+    ),
+}  # fmt: skip
+NAMES = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+Tensors = dict[str, np.ndarray]
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of a Hugging Face tensor."""
+    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    if name in fixed:
+        return fixed[name]
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+    assert found is not None, name
+    return f"blk.{found[1]}.{NAMES[found[2]]}.weight"
+
+
+def rotary_rows(name: str, config: dict[str, Any]) -> np.ndarray | None:
+    """Order of the rows of a query or key matrix in llama.cpp's interleaved rotary layout; None for other tensors."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+    if heads is None:
+        return None
+    rows = config[heads] * config["head_dim"]
+    return np.arange(rows).reshape(config[heads], 2, -1).swapaxes(1, 2).ravel()
+
+
+def write_gguf(source: Path, path: Path) -> None:
+    """A float32 GGUF of a Hugging Face Llama folder."""
+    import gguf
+
+    config = json.loads((source / "config.json").read_text())
+    tokenizer = json.loads((source / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_vocab_size(config["vocab_size"])
+    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
+    special = {config["bos_token_id"], config["eos_token_id"]}
+    kinds = [gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in range(len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tokenizer["merges"]])
+    writer.add_add_bos_token(False)
+    for name, tensor in load_file(source / "model.safetensors").items():
+        order = rotary_rows(name, config)
+        value = tensor.astype(np.float32)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(value if order is None else value[order]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_gguf(path: Path, source: Path) -> tuple[Tensors, float]:
+    """Dequantized tensors under their Hugging Face names, and stored bits per weight over the blocks' matrices."""
+    import gguf
+
+    config = json.loads((source / "config.json").read_text())
+    stored = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
+    tensors: Tensors = {}
+    size = weights = 0
+    for name, original in load_file(source / "model.safetensors").items():
+        part = stored[gguf_name(name)]
+        value = gguf.quants.dequantize(part.data, part.tensor_type).reshape(original.shape).astype(np.float32)
+        order = rotary_rows(name, config)
+        if order is not None:
+            value[order] = value.copy()
+        tensors[name] = value
+        if "layers" in name and original.ndim == 2:
+            size, weights = size + int(part.n_bytes), weights + original.size
+    return tensors, 8 * size / weights
+
+
+def tool(*command: object) -> None:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+
+
+def llama_cpp(model: str, kind: str, tools: Path, work: Path) -> tuple[Tensors, float]:
+    source = SHARED / "models" / model
+    base, matrix, out = work / f"{model}.gguf", work / f"{model}.imatrix", work / f"{model}-{kind}.gguf"
+    if not base.exists():
+        write_gguf(source, base)
+    options: list[object] = ["--token-embedding-type", "q8_0"]
+    if model != "stories260K":
+        if not matrix.exists():
+            text = (SHARED / "text" / TEXTS[model]).read_text(encoding="utf-8")
+            (work / "calibration.txt").write_text(text[: len(text) // 2])
+            tool(tools / "llama-imatrix", "-m", base, "-f", work / "calibration.txt", "-o", matrix, "-c", 256)
+        options += ["--imatrix", matrix]
+    tool(tools / "llama-quantize", *options, base, out, kind)
+    return read_gguf(out, source)
+
+
+def hqq(model: str, bits: int) -> tuple[Tensors, float]:
+    import torch
+    from hqq.core.quantize import Quantizer
+
+    from toolchain.quantize import rtn
+    from toolchain.quantize.settings import QuantizeSettings
+
+    tensors: Tensors = {}
+    size = weights = 0
+    for name, value in load_file(SHARED / "models" / model / "model.safetensors").items():
+        tensors[name] = value.astype(np.float32)
+        if value.ndim != 2:
+            continue
+        if "layers" not in name:
+            tensors[name] = rtn.quantize(tensors[name], None, QuantizeSettings(method="rtn", bits=8)).dequantized()
+            continue
+        group = 64 if value.size % 64 == 0 else value.shape[1]
+        packed, meta = Quantizer.quantize(
+            torch.from_numpy(tensors[name]), nbits=bits, group_size=group, axis=1, device="cpu",
+            compute_dtype=torch.float32, optimize=True,
+        )  # fmt: skip
+        tensors[name] = Quantizer.dequantize(packed, meta).float().numpy().reshape(value.shape)
+        size += value.size * bits + value.size // group * 32  # float16 scale and zero point for each group
+        weights += value.size
+    return tensors, size / weights
+
+
+def measure(model: str, method: str, make: Callable[[], tuple[Tensors, float]], out: Path, command: str) -> None:
+    """Score one peer and keep its row, unless an earlier run has."""
+    folder = out / f"{model}-{method.replace(' ', '-')}"
+    kept = folder / "row.json"
+    if kept.exists():
+        return
+    source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
+    start = time.monotonic()
+    tensors, effective_bits = make()
+    seconds = time.monotonic() - start
+    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
+    row = {**athena(evaluate), "model": model, "method": method, "bits": round(effective_bits), "seconds": seconds}
+    row |= {"effective_bits": effective_bits, "file_bytes": 0, "commands": [command, evaluate]}
+    kept.write_text(json.dumps(row))
+    (folder / "model.safetensors").unlink()
+    print(method, f"{effective_bits:.3f} bits, perplexity {row['perplexity']:.3f}, KL {row['kl']:.4f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
+    parser.add_argument("--tools", type=Path, help="folder with llama-quantize and llama-imatrix; without: only hqq")
+    args = parser.parse_args()
+    work = args.output / "peers"
+    work.mkdir(parents=True, exist_ok=True)
+    command = f"python -m tests.benchmarks.peers -o {args.output}" + (f" --tools {args.tools}" if args.tools else "")
+    for model in TEXTS:
+        for bits in (4, 3, 2):
+            measure(model, f"hqq {bits}", lambda m=model, b=bits: hqq(m, b), args.output, command)  # type: ignore[misc]
+        for kind in LLAMA_TYPES[model] if args.tools else ():
+            make = lambda m=model, k=kind: llama_cpp(m, k, args.tools, work)  # type: ignore[misc]  # noqa: E731
+            measure(model, f"llama.cpp {kind}", make, args.output, command)
+
+
+if __name__ == "__main__":
+    main()
