@@ -20,6 +20,7 @@ from export.errors import InputError
 
 _MAX_FILE = 2**31 - 1  # protobuf's own limit
 _MAX_ELEMENTS = 2**40
+_READ_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class Graph:
     opset: int
 
 
-def read_graph(folder: Path, filename: str = "model.onnx") -> Graph:
-    """Read `folder`/model.onnx and map its weights. Raises InputError when the file is missing, broken or hostile."""
+def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool = True) -> Graph:
+    """Read `folder`/model.onnx and map its weights, or read them into memory (mapped=False).
+
+    Raises InputError when the file is missing, broken or hostile.
+    """
     path = folder / filename
     if not path.is_file():
         raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
@@ -75,13 +79,13 @@ def read_graph(folder: Path, filename: str = "model.onnx") -> Graph:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own kinds
         raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
-    return _convert(model, folder)
+    return _convert(model, folder, mapped)
 
 
-def _convert(model: onnx.ModelProto, folder: Path) -> Graph:
+def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
     graph = model.graph
     maps: dict[str, np.ndarray] = {}
-    weights = {t.name: _weight(t, folder, maps) for t in graph.initializer}
+    weights = {t.name: _weight(t, folder, maps, mapped) for t in graph.initializer}
     nodes = tuple(_node(node) for node in graph.node)
     _check_order(nodes, {*weights, *(i.name for i in graph.input)})
     values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -130,7 +134,7 @@ def _value(info: onnx.ValueInfoProto) -> ValueInfo:
     return ValueInfo(info.name, dtype, shape)
 
 
-def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray]) -> np.ndarray:
+def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray], mapped: bool) -> np.ndarray:
     where = f"model.onnx: tensor {tensor.name}"
     shape = tuple(tensor.dims)
     try:
@@ -148,7 +152,7 @@ def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray])
         array.setflags(write=False)
         return array
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    data = _mapped(entries.get("location", ""), folder, maps, where)
+    data = _contents(entries.get("location", ""), folder, maps, mapped, where)
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", elements * dtype.itemsize))
@@ -164,7 +168,7 @@ def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray])
     return part.view(dtype).reshape(shape)
 
 
-def _mapped(location: str, folder: Path, maps: dict[str, np.ndarray], where: str) -> np.ndarray:
+def _contents(location: str, folder: Path, maps: dict[str, np.ndarray], mapped: bool, where: str) -> np.ndarray:
     if location in maps:
         return maps[location]
     if not location or "\0" in location or Path(location).name != location or location in (".", ".."):
@@ -177,8 +181,25 @@ def _mapped(location: str, folder: Path, maps: dict[str, np.ndarray], where: str
     if not path.is_file():
         raise InputError(f"{path}: this file is missing, model.onnx keeps its weights there")
     size = path.stat().st_size
-    maps[location] = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    if mapped and size:
+        maps[location] = np.memmap(path, dtype=np.uint8, mode="r")
+    else:
+        maps[location] = _read_whole(path, size)
     return maps[location]
+
+
+def _read_whole(path: Path, size: int) -> np.ndarray:
+    """The file in memory. Large arrays get huge pages where the system has them, which a mapped file never does."""
+    data = np.empty(size, np.uint8)
+    with open(path, "rb", buffering=0) as file:
+        view, done = memoryview(data.data), 0
+        while done < size:
+            count = file.readinto(view[done : done + _READ_BYTES])
+            if not count:
+                raise InputError(f"{path}: ended after {done} of {size} bytes")
+            done += count
+    data.setflags(write=False)
+    return data
 
 
 def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:

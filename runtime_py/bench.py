@@ -32,6 +32,7 @@ class BenchSettings:
     tokens: int = 32  # decoded per round
     rounds: int = 5
     threads: int | None = None  # None: every processor
+    mapped: bool = True  # weights in the mapped file, or read into memory
 
     def __post_init__(self) -> None:
         """Raises InputError on a number that makes no sense."""
@@ -44,7 +45,7 @@ def bench(folder: Path, settings: BenchSettings) -> dict[str, Any]:
 
     Raises InputError when the folder cannot be run by the compiled engine or no length fits its context.
     """
-    model, why = open_model(folder, threads=settings.threads)
+    model, why = open_model(folder, threads=settings.threads, mapped=settings.mapped)
     if not isinstance(model, Engine):
         raise InputError(f"{folder}: runs in the interpreter ({why}), which has no speed worth measuring")
     room = context_length(folder)

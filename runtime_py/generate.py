@@ -69,10 +69,12 @@ def generate_tokens(
 class TextGenerator:
     """A session with its tokenizer and limits, for prompts given as text."""
 
-    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
-        """activations and threads: see load.py. Raises InputError when the folder is incomplete."""
+    def __init__(
+        self, folder: str | Path, activations: str = "int8", threads: int | None = None, mapped: bool = True
+    ) -> None:
+        """activations, threads, mapped: see load.py. Raises InputError when the folder is incomplete."""
         self.folder = Path(folder)
-        self.session, self.interpreted = open_model(self.folder, activations, threads)
+        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped)
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         self.context = context_length(self.folder)

@@ -25,10 +25,13 @@ class Runner(Protocol):
         """Append tokens to the state; their logits, float32 [T or 1, vocabulary]."""
 
 
-def open_model(folder: str | Path, activations: str = "int8", threads: int | None = None) -> tuple[Runner, str]:
+def open_model(
+    folder: str | Path, activations: str = "int8", threads: int | None = None, mapped: bool = True
+) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
-    activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter).
+    activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter). mapped:
+    weights stay in the mapped file; else they are read into memory, which decodes faster where that gets huge pages.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
     """
     if activations not in ACTIVATIONS:
@@ -37,7 +40,7 @@ def open_model(folder: str | Path, activations: str = "int8", threads: int | Non
         raise InputError(f"--threads must be 1 to 1024, not {threads}")
     from runtime_py.session import Session
 
-    graph = read_graph(Path(folder))
+    graph = read_graph(Path(folder), mapped=mapped)
     if activations == "float32":
         return Session(graph), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine

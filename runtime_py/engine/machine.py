@@ -15,7 +15,7 @@ from runtime_py.engine.attention import ROWS, attend_item, remember_token
 from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_rows, layer_norm, rms_norm
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
-from runtime_py.engine.matrix import RAW_WIDTH
+from runtime_py.engine.matrix import CODES, RAW_WIDTH
 from runtime_py.engine.matvec import matvec_rows
 from runtime_py.engine.quantize import quantize_group, quantize_token
 from runtime_py.engine.steps import (
@@ -37,12 +37,14 @@ from runtime_py.engine.steps import (
 )
 from runtime_py.simd.atomics import barrier, fetch_add
 from runtime_py.simd.tile import amx_configure, amx_release
-from runtime_py.simd.vectors import get_f32, get_i64
+from runtime_py.simd.vectors import get_f32, get_i64, prefetch
 
 # A matrix-vector product is shared out in two parts: most rows in one long run per thread, because memory is fastest
 # read in a straight line, and the rest in small items, because threads do not finish together.
 _RUN_SHARE = 0.95
 _ITEM_BYTES = 65536  # codes that one of the small items reads
+_LOOK_AHEAD = 2  # steps in which a coming product is looked for
+_APPROACH_BYTES = 32768
 _DENSE_ROWS = 64
 _GROUPED_ROWS = 32
 
@@ -100,6 +102,19 @@ def _run_matmul(isa, widths, tile, step, tokens, thread, threads, counter, scrat
             isa, widths, number, (tile, matrix, item, q, sums, scales, tokens, out, bias, accumulate, threads, scratch)
         )
         item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _approach(step, left, thread, threads):
+    """Ask for the first codes that this thread will read in the next matrix-vector product, while memory is idle."""
+    for ahead in range(1, min(left, _LOOK_AHEAD + 1)):
+        later = step + 8 * STEP * ahead
+        if get_i64(later) == MATMUL:
+            row_bytes, rows = _arg(later, 9), _arg(later, 6)
+            start = get_i64(_arg(later, 0) + 8 * CODES) + thread * int(_RUN_SHARE * rows / threads) * row_bytes
+            for line in range(0, min(_APPROACH_BYTES, rows * row_bytes // threads), 64):
+                prefetch(start + line)
+            return
 
 
 @nb.njit(cache=True)
@@ -274,6 +289,8 @@ def run_steps(
         counter = counters + 8 * i
         operation = get_i64(step)
         if get_i64(step + 8 * MEET) != 0:
+            if tokens == 1 and operation != MATMUL:
+                _approach(step, count - i, thread, threads)
             barrier(meeting, threads)
         first, some = 0, tokens
         if last_only and get_i64(step + 8 * LAST) != 0:

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.peers -o FOLDER --tools FOLDER_OF_LLAMA_CPP   (then: quality --page-only -o FOLDER)
 
 So every row of the table has the same windows, the same float32 arithmetic and the same reference. llama.cpp:
-llama-quantize with an importance matrix by llama-imatrix from the first half of the text (scribe-6M; stories260K's rows
-of 64 columns fit only the types with blocks of 32, which take no matrix), embedding at q8_0; `pip install gguf`. hqq:
-`pip install hqq termcolor`, group size 64, embedding 8-bit as in our rows. Effective bits count everything stored for the
-linear layers.
+llama-quantize with an importance matrix by llama-imatrix from the first half of the text (scribe-6M; stories260K's
+rows of 64 columns fit only the types with blocks of 32, which take no matrix), embedding at q8_0; `pip install gguf`.
+hqq: `pip install hqq termcolor`, group size 64, embedding 8-bit as in our rows. Effective bits count everything stored
+for the linear layers.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def capture(*command: object) -> str:
     return done.stdout
 
 
-def ours(shape: str, bits: int, work: Path, threads: int) -> Contender:
+def ours(shape: str, bits: int, work: Path, threads: int, mmap: str) -> Contender:
     folder = work / f"{shape}-{bits}"
     cli = [sys.executable, "-m", "toolchain"]
     if not folder.exists():
@@ -61,14 +61,28 @@ def ours(shape: str, bits: int, work: Path, threads: int) -> Contender:
     def measure() -> Row:
         lengths = ["--prompt-lengths", ",".join(map(str, PROMPTS)), "--depths", ",".join(map(str, DEPTHS))]
         data = json.loads(
-            capture(*cli, "bench", folder, *lengths, "--rounds", 1, "--tokens", DECODED, "--threads", threads, "--json")
+            capture(
+                *cli,
+                "bench",
+                folder,
+                *lengths,
+                "--rounds",
+                1,
+                "--tokens",
+                DECODED,
+                "--threads",
+                threads,
+                mmap,
+                "--json",
+            )
         )
         row = {f"prefill {n}": data["prefill"]["by_length"][str(n)]["median"] for n in PROMPTS}
         row |= {f"decode at {n}": data["decode"]["by_depth"][str(n)]["median"] for n in DEPTHS}
         return row | {"bandwidth": data["decode"]["bandwidth_fraction"], "peak": data["peak_rss_bytes"] / 1e6}
 
     megabytes = sum(f.stat().st_size for f in folder.glob("model.onnx*")) / 1e6
-    return Contender(f"athena-export, {bits} bits", megabytes, measure)
+    name = f"athena-export, {bits} bits" + (" --no-mmap" if mmap == "--no-mmap" else "")
+    return Contender(name, megabytes, measure)
 
 
 def llama(bench: Path, path: Path, kind: str, threads: int) -> Contender:
@@ -190,7 +204,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    contenders = [ours(args.shape, bits, args.work, args.threads) for bits in args.bits]
+    contenders = [
+        ours(args.shape, bits, args.work, args.threads, mmap) for bits in args.bits for mmap in ("--mmap", "--no-mmap")
+    ]
     if args.llama_bench:
         files = gguf_files(args.shape, args.llama_bench, args.work)
         contenders += [llama(args.llama_bench, path, kind, args.threads) for kind, path in files]

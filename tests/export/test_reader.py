@@ -129,3 +129,11 @@ def test_garbage_is_refused(folder, content):
         from runtime_py.session import Session
 
         Session(folder)
+
+
+def test_weights_read_into_memory_are_those_of_the_mapped_file(stories_folder):
+    mapped, read = read_graph(stories_folder), read_graph(stories_folder, mapped=False)
+    assert mapped.weights.keys() == read.weights.keys()
+    for name, array in mapped.weights.items():
+        assert not read.weights[name].flags.writeable
+        np.testing.assert_array_equal(array, read.weights[name])

@@ -22,6 +22,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="Tokens decoded per round.")] = 32,
     rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
+    mmap: Annotated[bool, typer.Option(help="Map the weights, or read them into memory.")] = True,
     json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, memory bandwidth used, and peak memory."""
@@ -30,7 +31,7 @@ def bench(
 
     announce_compilation()
     settings = BenchSettings(
-        _numbers(prompt_lengths, "--prompt-lengths"), _numbers(depths, "--depths"), tokens, rounds, threads
+        _numbers(prompt_lengths, "--prompt-lengths"), _numbers(depths, "--depths"), tokens, rounds, threads, mmap
     )
     result = measure(folder, settings)
     if json:

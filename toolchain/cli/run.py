@@ -23,6 +23,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
     activations: Annotated[str, typer.Option(help="int8, or float32 (slow, for comparison).")] = "int8",
+    mmap: Annotated[bool, typer.Option(help="Map the weights, or read them into memory (faster decode).")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stream a continuation of --prompt."""
@@ -34,7 +35,7 @@ def run(
         raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
     settings = SamplingSettings(temperature, top_k, top_p, seed)
     announce_compilation()
-    generator = TextGenerator(folder, activations, threads)
+    generator = TextGenerator(folder, activations, threads, mmap)
     if generator.interpreted and activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     if not json:
