@@ -1,4 +1,4 @@
-"""The batched float32 solver against the plain float64 one: the same objective, no step that raises it, losses as low."""
+"""The batched float32 solver against the plain float64 one: the same objective, no step raises it, losses as low."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 solver.py reads the whole Hessian for every row, which is fine while it fits a cache and hopeless at 2,048 columns. Here
 rows go in slabs, and everything that touches the Hessian is a matrix product: a sweep or a cycle of coordinate descent
 treats 128 columns exactly, row by row, and tells the other columns about it in one product; the least-squares codebooks
-come from a few steps of conjugate gradients, whose every step is one product for all rows. For one codebook along a row.
+come from a few steps of conjugate gradients, whose every step is one product for all rows. Only for matrices with one
+codebook along a row.
 """
 
 from __future__ import annotations
