@@ -116,7 +116,7 @@ def read_gguf(path: Path, source: Path) -> tuple[Tensors, float]:
 
 
 def tool(*command: object) -> None:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
 

@@ -204,3 +204,47 @@ def test_a_small_install_runs_costs_inspects_and_says_what_quantizing_needs(
     for arguments in (["export", stories, "-o", tmp_path / "x"], ["eval", stories, "--text", tinystories_text]):
         result = small(*arguments)
         assert result.returncode == 2 and "pip install 'athena-export[quantize]'" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory):
+    """A folder of random codes at the shape of Qwen2.5-0.5B: made in seconds, without any checkpoint."""
+    out = tmp_path_factory.mktemp("random") / "OUT"
+    size = athena_json("export", "--random", "qwen2.5-0.5b", "-o", out, "--bits", 2)["size"]
+    assert 2.0 < size["effective_bits"] < 2.12
+    return out
+
+
+def test_bench_of_a_real_shape(random_folder):
+    quick = ("--rounds", 1, "--tokens", 4, "--prompt-lengths", "32", "--depths", "16")
+    data = athena_json("bench", random_folder, *quick)
+    assert data["prefill"]["tokens_per_s"] > data["decode"]["tokens_per_s"] > 0
+    assert 0 < data["decode"]["bandwidth_fraction"] < 1.5
+    # the vocabulary product alone reads 136 MB, the blocks 358 million weights at two bits
+    assert data["decode"]["bytes_per_token"] == pytest.approx(151936 * 896 + 358e6 * 2.06 / 8, rel=0.02)
+    # nothing is copied at load: files, cache and 150 MB, plus the compiler's memory where the kernels were not cached
+    assert data["file_bytes"] < data["peak_rss_bytes"] < 1.15 * data["file_bytes"] + 450e6
+    table = athena("bench", random_folder, *quick).stdout
+    assert "prefill 32" in table and "of the" in table
+
+
+def test_warmup_and_both_sides_of_random(random_folder, tmp_path):
+    assert athena_json("warmup", random_folder)["interpreted"] == ""
+    for arguments in (
+        ["export", "-o", tmp_path / "x"],
+        ["export", "M", "--random", "llama-2-7b", "-o", tmp_path / "x"],
+    ):
+        assert "either MODEL or --random" in athena(*arguments, code=2).stderr
+    assert "unknown" in athena("export", "--random", "gpt-5", "-o", tmp_path / "x", code=2).stderr
+    assert "whole numbers" in athena("bench", random_folder, "--depths", "a", code=2).stderr
+    assert "shorter than every length" in athena("bench", random_folder, "--depths", 99999, code=2).stderr
+
+
+def test_run_takes_threads_and_activations(exported):
+    out, _ = exported
+    options = ("--prompt", "Once upon a time", "--max-tokens", 5)
+    one = athena_json("run", out, *options, "--threads", 1)["token_ids"]
+    assert one == athena_json("run", out, *options, "--threads", 2)["token_ids"]
+    assert one == athena_json("run", out, *options, "--no-mmap")["token_ids"]
+    assert len(athena_json("run", out, *options, "--activations", "float32")["token_ids"]) == 5
+    assert "int8, float32" in athena("run", out, "--activations", "int2", code=2).stderr
