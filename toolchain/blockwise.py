@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -24,6 +25,7 @@ from toolchain.progress import Reporter
 from toolchain.quantize import method
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.workers import Workers, solve_all
 
 
 class BlockQuantizer:
@@ -36,8 +38,10 @@ class BlockQuantizer:
         settings: QuantizeSettings,
         gradients: Gradients | None,
         widths: Mapping[str, int],
+        workers: Workers = Workers(),  # noqa: B008 (frozen)
     ) -> None:
         """widths: code width by full layer name where it differs from the settings."""
+        self._workers = workers
         self._runner, self._spec, self._settings = runner, spec, settings
         self._gradients, self._widths = gradients, widths
         self._quantizer = method(settings.method)
@@ -57,7 +61,8 @@ class BlockQuantizer:
                     self._replay(block, path, layer)
                     report.step(f"block {layer + 1} replayed", len(names))
                 else:
-                    hessians, _ = self._runner.hessians(block, names, hidden, self._guide(layer))
+                    # the outputs of the unquantized block are not needed: dropping them saves one set of states
+                    hessians = self._runner.hessians(block, names, hidden, self._guide(layer))[0]
                     write_shard(path, *self._quantize(block, layer, hessians, report))
                 if layer < pending[-1]:
                     hidden = self._runner.run(block, hidden)
@@ -76,9 +81,10 @@ class BlockQuantizer:
         tensors: dict[str, np.ndarray] = {}
         records: list[TensorRecord] = []
         prefix = self._spec.prefix(layer)
-        for name in self._spec.block.linears():
+        names = self._spec.block.linears()
+        jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
+        for name, result in zip(names, solve_all(self._quantizer, jobs, self._workers)):
             module, full = block.get_submodule(name), prefix + name
-            result = self._quantize_matrix(full, get_weight(module), hessians[name])
             damping = result.losses.get("damping")
             if damping is not None:
                 report.note(f"{full}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")
@@ -94,11 +100,12 @@ class BlockQuantizer:
                 records.append(record)
         return tensors, records
 
-    def _quantize_matrix(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> QuantizedMatrix:
+    def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
+        """Arguments of the quantization method for one layer."""
         settings = replace(self._settings, bits=self._widths.get(full, self._settings.bits))
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = () if squares is None else (squares,)
-        return self._quantizer(weights, hessian, settings, *extra)
+        return (weights, hessian, settings, *extra)
 
     def _replay(self, block: nn.Module, path: Path, layer: int) -> None:
         """Put the dequantized weights of a finished shard into the block."""

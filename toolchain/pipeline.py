@@ -40,6 +40,7 @@ from toolchain.outside import outside_tensors
 from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
+from toolchain.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class CalibrationChoice:
 
 def quantize_model(
     model: str, out: Path, settings: QuantizeSettings, choice: CalibrationChoice, restart: bool = False,
-    quiet: bool = False,
+    quiet: bool = False, workers: Workers = Workers(),  # noqa: B008 (frozen)
 ) -> QuantizedCheckpoint:  # fmt: skip
     """Quantize `model` (folder or hub name) into the quantized checkpoint `out`, continuing what is already there.
 
@@ -73,7 +74,7 @@ def quantize_model(
     if "totals" in read_json(out / MANIFEST):
         return QuantizedCheckpoint(out)
     if not all((out / block_shard(i)).exists() for i in range(spec.layers)):
-        _quantize_blocks(source, spec, data.tokens, settings, out, quiet)
+        _quantize_blocks(source, spec, data.tokens, settings, out, quiet, workers)
     if not (out / OUTSIDE_SHARD).exists():
         write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
     prefix = ""
@@ -87,8 +88,9 @@ def quantize_model(
 
 
 def _quantize_blocks(
-    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, out: Path, quiet: bool
-) -> None:
+    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, out: Path, quiet: bool,
+    workers: Workers,
+) -> None:  # fmt: skip
     """Everything that needs the calibration tokens: gradients and bit allocation where asked, then block by block."""
     runner = BlockRunner(source, spec)
     per_weight = needs_gradients(settings.method)
@@ -101,7 +103,7 @@ def _quantize_blocks(
         from toolchain.allocation import plan_widths
 
         widths = plan_widths(runner, spec, tokens, gradients, settings, method(settings.method), out, quiet)
-    BlockQuantizer(runner, spec, settings, gradients, widths).run(tokens, out, quiet)
+    BlockQuantizer(runner, spec, settings, gradients, widths, workers).run(tokens, out, quiet)
 
 
 def _manifest(

@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", type=Path)
     parser.add_argument("--widths", default="12345678")
+    parser.add_argument("--cpus", nargs="*", choices=list(CPUS), default=list(CPUS))
     parser.add_argument("--model", type=Path, help="model folder; default: the demo model, quantized now")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -34,7 +35,8 @@ def main() -> None:
         expected = products(pick(), widths) | generation(model)
         reference = Path(scratch) / "expected.npz"
         np.savez(reference, **expected)
-        for name, (cpu, features) in CPUS.items():
+        for name in args.cpus:
+            cpu, features = CPUS[name]
             start = time.perf_counter()
             environment = {
                 **os.environ, "PYTHONPATH": f"{args.arm / 'site'}:{ROOT}", "NUMBA_CPU_NAME": cpu,

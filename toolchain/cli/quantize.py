@@ -37,6 +37,9 @@ TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuni
 TuneRate = Annotated[float, typer.Option(help="Relative learning rate; 0: by the width.")]
 TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
 TuneLength = Annotated[int, typer.Option(help="Tokens a tuning window.")]
+WorkerCount = Annotated[int, typer.Option("--workers", help="Layers solved at once, in processes.")]
+Scheduler = Annotated[Optional[str], typer.Option(help="Dask scheduler that solves the layers, tcp://HOST:PORT.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Predict time, peak memory and size; write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -65,6 +68,9 @@ def export(
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
+    workers: WorkerCount = 1,
+    scheduler: Scheduler = None,
+    dry_run: DryRun = False,
     eval_text: Annotated[Optional[Path], typer.Option(help="Measure quality on this text afterwards.")] = None,
     random: Annotated[
         Optional[str],
@@ -90,8 +96,11 @@ def export(
         write_random_folder(str(random), output, settings, force, quiet=json)
         _summary(output, json)
         return
+    if dry_run:
+        _predict(model, settings, calibration, calibration_part, json)
+        return
     work = keep_quantized or output.with_name(f"{output.name}.partial")
-    checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, quiet=json)
+    checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, json, (workers, scheduler))
     built = package_checkpoint(checkpoint, output, quiet=json)
     install_folder(built, output, force)
     if keep_quantized is None:
@@ -127,12 +136,18 @@ def quantize(
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
+    workers: WorkerCount = 1,
+    scheduler: Scheduler = None,
+    dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Restart a run made with other settings.")] = False,
     json: Json = False,
 ) -> None:
     """First half of export: MODEL to a quantized checkpoint. Continues an interrupted run."""
     settings = _settings(locals())
-    checkpoint = _quantize(model, output, settings, calibration, calibration_part, force, quiet=json)
+    if dry_run:
+        _predict(model, settings, calibration, calibration_part, json)
+        return
+    checkpoint = _quantize(model, output, settings, calibration, calibration_part, force, json, (workers, scheduler))
     if json:
         print_json({"output": str(output), **checkpoint.manifest["totals"]})
     else:
@@ -170,10 +185,32 @@ def _settings(given: dict[str, Any]) -> QuantizeSettings:
     return QuantizeSettings(**{**PRESETS[given["preset"]], **explicit})
 
 
-def _quantize(model: str, out: Path, settings: Any, source: str, part: str | None, force: bool, quiet: bool) -> Any:
+def _quantize(
+    model: str, out: Path, settings: Any, source: str, part: str | None, force: bool, quiet: bool,
+    workers: tuple[int, str | None],
+) -> Any:  # fmt: skip
     from toolchain.pipeline import CalibrationChoice, quantize_model
+    from toolchain.workers import Workers
 
-    return quantize_model(model, out, settings, CalibrationChoice(source, part), restart=force, quiet=quiet)
+    choice = CalibrationChoice(source, part)
+    return quantize_model(model, out, settings, choice, restart=force, quiet=quiet, workers=Workers(*workers))
+
+
+def _predict(model: str, settings: Any, source: str, part: str | None, json: bool) -> None:
+    from toolchain.pipeline import CalibrationChoice
+    from toolchain.probe import predict
+
+    found = predict(model, settings, CalibrationChoice(source, part))
+    if json:
+        print_json(found.to_json())
+        return
+    print(f"time         {found.seconds / 60:.1f} min, {found.seconds_per_million:.2f} s per million parameters")
+    print(f"peak memory  {size_text(found.peak_bytes)}")
+    print(
+        f"output       {size_text(found.output_bytes)}, {found.effective_bits:.3f} effective bits in the linear layers"
+    )
+    for note in found.notes:
+        print(note)
 
 
 def _summary(output: Path, json: bool) -> None:

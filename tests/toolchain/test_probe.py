@@ -1,0 +1,43 @@
+"""--dry-run against what then happens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import shared
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from toolchain.pipeline import CalibrationChoice, quantize_model
+from toolchain.quantize.settings import QuantizeSettings
+settings = QuantizeSettings(bits=3, sequences=64)
+checkpoint = quantize_model(sys.argv[1], Path(sys.argv[2]), settings, CalibrationChoice(), quiet=True)
+print(json.dumps({**checkpoint.manifest["totals"], "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def test_dry_run_predicts_size_memory_and_time(tmp_path):
+    model = shared("models/scribe-6M")
+    command = [sys.executable, "-m", "toolchain", "quantize", model, "-o", tmp_path / "out", "--bits", "3"]
+    done = subprocess.run(
+        [*command, "--sequences", "64", "--dry-run", "--json"], capture_output=True, text=True, check=True
+    )
+    assert not (tmp_path / "out").exists()
+    predicted = json.loads(done.stdout)
+    start = time.perf_counter()
+    real = subprocess.run(
+        [sys.executable, "-c", MEASURED, model, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    seconds, totals = time.perf_counter() - start, json.loads(real.stdout)
+    assert predicted["output_bytes"] == pytest.approx(totals["bytes"], rel=0.05)
+    assert predicted["effective_bits"] == pytest.approx(totals["effective_bits"], rel=0.02)
+    assert predicted["parameters"] == pytest.approx(totals["parameters"], rel=0.01)
+    assert predicted["peak_bytes"] == pytest.approx(totals["peak"], rel=0.2)
+    # Seconds are compared loosely: start-up counts in a run this short, and test machines are shared.
+    assert predicted["seconds"] / 4 < seconds < 4 * predicted["seconds"] + 15
