@@ -18,7 +18,6 @@ import numpy as np
 from export.errors import InputError
 from runtime_py.engine.bandwidth import Bandwidth
 from runtime_py.engine.engine import Engine, EngineState
-from runtime_py.engine.team import available_threads
 from runtime_py.generate import context_length
 from runtime_py.load import open_model
 
@@ -33,6 +32,7 @@ class BenchSettings:
     rounds: int = 5
     threads: int | None = None  # None: every processor
     mapped: bool = True  # weights in the mapped file, or read into memory
+    processors: tuple[int, ...] = ()  # that keep one thread each; empty: left to the system
 
     def __post_init__(self) -> None:
         """Raises InputError on a number that makes no sense."""
@@ -45,7 +45,7 @@ def bench(folder: Path, settings: BenchSettings) -> dict[str, Any]:
 
     Raises InputError when the folder cannot be run by the compiled engine or no length fits its context.
     """
-    model, why = open_model(folder, threads=settings.threads, mapped=settings.mapped)
+    model, why = open_model(folder, threads=settings.threads, mapped=settings.mapped, processors=settings.processors)
     if not isinstance(model, Engine):
         raise InputError(f"{folder}: runs in the interpreter ({why}), which has no speed worth measuring")
     room = context_length(folder)
@@ -63,7 +63,7 @@ def bench(folder: Path, settings: BenchSettings) -> dict[str, Any]:
     for n in prompts:
         model.forward(model.new_state(), ids[:n], last_only=True)
     memory = peak_rss()  # before the yardstick takes its own
-    yardstick = Bandwidth(settings.threads or available_threads())
+    yardstick = Bandwidth(model.threads)
     yardstick.measure()
     prefill: dict[int, list[float]] = {n: [] for n in prompts}
     decode: dict[int, list[float]] = {n: [] for n in depths}

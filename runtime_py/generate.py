@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,16 @@ class TextGenerator:
     """A session with its tokenizer and limits, for prompts given as text."""
 
     def __init__(
-        self, folder: str | Path, activations: str = "int8", threads: int | None = None, mapped: bool = True
+        self,
+        folder: str | Path,
+        activations: str = "int8",
+        threads: int | None = None,
+        mapped: bool = True,
+        processors: Sequence[int] = (),
     ) -> None:
-        """activations, threads, mapped: see load.py. Raises InputError when the folder is incomplete."""
+        """The options: see load.py. Raises InputError when the folder is incomplete."""
         self.folder = Path(folder)
-        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped)
+        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         self.context = context_length(self.folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,18 +28,26 @@ class Runner(Protocol):
 
 
 def open_model(
-    folder: str | Path, activations: str = "int8", threads: int | None = None, mapped: bool = True
+    folder: str | Path,
+    activations: str = "int8",
+    threads: int | None = None,
+    mapped: bool = True,
+    processors: Sequence[int] = (),
 ) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
     activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter). mapped:
     weights stay in the mapped file; else they are read into memory, which decodes faster where that gets huge pages.
+    processors: numbers of those that keep one thread each.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
     """
     if activations not in ACTIVATIONS:
         raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
     if threads is not None and not 1 <= threads <= 1024:
         raise InputError(f"--threads must be 1 to 1024, not {threads}")
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(processors)
+    if processors and (len(set(processors)) < len(processors) or not allowed.issuperset(processors)):
+        raise InputError(f"--cpus must name different processors of {sorted(allowed)}, not {list(processors)}")
     from runtime_py.session import Session
 
     graph = read_graph(Path(folder), mapped=mapped)
@@ -47,6 +57,6 @@ def open_model(
     from runtime_py.engine.planner import Unplannable
 
     try:
-        return Engine(graph, threads), ""
+        return Engine(graph, threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"

@@ -44,8 +44,11 @@ class EngineState:
 class Engine:
     """Runs one model folder with int8 activations. Several states can share it; calls take turns."""
 
-    def __init__(self, graph: Graph, threads: int | None = None) -> None:
-        """threads: None for all processors. Raises Unplannable when the graph has something this cannot run."""
+    def __init__(self, graph: Graph, threads: int | None = None, processors: Sequence[int] = ()) -> None:
+        """threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
+
+        Raises Unplannable when the graph has something this cannot run.
+        """
         planner = Planner(graph, _CHUNK)
         planner.plan()
         self._folder = planner.folder
@@ -61,8 +64,8 @@ class Engine:
         self._tile = (rows, vectors, amx)
         self._widths = tuple(RAW if w == RAW_WIDTH else WIDTHS[w] for w in planner.widths()) or (RAW,)
         self._config = _amx_config()
-        self._threads = threads or available_threads()
-        self._team = Team(self._threads)
+        self._threads = len(processors) or threads or available_threads()
+        self._team = Team(self._threads, processors)
         head_dim = max((a.head_dim for a in self._attention), default=16)
         per_thread = (
             matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attention.scratch_bytes(head_dim) + 4096

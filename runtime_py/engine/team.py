@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Work = Callable[[int, int], None]  # (thread number, threads)
 
@@ -19,11 +19,18 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def _pin(processor: int) -> None:
+    """Keep the calling thread on one processor, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {processor})
+
+
 class Team:
     """size - 1 waiting threads. They are daemons: an exiting interpreter does not wait for them."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, processors: Sequence[int] = ()) -> None:
+        """processors: where each thread is kept, the caller's first; empty leaves that to the system."""
+        self.size, self._processors = size, tuple(processors)
         self._work: Work = lambda thread, threads: None
         self._threads = 1
         self._start = [threading.Semaphore(0) for _ in range(size - 1)]
@@ -31,6 +38,8 @@ class Team:
             threading.Thread(target=self._serve, args=(number, signal), daemon=True, name=f"athena-{number}").start()
 
     def _serve(self, number: int, signal: threading.Semaphore) -> None:
+        if self._processors:
+            _pin(self._processors[number])
         while True:
             signal.acquire()
             self._work(number, self._threads)
@@ -38,6 +47,8 @@ class Team:
     def run(self, work: Work, threads: int) -> None:
         """work(i, threads) on threads 0..threads - 1 at the same time; they must wait for one another at their end."""
         self._work, self._threads = work, threads
+        if self._processors:
+            _pin(self._processors[0])
         for signal in self._start[: threads - 1]:
             signal.release()
         work(0, threads)

@@ -246,5 +246,7 @@ def test_run_takes_threads_and_activations(exported):
     one = athena_json("run", out, *options, "--threads", 1)["token_ids"]
     assert one == athena_json("run", out, *options, "--threads", 2)["token_ids"]
     assert one == athena_json("run", out, *options, "--no-mmap")["token_ids"]
+    assert one == athena_json("run", out, *options, "--cpus", "0")["token_ids"]
+    assert "different processors" in athena("run", out, "--cpus", "0,0", code=2).stderr
     assert len(athena_json("run", out, *options, "--activations", "float32")["token_ids"]) == 5
     assert "int8, float32" in athena("run", out, "--activations", "int2", code=2).stderr

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
+from toolchain.cli.common import announce_compilation, guarded, print_json, print_table, whole_numbers
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -22,6 +22,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="Tokens decoded per round.")] = 32,
     rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
+    cpus: Annotated[str, typer.Option(help="Processors that keep one thread each, such as 0,2.")] = "",
     mmap: Annotated[bool, typer.Option(help="Map the weights, or read them into memory.")] = True,
     json: Json = False,
 ) -> None:
@@ -31,7 +32,13 @@ def bench(
 
     announce_compilation()
     settings = BenchSettings(
-        _numbers(prompt_lengths, "--prompt-lengths"), _numbers(depths, "--depths"), tokens, rounds, threads, mmap
+        whole_numbers(prompt_lengths, "--prompt-lengths"),
+        whole_numbers(depths, "--depths"),
+        tokens,
+        rounds,
+        threads,
+        mmap,
+        whole_numbers(cpus, "--cpus"),
     )
     result = measure(folder, settings)
     if json:
@@ -71,12 +78,3 @@ def warmup(folder: Folder, json: Json = False) -> None:
         print_json({"seconds": elapsed, "cache": str(cache_folder()), "interpreted": why})
         return
     print(f"ready after {elapsed:.1f} s; compiled kernels are in {cache_folder()}")
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    from export.errors import InputError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} must be whole numbers separated by commas, not {text!r}") from None

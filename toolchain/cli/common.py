@@ -71,6 +71,14 @@ def announce_compilation() -> None:
         print("compiling kernels for this machine, once: about 15 seconds", file=sys.stderr)
 
 
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers; empty text gives none. Raises InputError naming the option."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(f"{option} must be whole numbers separated by commas, not {text!r}") from None
+
+
 def print_json(data: dict[str, Any]) -> None:
     """The one JSON object of a --json run. NaN and infinity become null: JSON has neither."""
     print(json.dumps(_finite(data), indent=1))

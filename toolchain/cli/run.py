@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from toolchain.cli.common import announce_compilation, guarded, print_json
+from toolchain.cli.common import announce_compilation, guarded, print_json, whole_numbers
 
 
 @guarded
@@ -23,6 +23,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
     activations: Annotated[str, typer.Option(help="int8, or float32 (slow, for comparison).")] = "int8",
+    cpus: Annotated[str, typer.Option(help="Processors that keep one thread each, such as 0,2.")] = "",
     mmap: Annotated[bool, typer.Option(help="Map the weights, or read them into memory (faster decode).")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -35,7 +36,7 @@ def run(
         raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
     settings = SamplingSettings(temperature, top_k, top_p, seed)
     announce_compilation()
-    generator = TextGenerator(folder, activations, threads, mmap)
+    generator = TextGenerator(folder, activations, threads, mmap, whole_numbers(cpus, "--cpus"))
     if generator.interpreted and activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     if not json:
