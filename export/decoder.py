@@ -116,6 +116,7 @@ class _DecoderGraph:
 
     def _embed(self, input_ids: ir.Value, position_ids: ir.Value) -> ir.Value:
         hidden = self._lookup(self.spec.embedding, input_ids, "/model/embed_tokens", self.spec.vocab_size)
+        hidden = self._scaled(hidden, self.spec.embedding_scale, "/model/embed_scaled", self.hidden_shape)
         if self.spec.position_embedding is None:
             return hidden
         places = self._lookup(
@@ -136,14 +137,30 @@ class _DecoderGraph:
         return self._as_float(gathered, name, self.hidden_shape)
 
     def _block(self, layer: int, hidden: ir.Value, past_key: ir.Value, past_value: ir.Value) -> tuple[ir.Value, ...]:
-        g, names, prefix = self.g, self.spec.block, self.spec.prefix(layer)
+        g, names = self.g, self.spec.block
         at = f"/model/layers.{layer}"
-        normed = self._norm(hidden, prefix + names.attention_norm, f"{at}/{names.attention_norm}")
+        normed = self._block_norm(layer, names.attention_norm, hidden)
         attended, keys, values = self._attention(layer, normed, past_key, past_value)
+        attended = self._block_norm(layer, names.attention_post_norm, attended)
+        attended = self._scaled(attended, self.spec.residual_scale, f"{at}/attention_scaled", self.hidden_shape)
         hidden = g.op("Add", f"{at}/attention_residual", [hidden, attended], self.hidden_shape)
-        normed = self._norm(hidden, prefix + names.mlp_norm, f"{at}/{names.mlp_norm}")
-        hidden = g.op("Add", f"{at}/mlp_residual", [hidden, self._mlp(layer, normed)], self.hidden_shape)
+        inner = self._mlp(layer, self._block_norm(layer, names.mlp_norm, hidden))
+        inner = self._block_norm(layer, names.mlp_post_norm, inner)
+        inner = self._scaled(inner, self.spec.residual_scale, f"{at}/mlp_scaled", self.hidden_shape)
+        hidden = g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
         return hidden, keys, values
+
+    def _block_norm(self, layer: int, module: str | None, value: ir.Value) -> ir.Value:
+        """A norm over the hidden size; the value as it is where the family has none here."""
+        if module is None:
+            return value
+        return self._norm(value, self.spec.prefix(layer) + module, f"/model/layers.{layer}/{module}")
+
+    def _scaled(self, value: ir.Value, factor: float, name: str, shape: list[Dim]) -> ir.Value:
+        if factor == 1.0:
+            return value
+        constant = self.g.constant(f"scale.{factor!r}", np.asarray(factor, np.float32))
+        return self.g.op("Mul", name, [value, constant], shape)
 
     def _attention(
         self, layer: int, normed: ir.Value, past_key: ir.Value, past_value: ir.Value
@@ -161,7 +178,9 @@ class _DecoderGraph:
             query = self._linear(layer, names.query, normed, spec.hidden_size, q_width)
             key = self._linear(layer, names.key, normed, spec.hidden_size, kv_width)
             value = self._linear(layer, names.value, normed, spec.hidden_size, kv_width)
-        if self.rotation is not None:
+        query = self._head_norm(layer, names.query_norm, query, spec.heads)
+        key = self._head_norm(layer, names.key_norm, key, spec.kv_heads)
+        if self.rotation is not None and layer not in spec.layers_without_rope:
             query = self._rotate(query, f"{at}/rotate_query", spec.heads)
             key = self._rotate(key, f"{at}/rotate_key", spec.kv_heads)
         mask = self.masks[spec.window(layer)]
@@ -174,7 +193,7 @@ class _DecoderGraph:
             q_num_heads=spec.heads,
             kv_num_heads=spec.kv_heads,
             is_causal=1,
-            scale=1 / math.sqrt(spec.head_dim),
+            scale=spec.attention_scale or 1 / math.sqrt(spec.head_dim),
         )
         return self._linear(layer, names.attention_output, mixed, q_width, spec.hidden_size), keys, values
 
@@ -182,6 +201,24 @@ class _DecoderGraph:
         assert self.rotation is not None
         shape: list[Dim] = [BATCH, SEQUENCE, heads * self.spec.head_dim]
         return self.g.op("RotaryEmbedding", name, [value, *self.rotation], shape, num_heads=heads)
+
+    def _head_norm(self, layer: int, module: str | None, value: ir.Value, heads: int) -> ir.Value:
+        """RMSNorm on queries or keys [batch, sequence, heads * head_dim], over each head or over all of them."""
+        if module is None:
+            return value
+        g, width = self.g, heads * self.spec.head_dim
+        name = f"/model/layers.{layer}/{module}"
+        shape: list[Dim] = [BATCH, SEQUENCE, width]
+        scale = self._vector(f"{self.spec.prefix(layer)}{module}.weight")
+        epsilon = self.spec.norm_epsilon
+        if not self.spec.norm_each_head:
+            return g.op("RMSNormalization", name, [value, scale], shape, epsilon=epsilon, axis=-1)
+        split: list[Dim] = [BATCH, SEQUENCE, heads, self.spec.head_dim]
+        by_head = g.constant(f"shape.heads_{heads}", np.asarray([0, 0, heads, self.spec.head_dim], np.int64))
+        flat = g.constant(f"shape.width_{width}", np.asarray([0, 0, width], np.int64))
+        parts = g.op("Reshape", f"{name}/split_heads", [value, by_head], split)
+        normed = g.op("RMSNormalization", name, [parts, scale], split, epsilon=epsilon, axis=-1)
+        return g.op("Reshape", f"{name}/join_heads", [normed, flat], shape)
 
     def _mlp(self, layer: int, normed: ir.Value) -> ir.Value:
         g, spec, names = self.g, self.spec, self.spec.block
@@ -206,7 +243,9 @@ class _DecoderGraph:
 
     def _head(self, hidden: ir.Value) -> ir.Value:
         module = self.spec.embedding if self.spec.tied_head else self.spec.head
-        return self._matmul(module, hidden, "/lm_head", self.spec.hidden_size, self.spec.vocab_size)
+        logits = self._matmul(module, hidden, "/lm_head", self.spec.hidden_size, self.spec.vocab_size)
+        shape: list[Dim] = [BATCH, SEQUENCE, self.spec.vocab_size]
+        return self._scaled(logits, self.spec.logit_scale, "/lm_head_scaled", shape)
 
     def _norm(self, value: ir.Value, module: str, name: str) -> ir.Value:
         scale = self._vector(f"{module}.weight")

@@ -17,15 +17,19 @@ class Rope:
 class BlockNames:
     """Module names inside one transformer block, relative to its prefix; None where the family has no such module."""
 
-    attention_norm: str
+    attention_norm: str | None  # before the attention
     attention_output: str
-    mlp_norm: str
+    mlp_norm: str | None  # before the feed-forward part
     up: str
     down: str
     gate: str | None = None
     query: str | None = None
     key: str | None = None
     value: str | None = None
+    attention_post_norm: str | None = None  # on what the attention adds to the residual stream
+    mlp_post_norm: str | None = None  # on what the feed-forward part adds
+    query_norm: str | None = None  # RMSNorm on queries, over each head or all of them (ModelSpec.norm_each_head)
+    key_norm: str | None = None
     fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
 
     def linears(self) -> tuple[str, ...]:
@@ -60,6 +64,12 @@ class ModelSpec:
     position_embedding: str | None = None  # learned positions
     sliding_window: tuple[int | None, ...] = ()  # per layer: keys a query may see; None or absent means all
     linear_is_transposed: bool = False  # the checkpoint stores linear weights as [in, out] (GPT-2's Conv1D)
+    norm_each_head: bool = False  # query and key norms work on each head alone
+    layers_without_rope: frozenset[int] = frozenset()
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # on everything added to the residual stream
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    logit_scale: float = 1.0
     optional_prefix: str = ""  # checkpoints of the bare model leave this prefix out of their tensor names
 
     def prefix(self, layer: int) -> str:

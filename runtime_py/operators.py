@@ -36,6 +36,11 @@ def _shape(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
     return (np.asarray(dims, np.int64),)
 
 
+def _reshape(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
+    shape = [x[0].shape[i] if size == 0 else int(size) for i, size in enumerate(x[1])]  # zero copies a dimension
+    return (x[0].reshape(shape),)
+
+
 def _split(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
     return tuple(np.split(x[0], np.cumsum(x[1])[:-1], axis=attributes.get("axis", 0)))
 
@@ -94,6 +99,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Range": lambda a, x: (np.arange(int(x[0]), int(x[1]), int(x[2]), dtype=np.int64),),
     "Relu": lambda a, x: (np.maximum(x[0], 0),),
     "RotaryEmbedding": _rotary_embedding,
+    "Reshape": _reshape,
     "Shape": _shape,
     "Sigmoid": _sigmoid,
     "Sin": lambda a, x: (np.sin(x[0]),),

@@ -113,6 +113,14 @@ def add_rows(a, b, columns, target):
 
 
 @nb.njit(cache=True)
+def scale_row(source, factor, columns, target):
+    """target = source * factor, float32 [columns]."""
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        store_some(target + 4 * k, multiply(load_some(source + 4 * k, some), splat_float(factor)), some)
+
+
+@nb.njit(cache=True)
 def rms_norm(source, scale, columns, epsilon, target):
     """target = source / sqrt(mean(source**2) + epsilon) * scale."""
     squares = zero_floats()

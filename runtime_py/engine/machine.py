@@ -12,7 +12,7 @@ import numba as nb
 from numba.extending import overload
 
 from runtime_py.engine.attention import ROWS, attend_item, remember_token
-from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_rows, layer_norm, rms_norm
+from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_rows, layer_norm, rms_norm, scale_row
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
 from runtime_py.engine.matrix import CODES, RAW_WIDTH
@@ -33,6 +33,7 @@ from runtime_py.engine.steps import (
     MEET,
     NORM,
     QUANTIZE,
+    SCALE,
     STEP,
 )
 from runtime_py.simd.atomics import barrier, fetch_add
@@ -128,18 +129,19 @@ def _quantize(isa, offset, source, stride, columns, group, tokens, first, last, 
 @nb.njit(cache=True)
 def _run_norm(isa, offset, step, first_token, tokens, counter, scratch):
     kind, source, stride, scale, bias = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
-    columns, out, quant = _arg(step, 6), _arg(step, 7), _arg(step, 8)
+    columns, out, quant, heads = _arg(step, 6), _arg(step, 7), _arg(step, 8), _arg(step, 11)
     epsilon = get_f32(step + 8 * (ARGUMENTS + 5))
     blocks = (columns + 255) // 256
     group = fetch_add(counter, 1)
     while 16 * group < tokens:
         for token in range(16 * group, min(16 * group + 16, tokens)):
-            x = source + 4 * (first_token + token) * stride
-            y = out + 4 * token * columns
-            if kind == LAYER:
-                layer_norm(x, scale, bias, columns, epsilon, y)
-            else:
-                rms_norm(x, scale, columns, epsilon, y)
+            for head in range(heads):
+                x = source + 4 * ((first_token + token) * stride + head * columns)
+                y = out + 4 * (token * heads + head) * columns
+                if kind == LAYER:
+                    layer_norm(x, scale, bias, columns, epsilon, y)
+                else:
+                    rms_norm(x, scale, columns, epsilon, y)
         if quant != 0:
             sums, scales = _arg(step, 9), _arg(step, 10)
             _quantize(isa, offset, out, columns, columns, group, tokens, 0, blocks, quant, sums, scales, scratch)
@@ -242,6 +244,9 @@ def _run_per_token(operation, step, past, tokens, counter, scratch):
             columns = _arg(step, 3)
             row = get_i64(_arg(step, 0) + 8 * token)
             dense_row(_arg(step, 1), _arg(step, 2), row, columns, _arg(step, 4) + 4 * token * columns)
+        elif operation == SCALE:
+            columns, factor = _arg(step, 3), get_f32(step + 8 * (ARGUMENTS + 2))
+            scale_row(_arg(step, 0) + 4 * token * _arg(step, 1), factor, columns, _arg(step, 4) + 4 * token * columns)
         elif operation == ADD:
             columns = _arg(step, 4)
             a, b = _arg(step, 0) + 4 * token * _arg(step, 1), _arg(step, 2) + 4 * token * _arg(step, 3)

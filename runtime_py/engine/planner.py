@@ -8,7 +8,7 @@ with the reason, and the interpreter (runtime_py/session.py) runs it node by nod
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Tokens:
     stride: int
     column: int = 0
     rotation: tuple[str, str] | None = None  # names of cos and sin that are still to be applied
+    heads: int = 1  # parts of the width that a norm treats one by one
 
     @property
     def place(self) -> Place:
@@ -110,6 +111,7 @@ class Planner:
             "Add": self._add,
             "Mul": self._mul,
             "Split": self._split,
+            "Reshape": self._reshape,
             "Sigmoid": self._activation,
             "Gelu": self._activation,
             "Relu": self._activation,
@@ -154,7 +156,8 @@ class Planner:
         made = Quantized.of(value.width, self.chunk)
         step = self.steps[-1] if self.steps else None
         whole = value.column == 0 and value.stride == value.width
-        if step is not None and whole and step.operation in (op.NORM, op.ACTIVATE) and value.buffer in step.writes:
+        makers = (op.NORM, op.ACTIVATE)
+        if step is not None and whole and step.operation in makers and value.buffer in step.writes and value.heads == 1:
             step.arguments |= made.arguments()
             step.writes.append(made.buffer)
         else:
@@ -232,10 +235,18 @@ class Planner:
     def _alias(self, node: Node) -> None:
         self._values[node.outputs[0]] = self._values[node.inputs[0]]
 
+    def _reshape(self, node: Node) -> None:
+        """Only the last dimension may be cut into heads, or joined again."""
+        x, shape = self._tokens(node.inputs[0]), self.folder.constant(node.inputs[1]).tolist()
+        heads = shape[2] if len(shape) == 4 else 1
+        if shape[:2] != [0, 0] or len(shape) not in (3, 4) or math.prod(shape[2:]) != x.width:
+            raise Unplannable(f"the reshape {node.name}")
+        self._values[node.outputs[0]] = replace(x, heads=heads)
+
     def _norm(self, node: Node) -> None:
         x = self._tokens(node.inputs[0])
         out = self._new(x.width)
-        if node.attributes.get("axis", -1) not in (-1, 2):
+        if node.attributes.get("axis", -1) not in (-1, 2 if x.heads == 1 else 3):
             raise Unplannable(f"the axis of {node.name}")
         has_bias = len(node.inputs) > 2 and bool(node.inputs[2])
         arguments: dict[str, Argument] = {
@@ -245,11 +256,12 @@ class Planner:
             "scale": self._vector(node.inputs[1]),
             "bias": self._vector(node.inputs[2]) if has_bias else 0,
             "epsilon": float(node.attributes.get("epsilon", 1e-5)),
-            "columns": x.width,
+            "columns": x.width // x.heads,
+            "heads": x.heads,
             "out": out.place,
         }
         self._emit(op.NORM, arguments, [x.buffer], [out.buffer])
-        self._values[node.outputs[0]] = out
+        self._values[node.outputs[0]] = replace(out, heads=x.heads)
 
     def _codebook_matmul(self, node: Node) -> None:
         x, layout = self._tokens(node.inputs[0]), node.layout()
@@ -378,6 +390,10 @@ class Planner:
         self._values[node.outputs[0]] = Pending(kind, self._tokens(node.inputs[0]))
 
     def _mul(self, node: Node) -> None:
+        constant = [self.folder.is_constant(name) for name in node.inputs]
+        if any(constant):
+            self._scale(node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
+            return
         values = [self._values.get(name) for name in node.inputs]
         for pending, other in (values, values[::-1]):
             if not isinstance(pending, Pending):
@@ -391,6 +407,21 @@ class Planner:
                 self._values[node.outputs[0]] = self._activate(pending, other)
                 return
         raise Unplannable(f"the product {node.name}")
+
+    def _scale(self, node: Node, value: str, factor: str) -> None:
+        x, number = self._tokens(value), self.folder.constant(factor)
+        if number.size != 1:
+            raise Unplannable(f"the constant product {node.name}")
+        out = self._new(x.width)
+        arguments: dict[str, Argument] = {
+            "source": x.place,
+            "stride": x.stride,
+            "factor": float(number.reshape(-1)[0]),
+            "columns": x.width,
+            "out": out.place,
+        }
+        self._emit(op.SCALE, arguments, [x.buffer], [out.buffer])
+        self._values[node.outputs[0]] = out
 
     def _activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
         x = pending.source
@@ -496,7 +527,7 @@ class Planner:
 
     def _mark_last(self) -> None:
         """Steps from the last norm on concern one token when only the last logits are asked for."""
-        norms = [i for i, step in enumerate(self.steps) if step.operation == op.NORM]
+        norms = [i for i, step in enumerate(self.steps) if step.operation == op.NORM and step.arguments["heads"] == 1]
         result = self._values.get("logits")
         if not isinstance(result, Tokens) or not norms:
             raise Unplannable("no logits behind a norm")

@@ -9,18 +9,21 @@ from __future__ import annotations
 STEP = 24
 OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
 
-EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND = range(11)
+EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE = range(12)
 
 # Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
 FIELDS: dict[int, tuple[str, ...]] = {
     EMBED: ("ids", "matrix", "groups", "group_size", "columns", "out"),
     EMBED_DENSE: ("ids", "table", "item_bytes", "columns", "out"),
-    NORM: ("kind", "source", "stride", "scale", "bias", "epsilon", "columns", "out", "quant", "sums", "scales"),
+    NORM: (
+        "kind", "source", "stride", "scale", "bias", "epsilon", "columns", "out", "quant", "sums", "scales", "heads",
+    ),
     QUANTIZE: ("source", "stride", "columns", "quant", "sums", "scales"),
     MATMUL: ("matrix", "width", "quant", "sums", "scales", "out", "rows", "bias", "accumulate", "row_bytes"),
     GROUPED: ("source", "stride", "matrix", "groups", "group_size", "out", "rows", "bias", "accumulate"),
     DENSE: ("source", "stride", "weights", "item_bytes", "columns", "out", "rows", "bias", "accumulate"),
     ACTIVATE: ("kind", "source", "stride", "gated", "gated_stride", "columns", "out", "quant", "sums", "scales"),
+    SCALE: ("source", "stride", "factor", "columns", "out"),
     ADD: ("a", "a_stride", "b", "b_stride", "columns", "out"),
     REMEMBER: (
         "query", "query_stride", "key", "key_stride", "value", "value_stride", "cos", "sin", "half",

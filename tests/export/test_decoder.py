@@ -26,6 +26,11 @@ TINY = {
               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}, "tie_word_embeddings": False},
     "mistral": {"sliding_window": 6, "head_dim": 8},
     "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+    "olmo2": {"tie_word_embeddings": False},
+    "smollm3": {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+                "logits_scaling": 4.0, "tie_word_embeddings": True},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96},
 }  # fmt: skip
 COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -82,7 +87,7 @@ def test_scribe_logits(scribe_checkpoint, scribe_folder):
 
 def tiny_model(model_type, folder, stories):
     """A random tiny model with non-trivial norms and biases, saved with a real tokenizer cut to its vocabulary."""
-    config = AutoConfig.for_model(model_type, **({} if model_type == "gpt2" else COMMON), **TINY[model_type])
+    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **TINY[model_type]})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -123,9 +128,9 @@ def test_every_family_on_a_tiny_random_configuration(model_type, rank, tmp_path,
     assert why == ""  # planned, not interpreted
     state = engine.new_state()
     pieces = [engine.forward(state, ids[a:b]) for a, b in ((0, 9), (9, 10), (10, 12))]
-    # int8 activations: each of the 8 products adds about 0.5 % of its own size
+    # int8 activations: each of the 8 to 29 products adds about 0.5 % of its own size
     error = np.concatenate(pieces) - expected[0]
-    assert np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(expected[0] ** 2))
+    assert np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(expected[0] ** 2))
 
 
 def test_file_is_what_the_ecosystem_expects(stories_folder):
@@ -153,7 +158,9 @@ def test_file_is_what_the_ecosystem_expects(stories_folder):
 
 
 def test_unknown_family_and_bad_fields_say_what_would_be_right(stories):
-    with pytest.raises(InputError, match=r"'rwkv' is not supported; supported are gpt2, llama.*export/archs/rwkv.py"):
+    with pytest.raises(
+        InputError, match=r"'rwkv' is not supported; supported are gpt2, granite, llama.*export/archs/rwkv.py"
+    ):
         model_spec({"model_type": "rwkv"})
     config = json.loads((stories / "config.json").read_text())
     for field, value, message in [
