@@ -120,8 +120,7 @@ def main() -> None:
                     print(" | ".join(cells(rows[-1])), flush=True)
     if {r["model"] for r in rows} != set(TEXTS):
         return
-    order = [*METHODS, "llama.cpp", "hqq"]
-    rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["bits"], order.index(family(r["method"]))))
+    rows.sort(key=lambda r: (list(TEXTS).index(r["model"]), -r["effective_bits"]))
     base = [
         [m, "float32", "32", "-", "-", f"{next(r for r in rows if r['model'] == m)['reference_perplexity']:.3f}", "0",
          "100 %", "-"]
