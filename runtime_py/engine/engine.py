@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import threading
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from runtime_py.simd.tile import has_amx
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
 _ROTATION_CHUNK = 1024  # positions by which the table of rotations grows
-_SMALL_WORK = 1 << 21  # bytes of weights a token below which starting a second thread costs more than it saves
+_STAMPS = itertools.count()
+_SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
 
 
 @dataclass
@@ -36,6 +38,7 @@ class EngineState:
     capacity: int
     keys: list[np.ndarray]
     values: list[np.ndarray]
+    stamp: int = -1  # changes whenever the arrays do
 
     def bytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values))
@@ -75,6 +78,16 @@ class Engine:
         self._counters = np.zeros(len(self._plan.steps), np.int64)
         self._meeting = aligned_bytes(128)
         self._rotations: tuple[np.ndarray, np.ndarray] | None = None
+        self._rotated = 0  # positions in the table
+        self._bound = -1  # stamp of the state whose cache is in the step table
+        self._ids, self._positions = np.zeros(_CHUNK, np.int64), np.zeros(_CHUNK, np.int64)
+        self._plan.set("input_ids", self._ids.ctypes.data)
+        self._plan.set("position_ids", self._positions.ctypes.data)
+        self._addresses = tuple(a.ctypes.data for a in (self._counters, self._meeting, self._scratch))
+        self._machine = (
+            ISAS[self._isa], self._widths, WEIGHT_OFFSET[self._isa], self._tile, self._config.ctypes.data,
+            self._plan.steps.ctypes.data, len(self._plan.steps),
+        )  # fmt: skip
         self._lock = threading.Lock()
         self.instruction_set = self._isa + (" with AMX" if amx else "")
         self.threads = self._threads
@@ -110,35 +123,34 @@ class Engine:
         return logits
 
     def _run(self, state: EngineState, ids: np.ndarray, logits: np.ndarray, last_only: bool) -> None:
-        positions = np.arange(state.length, state.length + ids.size, dtype=np.int64)
-        set_value = self._plan.set
-        set_value("input_ids", ids.ctypes.data)
-        set_value("position_ids", positions.ctypes.data)
-        set_value("logits", logits.ctypes.data)
-        set_value("capacity", state.capacity)
-        for i, (keys, values) in enumerate(zip(state.keys, state.values)):
-            set_value(f"keys.{i}", keys.ctypes.data)
-            set_value(f"values.{i}", values.ctypes.data)
-        if self._rotation_names is not None:
-            cos, sin = self._rotation_table(state.length + ids.size)
-            set_value("cos", cos.ctypes.data)
-            set_value("sin", sin.ctypes.data)
-            set_value("half", cos.shape[1])
+        tokens, past = ids.size, state.length
+        self._ids[:tokens] = ids
+        self._positions[:tokens] = np.arange(past, past + tokens)
+        self._plan.set("logits", logits.ctypes.data)
+        if self._bound != state.stamp:
+            self._bind(state)
+        if past + tokens > self._rotated:
+            self._extend_rotations(past + tokens)
         self._counters[:] = 0
-        plan, base = self._plan, self._scratch.ctypes.data
-        isa, offset = ISAS[self._isa], WEIGHT_OFFSET[self._isa]
-        steps, count, past, tokens = plan.steps.ctypes.data, len(plan.steps), state.length, ids.size
-        counters, meeting, config = self._counters.ctypes.data, self._meeting.ctypes.data, self._config.ctypes.data
+        counters, meeting, scratch = self._addresses
 
         def work(thread: int, threads: int) -> None:
             run_steps(
-                isa, self._widths, offset, self._tile, config, steps, count, tokens, past, last_only, counters, meeting,
-                thread, threads, base + thread * self._scratch_stride,
+                *self._machine, tokens, past, last_only, counters, meeting, thread, threads,
+                scratch + thread * self._scratch_stride,
             )  # fmt: skip
 
         alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
         self._team.run(work, 1 if alone else self._threads)
         state.length += tokens
+
+    def _bind(self, state: EngineState) -> None:
+        """Put the addresses of this state's cache into the step table."""
+        self._plan.set("capacity", state.capacity)
+        for i, (keys, values) in enumerate(zip(state.keys, state.values)):
+            self._plan.set(f"keys.{i}", keys.ctypes.data)
+            self._plan.set(f"values.{i}", values.ctypes.data)
+        self._bound = state.stamp
 
     def _grow(self, state: EngineState, total: int) -> None:
         if total <= state.capacity:
@@ -155,18 +167,18 @@ class Engine:
                 v[:, : state.capacity] = state.values[i]
             keys.append(k)
             values.append(v)
-        state.keys, state.values, state.capacity = keys, values, capacity
+        state.keys, state.values, state.capacity, state.stamp = keys, values, capacity, next(_STAMPS)
 
-    def _rotation_table(self, total: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin of positions 0..total - 1 at least, float32 [positions, half]."""
-        found = self._rotations
-        if found is None or found[0].shape[0] < total:
-            positions = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * (0 if found is None else len(found[0])))
-            assert self._rotation_names is not None
-            inputs = {"position_ids": np.arange(positions, dtype=np.int64)[None]}
-            cos, sin = self._folder.given(self._rotation_names, inputs)
-            found = self._rotations = (np.ascontiguousarray(cos[0]), np.ascontiguousarray(sin[0]))
-        return found
+    def _extend_rotations(self, total: int) -> None:
+        """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
+        self._rotated = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * self._rotated)
+        if self._rotation_names is None:
+            return
+        inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
+        cos, sin = (np.ascontiguousarray(a[0]) for a in self._folder.given(self._rotation_names, inputs))
+        for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
+            self._plan.set(name, value)
+        self._rotations = (cos, sin)
 
 
 def _allow_amx() -> bool:

@@ -29,7 +29,6 @@ from toolchain.synthetic import SHAPES
 
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 PROMPTS, DEPTHS, DECODED = (128, 512), (64, 2048), 32
-COLUMNS = [f"prefill {n}" for n in PROMPTS] + [f"decode at {n}" for n in DEPTHS]
 Row = dict[str, float]
 GENAI = Path(__file__).with_name("genai_speed.py")
 
@@ -76,8 +75,8 @@ def ours(shape: str, bits: int, work: Path, threads: int, mmap: str) -> Contende
                 "--json",
             )
         )
-        row = {f"prefill {n}": data["prefill"]["by_length"][str(n)]["median"] for n in PROMPTS}
-        row |= {f"decode at {n}": data["decode"]["by_depth"][str(n)]["median"] for n in DEPTHS}
+        row = {f"prefill {n}": one["median"] for n, one in data["prefill"]["by_length"].items()}
+        row |= {f"decode at {n}": one["median"] for n, one in data["decode"]["by_depth"].items()}
         return row | {"bandwidth": data["decode"]["bandwidth_fraction"], "peak": data["peak_rss_bytes"] / 1e6}
 
     megabytes = sum(f.stat().st_size for f in folder.glob("model.onnx*")) / 1e6
@@ -155,8 +154,8 @@ def write_gguf(shape: str, path: Path) -> None:
     writer.close()
 
 
-def gguf_files(shape: str, bench: Path, work: Path) -> list[tuple[str, Path]]:
-    files = [(kind, work / f"{shape}-{kind}.gguf") for kind in GGUF_TYPES]
+def gguf_files(shape: str, bench: Path, work: Path, kinds: list[str]) -> list[tuple[str, Path]]:
+    files = [(kind, work / f"{shape}-{kind}.gguf") for kind in kinds]
     if not all(path.exists() for _, path in files):
         full = work / f"{shape}-f16.gguf"
         write_gguf(shape, full)
@@ -173,10 +172,11 @@ def table(rows: dict[str, list[Row]], contenders: list[Contender]) -> list[str]:
         for name, measured in rows.items()
     }
     base = medians.get("llama.cpp Q4_0")
-    lines = ["| | MB | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    columns = [name for name in next(iter(medians.values())) if name.startswith(("prefill", "decode"))]
+    lines = ["| | MB | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for contender in contenders:
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             value = medians[contender.name][column]
             ratio = f" ({value / base[column]:.2f}x)" if base else ""
             cells.append(f"{value:.1f}{ratio}")
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="tinyllama-1.1b")
     parser.add_argument("--llama-bench", type=Path)
     parser.add_argument("--genai", nargs=2, metavar=("PYTHON", "MODEL"))
+    parser.add_argument("--types", nargs="*", default=list(GGUF_TYPES), help="of llama.cpp")
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -208,7 +209,7 @@ def main() -> None:
         ours(args.shape, bits, args.work, args.threads, mmap) for bits in args.bits for mmap in ("--mmap", "--no-mmap")
     ]
     if args.llama_bench:
-        files = gguf_files(args.shape, args.llama_bench, args.work)
+        files = gguf_files(args.shape, args.llama_bench, args.work, args.types)
         contenders += [llama(args.llama_bench, path, kind, args.threads) for kind, path in files]
     if args.genai:
         contenders.append(genai(args.genai[0], Path(args.genai[1])))
