@@ -31,7 +31,7 @@ class BenchSettings:
     tokens: int = 32  # decoded per round
     rounds: int = 5
     threads: int | None = None  # None: every processor
-    mapped: bool = True  # weights in the mapped file, or read into memory
+    mapped: bool | None = None  # weights in the mapped file, or read into memory; None: load.py chooses
     processors: tuple[int, ...] = ()  # that keep one thread each; empty: left to the system
 
     def __post_init__(self) -> None:

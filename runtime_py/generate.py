@@ -74,7 +74,7 @@ class TextGenerator:
         folder: str | Path,
         activations: str = "int8",
         threads: int | None = None,
-        mapped: bool = True,
+        mapped: bool | None = None,
         processors: Sequence[int] = (),
     ) -> None:
         """The options: see load.py. Raises InputError when the folder is incomplete."""

@@ -24,7 +24,8 @@ from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
 
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
-_CACHE_CHUNK = 256  # tokens by which a key-value cache grows
+_CACHE_CHUNK = 256  # tokens to whose multiples a key-value cache grows
+_CACHE_STEP = 1024  # most tokens by which it grows beyond what is needed
 _ROTATION_CHUNK = 1024  # positions by which the table of rotations grows
 _STAMPS = itertools.count()
 _SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
@@ -155,8 +156,9 @@ class Engine:
     def _grow(self, state: EngineState, total: int) -> None:
         if total <= state.capacity:
             return
-        capacity = max(-(-total // _CACHE_CHUNK) * _CACHE_CHUNK, 2 * state.capacity)
-        keys, values = [], []
+        # The first growth doubles, later ones add a fixed part; layer by layer, so that never two whole caches exist.
+        wanted = max(total, min(2 * state.capacity, state.capacity + _CACHE_STEP))
+        capacity = -(-wanted // _CACHE_CHUNK) * _CACHE_CHUNK
         for i, shape in enumerate(self._attention):
             width = attention.value_width(shape.head_dim)
             k = aligned_bytes(2 * shape.kv_heads * shape.head_dim * capacity).view(np.float16)
@@ -165,9 +167,11 @@ class Engine:
             if state.capacity:
                 k[:, : state.capacity // 16] = state.keys[i]
                 v[:, : state.capacity] = state.values[i]
-            keys.append(k)
-            values.append(v)
-        state.keys, state.values, state.capacity, state.stamp = keys, values, capacity, next(_STAMPS)
+                state.keys[i], state.values[i] = k, v
+            else:
+                state.keys.append(k)
+                state.values.append(v)
+        state.capacity, state.stamp = capacity, next(_STAMPS)
 
     def _extend_rotations(self, total: int) -> None:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""

@@ -229,6 +229,39 @@ def test_greedy_story_stays_close_to_the_interpreters(stories_folder):
     assert stories[0][:10] == stories[1][:10]
 
 
+def test_weights_are_read_only_where_that_helps(stories_folder, monkeypatch):
+    from pathlib import Path
+
+    from runtime_py import load
+
+    real, answers = Path.read_text, {}
+
+    def fake(self, *args, **kwargs):
+        return answers[str(self)] if str(self) in answers else real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", fake)
+    for pages, free, mapped in (
+        ("always [madvise] never", 10**9, False),
+        ("always madvise [never]", 10**9, True),
+        ("[always]", 1, True),
+    ):
+        answers["/sys/kernel/mm/transparent_hugepage/enabled"] = pages
+        answers["/proc/meminfo"] = f"MemTotal: 5 kB\nMemAvailable: {free} kB\n"
+        assert load._better_mapped(stories_folder) is mapped
+    answers["/proc/meminfo"] = "nothing of the kind"
+    assert load._better_mapped(stories_folder) is True
+
+
+def test_a_cache_that_grows_keeps_its_contents(stories_folder):
+    engine, _ = open_model(stories_folder)
+    ids = np.random.default_rng(3).integers(3, 500, 300)
+    grown, once = engine.new_state(), engine.new_state()
+    for start in range(0, 300, 60):  # 60, 120, ... tokens: the capacity goes 256, 512
+        last = engine.forward(grown, ids[start : start + 60])
+    assert grown.capacity == 512
+    np.testing.assert_allclose(last[-1], engine.forward(once, ids)[-1], atol=0.05 * np.abs(last).max())
+
+
 def test_wrong_input_is_refused(stories_folder):
     engine, _ = open_model(stories_folder)
     with pytest.raises(InputError, match="outside the vocabulary"):

@@ -23,7 +23,9 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
     cpus: Annotated[str, typer.Option(help="Processors that keep one thread each, such as 0,2.")] = "",
-    mmap: Annotated[bool, typer.Option(help="Map the weights, or read them into memory.")] = True,
+    mmap: Annotated[
+        Optional[bool], typer.Option("--mmap/--no-mmap", help="Map the weights or read them; default: what is faster.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, memory bandwidth used, and peak memory."""

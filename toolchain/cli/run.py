@@ -24,7 +24,9 @@ def run(
     threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
     activations: Annotated[str, typer.Option(help="int8, or float32 (slow, for comparison).")] = "int8",
     cpus: Annotated[str, typer.Option(help="Processors that keep one thread each, such as 0,2.")] = "",
-    mmap: Annotated[bool, typer.Option(help="Map the weights, or read them into memory (faster decode).")] = True,
+    mmap: Annotated[
+        Optional[bool], typer.Option("--mmap/--no-mmap", help="Map the weights or read them; default: what is faster.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stream a continuation of --prompt."""
