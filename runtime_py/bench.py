@@ -5,9 +5,7 @@ Contenders of one table are interleaved round by round, because machines are sha
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from runtime_py.engine.bandwidth import Bandwidth
 from runtime_py.engine.engine import Engine, EngineState
 from runtime_py.generate import context_length
 from runtime_py.load import open_model
+from runtime_py.memory import peak_rss
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,3 @@ def _summary(values: list[float]) -> dict[str, float]:
         "mean": statistics.fmean(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
     }
-
-
-def peak_rss() -> int:
-    """Most memory this process has had resident, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -5,8 +5,6 @@ Every figure is a measurement of the very code that will run, scaled to all bloc
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from export.archs import model_spec
+from runtime_py.memory import peak_rss
 from toolchain import calibration
 from toolchain.blocks import BlockRunner, get_weight
 from toolchain.pipeline import CalibrationChoice
@@ -72,7 +71,7 @@ def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -
     seconds, stored, weights = _layers(block, names, found[0], quantizer, settings)
     matrices, rows = _outside(source, spec, settings)
     parameters = weights * spec.layers + matrices
-    peak = _peak_rss() + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)
+    peak = peak_rss() + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)
     return Prediction(
         seconds=share * embedding + spec.layers * (loading + share * (passing + running) + seconds) + rows,
         peak_bytes=peak,
@@ -138,8 +137,3 @@ def _left_out(settings: QuantizeSettings) -> tuple[str, ...]:
     if settings.guided or settings.is_budget or settings.method == "squeezellm":
         notes.append("not counted: the backward passes that measure gradients, which hold the whole model in memory")
     return tuple(notes)
-
-
-def _peak_rss() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else 1024 * peak)

@@ -12,13 +12,14 @@ import pytest
 from tests.conftest import shared
 
 MEASURED = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
+from runtime_py.memory import peak_rss
 from toolchain.pipeline import CalibrationChoice, quantize_model
 from toolchain.quantize.settings import QuantizeSettings
 settings = QuantizeSettings(bits=3, sequences=64)
 checkpoint = quantize_model(sys.argv[1], Path(sys.argv[2]), settings, CalibrationChoice(), quiet=True)
-print(json.dumps({**checkpoint.manifest["totals"], "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+print(json.dumps({**checkpoint.manifest["totals"], "peak": peak_rss()}))
 """
 
 
