@@ -55,12 +55,16 @@ def open_model(
     if activations == "float32":
         return Session(graph), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
-    from runtime_py.engine.planner import Unplannable
+    from runtime_py.engine.values import Unplannable
 
     try:
         return Engine(graph, threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{Path(folder) / 'model.onnx'}: the graph is malformed ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _better_mapped(folder: Path) -> bool:

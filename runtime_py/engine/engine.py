@@ -180,6 +180,9 @@ class Engine:
             return
         inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
         cos, sin = (np.ascontiguousarray(a[0]) for a in self._folder.given(self._rotation_names, inputs))
+        smallest = min(shape.head_dim for shape in self._attention)
+        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) < total or 2 * cos.shape[1] > smallest:
+            raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")
         for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
             self._plan.set(name, value)
         self._rotations = (cos, sin)

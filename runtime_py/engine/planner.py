@@ -8,7 +8,7 @@ with the reason, and the interpreter (runtime_py/session.py) runs it node by nod
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,47 +17,9 @@ from export.reader import Graph, Node
 from runtime_py.engine import steps as op
 from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU
 from runtime_py.engine.matrix import WIDTH, is_fast, matrix_record
-from runtime_py.engine.plan import Argument, Buffer, External, Place, Quantized, Step
+from runtime_py.engine.plan import Argument, Buffer, External, Quantized, Step
+from runtime_py.engine.values import AttentionShape, Pending, Tokens, Unplannable, stored_rows, window_of_mask
 from runtime_py.folding import Folder
-
-
-class Unplannable(Exception):
-    """The graph holds something the compiled machine has no step for."""
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """A float32 value [tokens, width] in a buffer, rows `stride` floats apart, starting `column` floats in."""
-
-    buffer: Buffer
-    width: int
-    stride: int
-    column: int = 0
-    rotation: tuple[str, str] | None = None  # names of cos and sin that are still to be applied
-    heads: int = 1  # parts of the width that a norm treats one by one
-
-    @property
-    def place(self) -> Place:
-        return Place(self.buffer, 4 * self.column)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """An activation not computed yet: it is fused with the gate that follows. kind -1: a bare sigmoid."""
-
-    kind: int
-    source: Tokens
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """What the key-value cache of one attention node needs."""
-
-    name: str
-    heads: int
-    kv_heads: int
-    head_dim: int
-
 
 Value = Tokens | Pending
 
@@ -122,9 +84,11 @@ class Planner:
             raise Unplannable(f"operator {node.op_type} of node {node.name}")
         handler(node)
 
-    def _vector(self, name: str) -> int:
-        """Address of a constant as contiguous float32."""
+    def _vector(self, name: str, size: int) -> int:
+        """Address of a constant of `size` numbers as contiguous float32."""
         array = np.ascontiguousarray(self.folder.constant(name), dtype=np.float32)
+        if array.size != size:
+            raise Unplannable(f"{name} has {array.size} numbers where {size} are needed")
         self.keep.append(array)
         return array.ctypes.data
 
@@ -253,8 +217,8 @@ class Planner:
             "kind": op.LAYER if node.op_type == "LayerNormalization" else op.RMS,
             "source": x.place,
             "stride": x.stride,
-            "scale": self._vector(node.inputs[1]),
-            "bias": self._vector(node.inputs[2]) if has_bias else 0,
+            "scale": self._vector(node.inputs[1], x.width // x.heads),
+            "bias": self._vector(node.inputs[2], x.width // x.heads) if has_bias else 0,
             "epsilon": float(node.attributes.get("epsilon", 1e-5)),
             "columns": x.width // x.heads,
             "heads": x.heads,
@@ -299,7 +263,7 @@ class Planner:
         if not self.folder.is_constant(node.inputs[1]):
             raise Unplannable(f"the product {node.name} of two computed values")
         x = self._tokens(node.inputs[0])
-        weights = self._stored_rows(node.inputs[1])
+        weights = stored_rows(self.folder, self.graph, node.inputs[1])
         if weights.ndim != 2 or weights.shape[1] != x.width:
             raise Unplannable(f"the weights of {node.name}")
         self.keep.append(weights)
@@ -316,19 +280,6 @@ class Planner:
         }
         self._emit(op.DENSE, arguments, [x.buffer], [out.buffer])
         self._values[node.outputs[0]] = out
-
-    def _stored_rows(self, name: str) -> np.ndarray:
-        """The matrix [N, K] whose transpose is `name`, without a float32 copy where the file holds float16 rows."""
-        node = self.folder.producer(name)
-        if node is not None and node.op_type == "Transpose" and list(node.attributes["perm"]) == [1, 0]:
-            inner = node.inputs[0]
-            cast = self.folder.producer(inner)
-            if cast is not None and cast.op_type == "Cast" and cast.inputs[0] in self.graph.weights:
-                inner = cast.inputs[0]
-            rows = self.folder.constant(inner)
-            if rows.dtype in (np.float16, np.float32):
-                return np.ascontiguousarray(rows)
-        return np.ascontiguousarray(self.folder.constant(name).T, dtype=np.float32)
 
     def _add(self, node: Node) -> None:
         constant = [self.folder.is_constant(name) for name in node.inputs]
@@ -354,6 +305,8 @@ class Planner:
                 self._quantized.pop(other.buffer, None)
                 self._values[node.outputs[0]] = other
                 return
+        if a.width != b.width:
+            raise Unplannable(f"the sum {node.name} of different widths")
         out = self._new(a.width)
         arguments: dict[str, Argument] = {
             "a": a.place,
@@ -381,7 +334,7 @@ class Planner:
         fits = vector.shape == (x.width,) and self._uses[value] == 1
         if not fits or step.operation not in (op.MATMUL, op.GROUPED, op.DENSE) or step.writes != [x.buffer]:
             raise Unplannable(f"the constant added by {node.name}")
-        step.arguments["bias"] = self._vector(bias)
+        step.arguments["bias"] = self._vector(bias, x.width)
         self._values[node.outputs[0]] = x
 
     def _activation(self, node: Node) -> None:
@@ -442,7 +395,7 @@ class Planner:
 
     def _split(self, node: Node) -> None:
         x, sizes = self._tokens(node.inputs[0]), self.folder.constant(node.inputs[1])
-        if node.attributes.get("axis", 0) not in (-1, 2) or int(sizes.sum()) != x.width:
+        if node.attributes.get("axis", 0) not in (-1, 2) or int(sizes.sum()) != x.width or int(sizes.min()) < 1:
             raise Unplannable(f"the split {node.name}")
         column = x.column
         for name, size in zip(node.outputs, sizes.tolist()):
@@ -462,12 +415,14 @@ class Planner:
         if not (isinstance(query, Tokens) and isinstance(key, Tokens) and isinstance(value, Tokens)):
             raise Unplannable(f"the inputs of {node.name}")
         heads, kv_heads = int(node.attributes["q_num_heads"]), int(node.attributes["kv_num_heads"])
+        if heads < 1 or kv_heads < 1 or query.width % heads:
+            raise Unplannable(f"the heads of {node.name}")
         head_dim = query.width // heads
         plain = node.attributes.get("is_causal", 0) == 1 and not node.attributes.get("softcap", 0.0)
         same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
         if not plain or not same or value.rotation is not None or heads % kv_heads:
             raise Unplannable(f"the attention {node.name}")
-        window = self._window(node.inputs[3])
+        window = window_of_mask(self.folder, node.inputs[3])
         index = len(self.attention)
         self.attention.append(AttentionShape(node.name, heads, kv_heads, head_dim))
         cache: dict[str, Argument] = {
@@ -506,24 +461,6 @@ class Planner:
         }
         self._emit(op.ATTEND, arguments, [query.buffer, stored], [out.buffer])
         self._values[node.outputs[0]] = out
-
-    def _window(self, mask: str) -> int:
-        """Keys a query may see by the mask our exporter builds (export/decoder.py); 0 for all."""
-        allowed_types = {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
-        limits, seen, waiting = [], set(), [mask]
-        while waiting:
-            node = self.folder.producer(waiting.pop())
-            if node is None or node.name in seen:
-                continue
-            seen.add(node.name)
-            if node.op_type not in allowed_types:
-                raise Unplannable(f"{node.op_type} in the attention mask")
-            if node.op_type == "Less":
-                limits.append(int(self.folder.constant(node.inputs[1])))
-            waiting += node.inputs
-        if len(limits) > 1 or any(limit < 1 for limit in limits):
-            raise Unplannable("the attention mask")
-        return limits[0] if limits else 0
 
     def _mark_last(self) -> None:
         """Steps from the last norm on concern one token when only the last logits are asked for."""

@@ -20,7 +20,8 @@ from runtime_py.engine.engine import Engine
 from runtime_py.engine.grouped import grouped_rows
 from runtime_py.engine.matrix import matrix_record
 from runtime_py.engine.plan import aligned_bytes
-from runtime_py.engine.planner import Planner, Unplannable
+from runtime_py.engine.planner import Planner
+from runtime_py.engine.values import Unplannable
 from runtime_py.generate import TextGenerator, generate_tokens
 from runtime_py.load import open_model
 from runtime_py.sampling import SamplingSettings
@@ -285,3 +286,30 @@ def test_a_graph_that_cannot_be_planned_says_why(stories_folder):
     )
     with pytest.raises(Unplannable, match="attention"):
         Planner(replace(graph, nodes=nodes), 32).plan()
+
+
+@pytest.mark.parametrize(
+    "op_type, change, message",
+    [
+        ("RMSNormalization", {"weight": 1}, "numbers where"),
+        ("Attention", {"q_num_heads": 0}, "heads"),
+        ("Attention", {"q_num_heads": 3}, "heads"),
+        ("Attention", {"kv_num_heads": 0}, "heads"),
+    ],
+)
+def test_sizes_that_kernels_would_trust_are_checked(stories_folder, op_type, change, message):
+    from dataclasses import replace
+
+    graph = read_graph(stories_folder)
+    weights = dict(graph.weights)
+    if "weight" in change:
+        name = next(n.inputs[1] for n in graph.nodes if n.op_type == op_type)
+        weights[name] = weights[name][:-1]
+        graph = replace(graph, weights=weights)
+    else:
+        nodes = tuple(
+            replace(n, attributes={**n.attributes, **change}) if n.op_type == op_type else n for n in graph.nodes
+        )
+        graph = replace(graph, nodes=nodes)
+    with pytest.raises(Unplannable, match=message):
+        Planner(graph, 32).plan()
