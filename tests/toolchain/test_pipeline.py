@@ -59,7 +59,10 @@ def test_ctrl_c_is_one_clean_line_and_resumable(stories, tinystories_text, finis
     out = tmp_path / "q"
     for _ in range(5):  # the five small blocks may all be done before the signal arrives: then once more
         shutil.rmtree(out, ignore_errors=True)
-        process = subprocess.Popen(command(stories, tinystories_text, out), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(stories, tinystories_text, out), stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+        )  # fmt: skip
         while not (out / block_shard(0)).exists():
             assert process.poll() is None
             time.sleep(0.002)
