@@ -12,7 +12,7 @@ $(VENV)/.quantize: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.quantize
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report,test]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report,serve,test]'
 	@touch $@
 
 demo: $(VENV)/.quantize

@@ -1,17 +1,17 @@
-"""Text in, text out: tokenizer, generation loop and streaming decoding for one model folder."""
+"""Text in, text out: a model folder with its tokenizer, its limits and its stop tokens."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from export.errors import InputError
-from runtime_py.load import Runner, open_model
-from runtime_py.sampling import Sampler, SamplingSettings
+from runtime_py.generation import Generation, GenerationRequest
+from runtime_py.load import open_model
+from runtime_py.sampling import SamplingSettings
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -51,19 +51,29 @@ def context_length(folder: Path) -> int:
     raise InputError(f"{folder / 'config.json'}: max_position_embeddings is missing")
 
 
-def generate_tokens(
-    session: Runner, state: Any, prompt: list[int], settings: SamplingSettings, max_tokens: int, stop: frozenset[int]
-) -> Iterator[int]:
-    """Yield generated tokens one by one, ending before a stop token. The state keeps everything but the last token."""
-    sampler = Sampler(settings)
-    logits = session.forward(state, prompt, last_only=True)[-1]
-    for produced in range(max_tokens):
-        token = sampler.next(logits)
-        if token in stop:
-            return
-        yield token
-        if produced + 1 < max_tokens:
-            logits = session.forward(state, [token], last_only=True)[-1]
+def default_sampling(
+    folder: Path, temperature: float | None, top_k: int | None, top_p: float | None, seed: int
+) -> SamplingSettings:
+    """What the user chose, else what generation_config.json recommends, else temperature 0.7 and top_p 0.95.
+
+    Raises InputError when a value is out of range.
+    """
+    try:
+        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = {}
+    recommended = config if isinstance(config, dict) and config.get("do_sample") is True else {}
+
+    def pick(given: float | None, name: str, fallback: float) -> float:
+        found = recommended.get(name, fallback) if given is None else given
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else fallback
+
+    return SamplingSettings(
+        float(pick(temperature, "temperature", 0.7)),
+        int(pick(top_k, "top_k", 0)),
+        float(pick(top_p, "top_p", 0.95)),
+        seed,
+    )
 
 
 class TextGenerator:
@@ -93,15 +103,21 @@ class TextGenerator:
             raise InputError(f"the prompt has {len(ids)} tokens, the model's context is {self.context}")
         return ids
 
-    def stream(self, prompt: str, settings: SamplingSettings, max_tokens: int) -> Iterator[tuple[int, str]]:
-        """Yield (token, new text); text comes when it is complete, so a split multi-byte character waits."""
+    def stream(self, prompt: str, settings: SamplingSettings, max_tokens: int) -> Iterator[tuple[int | None, str]]:
+        """Yield (token, new text); text comes when it is complete, so a split multi-byte character waits.
+
+        The last pair may have no token, only text that was still held back.
+        """
         ids = self.encode(prompt)
         room = min(max_tokens, self.context - len(ids))
-        produced: list[int] = []
-        shown = len(self.tokenizer.decode(ids))
-        for token in generate_tokens(self.session, self.session.new_state(), ids, settings, room, self.stop):
-            produced.append(token)
-            text = self.tokenizer.decode(ids + produced)
-            new = "" if text.endswith("\ufffd") else text[shown:]
-            shown += len(new)
-            yield token, new
+        yield from self.answer(GenerationRequest(tuple(ids), settings, room, self.stop))
+
+    def answer(self, request: GenerationRequest) -> Iterator[tuple[int | None, str]]:
+        """stream() for a request whose cache starts empty."""
+        generation = Generation(request, self.session, self.tokenizer, self.session.new_state())
+        while not generation.finish_reason:
+            piece = generation.step()
+            if piece is not None:
+                yield piece.token, piece.text
+        if generation.tail:
+            yield None, generation.tail

@@ -117,10 +117,12 @@ class Engine:
         logits = np.empty((1 if last_only else ids.size, self.vocab_size), np.float32)
         with self._lock:
             self._grow(state, total)
-            for start in range(0, ids.size, _CHUNK):
-                part = ids[start : start + _CHUNK]
+            start = 0
+            while start < ids.size:
+                part = ids[start : start + chunk_size(ids.size - start)]
                 out = logits if last_only else logits[start : start + part.size]
                 self._run(state, part, out, last_only)
+                start += part.size
         return logits
 
     def _run(self, state: EngineState, ids: np.ndarray, logits: np.ndarray, last_only: bool) -> None:
@@ -186,6 +188,15 @@ class Engine:
         for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
             self._plan.set(name, value)
         self._rotations = (cos, sin)
+
+
+def chunk_size(left: int) -> int:
+    """Tokens to compute together when `left` are waiting.
+
+    A prompt never ends in a chunk of one: a single token is summed in another order, and so the cache of a prompt
+    would depend on where its chunks end, that is, on how much of it was found in an earlier request's cache.
+    """
+    return min(left, _CHUNK) if left != _CHUNK + 1 else _CHUNK - 1
 
 
 def _allow_amx() -> bool:

@@ -22,10 +22,10 @@ from runtime_py.engine.matrix import matrix_record
 from runtime_py.engine.plan import aligned_bytes
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.values import Unplannable
-from runtime_py.generate import TextGenerator, generate_tokens
+from runtime_py.generate import TextGenerator
 from runtime_py.load import open_model
-from runtime_py.sampling import SamplingSettings
 from runtime_py.session import Session
+from tests.runtime_py.generating import greedy_tokens
 
 
 def softmax(x):
@@ -207,7 +207,7 @@ def test_states_and_threads_do_not_disturb_one_another(stories_folder):
     def tell(prompt):
         ids = generator.encode(prompt)
         state = generator.session.new_state()
-        return list(generate_tokens(generator.session, state, ids, SamplingSettings(), 40, frozenset()))
+        return greedy_tokens(generator.session, state, ids, 40)
 
     alone = [tell(prompt) for prompt in prompts]
     together: dict[int, list[int]] = {}
@@ -223,10 +223,7 @@ def test_greedy_story_stays_close_to_the_interpreters(stories_folder):
     """int8 activations may turn a near tie; the first words of a greedy story survive."""
     engine, interpreter = TextGenerator(stories_folder), TextGenerator(stories_folder, "float32")
     ids = engine.encode("Once upon a time")
-    stories = [
-        list(generate_tokens(g.session, g.session.new_state(), ids, SamplingSettings(), 30, frozenset()))
-        for g in (engine, interpreter)
-    ]
+    stories = [greedy_tokens(g.session, g.session.new_state(), ids, 30) for g in (engine, interpreter)]
     assert stories[0][:10] == stories[1][:10]
 
 

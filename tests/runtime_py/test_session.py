@@ -10,9 +10,10 @@ import onnxruntime as ort
 import pytest
 
 from export.errors import InputError
-from runtime_py.generate import TextGenerator, generate_tokens
+from runtime_py.generate import TextGenerator
 from runtime_py.sampling import Sampler, SamplingSettings
 from runtime_py.session import Session
+from tests.runtime_py.generating import greedy_tokens
 
 
 class OnnxRuntime:
@@ -48,7 +49,7 @@ def test_200_greedy_tokens_equal_onnxruntime(fixture, prompt, request):
     generator = TextGenerator(folder, "float32")
     ids = generator.encode(prompt)
     state = generator.session.new_state()
-    ours = list(generate_tokens(generator.session, state, ids, SamplingSettings(), 200, frozenset()))
+    ours = greedy_tokens(generator.session, state, ids, 200)
     assert ours == OnnxRuntime(folder).greedy(ids, 200)
 
 

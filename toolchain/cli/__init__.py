@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from toolchain.cli import bench, cost, evaluate, inspect, quantize, run
+from toolchain.cli import bench, chat, cost, evaluate, inspect, quantize, run
 
 app = typer.Typer(
     name="athena-export",
@@ -20,6 +20,8 @@ app.command("export")(quantize.export)
 app.command("quantize")(quantize.quantize)
 app.command("package")(quantize.package)
 app.command("run")(run.run)
+app.command("chat")(chat.chat)
+app.command("serve")(chat.serve)
 app.command("bench")(bench.bench)
 app.command("warmup")(bench.warmup)
 app.command("eval")(evaluate.evaluate)

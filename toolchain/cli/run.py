@@ -49,7 +49,8 @@ def run(
     for token, text in generator.stream(prompt, settings, max_tokens):
         if not tokens:
             first = time.perf_counter()
-        tokens.append(token)
+        if token is not None:
+            tokens.append(token)
         pieces.append(text)
         if not json:
             print(text, end="", flush=True)

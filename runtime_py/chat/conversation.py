@@ -1,0 +1,47 @@
+"""A conversation that fits the model's context: what is kept when it does not, and the ids to continue from.
+
+The rule: the system message and the newest message always stay. Older messages are dropped from the oldest on, a
+question together with its answers, until the prompt leaves the room that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from export.errors import InputError
+from runtime_py.chat.template import Message, PlainTemplate, Template
+
+
+def prompt_ids(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the conversation. Templates write their own special tokens; plain text gets the tokenizer's.
+
+    Raises InputError when the template refuses the messages or nothing is left of them.
+    """
+    ids = tokenizer.encode(template.render(messages), add_special_tokens=isinstance(template, PlainTemplate)).ids
+    if not ids:
+        raise InputError("the prompt is empty: at least one token is needed")
+    return ids
+
+
+def fit(
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, context: int, room: int
+) -> tuple[list[Message], list[int], int]:
+    """(messages kept, their ids, messages dropped) such that `room` tokens of the context stay free for the answer.
+
+    Raises InputError when the newest message alone is too long.
+    """
+    kept = list(messages)
+    while True:
+        ids = prompt_ids(kept, template, tokenizer)
+        if len(ids) + room <= context:
+            return kept, ids, len(messages) - len(kept)
+        first = 1 if kept[0]["role"] == "system" else 0
+        later = [i for i in range(first + 1, len(kept)) if kept[i]["role"] == "user"]
+        if not later:
+            raise InputError(
+                f"the message has {len(ids)} tokens with its surroundings; the context of {context} leaves "
+                f"{max(context - room, 0)} for it and {room} for the answer"
+            )
+        del kept[first : later[0]]

@@ -1,0 +1,183 @@
+"""The terminal session of `athena-export chat`: lines in, streamed answers out, commands that start with a slash."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import InputError
+from export.files import write_json
+from runtime_py.chat.conversation import fit
+from runtime_py.chat.template import Message, Template
+from runtime_py.generate import TextGenerator
+from runtime_py.generation import Generation, GenerationRequest, reusable
+from runtime_py.sampling import SamplingSettings
+
+HELP = """\
+/reset        forget the conversation (the system message stays)
+/save FILE    write the conversation as JSON
+/load FILE    continue a saved conversation
+/exit         leave (so does Ctrl-D)
+Ctrl-C stops an answer, not the program."""
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How answers are made."""
+
+    sampling: SamplingSettings
+    max_tokens: int = 512  # most tokens of an answer
+    stop: tuple[str, ...] = ()
+    system: str = ""
+
+
+class Interrupts:
+    """Ctrl-C sets a flag while an answer is made: an exception there could leave the compute threads half started."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Within: Ctrl-C only sets `pressed`."""
+        self.pressed = False
+
+        def note(number: int, frame: Any) -> None:
+            self.pressed = True
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class Chat:
+    """One conversation with one model."""
+
+    def __init__(self, generator: TextGenerator, template: Template, settings: ChatSettings) -> None:
+        self._generator, self._template, self.settings = generator, template, settings
+        self._state = generator.session.new_state()
+        self._cached: list[int] = []
+        self._interrupts = Interrupts()
+        self._turn = 0
+        self.messages: list[Message] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the system message."""
+        system = self.settings.system
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def answer(self, text: str, show: Callable[[str], None]) -> str:
+        """Add the user's message, stream the answer through `show`, keep both. Returns a line about speed.
+
+        A refused or too long message raises InputError and is not kept; an interrupted answer is kept as it is.
+        """
+        generator, asked = self._generator, [*self.messages, {"role": "user", "content": text}]
+        room = min(self.settings.max_tokens, max(generator.context // 4, 1))
+        kept, ids, dropped = fit(asked, self._template, generator.tokenizer, generator.context, room)
+        sampling = self.settings.sampling
+        request = GenerationRequest(
+            prompt=tuple(ids),
+            sampling=SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed + self._turn),
+            max_tokens=min(self.settings.max_tokens, generator.context - len(ids)),
+            stop_tokens=generator.stop,
+            stop_strings=self.settings.stop,
+        )
+        generation = Generation(
+            request, generator.session, generator.tokenizer, self._state, reusable(self._cached, ids)
+        )
+        pieces, start, first = [], time.perf_counter(), 0.0
+        with self._interrupts.caught():
+            while not generation.finish_reason and not self._interrupts.pressed:
+                piece = generation.step()
+                if piece is not None:
+                    first = first or time.perf_counter()
+                    pieces.append(piece.text)
+                    show(piece.text)
+        pieces.append(generation.tail)
+        show(generation.tail)
+        end = time.perf_counter()
+        self._cached = generation.cached_tokens(answers=True)
+        self.messages = [*kept, {"role": "assistant", "content": "".join(pieces).strip()}]
+        self._turn += 1
+        notes = [f"{len(generation.tokens)} tokens"]
+        if len(generation.tokens) > 1 and end > first:
+            notes.append(f"{(len(generation.tokens) - 1) / (end - first):.0f} tokens/s")
+        notes.append(f"first after {(first or end) - start:.2f} s")
+        if dropped:
+            notes.append(f"{dropped} old messages dropped: the context of {generator.context} tokens was full")
+        if self._interrupts.pressed:
+            notes.append("stopped")
+        elif generation.finish_reason == "length":
+            notes.append("cut off at the token limit")
+        return ", ".join(notes)
+
+    def save(self, path: Path) -> None:
+        """The conversation as JSON, in the form of the OpenAI API."""
+        write_json(path, {"messages": [dict(message) for message in self.messages]})
+
+    def load(self, path: Path) -> None:
+        """Raises InputError when the file is not a conversation."""
+        try:
+            messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
+            found = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"{path}: not a saved conversation ({type(error).__name__}: {error})") from None
+        self.messages = list(found)
+
+
+def converse(chat: Chat) -> None:
+    """Read lines from stdin until its end. On a terminal with a prompt, else plainly, so that it can be scripted."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401 (its import gives input() line editing and history)
+
+        print("Type a message; /help lists the commands.", file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /exit leaves)", file=sys.stderr)
+            continue
+        if line == "/exit":
+            return
+        try:
+            if line.startswith("/"):
+                _command(chat, line)
+            elif line:
+                note = chat.answer(line, lambda text: print(text, end="", flush=True))
+                print()
+                print(f"[{note}]", file=sys.stderr)
+        except InputError as error:
+            print(f"athena-export: {error}", file=sys.stderr)
+
+
+def _command(chat: Chat, line: str) -> None:
+    name, _, argument = line.partition(" ")
+    if name == "/reset":
+        chat.reset()
+        print("[the conversation starts anew]", file=sys.stderr)
+    elif name in ("/save", "/load"):
+        if not argument.strip():
+            raise InputError(f"{name} needs a file name")
+        path = Path(argument.strip()).expanduser()
+        try:
+            chat.save(path) if name == "/save" else chat.load(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+        print(f"[{len(chat.messages)} messages {'in' if name == '/save' else 'from'} {path}]", file=sys.stderr)
+    elif name == "/help":
+        print(HELP, file=sys.stderr)
+    else:
+        raise InputError(f"{name} is no command; /help lists them")

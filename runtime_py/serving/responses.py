@@ -1,0 +1,115 @@
+"""The OpenAI API's answers: objects of a whole answer and of a stream's chunks. Functions of what was generated."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from runtime_py.generation import Piece
+
+
+@dataclass
+class Answer:
+    """One answer as it grows: its identity and what is needed for usage counts and log probabilities."""
+
+    model: str
+    chat: bool
+    prompt_tokens: int
+    tokenizer: Tokenizer
+    with_logprobs: bool
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+    tokens: int = 0
+    reused: int = 0
+    length: int = 0  # characters so far, for text_offset
+
+    def __post_init__(self) -> None:
+        self.id = self.id or f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
+
+    def usage(self) -> dict[str, Any]:
+        """Token counts."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.tokens,
+            "total_tokens": self.prompt_tokens + self.tokens,
+            "prompt_tokens_details": {"cached_tokens": self.reused},
+        }
+
+    def whole(self, pieces: Sequence[Piece], text: str, reason: str) -> dict[str, Any]:
+        """The object of an answer that is not streamed."""
+        choice: dict[str, Any] = {"index": 0, "logprobs": self._logprobs(pieces), "finish_reason": reason}
+        if self.chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        return {**self._frame(""), "choices": [choice], "usage": self.usage()}
+
+    def opening(self) -> bytes:
+        """The first event of a chat stream, which names the role."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return event(
+            {
+                **self._frame(".chunk"),
+                "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}],
+            }
+        )
+
+    def chunk(self, pieces: Sequence[Piece], text: str, reason: str | None) -> bytes:
+        """An event with new text."""
+        choice: dict[str, Any] = {"index": 0, "logprobs": self._logprobs(pieces), "finish_reason": reason}
+        if self.chat:
+            choice["delta"] = {"content": text} if text else {}
+        else:
+            choice["text"] = text
+        return event({**self._frame(".chunk"), "choices": [choice]})
+
+    def closing_usage(self) -> bytes:
+        """The event with the counts, when they were asked for."""
+        return event({**self._frame(".chunk"), "choices": [], "usage": self.usage()})
+
+    def _frame(self, suffix: str) -> dict[str, Any]:
+        kind = f"chat.completion{suffix}" if self.chat else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        if self.chat:
+            return {"content": [self._chat_logprob(piece) for piece in pieces], "refusal": None}
+        offsets = []
+        for piece in pieces:
+            offsets.append(self.length)
+            self.length += len(piece.text)
+        return {
+            "tokens": [self._show(piece.token) for piece in pieces],
+            "token_logprobs": [piece.logprob for piece in pieces],
+            "top_logprobs": [{self._show(t): p for t, p in piece.alternatives} for piece in pieces],
+            "text_offset": offsets,
+        }
+
+    def _chat_logprob(self, piece: Piece) -> dict[str, Any]:
+        def entry(token: int, logprob: float | None) -> dict[str, Any]:
+            text = self._show(token)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        return {
+            **entry(piece.token, piece.logprob),
+            "top_logprobs": [entry(t, p) for t, p in piece.alternatives],
+        }
+
+    def _show(self, token: int) -> str:
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"

@@ -1,0 +1,206 @@
+"""Requests take turns on one model: a thread gives every running request one step a round, the others wait in a queue.
+
+Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
+the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
+number of sessions, a conversation's next turn computes only what is new, and (generation.py) no answer depends on any
+of it. With `reuse_answers` the cache of generated tokens is used, too: faster, but a near tie may fall the other way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from export.errors import InputError
+from runtime_py.generation import Generation, GenerationRequest, Piece, reusable
+from runtime_py.load import Runner
+from runtime_py.serving.settings import ServeSettings
+
+
+class Busy(Exception):
+    """The queue is full. `retry_after`: seconds after which a place is likely to be free."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is complete: reason "stop" or "length", text that was held back, prompt tokens found in a cache."""
+
+    reason: str
+    tail: str
+    reused: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The answer could not be completed; `timeout` when only time ran out."""
+
+    message: str
+    timeout: bool = False
+
+
+Event = Piece | Finished | Failed
+
+
+@dataclass
+class _Slot:
+    state: Any
+    tokens: list[int] = field(default_factory=list)  # what the state's cache holds, as far as it may be used
+    used: float = 0.0
+
+
+@dataclass
+class Job:
+    """A submitted request. `cancelled` may be set by any thread."""
+
+    request: GenerationRequest
+    listener: Callable[[Event], None]
+    deadline: float
+    cancelled: bool = False
+    generation: Generation | None = None
+    slot: _Slot | None = None
+    started: float = 0.0
+
+
+class Scheduler:
+    """Owns the model: nobody else may call it while the scheduler lives."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings) -> None:
+        self._runner, self._tokenizer, self._settings = runner, tokenizer, settings
+        self._free = [_Slot(runner.new_state()) for _ in range(settings.sessions)]
+        self._waiting: deque[Job] = deque()
+        self._active: list[Job] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._typical = 1.0  # seconds a request took, a running mean
+        self._thread = threading.Thread(target=self._work, name="athena-scheduler", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, listener: Callable[[Event], None], seconds: float) -> Job:
+        """Queue a request; `listener` gets its events from the scheduler's thread, the last one Finished or Failed.
+
+        Raises Busy when the queue is full.
+        """
+        job = Job(request, listener, time.monotonic() + seconds)
+        with self._wake:
+            if len(self._waiting) >= self._settings.queue + max(self._settings.sessions - len(self._active), 0):
+                ahead = len(self._waiting) / self._settings.sessions
+                raise Busy(min(max(round(self._typical * (ahead + 1)), 1), 60))
+            self._waiting.append(job)
+            self._wake.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Stop a request whose client went away; it gets no further event."""
+        with self._wake:
+            job.cancelled = True
+            self._wake.notify()
+
+    def load(self) -> tuple[int, int]:
+        """(running, waiting) requests."""
+        with self._wake:
+            return len(self._active), len(self._waiting)
+
+    def alive(self) -> bool:
+        """Whether requests are still worked on."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop after the current step; what runs or waits fails."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout=60)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._active or self._closing):
+                    self._wake.wait()
+                if self._closing:
+                    left = [*self._active, *self._waiting]
+                    self._active, self._waiting = [], deque()
+                else:
+                    left = []
+                    self._expire_waiting()
+                    while self._waiting and self._free:
+                        self._begin(self._waiting.popleft())
+            if self._closing:
+                for job in left:
+                    _tell(job, Failed("the server is shutting down"))
+                return
+            for job in list(self._active):
+                self._advance(job)
+
+    def _expire_waiting(self) -> None:
+        now = time.monotonic()
+        kept = deque(job for job in self._waiting if not job.cancelled and job.deadline > now)
+        for job in self._waiting:
+            if not job.cancelled and job.deadline <= now:
+                _tell(job, Failed("the time limit passed while the request waited", timeout=True))
+        self._waiting = kept
+
+    def _begin(self, job: Job) -> None:
+        prompt = job.request.prompt
+        slot = max(self._free, key=lambda s: (reusable(s.tokens, prompt), -s.used))
+        self._free.remove(slot)
+        job.slot, job.started = slot, time.monotonic()
+        job.generation = Generation(
+            job.request, self._runner, self._tokenizer, slot.state, reusable(slot.tokens, prompt)
+        )
+        slot.tokens = []
+        self._active.append(job)
+
+    def _advance(self, job: Job) -> None:
+        """One step of a running request."""
+        generation = job.generation
+        assert generation is not None
+        if job.cancelled:
+            self._end(job, None)
+            return
+        if time.monotonic() > job.deadline:
+            self._end(job, Failed("the time limit passed before the answer was complete", timeout=True))
+            return
+        try:
+            piece = generation.step()
+        except Exception as error:  # one request's failure must not end the others
+            assert job.slot is not None
+            job.slot.state, job.generation = self._runner.new_state(), None
+            message = str(error) if isinstance(error, InputError) else f"{type(error).__name__} while generating"
+            self._end(job, Failed(message))
+            return
+        if piece is not None:
+            _tell(job, piece)
+        if generation.finish_reason:
+            self._end(job, Finished(generation.finish_reason, generation.tail, generation.reused))
+
+    def _end(self, job: Job, event: Event | None) -> None:
+        slot = job.slot
+        assert slot is not None
+        slot.tokens = job.generation.cached_tokens(self._settings.reuse_answers) if job.generation else []
+        slot.used = time.monotonic()
+        with self._wake:
+            self._active.remove(job)
+            self._free.append(slot)
+        if isinstance(event, Finished):
+            self._typical += 0.1 * (slot.used - job.started - self._typical)
+        if event is not None:
+            _tell(job, event)
+
+
+def _tell(job: Job, event: Event) -> None:
+    if job.cancelled:
+        return
+    try:
+        job.listener(event)
+    except RuntimeError:  # the listener's event loop has ended
+        job.cancelled = True

@@ -1,0 +1,123 @@
+"""`chat` and `serve`: conversations in the terminal and over HTTP. Need no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from toolchain.cli.common import announce_compilation, guarded, whole_numbers
+
+Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
+Threads = Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")]
+Cpus = Annotated[str, typer.Option(help="Processors that keep one thread each, such as 0,2.")]
+Mmap = Annotated[
+    Optional[bool], typer.Option("--mmap/--no-mmap", help="Map the weights or read them; default: what is faster.")
+]
+TemplateFile = Annotated[Optional[Path], typer.Option(help="Chat template (Jinja) instead of the model's own.")]
+
+
+@guarded
+def chat(
+    folder: Folder,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        Optional[float], typer.Option(help="0 is greedy; default: the model's own, else 0.7.")
+    ] = None,
+    top_k: Annotated[Optional[int], typer.Option(help="Keep the k most likely tokens; 0: all.")] = None,
+    top_p: Annotated[Optional[float], typer.Option(help="Keep the most likely tokens up to this probability.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
+    stop: Annotated[Optional[list[str]], typer.Option(help="Text that ends an answer; may be repeated.")] = None,
+    chat_template: TemplateFile = None,
+    threads: Threads = None,
+    cpus: Cpus = "",
+    mmap: Mmap = None,
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer; /help lists commands.
+
+    When the context is full, the oldest questions are dropped together with their answers; the system message stays.
+    """
+    from export.errors import InputError
+    from runtime_py.chat.template import PlainTemplate, open_template
+    from runtime_py.chat.terminal import Chat, ChatSettings, converse
+    from runtime_py.generate import TextGenerator, default_sampling
+
+    if max_tokens < 1:
+        raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
+    sampling = default_sampling(folder, temperature, top_k, top_p, seed)
+    template = open_template(folder, chat_template)
+    announce_compilation()
+    generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
+    if isinstance(template, PlainTemplate):
+        print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
+    try:
+        converse(Chat(generator, template, ChatSettings(sampling, max_tokens, tuple(stop or ()), system)))
+    finally:
+        template.close()
+
+
+@guarded
+def serve(
+    folder: Folder,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
+    api_key: Annotated[
+        str, typer.Option(envvar="ATHENA_API_KEY", help="Key that clients must send.", show_envvar=True)
+    ] = "",
+    model_name: Annotated[Optional[str], typer.Option(help="Name in the API; default: the folder's name.")] = None,
+    sessions: Annotated[int, typer.Option(help="Requests computed at the same time.")] = 4,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 4096,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 4 << 20,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take, waiting included.")] = 600.0,
+    read_timeout: Annotated[
+        float, typer.Option(help="Seconds a client has to send headers, and again the body.")
+    ] = 15.0,
+    connections: Annotated[int, typer.Option(help="Most open connections.")] = 512,
+    reuse_answers: Annotated[
+        bool,
+        typer.Option(
+            help="Also reuse the cache of generated tokens: the next turn starts sooner, near ties may differ."
+        ),
+    ] = False,
+    chat_template: TemplateFile = None,
+    threads: Threads = None,
+    cpus: Cpus = "",
+    mmap: Mmap = None,
+) -> None:
+    """Serve a model over HTTP with the OpenAI API: completions, chat completions, streaming, metrics."""
+    from export.errors import InputError
+
+    try:
+        from runtime_py.serving.app import Server
+        from runtime_py.serving.server import bind, is_local
+        from runtime_py.serving.server import serve as listen
+    except ModuleNotFoundError as error:
+        raise InputError(f"this needs the package {error.name}: pip install 'athena-export[serve]'") from None
+    from runtime_py.chat.template import PlainTemplate, open_template
+    from runtime_py.generate import TextGenerator
+    from runtime_py.serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        sessions, queue, max_tokens, max_body, timeout, read_timeout, connections,
+        reuse_answers=reuse_answers, api_key=api_key,
+    )  # fmt: skip
+    template = open_template(folder, chat_template)
+    listening = bind(host, port)
+    announce_compilation()
+    generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
+    generator.session.forward(generator.session.new_state(), [0], last_only=True)  # compiles before the first client
+    if isinstance(template, PlainTemplate):
+        print("[this model has no chat template: chat continues the text of the messages]", file=sys.stderr)
+    if not is_local(host) and not api_key:
+        print(f"[anyone who reaches {host} can use this server: --api-key asks for a key]", file=sys.stderr)
+    name = model_name or folder.resolve().name
+    shown = f"http://{'[' + host + ']' if ':' in host else host}:{listening.getsockname()[1]}"
+    listen(
+        Server(generator, template, name, settings), listening, settings,
+        lambda: print(f"{name} at {shown}/v1 (process {os.getpid()}); Ctrl-C stops", file=sys.stderr, flush=True),
+    )  # fmt: skip
