@@ -51,14 +51,14 @@ class Failed:
 Event = Piece | Finished | Failed
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     state: Any
     tokens: list[int] = field(default_factory=list)  # what the state's cache holds, as far as it may be used
     used: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A submitted request. `cancelled` may be set by any thread."""
 
@@ -88,10 +88,12 @@ class Scheduler:
     def submit(self, request: GenerationRequest, listener: Callable[[Event], None], seconds: float) -> Job:
         """Queue a request; `listener` gets its events from the scheduler's thread, the last one Finished or Failed.
 
-        Raises Busy when the queue is full.
+        Raises Busy when the queue is full, RuntimeError when the scheduler has ended.
         """
         job = Job(request, listener, time.monotonic() + seconds)
         with self._wake:
+            if self._closing:
+                raise RuntimeError("the scheduler has ended")
             if len(self._waiting) >= self._settings.queue + max(self._settings.sessions - len(self._active), 0):
                 ahead = len(self._waiting) / self._settings.sessions
                 raise Busy(min(max(round(self._typical * (ahead + 1)), 1), 60))
@@ -122,24 +124,32 @@ class Scheduler:
         self._thread.join(timeout=60)
 
     def _work(self) -> None:
-        while True:
+        message = "the scheduler failed"
+        try:
+            while self._round():
+                pass
+            message = "the server is shutting down"
+        finally:
             with self._wake:
-                while not (self._waiting or self._active or self._closing):
-                    self._wake.wait()
-                if self._closing:
-                    left = [*self._active, *self._waiting]
-                    self._active, self._waiting = [], deque()
-                else:
-                    left = []
-                    self._expire_waiting()
-                    while self._waiting and self._free:
-                        self._begin(self._waiting.popleft())
+                self._closing = True
+                left = [*self._active, *self._waiting]
+                self._active, self._waiting = [], deque()
+            for job in left:
+                _tell(job, Failed(message))
+
+    def _round(self) -> bool:
+        """Start what can start and give every running request one step; False when the scheduler is to end."""
+        with self._wake:
+            while not (self._waiting or self._active or self._closing):
+                self._wake.wait()
             if self._closing:
-                for job in left:
-                    _tell(job, Failed("the server is shutting down"))
-                return
-            for job in list(self._active):
-                self._advance(job)
+                return False
+            self._expire_waiting()
+            while self._waiting and self._free:
+                self._begin(self._waiting.popleft())
+        for job in list(self._active):
+            self._advance(job)
+        return True
 
     def _expire_waiting(self) -> None:
         now = time.monotonic()
