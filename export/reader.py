@@ -20,6 +20,7 @@ from export.errors import InputError
 
 _MAX_FILE = 2**31 - 1  # protobuf's own limit
 _MAX_ELEMENTS = 2**40
+_MAX_NODES = 20_000  # three times what the largest published decoders need
 _READ_BYTES = 1 << 26
 
 
@@ -84,6 +85,8 @@ def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool = True) 
 
 def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
     graph = model.graph
+    if len(graph.node) > _MAX_NODES:
+        raise InputError(f"model.onnx: has {len(graph.node)} nodes; at most {_MAX_NODES} are read")
     maps: dict[str, np.ndarray] = {}
     weights = {t.name: _weight(t, folder, maps, mapped) for t in graph.initializer}
     nodes = tuple(_node(node) for node in graph.node)
@@ -119,7 +122,10 @@ def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
         for name in node.inputs:
             if name and name not in known:
                 raise InputError(f"model.onnx: node {node.name} reads {name!r}, which nothing before it makes")
-        known.update(node.outputs)
+        for name in node.outputs:
+            if name and name in known:
+                raise InputError(f"model.onnx: node {node.name} makes {name!r} a second time")
+            known.add(name)
 
 
 def _value(info: onnx.ValueInfoProto) -> ValueInfo:
@@ -213,3 +219,5 @@ def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
         layout.check(codes, codebook, scale)
     except ValueError as error:
         raise InputError(f"node {node.name}: {error}") from None
+    if node.inputs[3] in weights and not np.isfinite(scale).all():
+        raise InputError(f"node {node.name}: its scales hold numbers that are not finite")

@@ -9,7 +9,7 @@ import numpy as np
 from export.contract import CODEBOOK_GATHER, DOMAIN, codebook_gather
 from export.errors import InputError
 from export.reader import Graph, Node
-from runtime_py.operators import OPERATORS
+from runtime_py.operators import OPERATORS, run_operator
 
 
 class Folder:
@@ -18,6 +18,10 @@ class Folder:
     def __init__(self, graph: Graph) -> None:
         self._constants: dict[str, np.ndarray] = dict(graph.weights)
         self._producer = {name: node for node in graph.nodes for name in node.outputs}
+        self._foldable = set(self._constants)
+        for node in graph.nodes:  # in the order of computation
+            if _can_run(node) and all(name in self._foldable for name in node.inputs if name):
+                self._foldable.update(node.outputs)
 
     def producer(self, name: str) -> Node | None:
         """The node that makes a value; None for weights and inputs."""
@@ -25,10 +29,7 @@ class Folder:
 
     def is_constant(self, name: str) -> bool:
         """Whether the value depends on weights alone and can be computed here."""
-        if name in self._constants:
-            return True
-        node = self._producer.get(name)
-        return node is not None and _can_run(node) and all(self.is_constant(i) for i in node.inputs if i)
+        return name in self._foldable
 
     def constant(self, name: str) -> np.ndarray:
         """A value that depends on weights alone. Raises InputError when it does not."""
@@ -40,12 +41,21 @@ class Folder:
         return tuple(self._value(name, known) for name in names)
 
     def _value(self, name: str, known: dict[str, np.ndarray]) -> np.ndarray:
-        if name not in known:
-            node = self._producer.get(name)
+        waiting = [name]  # a stack, not recursion: a chain may be as long as the graph
+        while waiting:
+            node = self._producer.get(waiting[-1])
+            if waiting[-1] in known:
+                waiting.pop()
+                continue
             if node is None or not _can_run(node):
-                raise InputError(f"model.onnx: {name} cannot be computed from the weights alone")
-            inputs = [self._value(i, known) if i else None for i in node.inputs]
-            known.update(zip(node.outputs, _run(node, inputs)))
+                raise InputError(f"model.onnx: {waiting[-1]} cannot be computed from the weights alone")
+            missing = [i for i in node.inputs if i and i not in known]
+            if missing:
+                waiting += missing
+                continue
+            known.update(zip(node.outputs, _run(node, [known[i] if i else None for i in node.inputs])))
+            if waiting[-1] not in known:
+                raise InputError(f"node {node.name}: gives fewer outputs than it names")
         return known[name]
 
 
@@ -55,7 +65,7 @@ def _can_run(node: Node) -> bool:
 
 def _run(node: Node, inputs: list[np.ndarray | None]) -> tuple[np.ndarray, ...]:
     if node.domain != DOMAIN:
-        return OPERATORS[node.op_type](node.attributes, inputs)  # type: ignore[arg-type]
+        return run_operator(node.op_type, node.name, node.attributes, inputs)  # type: ignore[arg-type]
     ids, codes, book, scale = (np.asarray(i) for i in inputs)
     try:
         return (codebook_gather(ids, node.layout(), codes, book, scale),)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from export.errors import InputError
+from export.files import read_json
 from runtime_py.generation import Generation, GenerationRequest
 from runtime_py.load import open_model
 from runtime_py.sampling import SamplingSettings
@@ -30,7 +31,7 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         try:
             eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
         if isinstance(eos, int):
             return frozenset([eos])
@@ -41,10 +42,7 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
 def context_length(folder: Path) -> int:
     """Positions that config.json declares. Raises InputError when it declares none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from None
+    config = read_json(folder / "config.json")
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(config.get(name), int) and config[name] > 0:
             return config[name]

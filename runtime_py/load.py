@@ -61,6 +61,8 @@ def open_model(
         return Engine(graph, threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"
+    except MemoryError:
+        raise InputError(f"{Path(folder) / 'model.onnx'}: needs more memory than there is") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{Path(folder) / 'model.onnx'}: the graph is malformed ({type(error).__name__}: {error})"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from export.errors import InputError
 from runtime_py.kernels import rotate
 
 Arrays = Sequence[np.ndarray]
@@ -109,3 +110,38 @@ OPERATORS: Mapping[str, Operator] = {
     "Transpose": lambda a, x: (np.ascontiguousarray(np.transpose(x[0], a["perm"])),),
     "Unsqueeze": _unsqueeze,
 }
+
+_MAX_ELEMENTS = 1 << 30  # of one result
+_ELEMENTWISE = frozenset({"Add", "And", "Less", "LessOrEqual", "Mul", "Sub"})
+
+
+def run_operator(op_type: str, name: str, attributes: Mapping[str, Any], inputs: Arrays) -> tuple[np.ndarray, ...]:
+    """Run one operator of a graph that may be hostile. `name`: the node's, for error messages.
+
+    Raises InputError when the operator does not fit its inputs or its result would be too large.
+    """
+    try:
+        elements = _result_elements(op_type, attributes, inputs)
+        if elements > _MAX_ELEMENTS:
+            raise InputError(
+                f"node {name}: {op_type} would make {elements} numbers; at most {_MAX_ELEMENTS} are allowed"
+            )
+        return OPERATORS[op_type](attributes, inputs)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"node {name}: {op_type} does not fit its inputs ({type(error).__name__}: {error})") from None
+
+
+def _result_elements(op_type: str, attributes: Mapping[str, Any], x: Arrays) -> int:
+    """How many numbers the result has, for the operators that make more than they get."""
+    if op_type in _ELEMENTWISE:
+        return math.prod(np.broadcast_shapes(x[0].shape, x[1].shape))
+    if op_type == "MatMul":
+        batch = np.broadcast_shapes(x[0].shape[:-2], x[1].shape[:-2])
+        return math.prod((*batch, *x[0].shape[-2:-1], *x[1].shape[-1:]))
+    if op_type == "Gather":
+        axis = x[0].shape[attributes.get("axis", 0)]
+        return x[0].size // max(axis, 1) * x[1].size
+    if op_type == "Range":
+        start, stop, step = (int(v) for v in x)
+        return len(range(start, stop, step))
+    return 0

@@ -19,7 +19,7 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.reader import Graph, Node, read_graph
 from runtime_py.kernels import codebook_gather, codebook_matmul, masked_softmax
-from runtime_py.operators import OPERATORS
+from runtime_py.operators import OPERATORS, run_operator
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
 
@@ -67,8 +67,8 @@ class Session:
         """Kernels take float32 scales of the declared shape; they must be known when the folder is loaded."""
         scale = self._constants.get(node.inputs[3])
         expected = self._layouts[node.name].scale_shape
-        if scale is None or scale.shape != expected:
-            raise InputError(f"node {node.name}: its scales are not constant or not of shape {list(expected)}")
+        if scale is None or scale.shape != expected or not np.isfinite(scale).all():
+            raise InputError(f"node {node.name}: its scales are not constant, not finite or not of shape {list(expected)}")
         self._constants[node.inputs[3]] = np.ascontiguousarray(scale, dtype=np.float32)
 
     def _find_last_uses(self) -> list[list[str]]:
@@ -143,7 +143,7 @@ class Session:
             return (out.reshape(*x.shape[:-1], layout.N),)
         if node.op_type == "Attention":
             return (self._attend(node, inputs, state),)
-        return OPERATORS[node.op_type](node.attributes, inputs)
+        return run_operator(node.op_type, node.name, node.attributes, inputs)
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
         """ONNX Attention-23 for 3-D inputs, batch one, with the cache held here: returns [1, T, heads * head_dim]."""

@@ -1,8 +1,10 @@
 """Perplexity, KL divergence and top-1 agreement of a model on a text.
 
-The text is tokenized whole and cut into consecutive windows of `window` tokens, each evaluated alone; the last
-window - 1 positions of each are scored. A model is a model folder (through runtime_py) or a Hugging Face folder
-(float32, through transformers).
+The text is tokenized whole and cut into windows of `window` tokens, each evaluated alone. Windows that follow one
+another score their last window - 1 positions. With a stride they overlap, and each scores only what no earlier one has:
+every position but those of the first window has at least window - stride tokens before it.
+
+A model is a model folder (through runtime_py) or a Hugging Face folder (float32, through transformers).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class EvalResult:
     tokens: int  # scored positions
     windows: int
     window: int
+    stride: int | None = None  # tokens between the starts of windows; None: they do not overlap
     reference_perplexity: float | None = None
     kl: float | None = None  # mean KL(reference || model) per position, nats
     kl_stderr: float | None = None
@@ -94,49 +97,62 @@ def open_scorer(name: str, activations: str = "int8") -> Scorer:
     return HuggingFaceScorer(name)
 
 
-def windows_of(text: str, tokenizer: Tokenizer, window: int, limit: int | None, where: str) -> np.ndarray:
-    """int64 [n, window]. Raises InputError when the text is shorter than one window."""
+def windows_of(
+    text: str, tokenizer: Tokenizer, window: int, limit: int | None, where: str, stride: int | None = None
+) -> np.ndarray:
+    """int64 [n, window], starting every `stride` tokens (default: every `window`).
+
+    Raises InputError when the text is shorter than one window or the stride is longer.
+    """
     if window < 2:
         raise InputError(f"--window must be 2 or more, not {window}")
+    if stride is not None and not 1 <= stride < window:
+        raise InputError(f"--stride must be 1 to {window - 1}, below the window of {window}; not {stride}")
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
-    count = ids.size // window
-    if count == 0:
+    if ids.size < window:
         raise InputError(f"{where}: has {ids.size} tokens, one window needs {window}; give more text or --window")
-    count = min(count, limit) if limit else count
-    return ids[: count * window].reshape(count, window)
+    return np.lib.stride_tricks.sliding_window_view(ids, window)[:: stride or window][:limit]
 
 
-def evaluate(scorer: Scorer, windows: np.ndarray, reference: Scorer | None = None, quiet: bool = False) -> EvalResult:
-    """Score all windows. Raises InputError when reference and model disagree on the vocabulary."""
+def evaluate(
+    scorer: Scorer, windows: np.ndarray, reference: Scorer | None = None, quiet: bool = False, stride: int | None = None
+) -> EvalResult:
+    """Score all windows, which start `stride` tokens apart (None: they do not overlap).
+
+    Raises InputError when reference and model disagree on the vocabulary.
+    """
     if reference is not None and reference.vocab_size != scorer.vocab_size:
         raise InputError(f"the reference has a vocabulary of {reference.vocab_size}, the model of {scorer.vocab_size}")
     if int(windows.max()) >= scorer.vocab_size:
         raise InputError(f"the text has token {int(windows.max())}, the model's vocabulary is {scorer.vocab_size}")
-    losses, reference_losses, divergences, agreements = [], [], [], []
+    losses, reference_losses, divergences, agreements, counts = [], [], [], [], []
     with Reporter("Evaluating", len(windows), quiet) as report:
-        for tokens in windows:
-            predicted = _log_softmax(scorer.logits(tokens)[:-1])
-            rows = np.arange(len(tokens) - 1)
-            losses.append(-predicted[rows, tokens[1:]].mean())
+        for number, tokens in enumerate(windows):
+            first = len(tokens) - 1 - stride if stride and number else 0
+            predicted = _log_softmax(scorer.logits(tokens)[first:-1])
+            rows, targets = np.arange(len(predicted)), tokens[first + 1 :]
+            counts.append(len(rows))
+            losses.append(-predicted[rows, targets].mean())
             if reference is not None:
-                true = _log_softmax(reference.logits(tokens)[:-1])
-                reference_losses.append(-true[rows, tokens[1:]].mean())
+                true = _log_softmax(reference.logits(tokens)[first:-1])
+                reference_losses.append(-true[rows, targets].mean())
                 divergences.append((np.exp(true) * (true - predicted)).sum(axis=1).mean())
                 agreements.append((true.argmax(axis=1) == predicted.argmax(axis=1)).mean())
             report.step("window")
-    mean, error = _mean_and_error(losses)
-    kl, kl_error = _mean_and_error(divergences) if divergences else (None, None)
+    mean, error = _mean_and_error(losses, counts)
+    kl, kl_error = _mean_and_error(divergences, counts) if divergences else (None, None)
     return EvalResult(
         perplexity=math.exp(mean),
         stderr=math.exp(mean) * error,
         nats_per_token=mean,
-        tokens=len(windows) * (windows.shape[1] - 1),
+        tokens=sum(counts),
         windows=len(windows),
         window=windows.shape[1],
-        reference_perplexity=math.exp(np.mean(reference_losses)) if reference_losses else None,
+        stride=stride,
+        reference_perplexity=math.exp(np.average(reference_losses, weights=counts)) if reference_losses else None,
         kl=kl,
         kl_stderr=kl_error,
-        top1_agreement=float(np.mean(agreements)) if agreements else None,
+        top1_agreement=float(np.average(agreements, weights=counts)) if agreements else None,
     )
 
 
@@ -147,7 +163,11 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
-def _mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean over windows and its standard error (0 for a single window, where it is unknown)."""
+def _mean_and_error(values: list[float], counts: list[int]) -> tuple[float, float]:
+    """Mean over positions and its standard error from the spread of the windows' means (0 for one window: unknown).
+
+    Windows that overlap are not independent; with a stride the error is too small by about sqrt(window / stride).
+    """
     array = np.asarray(values, dtype=np.float64)
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size)) if array.size > 1 else 0.0
+    error = float(array.std(ddof=1) / math.sqrt(array.size)) if array.size > 1 else 0.0
+    return float(np.average(array, weights=counts)), error

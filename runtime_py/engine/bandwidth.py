@@ -7,7 +7,7 @@ import time
 import numba as nb
 import numpy as np
 
-from runtime_py.engine.plan import aligned_bytes
+from runtime_py.engine.fence import aligned_bytes
 from runtime_py.engine.team import Team
 from runtime_py.simd.atomics import barrier
 from runtime_py.simd.vectors import add_ints, load_ints, prefetch, store_ints, zero_ints

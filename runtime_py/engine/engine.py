@@ -14,9 +14,10 @@ import numpy as np
 from export.errors import InputError
 from export.reader import Graph
 from runtime_py.engine import attention, matmul
+from runtime_py.engine.fence import aligned_bytes, settled
 from runtime_py.engine.machine import run_steps
 from runtime_py.engine.matrix import RAW_WIDTH
-from runtime_py.engine.plan import aligned_bytes, finish
+from runtime_py.engine.plan import finish
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.team import Team, available_threads
 from runtime_py.simd.codes import RAW, WIDTHS
@@ -76,12 +77,12 @@ class Engine:
         )
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self._threads)
-        self._counters = np.zeros(len(self._plan.steps), np.int64)
+        self._counters = settled(np.zeros(len(self._plan.steps), np.int64))
         self._meeting = aligned_bytes(128)
         self._rotations: tuple[np.ndarray, np.ndarray] | None = None
         self._rotated = 0  # positions in the table
         self._bound = -1  # stamp of the state whose cache is in the step table
-        self._ids, self._positions = np.zeros(_CHUNK, np.int64), np.zeros(_CHUNK, np.int64)
+        self._ids, self._positions = settled(np.zeros(_CHUNK, np.int64)), settled(np.zeros(_CHUNK, np.int64))
         self._plan.set("input_ids", self._ids.ctypes.data)
         self._plan.set("position_ids", self._positions.ctypes.data)
         self._addresses = tuple(a.ctypes.data for a in (self._counters, self._meeting, self._scratch))
@@ -181,7 +182,7 @@ class Engine:
         if self._rotation_names is None:
             return
         inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
-        cos, sin = (np.ascontiguousarray(a[0]) for a in self._folder.given(self._rotation_names, inputs))
+        cos, sin = (settled(a[0]) for a in self._folder.given(self._rotation_names, inputs))
         smallest = min(shape.head_dim for shape in self._attention)
         if cos.shape != sin.shape or cos.ndim != 2 or len(cos) < total or 2 * cos.shape[1] > smallest:
             raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from export.contract import CodebookLayout
 from export.packing import BLOCK_COLUMNS, planes
+from runtime_py.engine.fence import settled
 from runtime_py.simd.codes import tail_places, tail_segment
 from runtime_py.simd.vectors import get_u8, load_bytes, put_i8
 
@@ -28,11 +29,12 @@ def matrix_record(
     if not (codes.flags.c_contiguous and codebook.flags.c_contiguous and scale.flags.c_contiguous):
         raise ValueError("codes, codebook and scale must be contiguous")
     layout.check(codes, codebook, scale)
+    codes, codebook, scale = settled(codes), settled(codebook), settled(scale)
     blocks, tail = divmod(layout.K, BLOCK_COLUMNS)
     record = np.zeros(FIELDS, np.int64)
     places = np.zeros(1, np.int64)
     if tail and tail % 64 == 0:
-        places = np.array(tail_places(tail, layout.bits), np.int64)
+        places = settled(np.array(tail_places(tail, layout.bits), np.int64))
         record[PLACES] = places.ctypes.data
     raw = layout.bits == 8 and bool(np.array_equal(codebook, np.broadcast_to(np.arange(-128, 128), codebook.shape)))
     record[CODES], record[ROW_BYTES] = codes.ctypes.data, codes.shape[1]

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from runtime_py.engine.fence import ALIGN, aligned_bytes, checking
 from runtime_py.engine.matrix import padded
 from runtime_py.engine.steps import ARGUMENTS, FIELDS, LAST, MEET, OPERATION, STEP
-
-_ALIGN = 64
 
 
 @dataclass(eq=False)
@@ -91,18 +90,14 @@ class Quantized:
         }
 
 
-def aligned_bytes(size: int) -> np.ndarray:
-    """uint8 [size] whose address is a multiple of 64; pages are only taken when touched."""
-    raw = np.zeros(size + _ALIGN, np.uint8)
-    start = -raw.ctypes.data % _ALIGN
-    return raw[start : start + size]
-
-
 def finish(steps: list[Step], keep: list[np.ndarray]) -> Plan:
     """Place the buffers, set the meeting points and write the table."""
     _set_meetings(steps)
-    arena = aligned_bytes(_place_buffers(steps))
-    base = arena.ctypes.data
+    if checking():
+        arena, base = _fence_buffers(steps, keep), 0
+    else:
+        arena = aligned_bytes(_place_buffers(steps))
+        base = arena.ctypes.data
     table = np.zeros((len(steps), STEP), np.int64)
     plan = Plan(table, arena, keep)
     for row, step in enumerate(steps):
@@ -158,10 +153,21 @@ def _place_buffers(steps: list[Step]) -> int:
     return top
 
 
+def _fence_buffers(steps: list[Step], keep: list[np.ndarray]) -> np.ndarray:
+    """Give every buffer memory of its own; offsets become addresses. Returns an empty arena."""
+    for step in steps:
+        for buffer in (*step.reads, *step.writes):
+            if buffer.offset < 0:
+                memory = aligned_bytes(buffer.size)
+                keep.append(memory)
+                buffer.offset = memory.ctypes.data
+    return np.zeros(0, np.uint8)
+
+
 def _gap(live: list[Buffer], size: int) -> int:
     at = 0
     for buffer in sorted(live, key=lambda b: b.offset):
         if at + size <= buffer.offset:
             return at
-        at = max(at, -(-(buffer.offset + buffer.size) // _ALIGN) * _ALIGN)
+        at = max(at, -(-(buffer.offset + buffer.size) // ALIGN) * ALIGN)
     return at

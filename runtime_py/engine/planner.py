@@ -13,9 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
+from export.errors import InputError
 from export.reader import Graph, Node
 from runtime_py.engine import steps as op
 from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU
+from runtime_py.engine.fence import settled
 from runtime_py.engine.matrix import WIDTH, is_fast, matrix_record
 from runtime_py.engine.plan import Argument, Buffer, External, Quantized, Step
 from runtime_py.engine.values import AttentionShape, Pending, Tokens, Unplannable, stored_rows, window_of_mask
@@ -41,6 +43,7 @@ class Planner:
         self.folder = Folder(graph)
         self._quantized: dict[Buffer, Quantized] = {}
         self._uses: dict[str, int] = {}
+        self._seen: dict[str, int] = {}  # uses up to and including the node being visited
         for node in graph.nodes:
             for name in node.inputs:
                 self._uses[name] = self._uses.get(name, 0) + 1
@@ -48,6 +51,8 @@ class Planner:
     def plan(self) -> None:
         """Raises Unplannable."""
         for node in self.graph.nodes:
+            for name in node.inputs:
+                self._seen[name] = self._seen.get(name, 0) + 1
             self._visit(node)
         self._mark_last()
 
@@ -86,7 +91,7 @@ class Planner:
 
     def _vector(self, name: str, size: int) -> int:
         """Address of a constant of `size` numbers as contiguous float32."""
-        array = np.ascontiguousarray(self.folder.constant(name), dtype=np.float32)
+        array = settled(np.asarray(self.folder.constant(name), dtype=np.float32))
         if array.size != size:
             raise Unplannable(f"{name} has {array.size} numbers where {size} are needed")
         self.keep.append(array)
@@ -155,6 +160,8 @@ class Planner:
         scale = np.ascontiguousarray(self.folder.constant(inputs[2]), dtype=np.float32)
         if scale.shape != layout.scale_shape:
             raise Unplannable(f"the scales of {node.name} have shape {list(scale.shape)}")
+        if not np.isfinite(scale).all():
+            raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
         record, alive = matrix_record(layout, codes, book, scale)
         self.keep += [record, *alive]
         if node.op_type == CODEBOOK_MATMUL:
@@ -181,7 +188,7 @@ class Planner:
         table = self.folder.constant(node.inputs[0])
         if table.ndim != 2 or node.attributes.get("axis", 0) != 0 or table.dtype not in (np.float16, np.float32):
             raise Unplannable(f"the lookup {node.name}")
-        table = np.ascontiguousarray(table)
+        table = settled(table)
         self.keep.append(table)
         out = self._new(table.shape[1])
         ids = self._ids(node.inputs[1])
@@ -266,6 +273,7 @@ class Planner:
         weights = stored_rows(self.folder, self.graph, node.inputs[1])
         if weights.ndim != 2 or weights.shape[1] != x.width:
             raise Unplannable(f"the weights of {node.name}")
+        weights = settled(weights)
         self.keep.append(weights)
         self.bytes_per_token += weights.nbytes
         out = self._new(weights.shape[0])
@@ -292,7 +300,7 @@ class Planner:
             single = self._uses[node.inputs[1] if product is b else node.inputs[0]] == 1
             if (
                 single
-                and self._uses[other_name] == self._seen_uses(other_name, node)
+                and self._uses[other_name] == self._seen[other_name]  # nobody reads it later: it may be overwritten
                 and step.operation in (op.MATMUL, op.GROUPED, op.DENSE)
                 and step.writes == [product.buffer]
                 and not step.arguments.get("accumulate")  # it holds only a part of the product then
@@ -318,15 +326,6 @@ class Planner:
         }
         self._emit(op.ADD, arguments, [a.buffer, b.buffer], [out.buffer])
         self._values[node.outputs[0]] = out
-
-    def _seen_uses(self, name: str, until: Node) -> int:
-        """How many reads of a value happen up to and including this node: all of them, if it may be overwritten."""
-        count = 0
-        for node in self.graph.nodes:
-            count += sum(i == name for i in node.inputs)
-            if node is until:
-                break
-        return count
 
     def _add_bias(self, node: Node, value: str, bias: str) -> None:
         x, step = self._tokens(value), self.steps[-1]

@@ -10,10 +10,10 @@ import numpy as np
 from export.contract import CodebookLayout
 from export.packing import pack
 from runtime_py.engine import matmul
+from runtime_py.engine.fence import aligned_bytes
 from runtime_py.engine.matmul import matmul_item
 from runtime_py.engine.matrix import matrix_record, padded
 from runtime_py.engine.matvec import matvec_rows
-from runtime_py.engine.plan import aligned_bytes
 from runtime_py.engine.quantize import quantize_group, quantize_token
 from runtime_py.load import open_model
 from runtime_py.simd.codes import WIDTHS

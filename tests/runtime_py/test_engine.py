@@ -17,9 +17,9 @@ from export.packing import pack
 from export.reader import read_graph
 from runtime_py.engine import attention, elementwise
 from runtime_py.engine.engine import Engine
+from runtime_py.engine.fence import aligned_bytes
 from runtime_py.engine.grouped import grouped_rows
 from runtime_py.engine.matrix import matrix_record
-from runtime_py.engine.plan import aligned_bytes
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.values import Unplannable
 from runtime_py.generate import TextGenerator

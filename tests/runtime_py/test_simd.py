@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.packing import pack
-from runtime_py.engine.plan import aligned_bytes
+from runtime_py.engine.fence import aligned_bytes
 from runtime_py.simd.codes import RAW, WIDTHS, lookup, segment, table
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.simd.lowering import dot, lookup16, lookup64
