@@ -68,7 +68,9 @@ class Session:
         scale = self._constants.get(node.inputs[3])
         expected = self._layouts[node.name].scale_shape
         if scale is None or scale.shape != expected or not np.isfinite(scale).all():
-            raise InputError(f"node {node.name}: its scales are not constant, not finite or not of shape {list(expected)}")
+            raise InputError(
+                f"node {node.name}: its scales are not constant, not finite or not of shape {list(expected)}"
+            )
         self._constants[node.inputs[3]] = np.ascontiguousarray(scale, dtype=np.float32)
 
     def _find_last_uses(self) -> list[list[str]]:

@@ -73,11 +73,12 @@ def product(isa, amx, layout, parts, x, bias=None, start=None):
             tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, *addresses, scratch.ctypes.data
         )
     rows, vectors = matmul.tile_shape(isa, amx)
+    config = _amx_config()
     all_rows(
-        tag, width, (rows, vectors, amx), _amx_config().ctypes.data, -(-layout.N // rows), record.ctypes.data,
+        tag, width, (rows, vectors, amx), config.ctypes.data, -(-layout.N // rows), record.ctypes.data,
         *addresses, tokens, out.ctypes.data, shift, start is not None, scratch.ctypes.data,
     )  # fmt: skip
-    del keep
+    del keep, config
     return out
 
 
