@@ -27,6 +27,7 @@ from export.files import MANIFEST, read_json
 
 FORMAT_VERSION = 1
 OUTSIDE_SHARD = "outside.safetensors"
+_MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,22 @@ class TensorRecord:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> TensorRecord:
+        """Raises TypeError or ValueError when the data is not a record."""
         fields = {key: value for key, value in data.items() if key != "effective_bits"}
-        return TensorRecord(**{**fields, "shape": tuple(fields["shape"])})
+        record = TensorRecord(**{**fields, "shape": tuple(fields["shape"])})
+        numbers = (
+            *record.shape,
+            record.bytes,
+            record.group_size,
+            record.rank,
+            record.bits or 0,
+            record.scale_bits or 0,
+        )
+        if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
+            raise ValueError(f"the record of {record.name!r} holds impossible numbers")
+        if record.scheme == "codebook":
+            record.layout()
+        return record
 
 
 def block_shard(layer: int) -> str:
@@ -106,7 +121,7 @@ def read_shard_records(path: Path) -> list[TensorRecord]:
     try:
         with safe_open(path, framework="numpy") as file:
             return [TensorRecord.from_json(r) for r in json.loads((file.metadata() or {})["athena"])]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a complete shard of a quantized checkpoint ({error})") from None
 
 
@@ -138,7 +153,14 @@ class QuantizedCheckpoint:
         self.config = read_json(folder / "config.json")
         self.records: dict[str, TensorRecord] = {}
         self._shard_of: dict[str, Path] = {}
-        for name in shard_names(int(self.manifest["layers"]), str(self.manifest.get("shard_prefix", ""))):
+        layers, prefix = self.manifest.get("layers"), self.manifest.get("shard_prefix", "")
+        if type(layers) is not int or not 1 <= layers <= _MAX_LAYERS:
+            raise InputError(
+                f"{folder / MANIFEST}: layers must be a whole number from 1 to {_MAX_LAYERS}, not {layers!r}"
+            )
+        if not isinstance(prefix, str) or Path(f"{prefix}x").name != f"{prefix}x" or "\0" in prefix:
+            raise InputError(f"{folder / MANIFEST}: shard_prefix {prefix!r} is not the start of a file name")
+        for name in shard_names(layers, prefix):
             path = folder / name
             if not path.exists():
                 raise InputError(f"{path}: this shard is missing; run `athena-export quantize` again to finish it")

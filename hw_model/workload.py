@@ -107,7 +107,13 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
             total = sum(stored.get(name, 0) for name in node.inputs)
             stored.update(dict.fromkeys(node.outputs, total))
             continue
-        operation = _operation(node, graph, sizes, phase, constant, stored)
+        try:
+            operation = _operation(node, graph, sizes, phase, constant, stored)
+        except InputError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            kind = type(error).__name__
+            raise InputError(f"model.onnx: node {node.name} ({node.op_type}) is malformed ({kind}: {error})") from None
         if operation is not None:
             found.append(operation)
     return found

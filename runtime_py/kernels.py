@@ -1,7 +1,7 @@
 """Portable Numba kernels: the codebook product, the codebook row lookup, rotary positions and softmax.
 
-Each mirrors a plain numpy reference (export/contract.py or the tests). Bounds are checked once by export/reader.py,
-which compares every stored array with the layout its node declares.
+Each mirrors a plain numpy reference (export/contract.py or the tests). Bounds are checked once a call, here, before the
+compiled code runs; export/reader.py has compared every stored array with the layout its node declares.
 """
 
 from __future__ import annotations
@@ -81,7 +81,12 @@ def _dequantize_rows(rows, codes, codebook, scale, bits, group, per_book, per_sc
 def codebook_matmul(
     x: np.ndarray, layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
-    """x [T, K] float32 times the transposed codebook matrix -> [T, N] float32. scale must be float32."""
+    """x [T, K] float32 times the transposed codebook matrix -> [T, N] float32. scale must be float32.
+
+    Raises ValueError when x has another width.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    _require(x.ndim == 2 and x.shape[1] == layout.K, "the input does not have K columns")
     tokens = x.shape[0]
     out = np.empty((tokens, layout.N), np.float32)
     shape = (layout.bits, layout.columns_per_group, layout.rows_per_codebook, layout.rows_per_scale)
@@ -103,6 +108,8 @@ def codebook_gather(
     ids: np.ndarray, layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
     """Rows `ids` int64 [T] of the codebook matrix -> float32 [T, K]. Raises IndexError on an id outside 0..N-1."""
+    ids = np.ascontiguousarray(ids, np.int64)
+    _require(ids.ndim == 1, "ids must be a list")
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= layout.N):
         raise IndexError(f"token id outside 0..{layout.N - 1}")
     out = np.empty((ids.size, layout.K), np.float32)
@@ -111,9 +118,19 @@ def codebook_gather(
     return out
 
 
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotary positions in half-split layout: x float32 [T, H, D], cos and sin [T, R] with R <= D / 2; a new array.
+
+    Raises ValueError when the shapes do not fit.
+    """
+    x, cos, sin = (np.ascontiguousarray(a, np.float32) for a in (x, cos, sin))
+    _require(x.ndim == 3 and cos.ndim == 2 and cos.shape == sin.shape, "cos and sin must be [tokens, half]")
+    _require(cos.shape[0] == x.shape[0] and 2 * cos.shape[1] <= x.shape[2], "cos and sin do not fit the heads")
+    return _rotate(x, cos, sin)
+
+
 @nb.njit(cache=True)
-def rotate(x, cos, sin):  # type: ignore[no-untyped-def]
-    """Rotary positions in half-split layout: x float32 [T, H, D], cos and sin [T, R] with R <= D / 2; a new array."""
+def _rotate(x, cos, sin):  # type: ignore[no-untyped-def]
     tokens, heads, _ = x.shape
     half = cos.shape[1]
     out = x.copy()
@@ -126,14 +143,30 @@ def rotate(x, cos, sin):  # type: ignore[no-untyped-def]
     return out
 
 
-@nb.njit(cache=True, fastmath={"reassoc", "contract"})
-def masked_softmax(scores, mask, past, repeat, scale):  # type: ignore[no-untyped-def]
+def masked_softmax(scores: np.ndarray, mask: np.ndarray, past: int, repeat: int, scale: np.float32) -> None:
     """Causal softmax in place over scores float32 [heads, repeat * T, total], after multiplying them by scale.
 
     Row r of a head is query r % T at position past + r % T. It sees the keys up to its own position whose mask entry
     is True; mask is bool [1 or T, total]. Other keys get probability zero, and so does everything in a row that sees
-    no key at all.
+    no key at all. Raises ValueError when the shapes do not fit.
     """
+    _require(
+        scores.ndim == 3 and scores.dtype == np.float32 and repeat > 0, "scores must be float32 of three dimensions"
+    )
+    tokens = scores.shape[1] // repeat
+    fits = mask.ndim == 2 and mask.dtype == np.bool_ and mask.shape[1] == scores.shape[2]
+    _require(fits and mask.shape[0] in (1, tokens), "the mask must be bool [1 or tokens, keys]")
+    _require(tokens * repeat == scores.shape[1] and past + tokens == scores.shape[2], "more keys than positions")
+    _masked_softmax(scores, np.ascontiguousarray(mask), past, repeat, np.float32(scale))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@nb.njit(cache=True, fastmath={"reassoc", "contract"})
+def _masked_softmax(scores, mask, past, repeat, scale):  # type: ignore[no-untyped-def]
     heads, rows, total = scores.shape
     tokens = rows // repeat
     for h in range(heads):

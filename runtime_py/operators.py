@@ -127,6 +127,8 @@ def run_operator(op_type: str, name: str, attributes: Mapping[str, Any], inputs:
                 f"node {name}: {op_type} would make {elements} numbers; at most {_MAX_ELEMENTS} are allowed"
             )
         return OPERATORS[op_type](attributes, inputs)
+    except InputError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"node {name}: {op_type} does not fit its inputs ({type(error).__name__}: {error})") from None
 

@@ -59,7 +59,7 @@ class Session:
             self._prepare_scale(node)
         if node.op_type != "Attention" and all(name in self._constants for name in node.inputs if name):
             inputs = [self._constants[name] for name in node.inputs]
-            self._constants.update(zip(node.outputs, self._run(node, inputs, self.new_state())))
+            self._constants.update(zip(node.outputs, self._run_checked(node, inputs, self.new_state())))
             return
         self._steps.append(node)
 
@@ -124,16 +124,28 @@ class Session:
             inputs = [self._value(name, values) for name in node.inputs]
             if last_only and node.outputs[0] in self._head_values and node.op_type in (CODEBOOK_MATMUL, "MatMul"):
                 inputs[0] = inputs[0][:, -1:]
-            values.update(zip(node.outputs, self._run(node, inputs, state)))
+            values.update(zip(node.outputs, self._run_checked(node, inputs, state)))
             for name in finished:
                 values.pop(name, None)
+        logits = values.get("logits")
+        if logits is None or logits.ndim != 3 or logits.shape[0] != 1 or logits.shape[2] != self.vocab_size:
+            raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")
         state.length = total
-        return values["logits"][0]
+        return logits[0]
 
     def _value(self, name: str, values: dict[str, np.ndarray]) -> Any:
         """A value by name; cache inputs have none, attention finds them in the state."""
         found = values.get(name)
         return found if found is not None else self._constants.get(name)
+
+    def _run_checked(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
+        try:
+            return self._run(node, inputs, state)
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+            kind = type(error).__name__
+            raise InputError(f"node {node.name}: {node.op_type} does not fit its inputs ({kind}: {error})") from None
 
     def _run(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
         if node.domain == DOMAIN:
@@ -152,6 +164,13 @@ class Session:
         query, key, value, mask = inputs[:4]
         heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
         tokens, head_dim = query.shape[1], query.shape[2] // heads
+        shapes = key.shape == value.shape == (1, tokens, kv_heads * head_dim) and query.shape == (
+            1,
+            tokens,
+            heads * head_dim,
+        )
+        if not shapes or min(heads, kv_heads, head_dim) < 1 or heads % kv_heads:
+            raise ValueError("queries, keys and values do not fit the heads")
         past, total = state.length, state.length + tokens
         keys = _append(state.keys, node.name, key, past, kv_heads)
         values = _append(state.values, node.name, value, past, kv_heads)

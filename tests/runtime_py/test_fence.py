@@ -34,7 +34,8 @@ def test_a_checked_engine_gives_the_same_logits(stories_folder):
     code = (
         "import numpy as np, sys; from runtime_py.load import open_model\n"
         f"m, _ = open_model({str(stories_folder)!r}); s = m.new_state()\n"
-        "a = m.forward(s, list(range(1, 300))); b = m.forward(s, [5]); sys.stdout.buffer.write(a.tobytes() + b.tobytes())"
+        "a = m.forward(s, list(range(1, 300))); b = m.forward(s, [5])\n"
+        "sys.stdout.buffer.write(a.tobytes() + b.tobytes())"
     )
     found = [
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "ATHENA_CHECK": check}, capture_output=True)

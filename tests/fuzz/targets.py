@@ -1,0 +1,279 @@
+"""What is fuzzed: each target takes bytes, treats them as one file of a folder, and uses it as the product does.
+
+A target may raise InputError; anything else is a finding. Seeds are the real files.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from onnx import AttributeProto, ModelProto
+
+from export.errors import InputError
+from tests.conftest import DEMO
+
+WORK = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
+
+
+class Target:
+    """One file of a folder under attack."""
+
+    def __init__(self, name: str, folder: Path, filename: str, use: Callable[[Path], object]) -> None:
+        self.name, self.folder, self.filename, self._use = name, folder, filename, use
+        self.seed = (folder / filename).read_bytes()
+        self.refusal = ""  # why the last refused input was
+
+    def __call__(self, data: bytes) -> bool:
+        """Whether the file was accepted. Raises what the product raises, InputError excepted."""
+        (self.folder / self.filename).write_bytes(data)
+        try:
+            self._use(self.folder)
+        except InputError as error:
+            if "\n" in str(error):
+                raise AssertionError(f"an error of several lines: {error}") from error
+            self.refusal = str(error)
+            return False
+        return True
+
+
+def use_model(folder: Path) -> None:
+    """Open and run: a prompt, then a token. Both runners, because the interpreter takes what the engine refuses."""
+    from runtime_py.load import open_model
+
+    for activations in ("int8", "float32"):
+        runner, _ = open_model(folder, activations, threads=1, mapped=True)
+        state = runner.new_state()
+        runner.forward(state, [1, 2, 3], last_only=True)
+        runner.forward(state, [4], last_only=True)
+
+
+def use_cost(folder: Path) -> None:
+    """What `cost` and `inspect` read."""
+    from hw_model.estimate import estimate
+
+    estimate(folder, ["rpi5"], "decode", 64)
+
+
+def use_source(folder: Path) -> None:
+    """What `quantize` reads of a Hugging Face checkpoint."""
+    from toolchain.source import SourceModel
+
+    source = SourceModel(folder)
+    source.fingerprint()
+    for name in source.names()[:40]:
+        source.tensor(name)
+
+
+def use_checkpoint(folder: Path) -> None:
+    """What `package` reads of a quantized checkpoint."""
+    from export.checkpoint import QuantizedCheckpoint
+
+    checkpoint = QuantizedCheckpoint(folder)
+    for record in checkpoint.records.values():
+        if record.scheme == "codebook":
+            record.layout()
+
+
+def use_json(folder: Path) -> None:
+    """Every reader of the small JSON files."""
+    from export.archs import model_spec
+    from export.files import MANIFEST, read_json
+    from runtime_py.chat.template import _read_config, _special_tokens
+    from runtime_py.generate import context_length, default_sampling, stop_tokens
+
+    for step in (
+        lambda: stop_tokens(folder),
+        lambda: context_length(folder),
+        lambda: default_sampling(folder, None, None, None, 0),
+        lambda: _special_tokens(_read_config(folder / "tokenizer_config.json")),
+        lambda: read_json(folder / MANIFEST),
+        lambda: model_spec(read_json(folder / "config.json")),
+    ):
+        try:
+            step()
+        except InputError as error:
+            if "\n" in str(error):
+                raise AssertionError(f"an error of several lines: {error}") from error
+
+
+def make_folders(root: Path) -> dict[str, Target]:
+    """The targets over small real folders: a random llama, exported, and the demo model's files."""
+    from toolchain.packaging import package_checkpoint
+    from toolchain.pipeline import CalibrationChoice, quantize_model
+    from toolchain.quantize.settings import QuantizeSettings
+
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    source = tiny_llama(root / "source")
+    settings = QuantizeSettings(bits=3, method="rtn", sequences=2, sequence_length=16, rank=2)
+    checkpoint = quantize_model(str(source), root / "checkpoint", settings, CalibrationChoice(), quiet=True)
+    built = package_checkpoint(checkpoint, root / "model", quiet=True)
+    built.rename(root / "model")
+
+    def copy(folder: Path, name: str) -> Path:
+        shutil.copytree(folder, root / name)
+        return root / name
+
+    model = root / "model"
+    targets = [
+        Target("model", copy(model, "model-a"), "model.onnx", use_model),
+        Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
+        Target("weights", copy(model, "model-c"), "model.onnx.data", use_model),
+        Target("safetensors", copy(source, "source-a"), "model.safetensors", use_source),
+        Target("shard", copy(root / "checkpoint", "checkpoint-a"), "block-00000.safetensors", use_checkpoint),
+        Target("manifest", copy(root / "checkpoint", "checkpoint-b"), "athena.json", use_checkpoint),
+        Target("config", copy(model, "json-a"), "config.json", use_json),
+        Target("generation", copy(model, "json-b"), "generation_config.json", use_json),
+        Target("tokenizer-config", copy(model, "json-c"), "tokenizer_config.json", use_json),
+    ]
+    return {target.name: target for target in targets}
+
+
+def tiny_llama(folder: Path) -> Path:
+    """A random llama of two small layers with the demo model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(DEMO / name, folder / name)
+    return folder
+
+
+def mutate(target: Target, data: bytes, random_: random.Random) -> bytes:
+    """A neighbour of `data`: one to four changes, to the bytes or to what they mean."""
+    for _ in range(random_.choice((1, 1, 2, 4))):
+        structured = {"model.onnx": _change_model, ".json": _change_json}
+        change = next((f for end, f in structured.items() if target.filename.endswith(end)), None)
+        if target.filename.endswith(".safetensors") and random_.random() < 0.6:
+            data = _change_header(data, random_)
+        elif change is not None and random_.random() < 0.75:
+            data = change(data, random_)
+        else:
+            data = _change_bytes(data, random_)
+    return data
+
+
+_NUMBERS = (0, -1, 1, 2, 3, 7, 127, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
+
+
+def _change_bytes(data: bytes, random_: random.Random) -> bytes:
+    kind, at = random_.randrange(5), random_.randrange(len(data) + 1)
+    if kind == 0 and data:
+        return data[: at - 1] + bytes([random_.randrange(256)]) + data[at:]
+    if kind == 1:
+        return data[:at]
+    if kind == 2:
+        return data[:at] + random_.randbytes(random_.randrange(1, 64)) + data[at:]
+    end = min(at + random_.randrange(1, 64), len(data))
+    if kind == 3:
+        return data[:at] + data[end:]
+    return data[:at] + data[at:end] * random_.randrange(2, 5) + data[end:]
+
+
+def _change_model(data: bytes, random_: random.Random) -> bytes:
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception:
+        return _change_bytes(data, random_)
+    graph, kind = model.graph, random_.randrange(9)
+    if kind <= 2 and graph.node:
+        node = random_.choice(graph.node)
+        if kind == 0 and node.attribute:
+            _change_attribute(random_.choice(node.attribute), random_)
+        elif kind == 1 and node.input:
+            names = [i.name for i in graph.initializer] + [o for n in graph.node for o in n.output]
+            node.input[random_.randrange(len(node.input))] = random_.choice([*names, "", "nothing"])
+        else:
+            node.op_type = random_.choice([*{n.op_type for n in graph.node}, "Loop", "Foo"])
+    elif kind == 3 and graph.node:
+        del graph.node[random_.randrange(len(graph.node))]
+    elif kind == 4 and graph.node:
+        graph.node.insert(random_.randrange(len(graph.node)), random_.choice(graph.node))
+    elif kind == 5 and graph.initializer:
+        tensor = random_.choice(graph.initializer)
+        if tensor.dims and random_.random() < 0.6:
+            tensor.dims[random_.randrange(len(tensor.dims))] = random_.choice(_NUMBERS)
+        elif random_.random() < 0.5:
+            tensor.data_type = random_.randrange(0, 30)
+        elif tensor.external_data:
+            entry = random_.choice(tensor.external_data)
+            entry.value = random_.choice([str(random_.choice(_NUMBERS)), "../x", "/etc/passwd", "", "\0", "model.onnx"])
+    elif kind == 6 and graph.initializer:
+        tensor = random_.choice(graph.initializer)
+        if tensor.raw_data:
+            tensor.raw_data = _change_bytes(tensor.raw_data, random_)
+    elif kind == 7 and (graph.input or graph.output):
+        info = random_.choice([*graph.input, *graph.output])
+        dims = info.type.tensor_type.shape.dim
+        if dims:
+            random_.choice(dims).dim_value = random_.choice(_NUMBERS)
+    elif graph.node:
+        node = random_.choice(graph.node)
+        if node.output:
+            node.output[0] = random_.choice([o for n in graph.node for o in n.output])
+    return model.SerializeToString()
+
+
+def _change_attribute(attribute: AttributeProto, random_: random.Random) -> None:
+    if random_.random() < 0.2:
+        attribute.name = random_.choice(["axis", "bits", "K", "N", "perm", "to", "nothing"])
+    elif attribute.type == AttributeProto.INT:
+        attribute.i = random_.choice([*_NUMBERS, attribute.i + 1, attribute.i - 1, 2 * attribute.i % 2**62])
+    elif attribute.type == AttributeProto.FLOAT:
+        attribute.f = random_.choice([0.0, -1.0, float("nan"), float("inf"), 1e38])
+    elif attribute.ints:
+        attribute.ints[random_.randrange(len(attribute.ints))] = random_.choice(_NUMBERS)
+    else:
+        attribute.type = random_.choice([AttributeProto.INT, AttributeProto.FLOAT, AttributeProto.STRING])
+
+
+_VALUES: tuple[object, ...] = (
+    None, True, 0, -1, 1, 3, 2**31, 2**63, 1e308, float("nan"), "", "x", "silu", [], [1], [[]], {}, {"a": 1}, [None],
+    "\ud800",
+)  # fmt: skip
+
+
+def _change_json(data: bytes, random_: random.Random) -> bytes:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return _change_bytes(data, random_)
+    return json.dumps(_changed(value, random_)).encode()
+
+
+def _changed(value: object, random_: random.Random) -> object:
+    if isinstance(value, dict) and value and random_.random() < 0.85:
+        key, kind = random_.choice([*value]), random_.randrange(4)
+        if kind == 0:
+            return {k: v for k, v in value.items() if k != key}
+        if kind == 1:
+            return {
+                **value,
+                random_.choice(["rope_scaling", "rope_parameters", "head_dim", "model_type", "x"]): random_.choice(
+                    [*_VALUES, {"rope_type": "llama3"}, {"rope_type": "linear", "factor": 0}, "gpt2"]
+                ),
+            }
+        return {**value, key: _changed(value[key], random_)}
+    if isinstance(value, list) and value and random_.random() < 0.7:
+        at = random_.randrange(len(value))
+        return [*value[:at], _changed(value[at], random_), *value[at + 1 :]]
+    return random_.choice(_VALUES)
+
+
+def _change_header(data: bytes, random_: random.Random) -> bytes:
+    """Change the JSON header of a safetensors file, keeping its length field right three times of four."""
+    size = int.from_bytes(data[:8], "little")
+    header = _change_json(data[8 : 8 + size], random_) if 0 < size <= len(data) else b"{}"
+    length = len(header) if random_.random() < 0.75 else random_.choice(_NUMBERS) % 2**64
+    return length.to_bytes(8, "little") + header + data[8 + size :]
