@@ -132,10 +132,15 @@ def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: 
         return
     if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if not p.name.startswith("."))):
         raise InputError(f"{out}: exists and is not a quantized checkpoint; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source.folder / "config.json", out / "config.json")
-    copy_tokenizer(source.folder, out)
-    write_json(out / MANIFEST, manifest)  # last: a folder with a manifest has everything else
+    begun = out.with_name(f".{out.name}.begun")  # complete or not there: a kill while it is filled leaves no half of it
+    shutil.rmtree(begun, ignore_errors=True)
+    begun.mkdir(parents=True)
+    shutil.copyfile(source.folder / "config.json", begun / "config.json")
+    copy_tokenizer(source.folder, begun)
+    write_json(begun / MANIFEST, manifest)
+    if out.exists():
+        shutil.rmtree(out)  # empty, or hidden files only
+    begun.rename(out)
 
 
 def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

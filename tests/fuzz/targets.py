@@ -184,8 +184,13 @@ def _change_model(data: bytes, random_: random.Random) -> bytes:
     model = ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception:
+        _change_graph(model, random_)
+        return model.SerializeToString()
+    except Exception:  # bytes that were no model before, or names that are not text
         return _change_bytes(data, random_)
+
+
+def _change_graph(model: ModelProto, random_: random.Random) -> None:
     graph, kind = model.graph, random_.randrange(9)
     if kind <= 2 and graph.node:
         node = random_.choice(graph.node)
@@ -222,7 +227,6 @@ def _change_model(data: bytes, random_: random.Random) -> bytes:
         node = random_.choice(graph.node)
         if node.output:
             node.output[0] = random_.choice([o for n in graph.node for o in n.output])
-    return model.SerializeToString()
 
 
 def _change_attribute(attribute: AttributeProto, random_: random.Random) -> None:

@@ -44,7 +44,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if show_tracebacks:
                 raise
-            if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
+            if _is_full(error):
                 _fail("the disk is full; free some space and run the same command again to continue", 1)
             if isinstance(error, OSError) and error.filename is not None:
                 _fail(f"{error.filename}: {error.strerror}", 2)
@@ -52,6 +52,13 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         raise AssertionError("unreachable")
 
     return wrapper
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether the disk ran full, as the system says it, safetensors (Rust), or numpy after a short write."""
+    text = str(error)
+    known = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return known or "No space left" in text or ("requested and" in text and text.endswith("written"))
 
 
 def _fail(message: str, code: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from export.errors import InputError
+from export.lock import locked
 from toolchain.cli.common import guarded, print_json
 from toolchain.units import size_text
 
@@ -93,18 +94,20 @@ def export(
     if model is None or random is not None:
         from toolchain.synthetic import write_random_folder
 
-        write_random_folder(str(random), output, settings, force, quiet=json)
+        with locked(output):
+            write_random_folder(str(random), output, settings, force, quiet=json)
         _summary(output, json)
         return
     if dry_run:
         _predict(model, settings, calibration, calibration_part, json)
         return
     work = keep_quantized or output.with_name(f"{output.name}.partial")
-    checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, json, (workers, scheduler))
-    built = package_checkpoint(checkpoint, output, quiet=json)
-    install_folder(built, output, force)
-    if keep_quantized is None:
-        shutil.rmtree(work, ignore_errors=True)
+    with locked(output):
+        checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, json, (workers, scheduler))
+        built = package_checkpoint(checkpoint, output, quiet=json)
+        install_folder(built, output, force)
+        if keep_quantized is None:
+            shutil.rmtree(work, ignore_errors=True)
     if eval_text is not None:
         from toolchain.cli.evaluate import evaluate_folder
 
@@ -147,7 +150,10 @@ def quantize(
     if dry_run:
         _predict(model, settings, calibration, calibration_part, json)
         return
-    checkpoint = _quantize(model, output, settings, calibration, calibration_part, force, json, (workers, scheduler))
+    with locked(output):
+        checkpoint = _quantize(
+            model, output, settings, calibration, calibration_part, force, json, (workers, scheduler)
+        )
     if json:
         print_json({"output": str(output), **checkpoint.manifest["totals"]})
     else:
@@ -168,7 +174,8 @@ def package(
     from toolchain.packaging import package_checkpoint
 
     refuse_existing(output, force)
-    install_folder(package_checkpoint(QuantizedCheckpoint(checkpoint), output, quiet=json), output, force)
+    with locked(output):
+        install_folder(package_checkpoint(QuantizedCheckpoint(checkpoint), output, quiet=json), output, force)
     _summary(output, json)
 
 
