@@ -87,6 +87,7 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
     graph = model.graph
     if len(graph.node) > _MAX_NODES:
         raise InputError(f"model.onnx: has {len(graph.node)} nodes; at most {_MAX_NODES} are read")
+    _check_text(model)
     maps: dict[str, np.ndarray] = {}
     weights = {t.name: _weight(t, folder, maps, mapped) for t in graph.initializer}
     nodes = tuple(_node(node) for node in graph.node)
@@ -107,6 +108,22 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
         metadata={entry.key: entry.value for entry in model.metadata_props},
         opset=opsets.get("", 0),
     )
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """Names that are not UTF-8 come out of protobuf as bytes, which nothing after this expects."""
+    graph = model.graph
+    found: list[Any] = []
+    for node in graph.node:
+        found += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    for tensor in graph.initializer:
+        found += [tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value))]
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        found += [info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim)]
+    found += [text for entry in model.metadata_props for text in (entry.key, entry.value)]
+    found += [entry.domain for entry in model.opset_import]
+    if not all(isinstance(text, str) for text in found):
+        raise InputError("model.onnx: holds a name that is not UTF-8")
 
 
 def _node(node: onnx.NodeProto) -> Node:

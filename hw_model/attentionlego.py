@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from export.errors import InputError
-from hw_model.result import CostReport, group_by_kind
+from hw_model.result import ComponentCost, CostReport, group_by_kind
 from hw_model.workload import Operation, Phase
 from targets import Target
 
@@ -51,8 +51,17 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
             "P.V engine, vector unit, energy and area are assumptions: the publication has none of them",
             "weights are expanded from codes to 8 bits when loaded; loading reads the codes over a 32-bit bus once",
         ),
+        components=_components(operations, target, cycles / clock.value * leakage, macros * target["macro_area"]),
+        macs=sum(op.macs for op in operations),
         load_s=stored * 8 / target["bus_width"] / clock.value,
     )
+
+
+def _components(operations: list[Operation], target: Target, leakage: float, area: float) -> tuple[ComponentCost, ...]:
+    macs = sum(op.macs for op in operations) * target["mac_energy"]
+    vector = sum(op.vector_ops for op in operations) * target["vector_energy"]
+    parts = (("macros", macs, area), ("vector unit", vector, 0.0), ("leakage", leakage, 0.0))
+    return tuple(ComponentCost(*part) for part in parts)
 
 
 def _macros(op: Operation, target: Target) -> int:

@@ -6,13 +6,13 @@ cache. Energy is board power times latency, an upper bound: DRAM itself is a few
 
 from __future__ import annotations
 
-from hw_model.result import CostReport, group_by_kind
+from hw_model.result import ComponentCost, CostReport, group_by_kind
 from hw_model.workload import Operation, Phase
 from targets import Target
 
 
-def cost(operations: list[Operation], phase: Phase, target: Target, profile: str) -> CostReport:
-    """Cost of one forward pass; the profile is not used."""
+def cost(operations: list[Operation], phase: Phase, target: Target) -> CostReport:
+    """Cost of one forward pass."""
     power = target["board_power"]
     rows = []
     for op in operations:
@@ -38,6 +38,11 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
         by_kind=group_by_kind(rows),
         basis="modelled: roofline with constants derived from published measurements",
         notes=("energy is peak wall power of the board times latency, an upper bound",),
+        components=(ComponentCost("whole board", latency * power, 0.0),),
+        peak_macs_per_s=rate.value / 2,
+        memory_bytes_per_s=bandwidth.value,
+        memory_bytes=float(sum(_dram_bytes(op) for op in operations)),
+        macs=sum(op.macs for op in operations),
     )
 
 

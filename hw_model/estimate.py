@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from export.errors import InputError
 from export.reader import read_graph
-from hw_model import attentionlego, cpu
+from hw_model import attentionlego, cpu, pim, stream
 from hw_model.result import CostReport
 from hw_model.workload import Operation, Phase, operations
-from targets import TargetError, load_target
+from targets import Target, TargetError, load_target
 
-_MODELS = {"cpu": cpu.cost, "attentionlego": attentionlego.cost}
+OBJECTIVES = ("latency", "energy", "edp")
 
 
-def estimate(folder: Path, targets: list[str], phase_name: str, context: int, profile: str = "rtl") -> list[CostReport]:
+def estimate(
+    folder: Path, targets: Sequence[str], phase_name: str, context: int, profile: str = "rtl",
+    objective: str = "latency",
+) -> list[CostReport]:  # fmt: skip
     """Cost of one forward pass of the model in `folder` on each target.
 
-    Raises InputError for an unknown target, phase or profile, or a graph with an operator that has no price.
+    Raises InputError for an unknown target, phase, profile or objective, or a graph with an operator that has no price.
     """
     phase = Phase.of(phase_name, context)
     work = operations(read_graph(folder), phase)
-    reports = []
-    for name in targets:
-        try:
-            target = load_target(name)
-        except TargetError as error:
-            raise InputError(str(error)) from None
-        reports.append(_MODELS[target.kind](work, phase, target, profile))
-    return reports
+    return [price(work, phase, open_target(name), profile, objective) for name in targets]
+
+
+def price(
+    work: Sequence[Operation], phase: Phase, target: Target, profile: str = "rtl", objective: str = "latency"
+) -> CostReport:
+    """Cost of operations on one target. Raises InputError for an unknown profile or objective, or a zero divisor."""
+    if objective not in OBJECTIVES:
+        raise InputError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    try:
+        if target.kind == "cpu":
+            return cpu.cost(list(work), phase, target)
+        if target.kind == "attentionlego":
+            return attentionlego.cost(list(work), phase, target, profile)
+        return {"pim": pim.cost, "stream": stream.cost}[target.kind](work, phase, target, objective)
+    except (ZeroDivisionError, OverflowError, KeyError):
+        raise InputError(f"{target.path}: a constant that something is divided by is 0, or out of range") from None
+
+
+def open_target(name: str) -> Target:
+    """A target by name or file. Raises InputError when it is unknown or not valid."""
+    try:
+        return load_target(name)
+    except TargetError as error:
+        raise InputError(str(error)) from None
 
 
 def workload(folder: Path, phase_name: str, context: int) -> list[Operation]:

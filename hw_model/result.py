@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -17,6 +17,15 @@ class KindCost:
     bytes: int
     latency_s: float
     energy_j: float | None
+
+
+@dataclass(frozen=True)
+class ComponentCost:
+    """Energy and area of one hardware part over the whole phase."""
+
+    name: str
+    energy_j: float
+    area_mm2: float
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,21 @@ class CostReport:
     basis: str  # modelled, and from what
     notes: tuple[str, ...] = ()
     load_s: float | None = None  # writing the weights into the arrays, once
+    components: tuple[ComponentCost, ...] = ()
+    mapping: dict[str, Any] = field(default_factory=dict)  # what the mapper chose, for people
+    peak_macs_per_s: float | None = None  # roof of a roofline
+    memory_bytes_per_s: float | None = None  # slope of a roofline: of the memory that holds what does not fit
+    memory_bytes: float = 0.0  # read through that slope in this phase
+    macs: int = 0
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.latency_s
+
+    @property
+    def energy_delay(self) -> float | None:
+        """Energy-delay product per token, J s."""
+        return None if self.energy_j is None else self.energy_j * self.latency_s / self.tokens**2
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "tokens_per_s": self.tokens_per_s}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from export.errors import InputError
-from export.reader import read_graph
+from export.reader import Graph, read_graph
 
 ACTIVATIONS = ("int8", "float32")
 
@@ -49,9 +49,22 @@ def open_model(
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(processors)
     if processors and (len(set(processors)) < len(processors) or not allowed.issuperset(processors)):
         raise InputError(f"--cpus must name different processors of {sorted(allowed)}, not {list(processors)}")
+    graph = read_graph(Path(folder), mapped=_better_mapped(Path(folder)) if mapped is None else mapped)
+    try:
+        return _runner(graph, activations, threads, processors)
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{Path(folder) / 'model.onnx'}: needs more memory than there is") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{Path(folder) / 'model.onnx'}: the graph is malformed ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _runner(graph: Graph, activations: str, threads: int | None, processors: Sequence[int]) -> tuple[Runner, str]:
     from runtime_py.session import Session
 
-    graph = read_graph(Path(folder), mapped=_better_mapped(Path(folder)) if mapped is None else mapped)
     if activations == "float32":
         return Session(graph), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
@@ -61,12 +74,6 @@ def open_model(
         return Engine(graph, threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"
-    except MemoryError:
-        raise InputError(f"{Path(folder) / 'model.onnx'}: needs more memory than there is") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{Path(folder) / 'model.onnx'}: the graph is malformed ({type(error).__name__}: {error})"
-        ) from None
 
 
 def _better_mapped(folder: Path) -> bool:

@@ -58,7 +58,7 @@ class Session:
         if ours:
             self._prepare_scale(node)
         if node.op_type != "Attention" and all(name in self._constants for name in node.inputs if name):
-            inputs = [self._constants[name] for name in node.inputs]
+            inputs = [self._constants[name] if name else None for name in node.inputs]
             self._constants.update(zip(node.outputs, self._run_checked(node, inputs, self.new_state())))
             return
         self._steps.append(node)

@@ -1,14 +1,15 @@
 """Devices and accelerators as data: one TOML file each, every constant with its unit and source.
 
-A target file has `kind` (the model in hw_model that reads it), `summary`, and a table of constants. A constant is
-`{ value, unit, source, tag, low, high }`: tag says measured, published, derived or assumed; low and high are optional.
+A target file has `kind` (the model in hw_model that reads it), `summary`, `choices` where the kind has any, and a table
+of constants. A constant is `{ value, unit, source, tag, low, high }`: tag says measured, published, derived or assumed;
+low and high are optional.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,67 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "leakage": "W/byte",
         "macro_area": "mm2",
     },
+    "pim": {
+        "clock": "Hz",  # highest; the array's own critical path may be slower
+        "arrays": "1",  # on the chip; 0: as many as the model needs
+        "rows": "1",
+        "outputs": "1",  # words an array's row holds
+        "weight_bits": "bit",  # held per weight in the array
+        "transfer_bits": "bit",  # moved per weight when one is loaded; 0: as many as the file stores
+        "input_bits": "bit",
+        "bits_per_cycle": "bit",
+        "adc_bits": "bit",  # effective; analog arrays only
+        "rows_active": "1",  # word lines high at a time; ones-splitting arrays only
+        "ones_density": "1",  # share of ones in an input bit plane; ones-splitting arrays only
+        "voltage": "V",
+        "cell_area": "um2/bit",
+        "leakage": "W/byte",  # of everything that stores
+        "write_energy": "J/byte",  # into an array
+        "write_bandwidth": "byte/s",  # into all arrays together
+        "vector_lanes": "1",
+        "vector_energy": "J/op",
+        "softmax_lanes": "1",
+        "softmax_energy": "J/op",  # of one score, from logit to probability
+        "requantize_lanes": "1",
+        "requantize_energy": "J/op",  # of one output of a product, until it is the next product's input
+        "attention_macs": "op/cycle",
+        "attention_energy": "J/op",  # of one multiply-accumulate of scores or values
+        "cache_bits": "bit",
+        "cache_capacity": "byte",  # on chip; what is beyond lies in DRAM
+        "sram_energy": "J/byte",
+        "sram_area": "mm2/byte",
+        "dram_bandwidth": "byte/s",
+        "dram_energy": "J/byte",
+        "network_bandwidth": "byte/s",
+        "network_energy": "J/byte",
+    },
+    "stream": {
+        "clock": "Hz",
+        "macs": "op/cycle",
+        "mac_energy": "J/op",
+        "mac_area": "um2",
+        "weight_bits": "bit",  # of a stored weight that is not zero; 0: as the file stores it
+        "density": "1",  # share of weights that are not zero; below 1 a bit mask is stored
+        "weight_capacity": "byte",  # on chip, for weights
+        "weight_bandwidth": "byte/s",
+        "weight_energy": "J/byte",
+        "weight_area": "mm2/byte",
+        "weight_leakage": "W/byte",
+        "buffer_capacity": "byte",  # SRAM for activations and the key-value cache
+        "buffer_energy": "J/byte",
+        "buffer_area": "mm2/byte",
+        "buffer_leakage": "W/byte",
+        "vector_lanes": "1",
+        "vector_energy": "J/op",
+        "cache_bits": "bit",
+        "dram_bandwidth": "byte/s",
+        "dram_energy": "J/byte",
+    },
+}
+
+# Choices by name that a kind asks for.
+CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "pim": {"array": ("digital", "analog", "ones-splitting", "sdr"), "adc_law": ("survey", "isaac", "pow2")},
 }
 
 
@@ -72,9 +134,33 @@ class Target:
     summary: str
     constants: Mapping[str, Constant]
     path: Path
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         return self.constants[name].value
+
+    def varied(self, values: Mapping[str, float | str]) -> Target:
+        """The same target with other values. Raises TargetError on a name it does not have, or a value out of range."""
+        constants, choices = dict(self.constants), dict(self.choices)
+        for name, value in values.items():
+            known = CHOICES.get(self.kind, {})
+            if name in known:
+                if value not in known[name]:
+                    raise TargetError(f"{self.name}: {name} must be one of {', '.join(known[name])}, not {value!r}")
+                choices[name] = str(value)
+            elif name not in constants:
+                names = ", ".join(sorted([*known, *constants]))
+                raise TargetError(f"{self.name}: has no constant {name!r}; it has {names}")
+            elif isinstance(value, str) or not 0 <= value < float("inf"):
+                raise TargetError(f"{self.name}: {name} must be a number, 0 or more, not {value!r}")
+            else:
+                constants[name] = replace(constants[name], value=float(value), low=None, high=None)
+        return replace(self, constants=constants, choices=choices)
+
+    def extreme(self, side: str, names: Sequence[str]) -> Target:
+        """The same target with these constants at their `low` or `high` value, where they state one."""
+        found = {name: getattr(self.constants[name], side) for name in names}
+        return self.varied({name: value for name, value in found.items() if value is not None})
 
 
 def target_names() -> list[str]:
@@ -98,16 +184,22 @@ def load_target(name: str) -> Target:
 
 
 def _validated(path: Path, text: str, data: dict[str, Any]) -> Target:
-    def fail(field: str, problem: str) -> TargetError:
-        lines = [i for i, line in enumerate(text.splitlines(), 1) if line.strip().startswith((field, f"[{field}"))]
-        return TargetError(f"{path}{f', line {lines[0]}' if lines else ''}: {field} {problem}")
+    def fail(name: str, problem: str) -> TargetError:
+        lines = [i for i, line in enumerate(text.splitlines(), 1) if line.strip().startswith((name, f"[{name}"))]
+        return TargetError(f"{path}{f', line {lines[0]}' if lines else ''}: {name} {problem}")
 
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise fail("kind", f"must be one of {', '.join(KINDS)}, not {kind!r}")
-    for field in data:
-        if field not in ("kind", "summary", "constants"):
-            raise fail(field, "is not a known field; kind, summary and constants are")
+    for name in data:
+        if name not in ("kind", "summary", "choices", "constants"):
+            raise fail(name, "is not a known field; kind, summary, choices and constants are")
+    choices, asked = data.get("choices", {}), CHOICES.get(kind, {})
+    if not isinstance(choices, dict) or set(choices) - set(asked):
+        raise fail("choices", f"may hold {', '.join(asked) or 'nothing'} for kind {kind}")
+    for name, values in asked.items():
+        if choices.get(name) not in values:
+            raise fail(name, f"must be one of {', '.join(values)} in [choices], not {choices.get(name)!r}")
     constants = data.get("constants")
     if not isinstance(constants, dict):
         raise fail("constants", "is missing")
@@ -120,7 +212,7 @@ def _validated(path: Path, text: str, data: dict[str, Any]) -> Target:
         if name not in units:
             raise fail(name, f"is not a constant of kind {kind}")
         loaded[name] = _constant(name, entry, units[name], fail)
-    return Target(path.stem, kind, str(data.get("summary", "")), loaded, path)
+    return Target(path.stem, kind, str(data.get("summary", "")), loaded, path, dict(choices))
 
 
 def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:

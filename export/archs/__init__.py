@@ -29,5 +29,9 @@ def model_spec(config: dict[str, Any]) -> ModelSpec:
     module = importlib.import_module(f"export.archs.{model_type}")
     try:
         return module.spec(config)
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"config.json: field {error.args[0]!r} is missing") from None
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"config.json: a field has an impossible value ({type(error).__name__}: {error})") from None

@@ -44,7 +44,7 @@ def activation(config: dict[str, Any], name: str) -> str:
         "relu": "relu",
     }
     value = config.get(name)
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise InputError(f"config.json: {name} {value!r} is not supported; supported are {', '.join(known)}")
     return known[value]
 

@@ -1,0 +1,1 @@
+"""Area, energy and delay of hardware parts: pure functions of their parameters."""

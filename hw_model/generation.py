@@ -1,0 +1,75 @@
+"""A whole answer: a prompt of S tokens, then T tokens decoded one by one while the context grows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from export.errors import InputError
+from export.reader import Graph
+from hw_model.estimate import price
+from hw_model.workload import Phase, operations
+from targets import Target
+
+_POINTS = 9  # contexts at which decode is priced; between them cost is taken to be linear
+
+
+@dataclass(frozen=True)
+class GenerationCost:
+    """Totals of one answer. Energy is None where the target has no figure."""
+
+    target: str
+    prompt: int
+    answer: int
+    prefill_s: float  # until the first token
+    decode_s: float  # for the others
+    prefill_j: float | None
+    decode_j: float | None
+    contexts: tuple[int, ...]  # at which decode was priced
+    token_s: tuple[float, ...]  # a token's latency there
+    token_j: tuple[float | None, ...]
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_s + self.decode_s
+
+    @property
+    def joules(self) -> float | None:
+        return None if self.prefill_j is None or self.decode_j is None else self.prefill_j + self.decode_j
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds, "joules": self.joules}
+
+
+def generation(
+    graph: Graph, target: Target, prompt: int, answer: int, profile: str = "rtl", objective: str = "latency"
+) -> GenerationCost:
+    """Cost of an answer of `answer` tokens to a prompt of `prompt` tokens. The prompt's pass gives the first token.
+
+    Raises InputError for lengths below one.
+    """
+    if prompt < 1 or answer < 1:
+        raise InputError(f"a generation needs a prompt and an answer of 1 token or more, not {prompt} and {answer}")
+    first = Phase.of("prefill", prompt)
+    prefill = price(operations(graph, first), first, target, profile, objective)
+    last = prompt + answer - 1
+    contexts = sorted({round(c) for c in np.linspace(prompt + 1, last, _POINTS)}) if answer > 1 else []
+    seconds: list[float] = []
+    joules: list[float | None] = []
+    for context in contexts:
+        phase = Phase.of("decode", context)
+        found = price(operations(graph, phase), phase, target, profile, objective)
+        seconds.append(found.latency_s)
+        joules.append(found.energy_j)
+    every = np.arange(prompt + 1, last + 1)
+    decode_s = float(np.interp(every, contexts, seconds).sum()) if contexts else 0.0
+    known = [j for j in joules if j is not None]
+    decode_j = (
+        (float(np.interp(every, contexts, known).sum()) if contexts else 0.0) if len(known) == len(joules) else None
+    )
+    return GenerationCost(
+        target.name, prompt, answer, prefill.latency_s, decode_s, prefill.energy_j, decode_j,
+        tuple(contexts), tuple(seconds), tuple(joules),
+    )  # fmt: skip
