@@ -75,9 +75,14 @@ def build(target: Target) -> Array:
     return Array(rows, outputs, macro.cycles, clock, energy, area, size, lossless)
 
 
+def rows_active(target: Target) -> int:
+    """Word lines of one conversion: as stated, or for 0 as many as the converter resolves."""
+    return round(target["rows_active"]) or max(round(2 ** target["adc_bits"]) - 1, 1)
+
+
 def _ones_splitting(target: Target, macro: Macro, area: float, size: float) -> Array:
     """One conversion for every `rows_active` ones of an input bit plane, at the delay of that few rows."""
-    active = max(round(target["rows_active"]), 1)
+    active = rows_active(target)
     conversions = macro.input_bits * max(math.ceil(macro.rows * target["ones_density"] / active), 1)
     period = clock_period(replace(macro, bits_per_cycle=1)) - adc_delay(macro.adc_bits, macro.rows)
     period += adc_delay(macro.adc_bits, active)

@@ -13,7 +13,7 @@ import math
 from export.errors import InputError
 from hw_model.result import ComponentCost, CostReport, group_by_kind
 from hw_model.workload import Operation, Phase
-from targets import Target
+from targets import Target, load_target
 
 PROFILES = ("rtl", "ideal")
 
@@ -83,6 +83,16 @@ def _cycles(op: Operation, phase: Phase, target: Target, profile: str) -> float:
     if op.kind == "attention":
         return sum(_attention_cycles(phase.past + t + 1, target, profile) for t in range(phase.tokens))
     return math.ceil(op.vector_ops / target["vector_lanes"])
+
+
+def published_cycles() -> dict[str, float]:
+    """What the RTL takes for its own shapes: scores of 2,048 keys, one projection, one key written."""
+    target = load_target("attentionlego")
+    return {
+        "scores": 2048 * target["score_cycles_per_key"] + 1,
+        "projection": target["projection_cycles"],
+        "key": target["key_write_cycles"],
+    }
 
 
 def _attention_cycles(keys: int, target: Target, profile: str) -> float:

@@ -212,7 +212,10 @@ class _Chip:
             basis=f"modelled: {target.choices['array']} arrays from published equations and stated assumptions",
             notes=tuple(notes), load_s=loads / target["write_bandwidth"],
             components=tuple(sorted(components, key=lambda c: -c.energy_j)),
-            mapping={**mapping.to_json(), "objective": objective, "arrays_needed": self.needed, "arrays": self.arrays},
+            mapping={
+                **mapping.to_json(), "objective": objective, "lossless": array.lossless,
+                "arrays_needed": self.needed, "arrays": self.arrays,
+            },
             peak_macs_per_s=peak, memory_bytes_per_s=target["dram_bandwidth"], memory_bytes=dram,
             macs=sum(op.macs * n for op, n in self.unique),
         )  # fmt: skip

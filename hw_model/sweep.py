@@ -31,6 +31,7 @@ class Point:
         return {
             **self.values, "latency_s": r.latency_s, "energy_j": r.energy_j, "area_mm2": r.area_mm2,
             "energy_delay_js": r.energy_delay, "tokens_per_s": r.tokens_per_s, "best": self.best,
+            "lossless": r.mapping.get("lossless", True),
         }  # fmt: skip
 
 
@@ -47,9 +48,16 @@ def parse_variation(text: str) -> tuple[str, Values]:
 
 
 _ALIASES = {
-    "adc.enob": "adc_bits", "adc.bits": "adc_bits", "adc.law": "adc_law", "array.rows": "rows",
-    "array.outputs": "outputs", "array.count": "arrays", "array.kind": "array", "dram.bandwidth": "dram_bandwidth", "cache.bits": "cache_bits",
-}  # fmt: skip
+    "adc.enob": "adc_bits",
+    "adc.bits": "adc_bits",
+    "adc.law": "adc_law",
+    "array.rows": "rows",
+    "array.outputs": "outputs",
+    "array.count": "arrays",
+    "array.kind": "array",
+    "dram.bandwidth": "dram_bandwidth",
+    "cache.bits": "cache_bits",
+}
 
 
 def _values(values: str, text: str) -> Values:

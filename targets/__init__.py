@@ -55,7 +55,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "input_bits": "bit",
         "bits_per_cycle": "bit",
         "adc_bits": "bit",  # effective; analog arrays only
-        "rows_active": "1",  # word lines high at a time; ones-splitting arrays only
+        "rows_active": "1",  # word lines high at a time, 0: as many as the converter resolves; ones-splitting only
         "ones_density": "1",  # share of ones in an input bit plane; ones-splitting arrays only
         "voltage": "V",
         "cell_area": "um2/bit",

@@ -111,7 +111,7 @@ def windows_of(
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
     if ids.size < window:
         raise InputError(f"{where}: has {ids.size} tokens, one window needs {window}; give more text or --window")
-    return np.lib.stride_tricks.sliding_window_view(ids, window)[:: stride or window][:limit]
+    return np.lib.stride_tricks.sliding_window_view(ids, window)[:: stride or window][:limit].copy()
 
 
 def evaluate(

@@ -1,8 +1,8 @@
 """Converters between analog and digital. Three published laws of ADC energy disagree; all are here.
 
-survey: the regression over published ADCs that ZigZag-IMC uses, nearly flat below 7 bits. isaac: energy of ISAAC's 8-bit
-ADC (ISCA 2016: 2 mW at 1.2 GS/s, 32 nm), scaled by bits. pow2: proportional to 2**ENOB, the argument of RAP (arXiv
-2411.14733), anchored where the survey law has 8 bits. From 8 to 4 bits they save 2.2x, 2x and 16x.
+survey: the regression over published ADCs that ZigZag-IMC uses, nearly flat below 7 bits. isaac: the energy of ISAAC's
+8-bit ADC (ISCA 2016: 2 mW at 1.2 GS/s, 32 nm) in proportion to the bits. pow2: in proportion to 2**ENOB, the argument
+of RAP (arXiv 2411.14733), anchored where the survey law has 8 bits. From 8 to 4 bits they save 2.2x, 2x and 16x.
 """
 
 from __future__ import annotations

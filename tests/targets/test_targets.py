@@ -55,5 +55,5 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, message):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(TargetError, match="choose one of attentionlego, rpi5"):
+    with pytest.raises(TargetError, match="choose one of attentionlego, digital-sram-pim, .*, tender, or give"):
         load_target("abacus")

@@ -27,6 +27,7 @@ app.command("warmup")(bench.warmup)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("cost")(cost.cost)
+app.command("sweep")(cost.sweep)
 app.command("targets")(cost.targets)
 
 

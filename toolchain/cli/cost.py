@@ -1,67 +1,236 @@
-"""`cost` and `targets`: latency, energy and area from the exported graph."""
+"""`cost`, `sweep` and `targets`: latency, energy and area from the exported graph."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
 from toolchain.units import engineering
 
+if TYPE_CHECKING:
+    from hw_model.generation import GenerationCost
+    from hw_model.result import CostReport
+
+Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
+PhaseName = Annotated[str, typer.Option(help="prefill or decode.")]
+Context = Annotated[int, typer.Option(help="Tokens in the context.")]
+Objective = Annotated[str, typer.Option(help="What the mapper minimises: latency, energy, or edp (their product).")]
+Page = Annotated[Optional[Path], typer.Option(help="Write a page with pictures to this HTML file.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
 
 @guarded
 def cost(
-    folder: Annotated[Path, typer.Argument(help="Model folder made by `export`.")],
-    target: Annotated[Optional[list[str]], typer.Option(help="Target name or .toml file; repeatable.")] = None,
-    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
-    context: Annotated[int, typer.Option(help="Tokens in the context.")] = 1024,
+    folder: Folder,
+    target: Annotated[
+        Optional[list[str]], typer.Option(help="Target name, .toml file, or all; repeatable. [rpi5, attentionlego]")
+    ] = None,
+    phase: PhaseName = "decode",
+    context: Context = 1024,
+    generate: Annotated[str, typer.Option(help="PROMPT:ANSWER tokens: cost of a whole answer, such as 128:256.")] = "",
     profile: Annotated[str, typer.Option(help="attentionlego: rtl (as published) or ideal.")] = "rtl",
+    objective: Objective = "latency",
+    page: Page = None,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Cost of one forward pass: `context` tokens of prefill, or one decode step at that context."""
     from hw_model.estimate import estimate
+    from targets import target_names
     from toolchain import report
 
     names = target or ["rpi5", "attentionlego"]
-    reports = estimate(folder, names, phase, context, profile)
-    command = f"athena-export cost {folder} " + " ".join(f"--target {n}" for n in names)
-    command += f" --phase {phase} --context {context} --profile {profile}"
+    names = target_names() if names == ["all"] else names
+    generations = _generations(folder, names, generate, profile, objective) if generate else []
+    reports = estimate(folder, names, phase, context, profile, objective)
+    command = f"athena-export cost {shlex.quote(str(folder))} " + " ".join(f"--target {shlex.quote(n)}" for n in names)
+    command += f" --phase {phase} --context {context} --profile {profile} --objective {objective}"
     if save and (folder / report.REPORT_JSON).exists():
         report.add_costs(folder, [{**r.to_json(), "command": command} for r in reports])
+    if page is not None:
+        _write_page(page, folder, reports, generations, command)
     if json:
         first = reports[0]
         headline = {"latency_s": first.latency_s, "energy_j": first.energy_j, "area_mm2": first.area_mm2}
         one = headline if len(reports) == 1 else {}
-        print_json({"phase": phase, "context": context, **one, "targets": [r.to_json() for r in reports]})
+        many = {"generations": [g.to_json() for g in generations]} if generations else {}
+        print_json({"phase": phase, "context": context, **one, "targets": [r.to_json() for r in reports], **many})
         return
-    columns = ["kind", "nodes", "MACs", "bytes", "latency", "energy"]
-    for r in reports:
-        totals = [sum(values) for values in zip(*((k.nodes, k.macs, k.bytes) for k in r.by_kind))]
-        figures = [(k.kind, k.nodes, k.macs, k.bytes, k.latency_s, k.energy_j) for k in r.by_kind]
-        figures.append(("total", totals[0], totals[1], totals[2], r.latency_s, r.energy_j))
+    if len(reports) > 2:
+        print_table(f"{phase}, context {context}", *_overview(reports))
+    else:
+        for r in reports:
+            _print_report(r)
+    if generations:
         rows = [
-            [kind, str(nodes), f"{macs:,}", f"{size:,}", engineering(latency, "s"), engineering(energy, "J")]
-            for kind, nodes, macs, size, latency, energy in figures
+            [g.target, engineering(g.prefill_s, "s"), engineering(g.decode_s, "s"), engineering(g.seconds, "s"),
+             engineering(g.joules, "J")]
+            for g in generations
+        ]  # fmt: skip
+        first_generation = generations[0]
+        title = f"an answer of {first_generation.answer} tokens to a prompt of {first_generation.prompt}"
+        print_table(title, ["target", "first token", "the others", "total", "energy"], rows)
+    if page is not None:
+        print(f"page: {page}")
+
+
+def _generations(folder: Path, names: list[str], lengths: str, profile: str, objective: str) -> list[GenerationCost]:
+    from export.errors import InputError
+    from export.reader import read_graph
+    from hw_model.estimate import open_target
+    from hw_model.generation import generation
+
+    prompt, _, answer = lengths.partition(":")
+    if not (prompt.isdigit() and answer.isdigit()):
+        raise InputError(f"--generate must be PROMPT:ANSWER in tokens, such as 128:256, not {lengths!r}")
+    graph = read_graph(folder)
+    return [generation(graph, open_target(n), int(prompt), int(answer), profile, objective) for n in names]
+
+
+def _overview(reports: list[CostReport]) -> tuple[list[str], list[list[str]]]:
+    columns = ["target", "latency", "low", "high", "tokens/s", "energy/token", "area mm2"]
+    rows = [
+        [
+            r.target,
+            engineering(r.latency_s, "s"),
+            engineering(r.latency_low_s, "s"),
+            engineering(r.latency_high_s, "s"),
+            f"{r.tokens_per_s:,.1f}",
+            engineering(None if r.energy_j is None else r.energy_j / r.tokens, "J"),
+            "-" if r.area_mm2 is None else f"{r.area_mm2:,.1f}",
         ]
-        print_table(f"{r.target}: {r.phase}, context {r.context}", columns, rows)
-        area = "-" if r.area_mm2 is None else f"{r.area_mm2:.1f} mm2"
-        span = f"{engineering(r.latency_low_s, 's')} to {engineering(r.latency_high_s, 's')}"
-        print(f"{r.tokens_per_s:,.1f} tokens/s; latency range {span}; area {area}")
-        if r.load_s is not None:
-            print(f"loading the weights once: {engineering(r.load_s, 's')}")
-        print(f"{r.basis}")
-        for note in r.notes:
-            print(f"  - {note}")
-        print()
+        for r in reports
+    ]
+    return columns, rows
+
+
+def _write_page(
+    page: Path, folder: Path, reports: list[CostReport], generations: list[GenerationCost], command: str
+) -> None:
+    from export.errors import InputError
+    from toolchain.cost_page import write_page
+
+    try:
+        from hw_model import pictures
+    except ModuleNotFoundError as error:
+        raise InputError(f"--page needs the package {error.name}: pip install 'athena-export[report]'") from None
+    data: list[dict[str, Any]] = [r.to_json() for r in reports]
+    shown = [
+        ("Roofline", pictures.roofline(data)),
+        ("Energy by component", pictures.energy_breakdown(data)),
+        ("Latency by kind of layer", pictures.kinds(data)),
+        ("Latency over the context", pictures.latency_over_context([g.to_json() for g in generations])),
+    ]
+    notes = [f"{r.target}: {r.basis}. {'. '.join(r.notes)}" for r in reports]
+    write_page(page, f"Cost of {folder.resolve().name}", command, shown, *_overview(reports), notes)
+
+
+def _print_report(r: CostReport) -> None:
+    columns = ["kind", "nodes", "MACs", "bytes", "latency", "energy"]
+    totals = [sum(values) for values in zip(*((k.nodes, k.macs, k.bytes) for k in r.by_kind))]
+    figures = [(k.kind, k.nodes, k.macs, k.bytes, k.latency_s, k.energy_j) for k in r.by_kind]
+    figures.append(("total", totals[0], totals[1], totals[2], r.latency_s, r.energy_j))
+    rows = [
+        [kind, str(nodes), f"{macs:,}", f"{size:,}", engineering(latency, "s"), engineering(energy, "J")]
+        for kind, nodes, macs, size, latency, energy in figures
+    ]
+    print_table(f"{r.target}: {r.phase}, context {r.context}", columns, rows)
+    parts = [c for c in r.components if c.energy_j or c.area_mm2]
+    if len(parts) > 1:
+        rows = [
+            [
+                c.name,
+                engineering(c.energy_j, "J"),
+                f"{100 * c.energy_j / (r.energy_j or 1):.1f} %",
+                f"{c.area_mm2:,.2f}",
+            ]
+            for c in parts
+        ]
+        print_table("", ["component", "energy", "share", "area mm2"], rows)
+    area = "-" if r.area_mm2 is None else f"{r.area_mm2:.1f} mm2"
+    span = f"{engineering(r.latency_low_s, 's')} to {engineering(r.latency_high_s, 's')}"
+    print(f"{r.tokens_per_s:,.1f} tokens/s; latency range {span}; area {area}")
+    if r.load_s is not None:
+        print(f"loading the weights once: {engineering(r.load_s, 's')}")
+    print(f"{r.basis}")
+    for note in r.notes:
+        print(f"  - {note}")
+    print()
 
 
 @guarded
-def targets(
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+def sweep(
+    folder: Folder,
+    target: Annotated[str, typer.Option(help="Target name or .toml file.")],
+    vary: Annotated[list[str], typer.Option(help="NAME=VALUES: 64,128,256 or 3:8 or 0.1:0.5:0.1; repeatable.")],
+    phase: PhaseName = "decode",
+    context: Context = 1024,
+    objective: Objective = "latency",
+    page: Page = None,
+    json: Json = False,
 ) -> None:
+    """Price every combination of values for some of a target's constants; show those that nothing beats."""
+    import math
+
+    from export.reader import read_graph
+    from hw_model.estimate import open_target
+    from hw_model.sweep import parse_variation
+    from hw_model.sweep import sweep as price_all
+    from hw_model.workload import Phase, operations
+    from toolchain.progress import Reporter
+
+    variations = [parse_variation(text) for text in vary]
+    chosen, one = open_target(target), Phase.of(phase, context)
+    work = operations(read_graph(folder), one)
+    with Reporter("Sweeping", math.prod(len(values) for _, values in variations), quiet=json) as progress:
+        points = price_all(work, one, chosen, variations, objective, progress.step)
+    data = [point.to_json() for point in points]
+    names = [name for name, _ in variations]
+    best = sorted((p for p in data if p["best"]), key=lambda p: p["latency_s"])
+    columns = [*names, "latency", "energy", "area mm2", "converters"]
+    rows = [
+        [
+            *(f"{p[n]:g}" if isinstance(p[n], float) else str(p[n]) for n in names),
+            engineering(p["latency_s"], "s"), engineering(p["energy_j"], "J"),
+            "-" if p["area_mm2"] is None else f"{p['area_mm2']:,.1f}", "exact" if p["lossless"] else "lossy",
+        ]
+        for p in best
+    ]  # fmt: skip
+    if page is not None:
+        _sweep_page(page, folder, target, data, names, columns, rows, phase, context)
+    if json:
+        print_json({"target": chosen.name, "phase": phase, "context": context, "points": data})
+        return
+    print_table(
+        f"{chosen.name}, {phase} at {context}: {len(best)} of {len(data)} variants that no other beats", columns, rows
+    )
+    if page is not None:
+        print(f"page: {page}")
+
+
+def _sweep_page(
+    page: Path, folder: Path, target: str, data: list[dict[str, Any]], names: list[str], columns: list[str],
+    rows: list[list[str]], phase: str, context: int,
+) -> None:  # fmt: skip
+    from export.errors import InputError
+    from toolchain.cost_page import write_page
+
+    try:
+        from hw_model import pictures
+    except ModuleNotFoundError as error:
+        raise InputError(f"--page needs the package {error.name}: pip install 'athena-export[report]'") from None
+    command = "athena-export " + " ".join(shlex.quote(a) for a in sys.argv[1:])
+    title = f"{target} for {folder.resolve().name}, {phase} at {context}: {len(data)} variants"
+    write_page(page, title, command, [("Latency, energy, area", pictures.pareto(data, names))], columns, rows)
+
+
+@guarded
+def targets(json: Json = False) -> None:
     """What a model can be costed on or lowered to."""
     from targets import load_target, target_names
 
@@ -74,4 +243,4 @@ def targets(
         return
     rows = [[t.name, "cost", t.summary] for t in loaded] + [[n, "lower", s] for n, s in lowering.items()]
     for name, use, summary in rows:
-        print(f"{name:<15} {use:<6} {summary}")
+        print(f"{name:<17} {use:<6} {summary}")

@@ -29,6 +29,12 @@ def evaluate(
     stride: Annotated[Optional[int], typer.Option(help="Tokens between overlapping windows.")] = None,
     limit: Annotated[Optional[int], typer.Option(help="Most windows or questions to score.")] = None,
     activations: Annotated[str, typer.Option(help="int8 (what `run` uses) or float32, for a model folder.")] = "int8",
+    emulate: Annotated[
+        Optional[str], typer.Option(help="With the arithmetic of an accelerator: rap, attentionlego.")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(help="Noise of rap's analog sums, in least significant bits per root of rows.")
+    ] = 0.0,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -66,12 +72,14 @@ def evaluate(
         return
     assert text is not None
     result = evaluate_folder(
-        Path(model), text, part, reference, window, limit, save, quiet=json, activations=activations, stride=stride
-    )
+        Path(model), text, part, reference, window, limit, save and not emulate, quiet=json, activations=activations,
+        stride=stride, emulation=(emulate, noise) if emulate else None,
+    )  # fmt: skip
     if json:
         print_json({"model": model, "text": str(text), **result.to_json()})
         return
-    print(f"perplexity {result.perplexity:.4f} +- {result.stderr:.4f}  ({result.tokens} tokens)")
+    arithmetic = f", arithmetic of {emulate}" if emulate else ""
+    print(f"perplexity {result.perplexity:.4f} +- {result.stderr:.4f}  ({result.tokens} tokens{arithmetic})")
     if result.kl is not None:
         print(f"reference  {result.reference_perplexity:.4f}")
         print(f"KL         {result.kl:.5f} +- {result.kl_stderr:.5f} nats per token")
@@ -137,6 +145,7 @@ def evaluate_folder(
     quiet: bool,
     activations: str = "int8",
     stride: int | None = None,
+    emulation: tuple[str, float] | None = None,
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
     from toolchain import calibration, report
@@ -145,7 +154,12 @@ def evaluate_folder(
 
     source = calibration.read_text(text) if str(text) != "held-out" else _held_out_text()
     name = str(folder)
-    scorer = open_scorer(name, activations)
+    if emulation is not None:
+        from toolchain.emulate import EmulatedScorer
+
+        scorer: Any = EmulatedScorer(folder, *emulation)
+    else:
+        scorer = open_scorer(name, activations)
     tokenizer = calibration.load_tokenizer(folder if folder.is_dir() else _resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text), stride)
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet, stride)
