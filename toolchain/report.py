@@ -6,6 +6,7 @@ or `cost` add a section. Pictures need matplotlib (extra `report`); without it t
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from export.files import MANIFEST, read_json, write_bytes, write_json
 from hw_model.estimate import estimate
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-_DEFAULT_TARGETS = ["rpi5", "attentionlego"]
+_DEFAULT_TARGETS = ["rpi5", "laptop-x86", "attentionlego", "digital-sram-pim", "rap", "qrazor-pim", "tender"]
 
 
 def new_report(folder: Path) -> dict[str, Any]:
@@ -43,10 +44,12 @@ def new_report(folder: Path) -> dict[str, Any]:
         },
         "tensors": manifest["tensors"],
         "quality": None,
+        "speed": None,
         "cost": [],
     }
     costs = [r.to_json() for r in estimate(folder, _DEFAULT_TARGETS, "decode", context)]
-    command = f"athena-export cost FOLDER --target rpi5 --target attentionlego --phase decode --context {context}"
+    names = " ".join(f"--target {name}" for name in _DEFAULT_TARGETS)
+    command = f"athena-export cost FOLDER {names} --phase decode --context {context}"
     report["cost"] = [{**c, "command": command} for c in costs]
     return report
 
@@ -68,6 +71,24 @@ def add_quality(folder: Path, quality: dict[str, Any]) -> None:
     report = read_report(folder)
     report["quality"] = {"tag": "measured", **quality}
     save_report(folder, report)
+
+
+def add_speed(folder: Path, speed: dict[str, Any], command: str) -> None:
+    """Put a measurement of `bench` into the folder's report, replacing an earlier one."""
+    report = read_report(folder)
+    machine = platform.machine() + (f" {model}" if (model := _processor()) else "")
+    report["speed"] = {"tag": "measured", "machine": machine, "command": command, **speed}
+    save_report(folder, report)
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    lines = (line.partition(":") for line in text.split("\n"))
+    return next((value.strip() for name, _, value in lines if name.strip() in ("model name", "Model")), "")
 
 
 def add_costs(folder: Path, costs: list[dict[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from markupsafe import Markup
 from toolchain.units import engineering, size_text
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_CARDS = 2  # targets whose cost is shown at the top
 
 
 def render(report: Mapping[str, Any]) -> str:
     """The page as HTML; every value from the report is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(bytes=size_text, eng=engineering, final=final_loss)
+    data = {"speed": None, **report}
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        name=report["provenance"]["source"]["name"], pictures=_pictures(report), **report
+        name=report["provenance"]["source"]["name"], pictures=_pictures(report), cards=report["cost"][:_CARDS], **data
     )
 
 
@@ -31,16 +33,24 @@ def final_loss(losses: Mapping[str, float]) -> float | None:
 
 
 def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """SVG by name; None for what has no data, and for all without matplotlib."""
+    names = ("layers", "heat", "kinds", "energy", "roofline")
     try:
-        import matplotlib
+        from hw_model import pictures
     except ImportError:
-        return {"layers": None, "cost": None}
-    matplotlib.use("svg")
-    return {"layers": _layer_picture(report["tensors"]), "cost": _cost_picture(report["cost"])}
+        return dict.fromkeys(names)
+    costs, tensors = report["cost"], report["tensors"]
+    found = (
+        _layer_picture(tensors), _heat_picture(tensors), pictures.kinds(costs), pictures.energy_breakdown(costs),
+        pictures.roofline(costs),
+    )  # fmt: skip
+    return {name: Markup(picture) if picture else None for name, picture in zip(names, found)}
 
 
-def _layer_picture(tensors: list[dict[str, Any]]) -> Markup | None:
+def _layer_picture(tensors: list[dict[str, Any]]) -> str | None:
     from matplotlib.figure import Figure
+
+    from hw_model.pictures import svg
 
     layers = [t for t in tensors if final_loss(t["losses"]) is not None]
     if not layers:
@@ -59,31 +69,36 @@ def _layer_picture(tensors: list[dict[str, Any]]) -> Markup | None:
     bottom.bar(places, [t["effective_bits"] for t in layers], color="#1769aa")
     bottom.set_ylabel("effective bits")
     bottom.set_xlabel("linear layer, forward order")
-    return _svg(figure)
+    return svg(figure)
 
 
-def _cost_picture(costs: list[dict[str, Any]]) -> Markup | None:
+def _heat_picture(tensors: Sequence[Mapping[str, Any]]) -> str | None:
+    """Two maps, layer by matrix: logarithm of the final loss, and effective bits."""
+    import numpy as np
     from matplotlib.figure import Figure
 
-    if not costs:
+    from hw_model.pictures import svg
+
+    cells: dict[tuple[str, int], tuple[float, float]] = {}
+    for t in tensors:
+        found = re.search(r"\.(\d+)\.(.+)$", t["name"])
+        loss = final_loss(t["losses"])
+        if found and loss:
+            cells[found[2].rsplit(".", 1)[-1], int(found[1])] = (float(np.log10(loss)), t["effective_bits"])
+    if not cells:
         return None
-    figure = Figure(figsize=(9, 0.8 + 0.6 * len(costs)), layout="constrained")
-    axes = figure.subplots()
-    kinds = sorted({k["kind"] for c in costs for k in c["by_kind"]})
-    left = [0.0] * len(costs)
-    labels = [f"{c['target']} {c['phase']} {c['context']}" for c in costs]
-    for kind in kinds:
-        shares = [sum(k["latency_s"] for k in c["by_kind"] if k["kind"] == kind) / c["latency_s"] for c in costs]
-        axes.barh(labels, shares, left=left, label=kind)
-        left = [a + b for a, b in zip(left, shares)]
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share of modelled latency")
-    axes.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure)
-
-
-def _svg(figure: Any) -> Markup:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])
+    names, layers = list(dict.fromkeys(name for name, _ in cells)), max(layer for _, layer in cells) + 1
+    figure = Figure(figsize=(9, 1.2 + 0.5 * len(names)), layout="constrained")
+    for axes, index, title, map_name in zip(
+        figure.subplots(1, 2), (0, 1), ("log10 of the relative loss", "effective bits"), ("magma", "viridis")
+    ):
+        grid = np.full((len(names), layers), np.nan)
+        for (name, layer), values in cells.items():
+            grid[names.index(name), layer] = values[index]
+        image = axes.imshow(grid, aspect="auto", cmap=map_name, interpolation="nearest")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_xlabel("layer", fontsize=8)
+        axes.set_title(title, fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.colorbar(image, ax=axes)
+    return svg(figure)

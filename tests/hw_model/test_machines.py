@@ -1,4 +1,4 @@
-"""The machines on real and constructed work: closed forms, conservation of bytes and energy, and what must not get worse."""
+"""The machines on real and constructed work: closed forms, conservation of bytes and energy, monotonicity."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ DECODE = Phase.of("decode", 100)
 
 
 def linear(rows: int, columns: int, tokens: int = 1, bits: float = 3.0) -> Operation:
-    return Operation("w", "linear", macs=rows * columns * tokens, weight_bytes=round(rows * columns * bits / 8),
-                     activation_bytes=4 * tokens * (rows + columns), rows=rows, columns=columns, weight_bits=bits)  # fmt: skip
+    size = round(rows * columns * bits / 8)
+    moved = 4 * tokens * (rows + columns)
+    return Operation(
+        "w", "linear", macs=rows * columns * tokens, weight_bytes=size, activation_bytes=moved, rows=rows,
+        columns=columns, weight_bits=bits,
+    )  # fmt: skip
 
 
 def llama(layers: int, hidden: int, feed_forward: int, tokens: int, keys: int) -> list[Operation]:
@@ -224,6 +228,6 @@ def test_speed_of_the_model_itself():
     assert time.perf_counter() - start < 1
     start = time.perf_counter()
     values = tuple(float(v) for v in range(1, 11))
-    found = sweep(work, Phase.of("decode", 1024), open_target("rap"),
-                  [("adc_bits", values), ("arrays", tuple(256 * v for v in values)), ("vector_lanes", values)])  # fmt: skip
+    variations = [("adc_bits", values), ("arrays", tuple(256 * v for v in values)), ("vector_lanes", values)]
+    found = sweep(work, Phase.of("decode", 1024), open_target("rap"), variations)
     assert len(found) == 1000 and time.perf_counter() - start < 60

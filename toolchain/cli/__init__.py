@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from toolchain.cli import bench, chat, cost, evaluate, inspect, quantize, run
+from toolchain.cli import bench, chat, compare, cost, evaluate, inspect, quantize, run
 
 app = typer.Typer(
     name="athena-export",
@@ -25,6 +25,7 @@ app.command("serve")(chat.serve)
 app.command("bench")(bench.bench)
 app.command("warmup")(bench.warmup)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("cost")(cost.cost)
 app.command("sweep")(cost.sweep)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -26,6 +28,7 @@ def bench(
     mmap: Annotated[
         Optional[bool], typer.Option("--mmap/--no-mmap", help="Map the weights or read them; default: what is faster.")
     ] = None,
+    save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, memory bandwidth used, and peak memory."""
@@ -43,6 +46,10 @@ def bench(
         whole_numbers(cpus, "--cpus"),
     )
     result = measure(folder, settings)
+    if save and (folder / "report.json").exists():
+        from toolchain.report import add_speed
+
+        add_speed(folder, result, "athena-export " + " ".join(shlex.quote(a) for a in sys.argv[1:]))
     if json:
         print_json(result)
         return
