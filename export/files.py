@@ -10,6 +10,7 @@ from typing import Any
 from export.errors import InputError
 
 MANIFEST = "athena.json"
+_MAX_JSON = 256 << 20  # bytes
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -34,7 +35,13 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON object. Raises InputError with the file's name when it is missing or not a JSON object."""
     try:
+        if path.exists() and not path.is_file():  # a device or pipe might never end
+            raise InputError(f"{path}: is not a regular file")
+        if path.exists() and path.stat().st_size > _MAX_JSON:
+            raise InputError(f"{path}: larger than {_MAX_JSON >> 20} MB")
         data = json.loads(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: this file is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     """End-of-sequence ids from generation_config.json, else config.json; empty when neither names one."""
     for name in ("generation_config.json", "config.json"):
         try:
-            eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError, RecursionError):
+            eos = read_json(folder / name).get("eos_token_id")
+        except InputError:
             continue
         if isinstance(eos, int):
             return frozenset([eos])
@@ -57,10 +56,10 @@ def default_sampling(
     Raises InputError when a value is out of range.
     """
     try:
-        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / "generation_config.json")
+    except InputError:
         config = {}
-    recommended = config if isinstance(config, dict) and config.get("do_sample") is True else {}
+    recommended = config if config.get("do_sample") is True else {}
 
     def pick(given: float | None, name: str, fallback: float) -> float:
         found = recommended.get(name, fallback) if given is None else given

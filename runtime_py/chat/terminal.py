@@ -141,6 +141,8 @@ def converse(chat: Chat) -> None:
     if terminal:
         import readline  # noqa: F401 (its import gives input() line editing and history)
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's child would ignore it
+
         print("Type a message; /help lists the commands.", file=sys.stderr)
     while True:
         try:
