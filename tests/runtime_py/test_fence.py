@@ -30,6 +30,7 @@ def test_one_byte_too_many_ends_the_process(kind):
     assert done.stdout == "inside\n" and done.returncode < 0
 
 
+@pytest.mark.long
 def test_a_checked_engine_gives_the_same_logits(stories_folder):
     code = (
         "import numpy as np, sys; from runtime_py.load import open_model\n"

@@ -100,7 +100,7 @@ LAYOUTS = st.builds(
 
 
 @pytest.mark.parametrize("isa, amx", KINDS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(LAYOUTS, st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 @example(CodebookLayout(4, 7, 1), 1, False, 0)  # one row, less than one vector
 @example(CodebookLayout(3, 64, 33), 33, True, 1)  # one row more than a tile, one token more than two groups

@@ -23,6 +23,7 @@ print(json.dumps({**checkpoint.manifest["totals"], "peak": peak_rss()}))
 """
 
 
+@pytest.mark.long
 def test_dry_run_predicts_size_memory_and_time(tmp_path):
     model = shared("models/scribe-6M")
     command = [sys.executable, "-m", "toolchain", "quantize", model, "-o", tmp_path / "out", "--bits", "3"]

@@ -75,6 +75,7 @@ def test_tuning_lowers_the_divergence_on_unseen_text(stories, tinystories_text, 
     assert sorted(p.name for p in (tmp_path / "q60").glob("*.safetensors"))[0].startswith("tuned-")
 
 
+@pytest.mark.long
 def test_kill_9_during_tuning_resumes_to_identical_bytes(stories, tinystories_text, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code = "import toolchain.quantize.tuning as t; t._SAVE_INTERVAL = 0.0; from toolchain.cli import main; main()"

@@ -18,6 +18,7 @@ def quantize(stories, text, out, *options):
     return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
+@pytest.mark.long
 def test_processes_and_a_cluster_give_the_same_bytes(stories, tinystories_text, tmp_path):
     from distributed import LocalCluster
 

@@ -1,0 +1,64 @@
+"""Every command in README and docs parses; those of the README's list of uses run, on the bundled model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from tests.conftest import DEMO
+from tests.toolchain.test_cli import athena
+from toolchain.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[str]:
+    """Arguments of every athena-export call that stands in an indented line or in backticks and names a command."""
+    lines = re.findall(
+        r"^    (?:\$ |\.venv/bin/|pip install .*&& )?athena-export (.+?)(?:   +#.*)?$", text, re.MULTILINE
+    )
+    spans = re.findall(r"`athena-export ([a-z][^`]*)`", text.replace("\n", " "))
+    found = [line.split(" #")[0].rstrip(" &") for line in [*lines, *spans]]
+    return [command for command in found if "..." not in command and "|" not in command.split(" > ")[0]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_parses(page):
+    group = typer.main.get_command(app)
+    for line in commands(page.read_text()):
+        name, *arguments = shlex.split(line)
+        command = group.commands[name]
+        if not arguments:  # a command's name in a sentence
+            continue
+        command.make_context(name, arguments)  # fails on an unknown option or a value of the wrong type
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.long
+def test_the_readmes_uses_run(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("## Use") :]
+    wanted = commands(block[: block.index("`--bits 3.25`")])
+    assert len(wanted) >= 10
+    (tmp_path / "FILE").write_text((ROOT / "README.md").read_text())
+    athena("export", DEMO, "-o", tmp_path / "OUT2", "--method", "rtn", "--sequences", 4)
+    for line in wanted:
+        name, *arguments = shlex.split(line)
+        if name in ("serve", "chat"):  # tests of their own
+            continue
+        places = {"MODEL": DEMO, "OUT": tmp_path / "OUT", "OUT2": tmp_path / "OUT2", "FILE": tmp_path / "FILE"}
+        more = ["--preset", "fast", "--sequences", "8"] if name == "export" else []
+        more += (
+            ["--rounds", "1", "--tokens", "2", "--prompt-lengths", "16", "--depths", "16"] if name == "bench" else []
+        )
+        assert athena(name, *(places.get(a, a) for a in arguments), *more).stdout
