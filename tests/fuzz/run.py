@@ -25,6 +25,8 @@ from tests.fuzz.targets import WORK, Target, make_folders, mutate
 
 _SHARES = {"model": 0.4, "cost": 0.1, "weights": 0.05, "safetensors": 0.15, "shard": 0.05, "manifest": 0.05}
 _OTHERS = 0.2 / 3
+_INSTRUMENTED = ["export", "hw_model.workload", "runtime_py.generate", "runtime_py.chat", "toolchain.source"]
+_COMPILED = ("model", "weights")  # their kernels cannot be compiled in a process that atheris has instrumented
 _SECONDS, _MEMORY, _CORPUS = 20, 3 << 30, 400
 
 
@@ -114,9 +116,11 @@ def main() -> None:
     faulthandler.enable()
     options.findings.mkdir(parents=True, exist_ok=True)
     if options.coverage:
+        if options.target is None or options.target in _COMPILED:
+            parser.error(f"--coverage needs a --target, and not one of {', '.join(_COMPILED)}")
         import atheris
 
-        with atheris.instrument_imports(include=["export", "runtime_py", "hw_model", "toolchain.source"]):
+        with atheris.instrument_imports(include=_INSTRUMENTED):
             import runtime_py.load
             import runtime_py.operators  # noqa: F401
     targets = make_folders(WORK / f"athena-fuzz-{options.target or 'all'}-{options.seed}")
