@@ -139,6 +139,7 @@ def test_a_session_on_a_terminal(stories_folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "toolchain", "chat", str(stories_folder), "--max-tokens", "5"],
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell's children ignore it
     )  # fmt: skip
     os.close(slave)
     shown = b""
