@@ -215,8 +215,8 @@ def _system() -> list[Row]:
     laptop = load_target("laptop-x86")["memory_bandwidth"]
     for model, size, speed in (("Ryzen AI 5 340, 3B", 2.01, 23.81), ("Ryzen 7 8840U, 8B", 4.92, 9.63)):
         found.append(Row(model, "decode", "tokens/s", speed, laptop / (size * 1e9), 0.15))
-    # Our own runtime on a 2-core Xeon that reads 30.7 GB/s (athena-export bench, one run): the share of the bandwidth is
-    # fitted on TinyLlama at 4 bits and predicts the others.
+    # Our own runtime on a 2-core Xeon (athena-export bench, one run): the bandwidth is fitted on TinyLlama at
+    # 4 bits and predicts the others.
     share = 49.0 * 557_991_168
     for model, size, speed in (
         ("TinyLlama-1.1B, 3 bits", 433_726_720, 62.1), ("Qwen2.5-0.5B, 4 bits", 319_477_504, 87.0),
