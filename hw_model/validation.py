@@ -1,5 +1,7 @@
-"""The model against published silicon: every row computed from the functions that price a target.
+"""The model against published silicon. Macros, AttentionLego and boards: computed from what prices a target.
 
+ISAAC and PUMA re-add published component tables; the rows of _arithmetic and _laws check counting and scaling rules:
+they confirm how figures are put together, not constants that a target uses.
 Parameters and published figures: the project's hardware notes, which name the papers. Rows whose activity was not
 published are not compared (their `modelled` is None, `why` says so). python -m hw_model.validation prints the table.
 """

@@ -7,6 +7,7 @@ else the accelerator's description leaves open stay in float32.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class EmulatedScorer:
         return self.session.forward(self.session.new_state(), tokens)
 
 
-class _Emulated(Session):
+class _Emulated(Session, ABC):
     """The interpreter with the products taken over; subclasses say how integers are multiplied."""
 
     def __init__(self, folder: Path, noise: float) -> None:
@@ -68,11 +69,13 @@ class _Emulated(Session):
         out = self._multiply(q, weights) * unit * scale[:, 0]
         return out.reshape(*inputs[0].shape[:-1], -1).astype(np.float32)
 
+    @abstractmethod
     def _multiply(self, q: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """int8 [T, K] times int8 [N, K] transposed: integers [T, N]."""
 
+    @abstractmethod
     def _softmax(self, scores: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Probabilities of scores float [T, keys]; those that may not be seen are minus infinity."""
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
         """Attention of a whole window with int8 queries, keys, probabilities and values."""

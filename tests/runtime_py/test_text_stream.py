@@ -25,7 +25,8 @@ def test_the_streamed_text_is_the_decoded_text(cut):
         ids = tokenizer.encode(TEXT).ids
         stream = TextStream(tokenizer, ids[:cut])
         text = "".join(stream.push(token) for token in ids[cut:]) + stream.flush()
-        assert tokenizer.decode(ids[:cut]) + text == tokenizer.decode(ids) or cut  # a cut may split a character
+        if not cut:  # a cut may split a character
+            assert text == tokenizer.decode(ids)
         assert tokenizer.decode(ids).endswith(text.lstrip("\ufffd")[-20:])
 
 

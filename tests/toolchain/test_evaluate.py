@@ -29,10 +29,7 @@ class TableScorer:
     vocab_size = 1536
 
     def logits(self, tokens):
-        return (
-            np.random.default_rng(int(tokens[0])).normal(size=(len(tokens), self.vocab_size)).astype(np.float32) * 0
-            + (np.asarray(tokens)[:, None] * np.arange(self.vocab_size) % 17).astype(np.float32) / 5
-        )
+        return (np.asarray(tokens)[:, None] * np.arange(self.vocab_size) % 17).astype(np.float32) / 5
 
 
 def reference_loss(tokens) -> list[float]:
