@@ -20,22 +20,26 @@ class BlockNames:
     attention_norm: str | None  # before the attention
     attention_output: str
     mlp_norm: str | None  # before the feed-forward part
-    up: str
     down: str
+    up: str | None = None
     gate: str | None = None
+    fused_gate_up: str | None = None  # one linear layer whose outputs are gate and up in this order
     query: str | None = None
     key: str | None = None
     value: str | None = None
     attention_post_norm: str | None = None  # on what the attention adds to the residual stream
     mlp_post_norm: str | None = None  # on what the feed-forward part adds
+    attention_sum_norm: str | None = None  # on the residual stream after the attention was added
+    mlp_sum_norm: str | None = None  # on the residual stream after the feed-forward part was added
     query_norm: str | None = None  # RMSNorm on queries, over each head or all of them (ModelSpec.norm_each_head)
     key_norm: str | None = None
     fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
 
     def linears(self) -> tuple[str, ...]:
         """The block's linear layers in the order of the forward pass."""
-        names = (self.query, self.key, self.value, self.fused_qkv, self.attention_output, self.gate, self.up, self.down)
-        return tuple(name for name in names if name is not None)
+        attention = (self.query, self.key, self.value, self.fused_qkv, self.attention_output)
+        feed_forward = (self.gate, self.up, self.fused_gate_up, self.down)
+        return tuple(name for name in (*attention, *feed_forward) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class ModelSpec:
     head: str  # module name of the vocabulary head; its tensor is absent when tied
     tied_head: bool
     rope: Rope | None = None
+    local_rope: Rope | None = None  # of the layers with a sliding window, where it is not that of the others
     position_embedding: str | None = None  # learned positions
+    position_offset: int = 0  # rows of the position table before that of position 0; they are not exported
     sliding_window: tuple[int | None, ...] = ()  # per layer: keys a query may see; None or absent means all
     linear_is_transposed: bool = False  # the checkpoint stores linear weights as [in, out] (GPT-2's Conv1D)
     norm_each_head: bool = False  # query and key norms work on each head alone
@@ -70,6 +76,11 @@ class ModelSpec:
     residual_scale: float = 1.0  # on everything added to the residual stream
     attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
     logit_scale: float = 1.0
+    attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
+    logit_softcap: float | None = None
+    norm_offset: float = 0.0  # added to the stored weight of every RMSNorm (1 in Gemma)
+    parallel_residual: bool = False  # attention and feed-forward part both read the block's input
+    fused_qkv_by_head: bool = False  # rows of fused_qkv: query, key and value of head 0, then of head 1, ...
     optional_prefix: str = ""  # checkpoints of the bare model leave this prefix out of their tensor names
 
     def prefix(self, layer: int) -> str:

@@ -28,6 +28,7 @@ _PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Relu": ("elementwise", 1),
     "Sigmoid": ("activation", 6),
     "Gelu": ("activation", 10),
+    "Tanh": ("activation", 6),
     "RMSNormalization": ("normalization", 4),
     "LayerNormalization": ("normalization", 6),
     "RotaryEmbedding": ("rotary", 3),
@@ -38,6 +39,7 @@ _PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "LessOrEqual": ("mask", 1),
     "Range": ("mask", 1),
     "Cast": ("data movement", 1),
+    "Gather": ("data movement", 1),  # of activations: columns put in another order
 }
 _FREE = frozenset({"Unsqueeze", "Squeeze", "Shape", "Split", "Identity", "Reshape"})  # views: no work, no bytes
 
@@ -143,7 +145,7 @@ def _operation(
     weight_bytes = sum(stored.get(name, 0) for name in node.inputs)
     if (node.domain == DOMAIN and node.op_type == CODEBOOK_MATMUL) or node.op_type == "MatMul":
         return _linear(node, graph, sizes, outputs[0], moved, weight_bytes, constant)
-    if (node.domain == DOMAIN and node.op_type == CODEBOOK_GATHER) or node.op_type == "Gather":
+    if (node.domain == DOMAIN and node.op_type == CODEBOOK_GATHER) or (node.op_type == "Gather" and weight_bytes):
         rows = node.layout().N if node.domain == DOMAIN else _shape(graph, node.inputs[0], sizes)[0]
         ids = math.prod(_shape(graph, node.inputs[1 if not node.domain else 0], sizes))
         return Operation(

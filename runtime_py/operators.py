@@ -107,6 +107,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": lambda a, x: (x[0] - x[1],),
+    "Tanh": lambda a, x: (np.tanh(x[0]),),
     "Transpose": lambda a, x: (np.ascontiguousarray(np.transpose(x[0], a["perm"])),),
     "Unsqueeze": _unsqueeze,
 }

@@ -179,6 +179,9 @@ class Session:
         grouped = np.ascontiguousarray(grouped).reshape(kv_heads, repeat * tokens, head_dim)
         scores = grouped @ keys[:, :total].transpose(0, 2, 1)
         scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+        cap = np.float32(node.attributes.get("softcap", 0.0))
+        if cap > 0:
+            scores, scale = np.tanh(scores * (scale / cap)) * cap, np.float32(1.0)
         masked_softmax(scores, mask.reshape(mask.shape[-2], total), past, repeat, scale)
         mixed = (scores @ values[:, :total]).reshape(kv_heads, repeat, tokens, -1)
         return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)

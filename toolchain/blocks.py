@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,27 @@ from toolchain.source import SourceModel
 
 
 class _Stop(Exception):
-    """Raised by the catcher in place of the first block, once it has the inputs."""
+    """Raised in place of the last block, once every block's arguments are known."""
+
+
+class _Recorder(nn.Module):
+    """Stands for one block: keeps its arguments (the first also its inputs) and passes the hidden states on."""
+
+    def __init__(self, first: bool, last: bool) -> None:
+        super().__init__()
+        self._first = first
+        self.hidden: list[torch.Tensor] = []
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self._last = last
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._first:
+            self.hidden.append(hidden.detach())
+        self.args, self.kwargs = args, kwargs
+        if self._last:
+            raise _Stop
+        return hidden
 
 
 class BlockRunner:
@@ -32,12 +53,13 @@ class BlockRunner:
     def __init__(self, source: SourceModel, spec: ModelSpec) -> None:
         self.source, self.spec = source, spec
         config = AutoConfig.for_model(**copy.deepcopy(source.config))
-        config._attn_implementation = "sdpa"
+        # torch's fused attention has no soft cap
+        config._attn_implementation = "sdpa" if spec.attention_softcap is None else "eager"
         with torch.device("meta"):
             self._model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         self._model.eval()
-        self._block_args: tuple[Any, ...] = ()
-        self._block_kwargs: dict[str, Any] = {}
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by layer
+        self._layer_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
     def _module(self, name: str) -> nn.Module:
         return self._model.get_submodule(name.rstrip("."))
@@ -45,29 +67,24 @@ class BlockRunner:
     def embed(self, tokens: np.ndarray) -> torch.Tensor:
         """Inputs of the first block, float32 [sequences, length, hidden], for tokens int64 [sequences, length].
 
-        Also keeps the arguments (mask, rotary angles) that the model hands to every block for one sequence.
+        Also keeps the arguments (mask, rotary angles) that the model hands to each block for one sequence.
         """
-        first = self._module(self.spec.prefix(0))
-        parent_name, _, child = self.spec.prefix(0).rstrip(".").rpartition(".")
-        parent = self._module(parent_name)
-        captured: list[torch.Tensor] = []
-        runner = self
-
-        class Catcher(nn.Module):
-            def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-                captured.append(hidden.detach())
-                runner._block_args, runner._block_kwargs = args, kwargs
-                raise _Stop
-
+        parent = self._module(self.spec.prefix(0).rstrip(".").rpartition(".")[0])
+        assert isinstance(parent, nn.ModuleList)
+        blocks = list(parent)
+        recorders = [_Recorder(i == 0, i == len(blocks) - 1) for i in range(len(blocks))]
         with self._outside_weights(), torch.no_grad():
-            parent[int(child)] = Catcher()  # type: ignore[operator]
             try:
+                for i, recorder in enumerate(recorders):
+                    parent[i] = recorder
                 for row in tokens:
                     with contextlib.suppress(_Stop):
                         self._model(input_ids=torch.from_numpy(row[None]), use_cache=False)
             finally:
-                parent[int(child)] = first  # type: ignore[operator]
-        return torch.cat(captured)
+                for i, block in enumerate(blocks):
+                    parent[i] = block
+        self._arguments = [(recorder.args, recorder.kwargs) for recorder in recorders]
+        return torch.cat(recorders[0].hidden)
 
     @contextlib.contextmanager
     def _outside_weights(self) -> Iterator[None]:
@@ -76,6 +93,8 @@ class BlockRunner:
         for name in names:
             module = self._module(name)
             module.weight = nn.Parameter(self.source.tensor(f"{name}.weight"), requires_grad=False)
+            if "embed_scale" in dict(module.named_buffers()):
+                module.embed_scale = torch.tensor(self.spec.embedding_scale)
         for name, module in list(self._model.named_modules()):
             if name.endswith("rotary_emb"):
                 parent_name, _, child = name.rpartition(".")
@@ -95,14 +114,16 @@ class BlockRunner:
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
             raise InputError(f"{self.source.folder}: block {layer} lacks {sorted(set(missing) - buffers)}")
+        self._layer_of[block] = layer
         return block.eval().requires_grad_(False)
 
     def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Outputs of a block for all sequences, one at a time: float32 [sequences, length, hidden]."""
         out = torch.empty_like(hidden)
+        args, kwargs = self._arguments[self._layer_of[block]]
         with torch.no_grad():
             for i in range(hidden.shape[0]):
-                result = block(hidden[i : i + 1], *self._block_args, **self._block_kwargs)
+                result = block(hidden[i : i + 1], *args, **kwargs)
                 out[i : i + 1] = result[0] if isinstance(result, tuple) else result
         return out
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from export.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
@@ -42,7 +42,7 @@ def tune_checkpoint(
     teacher.eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.layers):
-        _install(student, out / name, set(spec.quantizable()))
+        _install(student, out / name, spec)
     rate = settings.tune_rate or default_rate(settings.width)
     tune = TuneSettings(settings.tune_steps, rate, settings.tune_batch, settings.seed)
     tuner = Tuner(teacher, student, windows, tune, out)
@@ -51,7 +51,7 @@ def tune_checkpoint(
         for _, loss in tuner.run():
             report.step(f"KL {loss:.4f}")
     for name in shard_names(spec.layers):
-        write_shard(out / (TUNED_PREFIX + name), *_collect(student, out / name))
+        write_shard(out / (TUNED_PREFIX + name), *_collect(student, out / name, spec))
     (out / STATE_FILE).unlink(missing_ok=True)
 
 
@@ -67,9 +67,10 @@ def _lookup(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarra
     return tensors.get(name + suffix)
 
 
-def _install(student: nn.Module, path: Path, trainable: set[str]) -> None:
+def _install(student: PreTrainedModel, path: Path, spec: ModelSpec) -> None:
     """Put a shard into the student: linear layers become trainable, embedding and head take their stored values."""
     tensors, records = _parts(path)
+    trainable = set(spec.quantizable())
     for record in records:
         if record.name in trainable:
             parent, _, child = record.name.rpartition(".")
@@ -78,19 +79,22 @@ def _install(student: nn.Module, path: Path, trainable: set[str]) -> None:
         elif len(record.shape) == 2:
             dense = tensors.get(f"{record.name}.weight")
             values = _stored(tensors, record).dequantized() if dense is None else dense.astype(np.float32)
-            weight = student.get_submodule(record.name).weight
+            # the model's own name of the head may differ from the checkpoint's
+            head = student.get_output_embeddings() if record.name == spec.head else None
+            weight = (head or student.get_submodule(record.name)).weight
             assert isinstance(weight, torch.Tensor)
-            weight.data.copy_(torch.from_numpy(values))
+            first = spec.position_offset if record.name == spec.position_embedding else 0
+            weight.data[first:].copy_(torch.from_numpy(values))
 
 
-def _collect(student: nn.Module, path: Path) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
+def _collect(student: nn.Module, path: Path, spec: ModelSpec) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
     """The shard's tensors with the student's values."""
     tensors, records = _parts(path)
-    parameters = dict(student.named_parameters())
+    parameters, trainable = dict(student.named_parameters()), set(spec.quantizable())
     fresh: dict[str, np.ndarray] = {}
     fresh_records = []
     for record in records:
-        module = student.get_submodule(record.name) if record.scheme == "codebook" else None
+        module = student.get_submodule(record.name) if record.name in trainable else None
         if isinstance(module, TrainableLinear):
             parts, record = module.to_stored(record.losses).stored(record.name)
             fresh |= parts

@@ -23,7 +23,8 @@ def outside_tensors(
     if not spec.tied_head:
         shapes[spec.head] = (spec.vocab_size, spec.hidden_size)
     for name, shape in shapes.items():
-        weights = source.tensor(f"{name}.weight", shape).numpy()
+        hidden_rows = spec.position_offset if name == spec.position_embedding else 0
+        weights = source.tensor(f"{name}.weight", (shape[0] + hidden_rows, shape[1])).numpy()[hidden_rows:]
         if settings.embedding_bits <= 8:
             result = rtn.quantize(weights, None, QuantizeSettings(method="rtn", bits=settings.embedding_bits))
             parts, record = result.stored(name)

@@ -48,7 +48,7 @@ class SourceModel:
     """Config and tensors of one checkpoint folder."""
 
     def __init__(self, folder: Path, optional_prefix: str = "") -> None:
-        """`optional_prefix` may be missing from the stored names (bare models). Raises InputError on a bad folder."""
+        """`optional_prefix`: stored names may lack it, or have it in front. Raises InputError on a bad folder."""
         self.folder = folder
         self.config: dict[str, Any] = read_json(folder / "config.json")
         self._prefix = optional_prefix
@@ -101,16 +101,17 @@ class SourceModel:
             raise InputError(f"{path}: not a complete safetensors file ({error})") from None
 
     def _stored_name(self, name: str) -> str | None:
-        if name in self._shard_of:
-            return name
-        short = name.removeprefix(self._prefix) if self._prefix else name
-        return short if short in self._shard_of else None
+        """The name as it is, else without the optional prefix, else with it."""
+        for stored in (name, name.removeprefix(self._prefix), self._prefix + name):
+            if stored in self._shard_of:
+                return stored
+        return None
 
     def has(self, name: str) -> bool:
         return self._stored_name(name) is not None
 
     def names(self) -> list[str]:
-        """Full tensor names as stored."""
+        """Tensor names as stored."""
         return sorted(self._shard_of)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:

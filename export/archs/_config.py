@@ -1,4 +1,4 @@
-"""Reading fields of an untrusted config.json: right type, sane range, and the rotary variants."""
+"""Reading fields of an untrusted config.json: right type, sane range."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from export.errors import InputError
-from export.spec import Rope
 
 _LARGEST = 2**24
 
@@ -32,8 +31,8 @@ def number(config: dict[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
-def activation(config: dict[str, Any], name: str) -> str:
-    """Field `name` mapped to one of the activations that the graph builder knows."""
+def activation(config: dict[str, Any], name: str, default: str | None = None) -> str:
+    """Field `name` mapped to one of the activations that the graph builder knows; `default` when it is absent."""
     known = {
         "silu": "silu",
         "swish": "silu",
@@ -43,47 +42,30 @@ def activation(config: dict[str, Any], name: str) -> str:
         "gelu_fast": "gelu_tanh",
         "relu": "relu",
     }
-    value = config.get(name)
+    value = config.get(name) or default
     if not isinstance(value, str) or value not in known:
         raise InputError(f"config.json: {name} {value!r} is not supported; supported are {', '.join(known)}")
     return known[value]
 
 
-def rope(config: dict[str, Any], head_dim: int) -> Rope:
-    """Rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
-
-    Variants: default, linear, llama3. Frequencies follow transformers' modeling_rope_utils.
-    """
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
-        raise InputError(f"config.json: rope_parameters must be an object, not {parameters!r}")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    theta = number(parameters, "rope_theta", number(config, "rope_theta", 10000.0))
-    if head_dim % 2:
-        raise InputError(f"config.json: head_dim must be even for rotary positions, not {head_dim}")
-    frequencies = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
-    if kind == "linear":
-        factor = number(parameters, "factor", 1.0)
-        frequencies = [f / factor for f in frequencies]
-    elif kind == "llama3":
-        frequencies = [_llama3_frequency(f, parameters) for f in frequencies]
-    elif kind != "default":
-        raise InputError(f"config.json: rope_type {kind!r} is not supported; supported are default, linear, llama3")
-    return Rope(tuple(frequencies))
+def optional_number(config: dict[str, Any], name: str, default: float | None) -> float | None:
+    """Field `name` as a finite positive float or None where it is null; `default` when it is absent."""
+    value = config.get(name, default)
+    return None if value is None else number({name: value}, name, 1.0)
 
 
-def _llama3_frequency(frequency: float, parameters: dict[str, Any]) -> float:
-    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, a linear blend in between."""
-    factor = number(parameters, "factor", 8.0)
-    low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
-    original = number(parameters, "original_max_position_embeddings", 8192)
-    wavelength = 2 * math.pi / frequency
-    if wavelength < original / high:
-        return frequency
-    if wavelength > original / low:
-        return frequency / factor
-    blend = (original / wavelength - low) / (high - low)
-    return (1 - blend) * frequency / factor + blend * frequency
+def whole_heads(hidden: int, heads: int) -> int:
+    """hidden / heads. Raises InputError when it is not a whole number."""
+    if hidden % heads:
+        raise InputError(f"config.json: hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})")
+    return hidden // heads
+
+
+def refuse(config: dict[str, Any], unsupported: dict[str, Any]) -> None:
+    """Raise InputError when a field has the value that the graph builder has no form for."""
+    for name, value in unsupported.items():
+        if config.get(name) == value:
+            raise InputError(f"config.json: {name} {value!r} is not supported for {config.get('model_type')}")
 
 
 def windows(config: dict[str, Any], layers: int, used: bool) -> tuple[int | None, ...]:

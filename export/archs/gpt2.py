@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive
-from export.errors import InputError
+from export.archs._config import activation, number, positive, refuse, whole_heads
 from export.spec import BlockNames, ModelSpec
 
 BLOCK = BlockNames(
@@ -19,27 +18,21 @@ BLOCK = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        if config.get(name):
-            raise InputError(f"config.json: {name} is not supported for gpt2")
-    if config.get("scale_attn_weights") is False:
-        raise InputError("config.json: scale_attn_weights false is not supported for gpt2")
+    refuse(config, {"scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True, "scale_attn_weights": False})
     hidden, heads = positive(config, "n_embd"), positive(config, "n_head")
-    if hidden % heads:
-        raise InputError(f"config.json: n_embd ({hidden}) must be a multiple of n_head ({heads})")
     return ModelSpec(
         model_type="gpt2",
         hidden_size=hidden,
         layers=positive(config, "n_layer"),
         heads=heads,
         kv_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=whole_heads(hidden, heads),
         feed_forward=positive(config, "n_inner", 4 * hidden),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "n_positions"),
         norm="layer",
         norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
-        activation=activation(config, "activation_function"),
+        activation=activation(config, "activation_function", "gelu_new"),
         block_prefix="transformer.h.{layer}.",
         block=BLOCK,
         embedding="transformer.wte",

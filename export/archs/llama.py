@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive, rope
+from export.archs._config import activation, number, positive
+from export.archs._rope import exported_context, rope
 from export.errors import InputError
 from export.spec import BlockNames, ModelSpec
 
@@ -39,10 +40,10 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         head_dim=head_dim,
         feed_forward=positive(config, "intermediate_size"),
         vocab_size=positive(config, "vocab_size"),
-        context_length=positive(config, "max_position_embeddings"),
+        context_length=exported_context(config),
         norm="rms",
         norm_epsilon=number(config, "rms_norm_eps", 1e-6),
-        activation=activation(config, "hidden_act"),
+        activation=activation(config, "hidden_act", "silu"),
         block_prefix="model.layers.{layer}.",
         block=BLOCK,
         embedding="model.embed_tokens",

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from runtime_py.engine.elementwise import exponential, rotate_head
+from runtime_py.engine.elementwise import exponential, hyperbolic_tangent, rotate_head
 from runtime_py.simd.vectors import (
     FLOAT,
     HALF,
@@ -124,6 +124,15 @@ def _mix(rows, values, width, count, scores, totals):
 
 
 @nb.njit(cache=True)
+def _limit(scores, count, cap):
+    """scores = cap * tanh(scores / cap)."""
+    inverse = splat_float(_F(1.0) / cap)
+    for k in range(0, count, 16):
+        s = hyperbolic_tangent(multiply(load_floats(scores + 4 * k), inverse))
+        store_floats(scores + 4 * k, multiply(s, splat_float(cap)))
+
+
+@nb.njit(cache=True)
 def _soften(scores, count, low, high, top, width, totals):
     """Online softmax of one row: scores of keys low..high - 1 become weights, others zero; (new top, factor, sum)."""
     best = splat_float(_HIDDEN)
@@ -163,13 +172,15 @@ def attend_item(
     tokens,
     window,
     scale,
+    cap,
     out,
     out_stride,
     scratch,
 ):
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
-    query, out: float32 [tokens, stride]; keys, values: the layer's cache; window: keys a query may see, 0 for all.
+    query, out: float32 [tokens, stride]; keys, values: the layer's cache; window: keys a query may see, 0 for all;
+    cap: soft cap on the scores, 0 for none.
     """
     repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
     tiles = (repeat * tokens + ROWS - 1) // ROWS
@@ -204,6 +215,8 @@ def attend_item(
             position = past + (first + r) // repeat
             low = max(position + 1 - window - block, 0) if window > 0 else 0
             high = min(position + 1 - block, count)
+            if cap > 0:
+                _limit(scores + 4 * r * KEYS, count, cap)
             top, factor, total = _soften(
                 scores + 4 * r * KEYS, count, low, high, get_f32(tops + 4 * r), width, totals + 4 * r * width
             )

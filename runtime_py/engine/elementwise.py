@@ -16,6 +16,7 @@ from runtime_py.simd.vectors import (
     fused,
     get_f16,
     get_f32,
+    get_i64,
     load_halfs,
     load_some,
     load_some_halfs,
@@ -33,7 +34,7 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-SILU, GELU, GELU_TANH, RELU = range(4)
+SILU, GELU, GELU_TANH, RELU, TANH = range(5)
 _F = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(-0.693359375), _F(2.12194440e-4)
 _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
@@ -64,6 +65,12 @@ def _logistic(x):
 
 
 @nb.njit(cache=True, inline="always")
+def hyperbolic_tangent(x):
+    """tanh of 16 floats as 2 logistic(2x) - 1; absolute error below 2e-7."""
+    return subtract(multiply(splat_float(_F(2.0)), _logistic(add(x, x))), splat_float(_F(1.0)))
+
+
+@nb.njit(cache=True, inline="always")
 def _erf(x):
     """Error function, absolute error below 3e-7 (Abramowitz and Stegun 7.1.26)."""
     one, size = splat_float(_F(1.0)), absolute(x)
@@ -80,7 +87,7 @@ def _erf(x):
 
 @nb.njit(cache=True, inline="always")
 def activated(kind, x):
-    """SiLU, GELU (by erf or by tanh) or ReLU of 16 floats."""
+    """SiLU, GELU (by erf or by tanh), ReLU or tanh of 16 floats."""
     half, one = splat_float(_F(0.5)), splat_float(_F(1.0))
     if kind == SILU:
         return multiply(x, _logistic(x))
@@ -90,6 +97,8 @@ def activated(kind, x):
         cube = multiply(multiply(x, x), x)
         inner = multiply(splat_float(_F(1.5957691216057308)), fused(splat_float(_F(0.044715)), cube, x))
         return multiply(x, _logistic(inner))  # 0.5 (1 + tanh(y)) is the logistic of 2y
+    if kind == TANH:
+        return hyperbolic_tangent(x)
     return maximum(x, zero_floats())
 
 
@@ -118,6 +127,13 @@ def scale_row(source, factor, columns, target):
     for k in range(0, columns, 16):
         some = min(columns - k, 16)
         store_some(target + 4 * k, multiply(load_some(source + 4 * k, some), splat_float(factor)), some)
+
+
+@nb.njit(cache=True)
+def reorder_row(source, order, columns, target):
+    """target[i] = source[order[i]], order int64 [columns]."""
+    for k in range(columns):
+        put_f32(target + 4 * k, get_f32(source + 4 * get_i64(order + 8 * k)))
 
 
 @nb.njit(cache=True)

@@ -58,7 +58,7 @@ class Engine:
         planner.plan()
         self._folder = planner.folder
         self._attention = planner.attention
-        self._rotation_names = planner.rotation
+        self._rotation_names = planner.rotations
         self._position_rows = planner.position_rows
         self.vocab_size = planner.logits.width
         self._lookup_rows = planner.vocab_size
@@ -79,7 +79,7 @@ class Engine:
         self._scratch = aligned_bytes(self._scratch_stride * self._threads)
         self._counters = settled(np.zeros(len(self._plan.steps), np.int64))
         self._meeting = aligned_bytes(128)
-        self._rotations: tuple[np.ndarray, np.ndarray] | None = None
+        self._rotations: list[np.ndarray] = []
         self._rotated = 0  # positions in the table
         self._bound = -1  # stamp of the state whose cache is in the step table
         self._ids, self._positions = settled(np.zeros(_CHUNK, np.int64)), settled(np.zeros(_CHUNK, np.int64))
@@ -179,16 +179,17 @@ class Engine:
     def _extend_rotations(self, total: int) -> None:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
         self._rotated = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * self._rotated)
-        if self._rotation_names is None:
-            return
         inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
-        cos, sin = (settled(a[0]) for a in self._folder.given(self._rotation_names, inputs))
-        smallest = min(shape.head_dim for shape in self._attention)
-        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) < total or 2 * cos.shape[1] > smallest:
-            raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")
-        for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
-            self._plan.set(name, value)
-        self._rotations = (cos, sin)
+        smallest = min((shape.head_dim for shape in self._attention), default=0)
+        tables = []
+        for number, names in enumerate(self._rotation_names):
+            cos, sin = (settled(a[0]) for a in self._folder.given(names, inputs))
+            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) < total or 2 * cos.shape[1] > smallest:
+                raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")
+            for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
+                self._plan.set(f"{name}.{number}", value)
+            tables += [cos, sin]
+        self._rotations = tables
 
 
 def chunk_size(left: int) -> int:

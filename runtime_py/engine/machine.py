@@ -12,7 +12,16 @@ import numba as nb
 from numba.extending import overload
 
 from runtime_py.engine.attention import ROWS, attend_item, remember_token
-from runtime_py.engine.elementwise import activate, add_rows, dense_row, dense_rows, layer_norm, rms_norm, scale_row
+from runtime_py.engine.elementwise import (
+    activate,
+    add_rows,
+    dense_row,
+    dense_rows,
+    layer_norm,
+    reorder_row,
+    rms_norm,
+    scale_row,
+)
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
 from runtime_py.engine.matrix import CODES, RAW_WIDTH
@@ -33,6 +42,7 @@ from runtime_py.engine.steps import (
     MEET,
     NORM,
     QUANTIZE,
+    REORDER,
     SCALE,
     STEP,
 )
@@ -216,13 +226,13 @@ def _run_dense(step, tokens, counter):
 @nb.njit(cache=True)
 def _run_attend(step, past, tokens, counter, scratch):
     heads, kv_heads = _arg(step, 5), _arg(step, 6)
-    scale = get_f32(step + 8 * (ARGUMENTS + 9))
+    scale, cap = get_f32(step + 8 * (ARGUMENTS + 9)), get_f32(step + 8 * (ARGUMENTS + 12))
     items = kv_heads * ((heads // kv_heads * tokens + ROWS - 1) // ROWS)
     item = fetch_add(counter, 1)
     while item < items:
         attend_item(
             item, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), heads, kv_heads,
-            _arg(step, 7), past, tokens, _arg(step, 8), scale, _arg(step, 10), _arg(step, 11), scratch,
+            _arg(step, 7), past, tokens, _arg(step, 8), scale, cap, _arg(step, 10), _arg(step, 11), scratch,
         )  # fmt: skip
         item = fetch_add(counter, 1)
 
@@ -247,6 +257,10 @@ def _run_per_token(operation, step, past, tokens, counter, scratch):
         elif operation == SCALE:
             columns, factor = _arg(step, 3), get_f32(step + 8 * (ARGUMENTS + 2))
             scale_row(_arg(step, 0) + 4 * token * _arg(step, 1), factor, columns, _arg(step, 4) + 4 * token * columns)
+        elif operation == REORDER:
+            columns = _arg(step, 3)
+            at, to = _arg(step, 0) + 4 * token * _arg(step, 1), _arg(step, 4) + 4 * token * columns
+            reorder_row(at, _arg(step, 2), columns, to)
         elif operation == ADD:
             columns = _arg(step, 4)
             a, b = _arg(step, 0) + 4 * token * _arg(step, 1), _arg(step, 2) + 4 * token * _arg(step, 3)

@@ -16,7 +16,7 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.errors import InputError
 from export.reader import Graph, Node
 from runtime_py.engine import steps as op
-from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU
+from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
 from runtime_py.engine.fence import settled
 from runtime_py.engine.matrix import WIDTH, is_fast, matrix_record
 from runtime_py.engine.plan import Argument, Buffer, External, Quantized, Step
@@ -27,14 +27,14 @@ Value = Tokens | Pending
 
 
 class Planner:
-    """Walks the nodes once. After plan(): steps, attention shapes, the names of cos and sin, and arrays to keep."""
+    """Walks the nodes once. After plan(): steps, attention shapes, names of each cos and sin, arrays to keep."""
 
     def __init__(self, graph: Graph, chunk: int) -> None:
         self.graph, self.chunk = graph, chunk
         self.steps: list[Step] = []
         self.keep: list[np.ndarray] = []
         self.attention: list[AttentionShape] = []
-        self.rotation: tuple[str, str] | None = None
+        self.rotations: list[tuple[str, str]] = []
         self.position_rows: int | None = None  # rows of a learned position table
         self.vocab_size = 0
         self.bytes_per_token = 0  # weights read for one token
@@ -82,6 +82,7 @@ class Planner:
             "Sigmoid": self._activation,
             "Gelu": self._activation,
             "Relu": self._activation,
+            "Tanh": self._activation,
             "RotaryEmbedding": self._rotary,
             "Attention": self._attend,
         }.get(node.op_type)
@@ -185,6 +186,9 @@ class Planner:
         self._values[node.outputs[0]] = out
 
     def _gather(self, node: Node) -> None:
+        if node.inputs[0] in self._values:
+            self._reorder(node)
+            return
         table = self.folder.constant(node.inputs[0])
         if table.ndim != 2 or node.attributes.get("axis", 0) != 0 or table.dtype not in (np.float16, np.float32):
             raise Unplannable(f"the lookup {node.name}")
@@ -201,6 +205,24 @@ class Planner:
             "out": out.place,
         }
         self._emit(op.EMBED_DENSE, arguments, [], [out.buffer])
+        self._values[node.outputs[0]] = out
+
+    def _reorder(self, node: Node) -> None:
+        """Columns of a value in another order."""
+        x, order = self._tokens(node.inputs[0]), self.folder.constant(node.inputs[1])
+        if node.attributes.get("axis", 0) not in (-1, 2) or sorted(order.reshape(-1).tolist()) != list(range(x.width)):
+            raise Unplannable(f"the lookup {node.name}")
+        order = settled(np.ascontiguousarray(order, np.int64))
+        self.keep.append(order)
+        out = self._new(x.width)
+        arguments: dict[str, Argument] = {
+            "source": x.place,
+            "stride": x.stride,
+            "order": order.ctypes.data,
+            "columns": x.width,
+            "out": out.place,
+        }
+        self._emit(op.REORDER, arguments, [x.buffer], [out.buffer])
         self._values[node.outputs[0]] = out
 
     def _alias(self, node: Node) -> None:
@@ -338,7 +360,7 @@ class Planner:
 
     def _activation(self, node: Node) -> None:
         tanh = node.attributes.get("approximate", "none") == "tanh"
-        kind = {"Sigmoid": -1, "Relu": RELU, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
+        kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
         self._values[node.outputs[0]] = Pending(kind, self._tokens(node.inputs[0]))
 
     def _mul(self, node: Node) -> None:
@@ -404,9 +426,10 @@ class Planner:
     def _rotary(self, node: Node) -> None:
         x = self._tokens(node.inputs[0])
         pair = (node.inputs[1], node.inputs[2])
-        if self.rotation not in (None, pair) or node.attributes.get("interleaved", 0):
+        if node.attributes.get("interleaved", 0):
             raise Unplannable(f"the rotation {node.name}")
-        self.rotation = pair
+        if pair not in self.rotations:
+            self.rotations.append(pair)
         self._values[node.outputs[0]] = Tokens(x.buffer, x.width, x.stride, x.column, pair)
 
     def _attend(self, node: Node) -> None:
@@ -417,7 +440,7 @@ class Planner:
         if heads < 1 or kv_heads < 1 or query.width % heads:
             raise Unplannable(f"the heads of {node.name}")
         head_dim = query.width // heads
-        plain = node.attributes.get("is_causal", 0) == 1 and not node.attributes.get("softcap", 0.0)
+        plain = node.attributes.get("is_causal", 0) == 1
         same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
         if not plain or not same or value.rotation is not None or heads % kv_heads:
             raise Unplannable(f"the attention {node.name}")
@@ -432,7 +455,10 @@ class Planner:
             "kv_heads": kv_heads,
             "head_dim": head_dim,
         }
-        rotated = query.rotation is not None
+        rotation = {}
+        if query.rotation is not None:
+            number = self.rotations.index(query.rotation)
+            rotation = {name: External(f"{name}.{number}") for name in ("cos", "sin", "half")}
         arguments: dict[str, Argument] = {
             "query": query.place,
             "query_stride": query.stride,
@@ -440,9 +466,7 @@ class Planner:
             "key_stride": key.stride,
             "value": value.place,
             "value_stride": value.stride,
-            "cos": External("cos") if rotated else 0,
-            "sin": External("sin") if rotated else 0,
-            "half": External("half") if rotated else 0,
+            **rotation,
             **cache,
         }
         stored = Buffer(0)  # stands for this layer's cache in the search for meeting points
@@ -455,6 +479,7 @@ class Planner:
             **cache,
             "window": window,
             "scale": scale,
+            "softcap": float(node.attributes.get("softcap", 0.0)),
             "out": out.place,
             "out_stride": out.stride,
         }

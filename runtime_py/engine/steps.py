@@ -9,7 +9,7 @@ from __future__ import annotations
 STEP = 24
 OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
 
-EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE = range(12)
+EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE, REORDER = range(13)
 
 # Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
 FIELDS: dict[int, tuple[str, ...]] = {
@@ -31,7 +31,8 @@ FIELDS: dict[int, tuple[str, ...]] = {
     ),
     ATTEND: (
         "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
-        "out", "out_stride",
+        "out", "out_stride", "softcap",
     ),
+    REORDER: ("source", "stride", "order", "columns", "out"),
 }  # fmt: skip
 RMS, LAYER = 0, 1  # kinds of NORM

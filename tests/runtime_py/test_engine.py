@@ -33,7 +33,7 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def reference_attention(query, keys, values, past, window, scale):
+def reference_attention(query, keys, values, past, window, scale, cap):
     """query [T, H, D], keys and values [past + T, KV, D], all float64 -> [T, H * D]."""
     tokens, heads, _ = query.shape
     repeat = heads // keys.shape[1]
@@ -42,7 +42,8 @@ def reference_attention(query, keys, values, past, window, scale):
         low = max(0, past + t + 1 - window) if window else 0
         seen = slice(low, past + t + 1)
         for h in range(heads):
-            weights = softmax(keys[seen, h // repeat] @ query[t, h] * scale)
+            scores = keys[seen, h // repeat] @ query[t, h] * scale
+            weights = softmax(cap * np.tanh(scores / cap) if cap else scores)
             out[t, h] = weights @ values[seen, h // repeat]
     return out.reshape(tokens, -1)
 
@@ -55,9 +56,10 @@ def reference_attention(query, keys, values, past, window, scale):
     st.sampled_from([1, 3, 4, 7, 9]),
     st.sampled_from([8, 16, 20, 64]),
     st.sampled_from([0, 1, 5, 300]),
+    st.sampled_from([0.0, 2.5]),
     st.integers(0, 2**31),
 )
-def test_attention(tokens, past, kv_heads, repeat, head_dim, window, seed):
+def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, seed):
     rng = np.random.default_rng(seed)
     heads, total, width = kv_heads * repeat, past + tokens, attention.value_width(head_dim)
     capacity = -(-total // 16) * 16
@@ -78,10 +80,11 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, seed):
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
             item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, capacity, heads,
-            kv_heads, head_dim, past, tokens, window, scale, out.ctypes.data, heads * head_dim, scratch.ctypes.data,
+            kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), out.ctypes.data, heads * head_dim,
+            scratch.ctypes.data,
         )  # fmt: skip
     half = [a.astype(np.float16).astype(np.float64) for a in (keys, values)]  # the cache is float16
-    expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale))
+    expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale), cap)
     np.testing.assert_allclose(out, expected, atol=2e-5)  # float32 sums of up to 640 weighted values near one
 
 
@@ -90,7 +93,7 @@ def on_vectors(kind, source, count, target):
     elementwise.activate(kind, source, 0, count, target)
 
 
-@pytest.mark.parametrize("kind", [elementwise.SILU, elementwise.GELU, elementwise.GELU_TANH, elementwise.RELU])
+@pytest.mark.parametrize("kind", range(5))
 def test_activations(kind):
     x = np.concatenate([np.linspace(-30, 30, 4001), [-1e4, -100, 0, 100, 1e4, 1e-6]]).astype(np.float32)
     wide = x.astype(np.float64)
@@ -99,6 +102,7 @@ def test_activations(kind):
         elementwise.GELU: lambda: 0.5 * wide * (1 + np.array([math.erf(v / math.sqrt(2)) for v in wide])),
         elementwise.GELU_TANH: lambda: 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))),
         elementwise.RELU: lambda: np.maximum(wide, 0),
+        elementwise.TANH: lambda: np.tanh(wide),
     }[kind]()
     out = np.zeros_like(x)
     on_vectors(kind, x.ctypes.data, x.size, out.ctypes.data)
@@ -279,7 +283,7 @@ def test_a_graph_that_cannot_be_planned_says_why(stories_folder):
 
     graph = read_graph(stories_folder)
     nodes = tuple(
-        replace(n, attributes={**n.attributes, "softcap": 30.0}) if n.op_type == "Attention" else n for n in graph.nodes
+        replace(n, attributes={**n.attributes, "is_causal": 0}) if n.op_type == "Attention" else n for n in graph.nodes
     )
     with pytest.raises(Unplannable, match="attention"):
         Planner(replace(graph, nodes=nodes), 32).plan()

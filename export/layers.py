@@ -1,0 +1,151 @@
+"""Stored matrices and vectors as nodes of one graph: lookups, products with bias and low-rank terms, norms.
+
+Knows the checkpoint and the operators, and nothing of how a family puts them together (export/block.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from export.checkpoint import StoredTensors, TensorRecord
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.errors import InputError
+from export.graph import Dim, GraphWriter
+
+BATCH, SEQUENCE = "batch_size", "sequence_length"
+
+
+class Layers:
+    """Writes into one graph the layers whose weights one checkpoint holds. Values are float32 [batch, sequence, n]."""
+
+    def __init__(self, g: GraphWriter, checkpoint: StoredTensors) -> None:
+        self.g, self.checkpoint = g, checkpoint
+        self._decoded_scales: dict[str, ir.Value] = {}
+
+    def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
+        """Rows of a stored matrix [rows, columns] by int64 ids [batch, sequence]."""
+        inputs, record = self._matrix(module, shape)
+        out: list[Dim] = [BATCH, SEQUENCE, shape[1]]
+        if record.scheme == "codebook":
+            attributes = record.layout().attributes()
+            return self.g.op(CODEBOOK_GATHER, name, [ids, *inputs], out, domain=DOMAIN, attributes=attributes)
+        dtype = inputs[0].dtype or ir.DataType.FLOAT
+        return self._as_float(self.g.op("Gather", f"{name}/rows", [inputs[0], ids], out, dtype, axis=0), name, out)
+
+    def matmul(self, module: str, value: ir.Value, name: str, columns: int, rows: int) -> ir.Value:
+        """value @ W^T, plus the low-rank residual and the bias where the checkpoint has them."""
+        g = self.g
+        shape: list[Dim] = [BATCH, SEQUENCE, rows]
+        inputs, record = self._matrix(module, (rows, columns))
+        if record.scheme == "codebook":
+            attributes = record.layout().attributes()
+            out = g.op(CODEBOOK_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
+        else:
+            weight = self._as_float(inputs[0], f"{name}/weight", [rows, columns])
+            transposed = g.op("Transpose", f"{name}/transpose", [weight], [columns, rows], perm=[1, 0])
+            out = g.op("MatMul", name, [value, transposed], shape)
+        if record.rank:
+            out = self._add_low_rank(module, record.rank, value, out, name, columns, rows)
+        if self.checkpoint.has(f"{module}.bias"):
+            out = g.op("Add", f"{name}/add_bias", [out, self.vector(f"{module}.bias")], shape)
+        return out
+
+    def norm(
+        self, kind: str, value: ir.Value, module: str, name: str, shape: list[Dim], epsilon: float, offset: float = 0.0
+    ) -> ir.Value:
+        """RMSNorm ("rms") or LayerNorm ("layer") over the last dimension of `shape`."""
+        inputs = [value, self.vector(f"{module}.weight", offset)]
+        if kind == "layer":
+            inputs.append(self.vector(f"{module}.bias"))
+        op_type = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[kind]
+        return self.g.op(op_type, name, inputs, shape, epsilon=epsilon, axis=-1)
+
+    def scaled(self, value: ir.Value, factor: float, name: str, width: int) -> ir.Value:
+        if factor == 1.0:
+            return value
+        constant = self.g.constant(f"scale.{factor!r}", np.asarray(factor, np.float32))
+        return self.g.op("Mul", name, [value, constant], [BATCH, SEQUENCE, width])
+
+    def softcap(self, value: ir.Value, cap: float | None, name: str, width: int) -> ir.Value:
+        """cap * tanh(value / cap)."""
+        if cap is None:
+            return value
+        shape: list[Dim] = [BATCH, SEQUENCE, width]
+        divided = self.scaled(value, 1 / cap, f"{name}/divided", width)
+        return self.scaled(self.g.op("Tanh", f"{name}/tanh", [divided], shape), cap, name, width)
+
+    def activate(self, kind: str, value: ir.Value, name: str, width: int) -> ir.Value:
+        """ "silu", "gelu", "gelu_tanh" or "relu"."""
+        shape: list[Dim] = [BATCH, SEQUENCE, width]
+        if kind == "silu":
+            gate = self.g.op("Sigmoid", f"{name}/sigmoid", [value], shape)
+            return self.g.op("Mul", name, [value, gate], shape)
+        if kind == "relu":
+            return self.g.op("Relu", name, [value], shape)
+        return self.g.op("Gelu", name, [value], shape, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+    def vector(self, name: str, offset: float = 0.0) -> ir.Value:
+        """A norm weight or bias, float32, plus `offset`."""
+        if not self.checkpoint.has(name):
+            raise InputError(f"{self.checkpoint.folder}: the quantized checkpoint has no tensor {name}")
+        shape = self.checkpoint.records[name].shape
+        return self.g.lazy(name, np.float32, shape, lambda: self.checkpoint.tensor(name, "") + np.float32(offset))
+
+    def _add_low_rank(
+        self, module: str, rank: int, value: ir.Value, out: ir.Value, name: str, columns: int, rows: int
+    ) -> ir.Value:
+        g = self.g
+        for part, shape in (("lowrank_a", [rank, columns]), ("lowrank_b", [rows, rank])):
+            stored = self._stored(module, f".{part}", np.float16, shape)
+            factor = self._as_float(stored, f"{name}/{part}", shape)
+            transposed = g.op("Transpose", f"{name}/{part}_transpose", [factor], shape[::-1], perm=[1, 0])
+            value = g.op("MatMul", f"{name}/{part}_matmul", [value, transposed], [BATCH, SEQUENCE, shape[0]])
+        return g.op("Add", f"{name}/add_lowrank", [out, value], [BATCH, SEQUENCE, rows])
+
+    def _matrix(self, module: str, shape: tuple[int, int]):  # type: ignore[no-untyped-def]
+        """Initializers of a stored matrix and its record."""
+        if not self.checkpoint.has(module):
+            raise InputError(f"{self.checkpoint.folder}: the quantized checkpoint has no tensor {module}")
+        record = self.checkpoint.records[module]
+        if record.shape != shape:
+            raise InputError(f"{self.checkpoint.folder}: {module} is {list(record.shape)}, expected {list(shape)}")
+        if record.scheme != "codebook":
+            return [self._stored(module, ".weight", record.scheme, shape)], record
+        layout = record.layout()
+        parts = [
+            self._stored(module, ".codes", np.uint8, layout.codes_shape),
+            self._stored(module, ".codebook", np.int8, layout.codebook_shape),
+            self._scale(module, record),
+        ]
+        return parts, record
+
+    def _scale(self, module: str, record: TensorRecord) -> ir.Value:
+        """The scales [N, G]: stored as floats, or decoded once from codes by a lookup of all their rows."""
+        if record.scale_bits is None:
+            return self._stored(module, ".scale", record.scale_dtype, record.layout().scale_shape)
+        if module not in self._decoded_scales:
+            layout, name = record.scale_layout(), f"/{module.replace('.', '/')}/scale"
+            groups, rows = layout.N, layout.K
+            ids = self.g.constant(f"scale.groups_{groups}", np.arange(groups, dtype=np.int64))
+            inputs = [
+                self._stored(module, ".scale.codes", np.uint8, layout.codes_shape),
+                self._stored(module, ".scale.codebook", np.int8, layout.codebook_shape),
+                self._stored(module, ".scale.scale", record.scale_dtype, layout.scale_shape),
+            ]
+            attributes = layout.attributes()
+            by_group = self.g.op(
+                CODEBOOK_GATHER, name, [ids, *inputs], [groups, rows], domain=DOMAIN, attributes=attributes
+            )
+            self._decoded_scales[module] = self.g.op(
+                "Transpose", f"{name}/transpose", [by_group], [rows, groups], perm=[1, 0]
+            )
+        return self._decoded_scales[module]
+
+    def _stored(self, module: str, suffix: str, dtype, shape) -> ir.Value:  # type: ignore[no-untyped-def]
+        return self.g.lazy(module + suffix, dtype, shape, lambda: self.checkpoint.tensor(module, suffix))
+
+    def _as_float(self, value: ir.Value, name: str, shape) -> ir.Value:  # type: ignore[no-untyped-def]
+        if value.dtype == ir.DataType.FLOAT:
+            return value
+        return self.g.op("Cast", f"{name}/float", [value], shape, to=ir.DataType.FLOAT)

@@ -1,0 +1,155 @@
+"""Tiny random models of every family and variant, and the tools to compare their exports with transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from export.archs import model_spec
+from export.checkpoint import QuantizedCheckpoint, TensorRecord
+from export.errors import InputError
+from export.files import read_json
+from tests.runtime_py.test_session import OnnxRuntime
+from toolchain.blocks import set_weight
+from toolchain.quantize.result import QuantizedMatrix
+from toolchain.source import SourceModel
+
+COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64, "pad_token_id": 0,
+          "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.7, 2.0], "long_factor": [2.0, 3.0, 9.0],
+            "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}  # fmt: skip
+TINY = {
+    "llama": {"rope_parameters": LLAMA3, "tie_word_embeddings": False},
+    "llama yarn": {"rope_parameters": YARN},
+    "llama dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    "llama linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "mistral": {"sliding_window": 6, "head_dim": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "olmo2": {"tie_word_embeddings": False},
+    "smollm3": {"num_hidden_layers": 4},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+                "logits_scaling": 4.0, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0,
+               "final_logit_softcapping": 5.0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 20,
+                    "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {"sliding_window": 7},
+    "phi3 longrope": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    "stablelm": {"use_qkv_bias": True},
+    "stablelm parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    "gpt_neox": {},
+    "gpt_neox sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
+    "opt": {"ffn_dim": 48},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96},
+}  # fmt: skip
+
+
+def tiny_model(variant: str, folder: Path) -> None:
+    """A random tiny model with non-trivial norms and biases, saved with a tokenizer of one-letter words."""
+    model_type = variant.split()[0]
+    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **TINY[variant]})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    centre = 0.0 if model_type.startswith("gemma") else 1.0  # Gemma stores norm weights minus one
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            norm = "norm" in name or "ln_" in name
+            p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if norm else 0))
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+                 "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+                 "post_processor": None, "decoder": {"type": "Fuse"},
+                 "model": {"type": "WordLevel", "vocab": {chr(33 + i): i for i in range(90)} | {"<unk>": 90},
+                           "unk_token": "<unk>"}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def random_text(path: Path) -> Path:
+    path.write_text("".join(chr(33 + i) for i in np.random.default_rng(0).integers(0, 90, 4000)))
+    return path
+
+
+class FloatCheckpoint:
+    """A Hugging Face folder as the exporter sees a quantized checkpoint, every tensor in float32 as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config, self.manifest = folder, read_json(folder / "config.json"), {}
+        self.spec = model_spec(self.config)
+        self._source = SourceModel(folder, self.spec.optional_prefix)
+        self.records: dict[str, TensorRecord] = {}
+        for name in self._source.names():
+            matrix = self._source.tensor(name).ndim == 2
+            key, suffix = (name.removesuffix(".weight"), ".weight") if matrix else (name, "")
+            values = self.tensor(key, suffix)
+            self.records[key] = TensorRecord(key, "float32", values.shape, values.nbytes)
+
+    def has(self, name: str) -> bool:
+        return name in self.records
+
+    def tensor(self, record_name: str, suffix: str) -> np.ndarray:
+        values = self._source.tensor(record_name + suffix).numpy()
+        if suffix and self.spec.linear_is_transposed and record_name in self.spec.quantizable():
+            return values.T
+        return values[self.spec.position_offset :] if record_name == self.spec.position_embedding else values
+
+
+def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
+    """transformers' model with the weights that the quantized checkpoint stands for."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    spec = model_spec(checkpoint.config)
+    for name, record in checkpoint.records.items():
+        module = model.get_output_embeddings() if name == spec.head else None
+        if record.scheme == "codebook":
+
+            def part(suffix, name=name):
+                try:
+                    return checkpoint.tensor(name, suffix)
+                except InputError:
+                    return None
+
+            values = QuantizedMatrix.restored(record, part).dequantized()
+        elif record.scheme == "float16":
+            values = checkpoint.tensor(name, ".weight").astype(np.float32)
+        else:
+            continue
+        module = module or model.get_submodule(name)
+        if name == spec.position_embedding:
+            module.weight.data[spec.position_offset :] = torch.from_numpy(values)
+        else:
+            set_weight(module, values)
+    return model
+
+
+def compare(model, folder: Path, tolerance: float) -> None:
+    """The exported folder in onnxruntime against transformers' model: prefill, decode with the cache, padded batch."""
+    ours = OnnxRuntime(folder)
+    vocabulary = model.config.vocab_size
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, vocabulary, (1, 20))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    prefill, past = ours.run(ids[:, :19], np.ones((1, 19), np.int64), np.arange(19)[None], ours.empty())
+    decode, _ = ours.run(ids[:, 19:], np.ones((1, 20), np.int64), np.array([[19]]), past)
+    assert np.abs(np.concatenate([prefill, decode], 1) - expected).max() < tolerance
+    batch, mask = rng.integers(0, vocabulary, (2, 10)), np.ones((2, 10), np.int64)
+    mask[0, :4] = 0
+    positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
+    with torch.no_grad():
+        given = (torch.from_numpy(array) for array in (batch, mask, positions))
+        expected = model(input_ids=next(given), attention_mask=next(given), position_ids=next(given)).logits.numpy()
+    padded, cache = ours.run(batch, mask, positions, ours.empty(2))
+    assert np.abs((padded - expected)[mask > 0]).max() < tolerance
+    assert all(np.isfinite(c).all() for c in cache)
