@@ -25,6 +25,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
 
     Raises InputError when the checkpoint lacks a tensor that the family needs or has it in another shape.
     """
+    assert spec.causal and spec.final_norm
     g = GraphWriter()
     layers = Layers(g, checkpoint)
     blocks = BlockBuilder(spec, layers)
@@ -131,7 +132,7 @@ def _embed(layers: Layers, spec: ModelSpec, input_ids: ir.Value, position_ids: i
 
 
 def _head(layers: Layers, spec: ModelSpec, hidden: ir.Value) -> ir.Value:
-    module = spec.embedding if spec.tied_head else spec.head
+    module = spec.embedding if spec.tied_head or not spec.head else spec.head
     logits = layers.matmul(module, hidden, "/lm_head", spec.hidden_size, spec.vocab_size)
     logits = layers.scaled(logits, spec.logit_scale, "/lm_head_scaled", spec.vocab_size)
     return layers.softcap(logits, spec.logit_softcap, "/lm_head_softcap", spec.vocab_size)

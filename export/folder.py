@@ -17,8 +17,10 @@ from export import __version__
 from export.archs import model_spec
 from export.checkpoint import StoredTensors
 from export.decoder import build_decoder
+from export.encoder import build_encoder
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
+from export.pooling import MODULES, POOLING, read_pooling
 from export.spec import ModelSpec
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
@@ -64,9 +66,10 @@ GENERATION_LIMIT = 4096  # tokens; caps the KV cache that onnxruntime-genai allo
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy tokenizer and generation files as they are."""
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    """Copy tokenizer and generation files as they are, and what says how an encoder's states are pooled."""
+    for name in (*TOKENIZER_FILES, "generation_config.json", MODULES, POOLING, "sentence_bert_config.json"):
         if (source / name).is_file():
+            (destination / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, destination / name)
 
 
@@ -81,7 +84,11 @@ def write_model_folder(
     Raises InputError when the checkpoint does not fit its own config.
     """
     spec = model_spec(checkpoint.config)
-    model = build_decoder(spec, checkpoint, producer=f"athena-export {__version__}")
+    producer = f"athena-export {__version__}"
+    if spec.causal:
+        model = build_decoder(spec, checkpoint, producer)
+    else:
+        model = build_encoder(spec, checkpoint, read_pooling(checkpoint.folder), producer)
     manifest = checkpoint.manifest
     model.metadata_props.update(
         {
@@ -101,10 +108,11 @@ def write_model_folder(
     onnx.checker.check_model(str(destination / MODEL_FILE), full_check=True)
     shutil.copyfile(checkpoint.folder / "config.json", destination / "config.json")
     copy_tokenizer(checkpoint.folder, destination)
-    _carry_chat_template(destination)
-    if not (destination / "generation_config.json").exists():
-        write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
-    write_json(destination / "genai_config.json", genai_config(spec, checkpoint.config, destination))
+    if spec.causal:
+        _carry_chat_template(destination)
+        if not (destination / "generation_config.json").exists():
+            write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
+        write_json(destination / "genai_config.json", genai_config(spec, checkpoint.config, destination))
     write_json(destination / MANIFEST, manifest)
 
 
@@ -132,7 +140,6 @@ def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path) -> dict[
     pad = generation.get("pad_token_id")
     pad = pad if isinstance(pad, int) else first_eos  # genai takes one integer only
     bos = generation.get("bos_token_id")
-    window = next((w for w in spec.sliding_window if w is not None), None)
     model_type = spec.model_type if spec.model_type in GENAI_TYPES else "decoder"
     return {
         "model": {
@@ -165,7 +172,7 @@ def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path) -> dict[
             },
         },
         "search": {
-            "max_length": min(spec.context_length, window or spec.context_length, GENERATION_LIMIT),
+            "max_length": min(spec.context_length, GENERATION_LIMIT),
             "min_length": 0,
             "do_sample": bool(generation.get("do_sample", False)),
             "num_beams": 1,

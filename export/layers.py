@@ -24,9 +24,10 @@ class Layers:
         self._decoded_scales: dict[str, ir.Value] = {}
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
-        """Rows of a stored matrix [rows, columns] by int64 ids [batch, sequence]."""
+        """Rows of a stored matrix [rows, columns] by int64 ids [a, b], as float32 [a, b, columns]."""
         inputs, record = self._matrix(module, shape)
-        out: list[Dim] = [BATCH, SEQUENCE, shape[1]]
+        assert ids.shape is not None
+        out: list[Dim] = [*(d if isinstance(d, int) else str(d.value) for d in ids.shape), shape[1]]
         if record.scheme == "codebook":
             attributes = record.layout().attributes()
             return self.g.op(CODEBOOK_GATHER, name, [ids, *inputs], out, domain=DOMAIN, attributes=attributes)

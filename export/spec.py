@@ -44,7 +44,10 @@ class BlockNames:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A causal decoder: sizes, the choices its family makes, and the names of its tensors."""
+    """A transformer: sizes, the choices its family makes, and the names of its tensors.
+
+    A causal decoder has a final norm and a head; an encoder (`causal` False) has neither, and may share stored blocks.
+    """
 
     model_type: str
     hidden_size: int
@@ -61,9 +64,10 @@ class ModelSpec:
     block_prefix: str  # with {layer}
     block: BlockNames
     embedding: str
-    final_norm: str
-    head: str  # module name of the vocabulary head; its tensor is absent when tied
-    tied_head: bool
+    final_norm: str | None = None
+    head: str | None = None  # module name of the vocabulary head; its tensor is absent when tied
+    tied_head: bool = False
+    causal: bool = True
     rope: Rope | None = None
     local_rope: Rope | None = None  # of the layers with a sliding window, where it is not that of the others
     position_embedding: str | None = None  # learned positions
@@ -81,14 +85,52 @@ class ModelSpec:
     norm_offset: float = 0.0  # added to the stored weight of every RMSNorm (1 in Gemma)
     parallel_residual: bool = False  # attention and feed-forward part both read the block's input
     fused_qkv_by_head: bool = False  # rows of fused_qkv: query, key and value of head 0, then of head 1, ...
-    optional_prefix: str = ""  # checkpoints of the bare model leave this prefix out of their tensor names
+    optional_prefix: str = ""  # stored tensor names may lack this prefix, or have it in front
+    token_types: str | None = None  # embedding of the segment a token belongs to
+    token_type_count: int = 1
+    embedding_norm: str | None = None
+    embedding_size: int | None = None  # columns of the embeddings where that is not hidden_size
+    embedding_projection: str | None = None  # linear layer from there to hidden_size
+    positions_skip_padding: bool = False  # positions count the tokens that are not padding
+    block_of_layer: tuple[int, ...] = ()  # the stored block each layer uses; empty: each its own
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def blocks(self) -> int:
+        """Stored blocks; fewer than layers where layers share them."""
+        return max(self.block_of_layer) + 1 if self.block_of_layer else self.layers
+
+    def uses(self, block: int) -> int:
+        """How many layers, one after another, a stored block stands for."""
+        return self.block_of_layer.count(block) if self.block_of_layer else 1
+
+    def block_name(self, block: int) -> str:
+        """Prefix of the module names of a stored block."""
+        return self.block_prefix.format(layer=block)
 
     def prefix(self, layer: int) -> str:
-        return self.block_prefix.format(layer=layer)
+        return self.block_name(self.block_of_layer[layer] if self.block_of_layer else layer)
+
+    def outside(self) -> dict[str, tuple[int, int]]:
+        """Matrices outside the blocks: module name and shape [rows, columns] as they are exported."""
+        width = self.embedding_width
+        shapes = {self.embedding: (self.vocab_size, width)}
+        if self.position_embedding:
+            shapes[self.position_embedding] = (self.context_length, width)
+        if self.token_types:
+            shapes[self.token_types] = (self.token_type_count, width)
+        if self.embedding_projection:
+            shapes[self.embedding_projection] = (self.hidden_size, width)
+        if self.head and not self.tied_head:
+            shapes[self.head] = (self.vocab_size, self.hidden_size)
+        return shapes
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window[layer] if self.sliding_window else None
 
     def quantizable(self) -> tuple[str, ...]:
         """Full names (without `.weight`) of the linear layers inside the blocks, in forward order."""
-        return tuple(self.prefix(i) + name for i in range(self.layers) for name in self.block.linears())
+        return tuple(self.block_name(i) + name for i in range(self.blocks) for name in self.block.linears())

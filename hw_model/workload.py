@@ -34,6 +34,14 @@ _PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "RotaryEmbedding": ("rotary", 3),
     "Cos": ("rotary", 4),
     "Sin": ("rotary", 4),
+    "Div": ("elementwise", 1),
+    "Max": ("elementwise", 1),
+    "Where": ("elementwise", 1),
+    "ReduceSum": ("reduction", 1),
+    "ReduceMax": ("reduction", 1),
+    "ReduceL2": ("reduction", 2),
+    "CumSum": ("mask", 1),
+    "Expand": ("mask", 1),
     "And": ("mask", 1),
     "Less": ("mask", 1),
     "LessOrEqual": ("mask", 1),
@@ -41,7 +49,7 @@ _PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Cast": ("data movement", 1),
     "Gather": ("data movement", 1),  # of activations: columns put in another order
 }
-_FREE = frozenset({"Unsqueeze", "Squeeze", "Shape", "Split", "Identity", "Reshape"})  # views: no work, no bytes
+_FREE = frozenset({"Unsqueeze", "Squeeze", "Shape", "Split", "Identity", "Reshape", "Concat"})  # views and shapes
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
     constant = set(graph.weights)
     # int64 initializers are indices and shapes, not weights
     stored = {name: array.nbytes for name, array in graph.weights.items() if array.dtype != np.int64}
+    if phase.name == "decode" and not any(info.name.startswith("past_key_values") for info in graph.inputs):
+        raise InputError("model.onnx: has no cache, as an encoder; cost it with --phase prefill")
     found = []
     for node in graph.nodes:
         if all(name in constant for name in node.inputs if name):
@@ -180,8 +190,11 @@ def _attention(node: Node, graph: Graph, sizes: Mapping[str, int], phase: Phase)
     heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
     width = _shape(graph, node.inputs[0], sizes)[-1]
     head_dim = width // heads
-    pairs = phase.tokens * phase.past + phase.tokens * (phase.tokens + 1) // 2  # causal query-key pairs
-    row = CACHE_BYTES * kv_heads * head_dim  # one token's keys (or values)
+    if node.attributes.get("is_causal", 0):
+        pairs = phase.tokens * phase.past + phase.tokens * (phase.tokens + 1) // 2  # query-key pairs
+        row = CACHE_BYTES * kv_heads * head_dim  # one token's keys (or values)
+    else:  # an encoder: every token sees every token, nothing is kept
+        pairs, row = phase.tokens**2, 0
     return Operation(
         node.name,
         "attention",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from export.errors import InputError
@@ -28,19 +28,17 @@ class _Stop(Exception):
 
 
 class _Recorder(nn.Module):
-    """Stands for one block: keeps its arguments (the first also its inputs) and passes the hidden states on."""
+    """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
 
-    def __init__(self, first: bool, last: bool) -> None:
+    def __init__(self, last: bool) -> None:
         super().__init__()
-        self._first = first
-        self.hidden: list[torch.Tensor] = []
+        self.hidden: torch.Tensor | None = None
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self._last = last
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self._first:
-            self.hidden.append(hidden.detach())
+        self.hidden = hidden.detach() if self.hidden is None else self.hidden
         self.args, self.kwargs = args, kwargs
         if self._last:
             raise _Stop
@@ -56,10 +54,10 @@ class BlockRunner:
         # torch's fused attention has no soft cap
         config._attn_implementation = "sdpa" if spec.attention_softcap is None else "eager"
         with torch.device("meta"):
-            self._model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            self._model = (AutoModelForCausalLM if spec.causal else AutoModel).from_config(config, dtype=torch.float32)
         self._model.eval()
-        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by layer
-        self._layer_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
+        self._number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
     def _module(self, name: str) -> nn.Module:
         return self._model.get_submodule(name.rstrip("."))
@@ -69,32 +67,43 @@ class BlockRunner:
 
         Also keeps the arguments (mask, rotary angles) that the model hands to each block for one sequence.
         """
-        parent = self._module(self.spec.prefix(0).rstrip(".").rpartition(".")[0])
-        assert isinstance(parent, nn.ModuleList)
-        blocks = list(parent)
-        recorders = [_Recorder(i == 0, i == len(blocks) - 1) for i in range(len(blocks))]
+        names = [self.spec.block_name(i).rstrip(".") for i in range(self.spec.blocks)]
+        blocks = [self._module(name) for name in names]
+        recorders = [_Recorder(last=i == len(names) - 1) for i in range(len(names))]
+        hidden: list[torch.Tensor] = []
+        settings = {"use_cache": False} if self.spec.causal else {}
         with self._outside_weights(), torch.no_grad():
             try:
-                for i, recorder in enumerate(recorders):
-                    parent[i] = recorder
+                for name, recorder in zip(names, recorders):
+                    self._model.set_submodule(name, recorder)
                 for row in tokens:
+                    recorders[0].hidden = None
                     with contextlib.suppress(_Stop):
-                        self._model(input_ids=torch.from_numpy(row[None]), use_cache=False)
+                        self._model(input_ids=torch.from_numpy(row[None]), **settings)
+                    assert recorders[0].hidden is not None
+                    hidden.append(recorders[0].hidden)
             finally:
-                for i, block in enumerate(blocks):
-                    parent[i] = block
+                for name, block in zip(names, blocks):
+                    self._model.set_submodule(name, block)
+        for recorder in recorders:
+            recorder.hidden = None
         self._arguments = [(recorder.args, recorder.kwargs) for recorder in recorders]
-        return torch.cat(recorders[0].hidden)
+        return torch.cat(hidden)
 
     @contextlib.contextmanager
     def _outside_weights(self) -> Iterator[None]:
         """Give the embeddings their weights and recompute the buffers that the meta device left empty."""
-        names = [n for n in (self.spec.embedding, self.spec.position_embedding) if n]
+        spec = self.spec
+        names = [n for n in (spec.embedding, spec.position_embedding, spec.token_types, spec.embedding_norm) if n]
+        names += [spec.embedding_projection] if spec.embedding_projection else []
         for name in names:
             module = self._module(name)
-            module.weight = nn.Parameter(self.source.tensor(f"{name}.weight"), requires_grad=False)
+            for parameter, _ in list(module.named_parameters(recurse=False)):
+                values = nn.Parameter(self.source.tensor(f"{name}.{parameter}"), requires_grad=False)
+                setattr(module, parameter, values)
             if "embed_scale" in dict(module.named_buffers()):
-                module.embed_scale = torch.tensor(self.spec.embedding_scale)
+                module.embed_scale = torch.tensor(spec.embedding_scale)
+            self._fill_index_buffers(name)
         for name, module in list(self._model.named_modules()):
             if name.endswith("rotary_emb"):
                 parent_name, _, child = name.rpartition(".")
@@ -103,9 +112,18 @@ class BlockRunner:
         for name in names:
             self._module(name).to("meta")
 
-    def load_block(self, layer: int) -> nn.Module:
-        """Block `layer` with the checkpoint's weights, float32, on the CPU; the caller drops it when done."""
-        prefix = self.spec.prefix(layer)
+    def _fill_index_buffers(self, name: str) -> None:
+        """Position and segment numbers that BERT-like embeddings keep beside their tables."""
+        parent = self._module(name.rpartition(".")[0])
+        for buffer, values in list(parent.named_buffers(recurse=False)):
+            if buffer == "position_ids":
+                parent.position_ids = torch.arange(values.shape[-1]).expand(1, -1)
+            elif buffer == "token_type_ids":
+                parent.token_type_ids = torch.zeros(values.shape, dtype=torch.long)
+
+    def load_block(self, number: int) -> nn.Module:
+        """A stored block with the checkpoint's weights, float32, on the CPU; the caller drops it when done."""
+        prefix = self.spec.block_name(number)
         block: nn.Module = copy.deepcopy(self._module(prefix)).to_empty(device="cpu")
         state = {}
         for name, parameter in block.named_parameters():
@@ -113,14 +131,14 @@ class BlockRunner:
         missing, unexpected = block.load_state_dict(state, strict=False)
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
-            raise InputError(f"{self.source.folder}: block {layer} lacks {sorted(set(missing) - buffers)}")
-        self._layer_of[block] = layer
+            raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")
+        self._number_of[block] = number
         return block.eval().requires_grad_(False)
 
     def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Outputs of a block for all sequences, one at a time: float32 [sequences, length, hidden]."""
         out = torch.empty_like(hidden)
-        args, kwargs = self._arguments[self._layer_of[block]]
+        args, kwargs = self._arguments[self._number_of[block]]
         with torch.no_grad():
             for i in range(hidden.shape[0]):
                 result = block(hidden[i : i + 1], *args, **kwargs)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -49,38 +50,48 @@ class BlockQuantizer:
     def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
         """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
         names = self._spec.block.linears()
-        pending = [i for i in range(self._spec.layers) if not (out / block_shard(i)).exists()]
-        with Reporter("Quantizing", self._spec.layers * len(names), quiet) as report:
+        pending = [i for i in range(self._spec.blocks) if not (out / block_shard(i)).exists()]
+        with Reporter("Quantizing", self._spec.blocks * len(names), quiet) as report:
             if pending[0] > 0:
-                report.note(f"Resuming at block {pending[0]} of {self._spec.layers}")
+                report.note(f"Resuming at block {pending[0]} of {self._spec.blocks}")
             hidden = self._runner.embed(tokens)
-            for layer in range(pending[-1] + 1):
-                block = self._runner.load_block(layer)
-                path = out / block_shard(layer)
+            for number in range(pending[-1] + 1):
+                block = self._runner.load_block(number)
+                path = out / block_shard(number)
                 if path.exists():
-                    self._replay(block, path, layer)
-                    report.step(f"block {layer + 1} replayed", len(names))
+                    self._replay(block, path, number)
+                    report.step(f"block {number + 1} replayed", len(names))
                 else:
-                    # the outputs of the unquantized block are not needed: dropping them saves one set of states
-                    hessians = self._runner.hessians(block, names, hidden, self._guide(layer))[0]
-                    write_shard(path, *self._quantize(block, layer, hessians, report))
-                if layer < pending[-1]:
+                    hessians = self._hessians(block, number, hidden)
+                    write_shard(path, *self._quantize(block, number, hessians, report))
+                for _ in range(self._spec.uses(number) if number < pending[-1] else 0):
                     hidden = self._runner.run(block, hidden)
 
-    def _guide(self, layer: int) -> dict[str, np.ndarray] | None:
+    def _hessians(self, block: nn.Module, number: int, hidden: torch.Tensor) -> dict[str, np.ndarray]:
+        """Hessians of the block's linear layers; where several layers use it, the mean over all of them."""
+        names, uses = self._spec.block.linears(), self._spec.uses(number)
+        if uses == 1:  # the outputs of the unquantized block are not needed: dropping them saves one set of states
+            return self._runner.hessians(block, names, hidden, self._guide(number))[0]
+        sums: dict[str, np.ndarray] = {}
+        for _ in range(uses):
+            found, hidden = self._runner.hessians(block, names, hidden)
+            sums = {name: sums.get(name, 0.0) + found[name] / uses for name in names}
+        return sums
+
+    def _guide(self, number: int) -> dict[str, np.ndarray] | None:
         """Token weights of the block's Hessians, when the run is guided."""
         if self._gradients is None or not self._settings.guided:
             return None
-        prefix = self._spec.prefix(layer)
+        prefix = self._spec.block_name(number)
         return {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
 
     def _quantize(
-        self, block: nn.Module, layer: int, hessians: Mapping[str, np.ndarray], report: Reporter
+        self, block: nn.Module, number: int, hessians: Mapping[str, np.ndarray], report: Reporter
     ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
         """Quantize the block's linear layers in place; returns everything its shard stores."""
         tensors: dict[str, np.ndarray] = {}
         records: list[TensorRecord] = []
-        prefix = self._spec.prefix(layer)
+        prefix = self._spec.block_name(number)
         names = self._spec.block.linears()
         jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
         for name, result in zip(names, solve_all(self._quantizer, jobs, self._workers)):
@@ -92,7 +103,7 @@ class BlockQuantizer:
             parts, record = result.stored(full)
             tensors |= parts
             records.append(record)
-            report.step(f"block {layer + 1}/{self._spec.layers} {name}")
+            report.step(f"block {number + 1}/{self._spec.blocks} {name}")
         linear_weights = {f"{name}.weight" for name in self._spec.block.linears()}
         for name, parameter in block.named_parameters():
             if name not in linear_weights:
@@ -107,12 +118,12 @@ class BlockQuantizer:
         extra = () if squares is None else (squares,)
         return (weights, hessian, settings, *extra)
 
-    def _replay(self, block: nn.Module, path: Path, layer: int) -> None:
+    def _replay(self, block: nn.Module, path: Path, number: int) -> None:
         """Put the dequantized weights of a finished shard into the block."""
         tensors = load_file(path)
         records = {record.name: record for record in read_shard_records(path)}
         for name in self._spec.block.linears():
-            full = self._spec.prefix(layer) + name
+            full = self._spec.block_name(number) + name
             stored = QuantizedMatrix.restored(records[full], partial(_part, tensors, full))
             set_weight(block.get_submodule(name), stored.dequantized())
 

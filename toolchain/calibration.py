@@ -97,12 +97,21 @@ def _dataset_text(name: str) -> str:
     return "\n\n".join(pieces)
 
 
+def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Special tokens that the tokenizer puts before and after a text."""
+    encoded = tokenizer.encode("a", add_special_tokens=True)
+    inner = [i for i, special in enumerate(encoded.special_tokens_mask) if not special]
+    return encoded.ids[: inner[0]], encoded.ids[inner[-1] + 1 :]
+
+
 def sample_sequences(
-    text: str, tokenizer: Tokenizer, count: int | None, length: int, seed: int, vocab_size: int, source: str
-) -> CalibrationData:
+    text: str, tokenizer: Tokenizer, count: int | None, length: int, seed: int, vocab_size: int, source: str,
+    framed: bool = False,
+) -> CalibrationData:  # fmt: skip
     """`count` sequences of `length` tokens at seeded random places of the tokenized text (fewer if it is short).
 
-    None takes all of the text.
+    None takes all of the text. framed: each sequence stands between the special tokens that the tokenizer puts around
+    a text ([CLS] and [SEP]), which the length includes.
 
     Raises InputError when the text is shorter than one sequence or a token lies outside the vocabulary.
     """
@@ -117,7 +126,9 @@ def sample_sequences(
             f"tokenizer.json: gives token {int(ids.max())}, but config.json says vocab_size {vocab_size}; "
             "tokenizer and model do not belong together"
         )
+    first, last = _frame(tokenizer) if framed else ([], [])
+    length -= len(first) + len(last)
     slots = ids.size // length
     chosen = np.sort(np.random.default_rng(seed).permutation(slots)[:count])
-    tokens = np.stack([ids[s * length : (s + 1) * length] for s in chosen])
+    tokens = np.stack([[*first, *ids[s * length : (s + 1) * length], *last] for s in chosen]).astype(np.int64)
     return CalibrationData(tokens, source, hashlib.sha256(tokens.tobytes()).hexdigest())

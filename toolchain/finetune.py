@@ -33,7 +33,7 @@ def tune_checkpoint(
     source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, windows: np.ndarray, quiet: bool
 ) -> None:
     """Write all tuned shards of the checkpoint in `out`; windows are token ids int64 [count, length]."""
-    if all((out / name).exists() for name in shard_names(spec.layers, TUNED_PREFIX)):
+    if all((out / name).exists() for name in shard_names(spec.blocks, TUNED_PREFIX)):
         return
     logging.disable_progress_bar()
     teacher = AutoModelForCausalLM.from_pretrained(
@@ -41,7 +41,7 @@ def tune_checkpoint(
     )
     teacher.eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
-    for name in shard_names(spec.layers):
+    for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
     rate = settings.tune_rate or default_rate(settings.width)
     tune = TuneSettings(settings.tune_steps, rate, settings.tune_batch, settings.seed)
@@ -50,7 +50,7 @@ def tune_checkpoint(
         report.step("", tuner.step)
         for _, loss in tuner.run():
             report.step(f"KL {loss:.4f}")
-    for name in shard_names(spec.layers):
+    for name in shard_names(spec.blocks):
         write_shard(out / (TUNED_PREFIX + name), *_collect(student, out / name, spec))
     (out / STATE_FILE).unlink(missing_ok=True)
 

@@ -17,12 +17,7 @@ def outside_tensors(
     """Matrices as uniform codes with a scale per row or as float16, vectors as float32; tensors and their records."""
     tensors: dict[str, np.ndarray] = {}
     records: list[TensorRecord] = []
-    shapes = {spec.embedding: (spec.vocab_size, spec.hidden_size)}
-    if spec.position_embedding:
-        shapes[spec.position_embedding] = (spec.context_length, spec.hidden_size)
-    if not spec.tied_head:
-        shapes[spec.head] = (spec.vocab_size, spec.hidden_size)
-    for name, shape in shapes.items():
+    for name, shape in spec.outside().items():
         hidden_rows = spec.position_offset if name == spec.position_embedding else 0
         weights = source.tensor(f"{name}.weight", (shape[0] + hidden_rows, shape[1])).numpy()[hidden_rows:]
         if settings.embedding_bits <= 8:
@@ -34,7 +29,10 @@ def outside_tensors(
             record = TensorRecord(name, np.dtype(dtype).name, shape, parts[f"{name}.weight"].nbytes)
         tensors |= parts
         records.append(record)
-    for name in (f"{spec.final_norm}.weight", f"{spec.final_norm}.bias", f"{spec.head}.bias"):
+    norms = (spec.final_norm, spec.embedding_norm)
+    names = [f"{module}.{part}" for module in norms if module for part in ("weight", "bias")]
+    names += [f"{module}.bias" for module in (spec.head, spec.embedding_projection) if module]
+    for name in names:
         if source.has(name):
             tensors[name], record = dense_record(name, source.tensor(name).numpy())
             records.append(record)

@@ -64,16 +64,21 @@ def quantize_model(
     folder = resolve(model)
     spec = model_spec(SourceModel(folder).config)
     source = SourceModel(folder, spec.optional_prefix)
+    if not spec.causal:
+        _refuse_for_encoders(settings)
     length = min(settings.sequence_length, spec.context_length)
     text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
     tokenizer = calibration.load_tokenizer(folder)
-    sample = partial(calibration.sample_sequences, text, tokenizer, vocab_size=spec.vocab_size, source=choice.source)
+    sample = partial(
+        calibration.sample_sequences, text, tokenizer, vocab_size=spec.vocab_size, source=choice.source,
+        framed=not spec.causal,
+    )  # fmt: skip
     data = sample(count=settings.sequences, length=length, seed=settings.seed)
     manifest = _manifest(model, source, spec, settings, data)
     _prepare(out, source, manifest, restart)
     if "totals" in read_json(out / MANIFEST):
         return QuantizedCheckpoint(out)
-    if not all((out / block_shard(i)).exists() for i in range(spec.layers)):
+    if not all((out / block_shard(i)).exists() for i in range(spec.blocks)):
         _quantize_blocks(source, spec, data.tokens, settings, out, quiet, workers)
     if not (out / OUTSIDE_SHARD).exists():
         write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
@@ -85,6 +90,19 @@ def quantize_model(
         tune_checkpoint(source, spec, out, settings, windows.tokens, quiet)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
+
+
+def _refuse_for_encoders(settings: QuantizeSettings) -> None:
+    """What needs the loss of a language model. Raises InputError when it is asked for."""
+    asked = {
+        "--tune-steps": settings.tune_steps,
+        "--guided": settings.guided,
+        "a fractional --bits": settings.is_budget,
+        f"--method {settings.method}": needs_gradients(settings.method),
+    }
+    for name, on in asked.items():
+        if on:
+            raise InputError(f"{name} needs a model that predicts the next token; this one is an encoder")
 
 
 def _quantize_blocks(
@@ -116,7 +134,7 @@ def _manifest(
         "settings": settings.to_json(),
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return {"tool_version": __version__, **identity, "fingerprint": fingerprint, "layers": spec.layers}
+    return {"tool_version": __version__, **identity, "fingerprint": fingerprint, "layers": spec.blocks}
 
 
 def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: bool) -> None:
@@ -158,11 +176,11 @@ def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 def _finish(out: Path, manifest: dict[str, Any], spec: ModelSpec, prefix: str) -> QuantizedCheckpoint:
     """Write the final manifest with every tensor's record and the totals; drop shards that were superseded."""
-    records = [r for shard in shard_names(spec.layers, prefix) for r in read_shard_records(out / shard)]
+    records = [r for shard in shard_names(spec.blocks, prefix) for r in read_shard_records(out / shard)]
     summary = {"shard_prefix": prefix, "totals": totals(records, spec), "tensors": [r.to_json() for r in records]}
     write_json(out / MANIFEST, {**manifest, **summary})
     if prefix:
-        for name in shard_names(spec.layers):
+        for name in shard_names(spec.blocks):
             (out / name).unlink(missing_ok=True)
     return QuantizedCheckpoint(out)
 

@@ -70,12 +70,12 @@ def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -
     running, _ = _timed(lambda: runner.run(block, hidden))
     seconds, stored, weights = _layers(block, names, found[0], quantizer, settings)
     matrices, rows = _outside(source, spec, settings)
-    parameters = weights * spec.layers + matrices
+    parameters = weights * spec.blocks + matrices
     peak = peak_rss() + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)
     return Prediction(
-        seconds=share * embedding + spec.layers * (loading + share * (passing + running) + seconds) + rows,
+        seconds=share * (embedding + spec.layers * (passing + running)) + spec.blocks * (loading + seconds) + rows,
         peak_bytes=peak,
-        output_bytes=int(stored * spec.layers + matrices * min(settings.embedding_bits, 16) / 8),
+        output_bytes=int(stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
         effective_bits=8 * stored / weights,
         parameters=parameters,
         notes=_left_out(settings),
@@ -119,13 +119,14 @@ def _layers(
 
 def _outside(source: SourceModel, spec: Any, settings: QuantizeSettings) -> tuple[int, float]:
     """Weights of the matrices outside the blocks, and the seconds to store them."""
-    rows = spec.vocab_size * (1 if spec.tied_head else 2) + (spec.context_length if spec.position_embedding else 0)
+    shapes = spec.outside().values()
+    rows, weights = sum(shape[0] for shape in shapes), sum(shape[0] * shape[1] for shape in shapes)
     sample = source.tensor(f"{spec.embedding}.weight")[:256].numpy()
     if settings.embedding_bits > 8:
-        return rows * spec.hidden_size, 0.0
+        return weights, 0.0
     one = QuantizeSettings(method="rtn", bits=settings.embedding_bits)
     seconds, _ = _timed(lambda: rtn.quantize(sample, None, one))
-    return rows * spec.hidden_size, seconds * rows / len(sample)
+    return weights, seconds * rows / len(sample)
 
 
 def _left_out(settings: QuantizeSettings) -> tuple[str, ...]:

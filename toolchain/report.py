@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export.archs import model_spec
 from export.files import MANIFEST, read_json, write_bytes, write_json
 from hw_model.estimate import estimate
 
@@ -47,9 +48,10 @@ def new_report(folder: Path) -> dict[str, Any]:
         "speed": None,
         "cost": [],
     }
-    costs = [r.to_json() for r in estimate(folder, _DEFAULT_TARGETS, "decode", context)]
+    phase = "decode" if model_spec(config).causal else "prefill"
+    costs = [r.to_json() for r in estimate(folder, _DEFAULT_TARGETS, phase, context)]
     names = " ".join(f"--target {name}" for name in _DEFAULT_TARGETS)
-    command = f"athena-export cost FOLDER {names} --phase decode --context {context}"
+    command = f"athena-export cost FOLDER {names} --phase {phase} --context {context}"
     report["cost"] = [{**c, "command": command} for c in costs]
     return report
 

@@ -70,15 +70,13 @@ class RandomCheckpoint:
             "format_version": FORMAT_VERSION,
             "source": {"name": f"random codes at the shape of {name}", "model_type": spec.model_type, "digest": ""},
             "settings": {**settings.to_json(), "method": "random"},
-            "layers": spec.layers,
+            "layers": spec.blocks,
             "totals": totals(list(self.records.values()), spec),
             "tensors": [record.to_json() for record in self.records.values()],
         }
 
     def _all_records(self, spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
-        records = [self._uniform(spec.embedding, (spec.vocab_size, spec.hidden_size), settings.embedding_bits)]
-        if not spec.tied_head:
-            records.append(self._uniform(spec.head, (spec.vocab_size, spec.hidden_size), settings.embedding_bits))
+        records = [self._uniform(name, shape, settings.embedding_bits) for name, shape in spec.outside().items()]
         records.append(TensorRecord(f"{spec.final_norm}.weight", "float32", (spec.hidden_size,), 4 * spec.hidden_size))
         query, pair = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         names, hidden, inner = spec.block, spec.hidden_size, spec.feed_forward
@@ -88,8 +86,8 @@ class RandomCheckpoint:
             names.down: (hidden, inner),
         }  # fmt: skip
         biased = (names.query, names.key, names.value) if spec.model_type == "qwen2" else ()
-        for layer in range(spec.layers):
-            prefix = spec.prefix(layer)
+        for layer in range(spec.blocks):
+            prefix = spec.block_name(layer)
             for name in names.linears():
                 records.append(self._codebook(prefix + name, shapes[name], settings))
             for module in biased:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from export.archs import model_spec
 from export.checkpoint import QuantizedCheckpoint, TensorRecord
@@ -51,18 +51,26 @@ TINY = {
     "opt": {"ffn_dim": 48},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96},
 }  # fmt: skip
+TINY_ENCODERS = {
+    "bert": {},
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "albert": {"embedding_size": 24, "num_hidden_layers": 4},
+    "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
+}
 
 
 def tiny_model(variant: str, folder: Path) -> None:
     """A random tiny model with non-trivial norms and biases, saved with a tokenizer of one-letter words."""
     model_type = variant.split()[0]
-    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **TINY[variant]})
+    chosen = TINY[variant] if variant in TINY else TINY_ENCODERS[variant]
+    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = (AutoModelForCausalLM if variant in TINY else AutoModel).from_config(config)
     centre = 0.0 if model_type.startswith("gemma") else 1.0  # Gemma stores norm weights minus one
     with torch.no_grad():
         for name, p in model.named_parameters():
-            norm = "norm" in name or "ln_" in name
+            norm = "norm" in name.lower() or "ln_" in name
             p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if norm else 0))
     model.save_pretrained(folder)
     write_tokenizer(folder)
@@ -108,10 +116,11 @@ class FloatCheckpoint:
 
 def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
     """transformers' model with the weights that the quantized checkpoint stands for."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
     spec = model_spec(checkpoint.config)
+    kind = AutoModelForCausalLM if spec.causal else AutoModel
+    model = kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
     for name, record in checkpoint.records.items():
-        module = model.get_output_embeddings() if name == spec.head else None
+        module = model.get_output_embeddings() if spec.head and name == spec.head else None
         if record.scheme == "codebook":
 
             def part(suffix, name=name):

@@ -1,0 +1,46 @@
+"""DistilBERT (encoder): BERT without segments, under other names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from export.archs._config import activation, positive, whole_heads
+from export.spec import BlockNames, ModelSpec
+
+BLOCK = BlockNames(
+    attention_norm=None,
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attention_output="attention.out_lin",
+    attention_sum_norm="sa_layer_norm",
+    mlp_norm=None,
+    up="ffn.lin1",
+    down="ffn.lin2",
+    mlp_sum_norm="output_layer_norm",
+)
+
+
+def spec(config: dict[str, Any]) -> ModelSpec:
+    hidden, heads = positive(config, "dim", 768), positive(config, "n_heads", 12)
+    return ModelSpec(
+        model_type="distilbert",
+        causal=False,
+        hidden_size=hidden,
+        layers=positive(config, "n_layers", 6),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=whole_heads(hidden, heads),
+        feed_forward=positive(config, "hidden_dim", 3072),
+        vocab_size=positive(config, "vocab_size"),
+        context_length=positive(config, "max_position_embeddings", 512),
+        norm="layer",
+        norm_epsilon=1e-12,
+        activation=activation(config, "activation", "gelu"),
+        block_prefix="transformer.layer.{layer}.",
+        block=BLOCK,
+        embedding="embeddings.word_embeddings",
+        position_embedding="embeddings.position_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        optional_prefix="distilbert.",
+    )

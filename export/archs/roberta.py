@@ -1,0 +1,24 @@
+"""RoBERTa (encoder): BERT whose positions start behind the padding row and count tokens that are not padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from export.archs import bert
+from export.errors import InputError
+from export.spec import ModelSpec
+
+
+def spec(config: dict[str, Any]) -> ModelSpec:
+    base = bert.spec({"type_vocab_size": 1, **config})
+    padding = config.get("pad_token_id", 1)
+    if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < base.context_length - 1:
+        raise InputError(f"config.json: pad_token_id {padding!r} leaves no positions")
+    return replace(
+        base,
+        position_offset=padding + 1,
+        context_length=base.context_length - padding - 1,
+        positions_skip_padding=True,
+        optional_prefix="roberta.",
+    )
