@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import read_json
 from runtime_py.generation import Generation, GenerationRequest
@@ -20,9 +21,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise InputError(f"{path}: this file is missing; the folder needs its tokenizer to handle text")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises plain Exception
         raise InputError(f"{path}: not a readable tokenizer ({error})") from None
+    tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
@@ -40,8 +44,10 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
 
 def context_length(folder: Path) -> int:
-    """Positions that config.json declares. Raises InputError when it declares none."""
+    """Positions the model was exported for. Raises InputError when config.json does not say."""
     config = read_json(folder / "config.json")
+    if config.get("model_type") in supported_model_types():
+        return model_spec(config).context_length
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(config.get(name), int) and config[name] > 0:
             return config[name]

@@ -143,12 +143,14 @@ def _rotate(x, cos, sin):  # type: ignore[no-untyped-def]
     return out
 
 
-def masked_softmax(scores: np.ndarray, mask: np.ndarray, past: int, repeat: int, scale: np.float32) -> None:
-    """Causal softmax in place over scores float32 [heads, repeat * T, total], after multiplying them by scale.
+def masked_softmax(
+    scores: np.ndarray, mask: np.ndarray, past: int, repeat: int, scale: np.float32, causal: bool = True
+) -> None:
+    """Softmax in place over scores float32 [heads, repeat * T, total], after multiplying them by scale.
 
-    Row r of a head is query r % T at position past + r % T. It sees the keys up to its own position whose mask entry
-    is True; mask is bool [1 or T, total]. Other keys get probability zero, and so does everything in a row that sees
-    no key at all. Raises ValueError when the shapes do not fit.
+    Row r of a head is query r % T at position past + r % T. It sees the keys whose mask entry is True, when causal only
+    up to its own position; mask is bool [1 or T, total]. Other keys get probability zero, and so does everything in a
+    row that sees no key at all. Raises ValueError when the shapes do not fit.
     """
     _require(
         scores.ndim == 3 and scores.dtype == np.float32 and repeat > 0, "scores must be float32 of three dimensions"
@@ -156,8 +158,9 @@ def masked_softmax(scores: np.ndarray, mask: np.ndarray, past: int, repeat: int,
     tokens = scores.shape[1] // repeat
     fits = mask.ndim == 2 and mask.dtype == np.bool_ and mask.shape[1] == scores.shape[2]
     _require(fits and mask.shape[0] in (1, tokens), "the mask must be bool [1 or tokens, keys]")
-    _require(tokens * repeat == scores.shape[1] and past + tokens == scores.shape[2], "more keys than positions")
-    _masked_softmax(scores, np.ascontiguousarray(mask), past, repeat, np.float32(scale))
+    total = scores.shape[2]
+    _require(tokens * repeat == scores.shape[1] and past + tokens == total, "more keys than positions")
+    _masked_softmax(scores, np.ascontiguousarray(mask), past if causal else total, repeat, np.float32(scale))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -173,7 +176,7 @@ def _masked_softmax(scores, mask, past, repeat, scale):  # type: ignore[no-untyp
         for r in range(rows):
             row = scores[h, r]
             visible = mask[r % tokens if mask.shape[0] > 1 else 0]
-            stop = past + r % tokens + 1
+            stop = min(past + r % tokens + 1, total)
             top = np.float32(-np.inf)
             for k in range(stop):
                 row[k] *= scale

@@ -73,6 +73,14 @@ def _sigmoid(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]
         return (np.float32(1.0) / (np.float32(1.0) + np.exp(-x[0])),)
 
 
+def _axes(x: Arrays) -> tuple[int, ...]:
+    return tuple(int(a) for a in np.atleast_1d(x[1]))
+
+
+def _keeps(attributes: Mapping[str, Any]) -> bool:
+    return bool(attributes.get("keepdims", 1))
+
+
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
@@ -88,16 +96,24 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": lambda a, x: (x[0] + x[1],),
     "And": lambda a, x: (x[0] & x[1],),
     "Cast": _cast,
+    "Concat": lambda a, x: (np.concatenate(x, axis=a["axis"]),),
     "Cos": lambda a, x: (np.cos(x[0]),),
+    "CumSum": lambda a, x: (np.cumsum(x[0], axis=int(x[1])),),
+    "Div": lambda a, x: (x[0] / x[1],),
+    "Expand": lambda a, x: (x[0] * np.ones([int(n) for n in x[1]], x[0].dtype),),
     "Gather": lambda a, x: (np.take(x[0], x[1], axis=a.get("axis", 0)),),
     "Gelu": _gelu,
     "LayerNormalization": _layer_normalization,
     "Less": lambda a, x: (x[0] < x[1],),
     "LessOrEqual": lambda a, x: (x[0] <= x[1],),
     "MatMul": lambda a, x: (np.matmul(x[0], x[1]),),
+    "Max": lambda a, x: (np.maximum(x[0], x[1]),),
     "Mul": lambda a, x: (x[0] * x[1],),
     "RMSNormalization": _rms_normalization,
     "Range": lambda a, x: (np.arange(int(x[0]), int(x[1]), int(x[2]), dtype=np.int64),),
+    "ReduceL2": lambda a, x: (np.sqrt(np.sum(np.square(x[0]), axis=_axes(x), keepdims=_keeps(a))),),
+    "ReduceMax": lambda a, x: (np.max(x[0], axis=_axes(x), keepdims=_keeps(a)),),
+    "ReduceSum": lambda a, x: (np.sum(x[0], axis=_axes(x), keepdims=_keeps(a)),),
     "Relu": lambda a, x: (np.maximum(x[0], 0),),
     "RotaryEmbedding": _rotary_embedding,
     "Reshape": _reshape,
@@ -110,10 +126,11 @@ OPERATORS: Mapping[str, Operator] = {
     "Tanh": lambda a, x: (np.tanh(x[0]),),
     "Transpose": lambda a, x: (np.ascontiguousarray(np.transpose(x[0], a["perm"])),),
     "Unsqueeze": _unsqueeze,
+    "Where": lambda a, x: (np.where(x[0], x[1], x[2]),),
 }
 
 _MAX_ELEMENTS = 1 << 30  # of one result
-_ELEMENTWISE = frozenset({"Add", "And", "Less", "LessOrEqual", "Mul", "Sub"})
+_ELEMENTWISE = frozenset({"Add", "And", "Div", "Less", "LessOrEqual", "Max", "Mul", "Sub"})
 
 
 def run_operator(op_type: str, name: str, attributes: Mapping[str, Any], inputs: Arrays) -> tuple[np.ndarray, ...]:
@@ -138,6 +155,10 @@ def _result_elements(op_type: str, attributes: Mapping[str, Any], x: Arrays) -> 
     """How many numbers the result has, for the operators that make more than they get."""
     if op_type in _ELEMENTWISE:
         return math.prod(np.broadcast_shapes(x[0].shape, x[1].shape))
+    if op_type == "Where":
+        return math.prod(np.broadcast_shapes(*(value.shape for value in x)))
+    if op_type == "Expand":
+        return math.prod(np.broadcast_shapes(x[0].shape, tuple(int(n) for n in x[1])))
     if op_type == "MatMul":
         batch = np.broadcast_shapes(x[0].shape[:-2], x[1].shape[:-2])
         return math.prod((*batch, *x[0].shape[-2:-1], *x[1].shape[-1:]))

@@ -1,8 +1,7 @@
-"""The interpreter: a model folder's nodes run one after another on numpy arrays, in float32.
+"""A causal model on the interpreter: keys and values in preallocated arrays, one pair per attention node, batch one.
 
-Slow and obvious. It is what the compiled engine (engine/) is tested against, what `--activations float32` means, and
-what runs a graph that the engine cannot plan. Weights stay in the mapped file. Nodes that depend on weights alone run
-once at load. Keys and values live in preallocated arrays, one pair per attention node; batch size is one.
+It is what the compiled engine (engine/) is tested against, what `--activations float32` means, and what runs a graph
+that the engine cannot plan.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.contract import CODEBOOK_MATMUL
 from export.errors import InputError
 from export.reader import Graph, Node, read_graph
-from runtime_py.kernels import codebook_gather, codebook_matmul, masked_softmax
-from runtime_py.operators import OPERATORS, run_operator
+from runtime_py.interpreter import Interpreter
+from runtime_py.kernels import masked_softmax
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
 
@@ -42,53 +41,16 @@ class Session:
         Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
         """
         self.graph: Graph = folder if isinstance(folder, Graph) else read_graph(Path(folder))
-        self._constants: dict[str, np.ndarray] = dict(self.graph.weights)
-        self._steps: list[Node] = []
-        self._layouts = {n.name: n.layout() for n in self.graph.nodes if n.domain == DOMAIN}
-        for node in self.graph.nodes:
-            self._admit(node)
-        self._last_use = self._find_last_uses()
+        if not any(info.name == "logits" for info in self.graph.outputs):
+            raise InputError("model.onnx: has no output `logits`; encoders run by `athena-export embed`")
+        self._interpreter = Interpreter(self.graph)
         self._head_values = self._find_head_values()
         self.vocab_size = self._dimension("logits", 2)
-
-    def _admit(self, node: Node) -> None:
-        ours = node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)
-        if not ours and (node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Attention"}):
-            raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
-        if ours:
-            self._prepare_scale(node)
-        if node.op_type != "Attention" and all(name in self._constants for name in node.inputs if name):
-            inputs = [self._constants[name] if name else None for name in node.inputs]
-            self._constants.update(zip(node.outputs, self._run_checked(node, inputs, self.new_state())))
-            return
-        self._steps.append(node)
-
-    def _prepare_scale(self, node: Node) -> None:
-        """Kernels take float32 scales of the declared shape; they must be known when the folder is loaded."""
-        scale = self._constants.get(node.inputs[3])
-        expected = self._layouts[node.name].scale_shape
-        if scale is None or scale.shape != expected or not np.isfinite(scale).all():
-            raise InputError(
-                f"node {node.name}: its scales are not constant, not finite or not of shape {list(expected)}"
-            )
-        self._constants[node.inputs[3]] = np.ascontiguousarray(scale, dtype=np.float32)
-
-    def _find_last_uses(self) -> list[list[str]]:
-        """For each step, the values nobody reads after it."""
-        last: dict[str, int] = {}
-        for i, node in enumerate(self._steps):
-            for name in node.inputs:
-                if name not in self._constants:
-                    last[name] = i
-        uses: list[list[str]] = [[] for _ in self._steps]
-        for name, i in last.items():
-            uses[i].append(name)
-        return uses
 
     def _find_head_values(self) -> set[str]:
         """Outputs of the vocabulary product (and of the bias after it): computed for the last token when asked."""
         names = {"logits"}
-        for node in reversed(self._steps):
+        for node in reversed(self._interpreter.steps):
             if names.intersection(node.outputs) and node.op_type == "Add":
                 names.update(node.inputs)
         return names
@@ -120,44 +82,22 @@ class Session:
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(state.length, total, dtype=np.int64)[None],
         }
-        for node, finished in zip(self._steps, self._last_use):
-            inputs = [self._value(name, values) for name in node.inputs]
+
+        def take_over(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
             if last_only and node.outputs[0] in self._head_values and node.op_type in (CODEBOOK_MATMUL, "MatMul"):
                 inputs[0] = inputs[0][:, -1:]
-            values.update(zip(node.outputs, self._run_checked(node, inputs, state)))
-            for name in finished:
-                values.pop(name, None)
+            return self._take_over(node, inputs)
+
+        self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
         logits = values.get("logits")
         if logits is None or logits.ndim != 3 or logits.shape[0] != 1 or logits.shape[2] != self.vocab_size:
             raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")
         state.length = total
         return logits[0]
 
-    def _value(self, name: str, values: dict[str, np.ndarray]) -> Any:
-        """A value by name; cache inputs have none, attention finds them in the state."""
-        found = values.get(name)
-        return found if found is not None else self._constants.get(name)
-
-    def _run_checked(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
-        try:
-            return self._run(node, inputs, state)
-        except InputError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
-            kind = type(error).__name__
-            raise InputError(f"node {node.name}: {node.op_type} does not fit its inputs ({kind}: {error})") from None
-
-    def _run(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
-        if node.domain == DOMAIN:
-            layout, (x, codes, codebook, scale) = self._layouts[node.name], inputs
-            if node.op_type == CODEBOOK_GATHER:
-                rows = codebook_gather(x.reshape(-1), layout, codes, codebook, scale)
-                return (rows.reshape(*x.shape, layout.K),)
-            out = codebook_matmul(np.ascontiguousarray(x).reshape(-1, layout.K), layout, codes, codebook, scale)
-            return (out.reshape(*x.shape[:-1], layout.N),)
-        if node.op_type == "Attention":
-            return (self._attend(node, inputs, state),)
-        return run_operator(node.op_type, node.name, node.attributes, inputs)
+    def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
+        """Outputs of a node that is computed in another way than its operator says (toolchain/emulate.py)."""
+        return None
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
         """ONNX Attention-23 for 3-D inputs, batch one, with the cache held here: returns [1, T, heads * head_dim]."""

@@ -35,9 +35,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) (transformers, fast tokenizer)"
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises plain Exception
         raise InputError(f"{path}: not a readable tokenizer ({error})") from None
+    tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def read_text(path: Path) -> str:

@@ -52,10 +52,8 @@ class _Emulated(Session, ABC):
         self.ones = self.places = 0  # of the activations' bit planes: the density that the cost model assumes
         super().__init__(folder)
 
-    def _run(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
-        if node.op_type == CODEBOOK_MATMUL:
-            return (self._product(node, inputs),)
-        return super()._run(node, inputs, state)
+    def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
+        return (self._product(node, inputs),) if node.op_type == CODEBOOK_MATMUL else None
 
     def _product(self, node: Node, inputs: list[Any]) -> np.ndarray:
         """x float32 [1, T, K] through int8 activations with a power of two as scale."""
@@ -79,6 +77,8 @@ class _Emulated(Session, ABC):
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
         """Attention of a whole window with int8 queries, keys, probabilities and values."""
+        if node.attributes.get("softcap", 0.0):
+            raise InputError(f"node {node.name}: --emulate has no unit for soft caps on attention scores")
         query, key, value, mask = inputs[:4]
         heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
         tokens, head_dim = query.shape[1], query.shape[2] // heads
@@ -124,7 +124,7 @@ class _Rap(_Emulated):
         fixed = np.rint(np.where(np.isfinite(scores), scores, -(2.0**14)) * 2**bits).astype(np.int64)
         return np.where(np.isfinite(scores), rap.softmax(fixed, bits) / 2**15, 0.0)
 
-    def _run(self, node: Node, inputs: list[Any], state: State) -> tuple[np.ndarray, ...]:
+    def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         if node.op_type in ("RMSNormalization", "LayerNormalization") and inputs[0].dtype == np.float32:
             q, _ = quantize(inputs[0], 16)
             norm = rap.rms_norm if node.op_type == "RMSNormalization" else rap.layer_norm
@@ -135,7 +135,7 @@ class _Rap(_Emulated):
             fixed = np.clip(np.rint(inputs[0].astype(np.float64) * 2**10), -(2**40), 2**40).astype(np.int64)
             out = rap.sigmoid(fixed, 10) / 2**15 if node.op_type == "Sigmoid" else rap.gelu(fixed, 10) / 2**10
             return (out.astype(np.float32),)
-        return super()._run(node, inputs, state)
+        return super()._take_over(node, inputs)
 
 
 class _Lego(_Emulated):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -23,11 +19,11 @@ from runtime_py.generate import TextGenerator
 from runtime_py.generation import GenerationRequest, Piece
 from runtime_py.serving import schema
 from runtime_py.serving.guard import Guard
-from runtime_py.serving.metrics import Metrics
 from runtime_py.serving.responses import DONE, Answer, event
 from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Scheduler
 from runtime_py.serving.schema import ApiError
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.serving.shell import Shell, disconnected, json_object
 
 _COMPLETION_TOKENS = 16  # the API's own default for completions
 
@@ -43,52 +39,33 @@ class Running:
 
 
 class Server:
-    """The routes and what they share."""
+    """The routes of a model that generates text."""
 
     def __init__(self, generator: TextGenerator, template: Template, model: str, settings: ServeSettings) -> None:
         self._generator, self._template, self._model, self._settings = generator, template, model, settings
-        self._created = int(time.time())
         self.scheduler = Scheduler(generator.session, generator.tokenizer, settings)
-        self.metrics = Metrics(self.scheduler)
+        self._shell = Shell(model, settings, self.scheduler.alive, self.scheduler.load)
+        self.metrics = self._shell.metrics
 
     def application(self) -> Guard:
         """The ASGI application."""
-        routes = [
-            Route("/v1/models", self._models),
-            Route("/v1/models/{name:path}", self._one_model),
-            Route("/v1/completions", self._completions, methods=["POST"]),
-            Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
-            Route("/healthz", self._health),
-            Route("/metrics", self._metrics),
-        ]
-        handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault}
-        return Guard(Starlette(routes=routes, exception_handlers=handlers), self._settings)  # type: ignore[arg-type]
+        return self._shell.application(
+            [
+                Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+            ]
+        )
 
-    async def _models(self, request: Request) -> Response:
-        return self._count(request, JSONResponse({"object": "list", "data": [self._model_entry()]}))
-
-    async def _one_model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != self._model:
-            raise ApiError(404, f"the model {name[:100]!r} is not here; this server has {self._model!r}", "model")
-        return self._count(request, JSONResponse(self._model_entry()))
-
-    def _model_entry(self) -> dict[str, Any]:
-        return {"id": self._model, "object": "model", "created": self._created, "owned_by": "athena-export"}
-
-    async def _health(self, request: Request) -> Response:
-        alive = self.scheduler.alive()
-        return JSONResponse({"status": "ok" if alive else "the scheduler has ended"}, 200 if alive else 503)
-
-    async def _metrics(self, request: Request) -> Response:
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+    def close(self) -> None:
+        """Stop working; what runs or waits fails."""
+        self.scheduler.close()
 
     async def _embeddings(self, request: Request) -> Response:
         raise ApiError(400, f"{self._model!r} generates text; embeddings need the folder of an encoder", "model")
 
     async def _completions(self, request: Request) -> Response:
-        body = _json(await request.body())
+        body = json_object(await request.body())
         options = schema.options(body, self._model, False, _COMPLETION_TOKENS)
         prompt = schema.prompt(body)
         if isinstance(prompt, str):
@@ -99,7 +76,7 @@ class Server:
         return await self._respond(request, ids, options, chat=False)
 
     async def _chat(self, request: Request) -> Response:
-        body = _json(await request.body())
+        body = json_object(await request.body())
         options = schema.options(body, self._model, True, None)
         messages = schema.messages(body)
         try:
@@ -111,7 +88,7 @@ class Server:
     async def _respond(self, request: Request, ids: list[int], options: schema.Options, chat: bool) -> Response:
         running = self._start(ids, options, chat)
         if not options.stream:
-            return self._count(request, await self._whole(request, running))
+            return self._shell.count(request, await self._whole(request, running))
         # The first event decides the status: a request that fails at once is an error, not a broken stream.
         first = await running.events.get()
         if isinstance(first, Failed):
@@ -154,7 +131,7 @@ class Server:
         return Running(job, events, answer, arrived)
 
     async def _whole(self, request: Request, running: Running) -> Response:
-        gone = asyncio.ensure_future(_disconnected(request))
+        gone = asyncio.ensure_future(disconnected(request))
         pieces: list[Piece] = []
         try:
             while True:
@@ -220,25 +197,6 @@ class Server:
             self.metrics.reused_tokens.inc(found.reused)
             self.metrics.seconds.observe(elapsed)
 
-    def _count(self, request: Request, response: Response) -> Response:
-        path = request.url.path if request.url.path in _PATHS else "other"
-        self.metrics.requests.labels(path, response.status_code).inc()
-        return response
-
-    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
-        return self._count(request, JSONResponse(error.body(), error.status, headers))
-
-    async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
-        body = ApiError(error.status_code, str(error.detail)).body()
-        return self._count(request, JSONResponse(body, error.status_code, error.headers))
-
-    async def _on_fault(self, request: Request, error: Exception) -> Response:
-        return self._count(request, JSONResponse(ApiError(500, f"internal error: {type(error).__name__}").body(), 500))
-
-
-_PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings"})
-
 
 def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], found: Event) -> None:
     loop.call_soon_threadsafe(events.put_nowait, found)
@@ -246,25 +204,3 @@ def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], foun
 
 def _failure(failed: Failed) -> ApiError:
     return ApiError(504 if failed.timeout else 500, failed.message, code="timeout" if failed.timeout else None)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _json(body: bytes) -> Mapping[str, Any]:
-    """The body as a JSON object. Raises ApiError."""
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        data = json.loads(body.decode("utf-8"), parse_constant=refuse)
-    except UnicodeDecodeError:
-        raise ApiError(400, "the body is not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON ({type(error).__name__}: {error})"[:300]) from None
-    if not isinstance(data, dict):
-        raise ApiError(400, "the body must be a JSON object")
-    return data

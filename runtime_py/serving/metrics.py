@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from runtime_py.memory import peak_rss
-from runtime_py.serving.scheduler import Scheduler
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -13,7 +14,8 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, load: Callable[[], tuple[int, int]]) -> None:
+        """load: (running, waiting) requests now."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "athena_requests", "Answered HTTP requests.", ["path", "status"], registry=self.registry
@@ -30,9 +32,9 @@ class Metrics:
             "athena_first_token_seconds", "From arrival to the first token.", buckets=_SECONDS, registry=self.registry
         )
         running = Gauge("athena_requests_running", "Requests being computed.", registry=self.registry)
-        running.set_function(lambda: scheduler.load()[0])
+        running.set_function(lambda: load()[0])
         waiting = Gauge("athena_requests_waiting", "Requests in the queue.", registry=self.registry)
-        waiting.set_function(lambda: scheduler.load()[1])
+        waiting.set_function(lambda: load()[1])
         Gauge("athena_peak_memory_bytes", "Most memory resident so far.", registry=self.registry).set_function(peak_rss)
 
     def text(self) -> bytes:

@@ -10,6 +10,7 @@ import uvicorn
 
 from export.errors import InputError
 from runtime_py.serving.app import Server
+from runtime_py.serving.embeddings import EmbeddingServer
 from runtime_py.serving.protocol import limited_protocol
 from runtime_py.serving.settings import ServeSettings
 
@@ -41,7 +42,9 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(server: Server, listening: socket.socket, settings: ServeSettings, ready: Callable[[], None]) -> None:
+def serve(
+    server: Server | EmbeddingServer, listening: socket.socket, settings: ServeSettings, ready: Callable[[], None]
+) -> None:
     """Answer requests until SIGINT or SIGTERM; requests in progress get 5 seconds to end."""
     config = uvicorn.Config(
         server.application(),  # type: ignore[arg-type]
@@ -62,4 +65,4 @@ def serve(server: Server, listening: socket.socket, settings: ServeSettings, rea
     try:
         running.run(sockets=[listening])
     finally:
-        server.scheduler.close()
+        server.close()

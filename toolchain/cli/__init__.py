@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from toolchain.cli import bench, chat, compare, cost, evaluate, inspect, quantize, run
+from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, quantize, run
 
 app = typer.Typer(
     name="athena-export",
@@ -22,6 +22,7 @@ app.command("package")(quantize.package)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("serve")(chat.serve)
+app.command("embed")(embed.embed)
 app.command("bench")(bench.bench)
 app.command("warmup")(bench.warmup)
 app.command("eval")(evaluate.evaluate)

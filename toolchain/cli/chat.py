@@ -89,16 +89,18 @@ def serve(
     cpus: Cpus = "",
     mmap: Mmap = None,
 ) -> None:
-    """Serve a model over HTTP with the OpenAI API: completions, chat completions, streaming, metrics."""
+    """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings for encoders; metrics."""
     from export.errors import InputError
 
     try:
         from runtime_py.serving.app import Server
+        from runtime_py.serving.embeddings import EmbeddingServer
         from runtime_py.serving.server import bind, is_local
         from runtime_py.serving.server import serve as listen
     except ModuleNotFoundError as error:
         raise InputError(f"this needs the package {error.name}: pip install 'athena-export[serve]'") from None
     from runtime_py.chat.template import PlainTemplate, open_template
+    from runtime_py.encoder import TextEncoder, is_encoder
     from runtime_py.generate import TextGenerator
     from runtime_py.serving.settings import ServeSettings
 
@@ -106,18 +108,23 @@ def serve(
         sessions, queue, max_tokens, max_body, timeout, read_timeout, connections,
         reuse_answers=reuse_answers, api_key=api_key,
     )  # fmt: skip
+    name = model_name or folder.resolve().name
     template = open_template(folder, chat_template)
     listening = bind(host, port)
     announce_compilation()
-    generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
-    generator.session.forward(generator.session.new_state(), [0], last_only=True)  # compiles before the first client
-    if isinstance(template, PlainTemplate):
-        print("[this model has no chat template: chat continues the text of the messages]", file=sys.stderr)
+    server: Server | EmbeddingServer
+    if is_encoder(folder):
+        server = EmbeddingServer(TextEncoder(folder), name, settings)
+    else:
+        generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
+        generator.session.forward(generator.session.new_state(), [0], last_only=True)  # compiles before a client waits
+        server = Server(generator, template, name, settings)
+        if isinstance(template, PlainTemplate):
+            print("[this model has no chat template: chat continues the text of the messages]", file=sys.stderr)
     if not is_local(host) and not api_key:
         print(f"[anyone who reaches {host} can use this server: --api-key asks for a key]", file=sys.stderr)
-    name = model_name or folder.resolve().name
     shown = f"http://{'[' + host + ']' if ':' in host else host}:{listening.getsockname()[1]}"
     listen(
-        Server(generator, template, name, settings), listening, settings,
+        server, listening, settings,
         lambda: print(f"{name} at {shown}/v1 (process {os.getpid()}); Ctrl-C stops", file=sys.stderr, flush=True),
     )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Runs an encoder folder: texts in, one vector each out. Texts run one by one, so nothing is padded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.archs import model_spec, supported_model_types
+from export.errors import InputError
+from export.files import read_json
+from export.reader import Node, read_graph
+from runtime_py.generate import context_length, load_tokenizer
+from runtime_py.interpreter import Interpreter
+from runtime_py.kernels import masked_softmax
+
+VECTOR, STATES = "sentence_embedding", "last_hidden_state"
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether config.json names an encoder family. Raises InputError when it is missing."""
+    config = read_json(folder / "config.json")
+    return config.get("model_type") in supported_model_types() and not model_spec(config).causal
+
+
+class TextEncoder:
+    """An encoder with its tokenizer and its limit of tokens."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises InputError when the folder is incomplete, hostile or holds no encoder."""
+        self.folder = Path(folder)
+        graph = read_graph(self.folder)
+        if not any(info.name == VECTOR for info in graph.outputs):
+            raise InputError(
+                f"{self.folder / 'model.onnx'}: has no output `{VECTOR}`; language models run by `athena-export run`"
+            )
+        self._inputs = {info.name for info in graph.inputs}
+        self._interpreter = Interpreter(graph)
+        self.tokenizer = load_tokenizer(self.folder)
+        self.limit = min(context_length(self.folder), _text_limit(self.folder))
+        self.tokenizer.enable_truncation(self.limit)
+        self.width = self.embed_ids([0]).size
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, width]. A text beyond `limit` tokens is cut there, as sentence-transformers does."""
+        return np.stack([self.embed_ids(self.encode(text)) for text in texts])
+
+    def encode(self, text: str, cut: bool = True) -> list[int]:
+        """Token ids with the tokenizer's special tokens, cut at `limit`.
+
+        Raises InputError on a text without tokens, and with cut=False on one beyond the limit.
+        """
+        encoding = self.tokenizer.encode(text)
+        if not encoding.ids:
+            raise InputError("the text is empty: at least one token is needed")
+        if encoding.overflowing and not cut:
+            raise InputError(f"the text has more than the {self.limit} tokens that the model reads")
+        return encoding.ids
+
+    def embed_ids(self, ids: Sequence[int]) -> np.ndarray:
+        """The vector of one token sequence, float32 [width]. Raises InputError on ids or a length it cannot read."""
+        if not 1 <= len(ids) <= self.limit:
+            raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
+        return self._run(ids)[VECTOR][0]
+
+    def states(self, ids: Sequence[int]) -> np.ndarray:
+        """The states of its tokens, float32 [tokens, hidden]."""
+        return self._run(ids)[STATES][0]
+
+    def _run(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        tokens = np.asarray(ids, np.int64)[None]
+        feeds = {
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "token_type_ids": np.zeros_like(tokens),
+        }
+        values = self._interpreter.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
+        for name, dimensions in ((VECTOR, 2), (STATES, 3)):
+            value = values.get(name)
+            if value is None or value.ndim != dimensions or value.shape[0] != 1:
+                raise InputError(f"model.onnx: does not make {name} of {dimensions} dimensions for one text")
+        return values
+
+
+def _attend(node: Node, inputs: list[Any]) -> np.ndarray:
+    """ONNX Attention-23 for 3-D inputs of batch one, without a cache: [1, tokens, heads * head_dim]."""
+    query, key, value, mask = inputs[:4]
+    heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
+    tokens, head_dim = query.shape[1], query.shape[2] // heads
+    if key.shape != value.shape or key.shape != (1, tokens, kv_heads * head_dim) or heads % kv_heads:
+        raise ValueError("queries, keys and values do not fit the heads")
+    repeat = heads // kv_heads
+    grouped = query.reshape(tokens, kv_heads, repeat, head_dim).transpose(1, 2, 0, 3)
+    grouped = np.ascontiguousarray(grouped).reshape(kv_heads, repeat * tokens, head_dim)
+    keys, values = (a.reshape(tokens, kv_heads, head_dim).transpose(1, 0, 2) for a in (key, value))
+    scores = grouped @ keys.transpose(0, 2, 1)
+    scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+    visible = mask.reshape(mask.shape[-2], tokens)
+    masked_softmax(scores, visible, 0, repeat, scale, causal=bool(node.attributes.get("is_causal", 0)))
+    mixed = (scores @ values).reshape(kv_heads, repeat, tokens, head_dim)
+    return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
+
+
+def _text_limit(folder: Path) -> int:
+    """max_seq_length of sentence_bert_config.json; no limit where there is none."""
+    if not (folder / "sentence_bert_config.json").exists():
+        return 2**31
+    value = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 2 else 2**31

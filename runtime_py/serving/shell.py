@@ -1,0 +1,103 @@
+"""What every server has around its own routes: the model list, health, metrics, and errors in the API's form."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runtime_py.serving.guard import Guard
+from runtime_py.serving.metrics import Metrics
+from runtime_py.serving.schema import ApiError
+from runtime_py.serving.settings import ServeSettings
+
+_PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings"})
+
+
+class Shell:
+    """One served model; `alive` says whether requests are still worked on, `load` how many run and wait."""
+
+    def __init__(
+        self, model: str, settings: ServeSettings, alive: Callable[[], bool], load: Callable[[], tuple[int, int]]
+    ) -> None:
+        self.model, self._settings, self._alive = model, settings, alive
+        self._created = int(time.time())
+        self.metrics = Metrics(load)
+
+    def application(self, routes: Sequence[Route]) -> Guard:
+        """The ASGI application of these routes and the common ones."""
+        common = [
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._one_model),
+            Route("/healthz", self._health),
+            Route("/metrics", self._metrics),
+        ]
+        handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault}
+        application = Starlette(routes=[*routes, *common], exception_handlers=handlers)
+        return Guard(application, self._settings)  # type: ignore[arg-type]
+
+    def count(self, request: Request, response: Response) -> Response:
+        """Note the response in the metrics."""
+        path = request.url.path if request.url.path in _PATHS else "other"
+        self.metrics.requests.labels(path, response.status_code).inc()
+        return response
+
+    async def _models(self, request: Request) -> Response:
+        return self.count(request, JSONResponse({"object": "list", "data": [self._entry()]}))
+
+    async def _one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self.model:
+            raise ApiError(404, f"the model {name[:100]!r} is not here; this server has {self.model!r}", "model")
+        return self.count(request, JSONResponse(self._entry()))
+
+    def _entry(self) -> dict[str, Any]:
+        return {"id": self.model, "object": "model", "created": self._created, "owned_by": "athena-export"}
+
+    async def _health(self, request: Request) -> Response:
+        alive = self._alive()
+        return JSONResponse({"status": "ok" if alive else "the scheduler has ended"}, 200 if alive else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+        return self.count(request, JSONResponse(error.body(), error.status, headers))
+
+    async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
+        body = ApiError(error.status_code, str(error.detail)).body()
+        return self.count(request, JSONResponse(body, error.status_code, error.headers))
+
+    async def _on_fault(self, request: Request, error: Exception) -> Response:
+        return self.count(request, JSONResponse(ApiError(500, f"internal error: {type(error).__name__}").body(), 500))
+
+
+async def disconnected(request: Request) -> None:
+    """Returns when the client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def json_object(body: bytes) -> Mapping[str, Any]:
+    """The body as a JSON object. Raises ApiError."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        data = json.loads(body.decode("utf-8"), parse_constant=refuse)
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON ({type(error).__name__}: {error})"[:300]) from None
+    if not isinstance(data, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    return data

@@ -1,0 +1,88 @@
+"""`embed`: texts to vectors with an encoder folder. Needs no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from toolchain.cli.common import guarded, print_json
+
+
+@guarded
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Folder of an encoder made by `export`.")],
+    text: Annotated[Optional[list[str]], typer.Option(help="A text; may be repeated.")] = None,
+    file: Annotated[Optional[Path], typer.Option(help="Text file, one text a line.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the vectors here (.npy).")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Vectors and similarities as one JSON object.")] = False,
+) -> None:
+    """Print the vector of one text, or how similar several are (cosine)."""
+    import numpy as np
+
+    from export.errors import InputError
+    from runtime_py.encoder import TextEncoder
+
+    texts = list(text or []) + (_lines(file) if file else [])
+    if not texts:
+        raise InputError("no text: give --text or --file")
+    if output is not None and output.suffix != ".npy":
+        raise InputError(f"--output {output}: must end in .npy")
+    encoder = TextEncoder(folder)
+    start = time.perf_counter()
+    vectors = encoder.embed(texts)
+    seconds = time.perf_counter() - start
+    if output is not None:
+        _write(output, vectors)
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    similar = unit @ unit.T
+    if json:
+        print_json({"texts": texts, "vectors": vectors.tolist(), "similarities": similar.tolist()})
+    elif len(texts) == 1 and output is None:
+        print(" ".join(f"{value:.6g}" for value in vectors[0]))
+    elif output is None:
+        _table(texts, similar)
+    cut = sum(len(encoder.tokenizer.encode(t).overflowing) > 0 for t in texts)
+    notes = [f"{len(texts)} texts", f"{vectors.shape[1]} dimensions", f"{1000 * seconds / len(texts):.1f} ms each"]
+    notes += [f"{cut} cut at {encoder.limit} tokens"] if cut else []
+    print(f"[{', '.join(notes)}]", file=sys.stderr)
+
+
+def _lines(path: Path) -> list[str]:
+    from export.errors import InputError
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    return [line for line in lines if line.strip()]
+
+
+def _write(path: Path, vectors: object) -> None:
+    import io
+
+    import numpy as np
+
+    from export.files import write_bytes
+
+    data = io.BytesIO()
+    np.save(data, vectors)  # type: ignore[arg-type]
+    write_bytes(path, data.getvalue())
+
+
+def _table(texts: list[str], similar: object, width: int = 80) -> None:
+    """The similarities of the texts, the first ones where not all fit the terminal."""
+    import numpy as np
+
+    matrix = np.asarray(similar)
+    shown = min(len(texts), (width - 34) // 6)
+    print(" " * 34 + "".join(f"{i + 1:6d}" for i in range(shown)))
+    for i, text in enumerate(texts):
+        label = " ".join(text.split())
+        label = label if len(label) <= 28 else label[:27] + "\u2026"
+        print(f"{i + 1:4d} {label:<29}" + "".join(f"{matrix[i, j]:6.2f}" for j in range(shown)))
+    if shown < len(texts):
+        print(f"(the first {shown} of {len(texts)} columns; --json has all)", file=sys.stderr)
