@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from export.errors import InputError
+from export.files import MANIFEST, read_json
 from export.reader import Graph, read_graph
 
 ACTIVATIONS = ("int8", "float32")
@@ -38,7 +39,7 @@ def open_model(
 
     activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter). mapped:
     weights stay in the mapped file; False: they are read into memory, which decodes 5 to 25 % faster where that gets
-    huge pages; None: read where there are huge pages and memory enough, else mapped.
+    huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
     processors: numbers of those that keep one thread each.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
     """
@@ -49,6 +50,9 @@ def open_model(
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(processors)
     if processors and (len(set(processors)) < len(processors) or not allowed.issuperset(processors)):
         raise InputError(f"--cpus must name different processors of {sorted(allowed)}, not {list(processors)}")
+    hints = _hints(Path(folder))
+    threads = threads if threads is not None or processors else hints.get("threads")
+    mapped = mapped if mapped is not None else hints.get("mmap")
     graph = read_graph(Path(folder), mapped=_better_mapped(Path(folder)) if mapped is None else mapped)
     try:
         return _runner(graph, activations, threads, processors)
@@ -74,6 +78,19 @@ def _runner(graph: Graph, activations: str, threads: int | None, processors: Seq
         return Engine(graph, threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"
+
+
+def _hints(folder: Path) -> dict[str, Any]:
+    """What `lower` wrote for this kind of machine: threads (at most those there are) and mmap; {} without any."""
+    try:
+        found = read_json(folder / MANIFEST).get("lowering", {}).get("runtime", {})
+        threads, mapped = found.get("threads"), found.get("mmap")
+    except (InputError, AttributeError):
+        return {}
+    hints: dict[str, Any] = {"mmap": mapped} if isinstance(mapped, bool) else {}
+    if type(threads) is int and threads > 0:
+        hints["threads"] = min(threads, os.cpu_count() or 1)
+    return hints
 
 
 def _better_mapped(folder: Path) -> bool:

@@ -1,0 +1,104 @@
+"""Lowers a model folder: its graph through the passes that a target names, and everything beside it carried over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from export.errors import InputError
+from export.files import MANIFEST, read_json, write_json
+from export.folder import DATA_FILE, MODEL_FILE
+from export.lowering import cleanup, group_query_attention, matmul_nbits
+from export.lowering.matmul_nbits import NBits
+from export.reader import read_graph
+
+PASSES = ("group_query_attention", "matmul_nbits")
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What a target asks for."""
+
+    name: str
+    passes: tuple[str, ...] = ()
+    nbits: NBits = field(default_factory=NBits)
+    share_cache: bool = False  # onnxruntime-genai keeps one buffer for past and present
+    threads: int | None = None  # hints to our runtime; an option given there wins
+    mmap: bool | None = None
+
+
+def write_lowered_folder(
+    source: Path, destination: Path, lowering: Lowering,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the lowered folder into the existing, empty folder `destination`; what was done, as athena.json says it.
+
+    Raises InputError when the source is incomplete or hostile, was lowered before, or has what a pass cannot express.
+    """
+    read_graph(source)  # checks every external tensor before anything is read through another library
+    manifest = read_json(source / MANIFEST)
+    if manifest.get("lowering"):
+        raise InputError(f"{source}: was lowered to {manifest['lowering'].get('target')!r}; lower the original folder")
+    _carry(source, destination)
+    done: dict[str, Any] = {"target": lowering.name, "passes": list(lowering.passes)}
+    if lowering.passes:
+        done |= _lower_graph(source, destination, lowering, progress)
+    else:
+        for name in (MODEL_FILE, DATA_FILE):
+            shutil.copyfile(source / name, destination / name)
+    hints = {"threads": lowering.threads, "mmap": lowering.mmap}
+    done["runtime"] = {name: value for name, value in hints.items() if value is not None}
+    write_json(destination / MANIFEST, {**manifest, "lowering": done})
+    _adjust_genai(destination, lowering)
+    return done
+
+
+def _lower_graph(
+    source: Path, destination: Path, lowering: Lowering, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    model = ir.load(source / MODEL_FILE)
+    encoded: list[matmul_nbits.Encoded] = []
+    done: dict[str, Any] = {}
+    for name in lowering.passes:
+        if name == "group_query_attention":
+            done["attention_nodes"] = group_query_attention.run(model)
+        elif name == "matmul_nbits":
+            encoded = matmul_nbits.run(model, lowering.nbits)
+        else:
+            raise InputError(f"pass {name!r} is unknown; there are {', '.join(PASSES)}")
+    cleanup.run(model)
+    model.metadata_props["athena.lowered_to"] = lowering.name
+    ir.save(
+        model, destination / MODEL_FILE, external_data=DATA_FILE,
+        callback=lambda tensor, info: progress(str(tensor.name), info.index, info.total),
+    )  # fmt: skip
+    onnx.checker.check_model(str(destination / MODEL_FILE))
+    if encoded:
+        done["matrices"] = [asdict(matrix) for matrix in encoded]
+    return done
+
+
+def _carry(source: Path, destination: Path) -> None:
+    """Every small file of the folder but the report, which speaks of the graph as it was."""
+    left = {MODEL_FILE, DATA_FILE, MANIFEST, "report.json", "report.html"}
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_symlink() or not path.is_file() or name.parts[0].startswith(".") or str(name) in left:
+            continue
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, destination / name)
+
+
+def _adjust_genai(folder: Path, lowering: Lowering) -> None:
+    path = folder / "genai_config.json"
+    if not path.exists():
+        return
+    config = read_json(path)
+    config["search"]["past_present_share_buffer"] = lowering.share_cache
+    write_json(path, config)

@@ -1,0 +1,205 @@
+"""CodebookMatMul becomes com.microsoft::MatMulNBits, which onnxruntime computes from the small weights directly.
+
+before  CodebookMatMul(X, codes, codebook, scale)
+after   MatMulNBits(X, B, scales[, zero_points])
+
+A codebook whose levels lie evenly becomes 4 bits, exactly: level = first + step * code gives the zero point
+-first / step and the scale step * scale. Every other codebook holds int8 levels, so 8 bits hold the weights exactly,
+too: B = level + 128. On request those are encoded again with 4 bits and a scale for every 32 columns, which loses
+something: the difference of the weights is returned for the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout, codebook_gather
+from export.contract import DOMAIN as ATHENA
+from export.errors import InputError
+from export.packing import unpack
+
+DOMAIN = "com.microsoft"
+_SMALLEST_BLOCK = 16  # columns; what the operator takes
+_LOSSY_BLOCK = 32
+_ROWS = 1024  # encoded at a time
+
+
+@dataclass(frozen=True)
+class NBits:
+    """How weights are stored."""
+
+    block_size: int = 128  # columns that share a scale, a power of two
+    accuracy_level: int = 4  # 4: int8 activations; 0 or 1: float32 ones (slow at 2 and 8 bits)
+    reencode: bool = False  # 4 bits for codebooks that are not even: smaller, and not exact
+
+    def __post_init__(self) -> None:
+        if self.block_size < _SMALLEST_BLOCK or self.block_size & (self.block_size - 1):
+            raise InputError(f"block_size must be a power of two of {_SMALLEST_BLOCK} or more, not {self.block_size}")
+
+
+@dataclass
+class Encoded:
+    """What became of one matrix. error: norm of the difference over the norm of the weights, once it was written."""
+
+    name: str
+    bits: int
+    exact: bool
+    error: float = field(default=0.0)
+
+
+def run(model: ir.Model, settings: NBits) -> list[Encoded]:
+    """Replace every CodebookMatMul in place; weights are encoded when the model is saved, and errors known then."""
+    graph, found = model.graph, []
+    for node in list(graph):
+        if node.domain == ATHENA and node.op_type == CODEBOOK_MATMUL:
+            found.append(_replace(graph, node, settings))
+    if found:
+        model.opset_imports[DOMAIN] = 1
+    return found
+
+
+def _replace(graph: ir.Graph, node: ir.Node, settings: NBits) -> Encoded:
+    layout = CodebookLayout(**{name: node.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
+    codes, book, scale = (_array(value) for value in node.inputs[1:])
+    assert node.name
+    even = _even(book) if layout.bits <= 4 else None
+    bits = 8 if even is None and not settings.reencode else 4
+    result = Encoded(node.name, bits, even is not None or not settings.reencode)
+    block = settings.block_size if result.exact else _LOSSY_BLOCK
+    while block > _SMALLEST_BLOCK and (block // 2 >= layout.K or (layout.groups > 1 and layout.group_size % block)):
+        block //= 2
+    if layout.groups > 1 and layout.group_size % block:
+        raise InputError(f"node {node.name}: groups of {layout.group_size} columns do not fill blocks of {block}")
+    work = _Encoding(layout, codes, book, scale, even, bits, block, result)
+    blocks = -(-layout.K // block)
+    name = node.name.strip("/").replace("/", ".")
+    inputs = [
+        node.inputs[0],
+        _lazy(graph, f"{name}.nbits", np.uint8, [layout.N, blocks, block * bits // 8], work.packed),
+        _lazy(graph, f"{name}.scales", np.float32, [layout.N, blocks], work.scales),
+    ]
+    if even is not None:  # a zero point of its own for each block
+        inputs.append(_lazy(graph, f"{name}.zero_points", np.float32, [layout.N, blocks], work.zero_points))
+    attributes = {"K": layout.K, "N": layout.N, "bits": bits, "block_size": block,
+                  "accuracy_level": settings.accuracy_level}  # fmt: skip
+    fresh = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)
+    out, old = fresh.outputs[0], node.outputs[0]
+    out.name, out.shape, out.type = old.name, old.shape, old.type
+    graph.insert_before(node, fresh)
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    return result
+
+
+def _even(book: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(first level, step), float32 [books, groups], where the levels of every codebook lie evenly; else None."""
+    levels = book.astype(np.float64)
+    first, step = levels[..., 0], (levels[..., -1] - levels[..., 0]) / (book.shape[-1] - 1)
+    grid = first[..., None] + step[..., None] * np.arange(book.shape[-1])
+    if np.any(step == 0) or not np.array_equal(grid, levels):
+        return None
+    return first.astype(np.float32), step.astype(np.float32)
+
+
+class _Encoding:
+    """One matrix's new tensors, made when they are written."""
+
+    def __init__(self, layout, codes, book, scale, even, bits, block, result) -> None:  # type: ignore[no-untyped-def]
+        self._layout, self._codes, self._book, self._scale = layout, codes, book, scale
+        self._even, self._bits, self._block, self._result = even, bits, block, result
+        rows = np.arange(layout.N)
+        self._book_row, self._scale_row = rows // layout.rows_per_codebook, rows // layout.rows_per_scale
+        self._blocks = -(-layout.K // block)
+        self._group = np.arange(self._blocks) * block // layout.columns_per_group  # of each block
+        self._lossy_scales: np.ndarray | None = None
+
+    def scales(self) -> np.ndarray:
+        """float32 [N, blocks]."""
+        if not self._result.exact:
+            self._encode_again()
+            assert self._lossy_scales is not None
+            return self._lossy_scales
+        scale = self._scale[self._scale_row][:, self._group].astype(np.float32)
+        return scale if self._even is None else scale * self._even[1][self._book_row][:, self._group]
+
+    def zero_points(self) -> np.ndarray:
+        """float32 [N, blocks]: the code that stands for zero, which need not be whole."""
+        assert self._even is not None
+        first, step = (part[self._book_row][:, self._group] for part in self._even)
+        return -first / step
+
+    def packed(self) -> np.ndarray:
+        """uint8 [N, blocks, block * bits / 8], low bits first."""
+        if not self._result.exact:
+            return self._encode_again()
+        layout = self._layout
+        out = np.empty((layout.N, self._blocks, self._block * self._bits // 8), np.uint8)
+        for first in range(0, layout.N, _ROWS):
+            rows = slice(first, min(first + _ROWS, layout.N))
+            code = unpack(self._codes[rows], layout.bits, layout.K)
+            if self._even is None:
+                code = (self._levels(rows, code) + 128).astype(np.uint8)
+            out[rows] = self._pack(code)
+        return out
+
+    def _levels(self, rows: slice, code: np.ndarray) -> np.ndarray:
+        """int16 codebook entries [rows, K]."""
+        group = np.arange(self._layout.K) // self._layout.columns_per_group
+        return self._book[self._book_row[rows, None], group[None], code.astype(np.intp)].astype(np.int16)
+
+    def _pack(self, code: np.ndarray) -> np.ndarray:
+        padded = np.zeros((len(code), self._blocks * self._block), np.uint8)
+        padded[:, : code.shape[1]] = code  # columns beyond K meet activations that are not there
+        if self._bits == 4:
+            padded = padded[:, ::2] | (padded[:, 1::2] << 4)
+        return padded.reshape(len(code), self._blocks, -1)
+
+    def _encode_again(self) -> np.ndarray:
+        """Round to nearest with 4 bits and a scale for each block: codes 0..15 stand for -8..7."""
+        layout = self._layout
+        out = np.empty((layout.N, self._blocks, self._block // 2), np.uint8)
+        scales = np.empty((layout.N, self._blocks), np.float32)
+        difference = total = 0.0
+        for first in range(0, layout.N, _ROWS):
+            rows = slice(first, min(first + _ROWS, layout.N))
+            code = unpack(self._codes[rows], layout.bits, layout.K)
+            group = np.arange(layout.K) // layout.columns_per_group
+            weights = self._levels(rows, code) * self._scale[self._scale_row[rows]][:, group].astype(np.float32)
+            padded = np.zeros((len(weights), self._blocks * self._block), np.float32)
+            padded[:, : layout.K] = weights
+            cut = padded.reshape(len(weights), self._blocks, self._block)
+            extreme = np.take_along_axis(cut, np.abs(cut).argmax(-1)[..., None], -1)[..., 0]
+            unit = np.where(extreme == 0, 1.0, -extreme / 8).astype(np.float32)  # the largest weight is exact: -8
+            found = np.clip(np.rint(cut / unit[..., None]), -8, 7)
+            difference += float(np.square(found * unit[..., None] - cut, dtype=np.float64).sum())
+            total += float(np.square(cut, dtype=np.float64).sum())
+            scales[rows] = unit
+            out[rows] = self._pack((found + 8).astype(np.uint8).reshape(len(weights), -1))
+        self._lossy_scales = scales
+        self._result.error = float(np.sqrt(difference / max(total, 1e-300)))
+        return out
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    """A stored tensor, or scales that our exporter decodes from codes: Transpose(CodebookGather(...))."""
+    assert value is not None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    inner = node.inputs[0].producer() if node is not None and node.op_type == "Transpose" and node.inputs[0] else None
+    if inner is None or inner.op_type != CODEBOOK_GATHER or inner.domain != ATHENA:
+        raise InputError(f"model.onnx: {value.name} is neither stored nor decoded from stored codes")
+    layout = CodebookLayout(**{name: inner.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
+    ids, codes, book, scale = (_array(part) for part in inner.inputs)
+    return np.ascontiguousarray(codebook_gather(ids, layout, codes, book, scale).T)
+
+
+def _lazy(graph: ir.Graph, name: str, dtype, shape, make) -> ir.Value:  # type: ignore[no-untyped-def]
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    tensor = ir.LazyTensor(lambda: ir.Tensor(make(), name=name), dtype=kind, shape=ir.Shape(shape), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor)
+    graph.register_initializer(value)
+    return value

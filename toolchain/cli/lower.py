@@ -1,0 +1,85 @@
+"""`lower`: an exported folder to one for a particular runtime. Needs no torch, but onnx_ir."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli.common import guarded, print_json
+
+
+@guarded
+def lower(
+    folder: Annotated[Path, typer.Argument(help="Model folder made by `export`.")],
+    target: Annotated[str, typer.Option(help="portable, onnxruntime, genai, rpi4, rpi5, laptop, or a .toml file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    reencode: Annotated[
+        bool, typer.Option(help="MatMulNBits: 4 bits also for uneven codebooks; smaller, not exact.")
+    ] = False,
+    accuracy_level: Annotated[
+        int, typer.Option(help="MatMulNBits: 4 int8 activations, 1 float32; -1 the target's.")
+    ] = -1,
+    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Write FOLDER in the form a runtime likes best. The original stays the truth."""
+    from export.errors import InputError
+    from export.folder import install_folder, refuse_existing
+    from export.lock import locked
+    from export.lowering.folder import Lowering, write_lowered_folder
+    from export.lowering.matmul_nbits import NBits
+    from targets.lowering import open_lowering
+    from toolchain.progress import Reporter
+
+    try:
+        data = open_lowering(target)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    given = {} if accuracy_level < 0 else {"accuracy_level": accuracy_level}
+    nbits = NBits(**{**data.get("nbits", {}), **given}, reencode=reencode)
+    passes, share = tuple(data.get("passes", [])), data.get("share_cache", False)
+    lowering = Lowering(Path(target).stem, passes, nbits, share, **data.get("runtime", {}))
+    if reencode and "matmul_nbits" not in lowering.passes:
+        raise InputError(f"--reencode has no meaning for --target {target}, which keeps the codebooks")
+    refuse_existing(output, force)
+    if output.resolve() == folder.resolve():
+        raise InputError(f"{output}: is the folder to be lowered; choose another one")
+    built = output.with_name(f".{output.name}.building")
+    with locked(output):
+        shutil.rmtree(built, ignore_errors=True)
+        built.mkdir(parents=True)
+        try:
+            with Reporter("Lowering", 1, quiet=json) as report:
+
+                def progress(name: str, index: int, count: int) -> None:
+                    report.total = count
+                    report.step(name)
+
+                done = write_lowered_folder(folder, built, lowering, progress)
+            install_folder(built, output, force)
+        finally:
+            shutil.rmtree(built, ignore_errors=True)
+    if json:
+        print_json(done)
+        return
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{output}: {_summary(done)}{size / 1e6:.1f} MB")
+
+
+def _summary(done: dict) -> str:  # type: ignore[type-arg]
+    parts = []
+    if done.get("attention_nodes"):
+        parts.append(f"{done['attention_nodes']} GroupQueryAttention")
+    matrices = done.get("matrices", [])
+    for bits in (4, 8):
+        exact = [m for m in matrices if m["bits"] == bits and m["exact"]]
+        lossy = [m for m in matrices if m["bits"] == bits and not m["exact"]]
+        if exact:
+            parts.append(f"{len(exact)} MatMulNBits of {bits} bits, exact")
+        if lossy:
+            worst = max(m["error"] for m in lossy)
+            parts.append(f"{len(lossy)} of {bits} bits encoded again, weights off by up to {100 * worst:.1f} %")
+    return ", ".join(parts) + (", " if parts else "")
