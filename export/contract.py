@@ -55,6 +55,9 @@ class CodebookLayout:
                 raise ValueError(f"{name} must be 1 to {high}, not {getattr(self, name)}")
         if self.group_size < 0:
             raise ValueError(f"group_size must be 0 (whole row) or positive, not {self.group_size}")
+        entries = -(-self.N // self.rows_per_codebook) * self.groups << self.bits
+        if entries >= 2**31:  # the function body counts them in int32
+            raise ValueError(f"the codebooks would have {entries} entries; less than {2**31} are allowed")
 
     @property
     def columns_per_group(self) -> int:

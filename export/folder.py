@@ -5,6 +5,7 @@ The folder is built beside its destination and moved into place when complete, s
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,8 @@ GENAI_TYPES = frozenset(
         "smollm3",
     ]
 )
+FOLDED_WEIGHTS = 1 << 28
+DISABLED_OPTIMIZERS = "optimization.disable_specified_optimizers"  # a session option of onnxruntime
 GENERATION_LIMIT = 4096  # tokens; caps the KV cache that onnxruntime-genai allocates for long-context models
 
 
@@ -112,7 +115,8 @@ def write_model_folder(
         _carry_chat_template(destination)
         if not (destination / "generation_config.json").exists():
             write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
-        write_json(destination / "genai_config.json", genai_config(spec, checkpoint.config, destination))
+        weights = sum(math.prod(r.shape) for r in checkpoint.records.values() if r.scheme == "codebook")
+        write_json(destination / "genai_config.json", genai_config(spec, checkpoint.config, destination, weights))
     write_json(destination / MANIFEST, manifest)
 
 
@@ -132,8 +136,15 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
 
 
-def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The genai_config.json that lets onnxruntime-genai run the folder as it is (schema of version 0.18)."""
+def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path, weights: int) -> dict[str, Any]:
+    """The genai_config.json that lets onnxruntime-genai run the folder as it is (schema of version 0.18).
+
+    weights: how many stand in codebooks. onnxruntime unpacks them to float32 once at load; beyond FOLDED_WEIGHTS that
+    takes more memory than machines have, so it is told to unpack them at every use: slow, but it runs.
+    """
+    session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
+    if weights > FOLDED_WEIGHTS:
+        session[DISABLED_OPTIMIZERS] = "ConstantFolding"
     generation = {**_special_tokens(config), **read_json(folder / "generation_config.json")}
     eos = generation.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
@@ -156,7 +167,7 @@ def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path) -> dict[
                 "num_attention_heads": spec.heads,
                 "num_key_value_heads": spec.kv_heads,
                 "num_hidden_layers": spec.layers,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": session,
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",

@@ -1,7 +1,7 @@
 """The function bodies of the ai.athena operators, in ONNX's textual syntax: standard operators of opset 23 only.
 
 With a body in the file, onnxruntime, onnxruntime-genai, optimum and onnx.reference run the operator without a plugin.
-One body serves every width: planes that a width does not have are switched off by a factor of zero
+One body serves every width: planes that a width does not have are switched off
 (layout in export/packing.py). A registered native kernel takes precedence over the body.
 """
 
@@ -26,6 +26,7 @@ _GEOMETRY = f"""
     block_columns = Constant <value_int: int = {BLOCK_COLUMNS}> ()
     block_bytes_per_bit = Constant <value_int: int = {BLOCK_COLUMNS // 8}> ()
     flat = Constant <value_ints: ints = [-1]> ()
+    start = Constant <value_ints: ints = [0]> ()
     second = Constant <value_ints: ints = [1]> ()
     bits = Constant <value_int: int = @bits> ()
     columns = Constant <value_int: int = @K> ()
@@ -38,7 +39,11 @@ _GEOMETRY = f"""
     groups_up_minus = Sub (groups_up, one)
     groups = Div (groups_up_minus, columns_per_group)
     column = Range (zero, columns, one)
-    group = Div (column, columns_per_group)
+    one_group = Equal (groups, one)
+    group_columns = Where (one_group, one, columns)
+    group_stop = Reshape (group_columns, second)
+    any_group = Div (column, columns_per_group)
+    group = Slice (any_group, start, group_stop)
     block = Div (column, block_columns)
     block_first = Mul (block, block_columns)
     in_block = Sub (column, block_first)
@@ -46,16 +51,23 @@ _GEOMETRY = f"""
     width = Min (columns_left, block_columns)
     block_bytes = Mul (bits, block_bytes_per_bit)
     base_8 = Mul (block, block_bytes)
+    columns_minus = Sub (columns, one)
 """
 
 
 def _plane(p: int, following: int | None) -> str:
-    """Nodes that add plane p to the running code; `base_<p>` is the plane's first byte for every column."""
+    """Nodes that add plane p to the running code; `base_<p>` is the plane's first byte for every column.
+
+    A plane that the width does not have shrinks to one column of zero bits, so that it costs nothing.
+    """
     lines = f"""
     p_{p} = Constant <value_int: int = {p}> ()
-    times_{p} = Constant <value_int: int = {1 << p}> ()
+    most_{p} = Constant <value_int: int = {(1 << p) - 1}> ()
     quotient_{p} = Div (bits, p_{p})
     has_{p} = Mod (quotient_{p}, two)
+    kept_minus_{p} = Mul (columns_minus, has_{p})
+    kept_{p} = Add (kept_minus_{p}, one)
+    stop_{p} = Reshape (kept_{p}, second)
     plane_bits_{p} = Mul (width, p_{p})
     plane_bits_up_{p} = Add (plane_bits_{p}, seven)
     size_{p} = Div (plane_bits_up_{p}, eight)
@@ -63,28 +75,26 @@ def _plane(p: int, following: int | None) -> str:
     field_first_{p} = Mul (field_{p}, size_{p})
     offset_{p} = Sub (in_block, field_first_{p})
     any_byte_{p} = Add (base_{p}, offset_{p})
-    byte_{p} = Mul (any_byte_{p}, has_{p})
-    shift_64_{p} = Mul (field_{p}, p_{p})
-    shift_{p} = Cast <to = 2> (shift_64_{p})
-    mask_64_{p} = Sub (times_{p}, one)
+    some_byte_{p} = Mul (any_byte_{p}, has_{p})
+    byte_{p} = Slice (some_byte_{p}, start, stop_{p})
+    any_shift_{p} = Mul (field_{p}, p_{p})
+    some_shift_{p} = Slice (any_shift_{p}, start, stop_{p})
+    shift_{p} = Cast <to = 2> (some_shift_{p})
+    mask_64_{p} = Mul (most_{p}, has_{p})
     mask_{p} = Cast <to = 2> (mask_64_{p})
     bytes_{p} = Gather <axis = 1> (row_codes, byte_{p})
     shifted_{p} = BitShift <direction = "RIGHT"> (bytes_{p}, shift_{p})
     bits_{p} = BitwiseAnd (shifted_{p}, mask_{p})
-    value_{p} = Cast <to = 6> (bits_{p})
-    has_32_{p} = Cast <to = 6> (has_{p})
-    kept_{p} = Mul (value_{p}, has_32_{p})
 """
     if p == PLANE_WIDTHS[0]:
-        lines += f"    code_{p} = Identity (kept_{p})\n"
+        lines += f"    code_{p} = Identity (bits_{p})\n"
     else:
         previous = PLANE_WIDTHS[PLANE_WIDTHS.index(p) - 1]
         lines += f"""
-    gain_64_{p} = Mul (mask_64_{p}, has_{p})
-    factor_64_{p} = Add (gain_64_{p}, one)
-    factor_{p} = Cast <to = 6> (factor_64_{p})
-    moved_{p} = Mul (code_{previous}, factor_{p})
-    code_{p} = Add (moved_{p}, kept_{p})
+    room_64_{p} = Mul (p_{p}, has_{p})
+    room_{p} = Cast <to = 2> (room_64_{p})
+    moved_{p} = BitShift <direction = "LEFT"> (code_{previous}, room_{p})
+    code_{p} = BitwiseOr (moved_{p}, bits_{p})
 """
     if following is not None:
         lines += f"    used_{p} = Mul (size_{p}, has_{p})\n    base_{following} = Add (base_{p}, used_{p})\n"
@@ -92,7 +102,11 @@ def _plane(p: int, following: int | None) -> str:
 
 
 def _decode() -> str:
-    """Nodes from row_codes uint8 [R, bytes] and row (int64 [R]) to weight float32 [R, K]."""
+    """Nodes from row_codes uint8 [R, bytes] and row (int64 [R]) to weight float32 [R, K].
+
+    Everything as wide as the matrix is of the narrowest type that holds it, and one column wide where it does not
+    depend on the column: onnxruntime keeps all of it at once while it folds constants.
+    """
     following = (*PLANE_WIDTHS[1:], None)
     planes = "".join(_plane(p, after) for p, after in zip(PLANE_WIDTHS, following))
     return f"""{planes}
@@ -102,9 +116,10 @@ def _decode() -> str:
     book = Add (book_column, group)
     levels = BitShift <direction = "LEFT"> (one_u, bits_u)
     levels_64 = Cast <to = 7> (levels)
-    book_at = Mul (book, levels_64)
-    code_64 = Cast <to = 7> (code_1)
-    level_at = Add (book_at, code_64)
+    book_at_64 = Mul (book, levels_64)
+    book_at = Cast <to = 6> (book_at_64)
+    code_32 = Cast <to = 6> (code_1)
+    level_at = Add (book_at, code_32)
     all_levels = Reshape (codebook, flat)
     level = Gather (all_levels, level_at)
     level_float = Cast <to = 1> (level)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
-from export.folder import DATA_FILE, MODEL_FILE
+from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.lowering import cleanup, group_query_attention, matmul_nbits
 from export.lowering.matmul_nbits import NBits
 from export.reader import read_graph
@@ -101,4 +101,6 @@ def _adjust_genai(folder: Path, lowering: Lowering) -> None:
         return
     config = read_json(path)
     config["search"]["past_present_share_buffer"] = lowering.share_cache
+    if "matmul_nbits" in lowering.passes:
+        config["model"]["decoder"]["session_options"].pop(DISABLED_OPTIMIZERS, None)
     write_json(path, config)
