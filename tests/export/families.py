@@ -49,7 +49,8 @@ TINY = {
     "gpt_neox": {},
     "gpt_neox sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
     "opt": {"ffn_dim": 48},
-    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
+             "eos_token_id": 2},
 }  # fmt: skip
 TINY_ENCODERS = {
     "bert": {},
@@ -60,11 +61,14 @@ TINY_ENCODERS = {
 }
 
 
-def tiny_model(variant: str, folder: Path) -> None:
-    """A random tiny model with non-trivial norms and biases, saved with a tokenizer of one-letter words."""
+def tiny_model(variant: str, folder: Path, **more: object) -> None:
+    """A random tiny model with non-trivial norms and biases, saved with a tokenizer of one-letter words.
+
+    more: fields of the configuration beside those of the variant.
+    """
     model_type = variant.split()[0]
     chosen = TINY[variant] if variant in TINY else TINY_ENCODERS[variant]
-    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen})
+    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen, **more})
     torch.manual_seed(0)
     model = (AutoModelForCausalLM if variant in TINY else AutoModel).from_config(config)
     centre = 0.0 if model_type.startswith("gemma") else 1.0  # Gemma stores norm weights minus one

@@ -1,0 +1,43 @@
+"""One exported folder for each family and for the real models, built once into a working folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import SHARED, _checkpoint, _package
+from tests.export.families import TINY, TINY_ENCODERS, random_text, tiny_model
+
+REAL = {"stories260K": "models/stories260K", "scribe-6M": "models/scribe-6M"}
+FAMILIES = [variant for variant in (*TINY, *TINY_ENCODERS) if " " not in variant]
+ENCODERS = [family for family in FAMILIES if family in TINY_ENCODERS]
+PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
+    "qwen3 plain": {"head_dim": 8},
+    "olmo2 plain": {"num_key_value_heads": 4},
+    "gemma2 plain": {"num_key_value_heads": 4, "head_dim": 8},
+    "phi3 plain": {"num_key_value_heads": 4},
+}
+
+
+def names() -> list[str]:
+    """Everything the suite runs on; real models only where they are on this machine."""
+    return [*FAMILIES, *PLAIN, *(name for name, path in REAL.items() if (SHARED / path).exists())]
+
+
+def build(name: str, work: Path) -> Path:
+    """The model folder of a family or a real model, 4 bits, made when it is not there yet."""
+    folder = work / "folders" / name
+    if folder.exists():
+        return folder
+    scratch = work / "sources" / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    if name in REAL:
+        checkpoint = _checkpoint(
+            SHARED / REAL[name], "built-in", None, scratch / "quantized", bits=4, sequences=16, passes=1
+        )
+    else:
+        tiny_model(name.removesuffix(" plain"), scratch / "source", **PLAIN.get(name, {}))
+        text = random_text(scratch / "text.txt")
+        options = {"bits": 4, "sequence_length": 32, "rank": 2}
+        checkpoint = _checkpoint(scratch / "source", str(text), None, scratch / "quantized", **options)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return _package(checkpoint, folder)
