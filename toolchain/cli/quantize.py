@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -40,6 +42,9 @@ TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
 TuneLength = Annotated[int, typer.Option(help="Tokens a tuning window.")]
 WorkerCount = Annotated[int, typer.Option("--workers", help="Layers solved at once, in processes.")]
 Scheduler = Annotated[Optional[str], typer.Option(help="Dask scheduler that solves the layers, tcp://HOST:PORT.")]
+VocabularyText = Annotated[
+    Optional[Path], typer.Option(help="Keep only the vocabulary rows that texts like this one need.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Predict time, peak memory and size; write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -80,12 +85,12 @@ def export(
     keep_quantized: Annotated[
         Optional[Path], typer.Option(help="Keep the quantized checkpoint in this folder.")
     ] = None,
+    vocabulary_text: VocabularyText = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write the model folder with its report. An interrupted run continues where it stopped."""
     from export.folder import install_folder, refuse_existing
-    from toolchain.packaging import package_checkpoint
 
     settings = _settings(locals())
     refuse_existing(output, force)
@@ -104,7 +109,7 @@ def export(
     work = keep_quantized or output.with_name(f"{output.name}.partial")
     with locked(output):
         checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, json, (workers, scheduler))
-        built = package_checkpoint(checkpoint, output, quiet=json)
+        built = _package(checkpoint, output, vocabulary_text, json)
         install_folder(built, output, force)
         if keep_quantized is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -165,18 +170,35 @@ def quantize(
 def package(
     checkpoint: Annotated[Path, typer.Argument(help="Quantized checkpoint written by `quantize`.")],
     output: Out,
+    vocabulary_text: VocabularyText = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Second half of export: a quantized checkpoint to a model folder."""
     from export.checkpoint import QuantizedCheckpoint
     from export.folder import install_folder, refuse_existing
-    from toolchain.packaging import package_checkpoint
 
     refuse_existing(output, force)
     with locked(output):
-        install_folder(package_checkpoint(QuantizedCheckpoint(checkpoint), output, quiet=json), output, force)
+        install_folder(_package(QuantizedCheckpoint(checkpoint), output, vocabulary_text, json), output, force)
     _summary(output, json)
+
+
+def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet: bool) -> Path:
+    """The model folder beside its destination, with a pruned vocabulary where a text is given."""
+    from toolchain.packaging import package_checkpoint
+
+    if vocabulary_text is None:
+        return package_checkpoint(checkpoint, output, quiet)
+    from toolchain.calibration import read_text
+    from toolchain.vocabulary import PrunedCheckpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        text = read_text(vocabulary_text)
+        pruned = PrunedCheckpoint(checkpoint, text, vocabulary_text.name, Path(scratch))
+        if not quiet:
+            print(f"vocabulary: {len(pruned.keep)} of {checkpoint.config['vocab_size']} tokens kept", file=sys.stderr)
+        return package_checkpoint(pruned, output, quiet)
 
 
 def _settings(given: dict[str, Any]) -> QuantizeSettings:
