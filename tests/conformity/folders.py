@@ -14,7 +14,9 @@ PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
     "qwen3 plain": {"head_dim": 8},
     "olmo2 plain": {"num_key_value_heads": 4},
     "gemma2 plain": {"num_key_value_heads": 4, "head_dim": 8},
+    "phi plain": {"num_key_value_heads": 4},
     "phi3 plain": {"num_key_value_heads": 4},
+    "starcoder2 plain": {"num_key_value_heads": 4},
 }
 
 

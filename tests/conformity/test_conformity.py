@@ -32,7 +32,9 @@ OPTIMUM_REFUSES = {
     "qwen3": "index: 3 Got: 8 Expected: 16",
     "olmo2": "index: 1 Got: 4 Expected: 2",
     "gemma2": "index: 1 Got: 4 Expected: 2",
+    "phi": "index: 1 Got: 4 Expected: 2",
     "phi3": "index: 1 Got: 4 Expected: 2",
+    "starcoder2": "index: 1 Got: 4 Expected: 2",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from export.archs import supported_model_types
 from tests.conftest import DEMO
 from tests.toolchain.test_cli import athena
 from toolchain.cli import app
@@ -54,11 +55,19 @@ def test_the_readmes_uses_run(tmp_path):
     athena("export", DEMO, "-o", tmp_path / "OUT2", "--method", "rtn", "--sequences", 4)
     for line in wanted:
         name, *arguments = shlex.split(line)
-        if name in ("serve", "chat"):  # tests of their own
+        if name in ("serve", "chat", "embed"):  # tests of their own
             continue
-        places = {"MODEL": DEMO, "OUT": tmp_path / "OUT", "OUT2": tmp_path / "OUT2", "FILE": tmp_path / "FILE"}
+        places = {"MODEL": DEMO, "FILE": tmp_path / "FILE"} | {n: tmp_path / n for n in ("OUT", "OUT2", "OUT3")}
         more = ["--preset", "fast", "--sequences", "8"] if name == "export" else []
         more += (
             ["--rounds", "1", "--tokens", "2", "--prompt-lengths", "16", "--depths", "16"] if name == "bench" else []
         )
         assert athena(name, *(places.get(a, a) for a in arguments), *more).stdout
+
+
+def test_the_table_of_families_names_them_all():
+    """Its cells come from `make test-conformity`; here only that none is missing or failed."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "families.md"):
+        rows = re.findall(r"^\| (\w+) \| ((?:yes|partly \(1\)|-) \|.*)$", page.read_text(), re.MULTILINE)
+        assert {family for family, _ in rows} >= set(supported_model_types())
+        assert all(set(cells.replace(" ", "").strip("|").split("|")) <= {"yes", "partly(1)", "-"} for _, cells in rows)
