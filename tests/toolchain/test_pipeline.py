@@ -97,6 +97,7 @@ def test_foreign_folder_is_not_touched(stories, tinystories_text, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.long  # test_faults.py has a full disk in `make test`
 def test_disk_full_removes_the_partial_file_and_resumes(stories, tinystories_text, finished, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -30,6 +30,7 @@ def test_processes_and_a_cluster_give_the_same_bytes(stories, tinystories_text, 
         assert quantize(stories, tinystories_text, tmp_path / "cluster", *options) == serial
 
 
+@pytest.mark.long
 def test_wrong_workers_are_refused():
     with pytest.raises(InputError, match="--workers must be"):
         Workers(0)
