@@ -1,4 +1,4 @@
-"""Pictures of cost reports as SVG text: roofline, energy breakdown, latency over context, and what a sweep found.
+"""Pictures of cost reports as SVG text: roofline, breakdowns, trade-offs, latency over context, sweeps.
 
 Needs matplotlib (extra `report`). Every function returns the text of one <svg> element.
 """
@@ -6,7 +6,7 @@ Needs matplotlib (extra `report`). Every function returns the text of one <svg> 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -52,49 +52,82 @@ def roofline(reports: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def energy_breakdown(reports: Sequence[Mapping[str, Any]]) -> str | None:
-    """Energy per token by component, one bar per report, as shares."""
+    """Energy by component, one bar per report, as shares."""
     shown = [r for r in reports if r.get("components") and r.get("energy_j")]
-    if not shown:
-        return None
-    names: dict[str, float] = {}
-    for r in shown:
-        for c in r["components"]:
-            names[c["name"]] = names.get(c["name"], 0.0) + c["energy_j"] / r["energy_j"]
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    labels = [f"{r['target']} {r['phase']} {r['context']}" for r in shown]
-    left = [0.0] * len(shown)
-    colors = matplotlib.colormaps["tab20"]
-    order = sorted((n for n, v in names.items() if v > 0.001), key=lambda n: -names[n])
-    for i, name in enumerate(order):
-        shares = [sum(c["energy_j"] for c in r["components"] if c["name"] == name) / r["energy_j"] for r in shown]
-        axes.barh(range(len(shown)), shares, left=left, label=name, color=colors(i % 20))
-        left = [a + b for a, b in zip(left, shares)]
-    axes.set_yticks(range(len(shown)), labels, fontsize=_LABEL)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share of modelled energy")
-    figure.legend(fontsize=_LABEL, ncols=4, loc="outside upper center")
-    return svg(figure)
+    return _shares(shown, lambda r: _sums(r["components"], "name", "energy_j"), "share of modelled energy")
 
 
 def kinds(reports: Sequence[Mapping[str, Any]]) -> str | None:
     """Latency by kind of layer, one bar per report, as shares."""
-    if not reports:
+    return _shares(reports, lambda r: _sums(r["by_kind"], "kind", "latency_s"), "share of modelled latency")
+
+
+def energy_kinds(reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """Energy by kind of layer, one bar per report, as shares."""
+    shown = [r for r in reports if r.get("energy_j")]
+    return _shares(shown, lambda r: _sums(r["by_kind"], "kind", "energy_j"), "share of modelled energy")
+
+
+def _sums(rows: Sequence[Mapping[str, Any]], name: str, figure: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in rows:
+        found[row[name]] = found.get(row[name], 0.0) + (row[figure] or 0.0)
+    return found
+
+
+def _shares(
+    reports: Sequence[Mapping[str, Any]], parts: Callable[[Mapping[str, Any]], dict[str, float]], label: str
+) -> str | None:
+    """One bar per report, cut into its parts, the largest first; parts below a thousandth everywhere are left out."""
+    rows = [{name: value / (sum(row.values()) or 1.0) for name, value in row.items()} for row in map(parts, reports)]
+    if not rows:
         return None
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(reports)), layout="constrained")
+    totals = {name: sum(row.get(name, 0.0) for row in rows) for row in rows for name in row}
+    order = sorted((name for name, total in totals.items() if total > 0.001), key=lambda name: -totals[name])
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    names = sorted({k["kind"] for r in reports for k in r["by_kind"]})
-    left = [0.0] * len(reports)
-    for name in names:
-        shares = [sum(k["latency_s"] for k in r["by_kind"] if k["kind"] == name) / r["latency_s"] for r in reports]
-        axes.barh(range(len(reports)), shares, left=left, label=name)
+    left, colors = [0.0] * len(rows), matplotlib.colormaps["tab20"]
+    for i, name in enumerate(order):
+        shares = [row.get(name, 0.0) for row in rows]
+        axes.barh(range(len(rows)), shares, left=left, label=name, color=colors(i % 20))
         left = [a + b for a, b in zip(left, shares)]
-    axes.set_yticks(
-        range(len(reports)), [f"{r['target']} {r['phase']} {r['context']}" for r in reports], fontsize=_LABEL
-    )
+    labels = [f"{r['target']} {r['phase']} {r['context']}" for r in reports]
+    axes.set_yticks(range(len(rows)), labels, fontsize=_LABEL)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of modelled latency")
-    figure.legend(fontsize=_LABEL, ncols=5, loc="outside upper center")
+    axes.set_xlabel(label)
+    figure.legend(fontsize=_LABEL, ncols=4, loc="outside upper center")
+    return svg(figure)
+
+
+def trade(points: Sequence[Mapping[str, Any]]) -> str | None:
+    """Latency against energy per token of several targets and models; those that nothing dominates are ringed.
+
+    A point: model (one colour each), target, latency_s, energy_j (of one token).
+    """
+    shown = [p for p in points if p["latency_s"] and p["energy_j"]]
+    if len(shown) < 2:
+        return None
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, model in enumerate(dict.fromkeys(p["model"] for p in shown)):
+        mine = [p for p in shown if p["model"] == model]
+        axes.plot([1000 * p["latency_s"] for p in mine], [1000 * p["energy_j"] for p in mine], "o", label=model,
+                  markersize=5, color=f"C{number % 10}")  # fmt: skip
+    for p in shown:
+        x, y = 1000 * p["latency_s"], 1000 * p["energy_j"]
+        axes.annotate(p["target"], (x, y), fontsize=6, xytext=(4, 3), textcoords="offset points")
+        if not any(
+            q["latency_s"] <= p["latency_s"] and q["energy_j"] <= p["energy_j"] and q is not p
+            and (q["latency_s"], q["energy_j"]) != (p["latency_s"], p["energy_j"]) for q in shown
+        ):  # fmt: skip
+            axes.plot(x, y, "o", markersize=10, fillstyle="none", color="red", markeredgewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("latency of a token, ms")
+    axes.set_ylabel("energy of a token, mJ")
+    axes.set_title("ringed: no other point is better in both", fontsize=_LABEL)
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(fontsize=_LABEL, loc="outside right upper")
     return svg(figure)
 
 

@@ -64,6 +64,17 @@ def compare(folders: Sequence[Path]) -> list[Line]:
     return lines
 
 
+def cost_points(folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Latency and energy of one token on every target of the reports: the points of hw_model.pictures.trade."""
+    found = []
+    for folder, name in zip(folders, names):
+        for c in read_report(folder)["cost"]:
+            energy = None if c["energy_j"] is None else c["energy_j"] / c["tokens"]
+            point = {"model": name, "target": c["target"], "latency_s": c["latency_s"] / c["tokens"]}
+            found.append({**point, "energy_j": energy})
+    return found
+
+
 def _costs(reports: Sequence[dict[str, Any]]) -> list[Line]:
     """Latency and energy per token of every target, phase and context that all reports have."""
     tables = [{(c["target"], c["phase"], c["context"]): c for c in r["cost"]} for r in reports]

@@ -68,11 +68,7 @@ def _replace(graph: ir.Graph, node: ir.Node, settings: NBits) -> Encoded:
     even = _even(book) if layout.bits <= 4 else None
     bits = 8 if even is None and not settings.reencode else 4
     result = Encoded(node.name, bits, even is not None or not settings.reencode)
-    block = settings.block_size if result.exact else _LOSSY_BLOCK
-    while block > _SMALLEST_BLOCK and (block // 2 >= layout.K or (layout.groups > 1 and layout.group_size % block)):
-        block //= 2
-    if layout.groups > 1 and layout.group_size % block:
-        raise InputError(f"node {node.name}: groups of {layout.group_size} columns do not fill blocks of {block}")
+    block = _block(layout, bits, settings.block_size if result.exact else _LOSSY_BLOCK)
     work = _Encoding(layout, codes, book, scale, even, bits, block, result)
     blocks = -(-layout.K // block)
     name = node.name.strip("/").replace("/", ".")
@@ -92,6 +88,18 @@ def _replace(graph: ir.Graph, node: ir.Node, settings: NBits) -> Encoded:
     ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     return result
+
+
+def _block(layout: CodebookLayout, bits: int, most: int) -> int:
+    """Columns that share a scale, at most `most`: what stores the fewest bytes, and does not cut a group of columns.
+
+    Raises InputError when groups are too narrow.
+    """
+    sizes = [1 << n for n in range(_SMALLEST_BLOCK.bit_length() - 1, most.bit_length())]
+    fitting = [size for size in sizes if layout.groups == 1 or layout.columns_per_group % size == 0]
+    if not fitting:
+        raise InputError(f"groups of {layout.columns_per_group} columns do not fill blocks of {_SMALLEST_BLOCK}")
+    return min(fitting, key=lambda size: (-(-layout.K // size) * (size * bits + 32), -size))
 
 
 def _even(book: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from export.files import read_json
+from hw_model.estimate import workload
 from runtime_py.encoder import TextEncoder
 from runtime_py.load import open_model
 from tests.conformity import folders
@@ -155,6 +157,22 @@ def test_genai_generates_the_same_tokens(folder):
         pytest.skip("an encoder generates nothing")
     expected = without_end(folder, ours(folder))
     assert genai_tokens(folder)[: len(expected)] == expected
+
+
+def test_a_peers_export_costs_the_same_work(work, stories):
+    """onnxruntime-genai's own builder: com.microsoft operators, packed queries, keys and values."""
+    pytest.importorskip("onnxruntime_genai")
+    out = work / "genai-builder"
+    command = ["-m", str(stories), "-o", str(out), "-p", "int4", "-e", "cpu"]
+    built = subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", *command], capture_output=True)
+    assert built.returncode == 0, built.stderr[-2000:]
+    ours = folders.build("stories260K", work)
+    for phase in ("prefill", "decode"):
+        counts = [
+            [sum(o.macs for o in workload(f, phase, 100) if o.kind == kind) for kind in ("linear", "attention")]
+            for f in (out, ours)
+        ]
+        assert counts[0] == counts[1]
 
 
 @pytest.fixture(scope="session")

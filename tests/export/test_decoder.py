@@ -50,9 +50,7 @@ def test_file_is_what_the_ecosystem_expects(stories_folder):
 
 
 def test_unknown_family_and_bad_fields_say_what_would_be_right(stories):
-    with pytest.raises(
-        InputError, match=r"'rwkv' is not supported; supported are albert, bert.*export/archs/rwkv.py"
-    ):
+    with pytest.raises(InputError, match=r"'rwkv' is not supported; supported are albert, bert.*export/archs/rwkv.py"):
         model_spec({"model_type": "rwkv"})
     config = json.loads((stories / "config.json").read_text())
     for field, value, message in [

@@ -6,12 +6,18 @@ import shutil
 
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from export.errors import InputError
+from export.folder import write_model_folder
+from export.lowering.folder import Lowering, write_lowered_folder
 from hw_model import attentionlego, cpu
 from hw_model.estimate import estimate, workload
+from hw_model.nodes import causal_pairs
 from hw_model.workload import Operation, Phase
 from targets import load_target
+from tests.export.families import FloatCheckpoint, tiny_model
 
 LINEAR = 226_560  # weights in stories260K's blocks
 HEAD = 512 * 64
@@ -105,3 +111,38 @@ def test_bad_requests(stories_folder):
     ]:
         with pytest.raises(InputError, match=message):
             estimate(stories_folder, *arguments)
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 50))
+def test_query_key_pairs_of_a_window(past, tokens, window):
+    seen = [min(past + t + 1, window or 10**9) for t in range(tokens)]
+    assert causal_pairs(Phase("prefill", tokens, past), window) == sum(seen)
+
+
+def test_a_sliding_window_is_read_from_the_graph(tmp_path):
+    tiny_model("mistral", tmp_path / "source")  # a window of 6
+    (tmp_path / "out").mkdir()
+    write_model_folder(FloatCheckpoint(tmp_path / "source"), tmp_path / "out")
+    near, far = (workload(tmp_path / "out", "decode", context) for context in (6, 60))
+    for field in ("macs", "cache_read_bytes"):
+        assert total(near, field, "attention") == total(far, field, "attention") > 0
+    tiny_model("bert", tmp_path / "bert")
+    (tmp_path / "encoder").mkdir()
+    write_model_folder(FloatCheckpoint(tmp_path / "bert"), tmp_path / "encoder")
+    encoder = workload(tmp_path / "encoder", "prefill", 16)
+    assert total(encoder, "macs", "attention") == 2 * 2 * 16 * 16 * 32 and total(encoder, "cache_read_bytes") == 0
+    with pytest.raises(InputError, match="has no cache, as an encoder"):
+        workload(tmp_path / "encoder", "decode", 16)
+
+
+def test_a_lowered_graph_is_the_same_work(stories_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    passes = ("group_query_attention", "matmul_nbits")
+    write_lowered_folder(stories_folder, tmp_path / "out", Lowering("test", passes))
+    for phase in ("decode", "prefill"):
+        ours, lowered = (workload(folder, phase, 100) for folder in (stories_folder, tmp_path / "out"))
+        for kind in ("linear", "attention"):
+            assert total(ours, "macs", kind) == total(lowered, "macs", kind)
+        assert total(ours, "cache_read_bytes") == total(lowered, "cache_read_bytes")
+    linear = [op for op in lowered if op.kind == "linear"]
+    assert all(8 <= op.weight_bits < 10.1 for op in linear)  # 8 bits and a float32 scale for 16 columns or more

@@ -33,7 +33,9 @@ def compare(
     notes = [f"what is missing (-) comes from: {command}" for command in missing]
     if page is not None:
         command = "athena-export compare " + " ".join(shlex.quote(str(f)) for f in folders)
-        write_page(page, " and ".join(names), command, [], ["", *names], rows, ["* marks the best of a line", *notes])
+        pictures = [("Latency against energy of a token, by target", _trade(folders, names))]
+        notes_shown = ["* marks the best of a line", *notes]
+        write_page(page, " and ".join(names), command, pictures, ["", *names], rows, notes_shown)
     if json:
         table = {line.name: dict(zip(map(str, folders), line.values)) for line in lines}
         print_json({"folders": [str(f) for f in folders], "figures": table})
@@ -43,6 +45,17 @@ def compare(
         print(note)
     if page is not None:
         print(f"page: {page}")
+
+
+def _trade(folders: list[Path], names: list[str]) -> str | None:
+    """The picture; None where matplotlib (extra `report`) is missing or the reports hold too few costs."""
+    from toolchain.compare import cost_points
+
+    try:
+        from hw_model.pictures import trade
+    except ModuleNotFoundError:
+        return None
+    return trade(cost_points(folders, names))
 
 
 def _names(folders: list[Path]) -> list[str]:

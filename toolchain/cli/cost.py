@@ -120,14 +120,22 @@ def _write_page(
     except ModuleNotFoundError as error:
         raise InputError(f"--page needs the package {error.name}: pip install 'athena-export[report]'") from None
     data: list[dict[str, Any]] = [r.to_json() for r in reports]
+    name = folder.resolve().name
+    points = [
+        {"model": name, "target": r.target, "latency_s": r.latency_s / r.tokens,
+         "energy_j": None if r.energy_j is None else r.energy_j / r.tokens}
+        for r in reports
+    ]  # fmt: skip
     shown = [
         ("Roofline", pictures.roofline(data)),
         ("Energy by component", pictures.energy_breakdown(data)),
+        ("Energy by kind of layer", pictures.energy_kinds(data)),
         ("Latency by kind of layer", pictures.kinds(data)),
+        ("Latency against energy", pictures.trade(points)),
         ("Latency over the context", pictures.latency_over_context([g.to_json() for g in generations])),
     ]
     notes = [f"{r.target}: {r.basis}. {'. '.join(r.notes)}" for r in reports]
-    write_page(page, f"Cost of {folder.resolve().name}", command, shown, *_overview(reports), notes)
+    write_page(page, f"Cost of {name}", command, shown, *_overview(reports), notes)
 
 
 def _print_report(r: CostReport) -> None:
