@@ -86,10 +86,11 @@ def _shares(
     order = sorted((name for name, total in totals.items() if total > 0.001), key=lambda name: -totals[name])
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    left, colors = [0.0] * len(rows), matplotlib.colormaps["tab20"]
-    for i, name in enumerate(order):
+    left, colors, palette = [0.0] * len(rows), matplotlib.colormaps["tab20"], sorted(totals)
+    for name in order:
         shares = [row.get(name, 0.0) for row in rows]
-        axes.barh(range(len(rows)), shares, left=left, label=name, color=colors(i % 20))
+        color = colors(palette.index(name) % 20)  # a name has one colour on every picture of the same parts
+        axes.barh(range(len(rows)), shares, left=left, label=name, color=color)
         left = [a + b for a, b in zip(left, shares)]
     labels = [f"{r['target']} {r['phase']} {r['context']}" for r in reports]
     axes.set_yticks(range(len(rows)), labels, fontsize=_LABEL)

@@ -51,7 +51,7 @@ class Row:
 
 def rows() -> list[Row]:
     """Every validation row."""
-    groups = (_digital_macros, _analog_macros, _isaac, _puma, _arithmetic, _laws, _system, _not_modelled)
+    groups = (_digital_macros, _analog_macros, _isaac, _puma, _arithmetic, _laws, _converters, _system, _not_modelled)
     return [row for group in groups for row in group()]
 
 
@@ -198,6 +198,25 @@ def _laws() -> list[Row]:
         Row(
             "Sinangil JSSC 2021, 7 nm, 1.0 V", "energy, V^1.7 from 0.8 V", "pJ", 13.13, 9.03 * (1.0 / 0.8) ** 1.7, 0.05
         ),
+    ]
+
+
+def _converters() -> list[Row]:
+    """Parts of two analog chips. Jia: energy per column at 1.2 V from that at 0.85 V by the square of the voltage.
+
+    Wang: 32 TOPS/W at 0.7 V are 62.5 fJ/MAC, of which 34 % are the ADC's (one conversion sums 64 products) and 22 % the
+    DAC's (one value meets 16 outputs); against our laws at 8 bits.
+    """
+    square, mac = (1.2 / 0.85) ** 2, 2000 / 32.0
+    jia = [
+        Row("Jia JSSC 2020, 65 nm, 1.2 V", f"{part} energy per column, V^2 from 0.85 V", "pJ", high, low * square, 0.15)
+        for part, low, high in (("ADC", 1.79, 3.56), ("array", 9.7, 20.4), ("datapath", 8.3, 14.7))
+    ]
+    adc, dac = adc_energy(8, 0.7), dac_energy(8, 0.7)
+    return [
+        *jia,
+        Row("Wang VLSI 2022, 22 nm, 0.7 V", "one 8-bit ADC conversion", "fJ", 0.34 * mac * 64, adc, 0.75),
+        Row("Wang VLSI 2022, 22 nm, 0.7 V", "one 8-bit DAC value", "fJ", 0.22 * mac * 16, dac, 0.20),
     ]
 
 
