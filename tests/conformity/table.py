@@ -13,7 +13,8 @@ from tests.conformity.folders import ENCODERS, FAMILIES, PLAIN
 from tests.conformity.test_conformity import OPTIMUM_REFUSES
 
 COLUMNS = {
-    "onnx checker, shape inference": ("test_checker_and_shape_inference",),
+    "transformers": ("test_equals_transformers",),
+    "onnx checker": ("test_checker_and_shape_inference",),
     "onnx.reference": ("test_reference_evaluator",),
     "onnxruntime": ("test_onnxruntime_at_every_optimization_level",),
     "genai": ("test_genai_generates_the_same_tokens",),

@@ -16,13 +16,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
+from transformers import AutoModel, AutoModelForCausalLM
 
+from export.checkpoint import QuantizedCheckpoint
 from export.files import read_json
+from export.folder import write_model_folder
 from hw_model.estimate import workload
 from runtime_py.encoder import TextEncoder
 from runtime_py.load import open_model
 from tests.conformity import folders
+from tests.export.families import FloatCheckpoint, compare, dequantized_model
+from tests.export.test_encoders import compare as compare_encoder
 from tests.runtime_py.generating import greedy_tokens
 
 pytestmark = pytest.mark.conformity
@@ -87,6 +93,20 @@ def test_checker_and_shape_inference(folder):
     assert model.ir_version == 11 and {o.domain: o.version for o in model.opset_import} == {"": 23, "ai.athena": 1}
     assert len({node.name for node in model.graph.node}) == len(model.graph.node)
     assert all(node.name.startswith("/") for node in model.graph.node)  # readable paths, as Netron shows them
+
+
+def test_equals_transformers(folder, work, tmp_path):
+    """The family's float32 export, or a real model's quantized one, against transformers: within 1e-4 (1e-3 of 6M)."""
+    if folder.name in folders.REAL:
+        source = folders.SHARED / folders.REAL[folder.name]
+        checkpoint = QuantizedCheckpoint(work / "sources" / folder.name / "quantized")
+        compare(dequantized_model(source, checkpoint), folder, 1e-3)
+        return
+    source = work / "sources" / folder.name / "source"
+    write_model_folder(FloatCheckpoint(source), tmp_path)
+    kind = AutoModel if is_encoder(folder) else AutoModelForCausalLM
+    model = kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    (compare_encoder if is_encoder(folder) else compare)(model, tmp_path, 1e-4)
 
 
 def test_reference_evaluator(folder):

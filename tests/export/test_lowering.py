@@ -182,14 +182,14 @@ def test_what_is_refused(stories_folder, tmp_path):
 
 @pytest.mark.long
 def test_killed_while_lowering(scribe_folder, tmp_path):
-    """kill -9 at 30 random moments: either no folder or a whole one; the next run gives the same bytes."""
+    """kill -9 at 50 random moments: either no folder or a whole one; the next run gives the same bytes."""
     assert run(scribe_folder, "--target", "genai", "-o", tmp_path / "whole").returncode == 0
     expected, random_, out, completed = contents(tmp_path / "whole"), random.Random(3), tmp_path / "out", 0
     start = time.perf_counter()
     run(scribe_folder, "--target", "genai", "-o", out, "--force")
     length = time.perf_counter() - start
     subprocess.run(["rm", "-rf", str(out)], check=True)
-    for _ in range(30):
+    for _ in range(50):
         process = subprocess.Popen(
             [sys.executable, "-m", "toolchain", "lower", str(scribe_folder), "--target", "genai", "-o", str(out),
              "--force"], stderr=subprocess.DEVNULL, start_new_session=True,
@@ -202,4 +202,4 @@ def test_killed_while_lowering(scribe_folder, tmp_path):
             assert contents(out) == expected
     assert run(scribe_folder, "--target", "genai", "-o", out, "--force").returncode == 0
     assert contents(out) == expected and not list(tmp_path.glob(".out*"))
-    print(f"30 kills over a run of {length:.1f} s, {completed} times a finished folder was there, all whole")
+    print(f"50 kills over a run of {length:.1f} s, {completed} times a finished folder was there, all whole")
