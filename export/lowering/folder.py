@@ -18,6 +18,10 @@ from export.lowering import cleanup, group_query_attention, matmul_nbits
 from export.lowering.matmul_nbits import NBits
 from export.reader import read_graph
 
+_MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError,
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError,
+)  # fmt: skip
 PASSES = ("group_query_attention", "matmul_nbits")
 
 
@@ -48,7 +52,15 @@ def write_lowered_folder(
     _carry(source, destination)
     done: dict[str, Any] = {"target": lowering.name, "passes": list(lowering.passes)}
     if lowering.passes:
-        done |= _lower_graph(source, destination, lowering, progress)
+        try:
+            done |= _lower_graph(source, destination, lowering, progress)
+        except InputError:
+            raise
+        except _MALFORMED as error:  # a hostile graph fails in as many ways as the libraries have exceptions
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise InputError(
+                f"{source / MODEL_FILE}: the graph is malformed ({type(error).__name__}: {reason})"
+            ) from None
     else:
         for name in (MODEL_FILE, DATA_FILE):
             shutil.copyfile(source / name, destination / name)

@@ -51,6 +51,39 @@ def use_model(folder: Path) -> None:
         runner.forward(state, [4], last_only=True)
 
 
+def use_encoder(folder: Path) -> None:
+    """Open an encoder and make a vector."""
+    from runtime_py.encoder import TextEncoder
+
+    TextEncoder(folder).embed_ids([1, 2, 3])
+
+
+def use_lower(folder: Path) -> None:
+    """What `lower` reads and writes."""
+    from export.lowering.folder import Lowering, write_lowered_folder
+
+    out = folder.with_name(f"{folder.name}-lowered")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    write_lowered_folder(folder, out, Lowering("fuzz", ("group_query_attention", "matmul_nbits")))
+
+
+def use_families(folder: Path) -> None:
+    """config.json of every family in one file."""
+    from export.archs import model_spec
+    from export.files import read_json
+
+    configs = read_json(folder / "families.json").get("configs")
+    for config in configs if isinstance(configs, list) else []:
+        try:
+            if isinstance(config, dict):
+                spec = model_spec(config)
+                _ = spec.outside(), spec.blocks, [spec.window(i) for i in range(min(spec.layers, 100))]
+        except InputError as error:
+            if "\n" in str(error):
+                raise AssertionError(f"an error of several lines: {error}") from error
+
+
 def use_cost(folder: Path) -> None:
     """What `cost` and `inspect` read."""
     from hw_model.estimate import estimate
@@ -122,6 +155,9 @@ def make_folders(root: Path) -> dict[str, Target]:
     targets = [
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
         Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
+        Target("encoder", tiny_bert(root), "model.onnx", use_encoder),
+        Target("lower", copy(model, "model-d"), "model.onnx", use_lower),
+        Target("families", family_configs(root / "families"), "families.json", use_families),
         Target("weights", copy(model, "model-c"), "model.onnx.data", use_model),
         Target("safetensors", copy(source, "source-a"), "model.safetensors", use_source),
         Target("shard", copy(root / "checkpoint", "checkpoint-a"), "block-00000.safetensors", use_checkpoint),
@@ -131,6 +167,34 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("tokenizer-config", copy(model, "json-c"), "tokenizer_config.json", use_json),
     ]
     return {target.name: target for target in targets}
+
+
+def tiny_bert(root: Path) -> Path:
+    """The model folder of a random bert."""
+    from export.folder import write_model_folder
+    from tests.export.families import FloatCheckpoint, tiny_model
+
+    tiny_model("bert", root / "bert-source")
+    (root / "bert").mkdir()
+    write_model_folder(FloatCheckpoint(root / "bert-source"), root / "bert")
+    shutil.copyfile(root / "bert-source" / "tokenizer.json", root / "bert" / "tokenizer.json")
+    return root / "bert"
+
+
+def family_configs(folder: Path) -> Path:
+    """The configurations of all tiny models."""
+    from transformers import AutoConfig
+
+    from tests.export.families import COMMON, TINY, TINY_ENCODERS
+
+    found = []
+    for variant, fields in {**TINY, **TINY_ENCODERS}.items():
+        model_type = variant.split()[0]
+        common = {} if model_type == "gpt2" else COMMON
+        found.append({**AutoConfig.for_model(model_type, **{**common, **fields}).to_dict(), "model_type": model_type})
+    folder.mkdir()
+    (folder / "families.json").write_text(json.dumps({"configs": found}))
+    return folder
 
 
 def tiny_llama(folder: Path) -> Path:
