@@ -12,10 +12,14 @@ import numpy as np
 from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import read_json
-from export.reader import Node, read_graph
+from export.reader import Graph, Node, read_graph
+from runtime_py.engine.encoder import EncoderEngine
+from runtime_py.engine.values import Unplannable
+from runtime_py.folding import Folder
 from runtime_py.generate import context_length, load_tokenizer
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
+from runtime_py.load import ACTIVATIONS
 
 VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
@@ -29,19 +33,36 @@ def is_encoder(folder: Path) -> bool:
 class TextEncoder:
     """An encoder with its tokenizer and its limit of tokens."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises InputError when the folder is incomplete, hostile or holds no encoder."""
+    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
+        """activations: "int8" (the compiled engine, where it can plan the graph) or "float32" (the interpreter).
+
+        Raises InputError when the folder is incomplete, hostile or holds no encoder.
+        """
         self.folder = Path(folder)
+        if activations not in ACTIVATIONS:
+            raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
         graph = read_graph(self.folder)
-        if not any(info.name == VECTOR for info in graph.outputs):
+        if not {VECTOR, STATES} <= {info.name for info in graph.outputs}:
             raise InputError(
                 f"{self.folder / 'model.onnx'}: has no output `{VECTOR}`; language models run by `athena-export run`"
             )
-        self._inputs = {info.name for info in graph.inputs}
-        self._interpreter = Interpreter(graph)
         self.tokenizer = load_tokenizer(self.folder)
         self.limit = min(context_length(self.folder), _text_limit(self.folder))
         self.tokenizer.enable_truncation(self.limit)
+        self.interpreted = ""  # why the interpreter runs it
+        self._inputs = {info.name for info in graph.inputs}
+        self._runner: Interpreter | EncoderEngine
+        try:
+            self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
+        except InputError:
+            raise
+        except MemoryError:
+            raise InputError(f"{self.folder / 'model.onnx'}: needs more memory than there is") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.folder / 'model.onnx'}: the graph is malformed ({type(error).__name__}: {error})"
+            ) from None
+        self._folder = Folder(graph)
         self.width = self.embed_ids([0]).size
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -62,27 +83,39 @@ class TextEncoder:
 
     def embed_ids(self, ids: Sequence[int]) -> np.ndarray:
         """The vector of one token sequence, float32 [width]. Raises InputError on ids or a length it cannot read."""
-        if not 1 <= len(ids) <= self.limit:
-            raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
-        return self._run(ids)[VECTOR][0]
+        states = self.states(ids)
+        mask = np.ones((1, len(ids)), np.int64)
+        (vector,) = self._folder.given((VECTOR,), {STATES: states[None], "attention_mask": mask})
+        if vector.ndim != 2 or vector.shape[0] != 1:
+            raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
+        return vector[0]
 
     def states(self, ids: Sequence[int]) -> np.ndarray:
-        """The states of its tokens, float32 [tokens, hidden]."""
-        return self._run(ids)[STATES][0]
-
-    def _run(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """The states of its tokens, float32 [tokens, hidden]. Raises InputError as embed_ids does."""
+        if not 1 <= len(ids) <= self.limit:
+            raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
+        if isinstance(self._runner, EncoderEngine):
+            return self._runner.states(ids)
         tokens = np.asarray(ids, np.int64)[None]
         feeds = {
             "input_ids": tokens,
             "attention_mask": np.ones_like(tokens),
             "token_type_ids": np.zeros_like(tokens),
         }
-        values = self._interpreter.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
-        for name, dimensions in ((VECTOR, 2), (STATES, 3)):
-            value = values.get(name)
-            if value is None or value.ndim != dimensions or value.shape[0] != 1:
-                raise InputError(f"model.onnx: does not make {name} of {dimensions} dimensions for one text")
-        return values
+        values = self._runner.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
+        states = values.get(STATES)
+        if states is None or states.ndim != 3 or states.shape[:2] != tokens.shape:
+            raise InputError(f"model.onnx: does not make {STATES} for every token")
+        return states[0]
+
+
+def _open(graph: Graph, activations: str, limit: int, threads: int | None) -> tuple[Interpreter | EncoderEngine, str]:
+    if activations == "float32":
+        return Interpreter(graph), "float32 activations were asked for"
+    try:
+        return EncoderEngine(graph, STATES, limit, threads), ""
+    except Unplannable as error:
+        return Interpreter(graph), f"not planned: {error}"
 
 
 def _attend(node: Node, inputs: list[Any]) -> np.ndarray:

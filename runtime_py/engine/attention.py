@@ -173,6 +173,7 @@ def attend_item(
     window,
     scale,
     cap,
+    causal,
     out,
     out_stride,
     scratch,
@@ -180,7 +181,7 @@ def attend_item(
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
     query, out: float32 [tokens, stride]; keys, values: the layer's cache; window: keys a query may see, 0 for all;
-    cap: soft cap on the scores, 0 for none.
+    cap: soft cap on the scores, 0 for none; causal: whether a query sees no key behind its own.
     """
     repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
     tiles = (repeat * tokens + ROWS - 1) // ROWS
@@ -198,7 +199,7 @@ def attend_item(
             store_floats(totals + 4 * (r * width + d), zero_floats())
         put_f32(tops + 4 * r, _HIDDEN)
         put_f32(sums + 4 * r, _F(0.0))
-    stop = past + (first + rows - 1) // repeat + 1
+    stop = past + (first + rows - 1) // repeat + 1 if causal else past + tokens
     begin = past + first // repeat + 1 - window if window > 0 else 0
     begin = max(begin, 0) // KEYS * KEYS
     key_head, value_head = keys + 2 * group * capacity * head_dim, values + 2 * group * capacity * width
@@ -214,7 +215,7 @@ def attend_item(
         for r in range(rows):
             position = past + (first + r) // repeat
             low = max(position + 1 - window - block, 0) if window > 0 else 0
-            high = min(position + 1 - block, count)
+            high = min(position + 1 - block, count) if causal else count
             if cap > 0:
                 _limit(scores + 4 * r * KEYS, count, cap)
             top, factor, total = _soften(

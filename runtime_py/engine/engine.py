@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import platform
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +11,16 @@ import numpy as np
 
 from export.errors import InputError
 from export.reader import Graph
-from runtime_py.engine import attention, matmul
+from runtime_py.engine import attention
 from runtime_py.engine.fence import aligned_bytes, settled
-from runtime_py.engine.machine import run_steps
-from runtime_py.engine.matrix import RAW_WIDTH
-from runtime_py.engine.plan import finish
 from runtime_py.engine.planner import Planner
-from runtime_py.engine.team import Team, available_threads
-from runtime_py.simd.codes import RAW, WIDTHS
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
-from runtime_py.simd.tile import has_amx
+from runtime_py.engine.program import Program
 
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
 _CACHE_CHUNK = 256  # tokens to whose multiples a key-value cache grows
 _CACHE_STEP = 1024  # most tokens by which it grows beyond what is needed
 _ROTATION_CHUNK = 1024  # positions by which the table of rotations grows
 _STAMPS = itertools.count()
-_SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
 
 
 @dataclass
@@ -60,41 +51,20 @@ class Engine:
         self._attention = planner.attention
         self._rotation_names = planner.rotations
         self._position_rows = planner.position_rows
-        self.vocab_size = planner.logits.width
+        self.vocab_size = planner.result_width
         self._lookup_rows = planner.vocab_size
-        self._plan = finish(planner.steps, planner.keep)
-        self._isa = pick()
-        amx = self._isa == "avx512vbmi" and has_amx() and _allow_amx()
-        rows, vectors = matmul.tile_shape(self._isa, amx)
-        self._tile = (rows, vectors, amx)
-        self._widths = tuple(RAW if w == RAW_WIDTH else WIDTHS[w] for w in planner.widths()) or (RAW,)
-        self._config = _amx_config()
-        self._threads = len(processors) or threads or available_threads()
-        self._team = Team(self._threads, processors)
-        head_dim = max((a.head_dim for a in self._attention), default=16)
-        per_thread = (
-            matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attention.scratch_bytes(head_dim) + 4096
-        )
-        self._scratch_stride = -(-per_thread // 64) * 64
-        self._scratch = aligned_bytes(self._scratch_stride * self._threads)
-        self._counters = settled(np.zeros(len(self._plan.steps), np.int64))
-        self._meeting = aligned_bytes(128)
+        self._program = Program(planner, threads, processors)
+        self._plan = self._program.plan
         self._rotations: list[np.ndarray] = []
         self._rotated = 0  # positions in the table
         self._bound = -1  # stamp of the state whose cache is in the step table
         self._ids, self._positions = settled(np.zeros(_CHUNK, np.int64)), settled(np.zeros(_CHUNK, np.int64))
         self._plan.set("input_ids", self._ids.ctypes.data)
         self._plan.set("position_ids", self._positions.ctypes.data)
-        self._addresses = tuple(a.ctypes.data for a in (self._counters, self._meeting, self._scratch))
-        self._machine = (
-            ISAS[self._isa], self._widths, WEIGHT_OFFSET[self._isa], self._tile, self._config.ctypes.data,
-            self._plan.steps.ctypes.data, len(self._plan.steps),
-        )  # fmt: skip
         self._lock = threading.Lock()
-        self.instruction_set = self._isa + (" with AMX" if amx else "")
-        self.threads = self._threads
-        self.alone_below = _SMALL_WORK
-        self.bytes_per_token = planner.bytes_per_token  # weights read to decode one token
+        self.instruction_set = self._program.instruction_set
+        self.threads = self._program.threads
+        self.bytes_per_token = self._program.bytes_per_token
         widths = [a.kv_heads * (a.head_dim + attention.value_width(a.head_dim)) for a in self._attention]
         self.cache_bytes_per_token = 2 * sum(widths)
 
@@ -130,22 +100,12 @@ class Engine:
         tokens, past = ids.size, state.length
         self._ids[:tokens] = ids
         self._positions[:tokens] = np.arange(past, past + tokens)
-        self._plan.set("logits", logits.ctypes.data)
+        self._plan.set("result", logits.ctypes.data)
         if self._bound != state.stamp:
             self._bind(state)
         if past + tokens > self._rotated:
             self._extend_rotations(past + tokens)
-        self._counters[:] = 0
-        counters, meeting, scratch = self._addresses
-
-        def work(thread: int, threads: int) -> None:
-            run_steps(
-                *self._machine, tokens, past, last_only, counters, meeting, thread, threads,
-                scratch + thread * self._scratch_stride,
-            )  # fmt: skip
-
-        alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
-        self._team.run(work, 1 if alone else self._threads)
+        self._program.run(tokens, past, last_only)
         state.length += tokens
 
     def _bind(self, state: EngineState) -> None:
@@ -199,21 +159,3 @@ def chunk_size(left: int) -> int:
     would depend on where its chunks end, that is, on how much of it was found in an earlier request's cache.
     """
     return min(left, _CHUNK) if left != _CHUNK + 1 else _CHUNK - 1
-
-
-def _allow_amx() -> bool:
-    """Ask Linux for the AMX tile registers (arch_prctl ARCH_REQ_XCOMP_PERM); False where it refuses."""
-    if platform.system() != "Linux":
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return int(libc.syscall(arch_prctl, request_permission, tile_data)) == 0
-
-
-def _amx_config() -> np.ndarray:
-    """Palette 1, eight tiles of 16 rows x 64 bytes."""
-    config = aligned_bytes(64)
-    config[0] = 1
-    config[16:32].view(np.uint16)[:] = 64
-    config[48:56] = 16
-    return config

@@ -232,7 +232,8 @@ def _run_attend(step, past, tokens, counter, scratch):
     while item < items:
         attend_item(
             item, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), heads, kv_heads,
-            _arg(step, 7), past, tokens, _arg(step, 8), scale, cap, _arg(step, 10), _arg(step, 11), scratch,
+            _arg(step, 7), past, tokens, _arg(step, 8), scale, cap, _arg(step, 13) != 0, _arg(step, 10), _arg(step, 11),
+            scratch,
         )  # fmt: skip
         item = fetch_add(counter, 1)
 

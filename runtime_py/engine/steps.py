@@ -31,7 +31,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
     ),
     ATTEND: (
         "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
-        "out", "out_stride", "softcap",
+        "out", "out_stride", "softcap", "causal",
     ),
     REORDER: ("source", "stride", "order", "columns", "out"),
 }  # fmt: skip

@@ -80,3 +80,30 @@ def window_of_mask(folder: Folder, mask: str) -> int:
     if len(limits) > 1 or any(limit < 1 for limit in limits):
         raise Unplannable("the attention mask")
     return limits[0] if limits else 0
+
+
+def _made_of(folder: Folder, name: str, allowed: frozenset[str]) -> bool:
+    """Whether a value is computed by these operators alone, from inputs and constants."""
+    waiting, seen = [name], set()
+    while waiting:
+        node = folder.producer(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type not in allowed:
+            return False
+        waiting += node.inputs
+    return bool(seen)
+
+
+def mask_hides_padding_only(folder: Folder, mask: str) -> bool:
+    """The mask of an encoder (export/encoder.py): without padding, every token sees every token."""
+    return _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
+
+
+def counts_positions(folder: Folder, ids: str) -> bool:
+    """The positions of an encoder (export/encoder.py): 0, 1, ... for a text without padding."""
+    counted = frozenset({"Max", "Sub", "CumSum"})
+    return _made_of(folder, ids, frozenset({"Unsqueeze", "Range", "Squeeze", "Shape"})) or _made_of(
+        folder, ids, counted
+    )

@@ -134,7 +134,8 @@ def test_our_runtime(folder):
     """The interpreter token by token as onnxruntime; the engine plans the graph."""
     if is_encoder(folder):
         expected = run_session(session_of(folder, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL), PROMPT)
-        np.testing.assert_allclose(TextEncoder(folder).states(PROMPT), expected, atol=1e-4)
+        np.testing.assert_allclose(TextEncoder(folder, "float32").states(PROMPT), expected, atol=1e-4)
+        assert TextEncoder(folder).interpreted == ""
         return
     assert ours(folder) == onnxruntime_tokens(folder)
     assert open_model(folder)[1] == ""
@@ -218,6 +219,6 @@ def test_optimum_generates_the_same_tokens(folder, optimum):
         return
     assert not isinstance(found, str), found
     if is_encoder(folder):
-        np.testing.assert_allclose(np.asarray(found), TextEncoder(folder).states(PROMPT), atol=1e-4)
+        np.testing.assert_allclose(np.asarray(found), TextEncoder(folder, "float32").states(PROMPT), atol=1e-4)
     else:
         assert found == ours(folder)

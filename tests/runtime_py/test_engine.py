@@ -33,14 +33,14 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def reference_attention(query, keys, values, past, window, scale, cap):
+def reference_attention(query, keys, values, past, window, scale, cap, causal):
     """query [T, H, D], keys and values [past + T, KV, D], all float64 -> [T, H * D]."""
     tokens, heads, _ = query.shape
     repeat = heads // keys.shape[1]
     out = np.zeros(query.shape)
     for t in range(tokens):
         low = max(0, past + t + 1 - window) if window else 0
-        seen = slice(low, past + t + 1)
+        seen = slice(low, past + t + 1 if causal else len(keys))
         for h in range(heads):
             scores = keys[seen, h // repeat] @ query[t, h] * scale
             weights = softmax(cap * np.tanh(scores / cap) if cap else scores)
@@ -57,9 +57,11 @@ def reference_attention(query, keys, values, past, window, scale, cap):
     st.sampled_from([8, 16, 20, 64]),
     st.sampled_from([0, 1, 5, 300]),
     st.sampled_from([0.0, 2.5]),
+    st.booleans(),
     st.integers(0, 2**31),
 )
-def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, seed):
+def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, seed):
+    window = window if causal else 0
     rng = np.random.default_rng(seed)
     heads, total, width = kv_heads * repeat, past + tokens, attention.value_width(head_dim)
     capacity = -(-total // 16) * 16
@@ -80,11 +82,11 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, seed):
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
             item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, capacity, heads,
-            kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), out.ctypes.data, heads * head_dim,
+            kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, out.ctypes.data, heads * head_dim,
             scratch.ctypes.data,
         )  # fmt: skip
     half = [a.astype(np.float16).astype(np.float64) for a in (keys, values)]  # the cache is float16
-    expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale), cap)
+    expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale), cap, causal)
     np.testing.assert_allclose(out, expected, atol=2e-5)  # float32 sums of up to 640 weighted values near one
 
 
@@ -195,7 +197,7 @@ def test_threads_change_nothing(stories_folder):
     results = []
     for threads in (1, 2, 3):
         engine = Engine(read_graph(stories_folder), threads)
-        engine.alone_below = 0
+        engine._program.alone_below = 0
         state = engine.new_state()
         results.append(
             np.concatenate([engine.forward(state, ids), engine.forward(state, [5]), engine.forward(state, [6])])

@@ -114,7 +114,7 @@ def serve(
     announce_compilation()
     server: Server | EmbeddingServer
     if is_encoder(folder):
-        server = EmbeddingServer(TextEncoder(folder), name, settings)
+        server = EmbeddingServer(TextEncoder(folder, "int8", threads), name, settings)
     else:
         generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
         generator.session.forward(generator.session.new_state(), [0], last_only=True)  # compiles before a client waits

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from toolchain.cli.common import guarded, print_json
+from toolchain.cli.common import announce_compilation, guarded, print_json
 
 
 @guarded
@@ -18,6 +18,8 @@ def embed(
     text: Annotated[Optional[list[str]], typer.Option(help="A text; may be repeated.")] = None,
     file: Annotated[Optional[Path], typer.Option(help="Text file, one text a line.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the vectors here (.npy).")] = None,
+    activations: Annotated[str, typer.Option(help="int8, or float32 (slow, for comparison).")] = "int8",
+    threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Vectors and similarities as one JSON object.")] = False,
 ) -> None:
     """Print the vector of one text, or how similar several are (cosine)."""
@@ -31,7 +33,8 @@ def embed(
         raise InputError("no text: give --text or --file")
     if output is not None and output.suffix != ".npy":
         raise InputError(f"--output {output}: must end in .npy")
-    encoder = TextEncoder(folder)
+    announce_compilation()
+    encoder = TextEncoder(folder, activations, threads)
     start = time.perf_counter()
     vectors = encoder.embed(texts)
     seconds = time.perf_counter() - start

@@ -1,0 +1,90 @@
+"""Rotary positions, the write into the cache, and attention for the planner.
+
+Each function plans one node and raises Unplannable where there is no step for it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from export.reader import Node
+from runtime_py.engine import steps as op
+from runtime_py.engine.plan import Argument, Buffer, External
+from runtime_py.engine.values import (
+    AttentionShape,
+    Tokens,
+    Unplannable,
+    mask_hides_padding_only,
+    window_of_mask,
+)
+
+if TYPE_CHECKING:
+    from runtime_py.engine.planner import Planner
+
+
+def rotary(planner: Planner, node: Node) -> None:
+    x = planner.tokens(node.inputs[0])
+    pair = (node.inputs[1], node.inputs[2])
+    if node.attributes.get("interleaved", 0):
+        raise Unplannable(f"the rotation {node.name}")
+    if pair not in planner.rotations:
+        planner.rotations.append(pair)
+    planner.values[node.outputs[0]] = Tokens(x.buffer, x.width, x.stride, x.column, pair)
+
+
+def attend(planner: Planner, node: Node) -> None:
+    query, key, value = (planner.values.get(name) for name in node.inputs[:3])
+    if not (isinstance(query, Tokens) and isinstance(key, Tokens) and isinstance(value, Tokens)):
+        raise Unplannable(f"the inputs of {node.name}")
+    heads, kv_heads = int(node.attributes["q_num_heads"]), int(node.attributes["kv_num_heads"])
+    if heads < 1 or kv_heads < 1 or query.width % heads:
+        raise Unplannable(f"the heads of {node.name}")
+    head_dim = query.width // heads
+    causal = node.attributes.get("is_causal", 0) == 1
+    plain = causal or mask_hides_padding_only(planner.folder, node.inputs[3])
+    same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
+    if not plain or not same or value.rotation is not None or heads % kv_heads:
+        raise Unplannable(f"the attention {node.name}")
+    window = window_of_mask(planner.folder, node.inputs[3]) if causal else 0
+    index = len(planner.attention)
+    planner.attention.append(AttentionShape(node.name, heads, kv_heads, head_dim))
+    cache: dict[str, Argument] = {
+        "keys": External(f"keys.{index}"),
+        "values": External(f"values.{index}"),
+        "capacity": External("capacity"),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+    }
+    rotation = {}
+    if query.rotation is not None:
+        number = planner.rotations.index(query.rotation)
+        rotation = {name: External(f"{name}.{number}") for name in ("cos", "sin", "half")}
+    arguments: dict[str, Argument] = {
+        "query": query.place,
+        "query_stride": query.stride,
+        "key": key.place,
+        "key_stride": key.stride,
+        "value": value.place,
+        "value_stride": value.stride,
+        **rotation,
+        **cache,
+    }
+    stored = Buffer(0)  # stands for this layer's cache in the search for meeting points
+    planner.emit(op.REMEMBER, arguments, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
+    out = planner.new(query.width)
+    scale = float(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+    arguments = {
+        "query": query.place,
+        "query_stride": query.stride,
+        **cache,
+        "window": window,
+        "scale": scale,
+        "softcap": float(node.attributes.get("softcap", 0.0)),
+        "causal": int(causal),
+        "out": out.place,
+        "out_stride": out.stride,
+    }
+    planner.emit(op.ATTEND, arguments, [query.buffer, stored], [out.buffer])
+    planner.values[node.outputs[0]] = out

@@ -1,0 +1,96 @@
+"""Lookups for the planner: rows of embeddings and position tables, columns in another order.
+
+Each function plans one node and raises Unplannable where there is no step for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.reader import Node
+from runtime_py.engine import steps as op
+from runtime_py.engine.fence import settled
+from runtime_py.engine.plan import Argument, External
+from runtime_py.engine.values import (
+    Unplannable,
+    counts_positions,
+)
+
+if TYPE_CHECKING:
+    from runtime_py.engine.planner import Planner
+
+
+def _ids(planner: Planner, name: str) -> External:
+    if name in ("input_ids", "position_ids", "token_type_ids"):
+        return External(name)
+    if not counts_positions(planner.folder, name):
+        raise Unplannable(f"a lookup by {name}")
+    return External("position_ids")
+
+
+def _note_rows(planner: Planner, name: str, rows: int) -> None:
+    if name == "input_ids":
+        planner.vocab_size = rows
+    elif name != "token_type_ids":
+        planner.position_rows = rows
+
+
+def codebook_gather(planner: Planner, node: Node) -> None:
+    layout, out = node.layout(), planner.new(node.layout().K)
+    address, _ = planner.record(node, node.inputs[1:])
+    ids = _ids(planner, node.inputs[0])
+    _note_rows(planner, node.inputs[0], layout.N)
+    arguments: dict[str, Argument] = {
+        "ids": ids,
+        "matrix": address,
+        "groups": layout.groups,
+        "group_size": layout.columns_per_group,
+        "columns": layout.K,
+        "out": out.place,
+    }
+    planner.emit(op.EMBED, arguments, [], [out.buffer])
+    planner.values[node.outputs[0]] = out
+
+
+def gather(planner: Planner, node: Node) -> None:
+    if node.inputs[0] in planner.values:
+        _reorder(planner, node)
+        return
+    table = planner.folder.constant(node.inputs[0])
+    if table.ndim != 2 or node.attributes.get("axis", 0) != 0 or table.dtype not in (np.float16, np.float32):
+        raise Unplannable(f"the lookup {node.name}")
+    table = settled(table)
+    planner.keep.append(table)
+    out = planner.new(table.shape[1])
+    ids = _ids(planner, node.inputs[1])
+    _note_rows(planner, node.inputs[1], table.shape[0])
+    arguments: dict[str, Argument] = {
+        "ids": ids,
+        "table": table.ctypes.data,
+        "item_bytes": table.itemsize,
+        "columns": table.shape[1],
+        "out": out.place,
+    }
+    planner.emit(op.EMBED_DENSE, arguments, [], [out.buffer])
+    planner.values[node.outputs[0]] = out
+
+
+def _reorder(planner: Planner, node: Node) -> None:
+    """Columns of a value in another order."""
+    x, order = planner.tokens(node.inputs[0]), planner.folder.constant(node.inputs[1])
+    if node.attributes.get("axis", 0) not in (-1, 2) or sorted(order.reshape(-1).tolist()) != list(range(x.width)):
+        raise Unplannable(f"the lookup {node.name}")
+    order = settled(np.ascontiguousarray(order, np.int64))
+    planner.keep.append(order)
+    out = planner.new(x.width)
+    arguments: dict[str, Argument] = {
+        "source": x.place,
+        "stride": x.stride,
+        "order": order.ctypes.data,
+        "columns": x.width,
+        "out": out.place,
+    }
+    planner.emit(op.REORDER, arguments, [x.buffer], [out.buffer])
+    planner.values[node.outputs[0]] = out

@@ -1,0 +1,136 @@
+"""Products for the planner: stored matrices, and the biases and residual sums that are fused into them.
+
+Each function plans one node and raises Unplannable where there is no step for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from export.reader import Node
+from runtime_py.engine import steps as op
+from runtime_py.engine.fence import settled
+from runtime_py.engine.matrix import WIDTH, is_fast
+from runtime_py.engine.plan import Argument, Buffer
+from runtime_py.engine.values import (
+    Tokens,
+    Unplannable,
+    stored_rows,
+)
+
+if TYPE_CHECKING:
+    from runtime_py.engine.planner import Planner
+
+
+def codebook_matmul(planner: Planner, node: Node) -> None:
+    x, layout = planner.tokens(node.inputs[0]), node.layout()
+    if x.width != layout.K:
+        raise Unplannable(f"the width of {node.inputs[0]}")
+    address, record = planner.record(node, node.inputs[1:])
+    out = planner.new(layout.N)
+    planner.widest = max(planner.widest, layout.K)
+    if is_fast(layout):
+        q = planner.as_int8(x)
+        arguments: dict[str, Argument] = {
+            "matrix": address,
+            "width": int(record[WIDTH]),
+            **q.arguments(),
+            "out": out.place,
+            "rows": layout.N,
+            "row_bytes": layout.codes_shape[1],
+        }
+        planner.emit(op.MATMUL, arguments, [q.buffer], [out.buffer])
+    else:
+        arguments = {
+            "source": x.place,
+            "stride": x.stride,
+            "matrix": address,
+            "groups": layout.groups,
+            "group_size": layout.columns_per_group,
+            "out": out.place,
+            "rows": layout.N,
+        }
+        planner.emit(op.GROUPED, arguments, [x.buffer], [out.buffer])
+    planner.values[node.outputs[0]] = out
+
+
+def matmul(planner: Planner, node: Node) -> None:
+    """x @ W with W constant: stored as rows [N, K] behind a transpose, else transposed here."""
+    if not planner.folder.is_constant(node.inputs[1]):
+        raise Unplannable(f"the product {node.name} of two computed values")
+    x = planner.tokens(node.inputs[0])
+    weights = stored_rows(planner.folder, planner.graph, node.inputs[1])
+    if weights.ndim != 2 or weights.shape[1] != x.width:
+        raise Unplannable(f"the weights of {node.name}")
+    weights = settled(weights)
+    planner.keep.append(weights)
+    planner.bytes_per_token += weights.nbytes
+    out = planner.new(weights.shape[0])
+    arguments: dict[str, Argument] = {
+        "source": x.place,
+        "stride": x.stride,
+        "weights": weights.ctypes.data,
+        "item_bytes": weights.itemsize,
+        "columns": x.width,
+        "out": out.place,
+        "rows": weights.shape[0],
+    }
+    planner.emit(op.DENSE, arguments, [x.buffer], [out.buffer])
+    planner.values[node.outputs[0]] = out
+
+
+def add(planner: Planner, node: Node) -> None:
+    constant = [planner.folder.is_constant(name) for name in node.inputs]
+    if any(constant):
+        _add_bias(planner, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
+        return
+    a, b = (planner.tokens(name) for name in node.inputs)
+    for product, other, other_name in ((b, a, node.inputs[0]), (a, b, node.inputs[1])):
+        step = planner.steps[-1]
+        single = planner.uses[node.inputs[1] if product is b else node.inputs[0]] == 1
+        if (
+            single
+            and planner.uses[other_name] == planner.seen[other_name]  # nobody reads it later: it may be overwritten
+            and step.operation in (op.MATMUL, op.GROUPED, op.DENSE)
+            and step.writes == [product.buffer]
+            and not step.arguments.get("accumulate")  # it holds only a part of the product then
+            and other.column == 0
+            and other.stride == other.width == product.width
+            and other.buffer not in step.reads
+        ):
+            step.arguments |= {"out": other.place, "accumulate": 1}
+            step.writes, step.reads = [other.buffer], [*step.reads, other.buffer]
+            planner.quantized.pop(other.buffer, None)
+            planner.values[node.outputs[0]] = other
+            return
+    if a.width != b.width:
+        raise Unplannable(f"the sum {node.name} of different widths")
+    _sum(planner, node, a, b.place, b.stride, [a.buffer, b.buffer])
+
+
+def _sum(planner: Planner, node: Node, a: Tokens, b: Argument, b_stride: int, reads: list[Buffer]) -> None:
+    """A step of its own for a + b; a stride of 0 adds the same row to every token."""
+    out = planner.new(a.width)
+    arguments: dict[str, Argument] = {
+        "a": a.place,
+        "a_stride": a.stride,
+        "b": b,
+        "b_stride": b_stride,
+        "columns": a.width,
+        "out": out.place,
+    }
+    planner.emit(op.ADD, arguments, reads, [out.buffer])
+    planner.values[node.outputs[0]] = out
+
+
+def _add_bias(planner: Planner, node: Node, value: str, bias: str) -> None:
+    x, step = planner.tokens(value), planner.steps[-1]
+    vector = planner.folder.constant(bias)
+    if vector.size != x.width or vector.shape[-1] != x.width:
+        raise Unplannable(f"the constant added by {node.name}")
+    products = (op.MATMUL, op.GROUPED, op.DENSE)
+    if planner.uses[value] != 1 or step.operation not in products or step.writes != [x.buffer]:
+        _sum(planner, node, x, planner.vector(bias, x.width), 0, [x.buffer])
+        return
+    step.arguments["bias"] = planner.vector(bias, x.width)
+    planner.values[node.outputs[0]] = x
