@@ -44,6 +44,7 @@ def new_report(folder: Path) -> dict[str, Any]:
             "command": "athena-export inspect FOLDER",
         },
         "tensors": manifest["tensors"],
+        "encoder": not model_spec(config).causal,
         "quality": None,
         "speed": None,
         "cost": [],

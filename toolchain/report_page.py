@@ -20,7 +20,7 @@ def render(report: Mapping[str, Any]) -> str:
     """The page as HTML; every value from the report is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(bytes=size_text, eng=engineering, final=final_loss)
-    data = {"speed": None, **report}
+    data = {"speed": None, "encoder": False, **report}
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=report["provenance"]["source"]["name"], pictures=_pictures(report), cards=report["cost"][:_CARDS], **data
     )
@@ -72,6 +72,16 @@ def _layer_picture(tensors: list[dict[str, Any]]) -> str | None:
     return svg(figure)
 
 
+def _short_names(names: set[str]) -> dict[str, str]:
+    """Of each dotted name the shortest end that no other one has."""
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        found[name] = next(e for e in ends if e == name or sum(f".{n}".endswith(f".{e}") for n in names) == 1)
+    return found
+
+
 def _heat_picture(tensors: Sequence[Mapping[str, Any]]) -> str | None:
     """Two maps, layer by matrix: logarithm of the final loss, and effective bits."""
     import numpy as np
@@ -80,11 +90,12 @@ def _heat_picture(tensors: Sequence[Mapping[str, Any]]) -> str | None:
     from hw_model.pictures import svg
 
     cells: dict[tuple[str, int], tuple[float, float]] = {}
-    for t in tensors:
-        found = re.search(r"\.(\d+)\.(.+)$", t["name"])
+    places = [(t, re.search(r"\.(\d+)\.(.+)$", t["name"])) for t in tensors if t["losses"]]
+    labels = _short_names({found[2] for _, found in places if found})
+    for t, found in places:
         loss = final_loss(t["losses"])
         if found and loss:
-            cells[found[2].rsplit(".", 1)[-1], int(found[1])] = (float(np.log10(loss)), t["effective_bits"])
+            cells[labels[found[2]], int(found[1])] = (float(np.log10(loss)), t["effective_bits"])
     if not cells:
         return None
     names, layers = list(dict.fromkeys(name for name, _ in cells)), max(layer for _, layer in cells) + 1

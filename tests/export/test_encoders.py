@@ -244,3 +244,11 @@ def test_minilm(bits, cosine, rank, tmp_path):
     found = benchmark.measure(bits, benchmark.minilm(), reference, texts, tmp_path, "fast")
     assert found["cosine_mean"] > cosine and found["rank_correlation"] > rank
     assert found["float32_activations"]["largest_difference_to_onnxruntime"] < 1e-4
+
+
+def test_the_report_of_an_encoder(tiny_folder):
+    """Costs of a prefill, matrices under names that differ, and no hint at commands that it has no use for."""
+    page = (tiny_folder / "report.html").read_text()
+    assert "A sentence encoder has no perplexity" in page and "athena-export bench" not in page
+    assert "prefill 64" in page and "decode" not in page
+    assert ">intermediate.dense<" in page and ">attention.output.dense<" in page
