@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from export.contract import CodebookLayout, dequantize
 from export.packing import pack
 from runtime_py.engine import matmul
-from runtime_py.engine.engine import _allow_amx, _amx_config
 from runtime_py.engine.fence import aligned_bytes
 from runtime_py.engine.machine import _by_width
 from runtime_py.engine.matmul import matmul_item
 from runtime_py.engine.matrix import RAW_WIDTH, WIDTH, matrix_record, padded
 from runtime_py.engine.matvec import matvec_rows
+from runtime_py.engine.program import _allow_amx, _amx_config
 from runtime_py.engine.quantize import quantize_group, quantize_token
 from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+
+from runtime_py.load import open_model
 
 
 def athena(*arguments, code=0):
@@ -74,6 +79,7 @@ def test_run(exported):
         assert option[0] in athena("run", out, *option, code=2).stderr
 
 
+@pytest.mark.long
 def test_eval_both_sides(exported, stories, tinystories_text):
     out, _ = exported
     common = ["--text", tinystories_text, "--part", "0.5:1", "--limit", 12, "--window", 128]
@@ -215,6 +221,7 @@ def random_folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_bench_of_a_real_shape(random_folder):
     quick = ("--rounds", 1, "--tokens", 4, "--prompt-lengths", "32", "--depths", "16")
     data = athena_json("bench", random_folder, *quick)
@@ -250,3 +257,18 @@ def test_run_takes_threads_and_activations(exported):
     assert "different processors" in athena("run", out, "--cpus", "0,0", code=2).stderr
     assert len(athena_json("run", out, *options, "--activations", "float32")["token_ids"]) == 5
     assert "int8, float32" in athena("run", out, "--activations", "int2", code=2).stderr
+
+
+@pytest.mark.long
+def test_an_export_of_three_gigabytes_needs_less_than_one(tmp_path):
+    """External data beyond protobuf's 2 GB, written tensor by tensor; and a token of it through the engine."""
+    command = [sys.executable, "-m", "toolchain", "export", "--random", "llama-2-7b", "--bits", "4"]
+    start = time.perf_counter()
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "out"), "--json"], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
+    size = (tmp_path / "out" / "model.onnx.data").stat().st_size
+    print(f"{size / 1e9:.2f} GB in {seconds:.1f} s at {peak / 1e6:.0f} MB")
+    assert status == 0 and size > 3e9 and peak < 1e9
+    runner, why = open_model(tmp_path / "out", mapped=True)
+    assert why == "" and np.isfinite(runner.forward(runner.new_state(), [1, 2], last_only=True)).all()
