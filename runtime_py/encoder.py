@@ -19,7 +19,7 @@ from runtime_py.folding import Folder
 from runtime_py.generate import context_length, load_tokenizer
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
-from runtime_py.load import ACTIVATIONS
+from runtime_py.load import ACTIVATIONS, one_line
 
 VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
@@ -52,16 +52,8 @@ class TextEncoder:
         self.interpreted = ""  # why the interpreter runs it
         self._inputs = {info.name for info in graph.inputs}
         self._runner: Interpreter | EncoderEngine
-        try:
+        with one_line(self.folder / "model.onnx"):
             self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
-        except InputError:
-            raise
-        except MemoryError:
-            raise InputError(f"{self.folder / 'model.onnx'}: needs more memory than there is") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.folder / 'model.onnx'}: the graph is malformed ({type(error).__name__}: {error})"
-            ) from None
         self._folder = Folder(graph)
         self.width = self.embed_ids([0]).size
 

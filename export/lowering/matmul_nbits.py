@@ -127,9 +127,11 @@ class _Encoding:
     def scales(self) -> np.ndarray:
         """float32 [N, blocks]."""
         if not self._result.exact:
-            self._encode_again()
+            if self._lossy_scales is None:  # else the codes were written just before
+                self._encode_again()
             assert self._lossy_scales is not None
-            return self._lossy_scales
+            found, self._lossy_scales = self._lossy_scales, None
+            return found
         scale = self._scale[self._scale_row][:, self._group].astype(np.float32)
         return scale if self._even is None else scale * self._even[1][self._book_row][:, self._group]
 
