@@ -17,7 +17,7 @@ from export.packing import BLOCK_COLUMNS, PLANE_WIDTHS
 
 _ATTRIBUTES = "bits, K, N, group_size, rows_per_codebook, rows_per_scale"
 
-_GEOMETRY = f"""
+GEOMETRY = f"""
     zero = Constant <value_int: int = 0> ()
     one = Constant <value_int: int = 1> ()
     two = Constant <value_int: int = 2> ()
@@ -101,8 +101,8 @@ def _plane(p: int, following: int | None) -> str:
     return lines
 
 
-def _decode() -> str:
-    """Nodes from row_codes uint8 [R, bytes] and row (int64 [R]) to weight float32 [R, K].
+def levels() -> str:
+    """Nodes from row_codes uint8 [R, bytes] and row (int64 [R]) to level int8 [R, K], the codebook's entries.
 
     Everything as wide as the matrix is of the narrowest type that holds it, and one column wide where it does not
     depend on the column: onnxruntime keeps all of it at once while it folds constants.
@@ -122,6 +122,10 @@ def _decode() -> str:
     level_at = Add (book_at, code_32)
     all_levels = Reshape (codebook, flat)
     level = Gather (all_levels, level_at)
+"""
+
+
+_SCALED = """
     level_float = Cast <to = 1> (level)
     scale_row = Div (row, rows_per_scale)
     row_scales = Gather (scale, scale_row)
@@ -131,7 +135,7 @@ def _decode() -> str:
 """
 
 
-_LEVEL_COUNT = """
+LEVEL_COUNT = """
     one_u = Cast <to = 12> (one)
     bits_u = Cast <to = 12> (bits)
 """
@@ -140,11 +144,11 @@ _MATMUL_TEXT = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
 {CODEBOOK_MATMUL} <{_ATTRIBUTES}> (X, codes, codebook, scale) => (Y)
 {{
-{_GEOMETRY}{_LEVEL_COUNT}
+{GEOMETRY}{LEVEL_COUNT}
     rows = Constant <value_int: int = @N> ()
     row = Range (zero, rows, one)
     row_codes = Identity (codes)
-{_decode()}
+{levels()}{_SCALED}
     transposed = Transpose <perm = [1, 0]> (weight)
     Y = MatMul (X, transposed)
 }}
@@ -154,10 +158,10 @@ _GATHER_TEXT = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
 {CODEBOOK_GATHER} <{_ATTRIBUTES}> (ids, codes, codebook, scale) => (Y)
 {{
-{_GEOMETRY}{_LEVEL_COUNT}
+{GEOMETRY}{LEVEL_COUNT}
     row = Reshape (ids, flat)
     row_codes = Gather (codes, row)
-{_decode()}
+{levels()}{_SCALED}
     ids_shape = Shape (ids)
     columns_1d = Reshape (columns, second)
     out_shape = Concat <axis = 0> (ids_shape, columns_1d)
