@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from export.contract import DOMAIN
 from export.graph import Dim
+from export.integer_attention import AttentionLayout
+from export.integer_ops import SDR_ATTENTION, format_attributes
 from export.layers import BATCH, SEQUENCE, Layers
 from export.spec import ModelSpec
 
@@ -77,6 +81,9 @@ class BlockBuilder:
         attributes: dict[str, float] = {"scale": spec.attention_scale or 1 / math.sqrt(spec.head_dim)}
         if spec.attention_softcap is not None:
             attributes["softcap"] = spec.attention_softcap
+        if self.layers.arithmetic.cache is not None and context.past is not None:
+            out, *cache = self._razored_attention(layer, (query, key, value), context, attributes)
+            return self._linear(layer, names.attention_output, out, width, spec.hidden_size), tuple(cache)
         outputs = g.op(
             "Attention",
             at,
@@ -88,6 +95,31 @@ class BlockBuilder:
             is_causal=int(context.past is not None),
         )
         return self._linear(layer, names.attention_output, outputs[0], width, spec.hidden_size), outputs[1:]
+
+    def _razored_attention(
+        self, layer: int, qkv: tuple[ir.Value, ...], context: Context, attributes: dict[str, float]
+    ) -> tuple[ir.Value, ...]:
+        """Attention over a razored cache: its output, and keys and values with the new tokens behind."""
+        g, spec, layers = self.g, self.spec, self.layers
+        form = layers.arithmetic.cache
+        assert form is not None and context.past is not None
+        chosen: dict[str, Any] = {
+            "q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": attributes["scale"],
+            "softcap": attributes.get("softcap", 0.0), **format_attributes(form),
+        }  # fmt: skip
+        units = []
+        for name in ("key_unit", "value_unit"):
+            full = spec.prefix(layer) + name
+            units.append(g.constant(full, layers.unit(full, spec.kv_heads)))
+        row_bytes = AttentionLayout.of(chosen, spec.heads * spec.head_dim).row_bytes
+        cached: list[Dim] = [BATCH, spec.kv_heads, TOTAL, row_bytes]
+        outputs = (
+            ("output_0", [BATCH, SEQUENCE, spec.heads * spec.head_dim], ir.DataType.FLOAT),
+            ("output_1", cached, ir.DataType.UINT8),
+            ("output_2", cached, ir.DataType.UINT8),
+        )
+        inputs = [*qkv, context.mask, *context.past, *units]
+        return g.typed_op(SDR_ATTENTION, f"/model/layers.{layer}/attention", inputs, outputs, DOMAIN, chosen)
 
     def _query_key_value(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         g, spec, names = self.g, self.spec, self.spec.block

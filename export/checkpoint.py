@@ -6,7 +6,9 @@ carries the records of its tensors in its own metadata, so that a shard that exi
 
 Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices
 (`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and
-`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.weight` and `.bias` for the rest.
+`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.flags` beside codes, codebook and scale for razored matrices,
+`.weight` and `.bias` for the rest. `.input_unit` [1] of a layer, `key_unit` and `value_unit` ([1] or [kv_heads]) of a
+block say what one step of integer activations and cached integers is worth.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from safetensors.numpy import save_file
 from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import MANIFEST, read_json
+from export.integer_ops import IntegerLayout
 
 FORMAT_VERSION = 1
+RAZORED = "razored"  # scheme of matrices of SDR codes
 OUTSIDE_SHARD = "outside.safetensors"
 _MAX_LAYERS = 10_000
 
@@ -35,7 +39,7 @@ class TensorRecord:
     """What is known about one stored matrix or vector."""
 
     name: str  # Hugging Face module name, e.g. model.layers.0.self_attn.q_proj, or a full tensor name for vectors
-    scheme: str  # "codebook" or the dtype name of a dense tensor
+    scheme: str  # "codebook", "razored" or the dtype name of a dense tensor
     shape: tuple[int, ...]  # of the logical tensor
     bytes: int  # all stored parts together
     bits: int | None = None  # code width; None for dense tensors
@@ -45,6 +49,7 @@ class TensorRecord:
     rank: int = 0
     scale_dtype: str = "float16"  # of the scales, or of their unit when coded; float32 where float16 is too narrow
     scale_bits: int | None = None  # code width when the scales are stored as a codebook matrix [G, N]
+    rotation: int = 1  # columns that one Hadamard matrix mixes; 1: none (razored matrices only)
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
 
     @property
@@ -62,6 +67,12 @@ class TensorRecord:
             rows_per_codebook=self.rows_per_codebook,
             rows_per_scale=self.rows_per_scale,
         )
+
+    def integer_layout(self, group_size: int) -> IntegerLayout:
+        """Layout as a factor of integer products whose codes share flags in groups of this size."""
+        rows, columns = self.shape
+        per_scale = 1 if self.scheme == RAZORED else self.rows_per_scale
+        return IntegerLayout(self.bits or 0, columns, rows, group_size, self.rows_per_codebook, per_scale)
 
     def scale_layout(self) -> CodebookLayout:
         """Layout of the coded scales: the transposed scale matrix [G, N] with one codebook and one unit."""
@@ -84,11 +95,14 @@ class TensorRecord:
             record.rank,
             record.bits or 0,
             record.scale_bits or 0,
+            record.rotation,
         )
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
             raise ValueError(f"the record of {record.name!r} holds impossible numbers")
         if record.scheme == "codebook":
             record.layout()
+        elif record.scheme == RAZORED:
+            record.integer_layout(record.group_size)
         return record
 
 

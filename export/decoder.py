@@ -6,14 +6,20 @@ onnxruntime-genai name them, node names that follow the Hugging Face module name
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from export.block import TOTAL, BlockBuilder, Context
 from export.checkpoint import StoredTensors
 from export.contract import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
+from export.errors import InputError
 from export.functions import function_bodies
 from export.graph import Dim, GraphWriter
+from export.integer_attention import AttentionLayout
+from export.integer_functions import integer_function_bodies
+from export.integers import IntegerArithmetic
 from export.layers import BATCH, SEQUENCE, Layers
 from export.spec import ModelSpec, Rope
 
@@ -32,9 +38,10 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     input_ids = g.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
     attention_mask = g.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
     position_ids = g.input("position_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
-    cache_shape: list[Dim] = [BATCH, spec.kv_heads, PAST, spec.head_dim]
+    cache_type, row = cache_row(spec, layers.arithmetic)
+    cache_shape: list[Dim] = [BATCH, spec.kv_heads, PAST, row]
     past = [
-        tuple(g.input(f"past_key_values.{i}.{kind}", ir.DataType.FLOAT, cache_shape) for kind in ("key", "value"))
+        tuple(g.input(f"past_key_values.{i}.{kind}", cache_type, cache_shape) for kind in ("key", "value"))
         for i in range(spec.layers)
     ]
     rotations = _rotations(g, spec, position_ids)
@@ -52,8 +59,25 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     g.output(_head(layers, spec, hidden), "logits")
     for value, name in present:
         g.output(value, name)
-    functions = [ir.serde.deserialize_function(f) for f in function_bodies()]
+    bodies = function_bodies()
+    if layers.arithmetic != IntegerArithmetic():
+        bodies += integer_function_bodies()
+    functions = [ir.serde.deserialize_function(f) for f in bodies]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
+
+
+def cache_row(spec: ModelSpec, arithmetic: IntegerArithmetic) -> tuple[ir.DataType, int]:
+    """Element type of a cached key or value of one head, and how many elements it has."""
+    if arithmetic.cache is None:
+        return ir.DataType.FLOAT, spec.head_dim
+    try:
+        layout = AttentionLayout(
+            spec.heads, spec.kv_heads, spec.head_dim,
+            replace(arithmetic.cache, group_size=min(arithmetic.cache.group_size, spec.head_dim)), 1.0,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"the key-value cache cannot be razored: {error}") from None
+    return ir.DataType.UINT8, layout.row_bytes
 
 
 def _rotations(g: GraphWriter, spec: ModelSpec, position_ids: ir.Value) -> tuple:  # type: ignore[type-arg]

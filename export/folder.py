@@ -17,10 +17,11 @@ import onnx_ir as ir
 from export import __version__
 from export.archs import model_spec
 from export.checkpoint import StoredTensors
-from export.decoder import build_decoder
+from export.decoder import build_decoder, cache_row
 from export.encoder import build_encoder
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
+from export.integers import IntegerArithmetic
 from export.pooling import MODULES, POOLING, read_pooling
 from export.spec import ModelSpec
 
@@ -115,8 +116,11 @@ def write_model_folder(
         _carry_chat_template(destination)
         if not (destination / "generation_config.json").exists():
             write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
-        weights = sum(math.prod(r.shape) for r in checkpoint.records.values() if r.scheme == "codebook")
-        write_json(destination / "genai_config.json", genai_config(spec, checkpoint.config, destination, weights))
+        weights = sum(math.prod(r.shape) for r in checkpoint.records.values() if r.bits)
+        genai = genai_config(spec, checkpoint.config, destination, weights)
+        head_size = cache_row(spec, IntegerArithmetic.from_manifest(manifest))[1]  # genai sizes its cache by it
+        genai["model"]["decoder"]["head_size"] = head_size
+        write_json(destination / "genai_config.json", genai)
     write_json(destination / MANIFEST, manifest)
 
 

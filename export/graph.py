@@ -78,6 +78,23 @@ class GraphWriter:
         self.nodes.append(node)
         return tuple(outputs) if several else outputs[0]
 
+    def typed_op(
+        self,
+        op_type: str,
+        name: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[tuple[str, Sequence[Dim], ir.DataType]],
+        domain: str,
+        attributes: Mapping[str, Any],
+    ) -> tuple[ir.Value, ...]:
+        """Append a node whose outputs have names, shapes and element types of their own."""
+        values = tuple(
+            ir.Value(name=f"{name}/{suffix}", shape=ir.Shape(shape), type=ir.TensorType(dtype))
+            for suffix, shape, dtype in outputs
+        )
+        self.nodes.append(ir.node(op_type, inputs, dict(attributes), domain=domain, outputs=values, name=name))
+        return values
+
     def model(
         self, name: str, opsets: dict[str, int], ir_version: int, functions: Sequence[ir.Function], producer: str
     ) -> ir.Model:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint import StoredTensors, TensorRecord
+from export.checkpoint import RAZORED, StoredTensors, TensorRecord
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.graph import Dim, GraphWriter
+from export.integers import IntegerArithmetic, IntegerLayers
+from export.sdr import SdrFormat
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 
@@ -22,6 +24,8 @@ class Layers:
     def __init__(self, g: GraphWriter, checkpoint: StoredTensors) -> None:
         self.g, self.checkpoint = g, checkpoint
         self._decoded_scales: dict[str, ir.Value] = {}
+        self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
+        self._integers = IntegerLayers(g, self.arithmetic)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
         """Rows of a stored matrix [rows, columns] by int64 ids [a, b], as float32 [a, b, columns]."""
@@ -39,7 +43,13 @@ class Layers:
         g = self.g
         shape: list[Dim] = [BATCH, SEQUENCE, rows]
         inputs, record = self._matrix(module, (rows, columns))
-        if record.scheme == "codebook":
+        if self.arithmetic.activations is not None and self.checkpoint.has(f"{module}.input_unit"):
+            out = self._integer_product(module, record, inputs, value, name)
+        elif record.scheme == RAZORED:
+            raise InputError(
+                f"{self.checkpoint.folder}: {module} is razored, but its activations have no integer format"
+            )
+        elif record.scheme == "codebook":
             attributes = record.layout().attributes()
             out = g.op(CODEBOOK_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
         else:
@@ -51,6 +61,32 @@ class Layers:
         if self.checkpoint.has(f"{module}.bias"):
             out = g.op("Add", f"{name}/add_bias", [out, self.vector(f"{module}.bias")], shape)
         return out
+
+    def _integer_product(
+        self, module: str, record: TensorRecord, inputs: list[ir.Value], value: ir.Value, name: str
+    ) -> ir.Value:
+        """value @ W^T on integers: razored weights, or the int8 entries of one codebook a row."""
+        form = self.arithmetic.activations
+        assert form is not None
+        if record.scheme not in (RAZORED, "codebook") or (record.scheme == "codebook" and record.group_size):
+            raise InputError(f"{self.checkpoint.folder}: {module} cannot multiply integers ({record.scheme})")
+        layout = record.integer_layout(form.group_size)
+        if record.scheme == RAZORED:
+            if record.group_size != form.group_size or (record.rotation > 1) != self.arithmetic.rotate:
+                raise InputError(f"{self.checkpoint.folder}: {module} and its activations are not razored alike")
+            weights = inputs
+        else:  # no flags: int8 entries are what they are
+            codes, codebook, scale = inputs
+            flags = np.zeros((1, -(-layout.groups // 2)), np.uint8)
+            weights = [codes, codebook, self.g.constant(f"flags.none_{flags.size}", flags), scale]
+        return self._integers.product(value, self.unit(f"{module}.input_unit", 1), weights, layout, name)
+
+    def unit(self, name: str, most: int) -> np.ndarray:
+        """What one step of integers is worth: positive float32 [1] or [most]. Raises InputError."""
+        found = self.checkpoint.tensor(name, "") if self.checkpoint.has(name) else np.zeros(0)
+        if found.shape not in ((1,), (most,)) or not (np.isfinite(found).all() and (found > 0).all()):
+            raise InputError(f"{self.checkpoint.folder}: {name} is missing or not {most} positive numbers")
+        return found.astype(np.float32)
 
     def norm(
         self, kind: str, value: ir.Value, module: str, name: str, shape: list[Dim], epsilon: float, offset: float = 0.0
@@ -111,6 +147,8 @@ class Layers:
         record = self.checkpoint.records[module]
         if record.shape != shape:
             raise InputError(f"{self.checkpoint.folder}: {module} is {list(record.shape)}, expected {list(shape)}")
+        if record.scheme == RAZORED:
+            return self._razored(module, record), record
         if record.scheme != "codebook":
             return [self._stored(module, ".weight", record.scheme, shape)], record
         layout = record.layout()
@@ -120,6 +158,19 @@ class Layers:
             self._scale(module, record),
         ]
         return parts, record
+
+    def _razored(self, module: str, record: TensorRecord) -> list[ir.Value]:
+        """Initializers of a razored matrix: codes, codebook, flags, scale."""
+        layout = record.integer_layout(record.group_size)
+        stored = layout.stored()
+        drops = SdrFormat(8, layout.bits, layout.group_size).flag_limit > 0
+        flags_shape = (layout.N if drops else 1, -(-layout.groups // 2))
+        return [
+            self._stored(module, ".codes", np.uint8, stored.codes_shape),
+            self._stored(module, ".codebook", np.int8, stored.codebook_shape),
+            self._stored(module, ".flags", np.uint8, flags_shape),
+            self._stored(module, ".scale", record.scale_dtype, stored.scale_shape),
+        ]
 
     def _scale(self, module: str, record: TensorRecord) -> ir.Value:
         """The scales [N, G]: stored as floats, or decoded once from codes by a lookup of all their rows."""

@@ -17,6 +17,8 @@ import onnx
 
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.errors import InputError
+from export.integer_ops import SDR_MATMUL, IntegerLayout, format_of
+from export.sdr import SdrFormat
 
 _MAX_FILE = 2**31 - 1  # protobuf's own limit
 _MAX_ELEMENTS = 2**40
@@ -39,6 +41,20 @@ class Node:
         """Attributes of an ai.athena node. Raises InputError when one is missing or out of range."""
         try:
             return CodebookLayout(**{name: self.attributes[name] for name in CodebookLayout.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    def integer_layout(self) -> IntegerLayout:
+        """Attributes of an SdrMatMul node. Raises InputError when one is missing or out of range."""
+        try:
+            return IntegerLayout(**{name: self.attributes[name] for name in IntegerLayout.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    def sdr_format(self) -> SdrFormat:
+        """SDR format of an SdrQuantize or SdrAttention node. Raises InputError when it is none."""
+        try:
+            return format_of(self.attributes)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
 
@@ -97,6 +113,8 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
     for node in nodes:
         if node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER):
             _check_codebook(node, weights)
+        elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
+            _check_integer_product(node, weights)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     return Graph(
         folder=folder,
@@ -238,3 +256,16 @@ def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
         raise InputError(f"node {node.name}: {error}") from None
     if node.inputs[3] in weights and not np.isfinite(scale).all():
         raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
+
+
+def _check_integer_product(node: Node, weights: Mapping[str, np.ndarray]) -> None:
+    """Codes, codebook and flags must be stored and fit the attributes; scales may be computed from other weights."""
+    layout = node.integer_layout()
+    if len(node.inputs) != 7 or any(name not in weights for name in node.inputs[3:6]):
+        raise InputError(f"node {node.name}: {node.op_type} needs codes, codebook and flags as stored weights")
+    codes, codebook, flags = (weights[name] for name in node.inputs[3:6])
+    scale = weights.get(node.inputs[6], np.empty(layout.stored().scale_shape, np.float32))
+    try:
+        layout.check(codes, codebook, flags, scale)
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None

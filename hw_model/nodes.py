@@ -1,4 +1,7 @@
-"""The work of one node: standard operators and the codebook operators. contrib.py has those of com.microsoft."""
+"""The work of one node: standard operators and the codebook operators.
+
+contrib.py has the operators of com.microsoft, integer_nodes.py those on integers.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +164,7 @@ def _attention(node: Node, context: Context) -> Operation:
     head_dim = context.shape(node.inputs[0])[-1] // heads
     if not node.attributes.get("is_causal", 0):  # an encoder: every token sees every token, nothing is kept
         return attention(node, context, heads, kv_heads, head_dim, pairs=context.phase.tokens**2, cached=False)
-    window = _window(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
+    window = window_of(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
     return attention(node, context, heads, kv_heads, head_dim, causal_pairs(context.phase, window), window=window)
 
 
@@ -196,7 +199,7 @@ def attention(
     )
 
 
-def _window(context: Context, mask: str) -> int:
+def window_of(context: Context, mask: str) -> int:
     """Keys a query may see by the mask our exporter builds (export/decoder.py); 0 for all."""
     waiting, seen = [mask], set()
     while waiting:

@@ -43,6 +43,7 @@ class Operation:
     weight_bytes: int = 0  # read from the stored model at their real bits
     cache_read_bytes: int = 0
     cache_write_bytes: int = 0
+    cache_bytes_each: float = CACHE_BYTES  # of one cached number
     activation_bytes: int = 0  # inputs and outputs
     rows: int = 0  # N and K of a weight matrix
     columns: int = 0

@@ -63,7 +63,7 @@ def _evaluate(
     for op, count in unique:
         weights = op.rows * op.columns * _stored_bits(op, target) / 8 if op.kind == "linear" else float(op.weight_bytes)
         on_chip = weights * inside if op.kind == "linear" else 0.0
-        read = op.cache_read_bytes / 4 * target["cache_bits"] / 8  # the graph's cache is float32
+        read = op.cache_read_bytes / op.cache_bytes_each * target["cache_bits"] / 8
         off_chip = weights - on_chip + read * (1 - cached)
         useful = op.macs * (target["density"] if op.kind == "linear" else 1.0)
         compute = op.macs / target["macs"] / target["clock"] + op.vector_ops / target["vector_lanes"] / target["clock"]

@@ -7,9 +7,11 @@ once at load and are left out.
 
 from __future__ import annotations
 
+from export.contract import DOMAIN
 from export.errors import InputError
 from export.reader import Graph
 from hw_model import contrib, nodes
+from hw_model.integer_nodes import INTEGER_OPERATORS
 from hw_model.nodes import FREE, Context
 from hw_model.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
@@ -30,6 +32,8 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
         if node.op_type in FREE and not node.domain:
             continue
         price = contrib.operation_of if node.domain == contrib.DOMAIN else nodes.operation_of
+        if node.domain == DOMAIN:
+            price = INTEGER_OPERATORS.get(node.op_type, price)
         try:
             operation = price(node, context)
         except InputError:

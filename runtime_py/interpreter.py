@@ -13,12 +13,21 @@ import numpy as np
 
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
+from export.integer_ops import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.reader import Graph, Node
+from runtime_py.integers import IntegerWeights, quantize
 from runtime_py.kernels import codebook_gather, codebook_matmul
 from runtime_py.operators import OPERATORS, run_operator
 
 Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
+
+
+_OURS = (CODEBOOK_MATMUL, CODEBOOK_GATHER, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION)
+
+
+def _is_codebook(node: Node) -> bool:
+    return node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)
 
 
 def _nothing(node: Node, inputs: list[Any]) -> None:
@@ -32,7 +41,8 @@ class Interpreter:
         """Raises InputError when the graph uses an operator this runtime lacks or its constants do not fit."""
         self._constants: dict[str, np.ndarray] = dict(graph.weights)
         self.steps: list[Node] = []
-        self._layouts = {n.name: n.layout() for n in graph.nodes if n.domain == DOMAIN}
+        self._layouts = {n.name: n.layout() for n in graph.nodes if _is_codebook(n)}
+        self._integer_weights: dict[str, IntegerWeights] = {}
         for node in graph.nodes:
             self._admit(node)
         self._last_use = self._find_last_uses({info.name for info in graph.outputs})
@@ -56,12 +66,14 @@ class Interpreter:
         return values
 
     def _admit(self, node: Node) -> None:
-        ours = node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)
+        ours = node.domain == DOMAIN and node.op_type in _OURS
         if not ours and (node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Attention"}):
             raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
-        if ours:
+        if _is_codebook(node):
             self._prepare_scale(node)
-        if node.op_type != "Attention" and all(name in self._constants for name in node.inputs if name):
+        if node.op_type not in ("Attention", SDR_ATTENTION) and all(
+            name in self._constants for name in node.inputs if name
+        ):
             inputs = [self._constants[name] if name else None for name in node.inputs]
             self._constants.update(zip(node.outputs, self._run_checked(node, inputs, _no_attention)))
             return
@@ -104,6 +116,14 @@ class Interpreter:
             raise InputError(f"node {node.name}: {node.op_type} does not fit its inputs ({kind}: {error})") from None
 
     def _run(self, node: Node, inputs: list[Any], attend: Attend) -> tuple[np.ndarray, ...]:
+        if node.domain == DOMAIN and node.op_type == SDR_QUANTIZE:
+            return quantize(node, inputs[0], inputs[1])
+        if node.domain == DOMAIN and node.op_type == SDR_MATMUL:
+            if node.name not in self._integer_weights:
+                self._integer_weights[node.name] = IntegerWeights(node, *inputs[3:])
+            return (self._integer_weights[node.name].product(*inputs[:3]),)
+        if node.op_type in ("Attention", SDR_ATTENTION):
+            return (attend(node, inputs),)
         if node.domain == DOMAIN:
             layout, (x, codes, codebook, scale) = self._layouts[node.name], inputs
             if node.op_type == CODEBOOK_GATHER:
@@ -111,8 +131,6 @@ class Interpreter:
                 return (rows.reshape(*x.shape, layout.K),)
             out = codebook_matmul(np.ascontiguousarray(x).reshape(-1, layout.K), layout, codes, codebook, scale)
             return (out.reshape(*x.shape[:-1], layout.N),)
-        if node.op_type == "Attention":
-            return (attend(node, inputs),)
         return run_operator(node.op_type, node.name, node.attributes, inputs)
 
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from export.contract import CODEBOOK_MATMUL
 from export.errors import InputError
+from export.integer_ops import SDR_ATTENTION
 from export.reader import Graph, Node, read_graph
+from runtime_py.integers import attend, attention_layout
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
 
@@ -25,7 +27,10 @@ _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
 
 @dataclass
 class State:
-    """Keys and values of the tokens seen so far: per attention node float32 [kv_heads, capacity, head_dim]."""
+    """Keys and values of the tokens seen so far, by attention node.
+
+    float32 [kv_heads, capacity, head_dim]; razored: uint8 [1, kv_heads, length, row_bytes] (export/integer_attention.py).
+    """
 
     length: int
     keys: dict[str, np.ndarray]
@@ -100,8 +105,10 @@ class Session:
         return None
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
-        """ONNX Attention-23 for 3-D inputs, batch one, with the cache held here: returns [1, T, heads * head_dim]."""
+        """ONNX Attention-23 (or SdrAttention) for 3-D inputs, batch one, with the cache held here: returns [1, T, heads * head_dim]."""
         query, key, value, mask = inputs[:4]
+        if node.op_type == SDR_ATTENTION:
+            return _attend_razored(node, inputs, state)
         heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
         tokens, head_dim = query.shape[1], query.shape[2] // heads
         shapes = key.shape == value.shape == (1, tokens, kv_heads * head_dim) and query.shape == (
@@ -125,6 +132,22 @@ class Session:
         masked_softmax(scores, mask.reshape(mask.shape[-2], total), past, repeat, scale)
         mixed = (scores @ values[:, :total]).reshape(kv_heads, repeat, tokens, -1)
         return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
+
+
+def _attend_razored(node: Node, inputs: list[Any], state: State) -> np.ndarray:
+    """SdrAttention with the cache in `state`. Raises ValueError where the inputs do not fit."""
+    query, key, value, mask = inputs[:4]
+    layout = attention_layout(node.attributes, query, key)
+    total = state.length + query.shape[1]
+    if value.shape != key.shape:
+        raise ValueError("keys and values do not fit each other")
+    empty = np.zeros((1, layout.kv_heads, 0, layout.row_bytes), np.uint8)
+    past = (state.keys.get(node.name, empty), state.values.get(node.name, empty))
+    visible = np.broadcast_to(mask.reshape(mask.shape[-2], total), (query.shape[1], total))
+    out, state.keys[node.name], state.values[node.name] = attend(
+        query, key, value, visible, past, (inputs[6], inputs[7]), layout
+    )
+    return out
 
 
 def _append(store: dict[str, np.ndarray], name: str, new: np.ndarray, past: int, kv_heads: int) -> np.ndarray:

@@ -135,10 +135,15 @@ class BlockRunner:
         self._number_of[block] = number
         return block.eval().requires_grad_(False)
 
-    def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Outputs of a block for all sequences, one at a time: float32 [sequences, length, hidden]."""
+    def run(self, block: nn.Module, hidden: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Outputs of a block for all sequences, one at a time: float32 [sequences, length, hidden].
+
+        cache: takes the place of the key-value cache; its update() sees keys and values (toolchain/ranges.py).
+        """
         out = torch.empty_like(hidden)
         args, kwargs = self._arguments[self._number_of[block]]
+        if cache is not None:
+            kwargs = {**kwargs, "past_key_values": cache}
         with torch.no_grad():
             for i in range(hidden.shape[0]):
                 result = block(hidden[i : i + 1], *args, **kwargs)

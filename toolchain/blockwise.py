@@ -23,9 +23,10 @@ from toolchain.blocks import BlockRunner, get_weight, set_weight
 from toolchain.gradients import Gradients
 from toolchain.outside import dense_record
 from toolchain.progress import Reporter
-from toolchain.quantize import method
-from toolchain.quantize.result import QuantizedMatrix
+from toolchain.quantize import method, restored
+from toolchain.quantize.razor_settings import HEAD
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.ranges import measure as ranges_of
 from toolchain.workers import Workers, solve_all
 
 
@@ -63,9 +64,36 @@ class BlockQuantizer:
                     report.step(f"block {number + 1} replayed", len(names))
                 else:
                     hessians = self._hessians(block, number, hidden)
-                    write_shard(path, *self._quantize(block, number, hessians, report))
+                    tensors, records = self._quantize(block, number, hessians, report)
+                    outputs = self._measure(block, number, hidden, tensors, records)
+                    write_shard(path, tensors, records)
+                    if outputs is not None:
+                        hidden = outputs
+                        continue
                 for _ in range(self._spec.uses(number) if number < pending[-1] else 0):
                     hidden = self._runner.run(block, hidden)
+
+    def _measure(
+        self, block: nn.Module, number: int, hidden: torch.Tensor, tensors: dict[str, np.ndarray],
+        records: list[TensorRecord],
+    ) -> torch.Tensor | None:  # fmt: skip
+        """Add the units of integer activations and cache to a block's tensors; its outputs, None without integers."""
+        razor = self._settings.razor
+        if not razor.activation_bits and not razor.kv:
+            return None
+        names, prefix = self._spec.block.linears(), self._spec.block_name(number)
+        ranges, outputs = ranges_of(self._runner, block, names, hidden, razor.rotate)
+        units: dict[str, np.ndarray] = {}
+        if razor.activation_bits:
+            limit = razor.format(razor.activation_basis, razor.activation_bits).limit
+            units = {f"{prefix}{name}.input_unit": np.array([ranges.inputs[name] / limit]) for name in names}
+        if razor.kv:
+            for name, tops in (("key_unit", ranges.keys), ("value_unit", ranges.values)):
+                units[prefix + name] = (tops if razor.kv_unit == HEAD else tops.max(keepdims=True)) / 127
+        for name, values in units.items():
+            tensors[name], record = dense_record(name, np.where(values > 0, values, 1.0))
+            records.append(record)
+        return outputs
 
     def _hessians(self, block: nn.Module, number: int, hidden: torch.Tensor) -> dict[str, np.ndarray]:
         """Hessians of the block's linear layers; where several layers use it, the mean over all of them."""
@@ -124,7 +152,7 @@ class BlockQuantizer:
         records = {record.name: record for record in read_shard_records(path)}
         for name in self._spec.block.linears():
             full = self._spec.block_name(number) + name
-            stored = QuantizedMatrix.restored(records[full], partial(_part, tensors, full))
+            stored = restored(records[full], partial(_part, tensors, full))
             set_weight(block.get_submodule(name), stored.dequantized())
 
 

@@ -98,7 +98,9 @@ def _refuse_for_encoders(settings: QuantizeSettings) -> None:
         "--tune-steps": settings.tune_steps,
         "--guided": settings.guided,
         "a fractional --bits": settings.is_budget,
-        f"--method {settings.method}": needs_gradients(settings.method),
+        f"--method {settings.method}": needs_gradients(settings.method) or settings.method == "qrazor",
+        "--activation-bits": settings.razor.activation_bits,
+        "--kv": settings.razor.kv,
     }
     for name, on in asked.items():
         if on:
@@ -132,6 +134,7 @@ def _manifest(
         "source": {"name": Path(model).name or model, "model_type": spec.model_type, "digest": source.fingerprint()},
         "calibration": {"source": Path(data.source).name, "shape": list(data.tokens.shape), "digest": data.digest},
         "settings": settings.to_json(),
+        "integers": settings.razor.arithmetic().to_json(),
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return {"tool_version": __version__, **identity, "fingerprint": fingerprint, "layers": spec.blocks}

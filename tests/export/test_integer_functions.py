@@ -128,12 +128,19 @@ def test_codes_multiply_like_the_integers_they_stand_for(columns: int, group: in
 
 @pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize(
-    "heads, kv_heads, head_dim, group, softcap", [(4, 2, 16, 16, 0.0), (8, 4, 8, 16, 0.0), (3, 3, 48, 32, 0.0), (2, 1, 64, 16, 20.0)]
+    "heads, kv_heads, head_dim, group, softcap",
+    [(4, 2, 16, 16, 0.0), (8, 4, 8, 16, 0.0), (3, 3, 48, 32, 0.0), (2, 1, 64, 16, 20.0)],
 )
 def test_attention(heads: int, kv_heads: int, head_dim: int, group: int, softcap: float, width: int) -> None:
     rng = np.random.default_rng(heads + head_dim)
     form = SdrFormat(8, width, group)
-    attributes = {**format_attributes(form), "q_num_heads": heads, "kv_num_heads": kv_heads, "scale": 0.21, "softcap": softcap}
+    attributes = {
+        **format_attributes(form),
+        "q_num_heads": heads,
+        "kv_num_heads": kv_heads,
+        "scale": 0.21,
+        "softcap": softcap,
+    }
     layout = AttentionLayout.of(attributes, heads * head_dim)
     batch, past, tokens = 2, 5, 3
     units = [np.array([0.02], np.float32), rng.uniform(0.01, 0.03, kv_heads).astype(np.float32)]
@@ -158,14 +165,22 @@ def test_attention_is_close_to_softmax_attention() -> None:
     """8-bit caches: the integers stand for what floating point would do. Tolerance: one step of 127 in K and V."""
     rng = np.random.default_rng(0)
     heads, kv_heads, dim, tokens = 4, 2, 32, 20
-    attributes = {**format_attributes(SdrFormat(8, 8, 16)), "q_num_heads": heads, "kv_num_heads": kv_heads, "scale": dim**-0.5, "softcap": 0.0}
+    attributes = {
+        **format_attributes(SdrFormat(8, 8, 16)),
+        "q_num_heads": heads,
+        "kv_num_heads": kv_heads,
+        "scale": dim**-0.5,
+        "softcap": 0.0,
+    }
     layout = AttentionLayout.of(attributes, heads * dim)
     q, k, v = (rng.standard_normal((1, tokens, n * dim)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
     mask = np.tril(np.ones((tokens, tokens), bool))[None, None]
     empty = np.zeros((1, kv_heads, 0, layout.row_bytes), np.uint8)
     units = [np.array([np.abs(x).max() / 127], np.float32) for x in (k, v)]
     out, _, _ = sdr_attention(q, k, v, mask, empty, empty, *units, layout)
-    split = [x.reshape(tokens, n, dim).transpose(1, 0, 2) for x, n in ((q[0], heads), (k[0], kv_heads), (v[0], kv_heads))]
+    split = [
+        x.reshape(tokens, n, dim).transpose(1, 0, 2) for x, n in ((q[0], heads), (k[0], kv_heads), (v[0], kv_heads))
+    ]
     keys, values = (np.repeat(x, heads // kv_heads, 0) for x in split[1:])
     scores = np.where(mask[0], split[0] @ keys.transpose(0, 2, 1) * dim**-0.5, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
-Bits = Annotated[float, typer.Option(help="Code width, 1 to 8; 3.25: a budget of effective bits.")]
-Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, or rtn (round to nearest).")]
+Bits = Annotated[
+    Optional[float], typer.Option(help="Code width, 1 to 8; 3.25: a budget of effective bits [3; qrazor 4].")
+]
+Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, qrazor, or rtn (round to nearest).")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
 ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 16 float16, 0 automatic.")]
@@ -45,6 +47,19 @@ Scheduler = Annotated[Optional[str], typer.Option(help="Dask scheduler that solv
 VocabularyText = Annotated[
     Optional[Path], typer.Option(help="Keep only the vocabulary rows that texts like this one need.")
 ]
+ActivationBits = Annotated[
+    Optional[int], typer.Option(help="Integer activations: 2-8 razored, 16 whole; 0: floating point [0; qrazor 4].")
+]
+Kv = Annotated[int, typer.Option(help="Width of razored keys and values: 4 or 8; 0: floating point.")]
+RazorGroup = Annotated[int, typer.Option(help="Razored neighbours that share a flag.")]
+RazorVariant = Annotated[str, typer.Option(help="sign-magnitude or twos-complement.")]
+RazorTies = Annotated[str, typer.Option(help="half-up or half-even.")]
+ActivationBasis = Annotated[int, typer.Option(help="Bits of integer activations before razoring.")]
+ActivationUnit = Annotated[str, typer.Option(help="tensor: calibrated; token: by each token's largest value.")]
+KvUnit = Annotated[str, typer.Option(help="tensor, or head: one unit for each key-value head.")]
+Refit = Annotated[bool, typer.Option(help="qrazor: fit the scales again after razoring.")]
+Compensate = Annotated[bool, typer.Option(help="qrazor: spread each column's error over later columns.")]
+Rotate = Annotated[bool, typer.Option(help="qrazor: Hadamard rotation of activations.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Predict time, peak memory and size; write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -54,7 +69,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 def export(
     output: Out,
     model: Annotated[Optional[str], typer.Argument(help="Model folder or Hugging Face name (safetensors).")] = None,
-    bits: Bits = 3,
+    bits: Bits = None,
     method: Method = "athena",
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
@@ -74,6 +89,17 @@ def export(
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
+    activation_bits: ActivationBits = None,
+    kv: Kv = 0,
+    razor_group: RazorGroup = 16,
+    razor_variant: RazorVariant = "sign-magnitude",
+    razor_ties: RazorTies = "half-up",
+    activation_basis: ActivationBasis = 16,
+    activation_unit: ActivationUnit = "tensor",
+    kv_unit: KvUnit = "tensor",
+    refit: Refit = False,
+    compensate: Compensate = True,
+    rotate: Rotate = False,
     workers: WorkerCount = 1,
     scheduler: Scheduler = None,
     dry_run: DryRun = False,
@@ -124,7 +150,7 @@ def export(
 def quantize(
     model: Model,
     output: Out,
-    bits: Bits = 3,
+    bits: Bits = None,
     method: Method = "athena",
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
@@ -144,6 +170,17 @@ def quantize(
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
+    activation_bits: ActivationBits = None,
+    kv: Kv = 0,
+    razor_group: RazorGroup = 16,
+    razor_variant: RazorVariant = "sign-magnitude",
+    razor_ties: RazorTies = "half-up",
+    activation_basis: ActivationBasis = 16,
+    activation_unit: ActivationUnit = "tensor",
+    kv_unit: KvUnit = "tensor",
+    refit: Refit = False,
+    compensate: Compensate = True,
+    rotate: Rotate = False,
     workers: WorkerCount = 1,
     scheduler: Scheduler = None,
     dry_run: DryRun = False,
@@ -203,15 +240,18 @@ def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet:
 
 def _settings(given: dict[str, Any]) -> QuantizeSettings:
     """Settings from a command's options: the preset's values where an option was not given."""
-    from toolchain.quantize.settings import PRESETS, QuantizeSettings
+    from toolchain.quantize.razor_settings import RazorSettings
+    from toolchain.quantize.settings import METHOD_DEFAULTS, PRESETS, QuantizeSettings
 
     if given["preset"] not in PRESETS:
         raise InputError(f"--preset {given['preset']!r} is unknown; choose one of {', '.join(PRESETS)}")
-    names = QuantizeSettings.__dataclass_fields__
-    explicit = {name: given[name] for name in names if given[name] is not None}
-    if float(explicit["bits"]).is_integer():
-        explicit["bits"] = int(explicit["bits"])
-    return QuantizeSettings(**{**PRESETS[given["preset"]], **explicit})
+    defaults = {**PRESETS[given["preset"]], **METHOD_DEFAULTS.get(given["method"], {})}
+    names = (*QuantizeSettings.__dataclass_fields__, *RazorSettings.__dataclass_fields__)
+    chosen = {**defaults, **{name: given[name] for name in names if given.get(name) is not None}}
+    if float(chosen.get("bits", 0.5)).is_integer():
+        chosen["bits"] = int(chosen["bits"])
+    razor = {name: chosen.pop(name) for name in RazorSettings.__dataclass_fields__ if name in chosen}
+    return QuantizeSettings(**chosen, razor=RazorSettings(**razor))
 
 
 def _quantize(

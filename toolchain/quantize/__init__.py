@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+import numpy as np
+
+from export.checkpoint import RAZORED, TensorRecord
 from export.errors import InputError
+from toolchain.quantize.razored import RazoredMatrix
 from toolchain.quantize.result import QuantizedMatrix
 
-Method = Callable[..., QuantizedMatrix]
-METHODS = ("athena", "rtn", "gptq", "squeezellm")
+Method = Callable[..., QuantizedMatrix | RazoredMatrix]
+METHODS = ("athena", "rtn", "gptq", "squeezellm", "qrazor")
 
 
 def method(name: str) -> Method:
@@ -25,3 +29,8 @@ def method(name: str) -> Method:
 def needs_gradients(name: str) -> bool:
     """Whether the method takes squared weight gradients as its fourth argument."""
     return bool(getattr(import_module(f"toolchain.quantize.{name}"), "NEEDS_GRADIENTS", False))
+
+
+def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> QuantizedMatrix | RazoredMatrix:
+    """A stored matrix by its record; tensor(suffix) gives a stored part, None where there is none."""
+    return (RazoredMatrix if record.scheme == RAZORED else QuantizedMatrix).restored(record, tensor)

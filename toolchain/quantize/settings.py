@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from export.errors import InputError
+from toolchain.quantize.razor_settings import RazorSettings
 
+# What a method sets; an option given beside it wins.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_bits": 4}}
 # What --preset sets; an option given beside it wins.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
@@ -39,6 +42,7 @@ class QuantizeSettings:
     tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the width
     tune_batch: int = 8  # windows a step
     tune_length: int = 256  # tokens a window
+    razor: RazorSettings = field(default_factory=RazorSettings)  # integer activations and cache
 
     def __post_init__(self) -> None:
         """Raises InputError naming the setting that is out of range."""
@@ -65,6 +69,24 @@ class QuantizeSettings:
             raise InputError(f"--scale-bits must be 2 to 8, 16 for float16, or 0 for automatic, not {self.scale_bits}")
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
+
+        self._check_razor()
+
+    def _check_razor(self) -> None:
+        """What integer arithmetic asks of the other settings."""
+        if self.method == "qrazor":
+            if self.is_budget or self.bits < 2:
+                raise InputError(f"--method qrazor takes --bits 2 to 8, not {self.bits}")
+            if not self.razor.activation_bits:
+                raise InputError("--method qrazor computes on integers: --activation-bits must be 2 to 8, or 16")
+            for name in ("group_size", "rank", "tune_steps"):
+                if getattr(self, name):
+                    hint = "; its groups are set by --razor-group" if name == "group_size" else ""
+                    raise InputError(f"--{name.replace('_', '-')} is not for --method qrazor{hint}")
+        elif self.razor.rotate or self.razor.refit:
+            raise InputError("--rotate and --refit are for --method qrazor")
+        elif self.razor.activation_bits and self.group_size:
+            raise InputError("integer activations need one codebook along a row: no --group-size")
 
     @property
     def width(self) -> int:
