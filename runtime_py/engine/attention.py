@@ -49,9 +49,14 @@ _HIDDEN = np.float32(-1e30)
 _F = np.float32
 
 
-def key_bytes(kv_heads: int, head_dim: int, capacity: int) -> int:
-    """Bytes of the key cache; capacity is a multiple of 16."""
-    return 2 * kv_heads * head_dim * capacity
+def key_block_bytes(head_dim: int) -> int:
+    """Bytes of 16 cached keys of one head."""
+    return 32 * head_dim
+
+
+def value_block_bytes(head_dim: int) -> int:
+    """Bytes of 16 cached values of one head."""
+    return 32 * value_width(head_dim)
 
 
 def value_width(head_dim: int) -> int:

@@ -39,7 +39,7 @@ class EncoderEngine:
             plan.set(name, array.ctypes.data)
         # Layers take turns with one cache: each is done with it before the next one writes.
         shapes = planner.attention
-        keys = max((attention.key_bytes(s.kv_heads, s.head_dim, self.limit) for s in shapes), default=64)
+        keys = max((s.kv_heads * s.key_block * (-(-self.limit // 16)) for s in shapes), default=64)
         values = max((2 * s.kv_heads * attention.value_width(s.head_dim) * self.limit for s in shapes), default=64)
         cache = [aligned_bytes(keys), aligned_bytes(values)]
         plan.set("capacity", self.limit)

@@ -11,7 +11,7 @@ import numpy as np
 
 from export.errors import InputError
 from export.reader import Graph
-from runtime_py.engine import attention
+from runtime_py.engine import razor_attention
 from runtime_py.engine.fence import aligned_bytes, settled
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.program import Program
@@ -25,7 +25,10 @@ _STAMPS = itertools.count()
 
 @dataclass
 class EngineState:
-    """Keys and values of the tokens seen so far, float16 as attention.py lays them out, one pair per layer."""
+    """Keys and values of the tokens seen so far, one pair per layer: uint8 [kv_heads, capacity / 16, block bytes].
+
+    Blocks hold float16 numbers as attention.py lays them out, or razored codes as razor_attention.py does.
+    """
 
     length: int
     capacity: int
@@ -65,8 +68,8 @@ class Engine:
         self.instruction_set = self._program.instruction_set
         self.threads = self._program.threads
         self.bytes_per_token = self._program.bytes_per_token
-        widths = [a.kv_heads * (a.head_dim + attention.value_width(a.head_dim)) for a in self._attention]
-        self.cache_bytes_per_token = 2 * sum(widths)
+        self.cache_bytes_per_token = sum(a.kv_heads * (a.key_block + a.value_block) for a in self._attention) // 16
+        self._scores: np.ndarray | None = None  # of the queries at work, where the cache is razored
 
     def new_state(self) -> EngineState:
         """An empty key-value cache."""
@@ -111,6 +114,11 @@ class Engine:
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
         self._plan.set("capacity", state.capacity)
+        if any(shape.razored for shape in self._attention):
+            size = 4 * razor_attention.ROWS * state.capacity * self.threads
+            if self._scores is None or self._scores.nbytes < size:
+                self._scores = aligned_bytes(size)
+            self._plan.set("scores", self._scores.ctypes.data)
         for i, (keys, values) in enumerate(zip(state.keys, state.values)):
             self._plan.set(f"keys.{i}", keys.ctypes.data)
             self._plan.set(f"values.{i}", values.ctypes.data)
@@ -123,13 +131,12 @@ class Engine:
         wanted = max(total, min(2 * state.capacity, state.capacity + _CACHE_STEP))
         capacity = -(-wanted // _CACHE_CHUNK) * _CACHE_CHUNK
         for i, shape in enumerate(self._attention):
-            width = attention.value_width(shape.head_dim)
-            k = aligned_bytes(2 * shape.kv_heads * shape.head_dim * capacity).view(np.float16)
-            v = aligned_bytes(2 * shape.kv_heads * width * capacity).view(np.float16)
-            k, v = k.reshape(shape.kv_heads, capacity // 16, -1), v.reshape(shape.kv_heads, capacity, width)
+            blocks, heads = capacity // 16, shape.kv_heads
+            k = aligned_bytes(heads * blocks * shape.key_block).reshape(heads, blocks, shape.key_block)
+            v = aligned_bytes(heads * blocks * shape.value_block).reshape(heads, blocks, shape.value_block)
             if state.capacity:
                 k[:, : state.capacity // 16] = state.keys[i]
-                v[:, : state.capacity] = state.values[i]
+                v[:, : state.capacity // 16] = state.values[i]
                 state.keys[i], state.values[i] = k, v
             else:
                 state.keys.append(k)

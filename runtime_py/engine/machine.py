@@ -27,6 +27,10 @@ from runtime_py.engine.matmul import matmul_item
 from runtime_py.engine.matrix import CODES, RAW_WIDTH
 from runtime_py.engine.matvec import matvec_rows
 from runtime_py.engine.quantize import quantize_group, quantize_token
+from runtime_py.engine.razor import razor_group_of_tokens, razor_token
+from runtime_py.engine.razor_attention import ROWS as RAZOR_ROWS
+from runtime_py.engine.razor_attention import razor_attend_item, remember_head
+from runtime_py.engine.razor_products import TILE_ROWS, razor_item, razor_rows
 from runtime_py.engine.steps import (
     ACTIVATE,
     ADD,
@@ -42,6 +46,10 @@ from runtime_py.engine.steps import (
     MEET,
     NORM,
     QUANTIZE,
+    RAZOR,
+    RAZOR_ATTEND,
+    RAZOR_MATMUL,
+    RAZOR_REMEMBER,
     REORDER,
     SCALE,
     STEP,
@@ -90,6 +98,8 @@ def _by_width(kernel: Any) -> Any:
 
 _matvec = _by_width(matvec_rows)
 _matmul = _by_width(matmul_item)
+_razor_vector = _by_width(razor_rows)
+_razor_matrix = _by_width(razor_item)
 
 
 @nb.njit(cache=True)
@@ -116,11 +126,89 @@ def _run_matmul(isa, widths, tile, step, tokens, thread, threads, counter, scrat
 
 
 @nb.njit(cache=True)
+def _run_razor_matmul(isa, widths, step, tokens, thread, threads, counter, scratch):
+    matrix, number, codes, sums, units = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
+    out, rows, bias, accumulate, row_bytes = _arg(step, 5), _arg(step, 6), _arg(step, 7), _arg(step, 8) != 0, _arg(step, 9)
+    shifts, flags, stride, group, places = _arg(step, 10), _arg(step, 11), _arg(step, 12), _arg(step, 13), _arg(step, 14)
+    if tokens == 1:
+        size = max(_ITEM_BYTES // row_bytes, 1)
+        run = int(_RUN_SHARE * rows / threads)
+        first, last = thread * run, (thread + 1) * run
+        while first < rows:
+            arguments = (
+                matrix, first, last, codes, sums, shifts, units, flags, stride, group, places, out, bias, accumulate,
+                scratch,
+            )  # fmt: skip
+            _razor_vector(isa, widths, number, arguments)
+            first = threads * run + fetch_add(counter, size)
+            last = min(first + size, rows)
+        return
+    item = fetch_add(counter, 1)
+    while item * TILE_ROWS < rows:
+        arguments = (
+            matrix, item, codes, sums, shifts, units, flags, stride, group, tokens, out, bias, accumulate, scratch
+        )  # fmt: skip
+        _razor_matrix(isa, widths, number, arguments)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_razor(isa, offset, step, tokens, counter, scratch):
+    """Work items are blocks of 256 columns of 16 tokens."""
+    source, stride, columns, group = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3)
+    unit, form = get_f32(step + 8 * (ARGUMENTS + 4)), _arg(step, 5)
+    codes, sums, shifts, units = _arg(step, 6), _arg(step, 7), _arg(step, 8), _arg(step, 9)
+    blocks = (columns + 255) // 256
+    item = fetch_add(counter, 1)
+    while item < (tokens + 15) // 16 * blocks:
+        which, b = item // blocks, item % blocks
+        if tokens == 1:
+            razor_token(
+                isa, offset, source, columns, group, unit, form, b, b + 1, codes, sums, shifts, units, scratch
+            )  # fmt: skip
+        else:
+            razor_group_of_tokens(
+                isa, offset, source, stride, columns, group, unit, form, which, tokens, b, b + 1, codes, sums, shifts,
+                units, scratch,
+            )  # fmt: skip
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_razor_remember(step, past, tokens, counter, scratch):
+    heads, kv_heads = _arg(step, 12), _arg(step, 13)
+    head = fetch_add(counter, 1)
+    while head < heads + kv_heads:
+        remember_head(
+            head, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), _arg(step, 5),
+            _arg(step, 6), _arg(step, 7), _arg(step, 8), _arg(step, 9), _arg(step, 10), _arg(step, 11), heads,
+            _arg(step, 14), past, tokens, _arg(step, 15), _arg(step, 16), _arg(step, 17), _arg(step, 18), scratch,
+        )  # fmt: skip
+        head = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _run_razor_attend(isa, step, past, tokens, thread, counter, scratch):
+    heads, kv_heads, capacity = _arg(step, 5), _arg(step, 6), _arg(step, 4)
+    scale, cap = get_f32(step + 8 * (ARGUMENTS + 9)), get_f32(step + 8 * (ARGUMENTS + 12))
+    items = kv_heads * ((heads // kv_heads * tokens + RAZOR_ROWS - 1) // RAZOR_ROWS)
+    scores = _arg(step, 16) + thread * 4 * RAZOR_ROWS * capacity
+    item = fetch_add(counter, 1)
+    while item < items:
+        razor_attend_item(
+            isa, item, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), capacity, heads, kv_heads,
+            _arg(step, 7), past, tokens, _arg(step, 8), scale, cap, _arg(step, 13), _arg(step, 14), _arg(step, 15),
+            _arg(step, 10), _arg(step, 11), scores, scratch,
+        )  # fmt: skip
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
 def _approach(step, left, thread, threads):
     """Ask for the first codes that this thread will read in the next matrix-vector product, while memory is idle."""
     for ahead in range(1, min(left, _LOOK_AHEAD + 1)):
         later = step + 8 * STEP * ahead
-        if get_i64(later) == MATMUL:
+        if get_i64(later) == MATMUL or get_i64(later) == RAZOR_MATMUL:
             row_bytes, rows = _arg(later, 9), _arg(later, 6)
             start = get_i64(_arg(later, 0) + 8 * CODES) + thread * int(_RUN_SHARE * rows / threads) * row_bytes
             for line in range(0, min(_APPROACH_BYTES, rows * row_bytes // threads), 64):
@@ -309,7 +397,7 @@ def run_steps(
         counter = counters + 8 * i
         operation = get_i64(step)
         if get_i64(step + 8 * MEET) != 0:
-            if tokens == 1 and operation != MATMUL:
+            if tokens == 1 and operation != MATMUL and operation != RAZOR_MATMUL:
                 _approach(step, count - i, thread, threads)
             barrier(meeting, threads)
         first, some = 0, tokens
@@ -329,6 +417,14 @@ def run_steps(
             _run_grouped(step, some, counter, scratch)
         elif operation == DENSE:
             _run_dense(step, some, counter)
+        elif operation == RAZOR_MATMUL:
+            _run_razor_matmul(isa, widths, step, some, thread, threads, counter, scratch)
+        elif operation == RAZOR:
+            _run_razor(isa, offset, step, some, counter, scratch)
+        elif operation == RAZOR_REMEMBER:
+            _run_razor_remember(step, past, some, counter, scratch)
+        elif operation == RAZOR_ATTEND:
+            _run_razor_attend(isa, step, past, some, thread, counter, scratch)
         else:
             _run_per_token(operation, step, past, some, counter, scratch)
     barrier(meeting, threads)

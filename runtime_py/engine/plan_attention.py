@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from export.reader import Node
+from runtime_py.engine import attention
 from runtime_py.engine import steps as op
 from runtime_py.engine.plan import Argument, Buffer, External
 from runtime_py.engine.values import (
@@ -48,7 +49,8 @@ def attend(planner: Planner, node: Node) -> None:
         raise Unplannable(f"the attention {node.name}")
     window = window_of_mask(planner.folder, node.inputs[3]) if causal else 0
     index = len(planner.attention)
-    planner.attention.append(AttentionShape(node.name, heads, kv_heads, head_dim))
+    blocks = attention.key_block_bytes(head_dim), attention.value_block_bytes(head_dim)
+    planner.attention.append(AttentionShape(node.name, heads, kv_heads, head_dim, *blocks))
     cache: dict[str, Argument] = {
         "keys": External(f"keys.{index}"),
         "values": External(f"values.{index}"),

@@ -39,7 +39,7 @@ def _note_rows(planner: Planner, name: str, rows: int) -> None:
 
 def codebook_gather(planner: Planner, node: Node) -> None:
     layout, out = node.layout(), planner.new(node.layout().K)
-    address, _ = planner.record(node, node.inputs[1:])
+    address, _ = planner.record(node, layout, node.inputs[1:])
     ids = _ids(planner, node.inputs[0])
     _note_rows(planner, node.inputs[0], layout.N)
     arguments: dict[str, Argument] = {

@@ -26,7 +26,7 @@ def codebook_matmul(planner: Planner, node: Node) -> None:
     x, layout = planner.tokens(node.inputs[0]), node.layout()
     if x.width != layout.K:
         raise Unplannable(f"the width of {node.inputs[0]}")
-    address, record = planner.record(node, node.inputs[1:])
+    address, record = planner.record(node, layout, node.inputs[1:])
     out = planner.new(layout.N)
     planner.widest = max(planner.widest, layout.K)
     if is_fast(layout):
@@ -91,7 +91,7 @@ def add(planner: Planner, node: Node) -> None:
         if (
             single
             and planner.uses[other_name] == planner.seen[other_name]  # nobody reads it later: it may be overwritten
-            and step.operation in (op.MATMUL, op.GROUPED, op.DENSE)
+            and step.operation in (op.MATMUL, op.RAZOR_MATMUL, op.GROUPED, op.DENSE)
             and step.writes == [product.buffer]
             and not step.arguments.get("accumulate")  # it holds only a part of the product then
             and other.column == 0

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout
 from export.errors import InputError
+from export.integer_ops import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.reader import Graph, Node
-from runtime_py.engine import plan_attention, plan_elementwise, plan_lookups, plan_products
+from runtime_py.engine import plan_attention, plan_elementwise, plan_lookups, plan_products, plan_razor
 from runtime_py.engine import steps as op
 from runtime_py.engine.fence import settled
 from runtime_py.engine.matrix import matrix_record
@@ -45,6 +46,7 @@ class Planner:
         self.values: dict[str, Value] = {}
         self.folder = Folder(graph)
         self.quantized: dict[Buffer, Quantized] = {}
+        self.razored: dict[str, plan_razor.Razored] = {}  # codes, flags and units by name
         self.uses: dict[str, int] = {}
         self.seen: dict[str, int] = {}  # uses up to and including the node being visited
         for node in graph.nodes:
@@ -71,12 +73,14 @@ class Planner:
 
     def widths(self) -> list[int]:
         """WIDTH numbers of the products, in order."""
-        return sorted({int(s.arguments["width"]) for s in self.steps if s.operation == op.MATMUL})  # type: ignore[arg-type]
+        products = (op.MATMUL, op.RAZOR_MATMUL)
+        return sorted({int(s.arguments["width"]) for s in self.steps if s.operation in products})  # type: ignore[arg-type]
 
     def _visit(self, node: Node) -> None:
         if all(name in self.graph.weights for name in node.inputs if name):
             return  # a constant: computed if somebody asks
-        if not any(name in self.values for name in node.inputs) and node.op_type not in (CODEBOOK_GATHER, "Gather"):
+        known = any(name in self.values or name in self.razored for name in node.inputs)
+        if not known and node.op_type not in (CODEBOOK_GATHER, "Gather"):
             return  # masks and rotations: only attention reads them
         handler = {
             CODEBOOK_GATHER: plan_lookups.codebook_gather,
@@ -96,6 +100,9 @@ class Planner:
             "Tanh": plan_elementwise.activation,
             "RotaryEmbedding": plan_attention.rotary,
             "Attention": plan_attention.attend,
+            SDR_QUANTIZE: plan_razor.quantize,
+            SDR_MATMUL: plan_razor.product,
+            SDR_ATTENTION: plan_razor.attend,
         }.get(node.op_type)
         if handler is None:
             raise Unplannable(f"operator {node.op_type} of node {node.name}")
@@ -156,9 +163,8 @@ class Planner:
             self.quantized[value.buffer] = made
         return made
 
-    def record(self, node: Node, inputs: tuple[str, ...]) -> tuple[int, np.ndarray]:
+    def record(self, node: Node, layout: CodebookLayout, inputs: tuple[str, ...]) -> tuple[int, np.ndarray]:
         """Address and numbers of a stored matrix's record (matrix.py); inputs: codes, codebook, scale."""
-        layout = node.layout()
         codes, book = self.graph.weights[inputs[0]], self.graph.weights[inputs[1]]
         scale = np.ascontiguousarray(self.folder.constant(inputs[2]), dtype=np.float32)
         if scale.shape != layout.scale_shape:
@@ -197,7 +203,9 @@ class Planner:
             raise Unplannable("no logits behind a norm")
         made = {b for step in self.steps[: norms[-1]] for b in step.writes}
         tail = self.steps[norms[-1] + 1 :]
-        if any(b in made for step in tail for b in step.reads) or any(s.operation == op.ATTEND for s in tail):
+        if any(b in made for step in tail for b in step.reads) or any(
+            s.operation in (op.ATTEND, op.RAZOR_ATTEND) for s in tail
+        ):
             raise Unplannable("a head that reads more than the last norm")
         for step in self.steps[norms[-1] :]:
             step.last = True

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime_py.engine import attention, matmul
+from runtime_py.engine import attention, matmul, razor_attention
 from runtime_py.engine.fence import aligned_bytes, settled
 from runtime_py.engine.machine import run_steps
 from runtime_py.engine.matrix import RAW_WIDTH
@@ -36,9 +36,8 @@ class Program:
         self.threads = len(processors) or threads or available_threads()
         self._team = Team(self.threads, processors)
         head_dim = max((a.head_dim for a in planner.attention), default=16)
-        per_thread = (
-            matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attention.scratch_bytes(head_dim) + 4096
-        )
+        attending = max(attention.scratch_bytes(head_dim), razor_attention.scratch_bytes(head_dim))
+        per_thread = matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attending + 4096
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
         self._counters = settled(np.zeros(len(self.plan.steps), np.int64))

@@ -10,6 +10,7 @@ STEP = 24
 OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
 
 EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE, REORDER = range(13)
+RAZOR, RAZOR_MATMUL, RAZOR_REMEMBER, RAZOR_ATTEND = range(13, 17)  # the integer operators
 
 # Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
 FIELDS: dict[int, tuple[str, ...]] = {
@@ -34,5 +35,18 @@ FIELDS: dict[int, tuple[str, ...]] = {
         "out", "out_stride", "softcap", "causal",
     ),
     REORDER: ("source", "stride", "order", "columns", "out"),
+    RAZOR: ("source", "stride", "columns", "group", "unit", "form", "codes", "sums", "shifts", "units"),
+    RAZOR_MATMUL: (  # the first ten as those of MATMUL
+        "matrix", "width", "codes", "sums", "units", "out", "rows", "bias", "accumulate", "row_bytes",
+        "shifts", "flags", "flag_stride", "group", "places",
+    ),
+    RAZOR_REMEMBER: (
+        "query", "query_stride", "key", "key_stride", "value", "value_stride", "cos", "sin", "half",
+        "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "key_units", "value_units", "group", "form",
+    ),
+    RAZOR_ATTEND: (
+        "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
+        "out", "out_stride", "softcap", "key_units", "value_units", "group", "scores",
+    ),
 }  # fmt: skip
 RMS, LAYER = 0, 1  # kinds of NORM

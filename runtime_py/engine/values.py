@@ -47,6 +47,9 @@ class AttentionShape:
     heads: int
     kv_heads: int
     head_dim: int
+    key_block: int  # bytes of 16 cached keys of one head
+    value_block: int
+    razored: bool = False
 
 
 def stored_rows(folder: Folder, graph: Graph, name: str) -> np.ndarray:
