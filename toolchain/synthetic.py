@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from export import __version__
 from export.archs import model_spec
-from export.checkpoint import FORMAT_VERSION, TensorRecord
+from export.checkpoint import FORMAT_VERSION, RAZORED, TensorRecord
 from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import write_json
 from export.folder import install_folder
+from export.sdr import SdrFormat, code_table, pack_flags
 from export.spec import ModelSpec
 from toolchain.packaging import package_checkpoint
 from toolchain.pipeline import totals
@@ -46,6 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False,
     },
 }  # fmt: skip
+_UNIT = 0.001  # one step of integer activations: about 4 over 2**12
 _WEIGHT_DEVIATION = 0.02  # standard deviation of the weights, so that activations stay of normal size
 
 
@@ -70,6 +73,7 @@ class RandomCheckpoint:
             "format_version": FORMAT_VERSION,
             "source": {"name": f"random codes at the shape of {name}", "model_type": spec.model_type, "digest": ""},
             "settings": {**settings.to_json(), "method": "random"},
+            "integers": settings.razor.arithmetic().to_json(),
             "layers": spec.blocks,
             "totals": totals(list(self.records.values()), spec),
             "tensors": [record.to_json() for record in self.records.values()],
@@ -93,13 +97,25 @@ class RandomCheckpoint:
             for module in biased:
                 size = shapes[module][0]
                 records.append(TensorRecord(f"{prefix}{module}.bias", "float32", (size,), 4 * size))
+            units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
+            units += ["key_unit", "value_unit"] if settings.razor.kv else []
+            records += [TensorRecord(prefix + unit, "float32", (1,), 4) for unit in units]
             for norm in (names.attention_norm, names.mlp_norm):
                 records.append(TensorRecord(f"{prefix}{norm}.weight", "float32", (hidden,), 4 * hidden))
         return records
 
     def _codebook(self, name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
+        if settings.method == "qrazor":
+            return self._razored(name, shape, settings)
         layout, scale_bits = choose_layout(*shape, settings)
         return self._record(name, layout, scale_bits if scale_bits < 16 else None)
+
+    @staticmethod
+    def _razored(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
+        group, width = settings.razor.razor_group, settings.width
+        record = TensorRecord(name, RAZORED, shape, 0, width, group, rows_per_codebook=shape[0])
+        flags = (shape[0] if width < 8 else 1) * -(-record.integer_layout(group).groups // 2)
+        return replace(record, bytes=record.integer_layout(group).stored().stored_bytes() + flags)
 
     def _uniform(self, name: str, shape: tuple[int, int], bits: int) -> TensorRecord:
         if bits > 8:
@@ -127,14 +143,20 @@ class RandomCheckpoint:
         digest = hashlib.sha256(f"{self._seed}/{record_name}{suffix}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         if record.scheme == "float32":
-            return (
-                np.zeros(record.shape, np.float32)
-                if record_name.endswith("bias")
-                else np.ones(record.shape, np.float32)
-            )
+            value = 0.0 if record_name.endswith("bias") else _UNIT if record_name.endswith("_unit") else 1.0
+            return np.full(record.shape, value, np.float32)
         if record.scheme == "float16":
             return (rng.standard_normal(record.shape, np.float32) * _WEIGHT_DEVIATION).astype(np.float16)
-        layout = record.scale_layout() if suffix.startswith(".scale.") else record.layout()
+        if record.scheme == RAZORED and suffix in (".flags", ".codebook"):
+            form = SdrFormat(8, record.bits or 0, record.group_size)
+            if suffix == ".codebook":
+                return code_table(form)[None, None]
+            flags = rng.integers(0, form.flag_limit + 1, (record.shape[0], form.groups(record.shape[1])))
+            return pack_flags(flags if form.flag_limit else flags[:1])
+        if record.scheme == RAZORED:
+            layout = record.integer_layout(record.group_size).stored()
+        else:
+            layout = record.scale_layout() if suffix.startswith(".scale.") else record.layout()
         part = suffix.rsplit(".", 1)[-1]
         if part == "codes":
             return np.frombuffer(rng.bytes(layout.codes_shape[0] * layout.codes_shape[1]), np.uint8).reshape(

@@ -55,6 +55,7 @@ from runtime_py.engine.steps import (
     STEP,
 )
 from runtime_py.simd.atomics import barrier, fetch_add
+from runtime_py.simd.integers import leading
 from runtime_py.simd.tile import amx_configure, amx_release
 from runtime_py.simd.vectors import get_f32, get_i64, prefetch
 
@@ -133,10 +134,10 @@ def _run_razor_matmul(isa, widths, step, tokens, thread, threads, counter, scrat
     if tokens == 1:
         size = max(_ITEM_BYTES // row_bytes, 1)
         run = int(_RUN_SHARE * rows / threads)
-        first, last = thread * run, (thread + 1) * run
+        first, last, log_group = thread * run, (thread + 1) * run, leading(nb.int32(group)) - 1
         while first < rows:
             arguments = (
-                matrix, first, last, codes, sums, shifts, units, flags, stride, group, places, out, bias, accumulate,
+                matrix, first, last, codes, sums, shifts, units, flags, stride, log_group, places, out, bias, accumulate,
                 scratch,
             )  # fmt: skip
             _razor_vector(isa, widths, number, arguments)

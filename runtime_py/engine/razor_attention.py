@@ -22,11 +22,7 @@ from runtime_py.simd.integers import (
     absolute_ints,
     and_ints,
     below,
-    high_codes,
-    high_signed,
     join7,
-    low_codes,
-    low_signed,
     multiply_ints,
     nibbles,
     or_ints,
@@ -38,17 +34,15 @@ from runtime_py.simd.integers import (
     subtract_ints,
     sum_wide,
 )
-from runtime_py.simd.lowering import dot
+from runtime_py.simd.razor import razor_mix, razor_scores
 from runtime_py.simd.vectors import (
     absolute,
     add_ints,
-    broadcast_dword,
     divide,
     first_lanes,
     get_f32,
     get_i32,
     get_u8,
-    load_bytes,
     load_floats,
     load_ints,
     max_floats,
@@ -56,6 +50,7 @@ from runtime_py.simd.vectors import (
     minimum,
     multiply,
     prefetch,
+    put_f32,
     put_i8,
     put_i32,
     rounded,
@@ -94,7 +89,7 @@ def value_block_bytes(head_dim: int, group: int) -> int:
 def scratch_bytes(head_dim: int) -> int:
     """Bytes of scratch memory one thread needs beside the scores: digits of queries, corrections, sums."""
     wide = -(-head_dim // 16) * 16
-    return ROWS * (2 * wide + wide // 4 + 8) + 12 * wide + 128
+    return ROWS * (2 * wide + wide // 4 + 8 + 4 + 48 + 12 * wide) + 128
 
 
 @nb.njit(cache=True)
@@ -194,23 +189,21 @@ def _query_digits(source, head_dim, wide, group, target, corrections):
     return unit
 
 
-@nb.njit(cache=True, inline="always")
-def _scores16(isa, block, eights, per_group, groups, digits, wide, corrections):
-    """Integer scores of one query row and 16 cached keys."""
-    total = zero_ints()
-    for g in range(groups):
-        high, low = zero_ints(), splat_int(get_i32(corrections + 4 * g))
-        for j in range(g * per_group, min((g + 1) * per_group, eights)):
-            codes = load_bytes(block + 64 * j)
-            first, second = low_codes(codes), high_codes(codes)
-            at = digits + 8 * j
-            high = dot(isa, high, first, broadcast_dword(at))
-            low = dot(isa, low, first, broadcast_dword(at + wide))
-            high = dot(isa, high, second, broadcast_dword(at + 4))
-            low = dot(isa, low, second, broadcast_dword(at + wide + 4))
-        mac = add_ints(shift_left(high, splat_int(_I(8))), low)
-        total = add_ints(total, shift_left(mac, nibbles(block + 64 * eights + 8 * g)))
-    return total
+@nb.njit(cache=True)
+def _scores(isa, rows, block, eights, per_group, groups, queries, wide, corrections, apart, out, out_stride):
+    """int32 scores [rows, 16] of a block of keys; rows beyond the last one are computed, too, and not used."""
+    if rows == 1:
+        razor_scores(
+            isa, 1, block, eights, per_group, groups, queries, 2 * wide, wide, corrections, apart, out, out_stride
+        )  # fmt: skip
+    elif rows <= 4:
+        razor_scores(
+            isa, 4, block, eights, per_group, groups, queries, 2 * wide, wide, corrections, apart, out, out_stride
+        )  # fmt: skip
+    else:
+        razor_scores(
+            isa, 8, block, eights, per_group, groups, queries, 2 * wide, wide, corrections, apart, out, out_stride
+        )  # fmt: skip
 
 
 @nb.njit(cache=True)
@@ -242,30 +235,31 @@ def _probabilities(scores, begin, stop, low, high, top):
 
 
 @nb.njit(cache=True)
-def _mix(isa, values, value_bytes, begin, stop, scores, head_dim, group, sums, digits):
-    """sums int32 [chunks][3][16] = digits of shifted probabilities times cached values; digits: 48 bytes of scratch."""
+def _mix(isa, rows, values, value_bytes, begin, stop, scores, stride, head_dim, group, sums, digits):
+    """sums int32 [rows, chunks, 3, 16] = digits of shifted probabilities times cached values; digits: [rows, 3, 16]."""
     chunks, groups = (head_dim + 15) // 16, (head_dim + group - 1) // group
     per_group = chunks if groups == 1 else group // 16
     seven = splat_int(_I(127))
-    for i in range(3 * chunks):
+    height = 1 if rows == 1 else 4 if rows <= 4 else 8
+    for i in range(3 * chunks * height):
         store_ints(sums + 64 * i, zero_ints())
     for k in range(begin, stop, 16):
         block = values + k // 16 * value_bytes
-        p = load_ints(scores + 4 * k)
         for g in range(groups):
-            moved = shift_left(p, nibbles(block + 128 * chunks + 8 * g))
-            store_low_bytes(digits, and_ints(moved, seven))
-            store_low_bytes(digits + 16, and_ints(shift_right(moved, splat_int(_I(7))), seven))
-            store_low_bytes(digits + 32, shift_right(moved, splat_int(_I(14))))
+            shifts = nibbles(block + 128 * chunks + 8 * g)
+            for r in range(rows):
+                moved, at = shift_left(load_ints(scores + r * stride + 4 * k), shifts), digits + 48 * r
+                store_low_bytes(at, and_ints(moved, seven))
+                store_low_bytes(at + 16, and_ints(shift_right(moved, splat_int(_I(7))), seven))
+                store_low_bytes(at + 32, shift_right(moved, splat_int(_I(14))))
             for c in range(g * per_group, min((g + 1) * per_group, chunks)):
-                early, late = load_bytes(block + 128 * c), load_bytes(block + 128 * c + 64)
-                v0, v1, v2, v3 = low_signed(early), high_signed(early), low_signed(late), high_signed(late)
-                for i in range(3):
-                    at, place = digits + 16 * i, sums + 64 * (3 * c + i)
-                    acc = dot(isa, load_ints(place), broadcast_dword(at), v0)
-                    acc = dot(isa, acc, broadcast_dword(at + 4), v1)
-                    acc = dot(isa, acc, broadcast_dword(at + 8), v2)
-                    store_ints(place, dot(isa, acc, broadcast_dword(at + 12), v3))
+                codes, place = block + 128 * c, sums + 192 * c
+                if rows == 1:
+                    razor_mix(isa, 1, codes, digits, 48, place, 192 * chunks)
+                elif rows <= 4:
+                    razor_mix(isa, 4, codes, digits, 48, place, 192 * chunks)
+                else:
+                    razor_mix(isa, 8, codes, digits, 48, place, 192 * chunks)
 
 
 @nb.njit(cache=True)
@@ -283,26 +277,34 @@ def razor_attend_item(
     tiles = (repeat * tokens + ROWS - 1) // ROWS
     which, first = item // tiles, item % tiles * ROWS
     rows = min(ROWS, repeat * tokens - first)
+    apart, stride = wide // 4 + 8, 4 * capacity
     corrections = scratch + ROWS * 2 * wide
-    sums = corrections + ROWS * (wide // 4 + 8)
-    digits = sums + 12 * wide
+    factors = corrections + ROWS * apart
+    digits = factors + 4 * ROWS
+    sums = digits + 48 * ROWS
     key_unit, value_unit = get_f32(key_units + 4 * which), get_f32(value_units + 4 * which)
     key_head, value_head = keys + which * (capacity // 16) * key_bytes, values + which * (capacity // 16) * value_bytes
     per_group = eights if groups == 1 else group // 8
     for r in range(rows):
         token, head = (first + r) // repeat, which * repeat + (first + r) % repeat
         source = query + 4 * (token * query_stride + head * head_dim)
-        own, correction = scratch + 2 * wide * r, corrections + (wide // 4 + 8) * r
-        factor = _query_digits(source, head_dim, wide, group, own, correction) * (key_unit * scale)
-        high = past + token + 1
+        unit = _query_digits(source, head_dim, wide, group, scratch + 2 * wide * r, corrections + apart * r)
+        put_f32(factors + 4 * r, unit * (key_unit * scale))
+    stop = past + (first + rows - 1) // repeat + 1
+    begin = max(past + first // repeat + 1 - window, 0) // 16 * 16 if window > 0 else 0
+    for k in range(begin, stop, 16):
+        block = key_head + k // 16 * key_bytes
+        for line in range(0, key_bytes, 64):
+            prefetch(block + 4 * key_bytes + line)
+        _scores(
+            isa, rows, block, eights, per_group, groups, scratch, wide, corrections, apart, scores + 4 * k, stride
+        )  # fmt: skip
+    for r in range(rows):
+        high = past + (first + r) // repeat + 1
         low = max(high - window, 0) if window > 0 else 0
-        begin = low // 16 * 16
-        line, best = scores + 4 * r * capacity, splat_float(_HIDDEN)
-        for k in range(begin, high, 16):
-            block = key_head + k // 16 * key_bytes
-            prefetch(block + 8 * key_bytes)
-            s = _scores16(isa, block, eights, per_group, groups, own, wide, correction)
-            real = multiply(to_floats(s), splat_float(factor))
+        line, best, factor = scores + stride * r, splat_float(_HIDDEN), splat_float(get_f32(factors + 4 * r))
+        for k in range(begin, stop, 16):
+            real = multiply(to_floats(load_ints(line + 4 * k)), factor)
             if cap > 0:
                 real = multiply(hyperbolic_tangent(divide(real, splat_float(cap))), splat_float(cap))
             store_floats(line + 4 * k, real)
@@ -310,11 +312,14 @@ def razor_attend_item(
             if k < low:
                 seen = first_lanes(splat_float(_HIDDEN), low - k, seen)
             best = maximum(best, seen)
-        total = _probabilities(line, begin, high, low, high, max_floats(best))
-        _mix(isa, value_head, value_bytes, begin, high, line, head_dim, group, sums, digits)
+        total = _probabilities(line, begin, stop, low, high, max_floats(best))
+        put_f32(factors + 4 * r, max(_F(total), _F(1.0)))
+    _mix(isa, rows, value_head, value_bytes, begin, stop, scores, stride, head_dim, group, sums, digits)
+    for r in range(rows):
+        token, head = (first + r) // repeat, which * repeat + (first + r) % repeat
         target = out + 4 * (token * out_stride + head * head_dim)
-        share = splat_float(max(_F(total), _F(1.0)))
+        share = splat_float(get_f32(factors + 4 * r))
         for c in range(chunks):
-            at = sums + 192 * c
+            at = sums + 192 * (chunks * r + c)
             mixed = divide(join7(load_ints(at), load_ints(at + 64), load_ints(at + 128)), share)
             store_some(target + 64 * c, multiply(mixed, splat_float(value_unit)), head_dim - 16 * c)

@@ -75,15 +75,15 @@ def flag_places(group: int) -> np.ndarray:
 
 
 @nb.njit(cache=True, inline="always")
-def _flags(flags, places, group, number):
+def _flags(flags, places, log_group, number):
     """The flags of the 16 lanes of segment `number` (64 columns)."""
-    first = 64 * number // group
-    return flag_lanes(flags + first // 2, load_ints(places + 64 * (first % 2)))
+    first = (number << 6) >> log_group
+    return flag_lanes(flags + (first >> 1), load_ints(places + ((first & 1) << 6)))
 
 
 @nb.njit(cache=True)
 def razor_rows(
-    isa, width, matrix, first, last, codes, sums, shifts, units, flags, flag_stride, group, places, out, bias,
+    isa, width, matrix, first, last, codes, sums, shifts, units, flags, flag_stride, log_group, places, out, bias,
     accumulate, scratch,
 ):  # fmt: skip
     """out[first:last] (= or +=) rows of the matrix times one token, plus bias (an address, or 0)."""
@@ -104,19 +104,19 @@ def razor_rows(
             prefetch(at + _AHEAD + 64)
             q, place = codes + 256 * b, 256 * b
             acc = dot(isa, load_ints(sums + place), lookup(isa, width, entries, segment(width, at, 0)), load_bytes(q))
-            by = add_ints(_flags(own, places, group, 4 * b), load_ints(shifts + place))
+            by = add_ints(_flags(own, places, log_group, 4 * b), load_ints(shifts + place))
             total = add_ints(total, shift_left(acc, by))
             weights = lookup(isa, width, entries, segment(width, at, 1))
             acc = dot(isa, load_ints(sums + place + 64), weights, load_bytes(q + 64))
-            by = add_ints(_flags(own, places, group, 4 * b + 1), load_ints(shifts + place + 64))
+            by = add_ints(_flags(own, places, log_group, 4 * b + 1), load_ints(shifts + place + 64))
             total = add_ints(total, shift_left(acc, by))
             weights = lookup(isa, width, entries, segment(width, at, 2))
             acc = dot(isa, load_ints(sums + place + 128), weights, load_bytes(q + 128))
-            by = add_ints(_flags(own, places, group, 4 * b + 2), load_ints(shifts + place + 128))
+            by = add_ints(_flags(own, places, log_group, 4 * b + 2), load_ints(shifts + place + 128))
             total = add_ints(total, shift_left(acc, by))
             weights = lookup(isa, width, entries, segment(width, at, 3))
             acc = dot(isa, load_ints(sums + place + 192), weights, load_bytes(q + 192))
-            by = add_ints(_flags(own, places, group, 4 * b + 3), load_ints(shifts + place + 192))
+            by = add_ints(_flags(own, places, log_group, 4 * b + 3), load_ints(shifts + place + 192))
             total = add_ints(total, shift_left(acc, by))
             at += block_bytes
             if b % _LANE_BLOCKS == _LANE_BLOCKS - 1:
@@ -129,7 +129,7 @@ def razor_rows(
                 place = 256 * blocks + 64 * s
                 weights = lookup(isa, width, entries, tail_codes(width, number, at, tails, scratch, s))
                 acc = dot(isa, load_ints(sums + place), weights, load_bytes(codes + place))
-                by = add_ints(_flags(own, places, group, 4 * blocks + s), load_ints(shifts + place))
+                by = add_ints(_flags(own, places, log_group, 4 * blocks + s), load_ints(shifts + place))
                 total = add_ints(total, shift_left(acc, by))
         whole += sum_wide(total)
         value = np.float32(whole) * unit * get_f32(scale + n // scale_rows * 4)

@@ -11,7 +11,6 @@ from runtime_py.simd.vectors import (
     I16,
     I32,
     I64,
-    Bytes,
     Floats,
     Ints,
     _pure,
@@ -68,20 +67,12 @@ def _flag_lanes(builder: ir.IRBuilder, address: ir.Value, places: ir.Value) -> i
     return builder.and_(moved, ir.Constant(Ints.llvm, [15] * 16))
 
 
-def _nibbles(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+def emit_nibbles(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """16 nibbles of the 8 bytes at the address, the earlier in the low half, as int32."""
     eight = load(builder, address, ir.VectorType(I8, 8))
     both = builder.zext(shuffle(builder, eight, [i // 2 for i in range(16)]), Ints.llvm)
     moved = builder.lshr(both, ir.Constant(Ints.llvm, [0, 4] * 8))
     return builder.and_(moved, ir.Constant(Ints.llvm, [15] * 16))
-
-
-def _half(builder: ir.IRBuilder, codes: ir.Value, by: int, offset: int) -> ir.Value:
-    """The low (by 0) or high (by 4) nibble of every byte, less an offset."""
-    if by:
-        codes = builder.lshr(codes, ir.Constant(Bytes.llvm, [by] * 64))
-    else:
-        codes = builder.and_(codes, ir.Constant(Bytes.llvm, [15] * 64))
-    return builder.sub(codes, ir.Constant(Bytes.llvm, [offset] * 64)) if offset else codes
 
 
 splat_int = _pure(Ints, (types.int32,), lambda b, v: splat(b, v, 16))
@@ -100,11 +91,7 @@ join16 = _pure(Floats, (Ints, Ints), _join16)  # float(high * 2**16 + low), roun
 join7 = _pure(Floats, (Ints, Ints, Ints), _join7)  # float(a + b * 2**7 + c * 2**14), rounded once
 below = _pure(Ints, (Ints, types.int64, Ints), _below)  # lanes under the count from the first, else from the last
 flag_lanes = _pure(Ints, (types.int64, Ints), _flag_lanes)  # (16 bits at the address >> lane's place) & 15
-nibbles = _pure(Ints, (types.int64,), _nibbles)  # 16 nibbles of 8 bytes, the earlier in the low half
-low_codes = _pure(Bytes, (Bytes,), lambda b, v: _half(b, v, 0, 0))
-high_codes = _pure(Bytes, (Bytes,), lambda b, v: _half(b, v, 4, 0))
-low_signed = _pure(Bytes, (Bytes,), lambda b, v: _half(b, v, 0, 8))  # codes stored plus 8
-high_signed = _pure(Bytes, (Bytes,), lambda b, v: _half(b, v, 4, 8))
+nibbles = _pure(Ints, (types.int64,), emit_nibbles)  # 16 nibbles of 8 bytes, the earlier in the low half
 leading = _pure(  # place of the leading one, counted from 1; 0 for zero
     types.int64,
     (types.int32,),

@@ -72,8 +72,8 @@ def product(isa, x, form, unit, layout, parts, bias=None, start=None):
     places_at, flags_at, activations = places.ctypes.data, padded.ctypes.data, [at[n] for n in ("codes", "sums", "shifts", "units")]
     if tokens == 1:
         razor_rows(
-            ISAS[isa], width, record.ctypes.data, 0, layout.N, *activations, flags_at, stride, layout.group_size,
-            places_at, out.ctypes.data, shift, start is not None, scratch.ctypes.data,
+            ISAS[isa], width, record.ctypes.data, 0, layout.N, *activations, flags_at, stride,
+            layout.group_size.bit_length() - 1, places_at, out.ctypes.data, shift, start is not None, scratch.ctypes.data,
         )  # fmt: skip
     else:
         all_items(
