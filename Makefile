@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test test-long test-conformity test-arm fuzz bench lint clean
+.PHONY: demo test test-long test-conformity test-arm rtl fuzz bench lint clean
 
 $(VENV)/.quantize: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,7 +27,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 # The kernels' own tests run with every array fenced by protected pages: one byte too many ends the run.
-KERNEL_TESTS := tests/runtime_py/test_engine.py tests/runtime_py/test_products.py tests/runtime_py/test_simd.py
+KERNEL_TESTS := tests/runtime_py/test_engine.py tests/runtime_py/test_products.py tests/runtime_py/test_simd.py tests/runtime_py/test_razor.py
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long and not conformity" $(KERNEL_TESTS:%=--ignore=%)
@@ -49,6 +49,10 @@ test-conformity: $(VENV)/.test
 test-arm: $(VENV)/.test
 	tests/arm/prepare.sh .arm $(BIN)/pip
 	HF_HUB_OFFLINE=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.arm.run .arm
+
+# SDR units in gates against the codec, areas and energies; needs yosys, iverilog and qflow-tech-osu018, else skips.
+rtl: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.rtl.run
 
 # Mutated model folders, checkpoints and JSON files; a finding is anything but one clear line.
 fuzz: $(VENV)/.test

@@ -113,7 +113,7 @@ class BlockBuilder:
             units.append(g.constant(full, layers.unit(full, spec.kv_heads)))
         row_bytes = AttentionLayout.of(chosen, spec.heads * spec.head_dim).row_bytes
         cached: list[Dim] = [BATCH, spec.kv_heads, TOTAL, row_bytes]
-        outputs = (
+        outputs: tuple[tuple[str, list[Dim], ir.DataType], ...] = (
             ("output_0", [BATCH, SEQUENCE, spec.heads * spec.head_dim], ir.DataType.FLOAT),
             ("output_1", cached, ir.DataType.UINT8),
             ("output_2", cached, ir.DataType.UINT8),

@@ -1,8 +1,8 @@
 """Significant data razoring (SDR) to the bit: integers of 8 or 16 bits as short codes with one shift a group.
 
 QRazor (arXiv 2501.13331). Of a group of integers, everything above the leading one of their magnitudes is zero and is
-dropped; of what remains the sign and the highest `width - 1` bits are kept, rounded. The bits dropped below are the same
-for the whole group: its flag. An integer is code << flag, so products of codes add up without any expansion:
+dropped; of what remains the sign and the highest `width - 1` bits are kept, rounded. The bits dropped below are the
+same for the whole group: its flag. An integer is code << flag, so products of codes add up without any expansion:
 
     sum_i w_i a_i = (sum_i cw_i ca_i) << (fw + fa)    over a group of both
 
@@ -78,7 +78,7 @@ class SdrFormat:
 
 
 def razor(values: np.ndarray, form: SdrFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Integers [..., K] -> codes int16 [..., K] and flags uint8 [..., ceil(K / group_size)], groups along the last axis.
+    """Integers [..., K] -> codes int16 [..., K] and flags uint8 [..., ceil(K / group_size)], groups along K.
 
     A last group that is shorter stands alone. Raises ValueError on a value outside the basis.
     """

@@ -50,7 +50,7 @@ def build(target: Target) -> Array:
     size = rows * outputs * target["weight_bits"] / 8
     cells = rows * outputs * target["weight_bits"] * target["cell_area"]
     if kind == "sdr":
-        unit = UNITS["sdr-dot16"]
+        unit = UNITS["sdr_dot16"]
         energy = {"SDR dot units": rows * outputs * unit.energy_per_mac}
         area = (outputs * unit.area + cells) * 1e-6
         return Array(rows, outputs, rows / unit.width, target["clock"], energy, area, size)

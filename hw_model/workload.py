@@ -31,7 +31,9 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
             continue
         if node.op_type in FREE and not node.domain:
             continue
-        price = contrib.operation_of if node.domain == contrib.DOMAIN else nodes.operation_of
+        price: Callable[[Node, Context], Operation] = (
+            contrib.operation_of if node.domain == contrib.DOMAIN else nodes.operation_of
+        )
         if node.domain == DOMAIN:
             price = INTEGER_OPERATORS.get(node.op_type, price)
         try:

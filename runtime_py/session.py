@@ -29,7 +29,8 @@ _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
 class State:
     """Keys and values of the tokens seen so far, by attention node.
 
-    float32 [kv_heads, capacity, head_dim]; razored: uint8 [1, kv_heads, length, row_bytes] (export/integer_attention.py).
+    float32 [kv_heads, capacity, head_dim]; razored: uint8 [1, kv_heads, length, row_bytes], as in
+    export/integer_attention.py.
     """
 
     length: int
@@ -105,7 +106,7 @@ class Session:
         return None
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
-        """ONNX Attention-23 (or SdrAttention) for 3-D inputs, batch one, with the cache held here: returns [1, T, heads * head_dim]."""
+        """ONNX Attention-23 or SdrAttention for 3-D inputs, batch one, cache held here: [1, T, heads * head_dim]."""
         query, key, value, mask = inputs[:4]
         if node.op_type == SDR_ATTENTION:
             return _attend_razored(node, inputs, state)

@@ -1,17 +1,26 @@
 """Multiply-accumulate units and single operations, at 28 nm and 0.9 V.
 
-Units: own gate-level results (yosys and a 180 nm library, full-adder flow, every output equal to an integer reference),
-in gate equivalents and moved to 28 nm by gate capacitance; wires and glitches are left out, so ratios are worth more
-than absolute values. Operations: Horowitz, ISSCC 2014, 45 nm, moved by Stillmaker and Baas.
+Units: own gate-level results (hw_model/rtl, `make rtl`: yosys and a 180 nm library, every output equal to an integer
+reference, activity of real tensors), in gate equivalents and moved to 28 nm by gate capacitance and voltage; wires and
+glitches are left out, so ratios are worth more than absolute values. Operations: Horowitz, ISSCC 2014, 45 nm, moved by
+Stillmaker and Baas.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.resources import files
 
-from hw_model.components.gates import NAND_AREA
+from hw_model.components.gates import NAND_AREA, NAND_CAPACITANCE
 from hw_model.components.scaling import energy_factor
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+VOLTS = 0.9
 TO_28NM = energy_factor(45, 0.9, 28, 0.9)
 
 
@@ -21,7 +30,7 @@ class DotUnit:
 
     width: int
     gate_equivalents: float
-    energy_per_mac: float  # J, 28 nm
+    energy_per_mac: float  # J, 28 nm; a cycle of a unit that multiplies nothing
 
     @property
     def area(self) -> float:
@@ -29,16 +38,19 @@ class DotUnit:
         return self.gate_equivalents * NAND_AREA
 
 
-UNITS: dict[str, DotUnit] = {
-    "int4": DotUnit(1, 388, 49e-15),
-    "int8": DotUnit(1, 776, 114e-15),
-    "int8x16": DotUnit(1, 1421, 184e-15),
-    "int8-dot16": DotUnit(16, 7627, 73e-15),
-    "int8x16-dot16": DotUnit(16, 17091, 140e-15),
-    "decompress-dot16": DotUnit(16, 19766, 106e-15),
-    "sdr-dot16": DotUnit(16, 2284, 18e-15),
-    "int4-fp16scale-dot16": DotUnit(16, 5326, 45e-15),
-}
+def _measured() -> dict[str, DotUnit]:
+    """The units by module name, from the stored results of `make rtl`."""
+    text = (files("hw_model") / "rtl" / "results.toml").read_text(encoding="utf-8")
+    found = tomllib.loads(text)
+    # the same gate in both technologies: energy goes with its input capacitance and the square of the voltage
+    factor = NAND_CAPACITANCE * 1e-3 / found.pop("gate_capacitance_pf") * (VOLTS / found.pop("volts")) ** 2
+    return {
+        name: DotUnit(unit["macs"], unit["gate_equivalents"], unit["energy_pj"] * 1e-12 * factor / max(unit["macs"], 1))
+        for name, unit in found.items()
+    }
+
+
+UNITS: dict[str, DotUnit] = _measured()
 
 # pJ at 45 nm, 0.9 V (Horowitz); the 4- and 16-bit multiplies follow the square of the width.
 _OPERATIONS = {

@@ -1,18 +1,18 @@
 // Baselines: plain integer multiply-accumulate, one product a cycle.
-module mac_8x16 (input clk, input clear, input signed [7:0] w, input signed [15:0] a, output reg signed [39:0] acc);
-    wire signed [23:0] product = w * a;
-    wire signed [39:0] base = clear ? 40'd0 : acc;
-    always @(posedge clk) acc <= base + {{16{product[23]}}, product};
+module mac_8x16 (input clk, input clear, input [7:0] w, input [15:0] a, output reg [39:0] acc);
+    wire [23:0] product;
+    signed_multiply #(.M(8), .N(16)) multiply (.w(w), .a(a), .product(product));
+    always @(posedge clk) acc <= (clear ? 40'd0 : acc) + {{16{product[23]}}, product};
 endmodule
 
-module mac_8x8 (input clk, input clear, input signed [7:0] w, input signed [7:0] a, output reg signed [31:0] acc);
-    wire signed [15:0] product = w * a;
-    wire signed [31:0] base = clear ? 32'd0 : acc;
-    always @(posedge clk) acc <= base + {{16{product[15]}}, product};
+module mac_8x8 (input clk, input clear, input [7:0] w, input [7:0] a, output reg [31:0] acc);
+    wire [15:0] product;
+    signed_multiply #(.M(8), .N(8)) multiply (.w(w), .a(a), .product(product));
+    always @(posedge clk) acc <= (clear ? 32'd0 : acc) + {{16{product[15]}}, product};
 endmodule
 
-module mac_4x4 (input clk, input clear, input signed [3:0] w, input signed [3:0] a, output reg signed [23:0] acc);
-    wire signed [7:0] product = w * a;
-    wire signed [23:0] base = clear ? 24'd0 : acc;
-    always @(posedge clk) acc <= base + {{16{product[7]}}, product};
+module mac_4x4 (input clk, input clear, input [3:0] w, input [3:0] a, output reg [23:0] acc);
+    wire [7:0] product;
+    signed_multiply #(.M(4), .N(4)) multiply (.w(w), .a(a), .product(product));
+    always @(posedge clk) acc <= (clear ? 24'd0 : acc) + {{16{product[7]}}, product};
 endmodule

@@ -6,12 +6,8 @@ module dot16_4_fp16 (
     input [15:0] scale,                      // float16, positive and normal
     output reg [31:0] acc                    // float32
 );
-    integer i;
-    reg signed [11:0] sum;
-    always @* begin
-        sum = 0;
-        for (i = 0; i < 16; i = i + 1) sum = sum + $signed(w[4*i +: 4]) * $signed(a[4*i +: 4]);
-    end
+    wire [11:0] sum;
+    signed_sum #(.M(4), .N(4), .WIDE(12)) products (.w(w), .a(a), .sum(sum));
     wire [10:0] size = sum[11] ? -sum[10:0] : sum[10:0];
     wire [21:0] product = size * {1'b1, scale[9:0]};
     reg [4:0] top;                           // place of the leading one of the product

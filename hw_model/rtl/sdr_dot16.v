@@ -7,15 +7,18 @@ module sdr_dot16 (
     output reg signed [39:0] acc
 );
     integer i;
-    reg signed [10:0] sum;                   // at most 16 * 49 = 784
     reg [5:0] magnitude;
+    reg sign;
+    reg [10:0] total;                        // products plus 64 each, so that all of them are positive
     always @* begin
-        sum = 0;
+        total = 0;
         for (i = 0; i < 16; i = i + 1) begin
             magnitude = w[4*i +: 3] * a[4*i +: 3];
-            sum = sum + ((w[4*i+3] ^ a[4*i+3]) ? -$signed({5'd0, magnitude}) : $signed({5'd0, magnitude}));
+            sign = w[4*i+3] ^ a[4*i+3];
+            total = total + {~sign, magnitude ^ {6{sign}}} + sign;
         end
     end
+    wire [10:0] sum = total - 11'd1024;      // at most 16 * 49 = 784 either way
     wire [4:0] shift = flag_w + flag_a;
     wire signed [26:0] shifted = {{16{sum[10]}}, sum} << shift;
     wire signed [39:0] base = clear ? 40'd0 : acc;

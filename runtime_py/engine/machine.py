@@ -129,16 +129,28 @@ def _run_matmul(isa, widths, tile, step, tokens, thread, threads, counter, scrat
 @nb.njit(cache=True)
 def _run_razor_matmul(isa, widths, step, tokens, thread, threads, counter, scratch):
     matrix, number, codes, sums, units = _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4)
-    out, rows, bias, accumulate, row_bytes = _arg(step, 5), _arg(step, 6), _arg(step, 7), _arg(step, 8) != 0, _arg(step, 9)
-    shifts, flags, stride, group, places = _arg(step, 10), _arg(step, 11), _arg(step, 12), _arg(step, 13), _arg(step, 14)
+    out, rows, bias, accumulate, row_bytes = (
+        _arg(step, 5),
+        _arg(step, 6),
+        _arg(step, 7),
+        _arg(step, 8) != 0,
+        _arg(step, 9),
+    )
+    shifts, flags, stride, group, places = (
+        _arg(step, 10),
+        _arg(step, 11),
+        _arg(step, 12),
+        _arg(step, 13),
+        _arg(step, 14),
+    )
     if tokens == 1:
         size = max(_ITEM_BYTES // row_bytes, 1)
         run = int(_RUN_SHARE * rows / threads)
         first, last, log_group = thread * run, (thread + 1) * run, leading(nb.int32(group)) - 1
         while first < rows:
             arguments = (
-                matrix, first, last, codes, sums, shifts, units, flags, stride, log_group, places, out, bias, accumulate,
-                scratch,
+                matrix, first, last, codes, sums, shifts, units, flags, stride, log_group, places, out, bias,
+                accumulate, scratch,
             )  # fmt: skip
             _razor_vector(isa, widths, number, arguments)
             first = threads * run + fetch_add(counter, size)

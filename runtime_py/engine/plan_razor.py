@@ -133,8 +133,10 @@ def attend(planner: Planner, node: Node) -> None:
     if layout.form.width != 4 or layout.form.flag_limit > 4 or (layout.groups > 1 and group % 16):
         raise Unplannable(f"a cache of {layout.form.width} bits in groups of {group} ({node.name})")
     index = len(planner.attention)
-    blocks = (size(head_dim, group) for size in (razor_attention.key_block_bytes, razor_attention.value_block_bytes))
-    planner.attention.append(AttentionShape(node.name, heads, kv_heads, head_dim, *blocks, razored=True))
+    key_block = razor_attention.key_block_bytes(head_dim, group)
+    value_block = razor_attention.value_block_bytes(head_dim, group)
+    shape = AttentionShape(node.name, heads, kv_heads, head_dim, key_block, value_block, razored=True)
+    planner.attention.append(shape)
     shared: dict[str, Argument] = {
         "keys": External(f"keys.{index}"),
         "values": External(f"values.{index}"),

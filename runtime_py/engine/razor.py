@@ -183,4 +183,3 @@ def razor_group_of_tokens(
         target = codes + which * wide_all * 16 + b * 4096
         for k in range(0, wide, 64):
             transpose16(scratch + k, 256, target + 16 * k, 64)
-

@@ -207,11 +207,15 @@ def razor_item(
                 for one in range(r, count):
                     row = flags + (first + one) * flag_stride
                     at = scratch + TURNED
-                    _four_rows(isa, weights + one * wide, wide, columns, group, x, sums + place, shifts + place, row, 0, at)
+                    _four_rows(
+                        isa, weights + one * wide, wide, columns, group, x, sums + place, shifts + place, row, 0, at
+                    )
                     store_floats(scratch + TOTALS + 64 * one, load_floats(at))
             else:
                 at = scratch + TOTALS + 64 * r
-                _four_rows(isa, weights + r * wide, wide, columns, group, x, sums + place, shifts + place, own, step, at)
+                _four_rows(
+                    isa, weights + r * wide, wide, columns, group, x, sums + place, shifts + place, own, step, at
+                )
         transpose16(scratch + TOTALS, 64, scratch + TURNED, 64)
         factor, shift = load_floats(scratch + SCALES), load_floats(scratch + BIASES)
         for t in range(min(tokens - 16 * which, 16)):

@@ -16,7 +16,7 @@ LIBRARY = Path("/usr/share/qflow/tech/osu018")
 LIBERTY, CELLS = LIBRARY / "osu018_stdcells.lib", LIBRARY / "osu018_stdcells.v"
 VOLTS = 1.8  # of osu018
 SCRIPTS = ("plain", "full adders")
-_LIMIT = 900  # seconds for one tool
+_LIMIT = 120  # seconds for one tool
 
 
 def missing() -> str:
@@ -29,7 +29,7 @@ def missing() -> str:
 
 
 def simulate(unit: Unit, vectors: dict, folder: Path, netlist: Path | None = None) -> dict[str, list[int]]:
-    """Outputs after every clock edge, as integers by port. netlist: gates instead of the source; writes folder/x.vcd."""
+    """Outputs after every clock edge, as integers by port. netlist: gates, not the source; writes folder/x.vcd."""
     width = sum(unit.inputs.values())
     cycles = len(next(iter(vectors.values())))
     words = []
@@ -93,19 +93,19 @@ def synthesize(unit: Unit, script: str, folder: Path) -> Path:
     """The unit in gates of the library: folder/gates.v (returned) and folder/gates.json. The scripts are frozen."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = " ".join(str(path) for path in sorted(SOURCES.glob("*.v")) if path.name != "full_adder_map.v")
-    mapping = f"synth -top {unit.name} -flatten -noshare"
+    start = f"synth -top {unit.name} -noshare -run begin:fine\nopt -fast -full\n"
     if script == "full adders":  # carry-save adders of products and sums become cells before anything is dissolved
-        adders = SOURCES / "full_adder_map.v"
-        mapping = f"{mapping} -run begin:fine\nopt -fast -full\nmaccmap\ntechmap -map {adders}\n{mapping} -run fine:"
+        start += f"maccmap\ntechmap -map {SOURCES / 'full_adder_map.v'}\n"
+    mapping = f"{start}flatten\nsynth -top {unit.name} -noshare -run fine:"
     commands = f"""
 read_liberty -lib {LIBERTY}
 read_verilog {sources}
 {mapping}
 dfflibmap -liberty {LIBERTY}
-abc -liberty {LIBERTY}
+abc -liberty {LIBERTY} -script +strash;dc2;dc2;map,-a;topo
 opt_clean -purge
 check -assert
-write_verilog -noattr -noexpr gates.v
+write_verilog -noattr -noexpr -norename gates.v
 write_json gates.json
 """
     (folder / "synthesis.ys").write_text(commands)
@@ -170,12 +170,17 @@ def energy(unit: Unit, folder: Path, library: Library, cycles: int) -> float:
         for pin, bits in cell["connections"].items():
             if cell["port_directions"][pin] == "input" and isinstance(bits[0], int):
                 load[bits[0]] = load.get(bits[0], 0.0) + library.pins[cell["type"], pin]
-    toggles = _toggles(folder / "x.vcd", {name: net["bits"] for name, net in module["netnames"].items()})
+    toggles, seen = _toggles(folder / "x.vcd", {name: net["bits"] for name, net in module["netnames"].items()})
+    if unseen := set(load) - seen:
+        raise RuntimeError(f"{unit.name}: {len(unseen)} of {len(load)} nets are not in the VCD")
     return sum(0.5 * load.get(bit, 0.0) * VOLTS**2 * count for bit, count in toggles.items()) / cycles
 
 
-def _toggles(vcd: Path, nets: dict[str, list]) -> dict[int, int]:
-    """Toggles of each net of the netlist, known by its number; names that stand for the same net are read once."""
+def _toggles(vcd: Path, nets: dict[str, list]) -> tuple[dict[int, int], set[int]]:
+    """Toggles of each net of the netlist, by its number, and all nets that were watched.
+
+    Names that stand for the same net are read once.
+    """
     watched: dict[str, list] = {}
     taken: set[int] = set()
     counts: dict[int, int] = {}
@@ -189,7 +194,7 @@ def _toggles(vcd: Path, nets: dict[str, list]) -> dict[int, int]:
             elif line.startswith("$upscope"):
                 depth -= 1
             elif line.startswith("$var") and depth == 2:  # inside bench, inside dut; not inside its cells
-                code, name = words[3], words[4].lstrip("\\")
+                code, name = words[3], words[4].removeprefix("\\").replace("\\\\", "\\")
                 bits = [b if isinstance(b, int) and b not in taken else None for b in nets.get(name, [])]
                 if any(b is not None for b in bits):
                     watched[code] = bits
@@ -206,4 +211,4 @@ def _toggles(vcd: Path, nets: dict[str, list]) -> dict[int, int]:
                 for bit, before, after in zip(watched[code], reversed(old), reversed(value)):
                     if bit is not None and before != after and before in "01" and after in "01":
                         counts[bit] = counts.get(bit, 0) + 1
-    return counts
+    return counts, taken

@@ -42,7 +42,10 @@ def quantized(isa: str, x: np.ndarray, form: SdrFormat, unit: float) -> tuple[np
     tokens, columns = x.shape
     made = Razored.of(columns, form.group_size, tokens)
     memory, scratch = aligned_bytes(made.buffer.size), aligned_bytes(4096 + 256)
-    at = {n: memory.ctypes.data + o for n, o in (("codes", 0), ("sums", made.sums), ("shifts", made.shifts), ("units", made.units))}
+    at = {
+        n: memory.ctypes.data + o
+        for n, o in (("codes", 0), ("sums", made.sums), ("shifts", made.shifts), ("units", made.units))
+    }
     blocks, step = -(-columns // 256), np.float32(unit)
     head = (ISAS[isa], WEIGHT_OFFSET[isa], x.ctypes.data)
     tail = (at["codes"], at["sums"], at["shifts"], at["units"], scratch.ctypes.data)
@@ -69,11 +72,16 @@ def product(isa, x, form, unit, layout, parts, bias=None, start=None):
     shift, places = 0 if bias is None else bias.ctypes.data, settled(flag_places(layout.group_size))
     padded = settled(np.concatenate([flags.reshape(-1), np.zeros(2, np.uint8)]))
     stride = flags.shape[1] if len(flags) == layout.N else 0
-    places_at, flags_at, activations = places.ctypes.data, padded.ctypes.data, [at[n] for n in ("codes", "sums", "shifts", "units")]
+    places_at, flags_at, activations = (
+        places.ctypes.data,
+        padded.ctypes.data,
+        [at[n] for n in ("codes", "sums", "shifts", "units")],
+    )
     if tokens == 1:
         razor_rows(
             ISAS[isa], width, record.ctypes.data, 0, layout.N, *activations, flags_at, stride,
-            layout.group_size.bit_length() - 1, places_at, out.ctypes.data, shift, start is not None, scratch.ctypes.data,
+            layout.group_size.bit_length() - 1, places_at, out.ctypes.data, shift, start is not None,
+            scratch.ctypes.data,
         )  # fmt: skip
     else:
         all_items(
@@ -134,7 +142,12 @@ def test_the_largest_sums_are_exact(isa, tokens):
     """Every factor at its limit: 8192 columns of 127 * 127 << 8, beyond 32 bits in all."""
     form, columns = SdrFormat(16, 8, 256), 8192
     layout = IntegerLayout(1, columns, 5, 256)
-    parts = (np.full((5, columns // 8), 255, np.uint8), np.full((5, 1, 2), 127, np.int8), np.zeros((1, 16), np.uint8), np.ones((5, 1), np.float32))
+    parts = (
+        np.full((5, columns // 8), 255, np.uint8),
+        np.full((5, 1, 2), 127, np.int8),
+        np.zeros((1, 16), np.uint8),
+        np.ones((5, 1), np.float32),
+    )
     x = np.full((tokens, columns), 32767, np.float32)
     sums = float(np.float32(127 * (127 << 8) * columns))
     assert (product(isa, x, form, 1.0, layout, parts) == sums).all()
@@ -161,7 +174,8 @@ def test_the_interpreters_product(columns, rows, group, razored, seed):
 @settings(max_examples=25)
 @given(
     st.integers(1, 20), st.integers(0, 300), st.sampled_from([1, 2]), st.sampled_from([1, 3, 4, 9]),
-    st.sampled_from([(8, 8), (16, 16), (20, 20), (48, 32), (64, 16), (64, 64), (72, 16)]), st.sampled_from([0, 1, 5, 100]),
+    st.sampled_from([(8, 8), (16, 16), (20, 20), (48, 32), (64, 16), (64, 64), (72, 16)]),
+    st.sampled_from([0, 1, 5, 100]),
     st.booleans(), st.booleans(), st.integers(0, 2**31),
 )  # fmt: skip
 def test_attention(isa, tokens, past, kv_heads, repeat, shape, window, twos, even, seed):
@@ -179,7 +193,10 @@ def test_attention(isa, tokens, past, kv_heads, repeat, shape, window, twos, eve
     cache = [aligned_bytes(kv_heads * capacity // 16 * size) for size in sizes]
     for part in cache:
         part[:] = rng.integers(0, 256, part.size)  # what lies behind the last token must not matter
-    scratch, out = aligned_bytes(razor_attention.scratch_bytes(head_dim)), np.zeros((tokens, heads * head_dim), np.float32)
+    scratch, out = (
+        aligned_bytes(razor_attention.scratch_bytes(head_dim)),
+        np.zeros((tokens, heads * head_dim), np.float32),
+    )
     scores = aligned_bytes(4 * razor_attention.ROWS * capacity)
     addresses = [a.ctypes.data for a in cache]
     for first, count in ((0, past), (past, tokens)):

@@ -1,0 +1,166 @@
+"""The qrazor method end to end on real models: quantize, export, run, and the same integers in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from export.checkpoint import QuantizedCheckpoint
+from export.errors import InputError
+from export.folder import write_model_folder
+from export.integers import hadamard, rotation_size
+from runtime_py.engine.engine import Engine
+from runtime_py.load import open_model
+from runtime_py.session import Session
+from tests.conftest import shared
+from toolchain.pipeline import CalibrationChoice, quantize_model
+from toolchain.quantize import qrazor
+from toolchain.quantize.razor_settings import RazorSettings
+from toolchain.quantize.settings import QuantizeSettings
+
+
+def _folder(model: str, out: Path, text: str = "text/tinystories_val.txt", **settings) -> Path:
+    razor = RazorSettings(**{"activation_bits": 4, **settings.pop("razor", {})})
+    chosen = QuantizeSettings(
+        **{"method": "qrazor", "bits": 4, "sequences": 16, "sequence_length": 128, **settings}, razor=razor
+    )
+    choice = CalibrationChoice(str(shared(text)), "0:0.2")
+    checkpoint = quantize_model(str(shared(model)), out / "quantized", chosen, choice, quiet=True)
+    (out / "model").mkdir()
+    write_model_folder(checkpoint, out / "model")
+    return out / "model"
+
+
+@pytest.fixture(scope="module")
+def razored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260K with weights, activations and cache in 4 bits."""
+    return _folder("models/stories260K", tmp_path_factory.mktemp("qrazor"), razor={"kv": 4})
+
+
+def _onnxruntime(folder: Path, ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits and caches of one pass over the whole sequence."""
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    feeds = {
+        "input_ids": ids[None],
+        "attention_mask": np.ones((1, ids.size), np.int64),
+        "position_ids": np.arange(ids.size)[None],
+    }
+    for info in session.get_inputs():
+        if info.name.startswith("past"):
+            assert info.type == "tensor(uint8)"
+            feeds[info.name] = np.zeros((1, info.shape[1], 0, info.shape[3]), np.uint8)
+    logits, *caches = session.run(None, feeds)
+    return logits[0], caches
+
+
+def test_onnxruntime_and_the_interpreter_keep_the_same_cache(razored: Path) -> None:
+    """Cached codes are integers of a whole forward pass behind them: nearly all the same although floats differ by
+    their last bit before they are rounded; a code at a border may then differ by one step, and what follows it."""
+    ids = np.random.default_rng(0).integers(3, 500, 40)
+    logits, caches = _onnxruntime(razored, ids)
+    session = Session(razored)
+    state = session.new_state()
+    ours = session.forward(state, ids)
+    names = list(state.keys)
+    same = [np.mean(caches[2 * i] == state.keys[n]) for i, n in enumerate(names)]
+    same += [np.mean(caches[2 * i + 1] == state.values[n]) for i, n in enumerate(names)]
+    assert same[0] == 1.0 and min(same) > 0.98  # the first layer's keys see no rounding of an earlier layer
+    assert np.mean(logits.argmax(1) == ours.argmax(1)) > 0.9
+    assert caches[0].shape[-1] == 8 // 2 + 1  # eight codes of 4 bits and one flag
+
+
+def test_the_engine_plans_it_and_agrees(razored: Path) -> None:
+    model, why = open_model(razored)
+    assert isinstance(model, Engine), why
+    ids = np.random.default_rng(1).integers(3, 500, 60)
+    engine, plain = model.forward(model.new_state(), ids), Session(razored).forward(Session(razored).new_state(), ids)
+    assert np.mean(engine.argmax(1) == plain.argmax(1)) > 0.9
+    state = model.new_state()
+    model.forward(state, ids[:50])
+    step = np.concatenate([model.forward(state, [t]) for t in ids[50:]])
+    assert np.mean(step.argmax(1) == engine[50:].argmax(1)) > 0.8
+    assert (
+        model.cache_bytes_per_token * 3 < 5 * 2 * 2 * 4 * 8 * 2
+    )  # against float16 for 5 layers, 4 heads of 8 (padded)
+
+
+def test_a_cache_of_scribe_takes_a_quarter(tmp_path: Path) -> None:
+    """Heads of 32: codes of 4 bits and a flag of 4 for 16 of them are 4.25 bits, float16 takes 16."""
+    folder = _folder("models/scribe-6M", tmp_path, "text/scribe_valid.txt", razor={"kv": 4, "compensate": False})
+    plain = tmp_path / "plain"
+    model, _ = open_model(folder)
+    checkpoint = QuantizedCheckpoint(tmp_path / "quantized")
+    checkpoint.manifest["integers"]["cache"] = None
+    plain.mkdir()
+    write_model_folder(checkpoint, plain)
+    half, _ = open_model(plain)
+    assert isinstance(model, Engine) and isinstance(half, Engine)
+    assert model.cache_bytes_per_token / half.cache_bytes_per_token == 4.25 / 16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"razor": {"activation_bits": 16}},
+        {"razor": {"rotate": True, "activation_unit": "token", "kv": 8, "kv_unit": "head"}},
+        {"bits": 8, "razor": {"activation_bits": 8, "razor_group": 32, "refit": True}},
+        {"method": "athena", "bits": 3, "razor": {"activation_bits": 8}},
+    ],
+    ids=["A16", "rotated", "W8A8", "athena"],
+)
+def test_variants_agree_with_onnxruntime(settings: dict, tmp_path: Path) -> None:
+    folder = _folder("models/stories260K", tmp_path, **settings)
+    ids = np.random.default_rng(2).integers(3, 500, 24)
+    session = Session(folder)
+    ours = session.forward(session.new_state(), ids)
+    onnx_session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, 24), np.int64), "position_ids": np.arange(24)[None]}
+    for info in onnx_session.get_inputs():
+        if info.name.startswith("past"):
+            dtype = np.uint8 if "uint8" in info.type else np.float32
+            feeds[info.name] = np.zeros((1, info.shape[1], 0, info.shape[3]), dtype)
+    theirs = onnx_session.run(["logits"], feeds)[0][0]
+    # Whole integers of 8 bits or more: a code that falls to the other side of a border moves a logit by 1e-2 at most.
+    assert np.abs(ours - theirs).max() < 0.05 * np.abs(theirs).max()
+    assert np.mean(ours.argmax(1) == theirs.argmax(1)) > 0.9
+
+
+def test_losses_never_rise_and_dead_weights_survive() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((12, 40))
+    w[3], w[:, 5] = 0, 0
+    x = rng.standard_normal((100, 40)) @ rng.standard_normal((40, 40))
+    x[:, 7] = 0
+    settings = QuantizeSettings(method="qrazor", bits=4, razor=RazorSettings(activation_bits=4, refit=True))
+    result = qrazor.quantize(w, x.T @ x, settings)
+    losses = result.losses
+    assert losses["refitted"] <= losses["compensated"] + 1e-6 and losses["compensated"] < losses["razored"]
+    assert not result.dequantized()[3].any() and np.isfinite(result.dequantized()).all()
+
+
+@pytest.mark.parametrize("columns", [1, 6, 64, 172, 768])
+def test_the_rotation_is_its_own_inverse(columns: int) -> None:
+    size = rotation_size(columns)
+    matrix = hadamard(size).astype(np.float64)
+    assert columns % size == 0
+    np.testing.assert_allclose(matrix @ matrix, np.eye(size), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"razor": {"activation_bits": 0}}, "--activation-bits"),
+        ({"group_size": 16}, "--razor-group"),
+        ({"bits": 3.5}, "--bits 2 to 8"),
+        ({"method": "athena", "bits": 3, "razor": {"rotate": True}}, "--rotate"),
+        ({"razor": {"kv": 3}}, "--kv"),
+        ({"tune_steps": 5}, "--tune-steps"),
+        ({"razor": {"activation_unit": "row"}}, "--activation-unit"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        _folder("models/stories260K", tmp_path, **settings)
