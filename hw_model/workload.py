@@ -7,6 +7,8 @@ once at load and are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from export.contract import DOMAIN
 from export.errors import InputError
 from export.reader import Graph
@@ -31,9 +33,7 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
             continue
         if node.op_type in FREE and not node.domain:
             continue
-        price: Callable[[Node, Context], Operation] = (
-            contrib.operation_of if node.domain == contrib.DOMAIN else nodes.operation_of
-        )
+        price: Callable[..., Operation] = contrib.operation_of if node.domain == contrib.DOMAIN else nodes.operation_of
         if node.domain == DOMAIN:
             price = INTEGER_OPERATORS.get(node.op_type, price)
         try:

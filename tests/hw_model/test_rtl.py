@@ -1,4 +1,4 @@
-"""The SDR units in gates: equal to the codec as source and after synthesis; bands on the ratios. Skips without tools."""
+"""The SDR units in gates: equal to the codec as source and after synthesis; bands on ratios. Skips without tools."""
 
 from __future__ import annotations
 
