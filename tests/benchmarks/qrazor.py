@@ -3,10 +3,10 @@
     python -m tests.benchmarks.qrazor -o FOLDER [--models scribe-6M] [--page-only]
 
 Writes FOLDER/MODEL.json row by row (a stopped run goes on where it was) and prints the tables of docs/qrazor.md, in
-markdown. Calibration is the first
-half of each text, evaluation the second, in windows of 256 tokens; all rows run in the interpreter, whose integers are
-onnxruntime's to the bit and whose embedding and head multiply in float32. A quantized checkpoint serves several rows:
-widths of activations and cache change neither weights nor units, so only the format in its manifest is exchanged.
+markdown. Calibration is the first half of each text, evaluation the second, in windows of 256 tokens; all rows run in
+the interpreter, whose integers are onnxruntime's to the bit and whose embedding and head multiply in float32. A
+quantized checkpoint serves several rows: widths of activations and cache change neither weights nor units, so only the
+format in its manifest is exchanged.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def measure(bench: Bench) -> None:
         lambda: bench.quantized("base", QuantizeSettings(method="qrazor", bits=8, razor=base)),
         base.arithmetic(),
     )
+    by_head = RazorSettings(activation_bits=16, kv=8, compensate=False, kv_unit="head")
+    bench.row(
+        "W8A16KV8, cache per head",
+        lambda: bench.quantized("base-head", QuantizeSettings(method="qrazor", bits=8, razor=by_head)),
+        by_head.arithmetic(),
+    )
     for compensate in (False, True):
         for group in GROUPS:
             settings = RazorSettings(activation_bits=4, kv=4, razor_group=group, compensate=compensate)
@@ -119,6 +125,12 @@ def measure(bench: Bench) -> None:
                 ),
                 razor.arithmetic(),
             )
+        razor = RazorSettings(activation_bits=4, razor_codebook=4)
+        bench.row(
+            f"Athena codebooks W{bits}, entries razored to 4 bits, A4 g16",
+            lambda b=bits, r=razor: bench.quantized(f"athena-razored-{b}", QuantizeSettings(bits=b, razor=r)),
+            razor.arithmetic(),
+        )
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

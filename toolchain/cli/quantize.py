@@ -60,6 +60,7 @@ KvUnit = Annotated[str, typer.Option(help="tensor, or head: one unit for each ke
 Refit = Annotated[bool, typer.Option(help="qrazor: fit the scales again after razoring.")]
 Compensate = Annotated[bool, typer.Option(help="qrazor: spread each column's error over later columns.")]
 Rotate = Annotated[bool, typer.Option(help="qrazor: Hadamard rotation of activations.")]
+RazorCodebook = Annotated[int, typer.Option(help="athena: razor codebook entries to 2-7 bits; 0: no.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Predict time, peak memory and size; write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -100,6 +101,7 @@ def export(
     refit: Refit = False,
     compensate: Compensate = True,
     rotate: Rotate = False,
+    razor_codebook: RazorCodebook = 0,
     workers: WorkerCount = 1,
     scheduler: Scheduler = None,
     dry_run: DryRun = False,
@@ -181,6 +183,7 @@ def quantize(
     refit: Refit = False,
     compensate: Compensate = True,
     rotate: Rotate = False,
+    razor_codebook: RazorCodebook = 0,
     workers: WorkerCount = 1,
     scheduler: Scheduler = None,
     dry_run: DryRun = False,

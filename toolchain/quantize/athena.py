@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from export.contract import CodebookLayout
-from toolchain.quantize import batched
+from toolchain.quantize import batched, entries
 from toolchain.quantize.hessian import damped, inverse_factor, layer_loss
 from toolchain.quantize.lowrank import low_rank
 from toolchain.quantize.result import QuantizedMatrix, assemble, code_scales, scale_dtype
@@ -76,8 +76,14 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     half = dtype is np.float16 and scale_bits == 16
     in_batches = layout.groups == 1 and layout.K >= _BATCHED_COLUMNS
 
+    step: np.ndarray | None = None  # of razored codebooks
+    form = settings.razor.entry_format(1 << settings.width)
+
     def refine_all(fixed_scale: bool, passes: int) -> None:
-        if in_batches:
+        if step is not None:
+            limit = form.code_limit
+            entries.refine(w, h, group_of, shared, step, limit, fixed_scale, half, passes, codes, book, scale, refined)
+        elif in_batches:
             batched.refine(w, h, shared, fixed_scale, own_scales, half, passes, codes, book, scale, refined)
         else:
             refine(w, h, group_of, shared, fixed_scale, own_scales, half, passes, codes, book, scale, refined)
@@ -88,6 +94,12 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
         start(w, h, factor, order, curvature, group_of, shared, own_scales, half, codes, book, scale, started)
     refine_all(False, settings.passes)
     losses = {"clustering": started[:, 0].sum(), "sweep": started[:, 1].sum(), "refinement": refined.sum()}
+    if settings.razor.razor_codebook:
+        step = entries.razor_entries(book, scale, shared, form)
+        if half:
+            scale[:] = scale.astype(np.float16)
+        refine_all(False, settings.passes)
+        losses["razored_entries"] = refined.sum()
     coded = None
     if scale_bits < 16:
         coded = code_scales(scale, scale_bits)

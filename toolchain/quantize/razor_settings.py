@@ -26,6 +26,7 @@ class RazorSettings:
     refit: bool = False  # fit the weights' scales again after razoring
     compensate: bool = True  # let later columns make up for the error of earlier ones (inverse Hessian)
     rotate: bool = False  # Hadamard rotation of activations, undone in the weights
+    razor_codebook: int = 0  # athena: width that codebook entries are razored to, a codebook a group; 0: they stay int8
 
     def __post_init__(self) -> None:
         """Raises InputError naming the setting that is out of range."""
@@ -35,6 +36,8 @@ class RazorSettings:
             raise InputError(f"--kv must be 4 or 8, or 0 for none, not {self.kv}")
         if not 1 <= self.razor_group <= 2**16:
             raise InputError(f"--razor-group must be 1 to {2**16}, not {self.razor_group}")
+        if self.razor_codebook not in (0, 2, 3, 4, 5, 6, 7):
+            raise InputError(f"--razor-codebook must be 2 to 7, or 0 for none, not {self.razor_codebook}")
         choices = {
             "razor_variant": (SIGN_MAGNITUDE, TWOS_COMPLEMENT),
             "razor_ties": (HALF_UP, HALF_EVEN),
@@ -53,6 +56,10 @@ class RazorSettings:
 
     def format(self, basis: int, width: int) -> SdrFormat:
         return SdrFormat(basis, width, self.razor_group, self.razor_variant, self.razor_ties)
+
+    def entry_format(self, levels: int) -> SdrFormat:
+        """How the `levels` entries of a codebook are razored."""
+        return SdrFormat(8, self.razor_codebook or 8, levels, ties=self.razor_ties)
 
     def arithmetic(self) -> IntegerArithmetic:
         """What the exporter needs to know."""

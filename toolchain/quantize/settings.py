@@ -85,7 +85,12 @@ class QuantizeSettings:
                     raise InputError(f"--{name.replace('_', '-')} is not for --method qrazor{hint}")
         elif self.razor.rotate or self.razor.refit:
             raise InputError("--rotate and --refit are for --method qrazor")
-        elif self.razor.activation_bits and self.group_size:
+        if self.razor.razor_codebook:
+            if self.method != "athena":
+                raise InputError("--razor-codebook is for --method athena")
+            if self.tune_steps:
+                raise InputError("--razor-codebook and --tune-steps do not go together: tuning would move the entries")
+        if self.razor.activation_bits and self.group_size and self.method != "qrazor":
             raise InputError("integer activations need one codebook along a row: no --group-size")
 
     @property
