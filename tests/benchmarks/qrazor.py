@@ -31,6 +31,7 @@ SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
 WINDOWS = 100
 GROUPS = (8, 16, 32, 64, 128)
+BASES = ("W8A16KV8", "W8A16KV8, cache per head")
 WIDTHS = {"W4A16": (16, 0), "W4A8": (8, 0), "W4A4": (4, 0), "W4KV4": (16, 4), "W4A4KV4": (4, 4)}
 
 
@@ -73,13 +74,13 @@ class Bench:
 def measure(bench: Bench) -> None:
     base = RazorSettings(activation_bits=16, kv=8, compensate=False)
     bench.row(
-        "W8A16KV8",
+        BASES[0],
         lambda: bench.quantized("base", QuantizeSettings(method="qrazor", bits=8, razor=base)),
         base.arithmetic(),
     )
     by_head = RazorSettings(activation_bits=16, kv=8, compensate=False, kv_unit="head")
     bench.row(
-        "W8A16KV8, cache per head",
+        BASES[1],
         lambda: bench.quantized("base-head", QuantizeSettings(method="qrazor", bits=8, razor=by_head)),
         by_head.arithmetic(),
     )
@@ -137,7 +138,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """The rows of one model as markdown: a grid by group, then the rest."""
     by_name = {row["name"]: row for row in rows}
     reference = rows[0]["reference_perplexity"]
-    lines = [f"float32: {reference:.3f}. W8A16KV8: {_cell(by_name['W8A16KV8'])}.", ""]
+    bases = [f"{name}: {_cell(by_name[name])}" for name in BASES]
+    lines = [f"float32: {reference:.3f}. {'. '.join(bases)}.", ""]
     lines += ["| setting | " + " | ".join(f"g{g}" for g in GROUPS) + " |", "|---" * (len(GROUPS) + 1) + "|"]
     for compensate in ("plain", "compensated"):
         for label in WIDTHS:
@@ -145,7 +147,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(f"| {label}, {compensate} | " + " | ".join(cells) + " |")
     lines += ["", "| other | effective bits of the weights | perplexity | KL |", "|---|---|---|---|"]
     for row in rows:
-        if "group" not in row and row["name"] != "W8A16KV8":
+        if "group" not in row and row["name"] not in BASES:
             lines.append(f"| {row['name']} | {row['effective_bits']:.3f} | {row['perplexity']:.3f} | {row['kl']:.4f} |")
     return lines
 

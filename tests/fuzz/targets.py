@@ -51,6 +51,12 @@ def use_model(folder: Path) -> None:
         runner.forward(state, [4], last_only=True)
 
 
+def use_razored(folder: Path) -> None:
+    """A model that computes on integers, run and costed."""
+    use_model(folder)
+    use_cost(folder)
+
+
 def use_encoder(folder: Path) -> None:
     """Open an encoder and make a vector."""
     from runtime_py.encoder import TextEncoder
@@ -104,11 +110,15 @@ def use_source(folder: Path) -> None:
 def use_checkpoint(folder: Path) -> None:
     """What `package` reads of a quantized checkpoint."""
     from export.checkpoint import QuantizedCheckpoint
+    from export.integers import IntegerArithmetic
 
     checkpoint = QuantizedCheckpoint(folder)
+    arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
     for record in checkpoint.records.values():
         if record.scheme == "codebook":
             record.layout()
+        elif record.scheme == "razored":
+            record.integer_layout(arithmetic.activations.group_size if arithmetic.activations else 16)
 
 
 def use_json(folder: Path) -> None:
@@ -137,6 +147,7 @@ def make_folders(root: Path) -> dict[str, Target]:
     """The targets over small real folders: a random llama, exported, and the demo model's files."""
     from toolchain.packaging import package_checkpoint
     from toolchain.pipeline import CalibrationChoice, quantize_model
+    from toolchain.quantize.razor_settings import RazorSettings
     from toolchain.quantize.settings import QuantizeSettings
 
     shutil.rmtree(root, ignore_errors=True)
@@ -152,15 +163,21 @@ def make_folders(root: Path) -> dict[str, Target]:
         return root / name
 
     model = root / "model"
+    razor = RazorSettings(activation_bits=4, kv=4)
+    settings = QuantizeSettings(method="qrazor", bits=4, sequences=2, sequence_length=16, razor=razor)
+    checkpoint = quantize_model(str(source), root / "razored-checkpoint", settings, CalibrationChoice(), quiet=True)
+    package_checkpoint(checkpoint, root / "razored-built", quiet=True).rename(root / "razored")
     targets = [
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
         Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
+        Target("razored", root / "razored", "model.onnx", use_razored),
         Target("encoder", tiny_bert(root), "model.onnx", use_encoder),
         Target("lower", copy(model, "model-d"), "model.onnx", use_lower),
         Target("families", family_configs(root / "families"), "families.json", use_families),
         Target("weights", copy(model, "model-c"), "model.onnx.data", use_model),
         Target("safetensors", copy(source, "source-a"), "model.safetensors", use_source),
         Target("shard", copy(root / "checkpoint", "checkpoint-a"), "block-00000.safetensors", use_checkpoint),
+        Target("razored-manifest", root / "razored-checkpoint", "athena.json", use_checkpoint),
         Target("manifest", copy(root / "checkpoint", "checkpoint-b"), "athena.json", use_checkpoint),
         Target("config", copy(model, "json-a"), "config.json", use_json),
         Target("generation", copy(model, "json-b"), "generation_config.json", use_json),

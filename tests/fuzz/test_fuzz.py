@@ -15,6 +15,8 @@ from tests.fuzz.targets import Target, make_folders, mutate
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").iterdir())
 NAMES = [
     "model",
+    "razored",
+    "razored-manifest",
     "encoder",
     "lower",
     "cost",

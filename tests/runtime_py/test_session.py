@@ -23,9 +23,10 @@ class OnnxRuntime:
         self.session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
         self.cache = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values")]
         self.heads, self.head_dim = self.cache[0].shape[1], self.cache[0].shape[3]
+        self.dtype = np.uint8 if self.cache[0].type == "tensor(uint8)" else np.float32  # razored or not
 
     def empty(self, batch=1):
-        return [np.zeros((batch, self.heads, 0, self.head_dim), np.float32)] * len(self.cache)
+        return [np.zeros((batch, self.heads, 0, self.head_dim), self.dtype)] * len(self.cache)
 
     def run(self, ids, mask, positions, past):
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
