@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -43,6 +44,20 @@ class _Recorder(nn.Module):
         if self._last:
             raise _Stop
         return hidden
+
+
+def _with_cache(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a block with its cache argument replaced; families differ in its name and place."""
+    names = list(inspect.signature(block.forward).parameters)[1:]
+    name = next((n for n in ("past_key_values", "layer_past") if n in names), None)
+    if name is None:
+        raise InputError(f"{type(block).__name__} takes no key-value cache: --kv is not available for this family")
+    place = names.index(name)
+    if place < len(args):
+        return (*args[:place], cache, *args[place + 1 :]), kwargs
+    return args, {**kwargs, name: cache}
 
 
 class BlockRunner:
@@ -143,7 +158,7 @@ class BlockRunner:
         out = torch.empty_like(hidden)
         args, kwargs = self._arguments[self._number_of[block]]
         if cache is not None:
-            kwargs = {**kwargs, "past_key_values": cache}
+            args, kwargs = _with_cache(block, args, kwargs, cache)
         with torch.no_grad():
             for i in range(hidden.shape[0]):
                 result = block(hidden[i : i + 1], *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -80,7 +81,7 @@ def test_changed_settings_are_refused_by_name(stories, tinystories_text, finishe
     out = tmp_path / "q"
     shutil.copytree(finished, out)
     text = CalibrationChoice(str(tinystories_text))
-    changed = QuantizeSettings(**{**FAST.to_json(), "bits": 4})
+    changed = dataclasses.replace(FAST, bits=4)
     with pytest.raises(InputError, match="bits was 3, now 4"):
         quantize_model(str(stories), out, changed, text, quiet=True)
     with pytest.raises(InputError, match="the calibration changed"):
