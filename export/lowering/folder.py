@@ -67,7 +67,7 @@ def write_lowered_folder(
     hints = {"threads": lowering.threads, "mmap": lowering.mmap}
     done["runtime"] = {name: value for name, value in hints.items() if value is not None}
     write_json(destination / MANIFEST, {**manifest, "lowering": done})
-    _adjust_genai(destination, lowering)
+    _adjust_genai(destination, lowering, share_cache=lowering.share_cache and bool(done.get("attention_nodes")))
     return done
 
 
@@ -107,12 +107,13 @@ def _carry(source: Path, destination: Path) -> None:
         shutil.copyfile(path, destination / name)
 
 
-def _adjust_genai(folder: Path, lowering: Lowering) -> None:
+def _adjust_genai(folder: Path, lowering: Lowering, share_cache: bool) -> None:
+    """share_cache: only GroupQueryAttention writes into its past; a razored cache is appended to a copy."""
     path = folder / "genai_config.json"
     if not path.exists():
         return
     config = read_json(path)
-    config["search"]["past_present_share_buffer"] = lowering.share_cache
+    config["search"]["past_present_share_buffer"] = share_cache
     if "matmul_nbits" in lowering.passes:
         config["model"]["decoder"]["session_options"].pop(DISABLED_OPTIMIZERS, None)
     write_json(path, config)

@@ -27,9 +27,11 @@ from hw_model.estimate import workload
 from runtime_py.encoder import TextEncoder
 from runtime_py.load import open_model
 from tests.conformity import folders
+from tests.conftest import _checkpoint, _package, shared
 from tests.export.families import FloatCheckpoint, compare, dequantized_model
 from tests.export.test_encoders import compare as compare_encoder
 from tests.runtime_py.generating import greedy_tokens
+from toolchain.quantize.razor_settings import RazorSettings
 
 pytestmark = pytest.mark.conformity
 PROMPT = [5, 9, 33, 60, 12, 7]
@@ -61,14 +63,14 @@ def is_encoder(folder: Path) -> bool:
     return folder.name in folders.ENCODERS
 
 
-def feeds_of(session_inputs, tokens: list[int]) -> dict[str, np.ndarray]:
-    """Inputs of one whole sequence without a past; shapes from the declared ones."""
+def feeds_of(session_inputs, tokens: list[int], cache=np.float32) -> dict[str, np.ndarray]:
+    """Inputs of one whole sequence without a past, of this type; shapes from the declared ones."""
     ids = np.asarray([tokens], np.int64)
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
              "position_ids": np.arange(ids.shape[1])[None]}  # fmt: skip
     for name, shape in session_inputs:
         if name.startswith("past_key_values"):
-            feeds[name] = np.zeros((1, shape[1], 0, shape[3]), np.float32)
+            feeds[name] = np.zeros((1, shape[1], 0, shape[3]), cache)
     return {name: feeds[name] for name, _ in session_inputs}
 
 
@@ -81,7 +83,8 @@ def session_of(folder: Path, level) -> onnxruntime.InferenceSession:
 def run_session(session, tokens: list[int]) -> np.ndarray:
     """Logits, or states of an encoder."""
     name = session.get_outputs()[0].name
-    return session.run([name], feeds_of([(i.name, i.shape) for i in session.get_inputs()], tokens))[0][0]
+    cache = np.uint8 if any(i.type == "tensor(uint8)" for i in session.get_inputs()) else np.float32
+    return session.run([name], feeds_of([(i.name, i.shape) for i in session.get_inputs()], tokens, cache))[0][0]
 
 
 def test_checker_and_shape_inference(folder):
@@ -178,6 +181,20 @@ def test_genai_generates_the_same_tokens(folder):
         pytest.skip("an encoder generates nothing")
     expected = without_end(folder, ours(folder))
     assert genai_tokens(folder)[: len(expected)] == expected
+
+
+def test_genai_keeps_a_razored_cache(work):
+    """Weights, activations and cache of scribe-6M in 4 bits: the tokens of onnxruntime without any cache, and ours.
+
+    All integers are equal; the floats between them may differ in their last bit, and a code may then flip: not enough
+    to change one of these tokens.
+    """
+    checkpoint = _checkpoint(
+        shared("models/scribe-6M"), str(shared("text/scribe_valid.txt")), "0:0.5", work / "razored", method="qrazor",
+        bits=4, razor=RazorSettings(activation_bits=4, kv=4), sequences=16,
+    )  # fmt: skip
+    folder = _package(checkpoint, work / "razored-model")
+    assert genai_tokens(folder) == onnxruntime_tokens(folder) == ours(folder)
 
 
 def test_a_peers_export_costs_the_same_work(work, stories):

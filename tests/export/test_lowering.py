@@ -27,6 +27,7 @@ from tests.conftest import _checkpoint, _package
 from tests.export.families import FloatCheckpoint, tiny_model
 from tests.runtime_py.test_session import OnnxRuntime
 from tests.toolchain.test_faults import contents
+from toolchain.quantize.razor_settings import RazorSettings
 
 FLOAT = NBits(accuracy_level=1)  # float32 activations: differences are those of summation order
 
@@ -77,6 +78,19 @@ def test_real_model_exactly_in_eight_bits(stories_folder, tmp_path):
     same_logits(stories_folder, tmp_path / "out", 512, 2e-5)
     kept = json.loads((tmp_path / "out" / "athena.json").read_text())
     assert kept["lowering"]["target"] == "test" and kept["fingerprint"]
+
+
+def test_a_razored_cache_is_not_shared(stories, tinystories_text, tmp_path):
+    """onnxruntime-genai may keep past and present in one buffer only where GroupQueryAttention writes it."""
+    checkpoint = _checkpoint(
+        stories, str(tinystories_text), "0:0.1", tmp_path / "q", method="qrazor", bits=4,
+        razor=RazorSettings(activation_bits=8, kv=8, kv_unit="head"),
+    )  # fmt: skip
+    folder = _package(checkpoint, tmp_path / "model")
+    done = lowered(folder, tmp_path / "out", share_cache=True)
+    config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert done["attention_nodes"] == 0 and config["search"]["past_present_share_buffer"] is False
+    same_logits(folder, tmp_path / "out", 512, 2e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from export.checkpoint import QuantizedCheckpoint
 from export.errors import InputError
 from export.folder import write_model_folder
 from export.integers import hadamard, rotation_size
+from export.sdr import SdrFormat
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
 from runtime_py.session import Session
 from tests.conftest import shared
+from tests.toolchain.test_quantize import problem
 from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize import qrazor
+from toolchain.quantize import athena, entries, qrazor
+from toolchain.quantize.hessian import damped, layer_loss
 from toolchain.quantize.razor_settings import RazorSettings
 from toolchain.quantize.settings import QuantizeSettings
 
@@ -141,6 +147,26 @@ def test_losses_never_rise_and_dead_weights_survive() -> None:
     assert not result.dequantized()[3].any() and np.isfinite(result.dequantized()).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 7), st.integers(1, 40), st.integers(2, 60), st.integers(0, 1000))
+def test_razored_codebook_entries_are_short_codes(bits: int, width: int, rows: int, columns: int, seed: int) -> None:
+    """Every entry is a code times one power of two of its codebook; the loss is below that of razoring alone."""
+    w, h = problem(seed, rows, columns)
+    chosen = QuantizeSettings(bits=bits, passes=2, scale_bits=16)
+    result = athena.quantize(w, h, replace(chosen, razor=RazorSettings(razor_codebook=width)))
+    for codebook in result.codebook.reshape(-1, 1 << bits).astype(np.int64):
+        dropped = max(int(np.abs(codebook).max()).bit_length() + 1 - width, 0)
+        assert not (codebook % (1 << dropped)).any()
+        assert np.abs(codebook >> dropped).max() <= (1 << (width - 1)) - 1
+    plain = athena.quantize(w, h, chosen)
+    book, scale = plain.codebook.astype(np.float64), plain.scale.astype(np.float64)
+    entries.razor_entries(book, scale, plain.layout.rows_per_codebook, SdrFormat(8, width, 1 << bits))
+    razored = replace(plain, codebook=book.astype(np.int8), scale=scale.astype(np.float32)).dequantized()
+    h, _ = damped(h, chosen.damping)
+    # float32 dequantization: a relative error of 1e-6 of the weights
+    assert result.losses["razored_entries"] <= layer_loss(w - razored, h) / layer_loss(w, h) * (1 + 1e-3) + 1e-9
+
+
 @pytest.mark.parametrize("columns", [1, 6, 64, 172, 768])
 def test_the_rotation_is_its_own_inverse(columns: int) -> None:
     size = rotation_size(columns)
@@ -159,6 +185,9 @@ def test_the_rotation_is_its_own_inverse(columns: int) -> None:
         ({"razor": {"kv": 3}}, "--kv"),
         ({"tune_steps": 5}, "--tune-steps"),
         ({"razor": {"activation_unit": "row"}}, "--activation-unit"),
+        ({"razor": {"razor_codebook": 4}}, "--razor-codebook is for --method athena"),
+        ({"method": "athena", "tune_steps": 5, "razor": {"razor_codebook": 4}}, "--razor-codebook and --tune-steps"),
+        ({"method": "athena", "razor": {"razor_codebook": 9}}, "--razor-codebook"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
