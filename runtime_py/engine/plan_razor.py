@@ -64,6 +64,8 @@ def quantize(planner: Planner, node: Node) -> None:
         raise InputError(f"node {node.name}: its unit must be one positive number")
     if form.width > 8 or form.group_size not in _GROUPS or x.column or x.heads != 1:
         raise Unplannable(f"activations of {form.width} bits in groups of {form.group_size} ({node.name})")
+    if form.lowest_code < -127:  # beyond what dot() of simd/lowering.py takes: plain AVX2 has no byte for +128
+        raise Unplannable(f"{form.variant} activations of 8 bits ({node.name})")
     made = Razored.of(x.width, form.group_size, planner.chunk)
     arguments: dict[str, Argument] = {
         "source": x.place,

@@ -15,8 +15,11 @@ from export.checkpoint import QuantizedCheckpoint
 from export.errors import InputError
 from export.folder import write_model_folder
 from export.integers import hadamard, rotation_size
+from export.reader import read_graph
 from export.sdr import SdrFormat
 from runtime_py.engine.engine import Engine
+from runtime_py.engine.planner import Planner
+from runtime_py.engine.values import Unplannable
 from runtime_py.load import open_model
 from runtime_py.session import Session
 from tests.conftest import shared
@@ -91,6 +94,16 @@ def test_the_engine_plans_it_and_agrees(razored: Path) -> None:
     assert (
         model.cache_bytes_per_token * 3 < 5 * 2 * 2 * 4 * 8 * 2
     )  # against float16 for 5 layers, 4 heads of 8 (padded)
+
+
+def test_codes_that_plain_avx2_cannot_multiply_are_left_to_the_interpreter(razored: Path) -> None:
+    graph = read_graph(razored)
+    change = {"basis": 16, "width": 8, "twos_complement": 1}
+    nodes = tuple(
+        replace(n, attributes={**n.attributes, **change}) if n.op_type == "SdrQuantize" else n for n in graph.nodes
+    )
+    with pytest.raises(Unplannable, match="twos-complement activations of 8 bits"):
+        Planner(replace(graph, nodes=nodes), 32).plan()
 
 
 def test_a_cache_of_scribe_takes_a_quarter(tmp_path: Path) -> None:
