@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def scribe_checkpoint(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def scribe_folder(scribe_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _package(scribe_checkpoint, tmp_path_factory.mktemp("scribe-folder") / "model")
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of the codebook operators' native library, compiled for this machine."""
+    from export.errors import InputError
+    from export.native.build import build_library, this_machine
+
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("no compiler: pip install 'athena-export[native]'")
+    try:
+        machine = this_machine()
+    except InputError as error:
+        pytest.skip(str(error))
+    return str(build_library(machine, tmp_path_factory.mktemp("native") / "ops.so"))
 
 
 def _checkpoint(model: Path, text: str, part: str | None, out: Path, **settings):

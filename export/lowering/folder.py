@@ -11,17 +11,20 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
 from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.lowering import cleanup, group_query_attention, matmul_nbits
 from export.lowering.matmul_nbits import NBits
+from export.native.build import build_library, library_name
 from export.reader import read_graph
 
 _MALFORMED = (
     ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError,
     onnx.checker.ValidationError, onnx.shape_inference.InferenceError,
 )  # fmt: skip
+_NATIVE = (CODEBOOK_MATMUL, CODEBOOK_GATHER)
 PASSES = ("group_query_attention", "matmul_nbits")
 
 
@@ -35,6 +38,7 @@ class Lowering:
     share_cache: bool = False  # onnxruntime-genai keeps one buffer for past and present
     threads: int | None = None  # hints to our runtime; an option given there wins
     mmap: bool | None = None
+    machine: str | None = None  # native library to put beside the graph: a name of export/native/build.py's MACHINES
 
 
 def write_lowered_folder(
@@ -64,6 +68,11 @@ def write_lowered_folder(
     else:
         for name in (MODEL_FILE, DATA_FILE):
             shutil.copyfile(source / name, destination / name)
+    if lowering.machine:
+        name = library_name(lowering.machine)
+        build_library(lowering.machine, destination / name)
+        graph = read_graph(destination)
+        done["library"] = {"file": name, "operators": sum(n.op_type in _NATIVE for n in graph.nodes)}
     hints = {"threads": lowering.threads, "mmap": lowering.mmap}
     done["runtime"] = {name: value for name, value in hints.items() if value is not None}
     write_json(destination / MANIFEST, {**manifest, "lowering": done})
@@ -114,6 +123,9 @@ def _adjust_genai(folder: Path, lowering: Lowering, share_cache: bool) -> None:
         return
     config = read_json(path)
     config["search"]["past_present_share_buffer"] = share_cache
-    if "matmul_nbits" in lowering.passes:
-        config["model"]["decoder"]["session_options"].pop(DISABLED_OPTIMIZERS, None)
+    session = config["model"]["decoder"]["session_options"]
+    if "matmul_nbits" in lowering.passes or lowering.machine:  # no weights left that folding would unpack
+        session.pop(DISABLED_OPTIMIZERS, None)
+    if lowering.machine:
+        session["custom_ops_library"] = library_name(lowering.machine)
     write_json(path, config)

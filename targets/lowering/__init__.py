@@ -12,7 +12,14 @@ else:
     import tomli as tomllib
 
 _FOLDER = Path(__file__).parent
-_KEYS: dict[str, type] = {"summary": str, "passes": list, "share_cache": bool, "nbits": dict, "runtime": dict}
+_KEYS: dict[str, type] = {
+    "summary": str,
+    "passes": list,
+    "share_cache": bool,
+    "library": bool,
+    "nbits": dict,
+    "runtime": dict,
+}
 _TABLES: dict[str, dict[str, type]] = {
     "nbits": {"block_size": int, "accuracy_level": int},
     "runtime": {"threads": int, "mmap": bool},

@@ -131,17 +131,20 @@ def test_encoded_weights_are_the_codebook_weights(bits, columns, rows, group, sh
     rng = np.random.default_rng(seed)
     codes = pack(rng.integers(0, 1 << bits, (rows, columns)), bits)
     book = rng.integers(-128, 128, layout.codebook_shape).astype(np.int8)
-    if even:
-        step = max(255 // (1 << bits) - 1, 1) if bits < 8 else 1
-        low = -128 + int(rng.integers(0, 2)) if bits < 8 else -128
-        book[:] = np.minimum(low + step * np.arange(1 << bits), 127)
+    if even:  # falling levels and zero points at either end, too
+        step, zero = int(rng.choice([-1, 1])), int(rng.integers(0, min(1 << bits, 16)))
+        step *= int(rng.integers(1, max(127 >> bits, 1) + 1))
+        book[:] = np.clip(step * (np.arange(1 << bits) - zero), -128, 127)
     scale = rng.random(layout.scale_shape).astype(np.float16)
     found = _even(book) if bits <= 4 else None
     assert found is not None or not even or bits > 4
     block = min(block, group or block)
     width = 8 if found is None else 4
     work = _Encoding(layout, codes, book, scale, found, width, block, Encoded("", width, True))
-    points = work.zero_points() if found is not None else np.full(work.scales().shape, 128.0)
+    points = np.full(work.scales().shape, 128.0)
+    if found is not None:
+        halves = work.zero_points()
+        points = np.stack([halves & 15, halves >> 4], -1).reshape(len(halves), -1)[:, : points.shape[1]].astype(float)
     weights = unpacked(work.packed(), work.scales(), points, width, columns)
     expected = dequantize(layout, codes, book, scale)
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, quantize, run
+from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, native, quantize, run
 
 app = typer.Typer(
     name="athena-export",
@@ -20,6 +20,7 @@ app.command("export")(quantize.export)
 app.command("quantize")(quantize.quantize)
 app.command("package")(quantize.package)
 app.command("lower")(lower.lower)
+app.command("native")(native.native)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("serve")(chat.serve)

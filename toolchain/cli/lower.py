@@ -14,7 +14,7 @@ from toolchain.cli.common import guarded, print_json
 @guarded
 def lower(
     folder: Annotated[Path, typer.Argument(help="Model folder made by `export`.")],
-    target: Annotated[str, typer.Option(help="portable, onnxruntime, genai, rpi4, rpi5, laptop, or a .toml file.")],
+    target: Annotated[str, typer.Option(help="portable, native, onnxruntime, genai, rpi4, rpi5, laptop or a .toml.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     reencode: Annotated[
         bool, typer.Option(help="MatMulNBits: 4 bits also for uneven codebooks; smaller, not exact.")
@@ -22,6 +22,9 @@ def lower(
     accuracy_level: Annotated[
         int, typer.Option(help="MatMulNBits: 4 int8 activations, 1 float32; -1 the target's.")
     ] = -1,
+    machine: Annotated[
+        str, typer.Option(help="Target native: x86_64 or aarch64 Linux; this machine unless told.")
+    ] = "",
     force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -31,6 +34,7 @@ def lower(
     from export.lock import locked
     from export.lowering.folder import Lowering, write_lowered_folder
     from export.lowering.matmul_nbits import NBits
+    from export.native.build import this_machine
     from targets.lowering import open_lowering
     from toolchain.progress import Reporter
 
@@ -41,7 +45,11 @@ def lower(
     given = {} if accuracy_level < 0 else {"accuracy_level": accuracy_level}
     nbits = NBits(**{**data.get("nbits", {}), **given}, reencode=reencode)
     passes, share = tuple(data.get("passes", [])), data.get("share_cache", False)
-    lowering = Lowering(Path(target).stem, passes, nbits, share, **data.get("runtime", {}))
+    library = data.get("library", False)
+    if machine and not library:
+        raise InputError(f"--machine has no meaning for --target {target}, which holds no native library")
+    built_for = (machine or this_machine()) if library else None
+    lowering = Lowering(Path(target).stem, passes, nbits, share, **data.get("runtime", {}), machine=built_for)
     if reencode and "matmul_nbits" not in lowering.passes:
         raise InputError(f"--reencode has no meaning for --target {target}, which keeps the codebooks")
     refuse_existing(output, force)
@@ -73,6 +81,8 @@ def _summary(done: dict) -> str:  # type: ignore[type-arg]
     parts = []
     if done.get("attention_nodes"):
         parts.append(f"{done['attention_nodes']} GroupQueryAttention")
+    if done.get("library"):
+        parts.append(f"{done['library']['operators']} operators by {done['library']['file']}")
     matrices = done.get("matrices", [])
     for bits in (4, 8):
         exact = [m for m in matrices if m["bits"] == bits and m["exact"]]

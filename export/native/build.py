@@ -1,0 +1,109 @@
+"""Compiles the native library: every instruction set of a machine in one file, picked when it is loaded.
+
+The compiler is Zig's C compiler, because pip installs it and it compiles for other machines as well. Linked against
+glibc 2.17 symbols only, the file runs on every Linux that onnxruntime's own wheels run on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.errors import InputError
+from export.files import write_bytes
+
+_SOURCES = Path(__file__).parent
+_FLAGS = ("-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+_TIMEOUT = 600  # seconds for one file; a cold compiler cache on a slow machine
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the compiler is told."""
+
+    target: str  # Zig's name of processor, system and oldest libc
+    baseline: str  # processor that everything but the kernels is compiled for
+    kernels: dict[str, str]  # instruction set as in runtime_py/simd/isa.py -> processor features
+
+
+MACHINES = {
+    "x86_64": Machine(
+        "x86_64-linux-gnu.2.17",
+        "x86_64",
+        {
+            "portable": "x86_64",
+            "avx2": "x86_64_v3",
+            "avx2vnni": "x86_64_v3+avxvnni",
+            "avx512": "x86_64_v4+avx512vnni",
+            "avx512vbmi": "x86_64_v4+avx512vnni+avx512vbmi",
+        },
+    ),
+    "aarch64": Machine(
+        "aarch64-linux-gnu.2.17",
+        "generic",
+        {"portable": "generic", "neon": "generic", "neondot": "generic+dotprod"},
+    ),
+}
+
+
+def this_machine() -> str:
+    """Name in MACHINES of the machine this runs on. Raises InputError when there is none."""
+    name = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    if name not in MACHINES or not sys.platform.startswith("linux"):
+        raise InputError(f"the native library is built for Linux on {' and '.join(MACHINES)}; choose one by --machine")
+    return name
+
+
+def library_name(machine: str) -> str:
+    """File name of the library for a machine."""
+    return f"libathena_ops-{machine}.so"
+
+
+def build_library(machine: str, destination: Path) -> Path:
+    """Compile the library for `machine` (a name in MACHINES) and move it to the file `destination`; returns it.
+
+    Raises InputError for an unknown machine, without the ziglang package, or with the compiler's first error.
+    """
+    if machine not in MACHINES:
+        raise InputError(f"--machine {machine!r} is unknown; there are {', '.join(MACHINES)}")
+    if importlib.util.find_spec("ziglang") is None:
+        raise InputError("the native library needs a compiler: pip install 'athena-export[native]'")
+    plan = MACHINES[machine]
+    with tempfile.TemporaryDirectory(prefix="athena-native-") as scratch:
+        folder = Path(scratch)
+        jobs: list[tuple[str, str, str, tuple[str, ...]]]
+        jobs = [("operators.c", "operators", plan.baseline, ()), ("dispatch.c", "dispatch", plan.baseline, ())]
+        for isa, processor in plan.kernels.items():
+            jobs.append(("kernels.c", isa, processor, (f"-DISA={isa}", f"-DISA_{isa}")))
+
+        def compiled(job: tuple[str, str, str, tuple[str, ...]]) -> Path:
+            source, name, processor, defines = job
+            out = folder / f"{name}.o"
+            _compile(plan.target, f"-mcpu={processor}", *_FLAGS, *defines, "-c", _SOURCES / source, "-o", out)
+            return out
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compiled, jobs))
+        made = folder / destination.name
+        _compile(plan.target, "-shared", "-s", "-o", made, *objects)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(destination, made.read_bytes())
+    return destination
+
+
+def _compile(target: str, *arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target, *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"the compiler took more than {_TIMEOUT} s for {arguments[-3]}") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
+        raise InputError(f"the compiler failed: {lines[0].strip()}")

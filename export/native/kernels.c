@@ -1,0 +1,267 @@
+// The kernels, compiled once per instruction set with -DISA=name and -DISA_name. The arithmetic is that of
+// runtime_py/engine (quantize.py, matvec.py, matmul.py): inside a block of 256 columns exact integers, between blocks
+// float32 in 16 fixed lanes, so both give the same bits wherever there is a fused multiply-add.
+#include "codes.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+// Rows and vectors of 16 tokens of the register tile.
+#if defined(ISA_avx512vbmi) || defined(ISA_avx512)
+enum { ROWS = 12, VECTORS = 2 };
+#elif defined(ISA_avx2vnni)
+enum { ROWS = 4, VECTORS = 1 };
+#elif defined(ISA_neondot)
+enum { ROWS = 5, VECTORS = 1 };
+#else
+enum { ROWS = 3, VECTORS = 1 };
+#endif
+enum { AHEAD = 4096 }; // bytes asked for ahead of the reads: hardware prefetch stops at page ends
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// int8 of `columns` floats, padded with zeros to `wide`; the block's scale.
+static float quantize_block(const float *x, int64_t columns, int64_t wide, int8_t *out) {
+    float largest = 0;
+    int finite = 1;
+    for (int64_t k = 0; k < columns; k++) {
+        float size = x[k] < 0 ? -x[k] : x[k];
+        largest = size > largest ? size : largest;
+        finite &= size <= 3.0e38f;
+    }
+    // Infinite and undefined activations keep an infinite scale, so that they reach the logits as NaN instead of
+    // vanishing in a conversion.
+    float inverse = finite && largest > 0 ? 127.0f / largest : 0.0f;
+    for (int64_t k = 0; k < columns; k++) {
+        // Adding and subtracting 1.5 * 2**23 rounds half to even, without a library call on any instruction set.
+        float rounded = (finite ? x[k] * inverse : 0.0f) + 12582912.0f;
+        out[k] = (int8_t)(rounded - 12582912.0f);
+    }
+    for (int64_t k = columns; k < wide; k++) out[k] = 0;
+    return (finite ? largest : __builtin_inff()) * (1.0f / 127.0f);
+}
+
+// Minus OFFSET times the lane sums of a quantized block.
+INLINE Ints start_sums(const int8_t *bytes, int64_t wide) {
+    Ints lanes = {};
+    if (OFFSET)
+        for (int64_t k = 0; k < wide; k += 64) lanes = dot(lanes, each_byte(1), load_bytes(bytes + k));
+    return lanes * -OFFSET;
+}
+
+static void quantize_token(const float *x, int64_t columns, const Activations *to) {
+    for (int64_t b = 0; b < to->blocks; b++) {
+        int64_t left = least(columns - BLOCK * b, BLOCK), wide = (left + 63) / 64 * 64;
+        to->scales[b] = quantize_block(x + BLOCK * b, left, wide, to->bytes + BLOCK * b);
+        Ints sums = start_sums(to->bytes + BLOCK * b, wide);
+        __builtin_memcpy(to->sums + LANES * b, &sums, sizeof sums);
+    }
+}
+
+static void quantize_group(const float *x, int64_t columns, int64_t tokens, int64_t group, const Activations *to) {
+    int64_t count = least(tokens - LANES * group, LANES);
+    for (int64_t b = 0; b < to->blocks; b++) {
+        int64_t left = least(columns - BLOCK * b, BLOCK), wide = (left + 63) / 64 * 64;
+        int64_t place = (group * to->blocks + b) * LANES;
+        int8_t *target = to->bytes + LANES * (group * to->wide + BLOCK * b), one[BLOCK];
+        for (int64_t t = 0; t < LANES; t++) {
+            if (t < count) {
+                to->scales[place + t] = quantize_block(x + (LANES * group + t) * columns + BLOCK * b, left, wide, one);
+            } else {
+                to->scales[place + t] = 0;
+                __builtin_memset(one, 0, sizeof one);
+            }
+            Ints sums = start_sums(one, wide);
+            int32_t sum = 0;
+            for (int l = 0; l < LANES; l++) sum += sums[l];
+            to->sums[place + t] = sum;
+            for (int64_t k = 0; k < wide; k += 4) __builtin_memcpy(target + LANES * k + 4 * t, one + k, 4);
+        }
+    }
+}
+
+static float scale_of(const Matrix *m, int64_t index) {
+    if (!m->half_scale) return ((const float *)m->scale)[index];
+    uint32_t half = ((const uint16_t *)m->scale)[index], magnitude = half & 0x7FFF;
+    union { uint32_t bits; float value; } out = {.bits = (magnitude << 13) + 0x38000000u};
+    if (magnitude >= 0x7C00) out.bits += 0x38000000u; // infinite or not a number
+    if (magnitude < 0x0400) { // subnormal
+        out.value = (float)magnitude * 5.9604644775390625e-8f;
+    }
+    out.bits |= (half & 0x8000) << 16;
+    return out.value;
+}
+
+INLINE int code_bits(const Matrix *m) { return m->raw ? RAW : m->bits; }
+
+// Every width as its own copy of `body`, in which `bits` is a constant.
+#define FOR_EACH_WIDTH(width, body)                                                                                  \
+    switch (width) {                                                                                                 \
+    case 1: { enum { bits = 1 }; body; break; }                                                                      \
+    case 2: { enum { bits = 2 }; body; break; }                                                                      \
+    case 3: { enum { bits = 3 }; body; break; }                                                                      \
+    case 4: { enum { bits = 4 }; body; break; }                                                                      \
+    case 5: { enum { bits = 5 }; body; break; }                                                                      \
+    case 6: { enum { bits = 6 }; body; break; }                                                                      \
+    case 7: { enum { bits = 7 }; body; break; }                                                                      \
+    case 8: { enum { bits = 8 }; body; break; }                                                                      \
+    default: { enum { bits = RAW }; body; break; }                                                                   \
+    }
+
+// Codes of segment s of the last, shorter block. `spare` holds them already where the length is not divisible by 64.
+INLINE Bytes tail_codes(int bits, const uint8_t *at, int tail, const uint8_t *spare, int s) {
+    switch (tail) {
+    case 64: return tail_segment(bits, at, 64, s);
+    case 128: return tail_segment(bits, at, 128, s);
+    case 192: return tail_segment(bits, at, 192, s);
+    default: return load_bytes(spare + 64 * s);
+    }
+}
+
+INLINE void vector_rows(int bits, const Matrix *m, const Activations *a, int64_t first, int64_t last, float *y) {
+    const int64_t full = m->columns / BLOCK, block_bytes = BLOCK / 8 * (bits == RAW ? 8 : bits);
+    const int tail = (int)(m->columns % BLOCK);
+    uint8_t spare[BLOCK] = {0};
+    for (int64_t n = first; n < last; n++) {
+        Table table = book_table(bits, m->book + n / m->book_rows * (1 << m->bits));
+        const uint8_t *at = m->codes + n * m->row_bytes;
+        Floats total = {};
+        for (int64_t b = 0; b < full; b++) {
+            const int8_t *q = a->bytes + BLOCK * b;
+            __builtin_prefetch(at + AHEAD);
+            if (block_bytes > 64) __builtin_prefetch(at + AHEAD + 64);
+            Ints acc = load_ints(a->sums + LANES * b);
+            acc = dot(acc, lookup(bits, &table, segment(bits, at, 0)), load_bytes(q));
+            acc = dot(acc, lookup(bits, &table, segment(bits, at, 1)), load_bytes(q + 64));
+            acc = dot(acc, lookup(bits, &table, segment(bits, at, 2)), load_bytes(q + 128));
+            acc = dot(acc, lookup(bits, &table, segment(bits, at, 3)), load_bytes(q + 192));
+            total = fused(__builtin_convertvector(acc, Floats), each_float(a->scales[b]), total);
+            at += block_bytes;
+        }
+        if (tail) {
+            if (tail % 64) unpack_block(at, m->bits, tail, spare);
+            Ints acc = load_ints(a->sums + LANES * full);
+            for (int s = 0; 64 * s < tail; s++)
+                acc = dot(acc, lookup(bits, &table, tail_codes(bits, at, tail, spare, s)),
+                          load_bytes(a->bytes + BLOCK * full + 64 * s));
+            total = fused(__builtin_convertvector(acc, Floats), each_float(a->scales[full]), total);
+        }
+        y[n] = sum_floats(total) * scale_of(m, n / m->scale_rows);
+    }
+}
+
+static void vector(const Matrix *m, const Activations *a, int64_t first, int64_t last, float *y) {
+    FOR_EACH_WIDTH(code_bits(m), vector_rows(bits, m, a, first, last, y))
+}
+
+// Rows first..last as bytes (weights plus OFFSET), `wide` bytes apart.
+INLINE void decode_rows(int bits, const Matrix *m, int64_t first, int64_t last, int64_t wide, uint8_t *out) {
+    const int64_t full = m->columns / BLOCK, block_bytes = BLOCK / 8 * (bits == RAW ? 8 : bits);
+    const int tail = (int)(m->columns % BLOCK);
+    uint8_t spare[BLOCK] = {0};
+    for (int64_t n = first; n < last; n++, out += wide) {
+        Table table = book_table(bits, m->book + n / m->book_rows * (1 << m->bits));
+        const uint8_t *at = m->codes + n * m->row_bytes;
+        for (int64_t b = 0; b < full; b++, at += block_bytes) {
+            __builtin_prefetch(at + AHEAD);
+            __builtin_prefetch(at + AHEAD + 64);
+            store(out + BLOCK * b, lookup(bits, &table, segment(bits, at, 0)));
+            store(out + BLOCK * b + 64, lookup(bits, &table, segment(bits, at, 1)));
+            store(out + BLOCK * b + 128, lookup(bits, &table, segment(bits, at, 2)));
+            store(out + BLOCK * b + 192, lookup(bits, &table, segment(bits, at, 3)));
+        }
+        if (tail % 64) unpack_block(at, m->bits, tail, spare);
+        for (int s = 0; 64 * s < tail; s++)
+            store(out + BLOCK * full + 64 * s, lookup(bits, &table, tail_codes(bits, at, tail, spare, s)));
+    }
+}
+
+// totals [ROWS][VECTORS][16 tokens] += (integer sums of one block) * (activation scale of each token).
+INLINE void tile_block(const uint8_t *w, int64_t wide, const Activations *a, int64_t group, int64_t b, int64_t steps,
+                       Floats totals[ROWS][VECTORS]) {
+    Ints acc[ROWS][VECTORS];
+    const int8_t *x[VECTORS];
+    int64_t place[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
+        place[v] = ((group + v) * a->blocks + b) * LANES;
+        x[v] = a->bytes + LANES * ((group + v) * a->wide + BLOCK * b);
+        for (int r = 0; r < ROWS; r++) acc[r][v] = load_ints(a->sums + place[v]);
+    }
+    for (int64_t k = 0; k < steps; k++) {
+        Bytes tokens[VECTORS];
+        for (int v = 0; v < VECTORS; v++) tokens[v] = load_bytes(x[v] + 64 * k);
+#pragma clang loop unroll(full)
+        for (int r = 0; r < ROWS; r++) {
+            int32_t four;
+            __builtin_memcpy(&four, w + r * wide + BLOCK * b + 4 * k, 4);
+            Bytes weights = (Bytes)((Ints){} + four);
+#pragma clang loop unroll(full)
+            for (int v = 0; v < VECTORS; v++) acc[r][v] = dot(acc[r][v], weights, tokens[v]);
+        }
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        Floats scale = load_floats(a->scales + place[v]);
+        for (int r = 0; r < ROWS; r++)
+            totals[r][v] = fused(__builtin_convertvector(acc[r][v], Floats), scale, totals[r][v]);
+    }
+}
+
+static void product(const Matrix *m, const Activations *a, int64_t tokens, int64_t first, uint8_t *scratch, float *y) {
+    int64_t last = least(first + ROWS, m->rows), groups = (tokens + LANES - 1) / LANES;
+    FOR_EACH_WIDTH(code_bits(m), decode_rows(bits, m, first, last, a->wide, scratch))
+    float scale[ROWS];
+    for (int64_t n = first; n < last; n++) scale[n - first] = scale_of(m, n / m->scale_rows);
+    for (int64_t group = 0; group < groups; group += VECTORS) {
+        Floats totals[ROWS][VECTORS];
+        __builtin_memset(totals, 0, sizeof totals);
+        for (int64_t b = 0; b < a->blocks; b++)
+            tile_block(scratch, a->wide, a, group, b, least(a->wide - BLOCK * b, BLOCK) / 4, totals);
+        for (int v = 0; v < VECTORS; v++)
+            for (int64_t t = 0; t < LANES && LANES * (group + v) + t < tokens; t++)
+                for (int64_t r = 0; r < last - first; r++)
+                    y[(LANES * (group + v) + t) * m->rows + first + r] = totals[r][v][t] * scale[r];
+    }
+}
+
+static void decode_row(const Matrix *m, int64_t row, float *out) {
+    const uint8_t *at = m->codes + row * m->row_bytes;
+    const int8_t *book = m->book + row / m->book_rows * m->groups * (1 << m->bits);
+    int64_t scales = row / m->scale_rows * m->groups, group = -1, next = 0;
+    float scale = 0;
+    uint8_t codes[BLOCK];
+    for (int64_t k = 0; k < m->columns; k++) {
+        if (k % BLOCK == 0) {
+            int width = (int)least(m->columns - k, BLOCK);
+            unpack_block(at, m->bits, width, codes);
+            at += BLOCK / 8 * m->bits;
+        }
+        if (k == next) {
+            group++;
+            next += m->group_size;
+            scale = scale_of(m, scales + group);
+        }
+        out[k] = (float)book[(group << m->bits) + codes[k % BLOCK]] * scale;
+    }
+}
+
+static float float_dot(const float *a, const float *b, int64_t count) {
+    Floats total = {};
+    int64_t k = 0;
+    for (; k + LANES <= count; k += LANES) total = fused(load_floats(a + k), load_floats(b + k), total);
+    float rest = 0;
+    for (; k < count; k++) rest += a[k] * b[k];
+    return sum_floats(total) + rest;
+}
+
+#define TEXT_(name) #name
+#define TEXT(name) TEXT_(name)
+const Kernels JOIN(athena_kernels_, ISA) = {
+    .name = TEXT(ISA),
+    .tile_rows = ROWS,
+    .quantize_token = quantize_token,
+    .quantize_group = quantize_group,
+    .vector = vector,
+    .product = product,
+    .decode_row = decode_row,
+    .float_dot = float_dot,
+};

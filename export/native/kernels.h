@@ -1,0 +1,45 @@
+// What the operators ask of the kernels. kernels.c is compiled once for each instruction set; dispatch.c picks one.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { BLOCK = 256, LANES = 16, RAW = 9 };
+
+// One codebook matrix W [rows, columns], as export/contract.py defines it.
+typedef struct {
+    const uint8_t *codes;  // [rows, row_bytes], export/packing.py
+    const int8_t *book;    // [ceil(rows / book_rows), groups, 1 << bits]
+    const void *scale;     // [ceil(rows / scale_rows), groups], float32 or float16
+    int64_t rows, columns, row_bytes, book_rows, scale_rows, group_size, groups;
+    int bits;
+    int raw;        // the 8-bit codebook is -128..127 in order: no lookup
+    int half_scale; // scale is float16
+} Matrix;
+
+// int8 activations with one scale per token and block of 256 columns. One token: bytes in column order, `sums` int32
+// [blocks, 16] (lane l: columns 4l..4l+3 mod 64), `scales` [blocks]. Several: bytes [groups of 16 tokens, columns / 4,
+// 16, 4], sums and scales [groups, blocks, 16]. Columns are padded with zeros to a multiple of 64. `sums` are minus the
+// instruction set's weight offset times the activations: the start value that makes every integer sum exact.
+typedef struct {
+    int8_t *bytes;
+    int32_t *sums;
+    float *scales;
+    int64_t wide, blocks; // padded columns; blocks of 256 columns
+} Activations;
+
+typedef struct {
+    const char *name;
+    int64_t tile_rows; // rows that one call of `product` takes
+    void (*quantize_token)(const float *x, int64_t columns, const Activations *to);
+    void (*quantize_group)(const float *x, int64_t columns, int64_t tokens, int64_t group, const Activations *to);
+    // y[first..last) of one token.
+    void (*vector)(const Matrix *m, const Activations *a, int64_t first, int64_t last, float *y);
+    // Rows first..first + tile_rows of y [tokens, rows]; scratch: tile_rows * wide + 64 bytes.
+    void (*product)(const Matrix *m, const Activations *a, int64_t tokens, int64_t first, uint8_t *scratch, float *y);
+    // One row of W as float32 [columns].
+    void (*decode_row)(const Matrix *m, int64_t row, float *out);
+    float (*float_dot)(const float *a, const float *b, int64_t count);
+} Kernels;
+
+const Kernels *athena_kernels(void); // the best ones for this processor
