@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(mkdir -p "$1" && cd "$1" && pwd)
 pip=${2:-pip}
-[ -e "$here/ready" ] && exit 0
+[ -e "$here/ready-with-onnxruntime" ] && exit 0
 command -v qemu-aarch64-static >/dev/null || apt-get install -y -q qemu-user-static
 mkdir -p "$here"/{root,lists/partial,debs,wheels,site}
 options="-q -oAPT::Architecture=arm64 -oAPT::Architectures=arm64 -oDir::State::Lists=$here/lists"
@@ -17,5 +17,13 @@ platforms=$(for tag in manylinux_2_28 manylinux_2_27 manylinux_2_26 manylinux_2_
   echo "--platform ${tag}_aarch64"; done)
 "$pip" download -q --only-binary=:all: --python-version 3.11 $platforms -d "$here/wheels" -c constraints.txt \
   numba numpy onnx
+"$pip" download -q --only-binary=:all: --no-deps --python-version 3.11 $platforms -d "$here/wheels" -c constraints.txt \
+  onnxruntime
 for wheel in "$here"/wheels/*.whl; do (cd "$here/site" && python3 -m zipfile -e "$wheel" .); done
-touch "$here/ready"
+# onnxruntime asks which processor this is and crashes over the x86 answer that qemu passes on.
+mkdir -p "$here/root/proc"
+for processor in 0 1; do
+  printf 'processor\t: %d\nFeatures\t: fp asimd fphp asimdhp asimdrdm asimddp\nCPU implementer\t: 0x41\n' $processor
+  printf 'CPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n'
+done >"$here/root/proc/cpuinfo"
+touch "$here/ready-with-onnxruntime"

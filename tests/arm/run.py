@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from export.native.build import build_library, library_name, this_machine
 from runtime_py.simd.isa import pick
 from tests.arm.cases import generation, products
+from tests.arm.native import write_cases
 
 CPUS = {"neondot": ("cortex-a76", "+neon,+dotprod,+fullfp16"), "neon": ("cortex-a72", "+neon")}
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("--widths", default="12345678")
     parser.add_argument("--cpus", nargs="*", choices=list(CPUS), default=list(CPUS))
     parser.add_argument("--model", type=Path, help="model folder; default: the demo model, quantized now")
+    parser.add_argument("--no-native", dest="native", action="store_false", help="without the library for onnxruntime")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or _stories(Path(scratch))
@@ -35,6 +38,11 @@ def main() -> None:
         expected = products(pick(), widths) | generation(model)
         reference = Path(scratch) / "expected.npz"
         np.savez(reference, **expected)
+        cases = Path(scratch) / "native"
+        if args.native:
+            cases.mkdir()
+            build_library("aarch64", cases / library_name("aarch64"))
+            write_cases(cases, widths, build_library(this_machine(), cases / "x86.so"))
         for name in args.cpus:
             cpu, features = CPUS[name]
             start = time.perf_counter()
@@ -43,11 +51,13 @@ def main() -> None:
                 "NUMBA_CPU_FEATURES": features, "ATHENA_CACHE_DIR": f"{scratch}/{name}", "ATHENA_THREADS": "2",
             }  # fmt: skip
             root = args.arm / "root"
-            subprocess.run(
-                ["qemu-aarch64-static", "-cpu", "max", "-L", root, root / "usr/bin/python3.11", "-m", "tests.arm.check",
-                 reference, model, args.widths],
-                env=environment, cwd=ROOT, check=True,
-            )  # fmt: skip
+            emulated = ["qemu-aarch64-static", "-cpu", "max", "-L", root, root / "usr/bin/python3.11", "-m"]
+            environment["ATHENA_ISA"] = name
+            steps = [["tests.arm.check", reference, model, args.widths]]
+            if args.native:  # first, because it takes seconds
+                steps.insert(0, ["tests.arm.native", cases, cases / library_name("aarch64"), name])
+            for step in steps:
+                subprocess.run([*emulated, *step], env=environment, cwd=ROOT, check=True)
             print(f"{name}: {time.perf_counter() - start:.0f} s under qemu", flush=True)
 
 

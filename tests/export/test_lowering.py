@@ -163,7 +163,7 @@ def test_every_target_on_the_command_line(target, stories_folder, tmp_path):
     told = json.loads(done.stdout)
     assert told["target"] == target and not list(tmp_path.glob(".*"))
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
-    assert config["search"]["past_present_share_buffer"] == (target == "genai")
+    assert config["search"]["past_present_share_buffer"] == (target in ("genai", "native"))
     if not told["passes"]:  # the same graph: our runtime takes the hints
         engine, why = open_model(tmp_path / "out")
         assert why == "" and engine.threads == min(told["runtime"].get("threads", 64), os.cpu_count() or 1)
