@@ -43,6 +43,7 @@ MACHINES = {
             "avx2vnni": "x86_64_v3+avxvnni",
             "avx512": "x86_64_v4+avx512vnni",
             "avx512vbmi": "x86_64_v4+avx512vnni+avx512vbmi",
+            "amx": "x86_64_v4+avx512vnni+avx512vbmi+amx_tile+amx_int8",
         },
     ),
     "aarch64": Machine(

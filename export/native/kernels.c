@@ -7,7 +7,9 @@
 #define JOIN(a, b) JOIN_(a, b)
 
 // Rows and vectors of 16 tokens of the register tile.
-#if defined(ISA_avx512vbmi) || defined(ISA_avx512)
+#if defined(ISA_amx)
+enum { ROWS = 32, VECTORS = 2 }; // four accumulator tiles of 16 x 16
+#elif defined(ISA_avx512vbmi) || defined(ISA_avx512)
 enum { ROWS = 12, VECTORS = 2 };
 #elif defined(ISA_avx2vnni)
 enum { ROWS = 4, VECTORS = 1 };
@@ -17,6 +19,15 @@ enum { ROWS = 5, VECTORS = 1 };
 enum { ROWS = 3, VECTORS = 1 };
 #endif
 enum { AHEAD = 4096 }; // bytes asked for ahead of the reads: hardware prefetch stops at page ends
+
+#if defined(ISA_amx)
+// Palette 1: eight tiles of 16 rows of 64 bytes.
+static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} TILES = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+#endif
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -179,6 +190,38 @@ INLINE void decode_rows(int bits, const Matrix *m, int64_t first, int64_t last, 
 // totals [ROWS][VECTORS][16 tokens] += (integer sums of one block) * (activation scale of each token).
 INLINE void tile_block(const uint8_t *w, int64_t wide, const Activations *a, int64_t group, int64_t b, int64_t steps,
                        Floats totals[ROWS][VECTORS]) {
+#if defined(ISA_amx)
+    const int64_t lower = LANES * (group * a->wide + BLOCK * b), upper = lower + LANES * a->wide;
+    int32_t sums[4][LANES][LANES];
+    w += BLOCK * b;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < steps; k += 16) {
+        _tile_loadd(4, w + 4 * k, wide);
+        _tile_loadd(5, w + 4 * k + 16 * wide, wide);
+        _tile_loadd(6, a->bytes + lower + 64 * k, 64);
+        _tile_loadd(7, a->bytes + upper + 64 * k, 64);
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t place = ((group + v) * a->blocks + b) * LANES;
+        Ints start = load_ints(a->sums + place);
+        Floats scale = load_floats(a->scales + place);
+        for (int r = 0; r < ROWS; r++) {
+            Ints acc = load_ints(sums[r / 16 * 2 + v][r % 16]) + start;
+            totals[r][v] = fused(__builtin_convertvector(acc, Floats), scale, totals[r][v]);
+        }
+    }
+#else
     Ints acc[ROWS][VECTORS];
     const int8_t *x[VECTORS];
     int64_t place[VECTORS];
@@ -204,6 +247,7 @@ INLINE void tile_block(const uint8_t *w, int64_t wide, const Activations *a, int
         for (int r = 0; r < ROWS; r++)
             totals[r][v] = fused(__builtin_convertvector(acc[r][v], Floats), scale, totals[r][v]);
     }
+#endif
 }
 
 static void product(const Matrix *m, const Activations *a, int64_t tokens, int64_t first, uint8_t *scratch, float *y) {
@@ -211,6 +255,9 @@ static void product(const Matrix *m, const Activations *a, int64_t tokens, int64
     FOR_EACH_WIDTH(code_bits(m), decode_rows(bits, m, first, last, a->wide, scratch))
     float scale[ROWS];
     for (int64_t n = first; n < last; n++) scale[n - first] = scale_of(m, n / m->scale_rows);
+#if defined(ISA_amx)
+    _tile_loadconfig(&TILES);
+#endif
     for (int64_t group = 0; group < groups; group += VECTORS) {
         Floats totals[ROWS][VECTORS];
         __builtin_memset(totals, 0, sizeof totals);
@@ -221,6 +268,9 @@ static void product(const Matrix *m, const Activations *a, int64_t tokens, int64
                 for (int64_t r = 0; r < last - first; r++)
                     y[(LANES * (group + v) + t) * m->rows + first + r] = totals[r][v][t] * scale[r];
     }
+#if defined(ISA_amx)
+    _tile_release();
+#endif
 }
 
 static void decode_row(const Matrix *m, int64_t row, float *out) {

@@ -24,6 +24,9 @@ INLINE void store(void *p, Bytes v) { __builtin_memcpy(p, &v, 64); }
 INLINE Bytes each_byte(int value) { return (Bytes){} + (uint8_t)value; }
 INLINE Floats each_float(float value) { return (Floats){} + value; }
 
+#if defined(ISA_amx)
+#define ISA_avx512vbmi // for everything but the product of several tokens
+#endif
 #if defined(ISA_avx512vbmi) || defined(ISA_avx512) || defined(ISA_avx2vnni) || defined(ISA_avx2)
 #include <immintrin.h>
 #elif defined(ISA_neondot) || defined(ISA_neon)

@@ -197,6 +197,19 @@ def test_genai_keeps_a_razored_cache(work):
     assert genai_tokens(folder) == onnxruntime_tokens(folder) == ours(folder)
 
 
+def test_genai_with_the_native_library(work, native_library):
+    """scribe-6M: with float32 activations the tokens of the function bodies, with int8 ones those of our runtime."""
+    folder, lowered = folders.build("scribe-6M", work), work / "native"
+    command = [sys.executable, "-m", "toolchain", "lower", str(folder), "--target", "native", "-o", str(lowered)]
+    subprocess.run(command, check=True)
+    assert genai_tokens(lowered) == ours(folder)
+    path = lowered / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"]["session_options"]["ai.athena.activations"] = "float32"
+    path.write_text(json.dumps(config))
+    assert genai_tokens(lowered) == onnxruntime_tokens(folder)
+
+
 def test_a_peers_export_costs_the_same_work(work, stories):
     """onnxruntime-genai's own builder: com.microsoft operators, packed queries, keys and values."""
     pytest.importorskip("onnxruntime_genai")

@@ -31,7 +31,7 @@ from export.errors import InputError
 from export.functions import function_bodies
 from export.native import build
 from runtime_py.simd.isa import available
-from tests.runtime_py.test_products import LAYOUTS, product, quantized_reference, random_parts
+from tests.runtime_py.test_products import AMX, LAYOUTS, product, quantized_reference, random_parts
 from tests.runtime_py.test_session import OnnxRuntime
 
 BEST = available()[0]
@@ -92,7 +92,7 @@ def run(model: bytes, x: np.ndarray, library: str | None, activations: str | Non
     return session(model, library, activations).run(["y"], {"x": x})[0]
 
 
-@pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("isa", [*available(), *(["amx"] if AMX else [])])
 @settings(max_examples=25)
 @given(LAYOUTS, st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 @example(CodebookLayout(4, 7, 1), 1, False, 0)  # one row, less than one vector
@@ -115,8 +115,8 @@ def test_product(native_library, isa, layout, tokens, raw, seed):
     weights = dequantize(layout, *parts).astype(np.float64)
     # Integers are exact; what remains are float32 roundings of one sum per block and of the scale.
     assert np.all(np.abs(found - values @ weights.T) <= 1e-6 * (np.abs(values) @ np.abs(weights).T + 1))
-    if isa == BEST != "portable":  # the C fallback has no fused multiply-add
-        np.testing.assert_array_equal(found, product(isa, False, layout, parts, x))
+    if isa in (BEST, "amx") and isa != "portable":  # the C fallback has no fused multiply-add
+        np.testing.assert_array_equal(found, product(BEST, False, layout, parts, x))
 
 
 GROUPED = st.builds(

@@ -16,7 +16,7 @@ from export.contract import dequantize
 from export.packing import row_bytes
 from runtime_py.simd.isa import available
 from tests.export.test_native import GROUPED
-from tests.runtime_py.test_products import LAYOUTS, quantized_reference, random_parts
+from tests.runtime_py.test_products import AMX, LAYOUTS, quantized_reference, random_parts
 
 PAGE = mmap.PAGESIZE
 _NUMBERS = ("rows", "columns", "row_bytes", "book_rows", "scale_rows", "group_size", "groups")
@@ -76,7 +76,7 @@ def fences(at_end: bool) -> Iterator:
     yield fenced
 
 
-@pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("isa", [*available(), *(["amx"] if AMX else [])])
 @settings(max_examples=60)
 @given(st.one_of(LAYOUTS, GROUPED), st.integers(1, 40), st.booleans(), st.booleans(), st.integers(0, 2**31))
 def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, half, at_end, seed):
