@@ -176,7 +176,7 @@ def test_what_is_refused(stories_folder, tmp_path):
     (tmp_path / "wrong.toml").write_text('summary = "x"\nspeed = 3\n')
     assert run(stories_folder, "--target", "genai", "-o", tmp_path / "once").returncode == 0
     for arguments, message in (
-        ((stories_folder, "--target", "gpu"), "'gpu' is unknown; there are genai, laptop, onnxruntime"),
+        ((stories_folder, "--target", "gpu"), "'gpu' is unknown; there are genai, laptop, native, onnxruntime"),
         ((stories_folder, "--target", tmp_path / "odd.toml"), "pass 'fuse' is unknown; there are group_query"),
         ((stories_folder, "--target", tmp_path / "wrong.toml"), "speed is unknown; known are summary"),
         ((stories_folder, "--target", "rpi5", "--reencode"), "--reencode has no meaning for --target rpi5"),
