@@ -6,7 +6,8 @@ carries the records of its tensors in its own metadata, so that a shard that exi
 
 Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices
 (`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and
-`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.flags` beside codes, codebook and scale for razored matrices,
+`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.flags` beside codes, codebook and scale for razored matrices
+(vector codes are [N, books, bytes], their codebooks [chunks, books, entries, dimension]),
 `.weight` and `.bias` for the rest. `.input_unit` [1] of a layer, `key_unit` and `value_unit` ([1] or [kv_heads]) of a
 block say what one step of integer activations and cached integers is worth.
 """
@@ -27,9 +28,11 @@ from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import MANIFEST, read_json
 from export.integer_ops import IntegerLayout
+from export.vectors import VectorLayout
 
 FORMAT_VERSION = 1
 RAZORED = "razored"  # scheme of matrices of SDR codes
+VECTORS = "vectors"  # scheme of matrices whose codes stand for several neighbouring weights
 OUTSIDE_SHARD = "outside.safetensors"
 _MAX_LAYERS = 10_000
 
@@ -39,7 +42,7 @@ class TensorRecord:
     """What is known about one stored matrix or vector."""
 
     name: str  # Hugging Face module name, e.g. model.layers.0.self_attn.q_proj, or a full tensor name for vectors
-    scheme: str  # "codebook", "razored" or the dtype name of a dense tensor
+    scheme: str  # "codebook", "razored", "vectors" or the dtype name of a dense tensor
     shape: tuple[int, ...]  # of the logical tensor
     bytes: int  # all stored parts together
     bits: int | None = None  # code width; None for dense tensors
@@ -50,6 +53,8 @@ class TensorRecord:
     scale_dtype: str = "float16"  # of the scales, or of their unit when coded; float32 where float16 is too narrow
     scale_bits: int | None = None  # code width when the scales are stored as a codebook matrix [G, N]
     rotation: int = 1  # columns that one Hadamard matrix mixes; 1: none (razored matrices only)
+    dimension: int = 1  # neighbouring weights that one code stands for (vectors only)
+    books: int = 1  # codebooks that add up (vectors only)
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
 
     @property
@@ -64,6 +69,18 @@ class TensorRecord:
             K=columns,
             N=rows,
             group_size=self.group_size,
+            rows_per_codebook=self.rows_per_codebook,
+            rows_per_scale=self.rows_per_scale,
+        )
+
+    def vector_layout(self) -> VectorLayout:
+        rows, columns = self.shape
+        return VectorLayout(
+            bits=self.bits or 0,
+            K=columns,
+            N=rows,
+            dimension=self.dimension,
+            books=self.books,
             rows_per_codebook=self.rows_per_codebook,
             rows_per_scale=self.rows_per_scale,
         )
@@ -96,6 +113,8 @@ class TensorRecord:
             record.bits or 0,
             record.scale_bits or 0,
             record.rotation,
+            record.dimension,
+            record.books,
         )
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
             raise ValueError(f"the record of {record.name!r} holds impossible numbers")
@@ -103,6 +122,8 @@ class TensorRecord:
             record.layout()
         elif record.scheme == RAZORED:
             record.integer_layout(record.group_size)
+        elif record.scheme == VECTORS:
+            record.vector_layout()
         return record
 
 

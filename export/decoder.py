@@ -22,6 +22,7 @@ from export.integer_functions import integer_function_bodies
 from export.integers import IntegerArithmetic
 from export.layers import BATCH, SEQUENCE, Layers
 from export.spec import ModelSpec, Rope
+from export.vector_functions import vector_function
 
 PAST = "past_sequence_length"
 
@@ -60,6 +61,8 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     for value, name in present:
         g.output(value, name)
     bodies = function_bodies()
+    if layers.has_vectors:
+        bodies += (vector_function(),)
     if layers.arithmetic != IntegerArithmetic():
         bodies += integer_function_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]

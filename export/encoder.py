@@ -17,6 +17,7 @@ from export.graph import Dim, GraphWriter
 from export.layers import BATCH, SEQUENCE, Layers
 from export.pooling import Pooling, pool
 from export.spec import ModelSpec
+from export.vector_functions import vector_function
 
 BOOL, LONG = ir.DataType.BOOL, ir.DataType.INT64
 
@@ -40,7 +41,8 @@ def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, 
         hidden, _ = blocks.block(layer, hidden, context)
     g.output(hidden, "last_hidden_state")
     g.output(pool(g, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
-    functions = [ir.serde.deserialize_function(f) for f in function_bodies()]
+    bodies = function_bodies() + ((vector_function(),) if layers.has_vectors else ())
+    functions = [ir.serde.deserialize_function(f) for f in bodies]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
 
 

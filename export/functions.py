@@ -101,15 +101,19 @@ def _plane(p: int, following: int | None) -> str:
     return lines
 
 
+def planes() -> str:
+    """Nodes from row_codes uint8 [R, bytes] to code_1 uint8 [R, columns], the unpacked codes."""
+    following = (*PLANE_WIDTHS[1:], None)
+    return "".join(_plane(p, after) for p, after in zip(PLANE_WIDTHS, following))
+
+
 def levels() -> str:
     """Nodes from row_codes uint8 [R, bytes] and row (int64 [R]) to level int8 [R, K], the codebook's entries.
 
     Everything as wide as the matrix is of the narrowest type that holds it, and one column wide where it does not
     depend on the column: onnxruntime keeps all of it at once while it folds constants.
     """
-    following = (*PLANE_WIDTHS[1:], None)
-    planes = "".join(_plane(p, after) for p, after in zip(PLANE_WIDTHS, following))
-    return f"""{planes}
+    return f"""{planes()}
     book_row = Div (row, rows_per_codebook)
     book_first = Mul (book_row, groups)
     book_column = Unsqueeze (book_first, second)

@@ -20,10 +20,13 @@ from transformers.utils import logging
 from export.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
 from export.spec import ModelSpec
 from toolchain.progress import Reporter
+from toolchain.quantize import Matrix, restored
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.quantize.trainable import TrainableLinear
+from toolchain.quantize.trainable_vectors import TrainableVectors
 from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings, default_rate
+from toolchain.quantize.vectors import VectorMatrix
 from toolchain.source import SourceModel
 
 TUNED_PREFIX = "tuned-"
@@ -59,8 +62,16 @@ def _parts(path: Path) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
     return load_file(path), read_shard_records(path)
 
 
-def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> QuantizedMatrix:
-    return QuantizedMatrix.restored(record, partial(_lookup, tensors, record.name))
+def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> Matrix:
+    return restored(record, partial(_lookup, tensors, record.name))
+
+
+def _trainable(module: nn.Module, tensors: dict[str, np.ndarray], record: TensorRecord) -> nn.Module:
+    stored = _stored(tensors, record)
+    if isinstance(stored, VectorMatrix):
+        return TrainableVectors(module, stored)
+    assert isinstance(stored, QuantizedMatrix)  # razored matrices are not tuned (settings.py)
+    return TrainableLinear(module, stored)
 
 
 def _lookup(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
@@ -74,8 +85,9 @@ def _install(student: PreTrainedModel, path: Path, spec: ModelSpec) -> None:
     for record in records:
         if record.name in trainable:
             parent, _, child = record.name.rpartition(".")
-            layer = TrainableLinear(student.get_submodule(record.name), _stored(tensors, record))
-            setattr(student.get_submodule(parent), child, layer)
+            setattr(
+                student.get_submodule(parent), child, _trainable(student.get_submodule(record.name), tensors, record)
+            )
         elif len(record.shape) == 2:
             dense = tensors.get(f"{record.name}.weight")
             values = _stored(tensors, record).dequantized() if dense is None else dense.astype(np.float32)
@@ -95,7 +107,7 @@ def _collect(student: nn.Module, path: Path, spec: ModelSpec) -> tuple[dict[str,
     fresh_records = []
     for record in records:
         module = student.get_submodule(record.name) if record.name in trainable else None
-        if isinstance(module, TrainableLinear):
+        if isinstance(module, (TrainableLinear, TrainableVectors)):
             parts, record = module.to_stored(record.losses).stored(record.name)
             fresh |= parts
         elif len(record.shape) == 1 and record.name in parameters:

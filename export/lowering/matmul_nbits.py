@@ -20,6 +20,7 @@ import onnx_ir as ir
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout, codebook_gather
 from export.contract import DOMAIN as ATHENA
 from export.errors import InputError
+from export.lowering.stored import lazy
 from export.packing import unpack
 
 DOMAIN = "com.microsoft"
@@ -75,11 +76,11 @@ def _replace(graph: ir.Graph, node: ir.Node, settings: NBits) -> Encoded:
     name = node.name.strip("/").replace("/", ".")
     inputs = [
         node.inputs[0],
-        _lazy(graph, f"{name}.nbits", np.uint8, [layout.N, blocks, block * bits // 8], work.packed),
-        _lazy(graph, f"{name}.scales", np.float32, [layout.N, blocks], work.scales),
+        lazy(graph, f"{name}.nbits", np.uint8, [layout.N, blocks, block * bits // 8], work.packed),
+        lazy(graph, f"{name}.scales", np.float32, [layout.N, blocks], work.scales),
     ]
     if even is not None:  # a zero point of its own for each block
-        inputs.append(_lazy(graph, f"{name}.zero_points", np.uint8, [layout.N, -(-blocks // 2)], work.zero_points))
+        inputs.append(lazy(graph, f"{name}.zero_points", np.uint8, [layout.N, -(-blocks // 2)], work.zero_points))
     attributes = {"K": layout.K, "N": layout.N, "bits": bits, "block_size": block,
                   "accuracy_level": settings.accuracy_level}  # fmt: skip
     fresh = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)
@@ -210,11 +211,3 @@ def _array(value: ir.Value | None) -> np.ndarray:
     layout = CodebookLayout(**{name: inner.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
     ids, codes, book, scale = (_array(part) for part in inner.inputs)
     return np.ascontiguousarray(codebook_gather(ids, layout, codes, book, scale).T)
-
-
-def _lazy(graph: ir.Graph, name: str, dtype, shape, make) -> ir.Value:  # type: ignore[no-untyped-def]
-    kind = ir.DataType.from_numpy(np.dtype(dtype))
-    tensor = ir.LazyTensor(lambda: ir.Tensor(make(), name=name), dtype=kind, shape=ir.Shape(shape), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor)
-    graph.register_initializer(value)
-    return value

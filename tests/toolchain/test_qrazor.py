@@ -176,8 +176,8 @@ def test_razored_codebook_entries_are_short_codes(bits: int, width: int, rows: i
     entries.razor_entries(book, scale, plain.layout.rows_per_codebook, SdrFormat(8, width, 1 << bits))
     razored = replace(plain, codebook=book.astype(np.int8), scale=scale.astype(np.float32)).dequantized()
     h, _ = damped(h, chosen.damping)
-    # float32 dequantization: a relative error of 1e-6 of the weights
-    assert result.losses["razored_entries"] <= layer_loss(w - razored, h) / layer_loss(w, h) * (1 + 1e-3) + 1e-9
+    # float16 scales: 2**-11 of the weights, 2.4e-7 of their loss, where the comparison has float32 ones
+    assert result.losses["razored_entries"] <= layer_loss(w - razored, h) / layer_loss(w, h) * (1 + 1e-3) + 2e-6
 
 
 @pytest.mark.parametrize("columns", [1, 6, 64, 172, 768])

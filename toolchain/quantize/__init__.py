@@ -10,13 +10,15 @@ from importlib import import_module
 
 import numpy as np
 
-from export.checkpoint import RAZORED, TensorRecord
+from export.checkpoint import RAZORED, VECTORS, TensorRecord
 from export.errors import InputError
 from toolchain.quantize.razored import RazoredMatrix
 from toolchain.quantize.result import QuantizedMatrix
+from toolchain.quantize.vectors import VectorMatrix
 
-Method = Callable[..., QuantizedMatrix | RazoredMatrix]
-METHODS = ("athena", "rtn", "gptq", "squeezellm", "qrazor")
+Matrix = QuantizedMatrix | RazoredMatrix | VectorMatrix
+Method = Callable[..., Matrix]
+METHODS = ("athena", "rtn", "gptq", "squeezellm", "aqlm", "qrazor")
 
 
 def method(name: str) -> Method:
@@ -31,6 +33,8 @@ def needs_gradients(name: str) -> bool:
     return bool(getattr(import_module(f"toolchain.quantize.{name}"), "NEEDS_GRADIENTS", False))
 
 
-def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> QuantizedMatrix | RazoredMatrix:
+def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> Matrix:
     """A stored matrix by its record; tensor(suffix) gives a stored part, None where there is none."""
+    if record.scheme == VECTORS:
+        return VectorMatrix.restored(record, tensor)
     return (RazoredMatrix if record.scheme == RAZORED else QuantizedMatrix).restored(record, tensor)

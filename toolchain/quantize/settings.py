@@ -30,6 +30,7 @@ class QuantizeSettings:
     group_size: int = 0  # columns that share a codebook or a scale; 0: the whole row
     rows_per_codebook: int = 0  # rows that share a codebook; 0: as few as OVERHEAD_TARGET allows
     scale_bits: int = 0  # one scale per row: 16 as float16, 2 to 8 as codes; 0: coded in 4 bits for rows under 1024
+    vector: int = 1  # neighbouring weights that one code stands for, athena's 2-bit class: 2, 4 or 8; 1: none
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
     rank: int = 0  # rank of the residual low-rank term; 0: none
@@ -70,7 +71,22 @@ class QuantizeSettings:
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
 
+        self._check_vectors()
         self._check_razor()
+
+    def _check_vectors(self) -> None:
+        """What codes of several weights ask of the other settings."""
+        if self.vector not in (1, 2, 4, 8):
+            raise InputError(f"--vector must be 1, 2, 4 or 8, not {self.vector}")
+        if self.vector > 1 and (self.method != "athena" or self.is_budget or self.bits * self.vector > 8):
+            raise InputError("--vector is for --method athena and codes of 8 bits at most: whole --bits times --vector")
+        if not self.uses_vectors:
+            return
+        for name in ("group_size", "rank"):
+            if getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')} does not go with codes of several weights")
+        if self.is_budget or self.razor.activation_bits:
+            raise InputError("codes of several weights take whole --bits and float activations")
 
     def _check_razor(self) -> None:
         """What integer arithmetic asks of the other settings."""
@@ -97,6 +113,11 @@ class QuantizeSettings:
     def width(self) -> int:
         """The code width where one is needed; a budget is turned into widths before any matrix is quantized."""
         return int(self.bits)
+
+    @property
+    def uses_vectors(self) -> bool:
+        """Whether one code stands for several weights."""
+        return self.vector > 1 or self.method == "aqlm"
 
     @property
     def is_budget(self) -> bool:

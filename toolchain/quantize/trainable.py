@@ -16,14 +16,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from export.packing import pack, unpack
+from export.packing import pack
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.solver import LEVEL_LIMIT
-
-
-def _through(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """The value of `rounded` with the gradient of `exact`."""
-    return exact + (rounded - exact).detach()
+from toolchain.quantize.trainable_scale import TrainableScale, through
 
 
 class TrainableLinear(nn.Module):
@@ -39,41 +35,16 @@ class TrainableLinear(nn.Module):
         codebook_part = replace(stored, lowrank_a=None, lowrank_b=None)
         self.latent = nn.Parameter(torch.from_numpy(codebook_part.dequantized()))
         self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
-        self.scale_codes: torch.Tensor | None = None
-        if stored.coded_scale is None:
-            self.scale = nn.Parameter(torch.from_numpy(stored.scale.astype(np.float32)))
-        else:
-            coded = stored.coded_scale
-            codes = unpack(coded.codes, coded.layout.bits, coded.layout.K)
-            self.scale_codes = torch.from_numpy(codes.T.astype(np.int64))
-            self.scale = nn.Parameter(torch.from_numpy(coded.codebook[0, 0] * coded.scale[0, 0].astype(np.float32)))
+        self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
         self.lowrank: nn.ParameterList | None = None
         if stored.lowrank_a is not None and stored.lowrank_b is not None:
             parts = (stored.lowrank_a, stored.lowrank_b)
             self.lowrank = nn.ParameterList([nn.Parameter(torch.from_numpy(p.astype(np.float32))) for p in parts])
 
-    def _row_scales(self) -> torch.Tensor:
-        """Scales [N, G] as they would be stored."""
-        if self.scale_codes is None:
-            stored = self.scale.detach()
-            rounded = stored.half().float() if self.stored.scale.dtype == np.float16 else stored
-            per_row = _through(self.scale, rounded)
-            return per_row.repeat_interleave(self.layout.rows_per_scale, 0)[: self.layout.N]
-        return _through(self.scale, self._scale_levels()[0] * self._scale_levels()[1])[self.scale_codes]
-
-    def _scale_levels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Integer scale levels (1..127) and their unit, both float32, without gradient."""
-        assert self.stored.coded_scale is not None
-        scale = self.scale.detach()
-        unit = scale.max() / LEVEL_LIMIT
-        if self.stored.coded_scale.scale.dtype == np.float16:
-            unit = unit.half().float()
-        return (scale / unit).round().clamp(1, LEVEL_LIMIT), unit
-
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, G, levels] as they would be stored, ascending."""
         rounded = self.codebook.detach().round().clamp(-LEVEL_LIMIT, LEVEL_LIMIT)
-        return _through(self.codebook, rounded).sort(dim=-1)[0]
+        return through(self.codebook, rounded).sort(dim=-1)[0]
 
     def _group(self, index: int, levels: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes [chunks, R * width] and dequantized weights [N, width] of one column group."""
@@ -90,10 +61,10 @@ class TrainableLinear(nn.Module):
 
     def weight_matrix(self) -> torch.Tensor:
         """The stored weight [N, K] with gradients to every trainable part."""
-        levels, scales = self._levels(), self._row_scales()
+        levels, scales = self._levels(), self.scale.per_row()
         weight = torch.cat([self._group(g, levels, scales)[1] for g in range(self.layout.groups)], dim=1)
         if self.lowrank is not None:
-            a, b = (_through(p, p.detach().half().float()) for p in self.lowrank)
+            a, b = (through(p, p.detach().half().float()) for p in self.lowrank)
             weight = weight + b @ a
         return weight
 
@@ -103,20 +74,10 @@ class TrainableLinear(nn.Module):
     @torch.no_grad()
     def to_stored(self, losses: dict[str, float]) -> QuantizedMatrix:
         """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
-        layout, levels, scales = self.layout, self._levels(), self._row_scales()
+        layout, levels, scales = self.layout, self._levels(), self.scale.per_row()
         codes = [self._group(g, levels, scales)[0].reshape(-1, w) for g, w in enumerate(self._widths())]
         packed = pack(torch.cat(codes, dim=1)[: layout.N].numpy().astype(np.uint8), layout.bits)
-        coded = self.stored.coded_scale
-        if coded is not None:
-            integers, unit = self._scale_levels()
-            coded = replace(
-                coded,
-                codebook=integers.numpy().astype(np.int8)[None, None],
-                scale=np.full((1, 1), float(unit), dtype=coded.scale.dtype),
-            )
-            stored_scale = np.ascontiguousarray(coded.dequantized().T)
-        else:
-            stored_scale = self.scale.numpy().astype(self.stored.scale.dtype)
+        stored_scale, coded = self.scale.to_stored()
         low = [None, None] if self.lowrank is None else [p.numpy().astype(np.float16) for p in self.lowrank]
         return replace(
             self.stored,

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolchain.quantize.trainable import TrainableLinear
+from toolchain.quantize.trainable_vectors import TrainableVectors
 
 STATE_FILE = "tuning-state.safetensors"
 _SAVE_INTERVAL = 60.0  # seconds
@@ -49,7 +50,7 @@ class TuneSettings:
 
 
 class Tuner:
-    """Trains a student model (its linear layers already TrainableLinear) towards a teacher."""
+    """Trains a student model (its linear layers already TrainableLinear or TrainableVectors) towards a teacher."""
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, windows: np.ndarray, settings: TuneSettings, folder: Path
@@ -128,12 +129,12 @@ class Tuner:
 
 
 def _trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
-    """Everything inside TrainableLinear layers, and all vectors (norms, biases) outside the embeddings."""
+    """Everything inside trainable layers, and all vectors (norms, biases) outside the embeddings."""
     chosen: dict[str, nn.Parameter] = {}
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     for name, module in student.named_modules():
-        if isinstance(module, TrainableLinear):
+        if isinstance(module, (TrainableLinear, TrainableVectors)):
             chosen |= {f"{name}.{n}": p for n, p in module.named_parameters()}
     chosen |= {n: p for n, p in student.named_parameters() if p.ndim == 1}
     return chosen

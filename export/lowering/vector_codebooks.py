@@ -1,0 +1,46 @@
+"""VectorCodebookMatMul becomes CodebookMatMul of 8-bit codes, exactly: other runtimes have fast kernels for that.
+
+before  VectorCodebookMatMul(X, codes, codebook, scale)
+after   CodebookMatMul(X, codes of 8 bits, -128..127, scale)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from export.contract import CODEBOOK_MATMUL, DOMAIN
+from export.lowering.stored import lazy
+from export.vectors import VECTOR_MATMUL, VectorLayout, expanded, widened
+
+
+def run(model: ir.Model) -> int:
+    """Replace every vector product in place; how many there were. Codes are expanded when the model is saved."""
+    graph, count = model.graph, 0
+    for node in list(graph):
+        if node.domain == DOMAIN and node.op_type == VECTOR_MATMUL:
+            _replace(graph, node)
+            count += 1
+    return count
+
+
+def _replace(graph: ir.Graph, node: ir.Node) -> None:
+    layout = VectorLayout(**{name: node.attributes[name].as_int() for name in VectorLayout.__dataclass_fields__})
+    x, codes, book, scale = node.inputs
+    assert codes is not None and book is not None and codes.const_value is not None and book.const_value is not None
+    stored, entries = codes.const_value, book.const_value
+    wide, levels = widened(layout), np.arange(-128, 128, dtype=np.int8)[None, None]
+    name = str(codes.name).removesuffix(".codes")
+    inputs = [
+        x,
+        lazy(graph, f"{name}.expanded_codes", np.uint8, (layout.N, layout.K),
+             lambda: expanded(layout, stored.numpy(), entries.numpy())),
+        lazy(graph, f"{name}.expanded_codebook", np.int8, levels.shape, lambda: levels),
+        scale,
+    ]  # fmt: skip
+    fresh = ir.node(CODEBOOK_MATMUL, inputs, wide.attributes(), domain=DOMAIN, name=node.name)
+    out, old = fresh.outputs[0], node.outputs[0]
+    out.name, out.shape, out.type = old.name, old.shape, old.type
+    graph.insert_before(node, fresh)
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
+    graph.remove(node, safe=True)

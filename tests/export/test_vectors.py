@@ -1,0 +1,189 @@
+"""The operator of vector codebooks: reference, function body, expansion, and whole models in every runtime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from typer.testing import CliRunner
+
+from export import contract
+from export.contract import DOMAIN, IR_VERSION, OPSET
+from export.errors import InputError
+from export.packing import pack
+from export.reader import read_graph
+from export.vector_functions import vector_function
+from export.vectors import VECTOR_MATMUL, VectorLayout, dequantize, expanded, unpack_codes, widened
+from hw_model.workload import Phase, operations
+from runtime_py.engine.engine import Engine
+from runtime_py.load import open_model
+from runtime_py.session import Session
+from tests.conftest import _checkpoint, _package
+from tests.export.test_native import session
+from tests.runtime_py.test_session import OnnxRuntime
+from toolchain.cli import app
+
+LAYOUTS = st.builds(
+    VectorLayout,
+    bits=st.integers(1, 8),
+    K=st.integers(1, 600),
+    N=st.integers(1, 20),
+    dimension=st.sampled_from([1, 2, 3, 4, 8]),
+    books=st.integers(1, 4),
+    rows_per_codebook=st.integers(1, 25),
+    rows_per_scale=st.integers(1, 3),
+)
+
+
+def random_parts(layout: VectorLayout, seed: int):
+    rng = np.random.default_rng(seed)
+    rows, books, _ = layout.codes_shape
+    codes = pack(rng.integers(0, 1 << layout.bits, (rows * books, layout.vectors)), layout.bits)
+    limit = 127 // layout.books
+    book = rng.integers(-limit, limit + 1, layout.codebook_shape).astype(np.int8)
+    scale = rng.random(layout.scale_shape).astype(rng.choice([np.float16, np.float32]))
+    return codes.reshape(layout.codes_shape), book, scale
+
+
+def one_node(layout: VectorLayout, parts) -> onnx.ModelProto:
+    names = ["codes", "codebook", "scale"]
+    node = helper.make_node(VECTOR_MATMUL, ["x", *names], ["y"], domain=DOMAIN, **layout.attributes())
+    graph = helper.make_graph(
+        [node], "one", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", layout.K])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", layout.N])],
+        [onnx.numpy_helper.from_array(array, name) for array, name in zip(parts, names)],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, functions=[vector_function()], opset_imports=opsets, ir_version=IR_VERSION)
+
+
+@settings(max_examples=40)
+@given(LAYOUTS, st.integers(0, 2**31))
+def test_reference_is_the_formula_and_expansion_is_exact(layout, seed):
+    codes, book, scale = random_parts(layout, seed)
+    weights, code = dequantize(layout, codes, book, scale), unpack_codes(layout, codes)
+    rng = np.random.default_rng(seed)
+    for n, k in zip(rng.integers(0, layout.N, 20), rng.integers(0, layout.K, 20)):
+        j, i = divmod(k, layout.dimension)
+        total = sum(int(book[n // layout.rows_per_codebook, m, code[n, m, j], i]) for m in range(layout.books))
+        assert weights[n, k] == np.float32(total) * np.float32(scale[n // layout.rows_per_scale, 0])
+    linear = np.arange(-128, 128, dtype=np.int8)[None, None]
+    wide = contract.dequantize(widened(layout), expanded(layout, codes, book), linear, scale)
+    np.testing.assert_array_equal(wide, weights)
+
+
+@settings(max_examples=30)
+@given(LAYOUTS, st.integers(0, 2**31))
+@example(VectorLayout(8, 1100, 3, 4), 0)  # more than one block of codes
+@example(VectorLayout(3, 5, 4, 8, books=2, rows_per_codebook=4), 1)  # less than one vector
+def test_function_body(layout, seed):
+    parts = random_parts(layout, seed)
+    model = one_node(layout, parts)
+    onnx.checker.check_model(model, full_check=True)
+    x = np.random.default_rng(seed).standard_normal((3, layout.K)).astype(np.float32)
+    weights = dequantize(layout, *parts)
+    expected, bound = x @ weights.T, np.abs(x) @ np.abs(weights).T
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    # float32 sums in another order
+    assert np.all(np.abs(found - expected) <= 2e-6 * bound + 1e-30)
+    if layout.K < 100:  # onnx's own evaluator is slow
+        assert np.all(np.abs(ReferenceEvaluator(model).run(None, {"x": x})[0] - expected) <= 2e-6 * bound + 1e-30)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bits": 9}, "bits must be 1 to 8"),
+        ({"dimension": 0}, "dimension must be 1 to 64"),
+        ({"books": 17}, "books must be 1 to 16"),
+        ({"N": 2**31}, "N must be 1 to"),
+        ({"bits": 8, "dimension": 64, "rows_per_codebook": 1, "N": 2**20}, "too many entries"),
+    ],
+)
+def test_impossible_layouts_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(VectorLayout(4, 64, 8, 2), **change)
+
+
+def test_arrays_are_checked():
+    layout = VectorLayout(4, 64, 8, 2, books=2, rows_per_codebook=8)
+    codes, book, scale = random_parts(layout, 0)
+    for parts, message in (
+        ((codes[:, :1], book, scale), "codes is uint8"),
+        ((codes, book[..., :1], scale), "codebook is int8"),
+        ((codes, book, scale[:1]), "scale is"),
+        ((codes, np.full_like(book, 64), scale), "add up to more than 127"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layout.check(*parts)
+
+
+@pytest.fixture(scope="module", params=["vector", "aqlm"])
+def folder(request, stories, tinystories_text, tmp_path_factory):
+    """stories260K at 2 bits: pairs of weights by 4-bit codes, or a sum of two vectors of eight."""
+    chosen = {"vector": 2} if request.param == "vector" else {"method": "aqlm", "passes": 1}
+    work = tmp_path_factory.mktemp(request.param)
+    settings_ = {"bits": 2, "sequences": 16, **chosen}
+    return _package(_checkpoint(stories, str(tinystories_text), "0:0.5", work / "q", **settings_), work / "model")
+
+
+def test_whole_models_run_everywhere_alike(folder):
+    ids = np.random.default_rng(0).integers(3, 500, 40)
+    stock, ours = OnnxRuntime(folder), Session(folder)
+    ones, places = np.ones((1, 40), np.int64), np.arange(40)[None]
+    expected = stock.run(ids[None], ones, places, stock.empty())[0][0]
+    found = ours.forward(ours.new_state(), ids)
+    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()  # float32 sums in another order
+    engine, why = open_model(folder)
+    assert isinstance(engine, Engine), why
+    logits = engine.forward(engine.new_state(), ids)
+    assert np.sqrt(np.mean((logits - expected) ** 2)) < 0.05 * expected.std()  # int8 activations
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "native"])
+def test_lowered_to_eight_bits_exactly(folder, target, tmp_path, native_library):
+    done = CliRunner().invoke(app, ["lower", str(folder), "--target", target, "-o", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["vectors_expanded"] == 35
+    ids, ones, places = np.arange(3, 43)[None], np.ones((1, 40), np.int64), np.arange(40)[None]
+    plain, lowered = OnnxRuntime(folder), OnnxRuntime(tmp_path / "out")
+    if target == "native":
+        lowered.session = session(str(tmp_path / "out" / "model.onnx"), native_library, "float32")
+    expected, found = (m.run(ids, ones, places, m.empty())[0] for m in (plain, lowered))
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error <= 2e-5 if target == "native" else error < 0.2  # MatMulNBits quantizes activations to int8
+
+
+def test_cost_counts_the_stored_bits(folder):
+    graph = read_graph(folder)
+    work = [o for o in operations(graph, Phase.of("decode", 64)) if o.kind == "linear" and "head" not in o.name]
+    assert {n.op_type for n in graph.nodes if n.domain == DOMAIN} == {"CodebookGather", VECTOR_MATMUL, "CodebookMatMul"}
+    for operation in work:
+        node = next(n for n in graph.nodes if n.name == operation.name)
+        layout = node.vector_layout()
+        stored = graph.weights[node.inputs[1]].nbytes + graph.weights[node.inputs[2]].nbytes
+        assert operation.weight_bits >= 8 * stored / (layout.N * layout.K)
+        assert operation.macs == layout.N * layout.K
+
+
+def test_a_hostile_file_is_refused(folder, tmp_path):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "bad")
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    node = next(n for n in model.graph.node if n.op_type == VECTOR_MATMUL)
+    for name, value in (("K", 80), ("dimension", 7), ("bits", 0), ("rows_per_codebook", 3)):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        target = next(n for n in changed.graph.node if n.name == node.name)
+        next(a for a in target.attribute if a.name == name).i = value
+        (tmp_path / "bad" / "model.onnx").write_bytes(changed.SerializeToString())
+        with pytest.raises(InputError, match=node.name):
+            open_model(tmp_path / "bad")
