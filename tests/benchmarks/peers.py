@@ -177,7 +177,7 @@ def measure(model: str, method: str, make: Callable[[], tuple[Tensors, float]], 
     shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
-    row = {**athena(evaluate), "model": model, "method": method, "bits": round(effective_bits), "seconds": seconds}
+    row = {**athena(evaluate)[0], "model": model, "method": method, "bits": round(effective_bits), "seconds": seconds}
     row |= {"effective_bits": effective_bits, "file_bytes": 0, "commands": [command, evaluate]}
     kept.write_text(json.dumps(row))
     (folder / "model.safetensors").unlink()

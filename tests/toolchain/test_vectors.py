@@ -15,6 +15,7 @@ from toolchain.quantize import method, restored
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.quantize.trainable_vectors import TrainableVectors
 from toolchain.quantize.vector_solver import State, _fit_books, _gathered
+from toolchain.quantize.vectors import choose_dimension
 
 CHOICES = [{"vector": 2}, {"vector": 4}, {"vector": 8, "bits": 1}, {"method": "aqlm"}]
 
@@ -45,6 +46,16 @@ def test_vectors_beat_scalars_at_equal_bits():
     bits = [result.stored("w")[1].effective_bits for result in (scalar, vector)]
     assert bits[1] <= bits[0] + 0.08
     assert relative_loss(vector, w, h) < 0.9 * relative_loss(scalar, w, h)
+
+
+@pytest.mark.parametrize(
+    "shape, bits, dimension",
+    [((128, 256), 2, 4), ((172, 64), 2, 2), ((32, 64), 2, 2), ((768, 256), 3, 2), ((32, 64), 3, 1), ((768, 256), 5, 1)],
+)
+def test_automatic_dimension(shape, bits, dimension):
+    assert choose_dimension(*shape, QuantizeSettings(bits=bits, vector=0)) == dimension
+    assert choose_dimension(*shape, QuantizeSettings(bits=bits, vector=0, rank=2)) == 1
+    assert choose_dimension(*shape, QuantizeSettings(bits=1, vector=8)) == 8
 
 
 def test_codebooks_are_the_least_squares_solution():
@@ -88,7 +99,7 @@ def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, s
 @pytest.mark.parametrize(
     "settings_, message",
     [
-        ({"vector": 3}, "must be 1, 2, 4 or 8"),
+        ({"vector": 3}, "must be 0 .automatic., 1, 2, 4 or 8"),
         ({"vector": 4, "bits": 3}, "8 bits at most"),
         ({"vector": 2, "bits": 2.5}, "8 bits at most"),
         ({"vector": 2, "bits": 2, "method": "gptq"}, "for --method athena"),

@@ -24,7 +24,9 @@ Bits = Annotated[
     Optional[float], typer.Option(help="Code width, 1 to 8; 3.25: a budget of effective bits [3; qrazor 4].")
 ]
 Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, aqlm, qrazor, or rtn (round to nearest).")]
-Vector = Annotated[int, typer.Option(help="Weights that one code stands for, 2, 4 or 8 (the 2-bit class); 1: one.")]
+Vector = Annotated[
+    Optional[int], typer.Option(help="Weights that one code stands for: 1, 2, 4, 8; 0 automatic [1; best 0].")
+]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
 ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 16 float16, 0 automatic.")]
@@ -73,7 +75,7 @@ def export(
     model: Annotated[Optional[str], typer.Argument(help="Model folder or Hugging Face name (safetensors).")] = None,
     bits: Bits = None,
     method: Method = "athena",
-    vector: Vector = 1,
+    vector: Vector = None,
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
     scale_bits: ScaleBits = 0,
@@ -156,7 +158,7 @@ def quantize(
     output: Out,
     bits: Bits = None,
     method: Method = "athena",
-    vector: Vector = 1,
+    vector: Vector = None,
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
     scale_bits: ScaleBits = 0,

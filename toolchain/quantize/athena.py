@@ -20,7 +20,7 @@ from toolchain.quantize.lowrank import low_rank
 from toolchain.quantize.result import QuantizedMatrix, assemble, code_scales, scale_dtype
 from toolchain.quantize.settings import OVERHEAD_TARGET, QuantizeSettings
 from toolchain.quantize.solver import LEVEL_LIMIT, refine, sort_codebooks, start
-from toolchain.quantize.vectors import VectorMatrix, quantize_vectors
+from toolchain.quantize.vectors import VectorMatrix, choose_dimension, quantize_vectors
 
 _CODED_SCALE_BITS = 4  # ratios of about 1.15 between levels
 _BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
@@ -58,8 +58,8 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
 
 def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | VectorMatrix:
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite)."""
-    if settings.vector > 1:
-        return quantize_vectors(weights, hessian, settings, settings.vector, settings.width * settings.vector, books=1)
+    if (dimension := choose_dimension(*weights.shape, settings)) > 1:
+        return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)
     w = np.ascontiguousarray(weights, dtype=np.float64)
     layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
     h, used_damping = damped(hessian, settings.damping)

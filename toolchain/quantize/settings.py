@@ -14,7 +14,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {},
-    "best": {"passes": 8, "guided": True, "tune_steps": 1000},
+    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "vector": 0},
 }
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 
@@ -30,7 +30,9 @@ class QuantizeSettings:
     group_size: int = 0  # columns that share a codebook or a scale; 0: the whole row
     rows_per_codebook: int = 0  # rows that share a codebook; 0: as few as OVERHEAD_TARGET allows
     scale_bits: int = 0  # one scale per row: 16 as float16, 2 to 8 as codes; 0: coded in 4 bits for rows under 1024
-    vector: int = 1  # neighbouring weights that one code stands for, athena's 2-bit class: 2, 4 or 8; 1: none
+    # Neighbouring weights that one code stands for: 1, 2, 4 or 8; 0: the most whose codebooks a matrix has room for
+    # (vectors.py). Better at equal bits, but runtimes expand such codes to 8 bits in memory, hence not the default.
+    vector: int = 1
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
     rank: int = 0  # rank of the residual low-rank term; 0: none
@@ -76,8 +78,8 @@ class QuantizeSettings:
 
     def _check_vectors(self) -> None:
         """What codes of several weights ask of the other settings."""
-        if self.vector not in (1, 2, 4, 8):
-            raise InputError(f"--vector must be 1, 2, 4 or 8, not {self.vector}")
+        if self.vector not in (0, 1, 2, 4, 8):
+            raise InputError(f"--vector must be 0 (automatic), 1, 2, 4 or 8, not {self.vector}")
         if self.vector > 1 and (self.method != "athena" or self.is_budget or self.bits * self.vector > 8):
             raise InputError("--vector is for --method athena and codes of 8 bits at most: whole --bits times --vector")
         if not self.uses_vectors:

@@ -16,6 +16,7 @@ from toolchain.quantize.result import QuantizedMatrix, code_scales, scale_dtype
 from toolchain.quantize.settings import OVERHEAD_TARGET, QuantizeSettings
 
 _CODED_SCALE_BITS = 4
+_ROOM = 0.25  # bits per weight that the one codebook of a small matrix may take; the large ones make up for it
 _FLOAT_SCALE_COLUMNS = 1024  # as in athena.py: from this row length on a float16 scale costs little
 
 
@@ -69,6 +70,22 @@ class VectorMatrix:
         packed, book = tensor(".codes"), tensor(".codebook")
         assert packed is not None and book is not None and scale is not None
         return VectorMatrix(record.vector_layout(), packed, book, scale, coded, record.losses)
+
+
+def choose_dimension(rows: int, columns: int, settings: QuantizeSettings) -> int:
+    """Weights that one code of a matrix [rows, columns] stands for: as asked, or the most within _ROOM.
+
+    Measured layer losses against scalar codes at equal bits: scribe-6M at 2 bits 0.37 to 0.83 with four weights, at 3
+    and 4 bits 0.65 to 1.02 with two; stories260K, whose matrices only have room for two, 0.86 to 0.95 at 2 bits.
+    """
+    plain = settings.group_size or settings.rank or settings.razor.activation_bits or settings.razor.razor_codebook
+    if settings.vector or plain:
+        return settings.vector or 1
+    for dimension in (4, 2):
+        bits = settings.width * dimension
+        if bits <= 8 and 8 * (dimension << bits) <= _ROOM * rows * columns:
+            return dimension
+    return 1
 
 
 def quantize_vectors(
