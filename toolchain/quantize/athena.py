@@ -58,7 +58,8 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
 
 def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | VectorMatrix:
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite)."""
-    if (dimension := choose_dimension(*weights.shape, settings)) > 1:
+    dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
+    if dimension > 1:
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)
     w = np.ascontiguousarray(weights, dtype=np.float64)
     layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)

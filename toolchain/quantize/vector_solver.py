@@ -54,7 +54,7 @@ def padded(weights: np.ndarray, hessian: np.ndarray, dimension: int) -> tuple[np
     size = weights.shape[1] + missing
     wide = np.zeros((size, size))
     wide[: weights.shape[1], : weights.shape[1]] = hessian
-    wide[range(size - missing, size), range(size - missing, size)] = 1e-3 * float(np.mean(np.diag(hessian)))
+    wide[range(size - missing, size), range(size - missing, size)] = 1e-6 * float(np.mean(np.diag(hessian)))
     return np.pad(weights, ((0, 0), (0, missing))), wide
 
 
