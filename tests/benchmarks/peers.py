@@ -5,8 +5,9 @@
 So every row of the table has the same windows, the same float32 arithmetic and the same reference. llama.cpp:
 llama-quantize with an importance matrix by llama-imatrix from the first half of the text (scribe-6M; stories260K's
 rows of 64 columns fit only the types with blocks of 32, which take no matrix), embedding at q8_0; `pip install gguf`.
-hqq: `pip install hqq termcolor`, group size 64, embedding 8-bit as in our rows. Effective bits count everything stored
-for the linear layers.
+hqq: `pip install hqq termcolor`, group size 64, embedding 8-bit as in our rows. onnxruntime-genai: its builder's int4.
+auto-round (`--auto-round PYTHON` of an environment with `pip install auto-round`): symmetric, groups of 128, scribe-6M only,
+because it leaves matrices alone whose rows no group divides. Effective bits count everything stored for the linear layers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.benchmarks.peer_genai import genai_int4
 from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, athena
 
 LLAMA_TYPES = {
@@ -164,6 +166,17 @@ def hqq(model: str, bits: int) -> tuple[Tensors, float]:
     return tensors, size / weights
 
 
+def auto_round(model: str, bits: int, python: Path, work: Path) -> tuple[Tensors, float]:
+    source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
+    out = work / f"{model}-auto-round-{bits}.safetensors"
+    script = Path(__file__).with_name("peer_auto_round.py")
+    command = [str(word) for word in (python, script, source, text, bits, 128, out)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise SystemExit(f"auto-round failed:\n{done.stderr[-2000:]}")
+    return load_file(out), float(done.stdout.split()[-1])
+
+
 def measure(model: str, method: str, make: Callable[[], tuple[Tensors, float]], out: Path, command: str) -> None:
     """Score one peer and keep its row, unless an earlier run has."""
     folder = out / f"{model}-{method.replace(' ', '-')}"
@@ -187,14 +200,23 @@ def measure(model: str, method: str, make: Callable[[], tuple[Tensors, float]], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
-    parser.add_argument("--tools", type=Path, help="folder with llama-quantize and llama-imatrix; without: only hqq")
+    parser.add_argument(
+        "--tools", type=Path, help="folder with llama-quantize and llama-imatrix; without: no llama.cpp"
+    )
+    parser.add_argument("--auto-round", type=Path, help="python with auto-round; without: none")
     args = parser.parse_args()
     work = args.output / "peers"
     work.mkdir(parents=True, exist_ok=True)
     command = f"python -m tests.benchmarks.peers -o {args.output}" + (f" --tools {args.tools}" if args.tools else "")
+    command += " --auto-round PYTHON" if args.auto_round else ""
     for model in TEXTS:
         for bits in (4, 3, 2):
             measure(model, f"hqq {bits}", lambda m=model, b=bits: hqq(m, b), args.output, command)  # type: ignore[misc]
+        source = SHARED / "models" / model
+        measure(model, "genai int4", lambda s=source, m=model: genai_int4(s, work / f"{m}-genai"), args.output, command)  # type: ignore[misc]
+        for bits in (4, 3, 2) if args.auto_round and model == "scribe-6M" else ():
+            make = lambda m=model, b=bits: auto_round(m, b, args.auto_round, work)  # type: ignore[misc]  # noqa: E731
+            measure(model, f"auto-round {bits}", make, args.output, command)
         for kind in LLAMA_TYPES[model] if args.tools else ():
             make = lambda m=model, k=kind: llama_cpp(m, k, args.tools, work)  # type: ignore[misc]  # noqa: E731
             measure(model, f"llama.cpp {kind}", make, args.output, command)

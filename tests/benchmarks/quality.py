@@ -7,8 +7,8 @@ on where it was. Writes docs/quality.md (table and every command) and docs/quali
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
 "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
 methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). "athena
-best" has vector codes where a matrix has room for their codebooks. Rows of llama.cpp and hqq come from
-tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
+best" has vector codes where a matrix has room for their codebooks. Rows of llama.cpp, hqq, onnxruntime-genai and
+auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def picture(rows: list[dict], path: Path) -> None:
     for column, model in enumerate(TEXTS):
         for line, (key, label) in enumerate((("perplexity", "perplexity / float32"), ("kl", "KL, nats per token"))):
             axes = grid[line][column]
-            for method in (*METHODS, "llama.cpp", "hqq"):
+            for method in (*METHODS, "llama.cpp", "hqq", "genai", "auto-round"):
                 chosen = [r for r in rows if r["model"] == model and family(r["method"]) == method]
                 chosen.sort(key=lambda r: r["effective_bits"])
                 values = [r["kl"] if key == "kl" else r["perplexity"] / r["reference_perplexity"] for r in chosen]
