@@ -16,8 +16,8 @@ PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 def genai_int4(source: Path, out: Path) -> tuple[dict[str, np.ndarray], float]:
     """Tensors under their Hugging Face names, and stored bits per weight over the blocks' matrices.
 
-    The builder's defaults: round to nearest, 4 bits, symmetric, a float32 scale for every 32 columns; counted as float16,
-    which the operator takes as well. Embedding and head keep their float32 values here, as 8 bits would in our rows.
+    The builder's defaults: round to nearest, 4 bits, symmetric, a float32 scale for every 32 columns; counted as
+    float16, which the operator takes as well. Embedding and head keep their float32 values here.
     """
     built = [
         sys.executable,

@@ -6,8 +6,9 @@ So every row of the table has the same windows, the same float32 arithmetic and 
 llama-quantize with an importance matrix by llama-imatrix from the first half of the text (scribe-6M; stories260K's
 rows of 64 columns fit only the types with blocks of 32, which take no matrix), embedding at q8_0; `pip install gguf`.
 hqq: `pip install hqq termcolor`, group size 64, embedding 8-bit as in our rows. onnxruntime-genai: its builder's int4.
-auto-round (`--auto-round PYTHON` of an environment with `pip install auto-round`): symmetric, groups of 128, scribe-6M only,
-because it leaves matrices alone whose rows no group divides. Effective bits count everything stored for the linear layers.
+auto-round (`--auto-round PYTHON` of an environment with `pip install auto-round`): symmetric, groups of 128, scribe-6M
+only, because it leaves matrices alone whose rows no group divides. Effective bits count everything stored for the
+linear layers.
 """
 
 from __future__ import annotations
