@@ -220,13 +220,12 @@ def test_real_models(native_library, name, request):
     """float32 activations: the function bodies' logits; int8 ones: as near as the engine's, which rounds alike."""
     folder = request.getfixturevalue(name)
     ids, ones, places = np.arange(3, 43)[None], np.ones((1, 40), np.int64), np.arange(40)[None]
-    plain = OnnxRuntime(folder)
-    expected = plain.run(ids, ones, places, plain.empty())[0]
+    stock = OnnxRuntime(folder)
+    expected = stock.run(ids, ones, places, stock.empty())[0]
     found = {}
     for activations in ("float32", "int8"):
-        native = OnnxRuntime(folder)
-        native.session = session(str(folder / "model.onnx"), native_library, activations)
-        found[activations] = native.run(ids, ones, places, native.empty())[0]
+        stock.session = session(str(folder / "model.onnx"), native_library, activations)
+        found[activations] = stock.run(ids, ones, places, stock.empty())[0]
     # 2e-5 of the largest logit: float32 sums in another order.
     assert np.abs(found["float32"] - expected).max() <= 2e-5 * np.abs(expected).max()
     error = np.sqrt(np.mean((found["int8"] - expected) ** 2))

@@ -153,10 +153,10 @@ def test_lowered_to_eight_bits_exactly(folder, target, tmp_path, native_library)
     done = CliRunner().invoke(app, ["lower", str(folder), "--target", target, "-o", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["vectors_expanded"] == 35
     ids, ones, places = np.arange(3, 43)[None], np.ones((1, 40), np.int64), np.arange(40)[None]
-    plain, lowered = OnnxRuntime(folder), OnnxRuntime(tmp_path / "out")
-    if target == "native":
-        lowered.session = session(str(tmp_path / "out" / "model.onnx"), native_library, "float32")
-    expected, found = (m.run(ids, ones, places, m.empty())[0] for m in (plain, lowered))
+    stock, path = OnnxRuntime(folder), str(tmp_path / "out" / "model.onnx")
+    expected = stock.run(ids, ones, places, stock.empty())[0]
+    stock.session = session(path, native_library if target == "native" else None, "float32")
+    found = stock.run(ids, ones, places, stock.empty())[0]
     error = np.abs(found - expected).max() / np.abs(expected).max()
     assert error <= 2e-5 if target == "native" else error < 0.2  # MatMulNBits quantizes activations to int8
 

@@ -97,6 +97,7 @@ def test_eval_both_sides(exported, stories, tinystories_text):
     assert f"{ours['perplexity']:.3f}" in (out / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_eval_matches_the_recorded_float32_figure():
     from tests.conftest import shared
 
