@@ -50,7 +50,15 @@ def test_vectors_beat_scalars_at_equal_bits():
 
 @pytest.mark.parametrize(
     "shape, bits, dimension",
-    [((128, 256), 2, 4), ((172, 64), 2, 2), ((32, 64), 2, 2), ((768, 256), 3, 2), ((32, 64), 3, 1), ((768, 256), 5, 1)],
+    [
+        ((256, 256), 2, 4),
+        ((128, 256), 2, 2),
+        ((172, 64), 2, 2),
+        ((32, 64), 2, 2),
+        ((768, 256), 3, 2),
+        ((32, 64), 3, 1),
+        ((768, 256), 5, 1),
+    ],
 )
 def test_automatic_dimension(shape, bits, dimension):
     assert choose_dimension(*shape, QuantizeSettings(bits=bits, vector=0)) == dimension

@@ -13,10 +13,11 @@ from export.vectors import VectorLayout, dequantize
 from toolchain.quantize import vector_solver
 from toolchain.quantize.hessian import damped, layer_loss
 from toolchain.quantize.result import QuantizedMatrix, code_scales, scale_dtype
-from toolchain.quantize.settings import OVERHEAD_TARGET, QuantizeSettings
+from toolchain.quantize.settings import QuantizeSettings
 
 _CODED_SCALE_BITS = 4
-_ROOM = 0.25  # bits per weight that the one codebook of a small matrix may take; the large ones make up for it
+_ROOM = 0.125  # bits per weight that the one codebook of a small matrix may take; the large ones make up for it
+_OVERHEAD = 0.06  # bits per weight of scales and codebooks up to which a large matrix gets several
 _FLOAT_SCALE_COLUMNS = 1024  # as in athena.py: from this row length on a float16 scale costs little
 
 
@@ -133,8 +134,8 @@ def quantize_vectors(
 
 
 def _shared_rows(rows: int, columns: int, scale_bits: int, entries: int) -> int:
-    """Rows that share codebooks of `entries` int8 numbers: the fewest (a power of two) within OVERHEAD_TARGET."""
-    room, shared = OVERHEAD_TARGET - scale_bits / columns, 1
+    """Rows that share codebooks of `entries` int8 numbers: the fewest (a power of two) within _OVERHEAD."""
+    room, shared = _OVERHEAD - scale_bits / columns, 1
     while shared < rows and 8 * entries / (shared * columns) > room:
         shared *= 2
     return shared
