@@ -7,7 +7,7 @@ on where it was. Writes docs/quality.md (table and every command) and docs/quali
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
 "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
 methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). "athena
-best" has vector codes where a matrix has room for their codebooks. Rows of llama.cpp, hqq, onnxruntime-genai and
+best" has vector codes at 2 bits. Rows of llama.cpp, hqq, onnxruntime-genai and
 auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
 """
 

@@ -74,13 +74,14 @@ class VectorMatrix:
 
 
 def choose_dimension(rows: int, columns: int, settings: QuantizeSettings) -> int:
-    """Weights that one code of a matrix [rows, columns] stands for: as asked, or the most within _ROOM.
+    """Weights that one code of a matrix [rows, columns] stands for: as asked, or at 2 bits the most within _ROOM.
 
     Measured layer losses against scalar codes at equal bits: scribe-6M at 2 bits 0.37 to 0.83 with four weights, at 3
-    and 4 bits 0.65 to 1.02 with two; stories260K, whose matrices only have room for two, 0.86 to 0.95 at 2 bits.
+    and 4 bits 0.65 to 1.02 with two; stories260K, whose matrices only have room for two, 0.86 to 0.95 at 2 bits. From
+    3 bits on scalars stay the automatic choice: they gain less and lose the memory and speed of codes under 8 bits.
     """
     plain = settings.group_size or settings.rank or settings.razor.activation_bits or settings.razor.razor_codebook
-    if settings.vector or plain:
+    if settings.vector or plain or settings.width > 2:
         return settings.vector or 1
     for dimension in (4, 2):
         bits = settings.width * dimension
