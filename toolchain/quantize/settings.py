@@ -31,7 +31,8 @@ class QuantizeSettings:
     rows_per_codebook: int = 0  # rows that share a codebook; 0: as few as OVERHEAD_TARGET allows
     scale_bits: int = 0  # one scale per row: 16 as float16, 2 to 8 as codes; 0: coded in 4 bits for rows under 1024
     # Neighbouring weights that one code stands for: 1, 2, 4 or 8; 0: at 1 and 2 bits the most whose codebooks a
-    # matrix has room for (vectors.py). Better at equal bits, but runtimes expand such codes to 8 bits in memory, hence not the default.
+    # matrix has room for (vectors.py). Better at equal bits, but runtimes expand such codes to 8 bits in memory, hence
+    # not the default.
     vector: int = 1
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
