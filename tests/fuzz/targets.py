@@ -57,6 +57,12 @@ def use_razored(folder: Path) -> None:
     use_cost(folder)
 
 
+def use_vectors(folder: Path) -> None:
+    """A model of vector codes, run, costed and lowered."""
+    use_razored(folder)
+    use_lower(folder)
+
+
 def use_encoder(folder: Path) -> None:
     """Open an encoder and make a vector."""
     from runtime_py.encoder import TextEncoder
@@ -119,6 +125,8 @@ def use_checkpoint(folder: Path) -> None:
             record.layout()
         elif record.scheme == "razored":
             record.integer_layout(arithmetic.activations.group_size if arithmetic.activations else 16)
+        elif record.scheme == "vectors":
+            record.vector_layout()
 
 
 def use_json(folder: Path) -> None:
@@ -167,10 +175,14 @@ def make_folders(root: Path) -> dict[str, Target]:
     settings = QuantizeSettings(method="qrazor", bits=4, sequences=2, sequence_length=16, razor=razor)
     checkpoint = quantize_model(str(source), root / "razored-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "razored-built", quiet=True).rename(root / "razored")
+    settings = QuantizeSettings(method="aqlm", bits=2, passes=1, sequences=2, sequence_length=16)
+    checkpoint = quantize_model(str(source), root / "vectors-checkpoint", settings, CalibrationChoice(), quiet=True)
+    package_checkpoint(checkpoint, root / "vectors-built", quiet=True).rename(root / "vectors")
     targets = [
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
         Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
         Target("razored", root / "razored", "model.onnx", use_razored),
+        Target("vectors", root / "vectors", "model.onnx", use_vectors),
         Target("encoder", tiny_bert(root), "model.onnx", use_encoder),
         Target("lower", copy(model, "model-d"), "model.onnx", use_lower),
         Target("families", family_configs(root / "families"), "families.json", use_families),

@@ -16,6 +16,7 @@ REGRESSIONS = sorted((Path(__file__).parent / "regressions").iterdir())
 NAMES = [
     "model",
     "razored",
+    "vectors",
     "razored-manifest",
     "encoder",
     "lower",
