@@ -7,7 +7,7 @@ on where it was. Writes docs/quality.md (table and every command) and docs/quali
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
 "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
 methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). "athena
-best" has vector codes at 2 bits. Rows of llama.cpp, hqq, onnxruntime-genai and
+best" has vector codes at 2 bits, "athena best vectors" at 3. Rows of llama.cpp, hqq, onnxruntime-genai and
 auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
 """
 
@@ -26,9 +26,12 @@ SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
 WINDOWS = {"stories260K": 778, "scribe-6M": 200}  # all of the second half; the first 200 windows of it
 UNIFORM_GROUP = {"stories260K": 0, "scribe-6M": 128}
-METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best")
+METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best", "athena best vectors")
 # AQLM's codebooks of 2,048 entries take 4 to 8 bits a weight in stories260K's matrices: no row.
 SKIPPED = {("stories260K", "aqlm", bits) for bits in (2, 3, 4)} | {("scribe-6M", "aqlm", bits) for bits in (3, 4)}
+# Beside the presets: what pairs of weights a code would gain at 3 bits.
+SKIPPED |= {(model, "athena best vectors", bits) for model in TEXTS for bits in (4, 3, 2)}
+SKIPPED -= {("scribe-6M", "athena best vectors", 3)}
 COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", "top-1", "time", "peak memory")
 
 
@@ -53,8 +56,8 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
     export = f"athena-export export {source} -o {folder} --bits {bits} --method {method.split()[0]}"
     if method in ("rtn", "gptq") and UNIFORM_GROUP[model]:
         export += f" --group-size {UNIFORM_GROUP[model]}"
-    if method == "athena best":
-        export += f" --preset best --tune-steps {best_steps}"
+    if method.startswith("athena best"):
+        export += f" --preset best{' --vector 2' * method.endswith('vectors')} --tune-steps {best_steps}"
     export += f" --calibration {text} --calibration-part 0:0.5"
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
     evaluate += " --activations float32"  # weights alone are compared
