@@ -7,7 +7,8 @@ carries the records of its tensors in its own metadata, so that a shard that exi
 Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices
 (`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and
 `.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.flags` beside codes, codebook and scale for razored matrices
-(vector codes are [N, books, bytes], their codebooks [chunks, books, entries, dimension]),
+(vector codes are [N, books, bytes], their codebooks [chunks, books, entries, dimension]; trellis codebooks [chunks,
+states]),
 `.weight` and `.bias` for the rest. `.input_unit` [1] of a layer, `key_unit` and `value_unit` ([1] or [kv_heads]) of a
 block say what one step of integer activations and cached integers is worth.
 """
@@ -28,11 +29,14 @@ from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import MANIFEST, read_json
 from export.integer_ops import IntegerLayout
+from export.trellis import TrellisLayout
 from export.vectors import VectorLayout
 
 FORMAT_VERSION = 1
 RAZORED = "razored"  # scheme of matrices of SDR codes
 VECTORS = "vectors"  # scheme of matrices whose codes stand for several neighbouring weights
+TRELLIS = "trellis"  # scheme of matrices whose levels depend on the codes of several rows
+COMPACT = (VECTORS, TRELLIS)
 OUTSIDE_SHARD = "outside.safetensors"
 _MAX_LAYERS = 10_000
 
@@ -42,7 +46,7 @@ class TensorRecord:
     """What is known about one stored matrix or vector."""
 
     name: str  # Hugging Face module name, e.g. model.layers.0.self_attn.q_proj, or a full tensor name for vectors
-    scheme: str  # "codebook", "razored", "vectors" or the dtype name of a dense tensor
+    scheme: str  # "codebook", "razored", "vectors", "trellis" or the dtype name of a dense tensor
     shape: tuple[int, ...]  # of the logical tensor
     bytes: int  # all stored parts together
     bits: int | None = None  # code width; None for dense tensors
@@ -55,6 +59,7 @@ class TensorRecord:
     rotation: int = 1  # columns that one Hadamard matrix mixes; 1: none (razored matrices only)
     dimension: int = 1  # neighbouring weights that one code stands for (vectors only)
     books: int = 1  # codebooks that add up (vectors only)
+    state_bits: int = 0  # bits that pick a level (trellis only)
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
 
     @property
@@ -84,6 +89,21 @@ class TensorRecord:
             rows_per_codebook=self.rows_per_codebook,
             rows_per_scale=self.rows_per_scale,
         )
+
+    def trellis_layout(self) -> TrellisLayout:
+        rows, columns = self.shape
+        return TrellisLayout(
+            bits=self.bits or 0,
+            K=columns,
+            N=rows,
+            state_bits=self.state_bits,
+            rows_per_codebook=self.rows_per_codebook,
+            rows_per_scale=self.rows_per_scale,
+        )
+
+    def compact_layout(self) -> VectorLayout | TrellisLayout:
+        """Layout of a matrix of vector or trellis codes."""
+        return self.trellis_layout() if self.scheme == TRELLIS else self.vector_layout()
 
     def integer_layout(self, group_size: int) -> IntegerLayout:
         """Layout as a factor of integer products whose codes share flags in groups of this size."""
@@ -115,6 +135,7 @@ class TensorRecord:
             record.rotation,
             record.dimension,
             record.books,
+            record.state_bits,
         )
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
             raise ValueError(f"the record of {record.name!r} holds impossible numbers")
@@ -122,8 +143,8 @@ class TensorRecord:
             record.layout()
         elif record.scheme == RAZORED:
             record.integer_layout(record.group_size)
-        elif record.scheme == VECTORS:
-            record.vector_layout()
+        elif record.scheme in COMPACT:
+            record.compact_layout()
         return record
 
 

@@ -22,7 +22,6 @@ from export.integer_functions import integer_function_bodies
 from export.integers import IntegerArithmetic
 from export.layers import BATCH, SEQUENCE, Layers
 from export.spec import ModelSpec, Rope
-from export.vector_functions import vector_function
 
 PAST = "past_sequence_length"
 
@@ -61,8 +60,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     for value, name in present:
         g.output(value, name)
     bodies = function_bodies()
-    if layers.has_vectors:
-        bodies += (vector_function(),)
+    bodies += layers.compact_bodies()
     if layers.arithmetic != IntegerArithmetic():
         bodies += integer_function_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]

@@ -17,7 +17,6 @@ from export.graph import Dim, GraphWriter
 from export.layers import BATCH, SEQUENCE, Layers
 from export.pooling import Pooling, pool
 from export.spec import ModelSpec
-from export.vector_functions import vector_function
 
 BOOL, LONG = ir.DataType.BOOL, ir.DataType.INT64
 
@@ -41,7 +40,7 @@ def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, 
         hidden, _ = blocks.block(layer, hidden, context)
     g.output(hidden, "last_hidden_state")
     g.output(pool(g, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
-    bodies = function_bodies() + ((vector_function(),) if layers.has_vectors else ())
+    bodies = function_bodies() + layers.compact_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
 

@@ -6,16 +6,21 @@ Knows the checkpoint and the operators, and nothing of how a family puts them to
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from export.checkpoint import RAZORED, VECTORS, StoredTensors, TensorRecord
+from export.checkpoint import COMPACT, RAZORED, TRELLIS, VECTORS, StoredTensors, TensorRecord
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.graph import Dim, GraphWriter
 from export.integers import IntegerArithmetic, IntegerLayers
 from export.sdr import SdrFormat
+from export.trellis import TRELLIS_MATMUL
+from export.trellis_functions import trellis_function
+from export.vector_functions import vector_function
 from export.vectors import VECTOR_MATMUL
 
+_COMPACT_BODIES = {VECTORS: vector_function, TRELLIS: trellis_function}
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 
 
@@ -27,7 +32,11 @@ class Layers:
         self._decoded_scales: dict[str, ir.Value] = {}
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
-        self.has_vectors = any(record.scheme == VECTORS for record in checkpoint.records.values())
+
+    def compact_bodies(self) -> tuple[onnx.FunctionProto, ...]:
+        """Function bodies of the products with vector and trellis codes that the checkpoint needs."""
+        schemes = {record.scheme for record in self.checkpoint.records.values()}
+        return tuple(body() for scheme, body in _COMPACT_BODIES.items() if scheme in schemes)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
         """Rows of a stored matrix [rows, columns] by int64 ids [a, b], as float32 [a, b, columns]."""
@@ -54,9 +63,10 @@ class Layers:
         elif record.scheme == "codebook":
             attributes = record.layout().attributes()
             out = g.op(CODEBOOK_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
-        elif record.scheme == VECTORS:
-            attributes = record.vector_layout().attributes()
-            out = g.op(VECTOR_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
+        elif record.scheme in COMPACT:
+            attributes = record.compact_layout().attributes()
+            kind = TRELLIS_MATMUL if record.scheme == TRELLIS else VECTOR_MATMUL
+            out = g.op(kind, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
         else:
             weight = self._as_float(inputs[0], f"{name}/weight", [rows, columns])
             transposed = g.op("Transpose", f"{name}/transpose", [weight], [columns, rows], perm=[1, 0])
@@ -154,9 +164,9 @@ class Layers:
             raise InputError(f"{self.checkpoint.folder}: {module} is {list(record.shape)}, expected {list(shape)}")
         if record.scheme == RAZORED:
             return self._razored(module, record), record
-        if record.scheme not in ("codebook", VECTORS):
+        if record.scheme not in ("codebook", *COMPACT):
             return [self._stored(module, ".weight", record.scheme, shape)], record
-        layout = record.layout() if record.scheme == "codebook" else record.vector_layout()
+        layout = record.layout() if record.scheme == "codebook" else record.compact_layout()
         parts = [
             self._stored(module, ".codes", np.uint8, layout.codes_shape),
             self._stored(module, ".codebook", np.int8, layout.codebook_shape),

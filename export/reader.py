@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from export.compact import COMPACT_LAYOUTS, CompactLayout, compact_layout
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.errors import InputError
 from export.integer_ops import SDR_MATMUL, IntegerLayout, format_of
 from export.sdr import SdrFormat
-from export.vectors import VECTOR_MATMUL, VectorLayout
 
 _MAX_FILE = 2**31 - 1  # protobuf's own limit
 _MAX_ELEMENTS = 2**40
@@ -45,10 +45,15 @@ class Node:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
 
-    def vector_layout(self) -> VectorLayout:
-        """Attributes of a VectorCodebookMatMul node. Raises InputError when one is missing or out of range."""
+    @property
+    def is_compact(self) -> bool:
+        """Whether it is a product with vector or trellis codes."""
+        return self.domain == DOMAIN and self.op_type in COMPACT_LAYOUTS
+
+    def compact_layout(self) -> CompactLayout:
+        """Attributes of a product with vector or trellis codes. Raises InputError when one is missing or wrong."""
         try:
-            return VectorLayout(**{name: self.attributes[name] for name in VectorLayout.__dataclass_fields__})
+            return compact_layout(self.op_type, self.attributes)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
 
@@ -119,7 +124,7 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
     values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
     values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
     for node in nodes:
-        if node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER, VECTOR_MATMUL):
+        if node.is_compact or (node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)):
             _check_codebook(node, weights)
         elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
             _check_integer_product(node, weights)
@@ -253,7 +258,7 @@ def _read_whole(path: Path, size: int) -> np.ndarray:
 
 def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
     """Codes and codebook must be stored and fit the attributes; scales may be computed from other weights."""
-    layout = node.vector_layout() if node.op_type == VECTOR_MATMUL else node.layout()
+    layout = node.compact_layout() if node.is_compact else node.layout()
     if len(node.inputs) != 4 or any(name not in weights for name in node.inputs[1:3]):
         raise InputError(f"node {node.name}: {node.op_type} needs codes and codebook as stored weights")
     codes, codebook = (weights[name] for name in node.inputs[1:3])

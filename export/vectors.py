@@ -83,6 +83,25 @@ class VectorLayout:
         if book_sums(codebook).max(initial=0) > SUM_LIMIT:
             raise ValueError(f"the books of codebook add up to more than {SUM_LIMIT}")
 
+    def dequantized(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The float32 [N, K] matrix that packed codes, int8 codebook and scale stand for."""
+        self.check(codes, codebook, scale)
+        rows = np.arange(self.N) // self.rows_per_scale
+        return levels(self, codes, codebook, slice(None)).astype(np.float32) * scale[rows].astype(np.float32)
+
+    def widened(self) -> CodebookLayout:
+        """The layout of the same matrix as 8-bit codes of one codebook, -128..127 in order."""
+        return CodebookLayout(8, self.K, self.N, 0, self.N, self.rows_per_scale)
+
+    def expanded(self, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+        """The codes uint8 [N, K] of the same matrix in the form of widened(), exactly."""
+        out = np.empty((self.N, self.K), np.uint8)
+        step = max(1, (1 << 24) // max(1, self.K * self.books))
+        for first in range(0, self.N, step):
+            rows = slice(first, min(first + step, self.N))
+            out[rows] = (levels(self, codes, codebook, rows) + 128).astype(np.uint8)
+        return out
+
 
 def book_sums(codebook: np.ndarray) -> np.ndarray:
     """Largest magnitude that the sum over books can reach, int [chunks]: what has to stay within SUM_LIMIT."""
@@ -103,25 +122,3 @@ def levels(layout: VectorLayout, codes: np.ndarray, codebook: np.ndarray, rows: 
     for m in range(layout.books):
         total += codebook[book_row[:, None], m, code[:, m]]
     return total.reshape(len(code), -1)[:, : layout.K]
-
-
-def dequantize(layout: VectorLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The float32 [N, K] matrix that packed codes, int8 codebook and scale stand for."""
-    layout.check(codes, codebook, scale)
-    rows = np.arange(layout.N) // layout.rows_per_scale
-    return levels(layout, codes, codebook, slice(None)).astype(np.float32) * scale[rows].astype(np.float32)
-
-
-def widened(layout: VectorLayout) -> CodebookLayout:
-    """The layout of the same matrix as 8-bit codes of one codebook, -128..127 in order."""
-    return CodebookLayout(8, layout.K, layout.N, 0, layout.N, layout.rows_per_scale)
-
-
-def expanded(layout: VectorLayout, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """The codes uint8 [N, K] of the same matrix in the form of widened(layout), exactly."""
-    out = np.empty((layout.N, layout.K), np.uint8)
-    step = max(1, (1 << 24) // max(1, layout.K * layout.books))
-    for first in range(0, layout.N, step):
-        rows = slice(first, min(first + step, layout.N))
-        out[rows] = (levels(layout, codes, codebook, rows) + 128).astype(np.uint8)
-    return out

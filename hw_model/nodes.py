@@ -14,7 +14,6 @@ import numpy as np
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.reader import Graph, Node
-from export.vectors import VECTOR_MATMUL
 from hw_model.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
 # Operations per output element of the elementwise and reduction operators; transcendental functions count as four.
@@ -111,7 +110,7 @@ def operation_of(node: Node, context: Context) -> Operation:
     """Raises InputError on an operator that has no price."""
     ours = node.domain == DOMAIN
     weight_bytes = context.weight_bytes(node)
-    if (ours and node.op_type in (CODEBOOK_MATMUL, VECTOR_MATMUL)) or (not node.domain and node.op_type == "MatMul"):
+    if node.is_compact or (node.op_type == "MatMul" and not node.domain) or (ours and node.op_type == CODEBOOK_MATMUL):
         return _linear(node, context)
     if (ours and node.op_type == CODEBOOK_GATHER) or (node.op_type == "Gather" and weight_bytes):
         rows = node.layout().N if ours else context.shape(node.inputs[0])[0]
@@ -153,7 +152,7 @@ def linear(node: Node, context: Context, rows: int, columns: int) -> Operation:
 
 def _linear(node: Node, context: Context) -> Operation:
     if node.domain == DOMAIN:
-        layout = node.vector_layout() if node.op_type == VECTOR_MATMUL else node.layout()
+        layout = node.compact_layout() if node.is_compact else node.layout()
         return linear(node, context, layout.N, layout.K)
     if node.inputs[1] not in context.constant:
         raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")

@@ -15,7 +15,7 @@ from export.files import read_json
 from export.reader import Graph, Node, read_graph
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.values import Unplannable
-from runtime_py.expansion import expand_vectors
+from runtime_py.expansion import expand_compact
 from runtime_py.folding import Folder
 from runtime_py.generate import context_length, load_tokenizer
 from runtime_py.interpreter import Interpreter
@@ -42,7 +42,7 @@ class TextEncoder:
         self.folder = Path(folder)
         if activations not in ACTIVATIONS:
             raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-        graph = expand_vectors(read_graph(self.folder))
+        graph = expand_compact(read_graph(self.folder))
         if not {VECTOR, STATES} <= {info.name for info in graph.outputs}:
             raise InputError(
                 f"{self.folder / 'model.onnx'}: has no output `{VECTOR}`; language models run by `athena-export run`"

@@ -1,6 +1,6 @@
-"""Vector codes become 8-bit codes when a graph is loaded: the same weights exactly, for the kernels there are.
+"""Vector and trellis codes become 8-bit codes when a graph is loaded: exactly the same weights, for fast kernels.
 
-before  VectorCodebookMatMul(X, codes, codebook, scale)
+before  VectorCodebookMatMul or TrellisCodebookMatMul(X, codes, codebook, scale)
 after   CodebookMatMul(X, codes of 8 bits, -128..127, scale)
 
 The file stays small; in memory and at every token such a matrix costs 8 bits a weight.
@@ -12,30 +12,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.contract import CODEBOOK_MATMUL, DOMAIN
-from export.reader import Graph, Node
-from export.vectors import VECTOR_MATMUL, expanded, widened
+from export.contract import CODEBOOK_MATMUL
+from export.reader import Graph
 
 
-def expand_vectors(graph: Graph) -> Graph:
-    """The graph without VectorCodebookMatMul nodes; itself when it has none."""
-    if not any(_is_vector(node) for node in graph.nodes):
+def expand_compact(graph: Graph) -> Graph:
+    """The graph without such nodes; itself when it has none."""
+    if not any(node.is_compact for node in graph.nodes):
         return graph
     weights, nodes = dict(graph.weights), []
     for node in graph.nodes:
-        if not _is_vector(node):
+        if not node.is_compact:
             nodes.append(node)
             continue
         codes, codebook = (weights.pop(name, graph.weights[name]) for name in node.inputs[1:3])
-        layout = widened(node.vector_layout())
-        wide = expanded(node.vector_layout(), codes, codebook)
+        layout = node.compact_layout().widened()
+        wide = node.compact_layout().expanded(codes, codebook)
         names = tuple(f"{name}.expanded" for name in node.inputs[1:3])
         book = np.broadcast_to(np.arange(-128, 128, dtype=np.int8), layout.codebook_shape)
         weights |= {names[0]: wide, names[1]: np.ascontiguousarray(book)}
         inputs = (node.inputs[0], *names, node.inputs[3])
         nodes.append(replace(node, op_type=CODEBOOK_MATMUL, inputs=inputs, attributes=layout.attributes()))
     return replace(graph, nodes=tuple(nodes), weights=weights)
-
-
-def _is_vector(node: Node) -> bool:
-    return node.domain == DOMAIN and node.op_type == VECTOR_MATMUL

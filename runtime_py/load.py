@@ -13,7 +13,7 @@ import numpy as np
 from export.errors import InputError
 from export.files import MANIFEST, read_json
 from export.reader import Graph, read_graph
-from runtime_py.expansion import expand_vectors
+from runtime_py.expansion import expand_compact
 
 ACTIVATIONS = ("int8", "float32")
 
@@ -57,7 +57,7 @@ def open_model(
     mapped = mapped if mapped is not None else hints.get("mmap")
     graph = read_graph(Path(folder), mapped=_better_mapped(Path(folder)) if mapped is None else mapped)
     with one_line(Path(folder) / "model.onnx"):
-        return _runner(expand_vectors(graph), activations, threads, processors)
+        return _runner(expand_compact(graph), activations, threads, processors)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from export.contract import CODEBOOK_MATMUL
 from export.errors import InputError
 from export.integer_ops import SDR_ATTENTION
 from export.reader import Graph, Node, read_graph
-from runtime_py.expansion import expand_vectors
+from runtime_py.expansion import expand_compact
 from runtime_py.integers import attend, attention_layout
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
@@ -47,7 +47,7 @@ class Session:
 
         Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
         """
-        self.graph: Graph = expand_vectors(folder if isinstance(folder, Graph) else read_graph(Path(folder)))
+        self.graph: Graph = expand_compact(folder if isinstance(folder, Graph) else read_graph(Path(folder)))
         if not any(info.name == "logits" for info in self.graph.outputs):
             raise InputError("model.onnx: has no output `logits`; encoders run by `athena-export embed`")
         self._interpreter = Interpreter(self.graph)

@@ -19,14 +19,16 @@ from transformers.utils import logging
 
 from export.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
 from export.spec import ModelSpec
+from export.trellis import TrellisLayout
 from toolchain.progress import Reporter
 from toolchain.quantize import Matrix, restored
+from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.quantize.trainable import TrainableLinear
+from toolchain.quantize.trainable_trellis import TrainableTrellis
 from toolchain.quantize.trainable_vectors import TrainableVectors
 from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings, default_rate
-from toolchain.quantize.vectors import VectorMatrix
 from toolchain.source import SourceModel
 
 TUNED_PREFIX = "tuned-"
@@ -68,8 +70,9 @@ def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> Matrix:
 
 def _trainable(module: nn.Module, tensors: dict[str, np.ndarray], record: TensorRecord) -> nn.Module:
     stored = _stored(tensors, record)
-    if isinstance(stored, VectorMatrix):
-        return TrainableVectors(module, stored)
+    if isinstance(stored, CompactMatrix):
+        trellis = isinstance(stored.layout, TrellisLayout)
+        return TrainableTrellis(module, stored) if trellis else TrainableVectors(module, stored)
     assert isinstance(stored, QuantizedMatrix)  # razored matrices are not tuned (settings.py)
     return TrainableLinear(module, stored)
 
@@ -107,7 +110,7 @@ def _collect(student: nn.Module, path: Path, spec: ModelSpec) -> tuple[dict[str,
     fresh_records = []
     for record in records:
         module = student.get_submodule(record.name) if record.name in trainable else None
-        if isinstance(module, (TrainableLinear, TrainableVectors)):
+        if isinstance(module, (TrainableLinear, TrainableVectors, TrainableTrellis)):
             parts, record = module.to_stored(record.losses).stored(record.name)
             fresh |= parts
         elif len(record.shape) == 1 and record.name in parameters:

@@ -173,8 +173,8 @@ class RandomCheckpoint:
 
 def write_random_folder(name: str, output: Path, settings: QuantizeSettings, force: bool, quiet: bool) -> None:
     """A complete model folder (without a tokenizer) of random codes. Raises InputError on an unknown shape."""
-    if settings.uses_vectors:
-        raise InputError("--random writes scalar codes; give it no --vector and no --method aqlm")
+    if settings.uses_vectors or settings.trellis:
+        raise InputError("--random writes scalar codes; give it no --vector, --trellis or --method aqlm")
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = RandomCheckpoint(name, Path(scratch), settings)
         install_folder(package_checkpoint(checkpoint, output, quiet), output, force)

@@ -15,7 +15,7 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
 from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
-from export.lowering import cleanup, group_query_attention, matmul_nbits, vector_codebooks
+from export.lowering import cleanup, compact_codes, group_query_attention, matmul_nbits
 from export.lowering.matmul_nbits import NBits
 from export.native.build import build_library, library_name
 from export.reader import read_graph
@@ -86,8 +86,8 @@ def _lower_graph(
     model = ir.load(source / MODEL_FILE)
     encoded: list[matmul_nbits.Encoded] = []
     done: dict[str, Any] = {}
-    if vectors := vector_codebooks.run(model):
-        done["vectors_expanded"] = vectors
+    if expanded := compact_codes.run(model):
+        done["expanded"] = expanded
     for name in lowering.passes:
         if name == "group_query_attention":
             done["attention_nodes"] = group_query_attention.run(model)

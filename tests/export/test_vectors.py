@@ -21,7 +21,7 @@ from export.errors import InputError
 from export.packing import pack
 from export.reader import read_graph
 from export.vector_functions import vector_function
-from export.vectors import VECTOR_MATMUL, VectorLayout, dequantize, expanded, unpack_codes, widened
+from export.vectors import VECTOR_MATMUL, VectorLayout, unpack_codes
 from hw_model.workload import Phase, operations
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
@@ -69,14 +69,14 @@ def one_node(layout: VectorLayout, parts) -> onnx.ModelProto:
 @given(LAYOUTS, st.integers(0, 2**31))
 def test_reference_is_the_formula_and_expansion_is_exact(layout, seed):
     codes, book, scale = random_parts(layout, seed)
-    weights, code = dequantize(layout, codes, book, scale), unpack_codes(layout, codes)
+    weights, code = layout.dequantized(codes, book, scale), unpack_codes(layout, codes)
     rng = np.random.default_rng(seed)
     for n, k in zip(rng.integers(0, layout.N, 20), rng.integers(0, layout.K, 20)):
         j, i = divmod(k, layout.dimension)
         total = sum(int(book[n // layout.rows_per_codebook, m, code[n, m, j], i]) for m in range(layout.books))
         assert weights[n, k] == np.float32(total) * np.float32(scale[n // layout.rows_per_scale, 0])
     linear = np.arange(-128, 128, dtype=np.int8)[None, None]
-    wide = contract.dequantize(widened(layout), expanded(layout, codes, book), linear, scale)
+    wide = contract.dequantize(layout.widened(), layout.expanded(codes, book), linear, scale)
     np.testing.assert_array_equal(wide, weights)
 
 
@@ -89,7 +89,7 @@ def test_function_body(layout, seed):
     model = one_node(layout, parts)
     onnx.checker.check_model(model, full_check=True)
     x = np.random.default_rng(seed).standard_normal((3, layout.K)).astype(np.float32)
-    weights = dequantize(layout, *parts)
+    weights = layout.dequantized(*parts)
     expected, bound = x @ weights.T, np.abs(x) @ np.abs(weights).T
     found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
     # float32 sums in another order
@@ -151,7 +151,7 @@ def test_whole_models_run_everywhere_alike(folder):
 @pytest.mark.parametrize("target", ["onnxruntime", "native"])
 def test_lowered_to_eight_bits_exactly(folder, target, tmp_path, native_library):
     done = CliRunner().invoke(app, ["lower", str(folder), "--target", target, "-o", str(tmp_path / "out"), "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["vectors_expanded"] == 35
+    assert done.exit_code == 0 and json.loads(done.stdout)["expanded"] == 35
     ids, ones, places = np.arange(3, 43)[None], np.ones((1, 40), np.int64), np.arange(40)[None]
     stock, path = OnnxRuntime(folder), str(tmp_path / "out" / "model.onnx")
     expected = stock.run(ids, ones, places, stock.empty())[0]
@@ -167,7 +167,7 @@ def test_cost_counts_the_stored_bits(folder):
     assert {n.op_type for n in graph.nodes if n.domain == DOMAIN} == {"CodebookGather", VECTOR_MATMUL, "CodebookMatMul"}
     for operation in work:
         node = next(n for n in graph.nodes if n.name == operation.name)
-        layout = node.vector_layout()
+        layout = node.compact_layout()
         stored = graph.weights[node.inputs[1]].nbytes + graph.weights[node.inputs[2]].nbytes
         assert operation.weight_bits >= 8 * stored / (layout.N * layout.K)
         assert operation.macs == layout.N * layout.K

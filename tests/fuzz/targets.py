@@ -126,7 +126,7 @@ def use_checkpoint(folder: Path) -> None:
         elif record.scheme == "razored":
             record.integer_layout(arithmetic.activations.group_size if arithmetic.activations else 16)
         elif record.scheme == "vectors":
-            record.vector_layout()
+            record.compact_layout()
 
 
 def use_json(folder: Path) -> None:

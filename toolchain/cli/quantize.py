@@ -24,9 +24,9 @@ Bits = Annotated[
     Optional[float], typer.Option(help="Code width, 1 to 8; 3.25: a budget of effective bits [3; qrazor 4].")
 ]
 Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, aqlm, qrazor, or rtn (round to nearest).")]
-Vector = Annotated[
-    Optional[int], typer.Option(help="Weights that one code stands for: 1, 2, 4, 8; 0 automatic [1; best 0].")
-]
+Vector = Annotated[Optional[int], typer.Option(help="Weights that one code stands for: 1, 2, 4, 8; 0 automatic [1].")]
+Trellis = Annotated[Optional[bool], typer.Option(help="Trellis codes, up to 4 bits: best quality [best: yes].")]
+StateBits = Annotated[int, typer.Option(help="Bits that pick a trellis level, up to 12; 0: automatic.")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]
 ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 16 float16, 0 automatic.")]
@@ -76,6 +76,8 @@ def export(
     bits: Bits = None,
     method: Method = "athena",
     vector: Vector = None,
+    trellis: Trellis = None,
+    state_bits: StateBits = 0,
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
     scale_bits: ScaleBits = 0,
@@ -159,6 +161,8 @@ def quantize(
     bits: Bits = None,
     method: Method = "athena",
     vector: Vector = None,
+    trellis: Trellis = None,
+    state_bits: StateBits = 0,
     group_size: GroupSize = 0,
     rows_per_codebook: RowsPerCodebook = 0,
     scale_bits: ScaleBits = 0,

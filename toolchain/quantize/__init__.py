@@ -10,13 +10,13 @@ from importlib import import_module
 
 import numpy as np
 
-from export.checkpoint import RAZORED, VECTORS, TensorRecord
+from export.checkpoint import COMPACT, RAZORED, TensorRecord
 from export.errors import InputError
+from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.razored import RazoredMatrix
 from toolchain.quantize.result import QuantizedMatrix
-from toolchain.quantize.vectors import VectorMatrix
 
-Matrix = QuantizedMatrix | RazoredMatrix | VectorMatrix
+Matrix = QuantizedMatrix | RazoredMatrix | CompactMatrix
 Method = Callable[..., Matrix]
 METHODS = ("athena", "rtn", "gptq", "squeezellm", "aqlm", "qrazor")
 
@@ -35,6 +35,6 @@ def needs_gradients(name: str) -> bool:
 
 def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> Matrix:
     """A stored matrix by its record; tensor(suffix) gives a stored part, None where there is none."""
-    if record.scheme == VECTORS:
-        return VectorMatrix.restored(record, tensor)
+    if record.scheme in COMPACT:
+        return CompactMatrix.restored(record, tensor)
     return (RazoredMatrix if record.scheme == RAZORED else QuantizedMatrix).restored(record, tensor)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantize.vectors import VectorMatrix, quantize_vectors
+from toolchain.quantize.vectors import quantize_vectors
 
 DIMENSION = 8
 ENTRY_BITS = 8
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> VectorMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> CompactMatrix:
     """Quantize weights [N, K] under the layer Hessian [K, K]; settings.bits codebooks add up."""
     return quantize_vectors(weights, hessian, settings, DIMENSION, ENTRY_BITS, books=settings.width)

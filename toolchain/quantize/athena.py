@@ -15,12 +15,15 @@ import numpy as np
 
 from export.contract import CodebookLayout
 from toolchain.quantize import batched, entries
+from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.hessian import damped, inverse_factor, layer_loss
 from toolchain.quantize.lowrank import low_rank
 from toolchain.quantize.result import QuantizedMatrix, assemble, code_scales, scale_dtype
 from toolchain.quantize.settings import OVERHEAD_TARGET, QuantizeSettings
 from toolchain.quantize.solver import LEVEL_LIMIT, refine, sort_codebooks, start
-from toolchain.quantize.vectors import VectorMatrix, choose_dimension, quantize_vectors
+from toolchain.quantize.trellis import choose_layout as choose_trellis
+from toolchain.quantize.trellis import quantize_trellis
+from toolchain.quantize.vectors import choose_dimension, quantize_vectors
 
 _CODED_SCALE_BITS = 4  # ratios of about 1.15 between levels
 _BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
@@ -56,8 +59,10 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     return layout, scale_bits
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | VectorMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | CompactMatrix:
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite)."""
+    if settings.trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
+        return quantize_trellis(weights, hessian, settings, trellis)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
     if dimension > 1:
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)

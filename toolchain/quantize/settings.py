@@ -14,7 +14,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {},
-    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "vector": 0},
+    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "trellis": True},
 }
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 
@@ -34,6 +34,10 @@ class QuantizeSettings:
     # matrix has room for (vectors.py). Better at equal bits, but runtimes expand such codes to 8 bits in memory, hence
     # not the default.
     vector: int = 1
+    # Levels picked by the codes of several rows together (export/trellis.py), up to 4 bits: the best quality at equal
+    # bits, expanded to 8 bits in memory as well.
+    trellis: bool = False
+    state_bits: int = 0  # bits that pick a level, up to 12; 0: at most 8, fewer where codebooks would cost too much
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
     rank: int = 0  # rank of the residual low-rank term; 0: none
@@ -83,13 +87,24 @@ class QuantizeSettings:
             raise InputError(f"--vector must be 0 (automatic), 1, 2, 4 or 8, not {self.vector}")
         if self.vector > 1 and (self.method != "athena" or self.is_budget or self.bits * self.vector > 8):
             raise InputError("--vector is for --method athena and codes of 8 bits at most: whole --bits times --vector")
-        if not self.uses_vectors:
+        if self.trellis:
+            self._check_trellis()
+        if not self.uses_vectors and not self.trellis:
             return
         for name in ("group_size", "rank"):
             if getattr(self, name):
                 raise InputError(f"--{name.replace('_', '-')} does not go with codes of several weights")
-        if self.is_budget or self.razor.activation_bits:
-            raise InputError("codes of several weights take whole --bits and float activations")
+        if self.uses_vectors and self.is_budget:
+            raise InputError("vector codes take whole --bits")
+        if self.razor.activation_bits:
+            raise InputError("codes of several weights take float activations")
+
+    def _check_trellis(self) -> None:
+        if self.method != "athena" or self.vector != 1:
+            raise InputError("--trellis is for --method athena without --vector")
+        if self.state_bits and not self.bits < self.state_bits <= min(12, 8 * self.bits):
+            low, high = int(self.bits) + 1, int(min(12, 8 * self.bits))
+            raise InputError(f"--state-bits must be {low} to {high} at {self.bits:g} bits, not {self.state_bits}")
 
     def _check_razor(self) -> None:
         """What integer arithmetic asks of the other settings."""

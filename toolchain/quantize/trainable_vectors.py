@@ -15,17 +15,19 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from export.packing import pack
-from export.vectors import SUM_LIMIT, unpack_codes
+from export.vectors import SUM_LIMIT, VectorLayout, unpack_codes
+from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.trainable_scale import TrainableScale, through
-from toolchain.quantize.vectors import VectorMatrix
 
 
 class TrainableVectors(nn.Module):
     """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
 
-    def __init__(self, module: nn.Module, stored: VectorMatrix) -> None:
+    def __init__(self, module: nn.Module, stored: CompactMatrix) -> None:
         super().__init__()
-        self.stored, self.layout = stored, stored.layout
+        layout = stored.layout
+        assert isinstance(layout, VectorLayout)
+        self.stored, self.layout = stored, layout
         bias = module.bias
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
@@ -83,7 +85,7 @@ class TrainableVectors(nn.Module):
         return functional.linear(x, self.weight_matrix(), self.bias)
 
     @torch.no_grad()
-    def to_stored(self, losses: dict[str, float]) -> VectorMatrix:
+    def to_stored(self, losses: dict[str, float]) -> CompactMatrix:
         """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
         entries, layout = self._entries(), self.layout
         scale, coded = self.scale.to_stored()

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolchain.quantize.trainable import TrainableLinear
+from toolchain.quantize.trainable_trellis import TrainableTrellis
 from toolchain.quantize.trainable_vectors import TrainableVectors
 
 STATE_FILE = "tuning-state.safetensors"
@@ -50,7 +51,7 @@ class TuneSettings:
 
 
 class Tuner:
-    """Trains a student model (its linear layers already TrainableLinear or TrainableVectors) towards a teacher."""
+    """Trains a student model (its linear layers already trainable: TrainableLinear and its like) towards a teacher."""
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, windows: np.ndarray, settings: TuneSettings, folder: Path
@@ -134,7 +135,7 @@ def _trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     for name, module in student.named_modules():
-        if isinstance(module, (TrainableLinear, TrainableVectors)):
+        if isinstance(module, (TrainableLinear, TrainableVectors, TrainableTrellis)):
             chosen |= {f"{name}.{n}": p for n, p in module.named_parameters()}
     chosen |= {n: p for n, p in student.named_parameters() if p.ndim == 1}
     return chosen

@@ -1,6 +1,6 @@
-"""VectorCodebookMatMul becomes CodebookMatMul of 8-bit codes, exactly: other runtimes have fast kernels for that.
+"""Vector and trellis codes become 8-bit codes, exactly: other runtimes have fast kernels for those.
 
-before  VectorCodebookMatMul(X, codes, codebook, scale)
+before  VectorCodebookMatMul or TrellisCodebookMatMul(X, codes, codebook, scale)
 after   CodebookMatMul(X, codes of 8 bits, -128..127, scale)
 """
 
@@ -9,32 +9,32 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from export.compact import COMPACT_LAYOUTS, compact_layout
 from export.contract import CODEBOOK_MATMUL, DOMAIN
 from export.lowering.stored import lazy
-from export.vectors import VECTOR_MATMUL, VectorLayout, expanded, widened
 
 
 def run(model: ir.Model) -> int:
-    """Replace every vector product in place; how many there were. Codes are expanded when the model is saved."""
+    """Replace every such product in place; how many there were. Codes are expanded when the model is saved."""
     graph, count = model.graph, 0
     for node in list(graph):
-        if node.domain == DOMAIN and node.op_type == VECTOR_MATMUL:
+        if node.domain == DOMAIN and node.op_type in COMPACT_LAYOUTS:
             _replace(graph, node)
             count += 1
     return count
 
 
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
-    layout = VectorLayout(**{name: node.attributes[name].as_int() for name in VectorLayout.__dataclass_fields__})
+    layout = compact_layout(node.op_type, {name: value.as_int() for name, value in node.attributes.items()})
     x, codes, book, scale = node.inputs
     assert codes is not None and book is not None and codes.const_value is not None and book.const_value is not None
     stored, entries = codes.const_value, book.const_value
-    wide, levels = widened(layout), np.arange(-128, 128, dtype=np.int8)[None, None]
+    wide, levels = layout.widened(), np.arange(-128, 128, dtype=np.int8)[None, None]
     name = str(codes.name).removesuffix(".codes")
     inputs = [
         x,
         lazy(graph, f"{name}.expanded_codes", np.uint8, (layout.N, layout.K),
-             lambda: expanded(layout, stored.numpy(), entries.numpy())),
+             lambda: layout.expanded(stored.numpy(), entries.numpy())),
         lazy(graph, f"{name}.expanded_codebook", np.int8, levels.shape, lambda: levels),
         scale,
     ]  # fmt: skip

@@ -1,0 +1,79 @@
+"""A linear layer of trellis codes that can be trained, and turned back into stored form exactly.
+
+As trainable.py: the forward pass uses the stored weights, gradients pass every rounding unchanged. Codes are the best
+paths (trellis_paths.py) for a latent weight, found anew at every step, so they follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from export.packing import pack
+from export.trellis import LEVEL_LIMIT, TrellisLayout
+from toolchain.quantize.compact import CompactMatrix
+from toolchain.quantize.trainable_scale import TrainableScale, through
+from toolchain.quantize.trellis_paths import kernels
+
+
+class TrainableTrellis(nn.Module):
+    """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
+
+    def __init__(self, module: nn.Module, stored: CompactMatrix) -> None:
+        super().__init__()
+        layout = stored.layout
+        assert isinstance(layout, TrellisLayout)
+        self.stored, self.layout = stored, layout
+        bias = module.bias
+        self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
+        self.transposed = isinstance(module, Conv1D)
+        self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
+        self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
+        self.latent = nn.Parameter(torch.from_numpy(stored.dequantized()))
+        self._nearest = kernels(layout.bits, layout.state_bits).nearest
+
+    def _levels(self) -> torch.Tensor:
+        """Codebooks [chunks, states] as they would be stored."""
+        rounded = self.codebook.detach().round().clamp(-LEVEL_LIMIT, LEVEL_LIMIT)
+        return through(self.codebook, rounded)
+
+    def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Best paths for the latent weight, int64 [N, K]."""
+        divisor = torch.where(scale == 0.0, 1.0, scale).detach()
+        target = (self.latent.detach() / divisor).T.contiguous().numpy()
+        squares = divisor[:, 0].square()
+        weight = (squares / squares.mean()).numpy()
+        book, shared = levels.detach().numpy(), self.layout.rows_per_codebook
+        parts = []
+        for chunk in range(len(book)):
+            rows = slice(chunk * shared, min((chunk + 1) * shared, self.layout.N))
+            states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
+            self._nearest(np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
+            parts.append(states)
+        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64)).T
+
+    def weight_matrix(self) -> torch.Tensor:
+        """The stored weight [N, K] with gradients to every trainable part."""
+        levels, scale = self._levels(), self.scale.per_row()
+        states = self._states(levels, scale)
+        chunk = torch.arange(self.layout.N) // self.layout.rows_per_codebook
+        looked_up = levels.reshape(-1)[states + (chunk << self.layout.state_bits)[:, None]]
+        return looked_up * scale + (self.latent - self.latent.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight_matrix(), self.bias)
+
+    @torch.no_grad()
+    def to_stored(self, losses: dict[str, float]) -> CompactMatrix:
+        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
+        levels = self._levels()
+        states = self._states(levels, self.scale.per_row()).numpy()
+        codes = pack((states & ((1 << self.layout.bits) - 1)).astype(np.uint8), self.layout.bits)
+        scale, coded = self.scale.to_stored()
+        book = levels.numpy().round().astype(np.int8)
+        return replace(self.stored, codes=codes, codebook=book, scale=scale, coded_scale=coded, losses=losses)
