@@ -73,7 +73,7 @@ def plan_widths(
     with Reporter("Allocating bits", spec.layers * len(spec.block.linears()), quiet) as report:
         for layer in range(spec.layers):
             block, prefix = runner.load_block(layer), spec.block_name(layer)
-            guide = {n: gradients.outputs[prefix + n] for n in spec.block.linears()}
+            guide = {n: gradients.outputs[prefix + n].mean(axis=0) for n in spec.block.linears()}
             hessians, hidden = runner.hessians(block, spec.block.linears(), hidden, guide)
             for name in spec.block.linears():
                 matrix = get_weight(block.get_submodule(name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from export.errors import InputError
 from export.spec import ModelSpec
 from toolchain.source import SourceModel
+from toolchain.threads import ordered
 
 
 class _Stop(Exception):
@@ -151,18 +153,24 @@ class BlockRunner:
         return block.eval().requires_grad_(False)
 
     def run(self, block: nn.Module, hidden: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """Outputs of a block for all sequences, one at a time: float32 [sequences, length, hidden].
+        """Outputs of a block for all sequences, each alone in a thread: float32 [sequences, length, hidden].
 
-        cache: takes the place of the key-value cache; its update() sees keys and values (toolchain/ranges.py).
+        cache: takes the place of the key-value cache, whose update() sees keys and values (toolchain/ranges.py); then
+        the sequences run one after another.
         """
         out = torch.empty_like(hidden)
         args, kwargs = self._arguments[self._number_of[block]]
         if cache is not None:
             args, kwargs = _with_cache(block, args, kwargs, cache)
-        with torch.no_grad():
-            for i in range(hidden.shape[0]):
+
+        def one(i: int) -> None:
+            with torch.no_grad():
                 result = block(hidden[i : i + 1], *args, **kwargs)
-                out[i : i + 1] = result[0] if isinstance(result, tuple) else result
+            out[i : i + 1] = result[0] if isinstance(result, tuple) else result
+
+        sequences = range(hidden.shape[0])
+        for _ in ordered(one, sequences) if cache is None else map(one, sequences):
+            pass
         return out
 
     def hessians(
@@ -174,45 +182,56 @@ class BlockRunner:
     ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
         """H = 2 / T sum x x^T over all T tokens, float64 [K, K], for each linear layer of the block in `names`.
 
-        token_weights [sequences, length] by name weight the terms of the sum (normalised to mean one). Without them,
-        layers that read the same input share one array. Also returns the block's outputs.
+        token_weights [sequences, length] by name weight the terms of the sum (normalised to mean one); with
+        [groups, sequences, length] the Hessians are [groups, K, K]. Without them, layers that read the same input
+        share one array. Also returns the block's outputs.
         """
         sums: dict[str, torch.Tensor] = {}
         owner: dict[str, str] = {}
-        seen: dict[int, tuple[str, torch.Tensor]] = {}
-        current = 0  # the sequence that is running; read by the hooks
+        running = threading.local()  # the sequence of this thread and what its hooks have found
 
         def hook(name: str) -> Callable[..., None]:
             def accumulate(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 x = inputs[0]
-                if token_weights is not None:
-                    weight = token_weights[name]
-                    root = torch.from_numpy(np.sqrt(weight[current] / max(float(weight.mean()), 1e-30)))
-                    x = x * root[:, None].to(x.dtype)
-                if id(x) in seen:  # query, key and value (gate and up) are called with the same tensor
-                    owner[name] = seen[id(x)][0]
+                if token_weights is None and id(x) in running.seen:  # query, key and value read the same tensor
+                    running.owner[name] = running.seen[id(x)][0]
                     return
-                seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
-                owner[name] = name
+                running.seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
+                running.owner[name] = name
                 rows = x.reshape(-1, x.shape[-1])
-                gram = (rows.T @ rows).double()  # float32 products over one sequence, float64 across sequences
-                sums[name] = sums[name] + gram if name in sums else gram
+                weights = None if token_weights is None else token_weights[name]
+                running.found[name] = _gram(rows, weights, running.sequence)  # float32 products over one sequence
 
             return accumulate
+
+        def one(i: int) -> tuple[dict[str, torch.Tensor], dict[str, str], torch.Tensor]:
+            running.sequence, running.seen, running.owner, running.found = i, {}, {}, {}
+            output = self.run(block, hidden[i : i + 1])
+            running.seen = {}
+            return running.found, running.owner, output
 
         handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         outputs = torch.empty_like(hidden)
         try:
-            for i in range(hidden.shape[0]):
-                seen.clear()
-                current = i
-                outputs[i : i + 1] = self.run(block, hidden[i : i + 1])
+            for i, (found, owner_of, output) in enumerate(ordered(one, range(hidden.shape[0]))):
+                outputs[i : i + 1], owner = output, owner_of
+                for name, gram in found.items():  # float64 across sequences, in their order
+                    sums[name] = sums[name].add_(gram) if name in sums else gram.double()
         finally:
             for handle in handles:
                 handle.remove()
         tokens = hidden.shape[0] * hidden.shape[1]
-        shared = {name: (2.0 / tokens * total).numpy() for name, total in sums.items()}
+        shared = {name: total.mul_(2.0 / tokens).numpy() for name, total in sums.items()}
         return {name: shared[owner[name]] for name in names}, outputs
+
+
+def _gram(rows: torch.Tensor, weights: np.ndarray | None, sequence: int) -> torch.Tensor:
+    """rows^T rows of one sequence [length, K], each token weighted: float32 [K, K], or [groups, K, K]."""
+    if weights is None:
+        return rows.T @ rows
+    mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
+    shares = torch.from_numpy(weights[..., sequence, :] / mean).to(rows.dtype)
+    return torch.matmul(rows.T * shares[..., None, :], rows)
 
 
 def get_weight(module: nn.Module) -> np.ndarray:

@@ -111,7 +111,8 @@ class BlockQuantizer:
         if self._gradients is None or not self._settings.guided:
             return None
         prefix = self._spec.block_name(number)
-        return {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
+        outputs = {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
+        return {name: o if self._settings.guided_groups > 1 else o[0] for name, o in outputs.items()}
 
     def _quantize(
         self, block: nn.Module, number: int, hessians: Mapping[str, np.ndarray], report: Reporter

@@ -6,6 +6,7 @@ memory (about 8 bytes per parameter, 12 with squared gradients of every weight).
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from export.spec import ModelSpec
 from toolchain.progress import Reporter
 from toolchain.source import SourceModel
+from toolchain.threads import ordered
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,17 @@ class Gradients:
     """Squared gradients by full module name."""
 
     weights: dict[str, np.ndarray]  # sum over sequences of the squared weight gradient, float32 [N, K]
-    outputs: dict[str, np.ndarray]  # mean over outputs of the squared output gradient, float32 [sequences, length]
+    # mean over a group of outputs of the squared output gradient, float32 [groups, sequences, length]
+    outputs: dict[str, np.ndarray]
 
 
-def measure(source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool) -> Gradients:
+def measure(
+    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool, groups: int = 1
+) -> Gradients:
     """Gradients for all linear layers of the blocks; tokens int64 [sequences, length].
 
-    Without `per_weight` only the output gradients are kept. Source of the two uses: SqueezeLLM (arXiv 2306.07629)
-    for weights, GuidedQuant (arXiv 2505.07004) for outputs.
+    Without `per_weight` only the output gradients are kept, averaged over `groups` runs of rows. Source of the two
+    uses: SqueezeLLM (arXiv 2306.07629) for weights, GuidedQuant (arXiv 2505.07004) for outputs.
     """
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
@@ -40,30 +45,39 @@ def measure(source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: boo
     model.requires_grad_(False)
     modules = {name: model.get_submodule(name) for name in spec.quantizable()}
     squares = {name: torch.zeros_like(_weight(m)) for name, m in modules.items()} if per_weight else {}
-    outputs = {name: np.zeros(tokens.shape, np.float32) for name in modules}
-    current = 0
+    outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}
+    running = threading.local()  # the layers' outputs of this thread's sequence
 
     def hook(name: str):  # type: ignore[no-untyped-def]
         def forward(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
-            def backward(gradient: torch.Tensor) -> None:
-                outputs[name][current] = gradient[0].square().mean(dim=-1).numpy()
-
-            output.register_hook(backward)
+            running.outputs[name] = output
 
         return forward
+
+    def one(sequence: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Squared gradients of one sequence: of the layers' outputs by row group, and of their weights if asked."""
+        running.outputs = {}
+        ids = torch.from_numpy(tokens[sequence : sequence + 1])
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        wanted = [running.outputs[name] for name in modules]
+        weights = [_weight(module) for module in modules.values()] if per_weight else []
+        found = torch.autograd.grad(loss, wanted + weights)
+        running.outputs = {}
+        by_group = [
+            torch.stack([part.square().mean(dim=-1) for part in g[0].tensor_split(groups, dim=-1)])
+            for g in found[: len(wanted)]
+        ]
+        return by_group, [g.square() for g in found[len(wanted) :]]
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     for module in modules.values():
         _weight(module).requires_grad_(True)
     with Reporter("Gradients", len(tokens), quiet) as report:
-        for current in range(len(tokens)):
-            ids = torch.from_numpy(tokens[current : current + 1])
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-            for name, module in modules.items():
-                gradient = _weight(module).grad
-                if per_weight and gradient is not None:
-                    squares[name] += gradient.square()
-            model.zero_grad(set_to_none=True)
+        for sequence, (by_output, by_weight_) in enumerate(ordered(one, range(len(tokens)))):
+            for name, values in zip(modules, by_output):
+                outputs[name][:, sequence] = values.numpy()
+            for name, values in zip(squares, by_weight_):
+                squares[name] += values
             report.step("sequence")
     for handle in handles:
         handle.remove()

@@ -40,6 +40,7 @@ from toolchain.outside import outside_tensors
 from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
+from toolchain.threads import fixed_rounding
 from toolchain.workers import Workers
 
 
@@ -60,6 +61,14 @@ def quantize_model(
     Raises InputError for anything wrong with the model, the text or the settings, and when `out` holds a run with
     other settings (`restart` deletes it instead; a run with the same settings always continues).
     """
+    with fixed_rounding():
+        return _quantize_model(model, out, settings, choice, restart, quiet, workers)
+
+
+def _quantize_model(
+    model: str, out: Path, settings: QuantizeSettings, choice: CalibrationChoice, restart: bool, quiet: bool,
+    workers: Workers,
+) -> QuantizedCheckpoint:  # fmt: skip
     method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
     spec = model_spec(SourceModel(folder).config)
@@ -118,7 +127,7 @@ def _quantize_blocks(
     if per_weight or settings.guided or settings.is_budget:
         from toolchain.gradients import measure
 
-        gradients = measure(source, spec, tokens, quiet, per_weight)
+        gradients = measure(source, spec, tokens, quiet, per_weight, settings.guided_groups)
     if settings.is_budget and gradients is not None:
         from toolchain.allocation import plan_widths
 

@@ -21,9 +21,10 @@ from toolchain.quantize import method, rtn
 from toolchain.quantize.hessian import damped, inverse_factor
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
+from toolchain.threads import fixed_rounding, thread_count
 
 _SEQUENCES = 2
-_ROWS = 512  # of each layer; the solvers work in slabs of about this size
+_ROWS = 512  # of each layer and for each thread; the solvers work in slabs of about this size
 T = TypeVar("T")
 
 
@@ -48,6 +49,11 @@ class Prediction:
 
 def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
     """Probe this model and these settings. Raises InputError for what quantize_model would refuse."""
+    with fixed_rounding():
+        return _predict(model, settings, choice)
+
+
+def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
     quantizer = method(settings.method)
     folder = resolve(model)
     spec = model_spec(SourceModel(folder).config)
@@ -97,7 +103,7 @@ def _layers(
     for name in names:
         weights = get_weight(block.get_submodule(name))
         if weights.shape not in known:
-            rows = min(_ROWS, weights.shape[0])
+            rows = min(_ROWS * thread_count(), weights.shape[0])
             extra = (np.ones_like(weights[:rows]),) if settings.method == "squeezellm" else ()
             quantizer(weights[: min(rows, 8)], hessians[name], settings, *(e[:8] for e in extra))  # compiles
             fixed = 0.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.errors import InputError
+from toolchain.threads import in_fixed_rounding
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def solve_all(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], wor
 
     with _backend(workers):
         parallel = joblib.Parallel(n_jobs=workers.count, return_as="generator")
-        yield from parallel(joblib.delayed(function)(*job) for job in jobs)
+        yield from parallel(joblib.delayed(in_fixed_rounding)(function, *job) for job in jobs)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ SequenceLength = Annotated[int, typer.Option(help="Tokens per calibration sequen
 Seed = Annotated[int, typer.Option(help="Picks the calibration sequences.")]
 Preset = Annotated[str, typer.Option(help="fast, balanced, or best (adds end-to-end tuning).")]
 Guided = Annotated[Optional[bool], typer.Option(help="Weight tokens by the gradient of the end loss.")]
+GuidedGroups = Annotated[int, typer.Option(help="Runs of rows with a guided Hessian of their own.")]
 TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuning; 0: none.")]
 TuneRate = Annotated[float, typer.Option(help="Relative learning rate; 0: by the width.")]
 TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
@@ -92,6 +93,7 @@ def export(
     seed: Seed = 0,
     preset: Preset = "balanced",
     guided: Guided = None,
+    guided_groups: GuidedGroups = 1,
     tune_steps: TuneSteps = None,
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
@@ -177,6 +179,7 @@ def quantize(
     seed: Seed = 0,
     preset: Preset = "balanced",
     guided: Guided = None,
+    guided_groups: GuidedGroups = 1,
     tune_steps: TuneSteps = None,
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,

@@ -9,14 +9,14 @@ least-squares codebooks and coordinate descent on the codes lower the same objec
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from export.contract import CodebookLayout
 from toolchain.quantize import batched, entries
 from toolchain.quantize.compact import CompactMatrix
-from toolchain.quantize.hessian import damped, inverse_factor, layer_loss
+from toolchain.quantize.hessian import damped, inverse_factor, layer_loss, row_regions
 from toolchain.quantize.lowrank import low_rank
 from toolchain.quantize.result import QuantizedMatrix, assemble, code_scales, scale_dtype
 from toolchain.quantize.settings import OVERHEAD_TARGET, QuantizeSettings
@@ -60,7 +60,10 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
 
 
 def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | CompactMatrix:
-    """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite)."""
+    """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite).
+
+    A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004).
+    """
     if settings.trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
         return quantize_trellis(weights, hessian, settings, trellis)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
@@ -68,15 +71,11 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)
     w = np.ascontiguousarray(weights, dtype=np.float64)
     layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
-    h, used_damping = damped(hessian, settings.damping)
-    curvature = np.diag(h).copy()
+    shared, own_scales = layout.rows_per_codebook, layout.rows_per_codebook > 1
+    regions = [_Region.of(rows, h, layout, settings) for rows, h in row_regions(hessian, layout.N, shared)]
     group_of = np.arange(layout.K) // layout.columns_per_group
-    # With one codebook a row the sweep may take any order; groups are fitted when reached, so they keep theirs.
-    order = np.argsort(-curvature, kind="stable") if layout.groups == 1 else np.arange(layout.K)
-    factor = inverse_factor(h[np.ix_(order, order)])
 
     chunks, groups, levels = layout.codebook_shape
-    shared, own_scales = layout.rows_per_codebook, layout.rows_per_codebook > 1
     codes = np.zeros(w.shape, np.uint8)
     book = np.zeros((chunks, groups, levels))
     scale = np.zeros((layout.N, groups))
@@ -89,18 +88,25 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     form = settings.razor.entry_format(1 << settings.width)
 
     def refine_all(fixed_scale: bool, passes: int) -> None:
-        if step is not None:
-            limit = form.code_limit
-            entries.refine(w, h, group_of, shared, step, limit, fixed_scale, half, passes, codes, book, scale, refined)
-        elif in_batches:
-            batched.refine(w, h, shared, fixed_scale, own_scales, half, passes, codes, book, scale, refined)
-        else:
-            refine(w, h, group_of, shared, fixed_scale, own_scales, half, passes, codes, book, scale, refined)
+        for region in regions:
+            rows, books = region.rows, region.chunks(shared)
+            state = codes[rows], book[books], scale[rows], refined[books]
+            if step is not None:
+                limit, own = form.code_limit, step[books]
+                entries.refine(w[rows], region.h, group_of, shared, own, limit, fixed_scale, half, passes, *state)
+            elif in_batches:
+                batched.refine(w[rows], region.h, shared, fixed_scale, own_scales, half, passes, *state)
+            else:
+                refine(w[rows], region.h, group_of, shared, fixed_scale, own_scales, half, passes, *state)
 
-    if in_batches:
-        batched.start(w, h, factor, order, curvature, shared, own_scales, half, codes, book, scale, started)
-    else:
-        start(w, h, factor, order, curvature, group_of, shared, own_scales, half, codes, book, scale, started)
+    for region in regions:
+        rows, books = region.rows, region.chunks(shared)
+        state = codes[rows], book[books], scale[rows], started[books]
+        given = w[rows], region.h, region.factor, region.order, np.diag(region.h).copy()
+        if in_batches:
+            batched.start(*given, shared, own_scales, half, *state)
+        else:
+            start(*given, group_of, shared, own_scales, half, *state)
     refine_all(False, settings.passes)
     losses = {"clustering": started[:, 0].sum(), "sweep": started[:, 1].sum(), "refinement": refined.sum()}
     if settings.razor.razor_codebook:
@@ -116,15 +122,38 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
         refine_all(True, settings.passes + 1)
         losses["coded_scales"] = refined.sum()
     sort_codebooks(group_of, shared, codes, book)
-    total = max(layer_loss(w, h), 1e-300)
+    total = max(sum(layer_loss(w[region.rows], region.h) for region in regions), 1e-300)
     record = {name: float(loss / total) for name, loss in losses.items()}
+    used_damping = max(region.damping for region in regions)
     if used_damping != settings.damping:
         record["damping"] = used_damping
     stored_scale = scale.astype(np.float32 if coded else dtype)
     result = replace(assemble(layout, codes, book, stored_scale, record), coded_scale=coded)
     if settings.rank > 0:
-        result = low_rank(result, w, h, settings.rank, total)
+        result = low_rank(result, w, regions[0].h, settings.rank, total)  # one region: settings.py
     return result
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Rows that have a Hessian in common, and what the sweep needs of it."""
+
+    rows: slice
+    h: np.ndarray  # damped
+    damping: float
+    order: np.ndarray  # of the columns in the sweep
+    factor: np.ndarray  # inverse_factor of h in that order
+
+    @staticmethod
+    def of(rows: slice, hessian: np.ndarray, layout: CodebookLayout, settings: QuantizeSettings) -> _Region:
+        h, used = damped(hessian, settings.damping)
+        # With one codebook a row the sweep may take any order; groups are fitted when reached, so they keep theirs.
+        order = np.argsort(-np.diag(h), kind="stable") if layout.groups == 1 else np.arange(layout.K)
+        return _Region(rows, h, used, order, inverse_factor(h[np.ix_(order, order)]))
+
+    def chunks(self, shared: int) -> slice:
+        """The codebooks of these rows, `shared` rows each."""
+        return slice(self.rows.start // shared, -(-self.rows.stop // shared))
 
 
 def _scale_range(w: np.ndarray) -> tuple[float, float]:

@@ -1,10 +1,10 @@
 """The solver for long rows: the same objective and the same moves as solver.py, on many rows at once in float32.
 
 solver.py reads the whole Hessian for every row, which is fine while it fits a cache and hopeless at 2,048 columns. Here
-rows go in slabs, and everything that touches the Hessian is a matrix product: a sweep or a cycle of coordinate descent
-treats 128 columns exactly, row by row, and tells the other columns about it in one product; the least-squares codebooks
-come from a few steps of conjugate gradients, whose every step is one product for all rows. Only for matrices with one
-codebook along a row.
+rows go in slabs, one a thread, and everything that touches the Hessian is a matrix product: a sweep or a cycle of
+coordinate descent treats 128 columns exactly, row by row, and tells the other columns about it in one product; the
+least-squares codebooks come from a few steps of conjugate gradients, whose every step is one product for all rows. Only
+for matrices with one codebook along a row.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import numpy as np
 import torch
 
 from toolchain.quantize.solver import LEVEL_LIMIT, _cluster_only, _half, _nearest, _round_codebook
+from toolchain.threads import ordered
 
 _BLOCK = 128  # columns treated exactly before the others hear of it
-_SLAB = 1024  # rows at once, about; bounds the memory beside the matrix itself
+_SLAB = 512  # rows that one thread takes at a time, about
 _CONJUGATE_STEPS = 6  # of the least squares; a codebook has at most 2**bits unknowns and the system is well scaled
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _cluster(w, order, curvature, shared, own_scales, half_scale, codes, book, scale):  # type: ignore[no-untyped-def]
     """Curvature-weighted k-means of every codebook, as solver.start begins."""
     group_of = np.zeros(w.shape[1], np.int64)
-    for chunk in nb.prange(book.shape[0]):
+    for chunk in range(book.shape[0]):
         a, b = chunk * shared, min((chunk + 1) * shared, w.shape[0])
         rows = w[a:b].astype(np.float64)
         base = np.ones(b - a)
@@ -37,11 +38,11 @@ def _cluster(w, order, curvature, shared, own_scales, half_scale, codes, book, s
         )
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _sweep_block(work, factor, order, first, shared, codes, book, scale, spread):  # type: ignore[no-untyped-def]
     """Round `spread.shape[1]` columns in order; inside the block each later one absorbs the error at once."""
     width = spread.shape[1]
-    for r in nb.prange(work.shape[0]):
+    for r in range(work.shape[0]):
         levels, s = book[r // shared, 0], scale[r, 0]
         for p in range(width):
             value = work[r, first + p]
@@ -53,31 +54,31 @@ def _sweep_block(work, factor, order, first, shared, codes, book, scale, spread)
                 work[r, first + j] -= amount * factor[p, j]
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _expand(codes, book, shared, out):  # type: ignore[no-untyped-def]
     """out[r, j] = the level of the code."""
-    for r in nb.prange(codes.shape[0]):
+    for r in range(codes.shape[0]):
         levels = book[r // shared, 0]
         for j in range(codes.shape[1]):
             out[r, j] = levels[codes[r, j]]
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _gather(codes, values, scale, shared, out):  # type: ignore[no-untyped-def]
     """out[chunk, k] = sum over the chunk's rows of scale * (sum of `values` where the code is k)."""
-    for chunk in nb.prange(out.shape[0]):
+    for chunk in range(out.shape[0]):
         out[chunk] = 0.0
         for r in range(chunk * shared, min((chunk + 1) * shared, codes.shape[0])):
             for j in range(codes.shape[1]):
                 out[chunk, codes[r, j]] += scale[r, 0] * values[r, j]
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _descend_block(codes, book, scale, shared, gradient, hessian, first, step):  # type: ignore[no-untyped-def]
     """Coordinate descent over the block's columns of every row; step: the change of each weight. Changes per row."""
     width = step.shape[1]
     changes = np.zeros(codes.shape[0], np.int64)
-    for r in nb.prange(codes.shape[0]):
+    for r in range(codes.shape[0]):
         levels, s = book[r // shared, 0], scale[r, 0]
         local = gradient[r, first : first + width].copy()
         for p in range(width):
@@ -97,10 +98,10 @@ def _descend_block(codes, book, scale, shared, gradient, hessian, first, step): 
     return changes.sum()
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _round_all(real, shared, fixed_scale, half_scale, book, scale):  # type: ignore[no-untyped-def]
     """Real codebooks [chunks, levels] to int8 levels, with new scales unless they are fixed."""
-    for chunk in nb.prange(book.shape[0]):
+    for chunk in range(book.shape[0]):
         a, b = chunk * shared, min((chunk + 1) * shared, scale.shape[0])
         if fixed_scale:
             book[chunk, 0] = np.minimum(np.maximum(np.round(real[chunk]), -LEVEL_LIMIT), LEVEL_LIMIT)
@@ -108,10 +109,10 @@ def _round_all(real, shared, fixed_scale, half_scale, book, scale):  # type: ign
             _round_codebook(real[chunk], scale[a:b, 0].copy(), half_scale, book[chunk, 0], scale[a:b, 0])
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _losses(error, gradient, shared, out):  # type: ignore[no-untyped-def]
     """out[chunk] = sum of error * gradient over the chunk's rows, in float64."""
-    for chunk in nb.prange(out.size):
+    for chunk in range(out.size):
         total = 0.0
         for r in range(chunk * shared, min((chunk + 1) * shared, error.shape[0])):
             for j in range(error.shape[1]):
@@ -204,7 +205,9 @@ def start(w, hessian, factor, order, curvature, shared, own_scales, half_scale, 
     """solver.start for one group: cluster, then sweep, and keep the better for every codebook. Same arguments."""
     turned = torch.from_numpy(np.ascontiguousarray(hessian, np.float32))
     upper = torch.from_numpy(np.ascontiguousarray(factor, np.float32))
-    for chunks, rows in _slabs(book.shape[0], shared, w.shape[0]):
+
+    def one(part: tuple[slice, slice]) -> None:
+        chunks, rows = part
         slab = _Slab(w[rows], turned, shared)
         c, b, s, out = codes[rows], book[chunks], scale[rows], losses[chunks]
         _cluster(w[rows], order, curvature, shared, own_scales, half_scale, c, b, s)
@@ -215,6 +218,9 @@ def start(w, hessian, factor, order, curvature, shared, own_scales, half_scale, 
         better = np.repeat(out[:, 1] <= out[:, 0], shared)[: c.shape[0]]
         c[better] = swept[better]
         out[:, 1] = np.minimum(out[:, 0], out[:, 1])
+
+    for _ in ordered(one, _slabs(book.shape[0], shared, w.shape[0])):
+        pass
 
 
 def _sweep(w: torch.Tensor, factor: torch.Tensor, order, shared, codes, book, scale):  # type: ignore[no-untyped-def]
@@ -232,7 +238,9 @@ def _sweep(w: torch.Tensor, factor: torch.Tensor, order, shared, codes, book, sc
 def refine(w, hessian, shared, fixed_scale, own_scales, half_scale, passes, codes, book, scale, losses):  # type: ignore[no-untyped-def]
     """solver.refine for one group: the loss of no codebook ends above where it began. Same arguments."""
     turned = torch.from_numpy(np.ascontiguousarray(hessian, np.float32))
-    for chunks, rows in _slabs(book.shape[0], shared, w.shape[0]):
+
+    def one(part: tuple[slice, slice]) -> None:
+        chunks, rows = part
         slab = _Slab(w[rows], turned, shared)
         c, b, s, best_loss = codes[rows], book[chunks], scale[rows], losses[chunks]
         slab.evaluate(c, b, s, best_loss)
@@ -253,3 +261,6 @@ def refine(w, hessian, shared, fixed_scale, own_scales, half_scale, passes, code
             best[0][by_row], best[1][better], best[2][by_row] = c[by_row], b[better], s[by_row]
             best_loss[better] = loss[better]
         c[:], b[:], s[:] = best
+
+    for _ in ordered(one, _slabs(book.shape[0], shared, w.shape[0])):
+        pass

@@ -39,8 +39,38 @@ def inverse_factor(hessian: np.ndarray) -> np.ndarray:
     Row j of U is row 0 of the same factor of H restricted to columns j.., so this one factor holds every
     inverse Hessian that the block update would produce (GPTQ, arXiv 2210.17323, section 3).
     """
-    inverse = np.linalg.inv(hessian)
-    return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
+    flipped = np.linalg.cholesky(hessian[::-1, ::-1])  # of the reversed matrix: its inverse, reversed, is upper
+    return np.ascontiguousarray(_inverse_triangle(flipped)[::-1, ::-1])
+
+
+def _inverse_triangle(lower: np.ndarray) -> np.ndarray:
+    """Inverse of a lower-triangular matrix [n, n], by halves: almost all of it is matrix products."""
+    n = len(lower)
+    if n <= 64:
+        return np.tril(np.linalg.inv(lower))
+    half = n // 2
+    out = np.zeros_like(lower)
+    out[:half, :half] = _inverse_triangle(lower[:half, :half])
+    out[half:, half:] = _inverse_triangle(lower[half:, half:])
+    out[half:, :half] = -out[half:, half:] @ (lower[half:, :half] @ out[:half, :half])
+    return out
+
+
+def row_regions(hessian: np.ndarray, rows: int, shared: int) -> list[tuple[slice, np.ndarray]]:
+    """Runs of rows and the Hessian of each: one for [K, K], as many as there are groups for [groups, K, K].
+
+    Regions end where codebooks do (every `shared` rows); one that covers several groups of rows gets their mean.
+    """
+    if hessian.ndim == 2:
+        return [(slice(0, rows), hessian)]
+    groups, chunks = len(hessian), -(-rows // shared)
+    group_of = np.repeat(np.arange(groups), [len(part) for part in np.array_split(np.arange(rows), groups)])
+    regions = []
+    for part in np.array_split(np.arange(chunks), min(groups, chunks)):
+        own = slice(int(part[0]) * shared, min((int(part[-1]) + 1) * shared, rows))
+        shares = np.bincount(group_of[own], minlength=groups) / (own.stop - own.start)
+        regions.append((own, np.tensordot(shares, hessian, 1)))
+    return regions
 
 
 def layer_loss(error: np.ndarray, hessian: np.ndarray) -> float:

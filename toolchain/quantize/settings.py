@@ -45,7 +45,8 @@ class QuantizeSettings:
     sequences: int = 128  # calibration sequences
     sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context
     seed: int = 0  # picks the calibration sequences and the batches of the tuning
-    guided: bool = False  # weight tokens by their squared output gradient in the Hessian (GuidedQuant, one row group)
+    guided: bool = False  # weight tokens by their squared output gradient in the Hessian (GuidedQuant)
+    guided_groups: int = 1  # runs of output rows that have a guided Hessian of their own
     tune_steps: int = 0  # steps of end-to-end tuning on the KL to the source model; 0: none
     tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the width
     tune_batch: int = 8  # windows a step
@@ -64,6 +65,7 @@ class QuantizeSettings:
             "sequences": (1, 2**20),
             "sequence_length": (2, 2**20),
             "seed": (0, 2**63 - 1),
+            "guided_groups": (1, 1024),
             "tune_steps": (0, 10**7),
             "tune_rate": (0.0, 1.0),
             "tune_batch": (1, 4096),
@@ -78,6 +80,8 @@ class QuantizeSettings:
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
 
+        if self.guided_groups > 1 and (not self.guided or self.method != "athena" or self.rank):
+            raise InputError("--guided-groups is for --method athena with --guided and without --rank")
         self._check_vectors()
         self._check_razor()
 

@@ -18,7 +18,7 @@ from export.packing import pack
 from export.trellis import LEVEL_LIMIT, TrellisLayout
 from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.trainable_scale import TrainableScale, through
-from toolchain.quantize.trellis_paths import kernels
+from toolchain.quantize.trellis_paths import nearest, trellis_kind
 
 
 class TrainableTrellis(nn.Module):
@@ -35,7 +35,6 @@ class TrainableTrellis(nn.Module):
         self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
         self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
         self.latent = nn.Parameter(torch.from_numpy(stored.dequantized()))
-        self._nearest = kernels(layout.bits, layout.state_bits).nearest
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
@@ -49,11 +48,11 @@ class TrainableTrellis(nn.Module):
         squares = divisor[:, 0].square()
         weight = (squares / squares.mean()).numpy()
         book, shared = levels.detach().numpy(), self.layout.rows_per_codebook
-        parts = []
+        parts, kind = [], trellis_kind(self.layout.bits, self.layout.state_bits)
         for chunk in range(len(book)):
             rows = slice(chunk * shared, min((chunk + 1) * shared, self.layout.N))
             states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
-            self._nearest(np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
+            nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
             parts.append(states)
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64)).T
 

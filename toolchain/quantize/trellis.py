@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from export.packing import pack
 from export.trellis import TrellisLayout
 from toolchain.quantize import trellis_solver
-from toolchain.quantize.compact import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, CompactMatrix, stored_scales
-from toolchain.quantize.hessian import damped, inverse_factor, layer_loss
+from toolchain.quantize.compact import FLOAT_SCALE_COLUMNS, CompactMatrix, stored_scales
+from toolchain.quantize.hessian import damped, inverse_factor, layer_loss, row_regions
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.threads import ordered, pieces
 
 MOST_BITS = 4  # from 5 bits on levels lie so close that a trellis gains little
+_CODED_SCALE_BITS = 6  # more than scalar codes need: at 4 bits a scale's error costs more than a trellis gains
 _MOST_STATE_BITS = 8  # a state is a byte: what gains are left beyond it are small
 _ROOM = 0.0625  # bits per weight that a codebook may take
 _FEW = 0.02  # bits per weight of codebooks up to which a matrix gets several
@@ -45,41 +49,46 @@ def quantize_trellis(
     weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout
 ) -> CompactMatrix:
     """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]."""
-    columns = layout.K
-    h: np.ndarray
-    h, used_damping = damped(hessian, settings.damping)
-    order = np.argsort(-np.diag(h), kind="stable")
-    factor = inverse_factor(h[np.ix_(order, order)])
-    w: np.ndarray = np.ascontiguousarray(weights.T, dtype=np.float64)
-    total = max(layer_loss(w.T, h), 1e-300)
-    if columns >= FLOAT_SCALE_COLUMNS:  # long rows: half the memory and twice the speed
-        w, h, factor = w.astype(np.float32), h.astype(np.float32), factor.astype(np.float32)
-    rng = np.random.default_rng(settings.seed)
-    parts = [
-        slice(a, min(a + layout.rows_per_codebook, layout.N)) for a in range(0, layout.N, layout.rows_per_codebook)
-    ]
-    problems = [
-        trellis_solver.Problem(np.ascontiguousarray(w[:, part]), h, layout.bits, layout.state_bits) for part in parts
-    ]
+    long = layout.K >= FLOAT_SCALE_COLUMNS
+    kind = np.float32 if long else np.float64  # long rows: half the memory and twice the speed
+    parts = pieces(layout.N, layout.rows_per_codebook)
+    problems: list[trellis_solver.Problem] = []
+    sweeps: list[tuple[np.ndarray, np.ndarray]] = []  # factor and order of each problem
+    total, used_damping = 1e-300, settings.damping
+    for rows, own in row_regions(hessian, layout.N, layout.rows_per_codebook):
+        h, used = damped(own, settings.damping)
+        order = np.argsort(-np.diag(h), kind="stable")
+        factor = inverse_factor(h[np.ix_(order, order)]).astype(kind)
+        total, used_damping = total + layer_loss(weights[rows].astype(np.float64), h), max(used, used_damping)
+        h = h.astype(kind)
+        for part in parts:
+            if rows.start <= part.start < rows.stop:
+                w = np.ascontiguousarray(weights[part].T, dtype=kind)
+                problems.append(trellis_solver.Problem(w, h, layout.bits, layout.state_bits))
+                sweeps.append((factor, order))
+
+    def solve(chunk: int) -> tuple[trellis_solver.State, dict[str, float]]:
+        rng = np.random.default_rng((settings.seed, chunk))
+        return trellis_solver.solve(problems[chunk], *sweeps[chunk], settings.passes, rng)
+
     states, losses = [], {"clustering": 0.0, "sweep": 0.0, "refinement": 0.0}
-    for problem in problems:
-        state, found = trellis_solver.solve(problem, factor, order, settings.passes, rng)
+    for state, found in ordered(solve, range(len(parts))):
         states.append(state)
         losses = {name: losses[name] + loss for name, loss in found.items()}
-    scale_bits = settings.scale_bits or (CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16)
+    scale_bits = settings.scale_bits or (16 if long else _CODED_SCALE_BITS)
     scale, coded = stored_scales(np.concatenate([state.scale for state in states]), scale_bits)
-    name = "stored_scales" if coded is None else "coded_scales"
-    losses[name] = 0.0
-    for i, (part, problem, state) in enumerate(zip(parts, problems, states)):
-        state.scale = scale[part, 0].astype(w.dtype)
-        loss = problem.loss(state)
+
+    def settle(chunk: int) -> tuple[trellis_solver.State, float]:
+        state = replace(states[chunk], scale=scale[parts[chunk], 0].astype(kind))
         passes = settings.passes // 2 + 1 if coded else 0
-        states[i], loss = trellis_solver.refined(problem, state, loss, passes, fixed_scale=True)
-        losses[name] += loss
-    path = np.concatenate([state.states for state in states], axis=1).T
+        return trellis_solver.refined(problems[chunk], state, problems[chunk].loss(state), passes, fixed_scale=True)
+
+    settled = list(ordered(settle, range(len(parts))))
+    losses["stored_scales" if coded is None else "coded_scales"] = sum(loss for _, loss in settled)
+    path = np.concatenate([state.states for state, _ in settled], axis=1).T
     codes = pack((path & ((1 << layout.bits) - 1)).astype(np.uint8), layout.bits)
     record = {step: float(loss / total) for step, loss in losses.items()}
     if used_damping != settings.damping:
         record["damping"] = used_damping
-    book = np.stack([state.book for state in states]).astype(np.int8)
+    book = np.stack([state.book for state, _ in settled]).astype(np.int8)
     return CompactMatrix(layout, codes, book, scale, coded, record)

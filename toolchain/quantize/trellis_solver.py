@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.trellis import LEVEL_LIMIT
-from toolchain.quantize.trellis_paths import kernels
+from toolchain.quantize.trellis_paths import Kind, descend, nearest, sweep, trellis_kind
 
 _ROUNDS = 12  # of clustering
 _SAMPLE = 1 << 16  # weights that clustering looks at
@@ -34,6 +34,10 @@ class Problem:
     h: np.ndarray  # float [K, K], damped
     bits: int
     state_bits: int
+
+    @property
+    def kind(self) -> Kind:
+        return trellis_kind(self.bits, self.state_bits)
 
     def loss(self, state: State) -> float:
         error = self.w - state.weights()
@@ -92,7 +96,6 @@ def _clustered(problem: Problem, rng: np.random.Generator) -> State:
     scale = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0)).astype(w.dtype)
     scale[scale == 0.0] = 1.0
     curvature = np.diag(problem.h)
-    nearest = kernels(problem.bits, problem.state_bits).nearest
     weight = (scale / scale.mean()).astype(np.float32) ** 2
     count = 1 << problem.state_bits
     book = rng.standard_normal(count).astype(np.float32)
@@ -102,24 +105,24 @@ def _clustered(problem: Problem, rng: np.random.Generator) -> State:
     mass_of = curvature[chosen][:, None] * weight.astype(np.float64)
     states = np.empty(sample.shape, np.int32)
     for _ in range(_ROUNDS):
-        nearest(sample, weight, book, states)
+        nearest(problem.kind, sample, weight, book, states)
         mass = np.bincount(states.ravel(), mass_of.ravel(), count)
         total = np.bincount(states.ravel(), (mass_of * sample).ravel(), count)
         book = np.where(mass > 0, total / np.maximum(mass, 1e-300), book).astype(np.float32)
     state = State(np.empty(w.shape, np.int32), book, scale)
     _round_book(state, fixed_scale=False)
-    nearest((w / state.scale).astype(np.float32), weight, state.book, state.states)
+    nearest(problem.kind, (w / state.scale).astype(np.float32), weight, state.book, state.states)
     return state
 
 
 def _swept(problem: Problem, factor: np.ndarray, order: np.ndarray, start: State) -> State:
     """Columns in order: the best path each, errors passed on to later ones."""
-    state, sweep = start.copy(), kernels(problem.bits, problem.state_bits).sweep
+    state = start.copy()
     work = problem.w[order]
     for first in range(0, len(order), _BLOCK):
         own = slice(first, min(first + _BLOCK, len(order)))
         states, spread = np.empty(work[own].shape, np.int32), np.empty_like(work[own])
-        sweep(work[own], np.ascontiguousarray(factor[own, own]), state.scale, state.book, states, spread)
+        sweep(problem.kind, work[own], np.ascontiguousarray(factor[own, own]), state.scale, state.book, states, spread)
         state.states[order[own]] = states
         work[own.stop :] -= factor[own, own.stop :].T @ spread
     return state
@@ -127,13 +130,12 @@ def _swept(problem: Problem, factor: np.ndarray, order: np.ndarray, start: State
 
 def _improve_paths(problem: Problem, state: State) -> None:
     """One pass of coordinate descent over the columns; never raises the loss."""
-    descend = kernels(problem.bits, problem.state_bits).descend
     gradient = problem.h @ (problem.w - state.weights())
     for first in range(0, len(gradient), _BLOCK):
         own = slice(first, first + _BLOCK)
         step = np.empty_like(gradient[own])
         hessian = np.ascontiguousarray(problem.h[own, own])
-        descend(state.states[own], gradient[own].copy(), hessian, state.scale, state.book, step)
+        descend(problem.kind, state.states[own], gradient[own].copy(), hessian, state.scale, state.book, step)
         gradient -= problem.h[:, own] @ step
 
 

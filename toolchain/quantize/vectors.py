@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from export.packing import pack
@@ -10,6 +12,7 @@ from toolchain.quantize import vector_solver
 from toolchain.quantize.compact import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, CompactMatrix, stored_scales
 from toolchain.quantize.hessian import damped, layer_loss
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.threads import ordered, pieces
 
 _ROOM = 0.125  # bits per weight that the one codebook of a small matrix may take; the large ones make up for it
 _OVERHEAD = 0.06  # bits per weight of scales and codebooks up to which a large matrix gets several
@@ -38,36 +41,38 @@ def quantize_vectors(
     """Quantize weights [N, K] to codes of `bits` bits for `dimension` weights, `books` of them added up."""
     w = np.ascontiguousarray(weights, dtype=np.float64)
     rows, columns = w.shape
-    h, used_damping = damped(hessian, settings.damping)
+    h, used_damping = damped(hessian if hessian.ndim == 2 else hessian.mean(axis=0), settings.damping)
     w, h = vector_solver.padded(w, h, dimension)
     scale_bits = settings.scale_bits or (CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16)
     shared = settings.rows_per_codebook or _shared_rows(rows, columns, scale_bits, books * dimension << bits)
     layout = VectorLayout(bits, columns, rows, dimension, books, min(shared, rows))
-    rng = np.random.default_rng(settings.seed)
     total = max(layer_loss(w, h), 1e-300)
-    parts = [
-        slice(first, min(first + layout.rows_per_codebook, rows)) for first in range(0, rows, layout.rows_per_codebook)
-    ]
+    parts = pieces(rows, layout.rows_per_codebook)
+
+    def solve(chunk: int) -> tuple[vector_solver.State, dict[str, float]]:
+        rng = np.random.default_rng((settings.seed, chunk))
+        return vector_solver.solve(w[parts[chunk]], h, dimension, bits, books, settings.passes, rng)
+
     states, losses = [], {"clustering": 0.0, "sweep": 0.0, "refinement": 0.0}
-    for part in parts:
-        state, found = vector_solver.solve(w[part], h, dimension, bits, books, settings.passes, rng)
+    for state, found in ordered(solve, range(len(parts))):
         states.append(state)
         losses = {name: losses[name] + loss for name, loss in found.items()}
     scale, coded = stored_scales(np.concatenate([state.scale for state in states]), scale_bits)
-    name = "stored_scales" if coded is None else "coded_scales"
-    losses[name] = 0.0
-    for i, (part, state) in enumerate(zip(parts, states)):
-        state.scale = scale[part, 0].astype(np.float64)
-        loss = layer_loss(w[part] - state.weights(), h)
+
+    def settle(chunk: int) -> tuple[vector_solver.State, float]:
+        state = replace(states[chunk], scale=scale[parts[chunk], 0].astype(np.float64))
+        loss = layer_loss(w[parts[chunk]] - state.weights(), h)
         passes = settings.passes // 2 + 1 if coded else 0
-        states[i], loss = vector_solver.refined(w[part], h, state, loss, passes, fixed_scale=True)
-        losses[name] += loss
-    codes = np.concatenate([state.codes for state in states]).astype(np.uint8)
+        return vector_solver.refined(w[parts[chunk]], h, state, loss, passes, fixed_scale=True)
+
+    settled = list(ordered(settle, range(len(parts))))
+    losses["stored_scales" if coded is None else "coded_scales"] = sum(loss for _, loss in settled)
+    codes = np.concatenate([state.codes for state, _ in settled]).astype(np.uint8)
     packed = pack(codes.reshape(rows * books, -1), bits).reshape(rows, books, -1)
     record = {step: float(loss / total) for step, loss in losses.items()}
     if used_damping != settings.damping:
         record["damping"] = used_damping
-    book = np.stack([state.book for state in states]).astype(np.int8)
+    book = np.stack([state.book for state, _ in settled]).astype(np.int8)
     return CompactMatrix(layout, packed, book, scale, coded, record)
 
 

@@ -1,0 +1,151 @@
+"""Trellis codes on random matrices: best paths, falling losses, a true record, better than scalars."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from export.errors import InputError
+from export.trellis import TrellisLayout
+from tests.toolchain.test_quantize import problem, relative_loss
+from toolchain.quantize import method, restored
+from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantize.trainable_trellis import TrainableTrellis
+from toolchain.quantize.trellis import choose_layout
+from toolchain.quantize.trellis_paths import nearest, trellis_kind
+from toolchain.quantize.trellis_solver import Problem, State, _fit_book
+
+CHOICES = [(1, 3), (2, 4), (2, 8), (3, 8), (4, 6)]
+
+
+@pytest.mark.parametrize("bits, state_bits", CHOICES)
+def test_paths_are_the_best_of_all(bits, state_bits):
+    """Against every sequence of codes there is."""
+    rng = np.random.default_rng(state_bits)
+    rows = 6 // bits + 1
+    target, weight = rng.standard_normal((5, rows)).astype(np.float32), rng.random(rows).astype(np.float32) + 0.1
+    levels, states = rng.standard_normal(1 << state_bits).astype(np.float32), np.empty((5, rows), np.int32)
+    nearest(trellis_kind(bits, state_bits), target, weight, levels, states)
+    for t, found in zip(target, states):
+        cost = ((t - levels[found]) ** 2 * weight).sum()
+        best = np.inf
+        for code in itertools.product(range(1 << bits), repeat=rows):
+            state, path = 0, []
+            for c in code:
+                state = (state << bits | c) % (1 << state_bits)
+                path.append(state)
+            best = min(best, ((t - levels[path]) ** 2 * weight).sum())
+        assert cost == pytest.approx(best, rel=1e-5)  # float32 sums in another order
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(CHOICES), st.integers(1, 40), st.integers(1, 70), st.sampled_from([0, 1, 7, 64]),
+    st.sampled_from([0, 16]), st.integers(0, 1000),
+)  # fmt: skip
+def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns, shared, scale, seed):
+    w, h = problem(seed, rows, columns)
+    bits, state_bits = choice
+    options = QuantizeSettings(
+        bits=bits, trellis=True, state_bits=state_bits, rows_per_codebook=shared, scale_bits=scale, passes=2
+    )
+    result = method("athena")(w, h, options)
+    assert isinstance(result.layout, TrellisLayout)
+    steps = result.losses
+    assert steps["sweep"] <= steps["clustering"] and steps["refinement"] <= steps["sweep"]
+    final = steps.get("coded_scales", steps.get("stored_scales"))
+    # float32 dequantization: a relative error of 1e-6 of the weights, far below the loss itself
+    assert relative_loss(result, w, h) == pytest.approx(final, rel=1e-3, abs=1e-9)
+    tensors, record = result.stored("w")
+    assert record.bytes == sum(array.nbytes for array in tensors.values())
+    again = restored(record, lambda suffix: tensors.get("w" + suffix))
+    np.testing.assert_array_equal(again.dequantized(), result.dequantized())
+
+
+def test_long_rows_are_solved_in_float32_as_well():
+    w, h = problem(0, 64, 1030)
+    short, long = w[:, :1000], w
+    options = QuantizeSettings(bits=2, trellis=True, passes=1, scale_bits=16)
+    parts = [(m, h[: m.shape[1], : m.shape[1]]) for m in (short, long)]
+    losses = [relative_loss(method("athena")(m, own, options), m, own) for m, own in parts]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+@pytest.mark.parametrize("bits, factor", [(2, 0.85), (3, 0.8), (4, 0.8)])
+def test_a_trellis_beats_scalars_and_vectors_at_no_more_bits(bits, factor):
+    w, h = problem(0, 256, 256)
+    results = [method("athena")(w, h, QuantizeSettings(bits=bits, **o)) for o in (
+        {"trellis": True}, {}, {"vector": 8 // bits if bits < 4 else 2})]  # fmt: skip
+    stored = [result.stored("w")[1].effective_bits for result in results]
+    losses = [relative_loss(result, w, h) for result in results]
+    assert stored[0] <= stored[1] + 0.01
+    assert losses[0] < factor * losses[1] and losses[0] < losses[2]
+
+
+@pytest.mark.parametrize(
+    "shape, bits, state_bits",
+    [((256, 256), 3, 8), ((128, 256), 2, 8), ((172, 64), 2, 6), ((32, 64), 3, 4), ((32, 64), 4, None),
+     ((8, 64), 3, None),      ((768, 256), 5, None), ((64, 64), 1, 5)],
+)  # fmt: skip
+def test_automatic_states(shape, bits, state_bits):
+    layout = choose_layout(*shape, QuantizeSettings(bits=bits, trellis=True))
+    assert (layout.state_bits if layout else None) == state_bits
+
+
+def test_codebooks_are_the_least_squares_solution():
+    """Against the dense normal equations of all entries."""
+    rng = np.random.default_rng(0)
+    w, h = problem(0, 6, 12)
+    state = State(rng.integers(0, 5, (12, 6)).astype(np.int32), rng.standard_normal(5).astype(np.float32),
+                  rng.random(6) + 0.5)  # fmt: skip
+    images = np.stack([State(state.states, e.astype(np.float32), state.scale).weights().T.ravel() for e in np.eye(5)])
+    metric = np.kron(np.eye(6), h)
+    best = np.linalg.lstsq(images @ metric @ images.T, images @ metric @ w.ravel(), rcond=None)[0]
+    loss = w.ravel() - images.T @ best
+    part = Problem(np.ascontiguousarray(w.T), h, 2, 3)
+    _fit_book(part, state)
+    assert part.loss(state) == pytest.approx(loss @ metric @ loss, rel=1e-5)
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(CHOICES), st.integers(1, 30), st.integers(2, 50), st.sampled_from([0, 16]), st.integers(0, 1000))
+def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, seed):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, columns)) * 0.1
+    x = rng.standard_normal((100, columns))
+    options = QuantizeSettings(
+        bits=choice[0], trellis=True, state_bits=choice[1], scale_bits=scale_bits, passes=1, rows_per_codebook=16
+    )
+    stored = method("athena")(w, x.T @ x, options)
+    layer = TrainableTrellis(nn.Linear(columns, rows), stored)
+    np.testing.assert_allclose(layer.weight_matrix().detach().numpy(), stored.dequantized(), atol=1e-6)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    target = torch.from_numpy(rng.standard_normal((8, columns)).astype(np.float32))
+    for _ in range(3):
+        layer(target).square().sum().backward()
+        optimizer.step()
+    trained = layer.weight_matrix().detach().numpy()
+    again = layer.to_stored(stored.losses)
+    np.testing.assert_allclose(again.dequantized(), trained, atol=1e-6 * max(1.0, np.abs(trained).max()))
+    assert again.stored("w")[1].bytes == stored.stored("w")[1].bytes
+
+
+@pytest.mark.parametrize(
+    "settings_, message",
+    [
+        ({"trellis": True, "method": "gptq"}, "for --method athena without --vector"),
+        ({"trellis": True, "vector": 2}, "for --method athena without --vector"),
+        ({"trellis": True, "rank": 4}, "--rank does not go with"),
+        ({"trellis": True, "state_bits": 3}, "--state-bits must be 4 to 12"),
+        ({"trellis": True, "group_size": 64}, "--group-size does not go with"),
+    ],
+)
+def test_impossible_settings_are_refused(settings_, message):
+    with pytest.raises(InputError, match=message):
+        QuantizeSettings(**{"bits": 3, **settings_})
