@@ -6,11 +6,11 @@ carries the records of its tensors in its own metadata, so that a shard that exi
 
 Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices
 (`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and
-`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.flags` beside codes, codebook and scale for razored matrices
-(vector codes are [N, books, bytes], their codebooks [chunks, books, entries, dimension]; trellis codebooks [chunks,
-states]),
-`.weight` and `.bias` for the rest. `.input_unit` [1] of a layer, `key_unit` and `value_unit` ([1] or [kv_heads]) of a
-block say what one step of integer activations and cached integers is worth.
+`.lowrank_b` [N, r] for a residual W ~ codebook + b @ a, `.outlier_gaps` and `.outlier_values` [n] for weights stored
+apart, `.flags` beside codes, codebook and scale for razored matrices (vector codes are [N, books, bytes], their
+codebooks [chunks, books, entries, dimension]; trellis codebooks [chunks, states]), `.weight` and `.bias` for the rest.
+`.input_unit` [1] of a layer, `key_unit` and `value_unit` ([1] or [kv_heads]) of a block say what one step of integer
+activations and cached integers is worth.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class TensorRecord:
     dimension: int = 1  # neighbouring weights that one code stands for (vectors only)
     books: int = 1  # codebooks that add up (vectors only)
     state_bits: int = 0  # bits that pick a level (trellis only)
+    outliers: int = 0  # weights stored apart (export/sparse.py)
+    outlier_dtype: str = "float16"
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
 
     @property
@@ -136,6 +138,7 @@ class TensorRecord:
             record.dimension,
             record.books,
             record.state_bits,
+            record.outliers,
         )
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
             raise ValueError(f"the record of {record.name!r} holds impossible numbers")

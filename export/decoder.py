@@ -60,7 +60,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     for value, name in present:
         g.output(value, name)
     bodies = function_bodies()
-    bodies += layers.compact_bodies()
+    bodies += layers.extra_bodies()
     if layers.arithmetic != IntegerArithmetic():
         bodies += integer_function_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]

@@ -40,7 +40,7 @@ def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, 
         hidden, _ = blocks.block(layer, hidden, context)
     g.output(hidden, "last_hidden_state")
     g.output(pool(g, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
-    bodies = function_bodies() + layers.compact_bodies()
+    bodies = function_bodies() + layers.extra_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
 

@@ -15,6 +15,8 @@ from export.errors import InputError
 from export.graph import Dim, GraphWriter
 from export.integers import IntegerArithmetic, IntegerLayers
 from export.sdr import SdrFormat
+from export.sparse import SPARSE_MATMUL, SparseLayout
+from export.sparse_functions import sparse_function
 from export.trellis import TRELLIS_MATMUL
 from export.trellis_functions import trellis_function
 from export.vector_functions import vector_function
@@ -33,10 +35,12 @@ class Layers:
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
 
-    def compact_bodies(self) -> tuple[onnx.FunctionProto, ...]:
-        """Function bodies of the products with vector and trellis codes that the checkpoint needs."""
-        schemes = {record.scheme for record in self.checkpoint.records.values()}
-        return tuple(body() for scheme, body in _COMPACT_BODIES.items() if scheme in schemes)
+    def extra_bodies(self) -> tuple[onnx.FunctionProto, ...]:
+        """Function bodies of the products with vector codes, trellis codes and sparse weights that are needed."""
+        records = self.checkpoint.records.values()
+        schemes = {record.scheme for record in records}
+        bodies = [body() for scheme, body in _COMPACT_BODIES.items() if scheme in schemes]
+        return (*bodies, sparse_function()) if any(record.outliers for record in records) else tuple(bodies)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
         """Rows of a stored matrix [rows, columns] by int64 ids [a, b], as float32 [a, b, columns]."""
@@ -71,6 +75,8 @@ class Layers:
             weight = self._as_float(inputs[0], f"{name}/weight", [rows, columns])
             transposed = g.op("Transpose", f"{name}/transpose", [weight], [columns, rows], perm=[1, 0])
             out = g.op("MatMul", name, [value, transposed], shape)
+        if record.outliers:
+            out = self._add_outliers(module, record, value, out, name)
         if record.rank:
             out = self._add_low_rank(module, record.rank, value, out, name, columns, rows)
         if self.checkpoint.has(f"{module}.bias"):
@@ -143,6 +149,18 @@ class Layers:
             raise InputError(f"{self.checkpoint.folder}: the quantized checkpoint has no tensor {name}")
         shape = self.checkpoint.records[name].shape
         return self.g.lazy(name, np.float32, shape, lambda: self.checkpoint.tensor(name, "") + np.float32(offset))
+
+    def _add_outliers(self, module: str, record: TensorRecord, value: ir.Value, out: ir.Value, name: str) -> ir.Value:
+        rows, columns = record.shape
+        parts = [
+            self._stored(module, ".outlier_gaps", np.uint16, (record.outliers,)),
+            self._stored(module, ".outlier_values", record.outlier_dtype, (record.outliers,)),
+        ]
+        attributes, shape = SparseLayout(columns, rows).attributes(), [BATCH, SEQUENCE, rows]
+        apart = self.g.op(
+            SPARSE_MATMUL, f"{name}/outliers", [value, *parts], shape, domain=DOMAIN, attributes=attributes
+        )
+        return self.g.op("Add", f"{name}/add_outliers", [out, apart], shape)
 
     def _add_low_rank(
         self, module: str, rank: int, value: ir.Value, out: ir.Value, name: str, columns: int, rows: int

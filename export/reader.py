@@ -20,6 +20,7 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLa
 from export.errors import InputError
 from export.integer_ops import SDR_MATMUL, IntegerLayout, format_of
 from export.sdr import SdrFormat
+from export.sparse import SPARSE_MATMUL, SparseLayout
 
 _MAX_FILE = 2**31 - 1  # protobuf's own limit
 _MAX_ELEMENTS = 2**40
@@ -54,6 +55,13 @@ class Node:
         """Attributes of a product with vector or trellis codes. Raises InputError when one is missing or wrong."""
         try:
             return compact_layout(self.op_type, self.attributes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    def sparse_layout(self) -> SparseLayout:
+        """Attributes of a SparseMatMul node. Raises InputError when one is missing or out of range."""
+        try:
+            return SparseLayout(**{name: self.attributes[name] for name in SparseLayout.__dataclass_fields__})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
 
@@ -126,6 +134,8 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
     for node in nodes:
         if node.is_compact or (node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)):
             _check_codebook(node, weights)
+        elif node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
+            sparse_weights(node, weights)
         elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
             _check_integer_product(node, weights)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -269,6 +279,17 @@ def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
         raise InputError(f"node {node.name}: {error}") from None
     if node.inputs[3] in weights and not np.isfinite(scale).all():
         raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
+
+
+def sparse_weights(node: Node, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Row-major places int64 [n] and values of a SparseMatMul node. Raises InputError when they do not fit."""
+    if len(node.inputs) != 3 or any(name not in weights for name in node.inputs[1:]):
+        raise InputError(f"node {node.name}: {node.op_type} needs gaps and values as stored weights")
+    gaps, values = (weights[name] for name in node.inputs[1:])
+    try:
+        return node.sparse_layout().places(gaps, values), values
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None
 
 
 def _check_integer_product(node: Node, weights: Mapping[str, np.ndarray]) -> None:

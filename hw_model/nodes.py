@@ -14,6 +14,7 @@ import numpy as np
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.reader import Graph, Node
+from export.sparse import SPARSE_MATMUL
 from hw_model.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
 # Operations per output element of the elementwise and reduction operators; transcendental functions count as four.
@@ -112,6 +113,8 @@ def operation_of(node: Node, context: Context) -> Operation:
     weight_bytes = context.weight_bytes(node)
     if node.is_compact or (node.op_type == "MatMul" and not node.domain) or (ours and node.op_type == CODEBOOK_MATMUL):
         return _linear(node, context)
+    if ours and node.op_type == SPARSE_MATMUL:
+        return _sparse(node, context)
     if (ours and node.op_type == CODEBOOK_GATHER) or (node.op_type == "Gather" and weight_bytes):
         rows = node.layout().N if ours else context.shape(node.inputs[0])[0]
         return embedding(node, context, rows, node.inputs[0 if ours else 1])
@@ -158,6 +161,16 @@ def _linear(node: Node, context: Context) -> Operation:
         raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")
     columns, rows = context.shape(node.inputs[1])[-2:]
     return linear(node, context, rows, columns)
+
+
+def _sparse(node: Node, context: Context) -> Operation:
+    """One multiplication for every stored weight and token, counted beside the arrays: a vector unit does it."""
+    stored = context.elements(node.inputs[2])
+    tokens = context.made(node) // node.sparse_layout().N
+    return Operation(
+        node.name, "sparse", vector_ops=2 * stored * tokens, weight_bytes=context.weight_bytes(node),
+        activation_bytes=context.moved(node),
+    )  # fmt: skip
 
 
 def _attention(node: Node, context: Context) -> Operation:

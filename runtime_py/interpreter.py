@@ -15,15 +15,16 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
 from export.errors import InputError
 from export.integer_ops import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.reader import Graph, Node
+from export.sparse import SPARSE_MATMUL
 from runtime_py.integers import IntegerWeights, quantize
-from runtime_py.kernels import codebook_gather, codebook_matmul
+from runtime_py.kernels import codebook_gather, codebook_matmul, sparse_matmul
 from runtime_py.operators import OPERATORS, run_operator
 
 Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
 
 
-_OURS = (CODEBOOK_MATMUL, CODEBOOK_GATHER, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION)
+_OURS = (CODEBOOK_MATMUL, CODEBOOK_GATHER, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION)
 
 
 def _is_codebook(node: Node) -> bool:
@@ -122,6 +123,8 @@ class Interpreter:
             if node.name not in self._integer_weights:
                 self._integer_weights[node.name] = IntegerWeights(node, *inputs[3:])
             return (self._integer_weights[node.name].product(*inputs[:3]),)
+        if node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
+            return (sparse_matmul(node.sparse_layout(), *inputs),)
         if node.op_type in ("Attention", SDR_ATTENTION):
             return (attend(node, inputs),)
         if node.domain == DOMAIN:

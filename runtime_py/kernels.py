@@ -11,6 +11,7 @@ import numpy as np
 
 from export.contract import CodebookLayout
 from export.packing import BLOCK_COLUMNS
+from export.sparse import SparseLayout
 
 _SMALL = 1 << 16  # weights below which starting threads costs more than they save
 _TILE_ROWS = 512  # rows decoded at once for a matrix product with several tokens
@@ -191,3 +192,14 @@ def _masked_softmax(scores, mask, past, repeat, scale):  # type: ignore[no-untyp
                 row[k] *= inverse
             for k in range(stop, total):
                 row[k] = 0.0
+
+
+def sparse_matmul(layout: SparseLayout, x: np.ndarray, gaps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """x float32 [..., K] times a sparse matrix: float32 [..., N], by adding up each row's products."""
+    rows, columns = np.divmod(layout.places(gaps, values), layout.K)
+    products = x.reshape(-1, layout.K)[:, columns] * values.astype(np.float32)
+    out = np.zeros((len(products), layout.N), np.float32)
+    filled = np.flatnonzero(np.diff(rows, prepend=-1))  # the first entry of every row that has one
+    if filled.size:
+        out[:, rows[filled]] = np.add.reduceat(products, filled, axis=1)
+    return out.reshape(*x.shape[:-1], layout.N)

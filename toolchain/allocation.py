@@ -85,7 +85,8 @@ def plan_widths(
                 sizes.append([r.stored(name)[1].bytes for r in results])
                 weights += matrix.size
                 report.step(name)
-    chosen = knapsack(losses, sizes, int(settings.bits * weights / 8))
+    bits = settings.bits - 32 * settings.outliers  # which come on top, of every layer
+    chosen = knapsack(losses, sizes, int(bits * weights / 8))
     plan = {name: widths[option] for name, option in zip(names, chosen)}
     write_json(path, {"bits": plan})
     return plan

@@ -173,6 +173,12 @@ class BlockRunner:
             pass
         return out
 
+    def forward(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Outputs of a block for one sequence [1, length, hidden], with gradients where they are on."""
+        args, kwargs = self._arguments[self._number_of[block]]
+        result = block(hidden, *args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
     def hessians(
         self,
         block: nn.Module,

@@ -6,7 +6,7 @@ from their shards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from toolchain.blocks import BlockRunner, get_weight, set_weight
 from toolchain.gradients import Gradients
 from toolchain.outside import dense_record
 from toolchain.progress import Reporter
-from toolchain.quantize import method, restored
+from toolchain.quantize import Matrix, method, needs_gradients, restored
+from toolchain.quantize.outliers import with_outliers
 from toolchain.quantize.razor_settings import HEAD
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.ranges import measure as ranges_of
@@ -63,8 +64,11 @@ class BlockQuantizer:
                     self._replay(block, path, number)
                     report.step(f"block {number + 1} replayed", len(names))
                 else:
-                    hessians = self._hessians(block, number, hidden)
-                    tensors, records = self._quantize(block, number, hessians, report)
+                    hessians, targets = self._hessians(block, number, hidden)
+                    results = self._quantize(block, number, hessians, report)
+                    if self._settings.block_steps:
+                        results = self._tune(block, number, results, hidden, targets, report)
+                    tensors, records = self._collect(block, number, results)
                     outputs = self._measure(block, number, hidden, tensors, records)
                     write_shard(path, tensors, records)
                     if outputs is not None:
@@ -95,16 +99,22 @@ class BlockQuantizer:
             records.append(record)
         return outputs
 
-    def _hessians(self, block: nn.Module, number: int, hidden: torch.Tensor) -> dict[str, np.ndarray]:
-        """Hessians of the block's linear layers; where several layers use it, the mean over all of them."""
+    def _hessians(
+        self, block: nn.Module, number: int, hidden: torch.Tensor
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor | None]:
+        """Hessians of the block's linear layers; where several layers use it, the mean over all of them.
+
+        Also the block's outputs where it is tuned on them; else dropping them saves one set of states.
+        """
         names, uses = self._spec.block.linears(), self._spec.uses(number)
-        if uses == 1:  # the outputs of the unquantized block are not needed: dropping them saves one set of states
-            return self._runner.hessians(block, names, hidden, self._guide(number))[0]
+        if uses == 1:
+            hessians, outputs = self._runner.hessians(block, names, hidden, self._guide(number))
+            return hessians, outputs if self._settings.block_steps else None
         sums: dict[str, np.ndarray] = {}
         for _ in range(uses):
             found, hidden = self._runner.hessians(block, names, hidden)
             sums = {name: sums.get(name, 0.0) + found[name] / uses for name in names}
-        return sums
+        return sums, None
 
     def _guide(self, number: int) -> dict[str, np.ndarray] | None:
         """Token weights of the block's Hessians, when the run is guided."""
@@ -116,36 +126,80 @@ class BlockQuantizer:
 
     def _quantize(
         self, block: nn.Module, number: int, hessians: Mapping[str, np.ndarray], report: Reporter
+    ) -> dict[str, Matrix]:
+        """Quantize the block's linear layers in place; the results by name."""
+        prefix, names = self._spec.block_name(number), self._spec.block.linears()
+        results: dict[str, Matrix] = {}
+        jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
+        for name, result in zip(names, solve_all(_call, jobs, self._workers)):
+            damping = result.losses.get("damping")
+            if damping is not None:
+                report.note(f"{prefix + name}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")
+            set_weight(block.get_submodule(name), result.dequantized())
+            results[name] = result
+            report.step(f"block {number + 1}/{self._spec.blocks} {name}")
+        return results
+
+    def _tune(
+        self, block: nn.Module, number: int, results: Mapping[str, Matrix], hidden: torch.Tensor,
+        targets: torch.Tensor | None, report: Reporter,
+    ) -> dict[str, Matrix]:  # fmt: skip
+        """Tune the quantized block on its own output error, in place; the results after it."""
+        if targets is None:
+            report.note(f"block {number + 1}: several layers share it, so it is not tuned")
+            return dict(results)
+        from toolchain.quantize.block_tuning import BlockTuneSettings, tune_block
+        from toolchain.quantize.microbatch import trainable_layer
+        from toolchain.quantize.tuning import default_rate
+
+        settings = self._settings
+        modules = {name: block.get_submodule(name) for name in results}
+        layers = {name: trainable_layer(module, results[name]) for name, module in modules.items()}
+        for name, layer in layers.items():
+            block.set_submodule(name, layer)
+        rate = settings.tune_rate or default_rate(settings.width)
+        tune = BlockTuneSettings(settings.block_steps, rate, settings.tune_batch, settings.seed)
+        before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
+        report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
+        tuned = {name: layer.to_stored(results[name].losses) for name, layer in layers.items()}
+        for name, module in modules.items():
+            block.set_submodule(name, module)
+            set_weight(module, tuned[name].dequantized())
+            bias = layers[name].bias
+            if bias is not None:
+                assert isinstance(module.bias, nn.Parameter)
+                module.bias.data.copy_(bias.detach())
+        return dict(tuned)
+
+    def _collect(
+        self, block: nn.Module, number: int, results: Mapping[str, Matrix]
     ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
-        """Quantize the block's linear layers in place; returns everything its shard stores."""
+        """Everything the block's shard stores."""
         tensors: dict[str, np.ndarray] = {}
         records: list[TensorRecord] = []
         prefix = self._spec.block_name(number)
-        names = self._spec.block.linears()
-        jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
-        for name, result in zip(names, solve_all(self._quantizer, jobs, self._workers)):
-            module, full = block.get_submodule(name), prefix + name
-            damping = result.losses.get("damping")
-            if damping is not None:
-                report.note(f"{full}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")
-            set_weight(module, result.dequantized())
-            parts, record = result.stored(full)
+        for name, result in results.items():
+            parts, record = result.stored(prefix + name)
             tensors |= parts
             records.append(record)
-            report.step(f"block {number + 1}/{self._spec.blocks} {name}")
-        linear_weights = {f"{name}.weight" for name in self._spec.block.linears()}
-        for name, parameter in block.named_parameters():
-            if name not in linear_weights:
-                tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().numpy())
-                records.append(record)
+        for name, parameter in self._others(block):
+            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().numpy())
+            records.append(record)
         return tensors, records
 
+    def _others(self, block: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Norms and biases."""
+        linear_weights = {f"{name}.weight" for name in self._spec.block.linears()}
+        return [(name, p) for name, p in block.named_parameters() if name not in linear_weights]
+
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
-        """Arguments of the quantization method for one layer."""
+        """A function that quantizes one layer, and its arguments."""
         settings = replace(self._settings, bits=self._widths.get(full, self._settings.bits))
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
-        extra = () if squares is None else (squares,)
-        return (weights, hessian, settings, *extra)
+        extra = (squares,) if squares is not None and needs_gradients(settings.method) else ()
+        if not settings.outliers:
+            return (self._quantizer, weights, hessian, settings, *extra)
+        return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)
 
     def _replay(self, block: nn.Module, path: Path, number: int) -> None:
         """Put the dequantized weights of a finished shard into the block."""
@@ -155,6 +209,12 @@ class BlockQuantizer:
             full = self._spec.block_name(number) + name
             stored = restored(records[full], partial(_part, tensors, full))
             set_weight(block.get_submodule(name), stored.dequantized())
+        for name, parameter in self._others(block):  # tuned ones differ from the source's
+            parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
+
+
+def _call(function: Callable[..., Matrix], *arguments: Any) -> Matrix:
+    return function(*arguments)
 
 
 def _part(tensors: Mapping[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:

@@ -19,15 +19,10 @@ from transformers.utils import logging
 
 from export.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
 from export.spec import ModelSpec
-from export.trellis import TrellisLayout
 from toolchain.progress import Reporter
 from toolchain.quantize import Matrix, restored
-from toolchain.quantize.compact import CompactMatrix
-from toolchain.quantize.result import QuantizedMatrix
+from toolchain.quantize.microbatch import TRAINABLE, trainable_layer
 from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantize.trainable import TrainableLinear
-from toolchain.quantize.trainable_trellis import TrainableTrellis
-from toolchain.quantize.trainable_vectors import TrainableVectors
 from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings, default_rate
 from toolchain.source import SourceModel
 
@@ -68,15 +63,6 @@ def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> Matrix:
     return restored(record, partial(_lookup, tensors, record.name))
 
 
-def _trainable(module: nn.Module, tensors: dict[str, np.ndarray], record: TensorRecord) -> nn.Module:
-    stored = _stored(tensors, record)
-    if isinstance(stored, CompactMatrix):
-        trellis = isinstance(stored.layout, TrellisLayout)
-        return TrainableTrellis(module, stored) if trellis else TrainableVectors(module, stored)
-    assert isinstance(stored, QuantizedMatrix)  # razored matrices are not tuned (settings.py)
-    return TrainableLinear(module, stored)
-
-
 def _lookup(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
     return tensors.get(name + suffix)
 
@@ -87,10 +73,12 @@ def _install(student: PreTrainedModel, path: Path, spec: ModelSpec) -> None:
     trainable = set(spec.quantizable())
     for record in records:
         if record.name in trainable:
-            parent, _, child = record.name.rpartition(".")
-            setattr(
-                student.get_submodule(parent), child, _trainable(student.get_submodule(record.name), tensors, record)
-            )
+            layer = trainable_layer(student.get_submodule(record.name), _stored(tensors, record))
+            student.set_submodule(record.name, layer)
+        elif len(record.shape) == 1:  # tuned with its block, it may differ from the source's
+            own = dict(student.named_parameters()).get(record.name)
+            if own is not None:
+                own.data.copy_(torch.from_numpy(tensors[record.name]))
         elif len(record.shape) == 2:
             dense = tensors.get(f"{record.name}.weight")
             values = _stored(tensors, record).dequantized() if dense is None else dense.astype(np.float32)
@@ -110,7 +98,7 @@ def _collect(student: nn.Module, path: Path, spec: ModelSpec) -> tuple[dict[str,
     fresh_records = []
     for record in records:
         module = student.get_submodule(record.name) if record.name in trainable else None
-        if isinstance(module, (TrainableLinear, TrainableVectors, TrainableTrellis)):
+        if isinstance(module, TRAINABLE):
             parts, record = module.to_stored(record.losses).stored(record.name)
             fresh |= parts
         elif len(record.shape) == 1 and record.name in parameters:

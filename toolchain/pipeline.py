@@ -108,6 +108,7 @@ def _refuse_for_encoders(settings: QuantizeSettings) -> None:
         "--guided": settings.guided,
         "a fractional --bits": settings.is_budget,
         f"--method {settings.method}": needs_gradients(settings.method) or settings.method == "qrazor",
+        "--outliers-by gradient": settings.needs_weight_gradients,
         "--activation-bits": settings.razor.activation_bits,
         "--kv": settings.razor.kv,
     }
@@ -122,7 +123,7 @@ def _quantize_blocks(
 ) -> None:  # fmt: skip
     """Everything that needs the calibration tokens: gradients and bit allocation where asked, then block by block."""
     runner = BlockRunner(source, spec)
-    per_weight = needs_gradients(settings.method)
+    per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
     gradients, widths = None, {}
     if per_weight or settings.guided or settings.is_budget:
         from toolchain.gradients import measure

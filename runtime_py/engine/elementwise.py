@@ -16,6 +16,7 @@ from runtime_py.simd.vectors import (
     fused,
     get_f16,
     get_f32,
+    get_i32,
     get_i64,
     load_halfs,
     load_some,
@@ -199,6 +200,25 @@ def _dense_part(at, item_bytes, k, columns):
     if k + 16 <= columns:
         return load_halfs(at + 2 * k)
     return load_some_halfs(at + 2 * k, columns - k)
+
+
+@nb.njit(cache=True)
+def sparse_rows(source, tokens, stride, starts, columns, weights, first, last, out, out_stride, bias, accumulate):
+    """out[:, first:last] (= or +=) source times rows of a sparse matrix, plus bias.
+
+    Row n has the entries starts[n] to starts[n + 1]; starts int64, columns int32, weights float32.
+    """
+    for n in range(first, last):
+        begin, end = get_i64(starts + 8 * n), get_i64(starts + 8 * (n + 1))
+        for t in range(tokens):
+            x, value, where = source + 4 * t * stride, nb.float32(0.0), out + 4 * (t * out_stride + n)
+            for i in range(begin, end):
+                value += get_f32(x + 4 * nb.int64(get_i32(columns + 4 * i))) * get_f32(weights + 4 * i)
+            if bias != 0:
+                value += get_f32(bias + 4 * n)
+            if accumulate:
+                value += get_f32(where)
+            put_f32(where, value)
 
 
 @nb.njit(cache=True)

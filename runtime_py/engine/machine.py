@@ -21,6 +21,7 @@ from runtime_py.engine.elementwise import (
     reorder_row,
     rms_norm,
     scale_row,
+    sparse_rows,
 )
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
@@ -52,6 +53,7 @@ from runtime_py.engine.steps import (
     RAZOR_REMEMBER,
     REORDER,
     SCALE,
+    SPARSE,
     STEP,
 )
 from runtime_py.simd.atomics import barrier, fetch_add
@@ -325,6 +327,19 @@ def _run_dense(step, tokens, counter):
 
 
 @nb.njit(cache=True)
+def _run_sparse(step, tokens, counter):
+    rows, out = _arg(step, 6), _arg(step, 5)
+    first = fetch_add(counter, _DENSE_ROWS)
+    while first < rows:
+        last = min(first + _DENSE_ROWS, rows)
+        sparse_rows(
+            _arg(step, 0), tokens, _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), first, last, out, rows,
+            _arg(step, 7), _arg(step, 8) != 0,
+        )  # fmt: skip
+        first = fetch_add(counter, _DENSE_ROWS)
+
+
+@nb.njit(cache=True)
 def _run_attend(step, past, tokens, counter, scratch):
     heads, kv_heads = _arg(step, 5), _arg(step, 6)
     scale, cap = get_f32(step + 8 * (ARGUMENTS + 9)), get_f32(step + 8 * (ARGUMENTS + 12))
@@ -430,6 +445,8 @@ def run_steps(
             _run_grouped(step, some, counter, scratch)
         elif operation == DENSE:
             _run_dense(step, some, counter)
+        elif operation == SPARSE:
+            _run_sparse(step, some, counter)
         elif operation == RAZOR_MATMUL:
             _run_razor_matmul(isa, widths, step, some, thread, threads, counter, scratch)
         elif operation == RAZOR:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from export.reader import Node
+import numpy as np
+
+from export.reader import Node, sparse_weights
 from runtime_py.engine import steps as op
 from runtime_py.engine.fence import settled
 from runtime_py.engine.matrix import WIDTH, is_fast
@@ -79,6 +81,33 @@ def matmul(planner: Planner, node: Node) -> None:
     planner.values[node.outputs[0]] = out
 
 
+def sparse_matmul(planner: Planner, node: Node) -> None:
+    x, layout = planner.tokens(node.inputs[0]), node.sparse_layout()
+    if x.width != layout.K:
+        raise Unplannable(f"the width of {node.inputs[0]}")
+    places, stored = sparse_weights(node, planner.graph.weights)
+    rows, columns = np.divmod(places, layout.K)
+    parts = (
+        settled(np.searchsorted(rows, np.arange(layout.N + 1))),
+        settled(columns.astype(np.int32)),
+        settled(stored.astype(np.float32)),
+    )
+    planner.keep += parts
+    planner.bytes_per_token += sum(part.nbytes for part in parts)
+    out = planner.new(layout.N)
+    arguments: dict[str, Argument] = {
+        "source": x.place,
+        "stride": x.stride,
+        "starts": parts[0].ctypes.data,
+        "columns": parts[1].ctypes.data,
+        "weights": parts[2].ctypes.data,
+        "out": out.place,
+        "rows": layout.N,
+    }
+    planner.emit(op.SPARSE, arguments, [x.buffer], [out.buffer])
+    planner.values[node.outputs[0]] = out
+
+
 def add(planner: Planner, node: Node) -> None:
     constant = [planner.folder.is_constant(name) for name in node.inputs]
     if any(constant):
@@ -91,7 +120,7 @@ def add(planner: Planner, node: Node) -> None:
         if (
             single
             and planner.uses[other_name] == planner.seen[other_name]  # nobody reads it later: it may be overwritten
-            and step.operation in (op.MATMUL, op.RAZOR_MATMUL, op.GROUPED, op.DENSE)
+            and step.operation in (op.MATMUL, op.RAZOR_MATMUL, op.GROUPED, op.DENSE, op.SPARSE)
             and step.writes == [product.buffer]
             and not step.arguments.get("accumulate")  # it holds only a part of the product then
             and other.column == 0

@@ -13,6 +13,7 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout
 from export.errors import InputError
 from export.integer_ops import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.reader import Graph, Node
+from export.sparse import SPARSE_MATMUL
 from runtime_py.engine import plan_attention, plan_elementwise, plan_lookups, plan_products, plan_razor
 from runtime_py.engine import steps as op
 from runtime_py.engine.fence import settled
@@ -90,6 +91,7 @@ class Planner:
             "RMSNormalization": plan_elementwise.norm,
             "LayerNormalization": plan_elementwise.norm,
             "MatMul": plan_products.matmul,
+            SPARSE_MATMUL: plan_products.sparse_matmul,
             "Add": plan_products.add,
             "Mul": plan_elementwise.mul,
             "Split": plan_elementwise.split,

@@ -11,6 +11,7 @@ OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
 
 EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE, REORDER = range(13)
 RAZOR, RAZOR_MATMUL, RAZOR_REMEMBER, RAZOR_ATTEND = range(13, 17)  # the integer operators
+SPARSE = 17
 
 # Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
 FIELDS: dict[int, tuple[str, ...]] = {
@@ -23,6 +24,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
     MATMUL: ("matrix", "width", "quant", "sums", "scales", "out", "rows", "bias", "accumulate", "row_bytes"),
     GROUPED: ("source", "stride", "matrix", "groups", "group_size", "out", "rows", "bias", "accumulate"),
     DENSE: ("source", "stride", "weights", "item_bytes", "columns", "out", "rows", "bias", "accumulate"),
+    SPARSE: ("source", "stride", "starts", "columns", "weights", "out", "rows", "bias", "accumulate"),
     ACTIVATE: ("kind", "source", "stride", "gated", "gated_stride", "columns", "out", "quant", "sums", "scales"),
     SCALE: ("source", "stride", "factor", "columns", "out"),
     ADD: ("a", "a_stride", "b", "b_stride", "columns", "out"),

@@ -33,6 +33,8 @@ ScaleBits = Annotated[int, typer.Option(help="Bits of a row's scale: 2-8 coded, 
 Passes = Annotated[Optional[int], typer.Option(help="Rounds of least squares and coordinate descent [4].")]
 Damping = Annotated[float, typer.Option(help="Added to the Hessian's diagonal, in units of its mean.")]
 Rank = Annotated[int, typer.Option(help="Rank of the residual low-rank term; 0: none.")]
+Outliers = Annotated[float, typer.Option(help="Share of the weights stored apart in float16, such as 0.0045.")]
+OutliersBy = Annotated[str, typer.Option(help="How those are chosen: sensitivity, gradient or magnitude.")]
 EmbeddingBits = Annotated[int, typer.Option(help="Embedding and head: 2-8, or 16 for float16.")]
 Calibration = Annotated[str, typer.Option(help="Text file, hub dataset name, or built-in.")]
 CalibrationPart = Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0:0.5.")]
@@ -42,6 +44,7 @@ Seed = Annotated[int, typer.Option(help="Picks the calibration sequences.")]
 Preset = Annotated[str, typer.Option(help="fast, balanced, or best (adds end-to-end tuning).")]
 Guided = Annotated[Optional[bool], typer.Option(help="Weight tokens by the gradient of the end loss.")]
 GuidedGroups = Annotated[int, typer.Option(help="Runs of rows with a guided Hessian of their own.")]
+BlockSteps = Annotated[int, typer.Option(help="Steps of tuning each block on its own output; 0: none.")]
 TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuning; 0: none.")]
 TuneRate = Annotated[float, typer.Option(help="Relative learning rate; 0: by the width.")]
 TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
@@ -85,6 +88,8 @@ def export(
     passes: Passes = None,
     damping: Damping = 0.01,
     rank: Rank = 0,
+    outliers: Outliers = 0.0,
+    outliers_by: OutliersBy = "sensitivity",
     embedding_bits: EmbeddingBits = 8,
     calibration: Calibration = "built-in",
     calibration_part: CalibrationPart = None,
@@ -94,6 +99,7 @@ def export(
     preset: Preset = "balanced",
     guided: Guided = None,
     guided_groups: GuidedGroups = 1,
+    block_steps: BlockSteps = 0,
     tune_steps: TuneSteps = None,
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
@@ -171,6 +177,8 @@ def quantize(
     passes: Passes = None,
     damping: Damping = 0.01,
     rank: Rank = 0,
+    outliers: Outliers = 0.0,
+    outliers_by: OutliersBy = "sensitivity",
     embedding_bits: EmbeddingBits = 8,
     calibration: Calibration = "built-in",
     calibration_part: CalibrationPart = None,
@@ -180,6 +188,7 @@ def quantize(
     preset: Preset = "balanced",
     guided: Guided = None,
     guided_groups: GuidedGroups = 1,
+    block_steps: BlockSteps = 0,
     tune_steps: TuneSteps = None,
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,

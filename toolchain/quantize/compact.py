@@ -11,6 +11,7 @@ from export.checkpoint import TRELLIS, VECTORS, TensorRecord
 from export.compact import CompactLayout
 from export.vectors import VectorLayout
 from toolchain.quantize.result import QuantizedMatrix, code_scales, scale_dtype
+from toolchain.quantize.sparse import Outliers
 
 CODED_SCALE_BITS = 4
 FLOAT_SCALE_COLUMNS = 1024  # as in athena.py: from this row length on a float16 scale costs little
@@ -39,11 +40,13 @@ class CompactMatrix:
     codebook: np.ndarray  # int8 layout.codebook_shape
     scale: np.ndarray  # float16 or float32 [N, 1]
     coded_scale: QuantizedMatrix | None = None  # the scales as codes: [1, N], `scale` is its value
+    outliers: Outliers | None = None
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step
 
     def dequantized(self) -> np.ndarray:
         """The float32 [N, K] matrix that is stored."""
-        return self.layout.dequantized(self.codes, self.codebook, self.scale)
+        weights = self.layout.dequantized(self.codes, self.codebook, self.scale)
+        return weights if self.outliers is None else weights + self.outliers.dense(*weights.shape)
 
     def stored(self, name: str) -> tuple[dict[str, np.ndarray], TensorRecord]:
         """Tensors by checkpoint name, and the record that counts every byte of them."""
@@ -52,6 +55,8 @@ class CompactMatrix:
             tensors[f"{name}.scale"] = self.scale
         else:
             tensors |= self.coded_scale.stored(f"{name}.scale")[0]
+        if self.outliers is not None:
+            tensors |= self.outliers.stored(name)
         record = TensorRecord(
             name=name,
             scheme=VECTORS if isinstance(self.layout, VectorLayout) else TRELLIS,
@@ -63,6 +68,8 @@ class CompactMatrix:
             scale_dtype=(self.scale if self.coded_scale is None else self.coded_scale.scale).dtype.name,
             scale_bits=None if self.coded_scale is None else self.coded_scale.layout.bits,
             **_own_fields(self.layout),
+            outliers=0 if self.outliers is None else self.outliers.gaps.size,
+            outlier_dtype="float16" if self.outliers is None else self.outliers.values.dtype.name,
             losses=self.losses,
         )
         return tensors, record
@@ -78,4 +85,6 @@ class CompactMatrix:
         scale = tensor(".scale") if coded is None else np.ascontiguousarray(coded.dequantized().T)
         packed, book = tensor(".codes"), tensor(".codebook")
         assert packed is not None and book is not None and scale is not None
-        return CompactMatrix(record.compact_layout(), packed, book, scale, coded, record.losses)
+        return CompactMatrix(
+            record.compact_layout(), packed, book, scale, coded, Outliers.restored(tensor), record.losses
+        )

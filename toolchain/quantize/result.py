@@ -11,6 +11,7 @@ from export.checkpoint import TensorRecord
 from export.contract import CodebookLayout, dequantize
 from export.packing import pack
 from toolchain.quantize.kmeans import kmeans_1d
+from toolchain.quantize.sparse import Outliers
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class QuantizedMatrix:
     )
     lowrank_a: np.ndarray | None = None  # float16 [r, K]
     lowrank_b: np.ndarray | None = None  # float16 [N, r]
+    outliers: Outliers | None = None
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step
 
     def dequantized(self) -> np.ndarray:
@@ -33,7 +35,7 @@ class QuantizedMatrix:
         weights = dequantize(self.layout, self.codes, self.codebook, self.scale)
         if self.lowrank_a is not None and self.lowrank_b is not None:
             weights += self.lowrank_b.astype(np.float32) @ self.lowrank_a.astype(np.float32)
-        return weights
+        return weights if self.outliers is None else weights + self.outliers.dense(*weights.shape)
 
     def stored(self, name: str) -> tuple[dict[str, np.ndarray], TensorRecord]:
         """Tensors by checkpoint name, and the record that counts every byte of them."""
@@ -44,6 +46,8 @@ class QuantizedMatrix:
             tensors |= self.coded_scale.stored(f"{name}.scale")[0]
         if self.lowrank_a is not None and self.lowrank_b is not None:
             tensors |= {f"{name}.lowrank_a": self.lowrank_a, f"{name}.lowrank_b": self.lowrank_b}
+        if self.outliers is not None:
+            tensors |= self.outliers.stored(name)
         record = TensorRecord(
             name=name,
             scheme="codebook",
@@ -56,6 +60,8 @@ class QuantizedMatrix:
             rank=0 if self.lowrank_a is None else self.lowrank_a.shape[0],
             scale_dtype=(self.scale if self.coded_scale is None else self.coded_scale.scale).dtype.name,
             scale_bits=None if self.coded_scale is None else self.coded_scale.layout.bits,
+            outliers=0 if self.outliers is None else self.outliers.gaps.size,
+            outlier_dtype="float16" if self.outliers is None else self.outliers.values.dtype.name,
             losses=self.losses,
         )
         return tensors, record
@@ -73,7 +79,9 @@ class QuantizedMatrix:
         packed, book = tensor(".codes"), tensor(".codebook")
         assert packed is not None and book is not None and scale is not None
         low_a, low_b = tensor(".lowrank_a"), tensor(".lowrank_b")
-        return QuantizedMatrix(layout, packed, book, scale, coded, low_a, low_b, record.losses)
+        return QuantizedMatrix(
+            layout, packed, book, scale, coded, low_a, low_b, Outliers.restored(tensor), record.losses
+        )
 
 
 def assemble(

@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {},
     "best": {"passes": 8, "guided": True, "tune_steps": 1000, "trellis": True},
 }
+OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 
 
@@ -41,12 +42,15 @@ class QuantizeSettings:
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
     rank: int = 0  # rank of the residual low-rank term; 0: none
+    outliers: float = 0.0  # share of the weights that are stored apart, 32 bits each (outliers.py)
+    outliers_by: str = "sensitivity"  # how they are chosen: a name in OUTLIER_SELECTORS
     embedding_bits: int = 8  # 8 or less: uniform codes with a scale per row; 16: float16
     sequences: int = 128  # calibration sequences
     sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context
     seed: int = 0  # picks the calibration sequences and the batches of the tuning
     guided: bool = False  # weight tokens by their squared output gradient in the Hessian (GuidedQuant)
     guided_groups: int = 1  # runs of output rows that have a guided Hessian of their own
+    block_steps: int = 0  # steps of tuning every block on its own output error, once it is quantized; 0: none
     tune_steps: int = 0  # steps of end-to-end tuning on the KL to the source model; 0: none
     tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the width
     tune_batch: int = 8  # windows a step
@@ -62,10 +66,12 @@ class QuantizeSettings:
             "passes": (0, 100),
             "damping": (0.0, 10.0),
             "rank": (0, 4096),
+            "outliers": (0.0, 0.1),
             "sequences": (1, 2**20),
             "sequence_length": (2, 2**20),
             "seed": (0, 2**63 - 1),
             "guided_groups": (1, 1024),
+            "block_steps": (0, 10**7),
             "tune_steps": (0, 10**7),
             "tune_rate": (0.0, 1.0),
             "tune_batch": (1, 4096),
@@ -80,6 +86,10 @@ class QuantizeSettings:
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
 
+        if self.outliers_by not in OUTLIER_SELECTORS:
+            raise InputError(f"--outliers-by must be {', '.join(OUTLIER_SELECTORS)}, not {self.outliers_by}")
+        if self.outliers and (self.guided_groups > 1 or self.method == "qrazor" or self.razor.activation_bits):
+            raise InputError("--outliers does not go with integer activations or --guided-groups")
         if self.guided_groups > 1 and (not self.guided or self.method != "athena" or self.rank):
             raise InputError("--guided-groups is for --method athena with --guided and without --rank")
         self._check_vectors()
@@ -117,7 +127,7 @@ class QuantizeSettings:
                 raise InputError(f"--method qrazor takes --bits 2 to 8, not {self.bits}")
             if not self.razor.activation_bits:
                 raise InputError("--method qrazor computes on integers: --activation-bits must be 2 to 8, or 16")
-            for name in ("group_size", "rank", "tune_steps"):
+            for name in ("group_size", "rank", "block_steps", "tune_steps"):
                 if getattr(self, name):
                     hint = "; its groups are set by --razor-group" if name == "group_size" else ""
                     raise InputError(f"--{name.replace('_', '-')} is not for --method qrazor{hint}")
@@ -126,8 +136,8 @@ class QuantizeSettings:
         if self.razor.razor_codebook:
             if self.method != "athena":
                 raise InputError("--razor-codebook is for --method athena")
-            if self.tune_steps:
-                raise InputError("--razor-codebook and --tune-steps do not go together: tuning would move the entries")
+            if self.tune_steps or self.block_steps:
+                raise InputError("--razor-codebook does not go with tuning, which would move the entries")
         if self.razor.activation_bits and self.group_size and self.method != "qrazor":
             raise InputError("integer activations need one codebook along a row: no --group-size")
 
@@ -140,6 +150,11 @@ class QuantizeSettings:
     def uses_vectors(self) -> bool:
         """Whether one code stands for several weights."""
         return self.vector > 1 or self.method == "aqlm"
+
+    @property
+    def needs_weight_gradients(self) -> bool:
+        """Whether outliers are chosen by the gradients of the weights."""
+        return self.outliers > 0 and self.outliers_by == "gradient"
 
     @property
     def is_budget(self) -> bool:

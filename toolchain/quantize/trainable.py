@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from export.packing import pack
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.quantize.solver import LEVEL_LIMIT
+from toolchain.quantize.sparse import sparse_weight
 from toolchain.quantize.trainable_scale import TrainableScale, through
 
 
@@ -30,12 +31,14 @@ class TrainableLinear(nn.Module):
         layout = stored.layout
         self.stored, self.layout = stored, layout
         bias = module.bias
+        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
-        codebook_part = replace(stored, lowrank_a=None, lowrank_b=None)
+        codebook_part = replace(stored, lowrank_a=None, lowrank_b=None, outliers=None)
         self.latent = nn.Parameter(torch.from_numpy(codebook_part.dequantized()))
         self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
         self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
+        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
         self.lowrank: nn.ParameterList | None = None
         if stored.lowrank_a is not None and stored.lowrank_b is not None:
             parts = (stored.lowrank_a, stored.lowrank_b)
@@ -66,10 +69,10 @@ class TrainableLinear(nn.Module):
         if self.lowrank is not None:
             a, b = (through(p, p.detach().half().float()) for p in self.lowrank)
             weight = weight + b @ a
-        return weight
+        return weight if self.apart is None else weight + self.apart
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight_matrix(), self.bias)
+        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
 
     @torch.no_grad()
     def to_stored(self, losses: dict[str, float]) -> QuantizedMatrix:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from export.packing import pack
 from export.trellis import LEVEL_LIMIT, TrellisLayout
 from toolchain.quantize.compact import CompactMatrix
+from toolchain.quantize.sparse import sparse_weight
 from toolchain.quantize.trainable_scale import TrainableScale, through
 from toolchain.quantize.trellis_paths import nearest, trellis_kind
 
@@ -30,11 +31,13 @@ class TrainableTrellis(nn.Module):
         assert isinstance(layout, TrellisLayout)
         self.stored, self.layout = stored, layout
         bias = module.bias
+        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
         self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
         self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
-        self.latent = nn.Parameter(torch.from_numpy(stored.dequantized()))
+        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
+        self.latent = nn.Parameter(torch.from_numpy(replace(stored, outliers=None).dequantized()))
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
@@ -62,10 +65,11 @@ class TrainableTrellis(nn.Module):
         states = self._states(levels, scale)
         chunk = torch.arange(self.layout.N) // self.layout.rows_per_codebook
         looked_up = levels.reshape(-1)[states + (chunk << self.layout.state_bits)[:, None]]
-        return looked_up * scale + (self.latent - self.latent.detach())
+        weight = looked_up * scale + (self.latent - self.latent.detach())
+        return weight if self.apart is None else weight + self.apart
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight_matrix(), self.bias)
+        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
 
     @torch.no_grad()
     def to_stored(self, losses: dict[str, float]) -> CompactMatrix:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from export.packing import pack
 from export.vectors import SUM_LIMIT, VectorLayout, unpack_codes
 from toolchain.quantize.compact import CompactMatrix
+from toolchain.quantize.sparse import sparse_weight
 from toolchain.quantize.trainable_scale import TrainableScale, through
 
 
@@ -29,15 +30,17 @@ class TrainableVectors(nn.Module):
         assert isinstance(layout, VectorLayout)
         self.stored, self.layout = stored, layout
         bias = module.bias
+        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
         self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
         self.scale = TrainableScale(stored.scale, stored.coded_scale, self.layout.N, self.layout.rows_per_scale)
         largest = self.codebook.detach().abs().amax(dim=(2, 3), keepdim=True)
         self._limit = torch.full_like(largest, SUM_LIMIT) if self.layout.books == 1 else largest
+        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
         self.latent: nn.Parameter | None = None
         if self.layout.books == 1:
-            self.latent = nn.Parameter(torch.from_numpy(stored.dequantized()))
+            self.latent = nn.Parameter(torch.from_numpy(replace(stored, outliers=None).dequantized()))
         else:
             self._codes = torch.from_numpy(unpack_codes(self.layout, stored.codes).astype(np.int64))
 
@@ -79,10 +82,12 @@ class TrainableVectors(nn.Module):
         levels = sum(entries[chunk[:, None], m, codes[:, m]] for m in range(layout.books))
         assert isinstance(levels, torch.Tensor)
         weight = levels.reshape(layout.N, -1)[:, : layout.K] * scale
-        return weight if self.latent is None else weight + (self.latent - self.latent.detach())
+        if self.latent is not None:
+            weight = weight + (self.latent - self.latent.detach())
+        return weight if self.apart is None else weight + self.apart
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight_matrix(), self.bias)
+        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
 
     @torch.no_grad()
     def to_stored(self, losses: dict[str, float]) -> CompactMatrix:

@@ -91,4 +91,4 @@ def quantize_trellis(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    return CompactMatrix(layout, codes, book, scale, coded, record)
+    return CompactMatrix(layout, codes, book, scale, coded, losses=record)

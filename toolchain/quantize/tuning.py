@@ -22,9 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolchain.quantize.trainable import TrainableLinear
-from toolchain.quantize.trainable_trellis import TrainableTrellis
-from toolchain.quantize.trainable_vectors import TrainableVectors
+from toolchain.quantize.microbatch import accumulate, trainable_parameters
 
 STATE_FILE = "tuning-state.safetensors"
 _SAVE_INTERVAL = 60.0  # seconds
@@ -59,10 +57,9 @@ class Tuner:
         """windows: token ids int64 [count, length]; folder: where the state is kept."""
         self.teacher, self.student, self.windows, self.settings = teacher, student, windows, settings
         self._state_path = folder / STATE_FILE
-        self._named = _trainable_parameters(student)
+        self._named = trainable_parameters(student)
         groups = []
         for name, parameter in self._named.items():
-            parameter.requires_grad_(True)
             base = settings.rate * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
             groups.append({"params": [parameter], "lr": base, "base": base, "name": name})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
@@ -88,15 +85,19 @@ class Tuner:
             len(self.windows), size=min(s.batch, len(self.windows)), replace=False
         )
         tokens = torch.from_numpy(self.windows[np.sort(chosen)])
-        with torch.no_grad():
-            target = torch.log_softmax(self.teacher(input_ids=tokens, use_cache=False).logits, dim=-1)
-        predicted = torch.log_softmax(self.student(input_ids=tokens, use_cache=False).logits, dim=-1)
-        loss = (target.exp() * (target - predicted)).sum(dim=-1).mean()
-        loss.backward()
+
+        def loss_of(i: int) -> torch.Tensor:
+            window = tokens[i : i + 1]
+            with torch.no_grad():
+                target = torch.log_softmax(self.teacher(input_ids=window, use_cache=False).logits, dim=-1)
+            predicted = torch.log_softmax(self.student(input_ids=window, use_cache=False).logits, dim=-1)
+            return (target.exp() * (target - predicted)).sum(dim=-1).mean()
+
+        loss = accumulate(self.student, loss_of, len(tokens))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach())
+        return loss
 
     def _save(self) -> None:
         tensors = {f"parameter.{name}": p.detach() for name, p in self._named.items()}
@@ -127,15 +128,3 @@ class Tuner:
             self.step = step
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
             self._state_path.unlink(missing_ok=True)
-
-
-def _trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
-    """Everything inside trainable layers, and all vectors (norms, biases) outside the embeddings."""
-    chosen: dict[str, nn.Parameter] = {}
-    for parameter in student.parameters():
-        parameter.requires_grad_(False)
-    for name, module in student.named_modules():
-        if isinstance(module, (TrainableLinear, TrainableVectors, TrainableTrellis)):
-            chosen |= {f"{name}.{n}": p for n, p in module.named_parameters()}
-    chosen |= {n: p for n, p in student.named_parameters() if p.ndim == 1}
-    return chosen

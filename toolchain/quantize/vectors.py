@@ -73,7 +73,7 @@ def quantize_vectors(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    return CompactMatrix(layout, packed, book, scale, coded, record)
+    return CompactMatrix(layout, packed, book, scale, coded, losses=record)
 
 
 def _shared_rows(rows: int, columns: int, scale_bits: int, entries: int) -> int:
