@@ -29,7 +29,7 @@ from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import MANIFEST, read_json
 from export.integer_ops import IntegerLayout
-from export.trellis import TrellisLayout
+from export.trellis import STANDARD_STATE_BITS, TrellisLayout
 from export.vectors import VectorLayout
 
 FORMAT_VERSION = 1
@@ -60,6 +60,7 @@ class TensorRecord:
     dimension: int = 1  # neighbouring weights that one code stands for (vectors only)
     books: int = 1  # codebooks that add up (vectors only)
     state_bits: int = 0  # bits that pick a level (trellis only)
+    standard_levels: bool = False  # the codebook is export.trellis.standard_levels, stored once for the model
     outliers: int = 0  # weights stored apart (export/sparse.py)
     outlier_dtype: str = "float16"
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step of the quantizer
@@ -142,12 +143,16 @@ class TensorRecord:
         )
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
             raise ValueError(f"the record of {record.name!r} holds impossible numbers")
+        if type(record.standard_levels) is not bool:
+            raise ValueError(f"the record of {record.name!r} has impossible standard_levels")
         if record.scheme == "codebook":
             record.layout()
         elif record.scheme == RAZORED:
             record.integer_layout(record.group_size)
         elif record.scheme in COMPACT:
-            record.compact_layout()
+            layout = record.compact_layout()
+            if record.standard_levels and layout.codebook_shape != (1, 1 << STANDARD_STATE_BITS[layout.bits]):
+                raise ValueError(f"the standard levels do not fit the record of {record.name!r}")
         return record
 
 

@@ -17,7 +17,7 @@ from export.integers import IntegerArithmetic, IntegerLayers
 from export.sdr import SdrFormat
 from export.sparse import SPARSE_MATMUL, SparseLayout
 from export.sparse_functions import sparse_function
-from export.trellis import TRELLIS_MATMUL
+from export.trellis import TRELLIS_MATMUL, standard_levels
 from export.trellis_functions import trellis_function
 from export.vector_functions import vector_function
 from export.vectors import VECTOR_MATMUL
@@ -187,10 +187,15 @@ class Layers:
         layout = record.layout() if record.scheme == "codebook" else record.compact_layout()
         parts = [
             self._stored(module, ".codes", np.uint8, layout.codes_shape),
-            self._stored(module, ".codebook", np.int8, layout.codebook_shape),
+            self._codebook(module, record, layout.codebook_shape),
             self._scale(module, record),
         ]
         return parts, record
+
+    def _codebook(self, module: str, record: TensorRecord, shape: tuple[int, ...]) -> ir.Value:
+        if not record.standard_levels:
+            return self._stored(module, ".codebook", np.int8, shape)
+        return self.g.constant(f"trellis.levels_{record.bits}", standard_levels(record.bits or 0)[None])
 
     def _razored(self, module: str, record: TensorRecord) -> list[ir.Value]:
         """Initializers of a razored matrix: codes, codebook, flags, scale."""

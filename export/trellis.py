@@ -17,7 +17,10 @@ than bits, at most 12 and 8 * bits), rows_per_codebook, rows_per_scale.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
 
 import numpy as np
 
@@ -26,6 +29,21 @@ from export.packing import row_bytes, unpack
 
 TRELLIS_MATMUL = "TrellisCodebookMatMul"
 LEVEL_LIMIT = 127
+STANDARD_STATE_BITS = {1: 8, 2: 8, 3: 8, 4: 8}  # by bits
+STANDARD_FILE = "trellis_levels.json"
+UNIT = 32.0  # what one standard deviation is in the standard levels
+
+
+@cache
+def standard_levels(bits: int) -> np.ndarray:
+    """int8 [2**STANDARD_STATE_BITS[bits]]: levels for normally distributed weights, stored once for a whole model.
+
+    Made by toolchain/quantize/standard_trellis.py.
+    """
+    table = json.loads(resources.files("export").joinpath(STANDARD_FILE).read_text(encoding="utf-8"))
+    levels = np.array(table[str(bits)], np.int8)
+    levels.setflags(write=False)
+    return levels
 
 
 @dataclass(frozen=True)

@@ -150,15 +150,15 @@ class BlockQuantizer:
             return dict(results)
         from toolchain.quantize.block_tuning import BlockTuneSettings, tune_block
         from toolchain.quantize.microbatch import trainable_layer
-        from toolchain.quantize.tuning import default_rate
 
         settings = self._settings
         modules = {name: block.get_submodule(name) for name in results}
         layers = {name: trainable_layer(module, results[name]) for name, module in modules.items()}
         for name, layer in layers.items():
             block.set_submodule(name, layer)
-        rate = settings.tune_rate or default_rate(settings.width)
-        tune = BlockTuneSettings(settings.block_steps, rate, settings.tune_batch, settings.seed)
+        tune = BlockTuneSettings(
+            settings.block_steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed
+        )
         before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
         report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
         tuned = {name: layer.to_stored(results[name].losses) for name, layer in layers.items()}

@@ -23,7 +23,7 @@ from toolchain.progress import Reporter
 from toolchain.quantize import Matrix, restored
 from toolchain.quantize.microbatch import TRAINABLE, trainable_layer
 from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings, default_rate
+from toolchain.quantize.tuning import STATE_FILE, Tuner, TuneSettings
 from toolchain.source import SourceModel
 
 TUNED_PREFIX = "tuned-"
@@ -43,8 +43,7 @@ def tune_checkpoint(
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
-    rate = settings.tune_rate or default_rate(settings.width)
-    tune = TuneSettings(settings.tune_steps, rate, settings.tune_batch, settings.seed)
+    tune = TuneSettings(settings.tune_steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed)
     tuner = Tuner(teacher, student, windows, tune, out)
     with Reporter("Tuning", tune.steps, quiet) as report:
         report.step("", tuner.step)

@@ -33,6 +33,7 @@ from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
 from export.folder import copy_tokenizer
 from export.spec import ModelSpec
+from export.trellis import STANDARD_STATE_BITS
 from toolchain import calibration
 from toolchain.blocks import BlockRunner
 from toolchain.blockwise import BlockQuantizer
@@ -204,11 +205,12 @@ def totals(records: list[TensorRecord], spec: ModelSpec) -> dict[str, Any]:
     chosen = [r for r in records if r.name in linears]
     weights = sum(int(np.prod(r.shape)) for r in chosen)
     everything = sum(int(np.prod(r.shape)) for r in records)
+    shared = sum(1 << STANDARD_STATE_BITS[bits] for bits in {r.bits or 0 for r in records if r.standard_levels})
     return {
-        "effective_bits": 8 * sum(r.bytes for r in chosen) / weights,
+        "effective_bits": 8 * (sum(r.bytes for r in chosen) + shared) / weights,
         "linear_weights": weights,
-        "linear_bytes": sum(r.bytes for r in chosen),
+        "linear_bytes": sum(r.bytes for r in chosen) + shared,
         "parameters": everything,
-        "bytes": sum(r.bytes for r in records),
-        "effective_bits_all": 8 * sum(r.bytes for r in records) / everything,
+        "bytes": sum(r.bytes for r in records) + shared,
+        "effective_bits_all": 8 * (sum(r.bytes for r in records) + shared) / everything,
     }

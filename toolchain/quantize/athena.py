@@ -65,7 +65,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004).
     """
     if settings.trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
-        return quantize_trellis(weights, hessian, settings, trellis)
+        return quantize_trellis(weights, hessian, settings, *trellis)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
     if dimension > 1:
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)

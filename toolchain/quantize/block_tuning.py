@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolchain.quantize.microbatch import accumulate, trainable_parameters
+from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters
+from toolchain.quantize.tuning import default_rate
 from toolchain.threads import ordered
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -25,7 +26,8 @@ class BlockTuneSettings:
     """How long and how fast to train a block."""
 
     steps: int
-    rate: float  # of Adam, relative to the root mean square of each tensor; falls linearly to zero
+    rate: float  # of Adam, relative to the root mean square of each tensor; falls linearly to zero. 0: by width
+    bits: int  # width of most layers, which norms and biases go by
     batch: int = 8  # sequences a step
     seed: int = 0
 
@@ -41,9 +43,10 @@ def tune_block(
     parameters = trainable_parameters(block)
     before = _error(forward, inputs, targets)
     kept = {name: p.detach().clone() for name, p in parameters.items()}
-    groups = []
-    for parameter in parameters.values():
-        base = settings.rate * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
+    groups, widths = [], code_widths(block)
+    for name, parameter in parameters.items():
+        rate = settings.rate or default_rate(widths.get(name, settings.bits))
+        base = rate * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
         groups.append({"params": [parameter], "lr": base, "base": base})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     size = max(float(targets.square().mean(dtype=torch.float64)), 1e-30)

@@ -9,6 +9,7 @@ import numpy as np
 
 from export.checkpoint import TRELLIS, VECTORS, TensorRecord
 from export.compact import CompactLayout
+from export.trellis import standard_levels
 from export.vectors import VectorLayout
 from toolchain.quantize.result import QuantizedMatrix, code_scales, scale_dtype
 from toolchain.quantize.sparse import Outliers
@@ -41,6 +42,7 @@ class CompactMatrix:
     scale: np.ndarray  # float16 or float32 [N, 1]
     coded_scale: QuantizedMatrix | None = None  # the scales as codes: [1, N], `scale` is its value
     outliers: Outliers | None = None
+    standard_levels: bool = False  # the codebook is that of every such matrix of the model and not stored here
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step
 
     def dequantized(self) -> np.ndarray:
@@ -50,7 +52,9 @@ class CompactMatrix:
 
     def stored(self, name: str) -> tuple[dict[str, np.ndarray], TensorRecord]:
         """Tensors by checkpoint name, and the record that counts every byte of them."""
-        tensors = {f"{name}.codes": self.codes, f"{name}.codebook": self.codebook}
+        tensors = {f"{name}.codes": self.codes}
+        if not self.standard_levels:
+            tensors[f"{name}.codebook"] = self.codebook
         if self.coded_scale is None:
             tensors[f"{name}.scale"] = self.scale
         else:
@@ -68,6 +72,7 @@ class CompactMatrix:
             scale_dtype=(self.scale if self.coded_scale is None else self.coded_scale.scale).dtype.name,
             scale_bits=None if self.coded_scale is None else self.coded_scale.layout.bits,
             **_own_fields(self.layout),
+            standard_levels=self.standard_levels,
             outliers=0 if self.outliers is None else self.outliers.gaps.size,
             outlier_dtype="float16" if self.outliers is None else self.outliers.values.dtype.name,
             losses=self.losses,
@@ -84,7 +89,16 @@ class CompactMatrix:
             coded = QuantizedMatrix(record.scale_layout(), codes, codebook, unit)
         scale = tensor(".scale") if coded is None else np.ascontiguousarray(coded.dequantized().T)
         packed, book = tensor(".codes"), tensor(".codebook")
+        if record.standard_levels:
+            book = standard_levels(record.bits or 0)[None]
         assert packed is not None and book is not None and scale is not None
         return CompactMatrix(
-            record.compact_layout(), packed, book, scale, coded, Outliers.restored(tensor), record.losses
+            record.compact_layout(),
+            packed,
+            book,
+            scale,
+            coded,
+            Outliers.restored(tensor),
+            record.standard_levels,
+            record.losses,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from export.trellis import TrellisLayout
+from export.vectors import VectorLayout
 from toolchain.quantize import Matrix
 from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.result import QuantizedMatrix
@@ -44,6 +45,17 @@ def trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
+
+
+def code_widths(student: nn.Module) -> dict[str, float]:
+    """Bits of a code for every weight, by the names of trainable_parameters; nothing for norms and biases."""
+    found: dict[str, float] = {}
+    for name, module in student.named_modules():
+        if isinstance(module, TRAINABLE):
+            layout = module.layout
+            bits = layout.bits * layout.books / layout.dimension if isinstance(layout, VectorLayout) else layout.bits
+            found |= {f"{name}.{n}": bits for n, _ in module.named_parameters() if n != "bias"}
+    return found
 
 
 def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windows: int) -> float:

@@ -52,7 +52,7 @@ class QuantizeSettings:
     guided_groups: int = 1  # runs of output rows that have a guided Hessian of their own
     block_steps: int = 0  # steps of tuning every block on its own output error, once it is quantized; 0: none
     tune_steps: int = 0  # steps of end-to-end tuning on the KL to the source model; 0: none
-    tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the width
+    tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the layer's width
     tune_batch: int = 8  # windows a step
     tune_length: int = 256  # tokens a window
     razor: RazorSettings = field(default_factory=RazorSettings)  # integer activations and cache

@@ -34,7 +34,8 @@ class TrainableTrellis(nn.Module):
         self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
-        self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
+        levels = torch.from_numpy(stored.codebook.astype(np.float32))
+        self.codebook = levels if stored.standard_levels else nn.Parameter(levels)
         self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
         self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
         self.latent = nn.Parameter(torch.from_numpy(replace(stored, outliers=None).dequantized()))

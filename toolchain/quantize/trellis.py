@@ -7,48 +7,53 @@ from dataclasses import replace
 import numpy as np
 
 from export.packing import pack
-from export.trellis import TrellisLayout
+from export.trellis import STANDARD_STATE_BITS, TrellisLayout
 from toolchain.quantize import trellis_solver
 from toolchain.quantize.compact import FLOAT_SCALE_COLUMNS, CompactMatrix, stored_scales
 from toolchain.quantize.hessian import damped, inverse_factor, layer_loss, row_regions
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.threads import ordered, pieces
 
+_FINE_SCALE_COLUMNS = 128
 MOST_BITS = 4  # from 5 bits on levels lie so close that a trellis gains little
-_CODED_SCALE_BITS = 6  # more than scalar codes need: at 4 bits a scale's error costs more than a trellis gains
-_MOST_STATE_BITS = 8  # a state is a byte: what gains are left beyond it are small
-_ROOM = 0.0625  # bits per weight that a codebook may take
+_ROOM = 0.035  # bits per weight that a codebook of its own may cost a matrix; below it takes the standard levels
 _FEW = 0.02  # bits per weight of codebooks up to which a matrix gets several
 _LEAST_ROWS = 128  # paths start anew with every codebook, and their first rows have fewer levels to choose from
 
 
-def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> TrellisLayout | None:
-    """Layout for a matrix [rows, columns]: as asked, or the most states within _ROOM. None: too small for any.
+def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[TrellisLayout, bool] | None:
+    """Layout for a matrix [rows, columns], and whether it takes the standard levels; None: too many bits for a trellis.
 
-    Gaussian weights, mean squared error against one level a code (`python -m tests.benchmarks.trellis_errors`): 3 bits
-    0.72 with 6 state bits, 0.65 with 8; 2 bits 0.72 and 0.70.
+    Normally distributed weights, mean squared error against one level a code: 0.68 at 2 bits, 0.63 at 3, 0.64 at 4
+    (`python -m toolchain.quantize.standard_trellis`; one level: 0.1175, 0.0345, 0.0095).
     """
     bits = settings.width
     if bits > MOST_BITS:
         return None
-    most = min(settings.state_bits or _MOST_STATE_BITS, 8 * bits)
-    if not settings.state_bits:
-        while most > bits and (8 << most) > _ROOM * rows * columns:
-            most -= 1
-    if most <= bits:
-        return None
+    state_bits = settings.state_bits or STANDARD_STATE_BITS[bits]
+    if not settings.state_bits and (8 << state_bits) > _ROOM * rows * columns:
+        return TrellisLayout(bits, columns, rows, state_bits, rows), True
     shared = settings.rows_per_codebook
     if shared == 0:
         shared = _LEAST_ROWS
-        while shared < rows and (8 << most) > _FEW * shared * columns:
+        while shared < rows and (8 << state_bits) > _FEW * shared * columns:
             shared *= 2
-    return TrellisLayout(bits, columns, rows, most, min(shared, rows))
+    return TrellisLayout(bits, columns, rows, state_bits, min(shared, rows)), False
+
+
+def _scale_bits(columns: int, settings: QuantizeSettings) -> int:
+    """Bits of a row's scale. Six, where four do for scalar codes: its error costs more, the closer the levels fit."""
+    if settings.scale_bits:
+        return settings.scale_bits
+    if columns >= FLOAT_SCALE_COLUMNS:
+        return 16
+    return 6 if columns >= _FINE_SCALE_COLUMNS else 4
 
 
 def quantize_trellis(
-    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout
+    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout, standard: bool = False
 ) -> CompactMatrix:
-    """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]."""
+    """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]; standard: with the standard levels."""
     long = layout.K >= FLOAT_SCALE_COLUMNS
     kind = np.float32 if long else np.float64  # long rows: half the memory and twice the speed
     parts = pieces(layout.N, layout.rows_per_codebook)
@@ -64,7 +69,7 @@ def quantize_trellis(
         for part in parts:
             if rows.start <= part.start < rows.stop:
                 w = np.ascontiguousarray(weights[part].T, dtype=kind)
-                problems.append(trellis_solver.Problem(w, h, layout.bits, layout.state_bits))
+                problems.append(trellis_solver.Problem(w, h, layout.bits, layout.state_bits, standard))
                 sweeps.append((factor, order))
 
     def solve(chunk: int) -> tuple[trellis_solver.State, dict[str, float]]:
@@ -75,8 +80,7 @@ def quantize_trellis(
     for state, found in ordered(solve, range(len(parts))):
         states.append(state)
         losses = {name: losses[name] + loss for name, loss in found.items()}
-    scale_bits = settings.scale_bits or (16 if long else _CODED_SCALE_BITS)
-    scale, coded = stored_scales(np.concatenate([state.scale for state in states]), scale_bits)
+    scale, coded = stored_scales(np.concatenate([state.scale for state in states]), _scale_bits(layout.K, settings))
 
     def settle(chunk: int) -> tuple[trellis_solver.State, float]:
         state = replace(states[chunk], scale=scale[parts[chunk], 0].astype(kind))
@@ -91,4 +95,4 @@ def quantize_trellis(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    return CompactMatrix(layout, codes, book, scale, coded, losses=record)
+    return CompactMatrix(layout, codes, book, scale, coded, standard_levels=standard, losses=record)

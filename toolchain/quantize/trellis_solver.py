@@ -3,7 +3,7 @@
 The objective is that of solver.py, tr(E H E^T) with E = W - W', and so are the moves; only the nearest level of one
 weight becomes the best path of one column (trellis_paths.py):
 
-- clustering: paths and centroids in turn, from random levels, weighted by the Hessian's diagonal;
+- clustering: paths and centroids in turn, from the standard levels, weighted by the Hessian's diagonal;
 - the sweep gives one column after another its best path, later columns absorb the error (arXiv 2405.17470);
 - codebooks for fixed paths are least squares in 2**state_bits unknowns, by preconditioned conjugate gradients;
 - paths for fixed codebooks are improved by coordinate descent: the best path of a column while all others stay.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.trellis import LEVEL_LIMIT
+from export.trellis import LEVEL_LIMIT, STANDARD_STATE_BITS, UNIT, standard_levels
 from toolchain.quantize.trellis_paths import Kind, descend, nearest, sweep, trellis_kind
 
 _ROUNDS = 12  # of clustering
@@ -34,6 +34,7 @@ class Problem:
     h: np.ndarray  # float [K, K], damped
     bits: int
     state_bits: int
+    standard: bool = False  # the levels are the standard ones and stay
 
     @property
     def kind(self) -> Kind:
@@ -81,8 +82,9 @@ def refined(problem: Problem, state: State, loss: float, passes: int, fixed_scal
         state = state.copy()
         if not fixed_scale:
             _fit_scales(problem, state)
-        _fit_book(problem, state)
-        _round_book(state, fixed_scale)
+        if not problem.standard:
+            _fit_book(problem, state)
+            _round_book(state, fixed_scale)
         _improve_paths(problem, state)
         loss = problem.loss(state)
         if loss < best_loss:
@@ -98,19 +100,23 @@ def _clustered(problem: Problem, rng: np.random.Generator) -> State:
     curvature = np.diag(problem.h)
     weight = (scale / scale.mean()).astype(np.float32) ** 2
     count = 1 << problem.state_bits
-    book = rng.standard_normal(count).astype(np.float32)
+    known = problem.state_bits == STANDARD_STATE_BITS[problem.bits]
+    book = standard_levels(problem.bits) / np.float32(UNIT) if known else rng.standard_normal(count).astype(np.float32)
     targets = (w / scale).astype(np.float32)
     chosen = np.sort(rng.permutation(columns)[: max(1, _SAMPLE // rows)])
     sample = np.ascontiguousarray(targets[chosen])
     mass_of = curvature[chosen][:, None] * weight.astype(np.float64)
     states = np.empty(sample.shape, np.int32)
-    for _ in range(_ROUNDS):
+    for _ in range(0 if problem.standard else _ROUNDS):
         nearest(problem.kind, sample, weight, book, states)
         mass = np.bincount(states.ravel(), mass_of.ravel(), count)
         total = np.bincount(states.ravel(), (mass_of * sample).ravel(), count)
         book = np.where(mass > 0, total / np.maximum(mass, 1e-300), book).astype(np.float32)
     state = State(np.empty(w.shape, np.int32), book, scale)
-    _round_book(state, fixed_scale=False)
+    if problem.standard:
+        state.book, state.scale = standard_levels(problem.bits).astype(np.float32), scale / w.dtype.type(UNIT)
+    else:
+        _round_book(state, fixed_scale=False)
     nearest(problem.kind, (w / state.scale).astype(np.float32), weight, state.book, state.states)
     return state
 
