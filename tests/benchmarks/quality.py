@@ -7,8 +7,8 @@ on where it was. Writes docs/quality.md (table and every command) and docs/quali
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
 "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
 methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). "athena
-best" has trellis codes, "athena best budget" beside that a width for every layer. The last two columns are measured on the
-first 100 windows of WikiText-2's test text, which neither model nor calibration knows. Rows of llama.cpp, hqq,
+best" has trellis codes, "athena best budget" beside that a width for every layer. The last two columns are measured on
+the first 100 windows of WikiText-2's test text, which neither model nor calibration knows. Rows of llama.cpp, hqq,
 onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
 """
 

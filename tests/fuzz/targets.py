@@ -58,7 +58,7 @@ def use_razored(folder: Path) -> None:
 
 
 def use_vectors(folder: Path) -> None:
-    """A model of vector codes, run, costed and lowered."""
+    """A model of vector or trellis codes, run, costed and lowered."""
     use_razored(folder)
     use_lower(folder)
 
@@ -125,7 +125,7 @@ def use_checkpoint(folder: Path) -> None:
             record.layout()
         elif record.scheme == "razored":
             record.integer_layout(arithmetic.activations.group_size if arithmetic.activations else 16)
-        elif record.scheme == "vectors":
+        elif record.scheme in ("vectors", "trellis"):
             record.compact_layout()
 
 
@@ -178,11 +178,16 @@ def make_folders(root: Path) -> dict[str, Target]:
     settings = QuantizeSettings(method="aqlm", bits=2, passes=1, sequences=2, sequence_length=16)
     checkpoint = quantize_model(str(source), root / "vectors-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "vectors-built", quiet=True).rename(root / "vectors")
+    settings = QuantizeSettings(bits=2, trellis=True, outliers=0.02, passes=1, sequences=2, sequence_length=16)
+    checkpoint = quantize_model(str(source), root / "trellis-checkpoint", settings, CalibrationChoice(), quiet=True)
+    package_checkpoint(checkpoint, root / "trellis-built", quiet=True).rename(root / "trellis")
     targets = [
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
         Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
         Target("razored", root / "razored", "model.onnx", use_razored),
         Target("vectors", root / "vectors", "model.onnx", use_vectors),
+        Target("trellis", root / "trellis", "model.onnx", use_vectors),
+        Target("trellis-manifest", root / "trellis-checkpoint", "athena.json", use_checkpoint),
         Target("encoder", tiny_bert(root), "model.onnx", use_encoder),
         Target("lower", copy(model, "model-d"), "model.onnx", use_lower),
         Target("families", family_configs(root / "families"), "families.json", use_families),

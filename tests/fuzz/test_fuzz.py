@@ -17,6 +17,8 @@ NAMES = [
     "model",
     "razored",
     "vectors",
+    "trellis",
+    "trellis-manifest",
     "razored-manifest",
     "encoder",
     "lower",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from toolchain.quantize import solver
-from toolchain.quantize.hessian import absorb_block, damped, inverse_factor, layer_loss
+from toolchain.quantize import method, solver
+from toolchain.quantize.hessian import absorb_block, damped, inverse_factor, layer_loss, row_regions
+from toolchain.quantize.settings import QuantizeSettings
 
 H = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
 W = np.array([[0.9, -0.4, 0.3]])
@@ -104,3 +106,47 @@ def test_singular_hessian_is_damped_until_it_is_positive_definite():
     h, _ = damped(dead, 0.01)
     assert h[4, 4] > 0.0 and not np.any(np.delete(h[4], 4))
     np.testing.assert_array_equal(damped(np.zeros((3, 3)), 0.01)[0], np.eye(3))
+
+
+def test_every_run_of_rows_gets_the_hessian_of_its_group():
+    rng = np.random.default_rng(0)
+    hessians = rng.standard_normal((3, 4, 4))
+    assert [(r.start, r.stop) for r, _ in row_regions(hessians, 9, 1)] == [(0, 3), (3, 6), (6, 9)]
+    for (_, found), own in zip(row_regions(hessians, 9, 1), hessians):
+        np.testing.assert_allclose(found, own)
+    ((rows, found),) = row_regions(hessians, 9, 16)  # one codebook: the mean
+    assert (rows.start, rows.stop) == (0, 9)
+    np.testing.assert_allclose(found, hessians.mean(axis=0))
+    rows, found = row_regions(hessians, 10, 4)[0]  # ten rows are groups of 4, 3, 3; codebooks end at 4, 8, 10
+    assert (rows.start, rows.stop) == (0, 4)
+    np.testing.assert_allclose(found, hessians[0])
+    one = hessians[0]
+    assert row_regions(one, 9, 2) == [(slice(0, 9), one)]
+
+
+@pytest.mark.parametrize("options", [{}, {"trellis": True, "state_bits": 5}])
+def test_groups_of_rows_are_solved_under_their_own_hessians(options):
+    """Two groups whose Hessians care about different columns; equal Hessians give what one gives."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((64, 32))
+    first, second = np.diag(np.r_[np.full(16, 100.0), np.ones(16)]), np.diag(np.r_[np.ones(16), np.full(16, 100.0)])
+    settings = QuantizeSettings(bits=2, rows_per_codebook=32, damping=0.0, scale_bits=16, **options)
+    both = method("athena")(w, np.stack([first, second]), settings).dequantized()
+    mean = method("athena")(w, (first + second) / 2, settings).dequantized()
+
+    def loss(q):
+        return sum(layer_loss(w[rows] - q[rows], h) for rows, h in ((slice(0, 32), first), (slice(32, 64), second)))
+
+    assert loss(both) < 0.9 * loss(mean)
+    same = method("athena")(w, np.stack([first, first]), settings)
+    np.testing.assert_array_equal(same.dequantized(), method("athena")(w, first, settings).dequantized())
+
+
+@pytest.mark.parametrize("size", [1, 63, 65, 300])
+def test_inverse_factor_is_the_cholesky_factor_of_the_inverse(size):
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((3 * size, size))
+    h = x.T @ x
+    factor = inverse_factor(h)
+    assert np.all(np.tril(factor, -1) == 0)
+    np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(h), atol=1e-9 * np.abs(np.linalg.inv(h)).max())
