@@ -40,6 +40,7 @@ from toolchain.blockwise import BlockQuantizer
 from toolchain.outside import outside_tensors
 from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.rotation import NONE, RotatedSource
 from toolchain.source import SourceModel, resolve
 from toolchain.threads import fixed_rounding
 from toolchain.workers import Workers
@@ -73,7 +74,7 @@ def _quantize_model(
     method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
     spec = model_spec(SourceModel(folder).config)
-    source = SourceModel(folder, spec.optional_prefix)
+    source = open_source(folder, spec, settings)
     if not spec.causal:
         _refuse_for_encoders(settings)
     length = min(settings.sequence_length, spec.context_length)
@@ -100,6 +101,15 @@ def _quantize_model(
         tune_checkpoint(source, spec, out, settings, windows.tokens, quiet)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
+
+
+def open_source(folder: Path, spec: ModelSpec, settings: QuantizeSettings) -> SourceModel:
+    """The checkpoint as it is quantized: rotated where the settings say so."""
+    if settings.incoherence == NONE:
+        return SourceModel(folder, spec.optional_prefix)
+    if needs_gradients(settings.method) or settings.needs_weight_gradients:
+        raise InputError("--incoherence does not go with gradients of single weights, which are those of the source")
+    return RotatedSource(folder, spec, settings.incoherence, settings.seed)
 
 
 def _refuse_for_encoders(settings: QuantizeSettings) -> None:

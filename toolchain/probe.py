@@ -16,7 +16,7 @@ from export.archs import model_spec
 from runtime_py.memory import peak_rss
 from toolchain import calibration
 from toolchain.blocks import BlockRunner, get_weight
-from toolchain.pipeline import CalibrationChoice
+from toolchain.pipeline import CalibrationChoice, open_source
 from toolchain.quantize import method, rtn
 from toolchain.quantize.hessian import damped, inverse_factor
 from toolchain.quantize.settings import QuantizeSettings
@@ -57,7 +57,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
     quantizer = method(settings.method)
     folder = resolve(model)
     spec = model_spec(SourceModel(folder).config)
-    source = SourceModel(folder, spec.optional_prefix)
+    source = open_source(folder, spec, settings)
     length = min(settings.sequence_length, spec.context_length)
     text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
     tokenizer = calibration.load_tokenizer(folder)

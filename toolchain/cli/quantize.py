@@ -35,6 +35,7 @@ Damping = Annotated[float, typer.Option(help="Added to the Hessian's diagonal, i
 Rank = Annotated[int, typer.Option(help="Rank of the residual low-rank term; 0: none.")]
 Outliers = Annotated[float, typer.Option(help="Share of the weights stored apart in float16, such as 0.0045.")]
 OutliersBy = Annotated[str, typer.Option(help="How those are chosen: sensitivity, gradient or magnitude.")]
+Incoherence = Annotated[str, typer.Option(help="Rotate first: none, values, residual or all.")]
 EmbeddingBits = Annotated[int, typer.Option(help="Embedding and head: 2-8, or 16 for float16.")]
 Calibration = Annotated[str, typer.Option(help="Text file, hub dataset name, or built-in.")]
 CalibrationPart = Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0:0.5.")]
@@ -90,6 +91,7 @@ def export(
     rank: Rank = 0,
     outliers: Outliers = 0.0,
     outliers_by: OutliersBy = "sensitivity",
+    incoherence: Incoherence = "none",
     embedding_bits: EmbeddingBits = 8,
     calibration: Calibration = "built-in",
     calibration_part: CalibrationPart = None,
@@ -179,6 +181,7 @@ def quantize(
     rank: Rank = 0,
     outliers: Outliers = 0.0,
     outliers_by: OutliersBy = "sensitivity",
+    incoherence: Incoherence = "none",
     embedding_bits: EmbeddingBits = 8,
     calibration: Calibration = "built-in",
     calibration_part: CalibrationPart = None,

@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {},
     "best": {"passes": 8, "guided": True, "tune_steps": 1000, "trellis": True},
 }
+INCOHERENCE = ("none", "values", "residual", "all")
 OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 
@@ -44,6 +45,7 @@ class QuantizeSettings:
     rank: int = 0  # rank of the residual low-rank term; 0: none
     outliers: float = 0.0  # share of the weights that are stored apart, 32 bits each (outliers.py)
     outliers_by: str = "sensitivity"  # how they are chosen: a name in OUTLIER_SELECTORS
+    incoherence: str = "none"  # what is rotated first: none, values, residual or all (toolchain/rotation.py)
     embedding_bits: int = 8  # 8 or less: uniform codes with a scale per row; 16: float16
     sequences: int = 128  # calibration sequences
     sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context
@@ -86,6 +88,8 @@ class QuantizeSettings:
         if self.embedding_bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise InputError(f"--embedding-bits must be 2 to 8, or 16 for float16, not {self.embedding_bits}")
 
+        if self.incoherence not in INCOHERENCE:
+            raise InputError(f"--incoherence must be {', '.join(INCOHERENCE)}, not {self.incoherence}")
         if self.outliers_by not in OUTLIER_SELECTORS:
             raise InputError(f"--outliers-by must be {', '.join(OUTLIER_SELECTORS)}, not {self.outliers_by}")
         if self.outliers and (self.guided_groups > 1 or self.method == "qrazor" or self.razor.activation_bits):
