@@ -96,3 +96,19 @@ def test_kill_9_during_tuning_resumes_to_identical_bytes(stories, tinystories_te
     files = {p.name: p.read_bytes() for p in sorted(out.iterdir())}
     assert files == {p.name: p.read_bytes() for p in sorted((tmp_path / "whole").iterdir())}
     assert STATE_FILE not in files
+
+
+def test_learning_rates_follow_the_width_of_each_layer():
+    from toolchain.quantize.microbatch import code_widths, trainable_layer
+    from toolchain.quantize.tuning import TuneSettings, default_rate
+
+    w = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    student = nn.Sequential()
+    for i, options in enumerate(({"bits": 2}, {"bits": 4}, {"bits": 2, "vector": 4}, {"bits": 3, "trellis": True})):
+        stored = method("athena")(w, np.eye(64), QuantizeSettings(passes=1, **options))
+        student.add_module(str(i), trainable_layer(nn.Linear(64, 16), stored))
+    widths = code_widths(student)
+    assert [widths[f"{i}.latent"] for i in range(4)] == [2, 4, 2, 3] and "0.bias" not in widths
+    automatic, fixed = TuneSettings(10, 0.0, 3), TuneSettings(10, 0.001, 3)
+    assert automatic.rate_of(4) == automatic.rate_of(2) / 4 == default_rate(4)
+    assert automatic.rate_of(None) == default_rate(3) and fixed.rate_of(2) == fixed.rate_of(None) == 0.001

@@ -1,12 +1,13 @@
-"""Layer losses of scalar and vector codes at equal width, on real matrices with guided Hessians.
+"""Layer losses of scalar, vector and trellis codes at equal width, on real matrices with guided Hessians.
 
-python -m tests.benchmarks.vector_losses
+python -m tests.benchmarks.code_losses
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,12 @@ from toolchain.quantize.settings import QuantizeSettings
 
 SHARED = Path("../shared")
 MODELS = {"scribe-6M": "scribe_valid.txt", "stories260K": "tinystories_val.txt"}
-CHOSEN = {"scribe-6M": (8, 10, 13, 17, 20, 31, 34, 38), "stories260K": (0, 1, 2, 3, 4, 6, 30, 34)}  # in forward order
+CHOSEN = {"scribe-6M": (10, 13, 20, 34), "stories260K": (3, 6)}  # in forward order
+CODES: dict[int, list[dict[str, Any]]] = {
+    2: [{}, {"vector": 2}, {"vector": 4}, {"trellis": True}],
+    3: [{}, {"vector": 2}, {"trellis": True}],
+    4: [{}, {"vector": 2}, {"trellis": True}],
+}
 
 
 def problems(model: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -45,11 +51,10 @@ def main() -> None:
             for i in CHOSEN[model]:
                 weights, hessian = matrices[i]
                 row = []
-                for dimension in (1, 2, 4):
-                    if dimension * bits <= 8:
-                        result = athena.quantize(weights, hessian, QuantizeSettings(bits=bits, vector=dimension))
-                        stored = result.stored("w")[1]
-                        row.append(f"{list(result.losses.values())[-1]:.6f} ({stored.effective_bits:.3f})")
+                for options in CODES[bits]:
+                    result = athena.quantize(weights, hessian, QuantizeSettings(bits=bits, **options))
+                    stored = result.stored("w")[1]
+                    row.append(f"{list(result.losses.values())[-1]:.5f} ({stored.effective_bits:.2f})")
                 print(f"| {model} layer {i} {weights.shape} | {bits} | " + " | ".join(row) + " |", flush=True)
 
 
