@@ -15,15 +15,17 @@ from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
+from runtime_py.engine.team import available_threads
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _worker = threading.local()
 
 
 def thread_count() -> int:
-    """OMP_NUM_THREADS where it is set, else the processors that this process may use."""
+    """OMP_NUM_THREADS where it is set (joblib's and Dask's workers have their share there), else all there are."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return max(1, int(asked)) if asked.isdigit() else len(os.sched_getaffinity(0))
+    return max(1, int(asked)) if asked.isdigit() else available_threads()
 
 
 @contextlib.contextmanager
