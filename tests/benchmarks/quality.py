@@ -7,9 +7,9 @@ on where it was. Writes docs/quality.md (table and every command) and docs/quali
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
 "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
 methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). "athena
-best" has trellis codes, "athena best budget" beside that a width for every layer. The last two columns are measured on
-the first 100 windows of WikiText-2's test text, which neither model nor calibration knows. Rows of llama.cpp, hqq,
-onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
+best" has trellis codes, "athena best budget" beside that a width for every layer, "athena best, scalar" neither. The
+last two columns are measured on the first 100 windows of WikiText-2's test text, which neither model nor calibration
+knows. Rows of llama.cpp, hqq, onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
 WINDOWS = {"stories260K": 778, "scribe-6M": 200}  # all of the second half; the first 200 windows of it
 UNIFORM_GROUP = {"stories260K": 0, "scribe-6M": 128}
 OTHER_TEXT, OTHER_WINDOWS = "wikitext2_test.raw.txt", 100
-METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best", "athena best budget")
+METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best, scalar", "athena best", "athena best budget")
 # AQLM's codebooks of 2,048 entries take 4 to 8 bits a weight in stories260K's matrices: no row.
 SKIPPED = {("stories260K", "aqlm", bits) for bits in (2, 3, 4)} | {("scribe-6M", "aqlm", bits) for bits in (3, 4)}
 COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", "top-1", "time", "peak memory",
@@ -60,13 +60,14 @@ def other_text(folder: Path, source: Path) -> str:
 def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> dict:
     """One row, run or read from an earlier run."""
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
-    folder = out / f"{model}-{method.replace(' ', '-')}-{bits}"
+    folder = out / f"{model}-{method.replace(',', '').replace(' ', '-')}-{bits}"
     asked = bits + 0.08 if method.endswith("budget") else bits
     export = f"athena-export export {source} -o {folder} --bits {asked} --method {method.split()[0]}"
     if method in ("rtn", "gptq") and UNIFORM_GROUP[model]:
         export += f" --group-size {UNIFORM_GROUP[model]}"
     if method.startswith("athena best"):
-        export += f" --preset best --tune-steps {best_steps}"
+        scalar = " --no-trellis --vector 0" if method.endswith("scalar") else ""
+        export += f" --preset best{scalar} --tune-steps {best_steps}"
     export += f" --calibration {text} --calibration-part 0:0.5"
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
     evaluate += " --activations float32"  # weights alone are compared
