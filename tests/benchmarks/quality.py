@@ -4,12 +4,13 @@
 
 Each row runs `athena-export export` and `athena-export eval`; finished rows in FOLDER are kept, so a stopped run goes
 on where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against
-effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The column
-"eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The uniform
-methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M). "athena
-best" has trellis codes, "athena best budget" beside that a width for every layer, "athena best, scalar" neither. The
-last two columns are measured on the first 100 windows of WikiText-2's test text, which neither model nor calibration
-knows. Rows of llama.cpp, hqq, onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their own tools quantize, our `eval` scores.
+effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The
+column "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The
+uniform methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
+"athena best" has trellis codes, "athena best budget" beside that a width for every layer, "athena best, scalar"
+neither. The last two columns are measured on the first 100 windows of WikiText-2's test text, which neither model nor
+calibration knows. Rows of llama.cpp, hqq, onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their
+own tools quantize, our `eval` scores.
 """
 
 from __future__ import annotations
