@@ -173,7 +173,7 @@ class RandomCheckpoint:
 
 def write_random_folder(name: str, output: Path, settings: QuantizeSettings, force: bool, quiet: bool) -> None:
     """A complete model folder (without a tokenizer) of random codes. Raises InputError on an unknown shape."""
-    if settings.uses_vectors or settings.trellis:
+    if settings.uses_vectors or settings.uses_trellis:
         raise InputError("--random writes scalar codes; give it no --vector, --trellis or --method aqlm")
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = RandomCheckpoint(name, Path(scratch), settings)

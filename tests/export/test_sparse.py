@@ -76,7 +76,7 @@ def test_hostile_parts_are_refused(gaps, values, message):
         SparseLayout(8, 8).places(np.array(gaps, np.uint16), np.array(values, np.float16))
 
 
-@pytest.fixture(scope="module", params=[{}, {"trellis": True}, {"method": "squeezellm", "outliers_by": "gradient"}])
+@pytest.fixture(scope="module", params=[{}, {"trellis": "all"}, {"method": "squeezellm", "outliers_by": "gradient"}])
 def folder(request, stories, tinystories_text, tmp_path_factory):
     """stories260K at 3 bits with 1 % of the weights apart."""
     work = tmp_path_factory.mktemp("sparse")

@@ -15,7 +15,7 @@ from toolchain.quantize.microbatch import trainable_layer
 from toolchain.quantize.outliers import with_outliers
 from toolchain.quantize.settings import OUTLIER_SELECTORS, QuantizeSettings
 
-METHODS = [{}, {"trellis": True, "state_bits": 5}, {"vector": 2}, {"method": "gptq"}, {"method": "squeezellm"}]
+METHODS = [{}, {"trellis": "all", "state_bits": 5}, {"vector": 2}, {"method": "gptq"}, {"method": "squeezellm"}]
 
 
 @settings(max_examples=30)

@@ -25,7 +25,9 @@ Bits = Annotated[
 ]
 Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, aqlm, qrazor, or rtn (round to nearest).")]
 Vector = Annotated[Optional[int], typer.Option(help="Weights that one code stands for: 1, 2, 4, 8; 0 automatic [1].")]
-Trellis = Annotated[Optional[bool], typer.Option(help="Trellis codes, up to 4 bits: best quality [best: yes].")]
+Trellis = Annotated[
+    Optional[str], typer.Option(help="Trellis codes up to 4 bits: no, large (matrices), all [no; best large].")
+]
 StateBits = Annotated[int, typer.Option(help="Bits that pick a trellis level, up to 12; 0: automatic.")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
 RowsPerCodebook = Annotated[int, typer.Option(help="Rows that share a codebook; 0: as few as 0.1 bit allows.")]

@@ -64,7 +64,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
 
     A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004).
     """
-    if settings.trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
+    if settings.uses_trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
         return quantize_trellis(weights, hessian, settings, *trellis)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
     if dimension > 1:

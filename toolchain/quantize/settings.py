@@ -14,8 +14,9 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {},
-    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "trellis": True},
+    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "trellis": "large", "vector": 0},
 }
+TRELLIS = ("no", "large", "all")
 INCOHERENCE = ("none", "values", "residual", "all")
 OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
@@ -38,7 +39,7 @@ class QuantizeSettings:
     vector: int = 1
     # Levels picked by the codes of several rows together (export/trellis.py), up to 4 bits: the best quality at equal
     # bits, expanded to 8 bits in memory as well.
-    trellis: bool = False
+    trellis: str = "no"  # a name in TRELLIS: no matrix, those of 32,768 weights and more, or all
     state_bits: int = 0  # bits that pick a level, up to 12; 0: at most 8, fewer where codebooks would cost too much
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
@@ -105,9 +106,11 @@ class QuantizeSettings:
             raise InputError(f"--vector must be 0 (automatic), 1, 2, 4 or 8, not {self.vector}")
         if self.vector > 1 and (self.method != "athena" or self.is_budget or self.bits * self.vector > 8):
             raise InputError("--vector is for --method athena and codes of 8 bits at most: whole --bits times --vector")
-        if self.trellis:
+        if self.trellis not in TRELLIS:
+            raise InputError(f"--trellis must be {', '.join(TRELLIS)}, not {self.trellis}")
+        if self.uses_trellis:
             self._check_trellis()
-        if not self.uses_vectors and not self.trellis:
+        if not self.uses_vectors and not self.uses_trellis:
             return
         for name in ("group_size", "rank"):
             if getattr(self, name):
@@ -118,7 +121,7 @@ class QuantizeSettings:
             raise InputError("codes of several weights take float activations")
 
     def _check_trellis(self) -> None:
-        if self.method != "athena" or self.vector != 1:
+        if self.method != "athena" or self.vector > 1:
             raise InputError("--trellis is for --method athena without --vector")
         if self.state_bits and not self.bits < self.state_bits <= min(12, 8 * self.bits):
             low, high = int(self.bits) + 1, int(min(12, 8 * self.bits))
@@ -154,6 +157,10 @@ class QuantizeSettings:
     def uses_vectors(self) -> bool:
         """Whether one code stands for several weights."""
         return self.vector > 1 or self.method == "aqlm"
+
+    @property
+    def uses_trellis(self) -> bool:
+        return self.trellis != "no"
 
     @property
     def needs_weight_gradients(self) -> bool:

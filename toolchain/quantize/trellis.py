@@ -15,6 +15,8 @@ from toolchain.quantize.settings import QuantizeSettings
 from toolchain.threads import ordered, pieces
 
 _FINE_SCALE_COLUMNS = 128
+# Smaller matrices gain more from tuning with scalar codes, which follow a gradient more freely (docs/quantizer.md).
+_LARGE = 1 << 15
 MOST_BITS = 4  # from 5 bits on levels lie so close that a trellis gains little
 _ROOM = 0.035  # bits per weight that a codebook of its own may cost a matrix; below it takes the standard levels
 _FEW = 0.02  # bits per weight of codebooks up to which a matrix gets several
@@ -22,13 +24,13 @@ _LEAST_ROWS = 128  # paths start anew with every codebook, and their first rows 
 
 
 def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[TrellisLayout, bool] | None:
-    """Layout for a matrix [rows, columns], and whether it takes the standard levels; None: too many bits for a trellis.
+    """Layout for a matrix [rows, columns], and whether it takes the standard levels; None: no trellis.
 
     Normally distributed weights, mean squared error against one level a code: 0.68 at 2 bits, 0.63 at 3, 0.64 at 4
     (`python -m toolchain.quantize.standard_trellis`; one level: 0.1175, 0.0345, 0.0095).
     """
     bits = settings.width
-    if bits > MOST_BITS:
+    if bits > MOST_BITS or (settings.trellis == "large" and rows * columns < _LARGE):
         return None
     state_bits = settings.state_bits or STANDARD_STATE_BITS[bits]
     if not settings.state_bits and (8 << state_bits) > _ROOM * rows * columns:
