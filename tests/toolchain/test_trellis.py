@@ -31,7 +31,7 @@ def test_paths_are_the_best_of_all(bits, state_bits):
     rows = 6 // bits + 1
     target, weight = rng.standard_normal((5, rows)).astype(np.float32), rng.random(rows).astype(np.float32) + 0.1
     levels, states = rng.standard_normal(1 << state_bits).astype(np.float32), np.empty((5, rows), np.int32)
-    nearest(trellis_kind(bits, state_bits), target, weight[None], levels, states)
+    nearest(trellis_kind(bits, state_bits), target, weight, levels, states)
     for t, found in zip(target, states):
         cost = ((t - levels[found]) ** 2 * weight).sum()
         best = np.inf
@@ -128,7 +128,7 @@ def test_standard_levels_fit_the_normal_distribution(bits):
     rng = np.random.default_rng(100 + bits)
     sample, states = rng.standard_normal((200, 256)).astype(np.float32), np.empty((200, 256), np.int32)
     levels = standard_levels(bits) / np.float32(UNIT)
-    nearest(trellis_kind(bits, STANDARD_STATE_BITS[bits]), sample, np.ones((1, 256), np.float32), levels, states)
+    nearest(trellis_kind(bits, STANDARD_STATE_BITS[bits]), sample, np.ones(256, np.float32), levels, states)
     one_level_a_code = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}[bits]  # Lloyd-Max, Max 1960
     assert np.mean((sample - levels[states]) ** 2) < {1: 0.82}.get(bits, 0.72) * one_level_a_code
 

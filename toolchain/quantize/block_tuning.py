@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters, weigh_paths
+from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters
 from toolchain.quantize.tuning import default_rate
 from toolchain.threads import ordered
 
@@ -63,7 +63,6 @@ def tune_block(
 
         accumulate(block, loss_of, count)
         optimizer.step()
-        weigh_paths(block, optimizer)
         optimizer.zero_grad(set_to_none=True)
     after = _error(forward, inputs, targets)
     if not after < before:

@@ -21,7 +21,6 @@ from toolchain.quantize.trainable_trellis import TrainableTrellis
 from toolchain.quantize.trainable_vectors import TrainableVectors
 from toolchain.threads import ordered
 
-_LEAST_IMPORTANCE = 0.1  # of a weight in a trellis path, relative to the mean
 TRAINABLE = (TrainableLinear, TrainableVectors, TrainableTrellis)
 
 
@@ -95,17 +94,6 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
     for _ in ordered(through, range(len(layers))):
         pass
     return total
-
-
-def weigh_paths(student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Let trellis paths weigh every error by the mean squared gradient of its weight so far (Adam's second moment).
-
-    Else a path gives up what the gradient of an important weight asked for to please one that hardly matters.
-    """
-    for module in student.modules():
-        if isinstance(module, TrainableTrellis) and "exp_avg_sq" in optimizer.state[module.latent]:
-            squares = optimizer.state[module.latent]["exp_avg_sq"]
-            module.importance = squares / squares.mean().clamp_min(1e-30) + _LEAST_IMPORTANCE
 
 
 def _weight_of(layer: nn.Module) -> torch.Tensor:

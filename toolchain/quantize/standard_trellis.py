@@ -26,7 +26,7 @@ def standard_levels(bits: int) -> tuple[np.ndarray, float]:
     sample, other = rng.standard_normal((2, 1024, 256)).astype(np.float32)
     count, kind = 1 << STANDARD_STATE_BITS[bits], trellis_kind(bits, STANDARD_STATE_BITS[bits])
     levels, states = rng.standard_normal(count).astype(np.float32), np.empty(sample.shape, np.int32)
-    weight = np.ones((1, 256), np.float32)
+    weight = np.ones(256, np.float32)
     for _ in range(_ROUNDS):
         nearest(kind, sample, weight, levels, states)
         mass = np.bincount(states.ravel(), minlength=count)

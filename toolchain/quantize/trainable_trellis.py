@@ -38,7 +38,6 @@ class TrainableTrellis(nn.Module):
         self.codebook = levels if stored.standard_levels else nn.Parameter(levels)
         self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
         self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
-        self.importance: torch.Tensor | None = None  # what an error of each weight weighs, [N, K]
         self.latent = nn.Parameter(torch.from_numpy(replace(stored, outliers=None).dequantized()))
 
     def _levels(self) -> torch.Tensor:
@@ -51,18 +50,13 @@ class TrainableTrellis(nn.Module):
         divisor = torch.where(scale == 0.0, 1.0, scale).detach()
         target = (self.latent.detach() / divisor).T.contiguous().numpy()
         squares = divisor[:, 0].square()
-        weight = (squares / squares.mean())[None]
-        if self.importance is not None:
-            weight = weight * self.importance.T
-        weights = weight.numpy()
+        weight = (squares / squares.mean()).numpy()
         book, shared = levels.detach().numpy(), self.layout.rows_per_codebook
         parts, kind = [], trellis_kind(self.layout.bits, self.layout.state_bits)
         for chunk in range(len(book)):
             rows = slice(chunk * shared, min((chunk + 1) * shared, self.layout.N))
             states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
-            nearest(
-                kind, np.ascontiguousarray(target[:, rows]), np.ascontiguousarray(weights[:, rows]), book[chunk], states
-            )
+            nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
             parts.append(states)
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64)).T
 

@@ -70,17 +70,15 @@ def _column(kind, target, weight, levels, states):  # type: ignore[no-untyped-de
 
 @nb.njit(cache=True, nogil=True)
 def _columns(kind, targets, weights, levels, states):  # type: ignore[no-untyped-def]
-    shared = weights.shape[0] == 1
     for j in range(targets.shape[0]):
-        _column(kind, targets[j], weights[0 if shared else j], levels, states[j])
+        _column(kind, targets[j], weights, levels, states[j])
 
 
 def nearest(kind: Kind, targets: np.ndarray, weights: np.ndarray, levels: np.ndarray, states: np.ndarray) -> None:
-    """Best path of every column: float32 targets [K, R], weights [1 or K, R], levels; states int32 [K, R] are set."""
+    """Best path of every column: float32 targets [K, R], weights [R] and levels; states int32 [K, R] are set."""
 
     def solve(part: slice) -> None:
-        own = weights if len(weights) == 1 else weights[part]
-        _columns(kind, targets[part], own, levels, states[part])
+        _columns(kind, targets[part], weights, levels, states[part])
 
     for _ in ordered(solve, pieces(len(targets), _PIECE)):
         pass

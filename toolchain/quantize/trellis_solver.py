@@ -98,7 +98,7 @@ def _clustered(problem: Problem, rng: np.random.Generator) -> State:
     scale = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0)).astype(w.dtype)
     scale[scale == 0.0] = 1.0
     curvature = np.diag(problem.h)
-    weight = (scale / scale.mean()).astype(np.float32)[None] ** 2
+    weight = (scale / scale.mean()).astype(np.float32) ** 2
     count = 1 << problem.state_bits
     known = problem.state_bits == STANDARD_STATE_BITS[problem.bits]
     book = standard_levels(problem.bits) / np.float32(UNIT) if known else rng.standard_normal(count).astype(np.float32)

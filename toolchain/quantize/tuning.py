@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters, weigh_paths
+from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters
 
 STATE_FILE = "tuning-state.safetensors"
 _SAVE_INTERVAL = 60.0  # seconds
@@ -103,7 +103,6 @@ class Tuner:
 
         loss = accumulate(self.student, loss_of, len(tokens))
         self._optimizer.step()
-        weigh_paths(self.student, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss
@@ -135,6 +134,5 @@ class Tuner:
                         key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
                     }
             self.step = step
-            weigh_paths(self.student, self._optimizer)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
             self._state_path.unlink(missing_ok=True)
