@@ -1,16 +1,17 @@
 """Quality against stored bits: every method on the real models of ../shared, by the commands a user types.
 
-    python -m tests.benchmarks.quality -o FOLDER [--best-steps stories260K=600 scribe-6M=400]
+    python -m tests.benchmarks.quality -o FOLDER [--best-steps stories260K=800 scribe-6M=400]
 
 Each row runs `athena-export export` and `athena-export eval`; finished rows in FOLDER are kept, so a stopped run goes
 on where it was. Writes docs/quality.md (table and every command) and docs/quality.svg (KL and perplexity against
 effective bits). Calibration is the first half of each text, evaluation the second, in windows of 256 tokens. The
 column "eff. bits" counts everything stored for the linear layers; embedding and head are 8-bit in all rows. The
 uniform methods have a float16 scale per row (stories260K, whose rows are short) or per 128 columns (scribe-6M).
-"athena best" has trellis codes, "athena best budget" beside that a width for every layer, "athena best, scalar"
-neither. The last two columns are measured on the first 100 windows of WikiText-2's test text, which neither model nor
-calibration knows. Rows of llama.cpp, hqq, onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their
-own tools quantize, our `eval` scores.
+"athena best" is the preset: trellis codes for matrices of 32,768 weights and more, so all of scribe-6M and none of
+stories260K; "budget" beside that a width for every layer; "scalar" and "trellis all" say what codes there are. The
+last two columns are measured on the first 100 windows of WikiText-2's test text, which neither model nor calibration
+knows. Rows of llama.cpp, hqq, onnxruntime-genai and auto-round come from tests/benchmarks/peers.py: their own tools
+quantize, our `eval` scores.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
 WINDOWS = {"stories260K": 778, "scribe-6M": 200}  # all of the second half; the first 200 windows of it
 UNIFORM_GROUP = {"stories260K": 0, "scribe-6M": 128}
 OTHER_TEXT, OTHER_WINDOWS = "wikitext2_test.raw.txt", 100
-METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best, scalar", "athena best", "athena best budget")
+METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best, scalar", "athena best, trellis all",
+           "athena best", "athena best budget")  # fmt: skip
 # AQLM's codebooks of 2,048 entries take 4 to 8 bits a weight in stories260K's matrices: no row.
 SKIPPED = {("stories260K", "aqlm", bits) for bits in (2, 3, 4)} | {("scribe-6M", "aqlm", bits) for bits in (3, 4)}
 COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", "top-1", "time", "peak memory",
@@ -67,8 +69,10 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
     if method in ("rtn", "gptq") and UNIFORM_GROUP[model]:
         export += f" --group-size {UNIFORM_GROUP[model]}"
     if method.startswith("athena best"):
-        scalar = " --no-trellis --vector 0" if method.endswith("scalar") else ""
-        export += f" --preset best{scalar} --tune-steps {best_steps}"
+        codes = {"scalar": " --trellis no --vector 0", "trellis all": " --trellis all"}.get(
+            method.partition(", ")[2], ""
+        )
+        export += f" --preset best{codes} --tune-steps {best_steps}"
     export += f" --calibration {text} --calibration-part 0:0.5"
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
     evaluate += " --activations float32"  # weights alone are compared
@@ -149,7 +153,7 @@ def _base(rows: list[dict], model: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
-    parser.add_argument("--best-steps", nargs="*", default=["stories260K=600", "scribe-6M=400"])
+    parser.add_argument("--best-steps", nargs="*", default=["stories260K=800", "scribe-6M=400"])
     parser.add_argument("--models", nargs="*", default=list(TEXTS), help="measure these; the page needs all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), help="measure these; the page needs all")
     parser.add_argument("--bits", nargs="*", type=int, default=[4, 3, 2], help="measure these; the page needs all")
