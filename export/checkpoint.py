@@ -143,7 +143,7 @@ class TensorRecord:
         )
         if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(record.name, str):
             raise ValueError(f"the record of {record.name!r} holds impossible numbers")
-        if type(record.standard_levels) is not bool:
+        if type(record.standard_levels) is not bool or (record.standard_levels and record.scheme != TRELLIS):
             raise ValueError(f"the record of {record.name!r} has impossible standard_levels")
         if record.scheme == "codebook":
             record.layout()

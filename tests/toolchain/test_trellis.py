@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from export.checkpoint import TensorRecord
 from export.errors import InputError
 from export.trellis import STANDARD_STATE_BITS, UNIT, TrellisLayout, standard_levels
 from tests.toolchain.test_quantize import problem, relative_loss
@@ -102,6 +103,13 @@ def test_automatic_layout(shape, bits, expected):
         assert own.state_bits == bits + 2 and not standard
 
 
+def test_records_with_standard_levels_are_trellises():
+    w, h = problem(0, 60, 64)
+    record = method("athena")(w, h, QuantizeSettings(bits=3)).stored("w")[1]
+    with pytest.raises(ValueError, match="impossible standard_levels"):
+        TensorRecord.from_json({**record.to_json(), "standard_levels": True})
+
+
 def test_small_matrices_may_stay_scalar():
     large, small = (256, 128), (256, 127)
     settings_ = QuantizeSettings(bits=3, trellis="large")
@@ -178,6 +186,7 @@ def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, s
         ({"trellis": "all", "vector": 2}, "for --method athena without --vector"),
         ({"trellis": "all", "rank": 4}, "--rank does not go with"),
         ({"trellis": "all", "state_bits": 3}, "--state-bits must be 4 to 12"),
+        ({"trellis": "all", "state_bits": 6, "bits": 2.5}, "--state-bits takes whole --bits"),
         ({"trellis": "all", "group_size": 64}, "--group-size does not go with"),
     ],
 )

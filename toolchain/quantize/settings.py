@@ -40,7 +40,7 @@ class QuantizeSettings:
     # Levels picked by the codes of several rows together (export/trellis.py), up to 4 bits: the best quality at equal
     # bits, expanded to 8 bits in memory as well.
     trellis: str = "no"  # a name in TRELLIS: no matrix, those of 32,768 weights and more, or all
-    state_bits: int = 0  # bits that pick a level, up to 12; 0: at most 8, fewer where codebooks would cost too much
+    state_bits: int = 0  # bits that pick a level, up to 12; 0: 8
     passes: int = 4  # rounds of codebook least squares and coordinate descent after the sweep
     damping: float = 0.01  # added to the Hessian's diagonal, in units of its mean
     rank: int = 0  # rank of the residual low-rank term; 0: none
@@ -123,6 +123,8 @@ class QuantizeSettings:
     def _check_trellis(self) -> None:
         if self.method != "athena" or self.vector > 1:
             raise InputError("--trellis is for --method athena without --vector")
+        if self.state_bits and self.is_budget:
+            raise InputError("--state-bits takes whole --bits: a budget gives layers different widths")
         if self.state_bits and not self.bits < self.state_bits <= min(12, 8 * self.bits):
             low, high = int(self.bits) + 1, int(min(12, 8 * self.bits))
             raise InputError(f"--state-bits must be {low} to {high} at {self.bits:g} bits, not {self.state_bits}")
