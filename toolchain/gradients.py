@@ -44,7 +44,7 @@ def measure(
     ).eval()
     model.requires_grad_(False)
     modules = {name: model.get_submodule(name) for name in spec.quantizable()}
-    squares = {name: torch.zeros_like(_weight(m)) for name, m in modules.items()} if per_weight else {}
+    squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
     outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}
     running = threading.local()  # the layers' outputs of this thread's sequence
 
@@ -60,7 +60,7 @@ def measure(
         ids = torch.from_numpy(tokens[sequence : sequence + 1])
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         wanted = [running.outputs[name] for name in modules]
-        weights = [_weight(module) for module in modules.values()] if per_weight else []
+        weights = [weight_of(module) for module in modules.values()] if per_weight else []
         found = torch.autograd.grad(loss, wanted + weights)
         running.outputs = {}
         by_group = [
@@ -71,7 +71,7 @@ def measure(
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     for module in modules.values():
-        _weight(module).requires_grad_(True)
+        weight_of(module).requires_grad_(True)
     with Reporter("Gradients", len(tokens), quiet) as report:
         for sequence, (by_output, by_weight_) in enumerate(ordered(one, range(len(tokens)))):
             for name, values in zip(modules, by_output):
@@ -85,7 +85,8 @@ def measure(
     return Gradients(by_weight, outputs)
 
 
-def _weight(module: torch.nn.Module) -> torch.Tensor:
+def weight_of(module: torch.nn.Module) -> torch.Tensor:
+    """A linear layer's weight, as the module keeps it."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight

@@ -1,13 +1,14 @@
 """Predicts what a quantization will take, by doing a small part of it: one block, two sequences, some rows a layer.
 
-Every figure is a measurement of the very code that will run, scaled to all blocks, sequences and rows.
+Every figure is a measurement of the very code that will run, scaled to all blocks, sequences and rows; what runs
+backward is measured by probe_training.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,9 +16,11 @@ import numpy as np
 from export.archs import model_spec
 from runtime_py.memory import peak_rss
 from toolchain import calibration
+from toolchain.allocation import candidate_widths
 from toolchain.blocks import BlockRunner, get_weight
 from toolchain.pipeline import CalibrationChoice, open_source
-from toolchain.quantize import method, rtn
+from toolchain.probe_training import Layer, TrainingProbe
+from toolchain.quantize import Method, method, needs_gradients, rtn
 from toolchain.quantize.hessian import damped, inverse_factor
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
@@ -37,7 +40,6 @@ class Prediction:
     output_bytes: int  # quantized checkpoint
     effective_bits: float  # over the linear layers
     parameters: int
-    notes: tuple[str, ...]
 
     @property
     def seconds_per_million(self) -> float:
@@ -68,23 +70,37 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
     sequences = data.tokens.shape[0]
     few = data.tokens[: min(_SEQUENCES, sequences)]
     share = sequences / len(few)
-    runner, names = BlockRunner(source, spec), spec.block.linears()
+    runner, names, base = BlockRunner(source, spec), spec.block.linears(), peak_rss()
     embedding, hidden = _timed(lambda: runner.embed(few))
     loading, block = _timed(lambda: runner.load_block(0))
     runner.run(block, hidden[:1])  # the first call of a block pays for set-up
-    passing, found = _timed(lambda: runner.hessians(block, names, hidden))
+    guide = {name: np.ones(few.shape, np.float32) for name in names}
+    passing, found = _timed(lambda: runner.hessians(block, names, hidden, guide if settings.guided else None))
     running, _ = _timed(lambda: runner.run(block, hidden))
-    seconds, stored, weights = _layers(block, names, found[0], quantizer, settings)
+    sizes = _Sizes.of(block, names, found[0], quantizer, settings)
+    held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
-    parameters = weights * spec.blocks + matrices
-    peak = peak_rss() + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)
+    weights = sizes.weights * spec.blocks
+    training = TrainingProbe(runner, spec, block, hidden)
+    seconds = share * (embedding + spec.layers * (passing + running)) + spec.blocks * (loading + sizes.seconds) + rows
+    peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)]
+    per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
+    if per_weight or settings.guided or settings.is_budget:
+        cost = training.gradients(sequences, weights + matrices, per_weight)
+        seconds += cost.seconds
+        peaks.append(base + cost.bytes)
+    if settings.is_budget:
+        seconds += share * spec.layers * passing
+    if settings.tune_steps:
+        cost = training.tuning(settings, sizes.layers, weights, matrices)
+        seconds += cost.seconds
+        peaks.append(base + cost.bytes)
     return Prediction(
-        seconds=share * (embedding + spec.layers * (passing + running)) + spec.blocks * (loading + seconds) + rows,
-        peak_bytes=peak,
-        output_bytes=int(stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
-        effective_bits=8 * stored / weights,
-        parameters=parameters,
-        notes=_left_out(settings),
+        seconds=seconds,
+        peak_bytes=max(peaks),
+        output_bytes=int(sizes.stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
+        effective_bits=settings.bits if settings.is_budget else 8 * sizes.stored / sizes.weights,
+        parameters=weights + matrices,
     )
 
 
@@ -94,33 +110,56 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def _layers(
-    block: Any, names: tuple[str, ...], hessians: dict[str, np.ndarray], quantizer: Any, settings: QuantizeSettings
-) -> tuple[float, float, int]:
-    """Seconds, stored bytes and weights of one block's linear layers."""
-    seconds, stored, count = 0.0, 0.0, 0
-    known: dict[tuple[int, int], tuple[float, float]] = {}
-    for name in names:
-        weights = get_weight(block.get_submodule(name))
-        if weights.shape not in known:
-            rows = min(_ROWS * thread_count(), weights.shape[0])
-            extra = (np.ones_like(weights[:rows]),) if settings.method == "squeezellm" else ()
-            quantizer(weights[: min(rows, 8)], hessians[name], settings, *(e[:8] for e in extra))  # compiles
-            fixed = 0.0
-            if settings.method in ("athena", "gptq"):
-                fixed, _ = _timed(lambda h=hessians[name]: inverse_factor(damped(h, settings.damping)[0]))  # type: ignore[misc]
-            whole, result = _timed(
-                lambda w=weights[:rows], h=hessians[name], e=extra: quantizer(w, h, settings, *e)  # type: ignore[misc]
+@dataclass(frozen=True)
+class _Sizes:
+    """What one block's linear layers take."""
+
+    seconds: float
+    stored: float  # bytes
+    weights: int
+    layers: list[Layer]
+
+    @classmethod
+    def of(
+        cls, block: Any, names: tuple[str, ...], hessians: dict[str, np.ndarray], quantizer: Method,
+        settings: QuantizeSettings,
+    ) -> _Sizes:  # fmt: skip
+        """Quantize some rows of each shape. A budget is met to the byte, so its size is known beforehand."""
+        known: dict[tuple[int, ...], tuple[float, float, Layer]] = {}
+        total = cls(0.0, 0.0, 0, [])
+        for name in names:
+            weights = get_weight(block.get_submodule(name))
+            if weights.shape not in known:
+                known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings)
+            seconds, stored, layer = known[weights.shape]
+            stored = settings.bits * weights.size / 8 if settings.is_budget else stored
+            total = cls(
+                total.seconds + seconds, total.stored + stored, total.weights + weights.size, [*total.layers, layer]
             )
-            size = result.stored("probe")[1].bytes
-            factor = weights.shape[0] / rows
-            known[weights.shape] = fixed + max(whole - fixed, 0.0) * factor, size * factor
-        seconds, stored, count = (
-            seconds + known[weights.shape][0],
-            stored + known[weights.shape][1],
-            count + weights.size,
-        )
-    return seconds, stored, count
+        return total
+
+
+def _layer(
+    name: str, weights: np.ndarray, hessian: np.ndarray, quantizer: Method, settings: QuantizeSettings
+) -> tuple[float, float, Layer]:
+    """Seconds and stored bytes of one linear layer, and its sample."""
+    rows = min(_ROWS * thread_count(), weights.shape[0])
+    sample, factor = weights[:rows], weights.shape[0] / rows
+    extra = (np.ones_like(sample),) if needs_gradients(settings.method) else ()
+    fixed = 0.0
+    if settings.method in ("athena", "gptq"):
+        fixed, _ = _timed(lambda: inverse_factor(damped(hessian, settings.damping)[0]))
+
+    def run(chosen: QuantizeSettings) -> tuple[float, Any]:
+        quantizer(sample[:8], hessian, chosen, *(e[:8] for e in extra))  # compiles
+        whole, result = _timed(lambda: quantizer(sample, hessian, chosen, *extra))
+        return fixed + max(whole - fixed, 0.0) * factor, result
+
+    seconds, result = run(settings)
+    if settings.is_budget:
+        for bits in candidate_widths(settings.bits):
+            seconds += run(replace(settings, bits=bits, passes=0, rank=0))[0]
+    return seconds, result.stored(name)[1].bytes * factor, Layer(name, result, weights.shape[0])
 
 
 def _outside(source: SourceModel, spec: Any, settings: QuantizeSettings) -> tuple[int, float]:
@@ -133,14 +172,3 @@ def _outside(source: SourceModel, spec: Any, settings: QuantizeSettings) -> tupl
     one = QuantizeSettings(method="rtn", bits=settings.embedding_bits)
     seconds, _ = _timed(lambda: rtn.quantize(sample, None, one))
     return weights, seconds * rows / len(sample)
-
-
-def _left_out(settings: QuantizeSettings) -> tuple[str, ...]:
-    notes = []
-    if settings.tune_steps:
-        notes.append(
-            f"not counted: {settings.tune_steps} tuning steps, and about 24 bytes of memory a parameter for them"
-        )
-    if settings.guided or settings.is_budget or settings.method == "squeezellm":
-        notes.append("not counted: the backward passes that measure gradients, which hold the whole model in memory")
-    return tuple(notes)

@@ -52,6 +52,7 @@ TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuni
 TuneRate = Annotated[float, typer.Option(help="Relative learning rate; 0: by the width.")]
 TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
 TuneLength = Annotated[int, typer.Option(help="Tokens a tuning window.")]
+OwnText = Annotated[Optional[float], typer.Option(help="Share of tuning windows that the model writes [0; best 0.5].")]
 WorkerCount = Annotated[int, typer.Option("--workers", help="Layers solved at once, in processes.")]
 Scheduler = Annotated[Optional[str], typer.Option(help="Dask scheduler that solves the layers, tcp://HOST:PORT.")]
 VocabularyText = Annotated[
@@ -108,6 +109,7 @@ def export(
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
+    own_text: OwnText = None,
     activation_bits: ActivationBits = None,
     kv: Kv = 0,
     razor_group: RazorGroup = 16,
@@ -198,6 +200,7 @@ def quantize(
     tune_rate: TuneRate = 0.0,
     tune_batch: TuneBatch = 8,
     tune_length: TuneLength = 256,
+    own_text: OwnText = None,
     activation_bits: ActivationBits = None,
     kv: Kv = 0,
     razor_group: RazorGroup = 16,
@@ -307,8 +310,6 @@ def _predict(model: str, settings: Any, source: str, part: str | None, json: boo
     print(
         f"output       {size_text(found.output_bytes)}, {found.effective_bits:.3f} effective bits in the linear layers"
     )
-    for note in found.notes:
-        print(note)
 
 
 def _summary(output: Path, json: bool) -> None:

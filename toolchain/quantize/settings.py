@@ -14,7 +14,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {},
-    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "trellis": "large", "vector": 0},
+    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "own_text": 0.5, "trellis": "large", "vector": 0},
 }
 TRELLIS = ("no", "large", "all")
 INCOHERENCE = ("none", "values", "residual", "all")
@@ -58,6 +58,7 @@ class QuantizeSettings:
     tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the layer's width
     tune_batch: int = 8  # windows a step
     tune_length: int = 256  # tokens a window
+    own_text: float = 0.0  # share of the tuning windows that the model writes itself (toolchain/own_text.py)
     razor: RazorSettings = field(default_factory=RazorSettings)  # integer activations and cache
 
     def __post_init__(self) -> None:
@@ -79,6 +80,7 @@ class QuantizeSettings:
             "tune_rate": (0.0, 1.0),
             "tune_batch": (1, 4096),
             "tune_length": (2, 2**20),
+            "own_text": (0.0, 1.0),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)

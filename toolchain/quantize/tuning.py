@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from toolchain.own_text import OwnText
 from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters
 
 STATE_FILE = "tuning-state.safetensors"
@@ -49,6 +50,12 @@ class TuneSettings:
     bits: int  # width of most layers, which norms and biases go by
     batch: int = 8  # windows a step
     seed: int = 0
+    own_text: float = 0.0  # share of the windows that the teacher writes itself
+
+    @property
+    def own_windows(self) -> int:
+        """How many windows of a step the teacher writes."""
+        return round(self.own_text * self.batch)
 
     def rate_of(self, bits: float | None) -> float:
         """The learning rate of parameters of a layer with codes of `bits`; None: of others."""
@@ -70,6 +77,7 @@ class Tuner:
             base = settings.rate_of(widths.get(name)) * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
             groups.append({"params": [parameter], "lr": base, "base": base, "name": name})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed)
         self.step = 0
         self._load()
 
@@ -88,11 +96,7 @@ class Tuner:
         factor = min(1.0, (self.step + 1) / _WARM_UP) * (1.0 - self.step / s.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * factor
-        # anywhere in the text: more windows than there are slots, so that few are seen twice
-        length, most = self.windows.shape[1], self.windows.size - self.windows.shape[1]
-        starts = np.random.default_rng((s.seed, self.step)).integers(0, most + 1, min(s.batch, len(self.windows)))
-        stream = self.windows.reshape(-1)
-        tokens = torch.from_numpy(np.stack([stream[start : start + length] for start in starts]))
+        tokens = torch.from_numpy(self._windows_of(self.step))
 
         def loss_of(i: int) -> torch.Tensor:
             window = tokens[i : i + 1]
@@ -106,6 +110,16 @@ class Tuner:
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss
+
+    def _windows_of(self, step: int) -> np.ndarray:
+        """Token ids of a step, int64 [batch, length]: from the text, and written by the teacher."""
+        s, length = self.settings, self.windows.shape[1]
+        # anywhere in the text: more windows than there are slots, so that few are seen twice
+        count = min(s.batch - s.own_windows, len(self.windows))
+        starts = np.random.default_rng((s.seed, step)).integers(0, self.windows.size - length + 1, count)
+        stream = self.windows.reshape(-1)
+        own = self._own.windows(step * s.own_windows, s.own_windows)
+        return np.concatenate([own, *(stream[None, start : start + length] for start in starts)])
 
     def _save(self) -> None:
         tensors = {f"parameter.{name}": p.detach() for name, p in self._named.items()}

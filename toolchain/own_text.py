@@ -1,0 +1,62 @@
+"""Text that the model writes itself: as much calibration data as wanted, all in the model's own domain.
+
+A model that is tuned for long on one text follows the source model closely there and less closely elsewhere.
+Continuations sampled at temperature one come from the very distribution that is to be kept (LLM-QAT,
+arXiv 2305.17888, section 3.1), and no window is seen twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolchain.threads import ordered, pieces
+
+PROMPT = 16  # tokens of the calibration text that each window begins with
+_BATCH = 64  # windows written together: enough to share the weights' way through memory
+_CHUNK = 4 * _BATCH  # windows kept at a time
+
+
+class OwnText:
+    """An endless list of windows written by a model; window i depends on the seed, the text and the model alone."""
+
+    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int) -> None:
+        """text: token ids int64 [n], more than `length` of them; length: tokens a window, at most the context."""
+        self._model, self._text, self._length, self._seed = model, text, length, seed
+        self._place, self._chunk = -1, np.empty((0, length), np.int64)
+
+    def windows(self, first: int, count: int) -> np.ndarray:
+        """Windows first to first + count, int64 [count, length]; earlier chunks than the last asked for are redone."""
+        found = []
+        for i in range(first, first + count):
+            if i // _CHUNK != self._place:
+                self._place = i // _CHUNK
+                self._chunk = self._write(self._place)
+            found.append(self._chunk[i % _CHUNK])
+        return np.stack(found) if found else np.empty((0, self._length), np.int64)
+
+    def _write(self, place: int) -> np.ndarray:
+        prompt = min(PROMPT, self._length)
+        starts = np.random.default_rng((self._seed, place)).integers(0, len(self._text) - prompt + 1, _CHUNK)
+        prompts = np.stack([self._text[start : start + prompt] for start in starts])
+
+        def write(batch: slice) -> np.ndarray:
+            draws = torch.Generator().manual_seed((self._seed + place * _CHUNK + batch.start) % 2**63)
+            return continued(self._model, prompts[batch], self._length, draws)
+
+        return np.concatenate(list(ordered(write, pieces(_CHUNK, _BATCH))))
+
+
+def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
+    """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
+    from transformers import DynamicCache
+
+    rows = fresh = torch.from_numpy(prompts)
+    cache = DynamicCache()
+    with torch.no_grad():
+        while rows.shape[1] < length:
+            logits = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            fresh = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=draws)
+            rows = torch.cat([rows, fresh], dim=1)
+    return rows.numpy()
