@@ -14,6 +14,7 @@ from export.errors import InputError
 from export.files import read_json
 from export.reader import Graph, Node, read_graph
 from runtime_py.engine.encoder import EncoderEngine
+from runtime_py.engine.paths import runs_directly
 from runtime_py.engine.values import Unplannable
 from runtime_py.expansion import expand_compact
 from runtime_py.folding import Folder
@@ -42,7 +43,7 @@ class TextEncoder:
         self.folder = Path(folder)
         if activations not in ACTIVATIONS:
             raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-        graph = expand_compact(read_graph(self.folder))
+        graph = read_graph(self.folder)
         if not {VECTOR, STATES} <= {info.name for info in graph.outputs}:
             raise InputError(
                 f"{self.folder / 'model.onnx'}: has no output `{VECTOR}`; language models run by `athena-export run`"
@@ -104,11 +105,11 @@ class TextEncoder:
 
 def _open(graph: Graph, activations: str, limit: int, threads: int | None) -> tuple[Interpreter | EncoderEngine, str]:
     if activations == "float32":
-        return Interpreter(graph), "float32 activations were asked for"
+        return Interpreter(expand_compact(graph)), "float32 activations were asked for"
     try:
-        return EncoderEngine(graph, STATES, limit, threads), ""
+        return EncoderEngine(expand_compact(graph, keep=runs_directly), STATES, limit, threads), ""
     except Unplannable as error:
-        return Interpreter(graph), f"not planned: {error}"
+        return Interpreter(expand_compact(graph)), f"not planned: {error}"
 
 
 def _attend(node: Node, inputs: list[Any]) -> np.ndarray:

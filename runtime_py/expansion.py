@@ -1,4 +1,4 @@
-"""Vector and trellis codes become 8-bit codes when a graph is loaded: exactly the same weights, for fast kernels.
+"""Vector and trellis codes become 8-bit codes when a graph is loaded: exactly the same weights, which any kernel takes.
 
 before  VectorCodebookMatMul or TrellisCodebookMatMul(X, codes, codebook, scale)
 after   CodebookMatMul(X, codes of 8 bits, -128..127, scale)
@@ -8,21 +8,23 @@ The file stays small; in memory and at every token such a matrix costs 8 bits a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from export.contract import CODEBOOK_MATMUL
-from export.reader import Graph
+from export.reader import Graph, Node
 
 
-def expand_compact(graph: Graph) -> Graph:
-    """The graph without such nodes; itself when it has none."""
-    if not any(node.is_compact for node in graph.nodes):
+def expand_compact(graph: Graph, keep: Callable[[Node], bool] = lambda node: False) -> Graph:
+    """The graph without such nodes but those to keep; itself when there is nothing to do."""
+    expanded = {node.name for node in graph.nodes if node.is_compact and not keep(node)}
+    if not expanded:
         return graph
     weights, nodes = dict(graph.weights), []
     for node in graph.nodes:
-        if not node.is_compact:
+        if node.name not in expanded:
             nodes.append(node)
             continue
         codes, codebook = (weights.pop(name, graph.weights[name]) for name in node.inputs[1:3])

@@ -57,7 +57,7 @@ def open_model(
     mapped = mapped if mapped is not None else hints.get("mmap")
     graph = read_graph(Path(folder), mapped=_better_mapped(Path(folder)) if mapped is None else mapped)
     with one_line(Path(folder) / "model.onnx"):
-        return _runner(expand_compact(graph), activations, threads, processors)
+        return _runner(graph, activations, threads, processors)
 
 
 @contextmanager
@@ -79,10 +79,11 @@ def _runner(graph: Graph, activations: str, threads: int | None, processors: Seq
     if activations == "float32":
         return Session(graph), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
+    from runtime_py.engine.paths import runs_directly
     from runtime_py.engine.values import Unplannable
 
     try:
-        return Engine(graph, threads, processors), ""
+        return Engine(expand_compact(graph, keep=runs_directly), threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"
 

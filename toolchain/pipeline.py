@@ -34,6 +34,7 @@ from export.files import MANIFEST, read_json, write_json
 from export.folder import copy_tokenizer
 from export.spec import ModelSpec
 from export.trellis import STANDARD_STATE_BITS
+from runtime_py.memory import give_back
 from toolchain import calibration
 from toolchain.blocks import BlockRunner
 from toolchain.blockwise import BlockQuantizer
@@ -140,11 +141,14 @@ def _quantize_blocks(
         from toolchain.gradients import measure
 
         gradients = measure(source, spec, tokens, quiet, per_weight, settings.guided_groups)
+        give_back()
     if settings.is_budget and gradients is not None:
         from toolchain.allocation import plan_widths
 
         widths = plan_widths(runner, spec, tokens, gradients, settings, method(settings.method), out, quiet)
+        give_back()
     BlockQuantizer(runner, spec, settings, gradients, widths, workers).run(tokens, out, quiet)
+    give_back()
 
 
 def _manifest(

@@ -23,7 +23,9 @@ from toolchain.threads import thread_count
 _HEAD_ROWS = 4096  # of the head at most; the rest is scaled
 _LOGIT_COPIES = 8  # float32 arrays of [length, vocabulary] that the divergence keeps, target and gradients included
 _DRAWING = 1.3  # a token that is drawn against one that is read: scribe-6M, 64 windows together, measured
-_TUNED_BYTES = 28  # a weight's latent value, gradient and two moments, stored value, its gradient, the teacher's weight
+# A weight's latent value, gradient and two moments; the stored value, what it is made of (a level, a path's state of 8
+# bytes) and its summed gradient; the teacher's weight.
+_TUNED_BYTES = 40
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class TrainingProbe:
         adam = weights * _adam_seconds()
         step = settings.tune_batch * (window + own) / threads + making + adam
         held = self._spec.layers * kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
-        return Cost(settings.tune_steps * step, _TUNED_BYTES * weights + 2 * 4 * outside + threads * held)
+        waiting = 4 * (threads + 1) * weights  # gradients of windows that are done (threads.ordered)
+        return Cost(settings.tune_steps * step, _TUNED_BYTES * weights + waiting + 2 * 4 * outside + threads * held)
 
     def _block_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:
         """Seconds forward and backward of one sequence, and bytes kept for the way back."""

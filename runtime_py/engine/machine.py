@@ -25,7 +25,7 @@ from runtime_py.engine.elementwise import (
 )
 from runtime_py.engine.grouped import grouped_row, grouped_rows
 from runtime_py.engine.matmul import matmul_item
-from runtime_py.engine.matrix import CODES, RAW_WIDTH
+from runtime_py.engine.matrix import CODES, width_number
 from runtime_py.engine.matvec import matvec_rows
 from runtime_py.engine.quantize import quantize_group, quantize_token
 from runtime_py.engine.razor import razor_group_of_tokens, razor_token
@@ -86,7 +86,7 @@ def _by_width(kernel: Any) -> Any:
     def choose(isa, widths, number, arguments):
         if len(widths) == 1:
             return lambda isa, widths, number, arguments: kernel(isa, widths[0], *arguments)
-        first = RAW_WIDTH if widths[0].kind == "raw" else widths[0].value
+        first = width_number(widths[0])
 
         def code(isa, widths, number, arguments):
             if number == first:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.matrix import (
+    BITS,
     BLOCKS,
     BOOK,
     BOOK_BYTES,
@@ -22,12 +23,12 @@ from runtime_py.engine.matrix import (
     SCALE,
     SCALE_ROWS,
     TAIL,
-    WIDTH,
     padded,
     tail_codes,
     unpack_block,
 )
-from runtime_py.simd.codes import lookup, segment, table
+from runtime_py.engine.paths import begin, enter_row, follow, weights
+from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.tile import AMX_ROWS, TILE, amx_block, tile_block, transpose16
 from runtime_py.simd.vectors import (
     add,
@@ -47,13 +48,14 @@ from runtime_py.simd.vectors import (
 MAX_ROWS = 32  # of any register tile
 _SPILL = 4096
 _AHEAD = 4096  # as in matvec.py
-# Scratch of one thread: sums, their transpose, scales, biases, AMX spill; then the decoded rows [MAX_ROWS, columns].
+# Scratch of one thread: sums, their transpose, scales, biases, AMX spill; then the decoded rows
+# [MAX_ROWS, columns], an unpacked block and the states of trellis codes [columns].
 TOTALS, TURNED, SCALES, BIASES, SPILL, SCRATCH_BYTES = 0, 4096, 6144, 6272, 6400, 6400 + _SPILL
 
 
 def scratch_bytes(columns: int) -> int:
     """Bytes of scratch memory one thread needs for matrices of up to `columns` columns."""
-    return SCRATCH_BYTES + MAX_ROWS * padded(columns) + 256
+    return SCRATCH_BYTES + (MAX_ROWS + 1) * padded(columns) + 256
 
 
 def tile_shape(isa: str, amx: bool) -> tuple[int, int]:
@@ -67,25 +69,30 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
     codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
     book, book_bytes = get_i64(matrix + 8 * BOOK), get_i64(matrix + 8 * BOOK_BYTES)
     book_rows, blocks = get_i64(matrix + 8 * BOOK_ROWS), get_i64(matrix + 8 * BLOCKS)
-    tail, places, number = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * WIDTH)
-    block_bytes = 32 * min(number, 8)
+    tail, places, bits = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * BITS)
+    block_bytes = 32 * bits
+    states = scratch + 256
+    begin(width, matrix, first, states, scratch)
     for n in range(first, last):
+        enter_row(width, matrix, n, states)
+        state = states
         entries = table(isa, width, book + n // book_rows * book_bytes)
         at, to = codes + n * row_bytes, target + (n - first) * stride
         for _ in range(blocks):
             prefetch(at + _AHEAD)
             prefetch(at + _AHEAD + 64)
-            store_bytes(to, lookup(isa, width, entries, segment(width, at, 0)))
-            store_bytes(to + 64, lookup(isa, width, entries, segment(width, at, 1)))
-            store_bytes(to + 128, lookup(isa, width, entries, segment(width, at, 2)))
-            store_bytes(to + 192, lookup(isa, width, entries, segment(width, at, 3)))
+            store_bytes(to, weights(isa, width, entries, at, 0, state))
+            store_bytes(to + 64, weights(isa, width, entries, at, 1, state + 64))
+            store_bytes(to + 128, weights(isa, width, entries, at, 2, state + 128))
+            store_bytes(to + 192, weights(isa, width, entries, at, 3, state + 192))
             at += block_bytes
             to += 256
+            state += 256
         if tail > 0:
             if places == 0:
-                unpack_block(at, min(number, 8), tail, scratch)
+                unpack_block(at, bits, tail, scratch)
             for s in range((tail + 63) // 64):
-                code = tail_codes(width, number, at, places, scratch, s)
+                code = follow(width, tail_codes(width, bits, at, places, scratch, s), state + 64 * s)
                 store_bytes(to + 64 * s, lookup(isa, width, entries, code))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.matrix import (
+    BITS,
     BLOCKS,
     BOOK,
     BOOK_BYTES,
@@ -19,11 +20,11 @@ from runtime_py.engine.matrix import (
     SCALE,
     SCALE_ROWS,
     TAIL,
-    WIDTH,
     tail_codes,
     unpack_block,
 )
-from runtime_py.simd.codes import lookup, segment, table
+from runtime_py.engine.paths import begin, enter_row, follow, weights
+from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
     broadcast_float,
@@ -46,7 +47,8 @@ _AHEAD = 4096  # bytes that the software asks for ahead of its reads: hardware s
 def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, bias, accumulate, scratch):
     """out[first:last] (= or +=) rows of the matrix times the token, plus bias (an address, or 0).
 
-    matrix: address of a record of the given width; quantized, sums, scales: see quantize.py; scratch: 256 bytes.
+    matrix: address of a record of the given width; quantized, sums, scales: see quantize.py; scratch: 256 bytes,
+    and one for each column rounded up to 64.
     """
     codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
     book, book_bytes, book_rows = (
@@ -55,36 +57,40 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, b
         get_i64(matrix + 8 * BOOK_ROWS),
     )
     scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
-    blocks, tail, places, number = (
+    blocks, tail, places, bits = (
         get_i64(matrix + 8 * BLOCKS),
         get_i64(matrix + 8 * TAIL),
         get_i64(matrix + 8 * PLACES),
-        get_i64(matrix + 8 * WIDTH),
+        get_i64(matrix + 8 * BITS),
     )
-    block_bytes = 32 * min(number, 8)
+    block_bytes = 32 * bits
+    states = scratch + 256
+    begin(width, matrix, first, states, scratch)
     for n in range(first, last):
+        enter_row(width, matrix, n, states)
         entries = table(isa, width, book + n // book_rows * book_bytes)
         at = codes + n * row_bytes
         total = zero_floats()
         for b in range(blocks):
-            q = quantized + 256 * b
+            q, state = quantized + 256 * b, states + 256 * b
             prefetch(at + _AHEAD)
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             acc = load_ints(sums + 64 * b)
-            acc = dot(isa, acc, lookup(isa, width, entries, segment(width, at, 0)), load_bytes(q))
-            acc = dot(isa, acc, lookup(isa, width, entries, segment(width, at, 1)), load_bytes(q + 64))
-            acc = dot(isa, acc, lookup(isa, width, entries, segment(width, at, 2)), load_bytes(q + 128))
-            acc = dot(isa, acc, lookup(isa, width, entries, segment(width, at, 3)), load_bytes(q + 192))
+            acc = dot(isa, acc, weights(isa, width, entries, at, 0, state), load_bytes(q))
+            acc = dot(isa, acc, weights(isa, width, entries, at, 1, state + 64), load_bytes(q + 64))
+            acc = dot(isa, acc, weights(isa, width, entries, at, 2, state + 128), load_bytes(q + 128))
+            acc = dot(isa, acc, weights(isa, width, entries, at, 3, state + 192), load_bytes(q + 192))
             total = fused(to_floats(acc), broadcast_float(scales + 4 * b), total)
             at += block_bytes
         if tail > 0:
             if places == 0:
-                unpack_block(at, min(number, 8), tail, scratch)
+                unpack_block(at, bits, tail, scratch)
             acc = load_ints(sums + 64 * blocks)
             for s in range((tail + 63) // 64):
-                code = tail_codes(width, number, at, places, scratch, s)
-                acc = dot(isa, acc, lookup(isa, width, entries, code), load_bytes(quantized + 256 * blocks + 64 * s))
+                place = 256 * blocks + 64 * s
+                code = follow(width, tail_codes(width, bits, at, places, scratch, s), states + place)
+                acc = dot(isa, acc, lookup(isa, width, entries, code), load_bytes(quantized + place))
             total = fused(to_floats(acc), broadcast_float(scales + 4 * blocks), total)
         value = sum_floats(total) * get_f32(scale + n // scale_rows * 4)
         if bias != 0:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.contract import CodebookLayout
 from export.reader import Node, sparse_weights
+from export.trellis import TrellisLayout
 from runtime_py.engine import steps as op
 from runtime_py.engine.fence import settled
 from runtime_py.engine.matrix import WIDTH, is_fast
@@ -25,13 +27,23 @@ if TYPE_CHECKING:
 
 
 def codebook_matmul(planner: Planner, node: Node) -> None:
-    x, layout = planner.tokens(node.inputs[0]), node.layout()
+    _product(planner, node, node.layout())
+
+
+def trellis_matmul(planner: Planner, node: Node) -> None:
+    layout = node.compact_layout()
+    assert isinstance(layout, TrellisLayout)
+    _product(planner, node, layout)
+
+
+def _product(planner: Planner, node: Node, layout: CodebookLayout | TrellisLayout) -> None:
+    x = planner.tokens(node.inputs[0])
     if x.width != layout.K:
         raise Unplannable(f"the width of {node.inputs[0]}")
     address, record = planner.record(node, layout, node.inputs[1:])
     out = planner.new(layout.N)
     planner.widest = max(planner.widest, layout.K)
-    if is_fast(layout):
+    if isinstance(layout, TrellisLayout) or is_fast(layout):
         q = planner.as_int8(x)
         arguments: dict[str, Argument] = {
             "matrix": address,

@@ -14,6 +14,7 @@ from export.errors import InputError
 from export.integer_ops import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.reader import Graph, Node
 from export.sparse import SPARSE_MATMUL
+from export.trellis import TRELLIS_MATMUL, TrellisLayout
 from runtime_py.engine import plan_attention, plan_elementwise, plan_lookups, plan_products, plan_razor
 from runtime_py.engine import steps as op
 from runtime_py.engine.fence import settled
@@ -86,6 +87,7 @@ class Planner:
         handler = {
             CODEBOOK_GATHER: plan_lookups.codebook_gather,
             CODEBOOK_MATMUL: plan_products.codebook_matmul,
+            TRELLIS_MATMUL: plan_products.trellis_matmul,
             "Gather": plan_lookups.gather,
             "Cast": plan_elementwise.alias,
             "RMSNormalization": plan_elementwise.norm,
@@ -165,7 +167,9 @@ class Planner:
             self.quantized[value.buffer] = made
         return made
 
-    def record(self, node: Node, layout: CodebookLayout, inputs: tuple[str, ...]) -> tuple[int, np.ndarray]:
+    def record(
+        self, node: Node, layout: CodebookLayout | TrellisLayout, inputs: tuple[str, ...]
+    ) -> tuple[int, np.ndarray]:
         """Address and numbers of a stored matrix's record (matrix.py); inputs: codes, codebook, scale."""
         codes, book = self.graph.weights[inputs[0]], self.graph.weights[inputs[1]]
         scale = np.ascontiguousarray(self.folder.constant(inputs[2]), dtype=np.float32)
@@ -175,7 +179,7 @@ class Planner:
             raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
         record, alive = matrix_record(layout, codes, book, scale)
         self.keep += [record, *alive]
-        if node.op_type == CODEBOOK_MATMUL:
+        if node.op_type in (CODEBOOK_MATMUL, TRELLIS_MATMUL):
             self.bytes_per_token += codes.nbytes + book.nbytes + scale.nbytes
         return record.ctypes.data, record
 

@@ -11,11 +11,11 @@ import numpy as np
 from runtime_py.engine import attention, matmul, razor_attention
 from runtime_py.engine.fence import aligned_bytes, settled
 from runtime_py.engine.machine import run_steps
-from runtime_py.engine.matrix import RAW_WIDTH
+from runtime_py.engine.matrix import width_tag
 from runtime_py.engine.plan import finish
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.team import Team, available_threads
-from runtime_py.simd.codes import RAW, WIDTHS
+from runtime_py.simd.codes import RAW
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
 
@@ -31,7 +31,7 @@ class Program:
         isa = pick()
         amx = isa == "avx512vbmi" and has_amx() and _allow_amx()
         rows, vectors = matmul.tile_shape(isa, amx)
-        widths = tuple(RAW if w == RAW_WIDTH else WIDTHS[w] for w in planner.widths()) or (RAW,)
+        widths = tuple(map(width_tag, planner.widths())) or (RAW,)
         self._config = _amx_config()
         self.threads = len(processors) or threads or available_threads()
         self._team = Team(self.threads, processors)

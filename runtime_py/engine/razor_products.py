@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime_py.engine.matmul import BIASES, MAX_ROWS, SCALES, SCRATCH_BYTES, TOTALS, TURNED, decode_rows
 from runtime_py.engine.matrix import (
+    BITS,
     BLOCKS,
     BOOK,
     BOOK_BYTES,
@@ -24,7 +25,6 @@ from runtime_py.engine.matrix import (
     SCALE,
     SCALE_ROWS,
     TAIL,
-    WIDTH,
     tail_codes,
     unpack_block,
 )
@@ -92,8 +92,8 @@ def razor_rows(
     book_rows = get_i64(matrix + 8 * BOOK_ROWS)
     scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
     blocks, tail, tails = get_i64(matrix + 8 * BLOCKS), get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES)
-    number = get_i64(matrix + 8 * WIDTH)
-    block_bytes = 32 * min(number, 8)
+    bits = get_i64(matrix + 8 * BITS)
+    block_bytes = 32 * bits
     unit = get_f32(units)
     for n in range(first, last):
         entries = table(isa, width, book + n // book_rows * book_bytes)
@@ -124,10 +124,10 @@ def razor_rows(
                 total = zero_ints()
         if tail > 0:
             if tails == 0:
-                unpack_block(at, min(number, 8), tail, scratch)
+                unpack_block(at, bits, tail, scratch)
             for s in range((tail + 63) // 64):
                 place = 256 * blocks + 64 * s
-                weights = lookup(isa, width, entries, tail_codes(width, number, at, tails, scratch, s))
+                weights = lookup(isa, width, entries, tail_codes(width, bits, at, tails, scratch, s))
                 acc = dot(isa, load_ints(sums + place), weights, load_bytes(codes + place))
                 by = add_ints(_flags(own, places, log_group, 4 * blocks + s), load_ints(shifts + place))
                 total = add_ints(total, shift_left(acc, by))

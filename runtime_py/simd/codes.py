@@ -2,6 +2,7 @@
 
 segment(width, address, s): the codes of columns 64s..64s+63 of the full block at `address`, one a byte. Bits above the
 code's width are left as they fall; lookups ignore them because their tables repeat.
+Trellis codes are unpacked as others; engine/paths.py makes indices of them.
 table(isa, width, address): the int8 codebook at `address` plus the instruction set's offset, ready for lookup().
 `width` is a tag (isa.py), so every width has its own straight code.
 """
@@ -13,13 +14,20 @@ from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
 from export.packing import BLOCK_COLUMNS, planes
-from runtime_py.simd.isa import WEIGHT_OFFSET, Tag
-from runtime_py.simd.lowering import emit_lookup16, emit_lookup64
+from runtime_py.simd.isa import WEIGHT_OFFSET, Tag, TagType
+from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
 from runtime_py.simd.vectors import I8, I16, I64, Bytes, load, shuffle
 
 WIDTHS = {bits: Tag("bits", bits) for bits in range(1, 9)}
 RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is the weight plus 128, no lookup
+TRELLIS = {bits: Tag("trellis", bits) for bits in range(1, 5)}  # codes that move a state on, which picks the level
+TRELLIS_STATE_BITS = 8
 _WORDS = ir.VectorType(I16, 32)
+
+
+def _index_bits(width: TagType) -> int:
+    """Bits that pick an entry of the codebook."""
+    return TRELLIS_STATE_BITS if width.kind == "trellis" else int(width.value)
 
 
 class TableType(types.Type):
@@ -40,7 +48,7 @@ class _TableModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.ArrayType(Bytes.llvm, fe_type.vectors))
 
 
-def _shift_words(builder: ir.IRBuilder, value: ir.Value, by: list[int]) -> ir.Value:
+def shift_words(builder: ir.IRBuilder, value: ir.Value, by: list[int]) -> ir.Value:
     """Shift the 16-bit words of a Bytes vector right (left where negative); bits cross into the neighbouring byte."""
     words = builder.bitcast(value, _WORDS)
     if any(s > 0 for s in by):
@@ -50,19 +58,20 @@ def _shift_words(builder: ir.IRBuilder, value: ir.Value, by: list[int]) -> ir.Va
     return builder.bitcast(words, Bytes.llvm)
 
 
-def _keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:
+def keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:
+    """The bits of every byte that are set in the mask."""
     return builder.and_(value, ir.Constant(Bytes.llvm, [mask] * 64))
 
 
 def _emit_segment_3(builder: ir.IRBuilder, address: ir.Value, segment: int) -> ir.Value:
     """Three bits: segments s and s + 2 share one merge, because their fields lie four bits apart in both planes."""
     pair = segment % 2
-    high = _shift_words(builder, load(builder, address, Bytes.llvm), [2 * pair - 1] * 32)
+    high = shift_words(builder, load(builder, address, Bytes.llvm), [2 * pair - 1] * 32)
     half = load(builder, builder.add(address, ir.Constant(I64, 64)), ir.VectorType(I8, 32))
     both = shuffle(builder, half, [i % 32 for i in range(64)])
-    low = _shift_words(builder, both, [2 * pair] * 16 + [2 * pair + 1] * 16)
-    merged = builder.or_(_keep(builder, high, 0xEE), _keep(builder, low, 0x11))
-    return _shift_words(builder, merged, [4] * 32) if segment >= 2 else merged
+    low = shift_words(builder, both, [2 * pair] * 16 + [2 * pair + 1] * 16)
+    merged = builder.or_(keep(builder, high, 0xEE), keep(builder, low, 0x11))
+    return shift_words(builder, merged, [4] * 32) if segment >= 2 else merged
 
 
 def _emit_segment(builder: ir.IRBuilder, bits: int, address: ir.Value, segment: int) -> ir.Value:
@@ -80,12 +89,12 @@ def _emit_segment(builder: ir.IRBuilder, bits: int, address: ir.Value, segment: 
             half = load(builder, start, ir.VectorType(I8, 32))
             loaded = shuffle(builder, half, [i % 32 for i in range(64)])
             shifts = [2 * segment - remaining] * 16 + [2 * segment + 1 - remaining] * 16
-        moved = _shift_words(builder, loaded, shifts)
+        moved = shift_words(builder, loaded, shifts)
         if len(planes(bits)) > 1:
             mask = ((1 << plane) - 1) << remaining
             if code is None:  # the top plane keeps what lies above it: lookups ignore those bits
                 mask = 256 - (1 << remaining)
-            moved = _keep(builder, moved, mask)
+            moved = keep(builder, moved, mask)
         code = moved if code is None else builder.or_(code, moved)
         offset += size
     return code
@@ -123,7 +132,7 @@ def tail_segment(typingctx, width, address, places):
             shifts = load(builder, builder.add(row, ir.Constant(I64, 64)), quads)
             fields = builder.bitcast(builder.lshr(values, shifts), Bytes.llvm)
             if len(planes(signature.args[0].value)) > 1:
-                fields = _keep(builder, fields, (1 << plane) - 1)
+                fields = keep(builder, fields, (1 << plane) - 1)
             if code is None:
                 code = fields
             else:
@@ -163,19 +172,21 @@ def table(typingctx, isa, width, address):
     """The codebook of 2**width int8 entries at `address` as a lookup table."""
 
     def codegen(context, builder, signature, args):
-        return _emit_table(builder, signature.args[0].value, signature.args[1].value, args[2])
+        return _emit_table(builder, signature.args[0].value, _index_bits(signature.args[1]), args[2])
 
-    return TableType(width.value)(isa, width, types.int64), codegen
+    return TableType(_index_bits(width))(isa, width, types.int64), codegen
 
 
 def _emit_lookup(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, code: ir.Value) -> ir.Value:
     vectors = [builder.extract_value(entries, i) for i in range(max(1, (1 << bits) // 64))]
     if bits <= 4:
         return emit_lookup16(builder, isa, vectors[0], code)
-    found = [emit_lookup64(builder, isa, v, code) for v in vectors]
-    bit = 64
+    if isa == "avx512vbmi" and len(vectors) > 1:
+        found, bit = [emit_lookup128(builder, *pair, code) for pair in zip(vectors[::2], vectors[1::2])], 128
+    else:
+        found, bit = [emit_lookup64(builder, isa, v, code) for v in vectors], 64
     while len(found) > 1:
-        chosen = builder.icmp_unsigned("!=", _keep(builder, code, bit), ir.Constant(Bytes.llvm, [0] * 64))
+        chosen = builder.icmp_unsigned("!=", keep(builder, code, bit), ir.Constant(Bytes.llvm, [0] * 64))
         found = [builder.select(chosen, high, low) for low, high in zip(found[::2], found[1::2])]
         bit *= 2
     return found[0]
@@ -189,6 +200,6 @@ def lookup(typingctx, isa, width, entries, code):
         name, kind = signature.args[0].value, signature.args[1]
         if kind.kind == "raw":
             return builder.xor(args[3], ir.Constant(Bytes.llvm, [128 ^ WEIGHT_OFFSET[name]] * 64))
-        return _emit_lookup(builder, name, kind.value, args[2], args[3])
+        return _emit_lookup(builder, name, _index_bits(kind), args[2], args[3])
 
     return Bytes(isa, width, entries, Bytes), codegen

@@ -84,6 +84,11 @@ def emit_lookup64(builder: ir.IRBuilder, isa: str, table: ir.Value, index: ir.Va
     )
 
 
+def emit_lookup128(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, index: ir.Value) -> ir.Value:
+    """Byte i is entry index[i] mod 128 of two vectors; avx512vbmi alone has this."""
+    return call(builder, "llvm.x86.avx512.vpermi2var.qi.512", Bytes.llvm, [low, index, high])
+
+
 def _dot_256(builder: ir.IRBuilder, acc: ir.Value, weights: ir.Value, activations: ir.Value) -> ir.Value:
     """Plain AVX2: |w| x sign(a, w) keeps every pair of products within int16 (2 * 128 * 127 < 2**15)."""
     bytes_256, words, ints = weights.type, ir.VectorType(I16, 16), acc.type

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numba as nb
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from hypothesis import strategies as st
 
 from export.contract import CodebookLayout, dequantize
 from export.packing import pack
+from export.trellis import TrellisLayout
 from runtime_py.engine import matmul
 from runtime_py.engine.fence import aligned_bytes
 from runtime_py.engine.machine import _by_width
 from runtime_py.engine.matmul import matmul_item
-from runtime_py.engine.matrix import RAW_WIDTH, WIDTH, matrix_record, padded
+from runtime_py.engine.matrix import RAW_WIDTH, WIDTH, matrix_record, padded, width_tag
 from runtime_py.engine.matvec import matvec_rows
 from runtime_py.engine.program import _allow_amx, _amx_config
 from runtime_py.engine.quantize import quantize_group, quantize_token
@@ -48,10 +51,10 @@ def quantized_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, values
 
 
-def product(isa, amx, layout, parts, x, bias=None, start=None):
-    """The kernel's result: matvec for one token, tiles for several."""
+def product(isa, amx, layout, parts, x, bias=None, start=None, runs=()):
+    """The kernel's result: matvec for one token (its rows in the given runs), tiles for several."""
     record, keep = matrix_record(layout, *parts)
-    width = RAW if record[WIDTH] == RAW_WIDTH else WIDTHS[layout.bits]
+    width = width_tag(int(record[WIDTH]))
     tokens, columns = x.shape
     blocks, wide = -(-columns // 256), padded(columns)
     groups = -(-tokens // 32) * 2
@@ -63,10 +66,11 @@ def product(isa, amx, layout, parts, x, bias=None, start=None):
     addresses = [a.ctypes.data for a in (q, sums, scales)]
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, *addresses)
-        matvec_rows(
-            tag, width, record.ctypes.data, *addresses, 0, layout.N, out.ctypes.data, shift, start is not None,
-            scratch.ctypes.data,
-        )  # fmt: skip
+        for first, last in runs or [(0, layout.N)]:
+            matvec_rows(
+                tag, width, record.ctypes.data, *addresses, first, last, out.ctypes.data, shift, start is not None,
+                scratch.ctypes.data,
+            )  # fmt: skip
         return out
     for group in range(-(-tokens // 16)):
         quantize_group(
@@ -84,7 +88,7 @@ def product(isa, amx, layout, parts, x, bias=None, start=None):
 
 def random_parts(layout, rng):
     codes = pack(rng.integers(0, 1 << layout.bits, (layout.N, layout.K), dtype=np.uint8), layout.bits)
-    book = rng.integers(-128, 128, layout.codebook_shape).astype(np.int8)
+    book = rng.integers(-127, 128, layout.codebook_shape).astype(np.int8)
     return codes, book, rng.random(layout.scale_shape).astype(np.float32)
 
 
@@ -98,10 +102,26 @@ LAYOUTS = st.builds(
     rows_per_scale=st.integers(1, 5),
 )
 
+PATHS = st.builds(
+    TrellisLayout,
+    bits=st.integers(1, 4),
+    K=st.one_of(st.integers(1, 700), st.sampled_from([64, 192, 256, 512, 896])),
+    N=st.integers(1, 70),
+    state_bits=st.just(8),
+    rows_per_codebook=st.integers(1, 80),
+    rows_per_scale=st.integers(1, 5),
+)
+
+
+def weights_of(layout, parts):
+    if isinstance(layout, TrellisLayout):
+        return layout.dequantized(*parts).astype(np.float64)
+    return dequantize(layout, *parts).astype(np.float64)
+
 
 @pytest.mark.parametrize("isa, amx", KINDS)
 @settings(max_examples=25)
-@given(LAYOUTS, st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
+@given(st.one_of(LAYOUTS, PATHS), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 @example(CodebookLayout(4, 7, 1), 1, False, 0)  # one row, less than one vector
 @example(CodebookLayout(3, 64, 33), 33, True, 1)  # one row more than a tile, one token more than two groups
 def test_product_of_quantized_activations(isa, amx, layout, tokens, more, seed):
@@ -110,7 +130,7 @@ def test_product_of_quantized_activations(isa, amx, layout, tokens, more, seed):
     x = (rng.standard_normal((tokens, layout.K)) * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
     bias = rng.standard_normal(layout.N).astype(np.float32) if more else None
     start = rng.standard_normal((tokens, layout.N)).astype(np.float32) if more else None
-    weights = dequantize(layout, *parts).astype(np.float64)
+    weights = weights_of(layout, parts)
     _, values = quantized_reference(x)
     expected = values @ weights.T
     magnitude = np.abs(values) @ np.abs(weights).T + 1
@@ -138,15 +158,31 @@ def test_integers_of_one_block_are_exact(isa, amx, bits, tokens):
     np.testing.assert_array_equal(product(isa, amx, layout, parts, x), expected)
 
 
+@pytest.mark.parametrize("layout", [CodebookLayout(3, 900, 50), TrellisLayout(3, 900, 50, 8, 32)])
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_every_instruction_set_gives_the_same_bits(tokens):
+def test_every_instruction_set_gives_the_same_bits(tokens, layout):
     rng = np.random.default_rng(5)
-    layout = CodebookLayout(3, 900, 50)
     parts = random_parts(layout, rng)
     x = rng.standard_normal((tokens, 900)).astype(np.float32)
     first, *others = (product(isa, amx, layout, parts, x) for isa, amx in KINDS)
     for other in others:
         np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("isa, amx", KINDS)
+@pytest.mark.parametrize("bits", range(1, 5))
+@settings(max_examples=10)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(1, 70), st.integers(0, 2**31))
+def test_paths_may_begin_anywhere(isa, amx, bits, cuts, book_rows, seed):
+    """Threads share out the rows of a matrix in runs: the parts are the whole, bit for bit."""
+    rng = np.random.default_rng(seed)
+    layout = TrellisLayout(bits, 320, 60, 8, book_rows)
+    parts, x = random_parts(layout, rng), rng.standard_normal((1, 320)).astype(np.float32)
+    whole = product(isa, amx, layout, parts, x)
+    ends = sorted({0, 60, *cuts})
+    runs = list(itertools.pairwise(ends))
+    rng.shuffle(runs)
+    np.testing.assert_array_equal(product(isa, amx, layout, parts, x, runs=runs), whole)
 
 
 def test_zero_activations_give_zero():

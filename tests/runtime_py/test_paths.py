@@ -1,0 +1,54 @@
+"""Whole models of trellis codes: read as they are stored, they compute the bits that their 8-bit expansion computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from export.reader import read_graph
+from runtime_py.engine import paths
+from runtime_py.engine.engine import Engine
+from runtime_py.expansion import expand_compact
+from runtime_py.load import open_model
+from runtime_py.simd.isa import available
+from tests.conftest import _checkpoint, _package
+
+
+@pytest.fixture(scope="module")
+def folder(stories, tinystories_text, tmp_path_factory):
+    work = tmp_path_factory.mktemp("paths")
+    options = {"bits": 3, "sequences": 8, "passes": 0, "trellis": "all", "state_bits": 8}
+    return _package(_checkpoint(stories, str(tinystories_text), "0:0.5", work / "q", **options), work / "model")
+
+
+def logits(engine, ids):
+    state = engine.new_state()
+    parts = [engine.forward(state, ids[:37]), *(engine.forward(state, ids[i : i + 1]) for i in range(37, 45))]
+    return np.concatenate(parts)
+
+
+# Compiling a whole engine takes long; the kernels of every instruction set are tested in test_products.py.
+BEST, *OTHERS = available()
+
+
+@pytest.mark.parametrize("isa", [BEST, *(pytest.param(isa, marks=pytest.mark.long) for isa in OTHERS)])
+def test_stored_codes_give_the_same_bits(folder, isa, monkeypatch):
+    monkeypatch.setenv("ATHENA_ISA", isa)
+    ids = np.random.default_rng(0).integers(3, 500, 45)
+    expanded = Engine(expand_compact(read_graph(folder)), threads=3)
+    monkeypatch.setattr(paths, "_DIRECT", (isa,))
+    direct, why = open_model(folder, threads=3)
+    assert isinstance(direct, Engine), why
+    np.testing.assert_array_equal(logits(direct, ids), logits(expanded, ids))
+    assert direct.bytes_per_token < 0.7 * expanded.bytes_per_token  # the 8-bit head counts in both
+
+
+def test_other_instruction_sets_and_state_widths_are_expanded(folder, monkeypatch):
+    node = next(n for n in read_graph(folder).nodes if n.op_type == "TrellisCodebookMatMul")
+    monkeypatch.setattr(paths, "pick", lambda: "avx512vbmi")
+    assert paths.runs_directly(node)
+    assert not paths.runs_directly(replace(node, attributes={**node.attributes, "state_bits": 7}))
+    monkeypatch.setattr(paths, "pick", lambda: "avx2")
+    assert not paths.runs_directly(node)
