@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
 from export.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
 from export.spec import ModelSpec
+from toolchain.own_text import whole_model
 from toolchain.progress import Reporter
 from toolchain.quantize import Matrix, restored
 from toolchain.quantize.microbatch import TRAINABLE, trainable_layer
@@ -35,11 +35,7 @@ def tune_checkpoint(
     """Write all tuned shards of the checkpoint in `out`; windows are token ids int64 [count, length]."""
     if all((out / name).exists() for name in shard_names(spec.blocks, TUNED_PREFIX)):
         return
-    logging.disable_progress_bar()
-    teacher = AutoModelForCausalLM.from_pretrained(
-        source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    teacher.eval().requires_grad_(False)
+    teacher = whole_model(source)
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)

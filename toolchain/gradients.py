@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
 
 from export.spec import ModelSpec
+from toolchain.own_text import whole_model
 from toolchain.progress import Reporter
 from toolchain.source import SourceModel
 from toolchain.threads import ordered
@@ -38,11 +37,7 @@ def measure(
     Without `per_weight` only the output gradients are kept, averaged over `groups` runs of rows. Source of the two
     uses: SqueezeLLM (arXiv 2306.07629) for weights, GuidedQuant (arXiv 2505.07004) for outputs.
     """
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    ).eval()
-    model.requires_grad_(False)
+    model = whole_model(source)
     modules = {name: model.get_submodule(name) for name in spec.quantizable()}
     squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
     outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}

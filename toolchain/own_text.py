@@ -1,8 +1,8 @@
 """Text that the model writes itself: as much calibration data as wanted, all in the model's own domain.
 
-A model that is tuned for long on one text follows the source model closely there and less closely elsewhere.
+A model that is calibrated and tuned on one text follows the source model closely there and less closely elsewhere.
 Continuations sampled at temperature one come from the very distribution that is to be kept (LLM-QAT,
-arXiv 2305.17888, section 3.1), and no window is seen twice.
+arXiv 2305.17888, section 3.1), and no window is seen twice. Needs the whole model in memory, 4 bytes a parameter.
 """
 
 from __future__ import annotations
@@ -10,48 +10,68 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.utils import logging
 
+from toolchain.source import SourceModel
 from toolchain.threads import ordered, pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
 _BATCH = 64  # windows written together: enough to share the weights' way through memory
-_CHUNK = 4 * _BATCH  # windows kept at a time
+_CHUNK = 4 * _BATCH  # windows made at a time
+
+
+def whole_model(source: SourceModel) -> PreTrainedModel:
+    """The source model in float32, without gradients."""
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    model.eval().requires_grad_(False)
+    return model
+
+
+def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Sequences int64 [count, length] with the first `share` of them replaced by the model's own text."""
+    count = round(share * len(tokens))
+    if count == 0:
+        return tokens
+    own = OwnText(whole_model(source), tokens.reshape(-1), tokens.shape[1], seed, chunk=count)
+    return np.concatenate([own.windows(0, count), tokens[count:]])
 
 
 class OwnText:
     """An endless list of windows written by a model; window i depends on the seed, the text and the model alone."""
 
-    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = _CHUNK) -> None:
         """text: token ids int64 [n], more than `length` of them; length: tokens a window, at most the context."""
-        self._model, self._text, self._length, self._seed = model, text, length, seed
+        self._model, self._text, self._length, self._seed, self._count = model, text, length, seed, chunk
         self._place, self._chunk = -1, np.empty((0, length), np.int64)
 
     def windows(self, first: int, count: int) -> np.ndarray:
         """Windows first to first + count, int64 [count, length]; earlier chunks than the last asked for are redone."""
         found = []
         for i in range(first, first + count):
-            if i // _CHUNK != self._place:
-                self._place = i // _CHUNK
+            if i // self._count != self._place:
+                self._place = i // self._count
                 self._chunk = self._write(self._place)
-            found.append(self._chunk[i % _CHUNK])
+            found.append(self._chunk[i % self._count])
         return np.stack(found) if found else np.empty((0, self._length), np.int64)
 
     def _write(self, place: int) -> np.ndarray:
         prompt = min(PROMPT, self._length)
-        starts = np.random.default_rng((self._seed, place)).integers(0, len(self._text) - prompt + 1, _CHUNK)
+        starts = np.random.default_rng((self._seed, place)).integers(0, len(self._text) - prompt + 1, self._count)
         prompts = np.stack([self._text[start : start + prompt] for start in starts])
 
         def write(batch: slice) -> np.ndarray:
-            draws = torch.Generator().manual_seed((self._seed + place * _CHUNK + batch.start) % 2**63)
+            draws = torch.Generator().manual_seed((self._seed + place * self._count + batch.start) % 2**63)
             return continued(self._model, prompts[batch], self._length, draws)
 
-        return np.concatenate(list(ordered(write, pieces(_CHUNK, _BATCH))))
+        return np.concatenate(list(ordered(write, pieces(self._count, _BATCH))))
 
 
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
-    from transformers import DynamicCache
-
     rows = fresh = torch.from_numpy(prompts)
     cache = DynamicCache()
     with torch.no_grad():

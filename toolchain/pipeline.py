@@ -118,6 +118,7 @@ def _refuse_for_encoders(settings: QuantizeSettings) -> None:
     asked = {
         "--tune-steps": settings.tune_steps,
         "--guided": settings.guided,
+        "--own-text": settings.own_text,
         "a fractional --bits": settings.is_budget,
         f"--method {settings.method}": needs_gradients(settings.method) or settings.method == "qrazor",
         "--outliers-by gradient": settings.needs_weight_gradients,
@@ -134,6 +135,11 @@ def _quantize_blocks(
     workers: Workers,
 ) -> None:  # fmt: skip
     """Everything that needs the calibration tokens: gradients and bit allocation where asked, then block by block."""
+    if settings.own_text:
+        from toolchain.own_text import mixed
+
+        tokens = mixed(source, tokens, settings.own_text, settings.seed)
+        give_back()
     runner = BlockRunner(source, spec)
     per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
     gradients, widths = None, {}

@@ -52,7 +52,9 @@ TuneSteps = Annotated[Optional[int], typer.Option(help="Steps of end-to-end tuni
 TuneRate = Annotated[float, typer.Option(help="Relative learning rate; 0: by the width.")]
 TuneBatch = Annotated[int, typer.Option(help="Windows a tuning step.")]
 TuneLength = Annotated[int, typer.Option(help="Tokens a tuning window.")]
-OwnText = Annotated[Optional[float], typer.Option(help="Share of tuning windows that the model writes [0; best 0.5].")]
+OwnText = Annotated[
+    Optional[float], typer.Option(help="Share of the text that the model writes [0; best 0.5, of the built-in 1].")
+]
 WorkerCount = Annotated[int, typer.Option("--workers", help="Layers solved at once, in processes.")]
 Scheduler = Annotated[Optional[str], typer.Option(help="Dask scheduler that solves the layers, tcp://HOST:PORT.")]
 VocabularyText = Annotated[
@@ -272,6 +274,7 @@ def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet:
 
 def _settings(given: dict[str, Any]) -> QuantizeSettings:
     """Settings from a command's options: the preset's values where an option was not given."""
+    from toolchain.calibration import BUILT_IN
     from toolchain.quantize.razor_settings import RazorSettings
     from toolchain.quantize.settings import METHOD_DEFAULTS, PRESETS, QuantizeSettings
 
@@ -280,6 +283,8 @@ def _settings(given: dict[str, Any]) -> QuantizeSettings:
     defaults = {**PRESETS[given["preset"]], **METHOD_DEFAULTS.get(given["method"], {})}
     names = (*QuantizeSettings.__dataclass_fields__, *RazorSettings.__dataclass_fields__)
     chosen = {**defaults, **{name: given[name] for name in names if given.get(name) is not None}}
+    if given["own_text"] is None and chosen.get("own_text") and given["calibration"] == BUILT_IN:
+        chosen["own_text"] = 1.0  # the built-in text is hardly the model's domain
     if float(chosen.get("bits", 0.5)).is_integer():
         chosen["bits"] = int(chosen["bits"])
     razor = {name: chosen.pop(name) for name in RazorSettings.__dataclass_fields__ if name in chosen}

@@ -58,7 +58,7 @@ class QuantizeSettings:
     tune_rate: float = 0.0  # learning rate, relative to the root mean square of each tensor; 0: by the layer's width
     tune_batch: int = 8  # windows a step
     tune_length: int = 256  # tokens a window
-    own_text: float = 0.0  # share of the tuning windows that the model writes itself (toolchain/own_text.py)
+    own_text: float = 0.0  # share of calibration and tuning that the model writes itself (toolchain/own_text.py)
     razor: RazorSettings = field(default_factory=RazorSettings)  # integer activations and cache
 
     def __post_init__(self) -> None:
