@@ -84,6 +84,8 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
     training = TrainingProbe(runner, spec, block, hidden)
     seconds = share * (embedding + spec.layers * (passing + running)) + spec.blocks * (loading + sizes.seconds) + rows
     peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)]
+    if settings.own_text:
+        seconds += training.own_text(round(settings.own_text * sequences)).seconds
     per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
     if per_weight or settings.guided or settings.is_budget:
         cost = training.gradients(sequences, weights + matrices, per_weight)

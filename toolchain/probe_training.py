@@ -63,6 +63,12 @@ class TrainingProbe:
         extra = 2 * 4 * parameters if per_weight else 0  # one sequence's, and the sum
         return Cost(seconds * sequences / threads, 4 * parameters + threads * held + extra)
 
+    def own_text(self, sequences: int) -> Cost:
+        """toolchain.own_text for `sequences` calibration sequences; what it holds, gradients hold as well."""
+        (reading, _), _ = self._block_times(self._length, per_weight=False)
+        writing = (self._spec.layers * reading + self._head_times(self._length)[0]) * _DRAWING
+        return Cost(writing * sequences / thread_count(), 0)
+
     def tuning(self, settings: QuantizeSettings, layers: list[Layer], weights: int, outside: int) -> Cost:
         """toolchain.finetune for these settings: `weights` in the linear layers, `outside` elsewhere."""
         length = min(settings.tune_length, self._length)
