@@ -18,6 +18,7 @@ rows_per_scale is what a short row needs: at K = 64 one float16 scale per row wo
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -91,15 +92,33 @@ class CodebookLayout:
 
     def check(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
         """Raise ValueError when an array does not have the dtype and shape that the contract asks for."""
-        expected = {
-            "codes": (codes, (np.uint8,), self.codes_shape),
-            "codebook": (codebook, (np.int8,), self.codebook_shape),
-            "scale": (scale, (np.float16, np.float32), self.scale_shape),
-        }
-        for name, (array, dtypes, shape) in expected.items():
-            if array.dtype not in dtypes or array.shape != shape:
-                wanted = " or ".join(np.dtype(d).name for d in dtypes)
-                raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, expected {wanted} {list(shape)}")
+        check_parts(self, codes, codebook, scale)
+
+
+class Shapes(Protocol):
+    """What the layouts of all products have in common."""
+
+    @property
+    def codes_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def codebook_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]: ...
+
+
+def check_parts(layout: Shapes, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
+    """Raise ValueError when an array does not have the dtype and shape that a layout asks for."""
+    expected = {
+        "codes": (codes, (np.uint8,), layout.codes_shape),
+        "codebook": (codebook, (np.int8,), layout.codebook_shape),
+        "scale": (scale, (np.float16, np.float32), layout.scale_shape),
+    }
+    for name, (array, dtypes, shape) in expected.items():
+        if array.dtype not in dtypes or array.shape != shape:
+            wanted = " or ".join(np.dtype(d).name for d in dtypes)
+            raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, expected {wanted} {list(shape)}")
 
 
 def dequantize(layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from export.packing import BLOCK_COLUMNS, PLANE_WIDTHS
 
 _ATTRIBUTES = "bits, K, N, group_size, rows_per_codebook, rows_per_scale"
 
-GEOMETRY = f"""
+CONSTANTS = f"""
     zero = Constant <value_int: int = 0> ()
     one = Constant <value_int: int = 1> ()
     two = Constant <value_int: int = 2> ()
@@ -29,21 +29,13 @@ GEOMETRY = f"""
     start = Constant <value_ints: ints = [0]> ()
     second = Constant <value_ints: ints = [1]> ()
     bits = Constant <value_int: int = @bits> ()
-    columns = Constant <value_int: int = @K> ()
-    group_size = Constant <value_int: int = @group_size> ()
     rows_per_codebook = Constant <value_int: int = @rows_per_codebook> ()
     rows_per_scale = Constant <value_int: int = @rows_per_scale> ()
-    whole_row = Equal (group_size, zero)
-    columns_per_group = Where (whole_row, columns, group_size)
-    groups_up = Add (columns, columns_per_group)
-    groups_up_minus = Sub (groups_up, one)
-    groups = Div (groups_up_minus, columns_per_group)
+"""
+
+# From columns, the number of codes in a row, to where each code lies.
+PLACES = """
     column = Range (zero, columns, one)
-    one_group = Equal (groups, one)
-    group_columns = Where (one_group, one, columns)
-    group_stop = Reshape (group_columns, second)
-    any_group = Div (column, columns_per_group)
-    group = Slice (any_group, start, group_stop)
     block = Div (column, block_columns)
     block_first = Mul (block, block_columns)
     in_block = Sub (column, block_first)
@@ -52,6 +44,22 @@ GEOMETRY = f"""
     block_bytes = Mul (bits, block_bytes_per_bit)
     base_8 = Mul (block, block_bytes)
     columns_minus = Sub (columns, one)
+"""
+
+GEOMETRY = f"""{CONSTANTS}
+    columns = Constant <value_int: int = @K> ()
+    group_size = Constant <value_int: int = @group_size> ()
+    whole_row = Equal (group_size, zero)
+    columns_per_group = Where (whole_row, columns, group_size)
+    groups_up = Add (columns, columns_per_group)
+    groups_up_minus = Sub (groups_up, one)
+    groups = Div (groups_up_minus, columns_per_group)
+{PLACES}
+    one_group = Equal (groups, one)
+    group_columns = Where (one_group, one, columns)
+    group_stop = Reshape (group_columns, second)
+    any_group = Div (column, columns_per_group)
+    group = Slice (any_group, start, group_stop)
 """
 
 

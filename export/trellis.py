@@ -24,7 +24,7 @@ from importlib import resources
 
 import numpy as np
 
-from export.contract import CodebookLayout
+from export.contract import CodebookLayout, check_parts
 from export.packing import row_bytes, unpack
 
 TRELLIS_MATMUL = "TrellisCodebookMatMul"
@@ -86,15 +86,7 @@ class TrellisLayout:
 
     def check(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
         """Raise ValueError when an array does not have the dtype, shape or range that the contract asks for."""
-        expected = {
-            "codes": (codes, (np.uint8,), self.codes_shape),
-            "codebook": (codebook, (np.int8,), self.codebook_shape),
-            "scale": (scale, (np.float16, np.float32), self.scale_shape),
-        }
-        for name, (array, dtypes, shape) in expected.items():
-            if array.dtype not in dtypes or array.shape != shape:
-                wanted = " or ".join(np.dtype(d).name for d in dtypes)
-                raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, expected {wanted} {list(shape)}")
+        check_parts(self, codes, codebook, scale)
         if codebook.min(initial=0) < -LEVEL_LIMIT:
             raise ValueError(f"codebook holds an entry below -{LEVEL_LIMIT}")
 

@@ -12,8 +12,7 @@ import onnx
 import onnx.parser
 
 from export.contract import DOMAIN, OPSET
-from export.functions import planes
-from export.packing import BLOCK_COLUMNS
+from export.functions import CONSTANTS, PLACES, planes
 from export.trellis import TRELLIS_MATMUL
 
 
@@ -37,32 +36,10 @@ _TEXT = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
 {TRELLIS_MATMUL} <bits, K, N, state_bits, rows_per_codebook, rows_per_scale> (X, codes, codebook, scale) => (Y)
 {{
-    zero = Constant <value_int: int = 0> ()
-    one = Constant <value_int: int = 1> ()
-    two = Constant <value_int: int = 2> ()
-    seven = Constant <value_int: int = 7> ()
-    eight = Constant <value_int: int = 8> ()
-    block_columns = Constant <value_int: int = {BLOCK_COLUMNS}> ()
-    block_bytes_per_bit = Constant <value_int: int = {BLOCK_COLUMNS // 8}> ()
-    flat = Constant <value_ints: ints = [-1]> ()
-    start = Constant <value_ints: ints = [0]> ()
-    second = Constant <value_ints: ints = [1]> ()
-    bits = Constant <value_int: int = @bits> ()
-    columns = Constant <value_int: int = @K> ()
+{CONSTANTS}    columns = Constant <value_int: int = @K> ()
     rows = Constant <value_int: int = @N> ()
     state_bits = Constant <value_int: int = @state_bits> ()
-    rows_per_codebook = Constant <value_int: int = @rows_per_codebook> ()
-    rows_per_scale = Constant <value_int: int = @rows_per_scale> ()
-    column = Range (zero, columns, one)
-    block = Div (column, block_columns)
-    block_first = Mul (block, block_columns)
-    in_block = Sub (column, block_first)
-    columns_left = Sub (columns, block_first)
-    width = Min (columns_left, block_columns)
-    block_bytes = Mul (bits, block_bytes_per_bit)
-    base_8 = Mul (block, block_bytes)
-    columns_minus = Sub (columns, one)
-    row_codes = Identity (codes)
+{PLACES}    row_codes = Identity (codes)
 {planes()}
     nothing = Cast <to = 12> (zero)
     one_u = Cast <to = 12> (one)

@@ -8,41 +8,18 @@ import onnx
 import onnx.parser
 
 from export.contract import DOMAIN, OPSET
-from export.functions import planes
-from export.packing import BLOCK_COLUMNS
+from export.functions import CONSTANTS, PLACES, planes
 from export.vectors import VECTOR_MATMUL
 
 _GEOMETRY = f"""
-    zero = Constant <value_int: int = 0> ()
-    one = Constant <value_int: int = 1> ()
-    two = Constant <value_int: int = 2> ()
-    seven = Constant <value_int: int = 7> ()
-    eight = Constant <value_int: int = 8> ()
-    block_columns = Constant <value_int: int = {BLOCK_COLUMNS}> ()
-    block_bytes_per_bit = Constant <value_int: int = {BLOCK_COLUMNS // 8}> ()
-    flat = Constant <value_ints: ints = [-1]> ()
-    start = Constant <value_ints: ints = [0]> ()
-    second = Constant <value_ints: ints = [1]> ()
-    bits = Constant <value_int: int = @bits> ()
-    width_k = Constant <value_int: int = @K> ()
+{CONSTANTS}    width_k = Constant <value_int: int = @K> ()
     rows = Constant <value_int: int = @N> ()
     dimension = Constant <value_int: int = @dimension> ()
     books = Constant <value_int: int = @books> ()
-    rows_per_codebook = Constant <value_int: int = @rows_per_codebook> ()
-    rows_per_scale = Constant <value_int: int = @rows_per_scale> ()
     width_up = Add (width_k, dimension)
     width_up_minus = Sub (width_up, one)
     columns = Div (width_up_minus, dimension)
-    column = Range (zero, columns, one)
-    block = Div (column, block_columns)
-    block_first = Mul (block, block_columns)
-    in_block = Sub (column, block_first)
-    columns_left = Sub (columns, block_first)
-    width = Min (columns_left, block_columns)
-    block_bytes = Mul (bits, block_bytes_per_bit)
-    base_8 = Mul (block, block_bytes)
-    columns_minus = Sub (columns, one)
-"""
+{PLACES}"""
 
 _TEXT = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>

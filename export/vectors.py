@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from export.contract import CodebookLayout
+from export.contract import CodebookLayout, check_parts
 from export.packing import row_bytes, unpack
 
 VECTOR_MATMUL = "VectorCodebookMatMul"
@@ -71,15 +71,7 @@ class VectorLayout:
 
     def check(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
         """Raise ValueError when an array does not have the dtype, shape or range that the contract asks for."""
-        expected = {
-            "codes": (codes, (np.uint8,), self.codes_shape),
-            "codebook": (codebook, (np.int8,), self.codebook_shape),
-            "scale": (scale, (np.float16, np.float32), self.scale_shape),
-        }
-        for name, (array, dtypes, shape) in expected.items():
-            if array.dtype not in dtypes or array.shape != shape:
-                wanted = " or ".join(np.dtype(d).name for d in dtypes)
-                raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, expected {wanted} {list(shape)}")
+        check_parts(self, codes, codebook, scale)
         if book_sums(codebook).max(initial=0) > SUM_LIMIT:
             raise ValueError(f"the books of codebook add up to more than {SUM_LIMIT}")
 
