@@ -7,6 +7,7 @@ written. The layouts are those that `quantize` chooses for such matrices, so byt
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +17,20 @@ import numpy as np
 
 from export import __version__
 from export.archs import model_spec
-from export.checkpoint import FORMAT_VERSION, RAZORED, TensorRecord
+from export.checkpoint import FORMAT_VERSION, RAZORED, TRELLIS, TensorRecord
 from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import write_json
 from export.folder import install_folder
 from export.sdr import SdrFormat, code_table, pack_flags
 from export.spec import ModelSpec
+from export.trellis import TrellisLayout
 from toolchain.packaging import package_checkpoint
 from toolchain.pipeline import totals
 from toolchain.quantize.athena import choose_layout
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantize.trellis import choose_layout as choose_trellis
+from toolchain.quantize.trellis import scale_bits as trellis_scale_bits
 
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -107,6 +111,9 @@ class RandomCheckpoint:
     def _codebook(self, name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
         if settings.method == "qrazor":
             return self._razored(name, shape, settings)
+        trellis = choose_trellis(*shape, settings) if settings.uses_trellis else None
+        if trellis is not None:
+            return self._trellis(name, shape, trellis[0], trellis_scale_bits(shape[1], settings))
         layout, scale_bits = choose_layout(*shape, settings)
         return self._record(name, layout, scale_bits if scale_bits < 16 else None)
 
@@ -129,6 +136,25 @@ class RandomCheckpoint:
             group_size=layout.group_size, rows_per_codebook=layout.rows_per_codebook,
             rows_per_scale=layout.rows_per_scale, rank=0, scale_dtype="float16", scale_bits=scale_bits, losses={},
         )  # fmt: skip
+        return RandomCheckpoint._with_scales(record, layout, scale_bits)
+
+    @staticmethod
+    def _trellis(name: str, shape: tuple[int, int], layout: TrellisLayout, scale_bits: int) -> TensorRecord:
+        """With levels of its own: those of the quantizer's small matrices may be the standard ones."""
+        size = math.prod(layout.codes_shape) + math.prod(layout.codebook_shape) + 2 * math.prod(layout.scale_shape)
+        coded = scale_bits if scale_bits < 16 else None
+        record = TensorRecord(
+            name=name, scheme=TRELLIS, shape=shape, bytes=size, bits=layout.bits, state_bits=layout.state_bits,
+            rows_per_codebook=layout.rows_per_codebook, rows_per_scale=layout.rows_per_scale, scale_dtype="float16",
+            scale_bits=coded,
+        )  # fmt: skip
+        return RandomCheckpoint._with_scales(record, layout, coded)
+
+    @staticmethod
+    def _with_scales(
+        record: TensorRecord, layout: CodebookLayout | TrellisLayout, scale_bits: int | None
+    ) -> TensorRecord:
+        """The record with the bytes of coded scales in place of float16 ones."""
         if scale_bits is None:
             return record
         scales = record.scale_layout().stored_bytes() - 2 * layout.scale_shape[0] * layout.scale_shape[1]
@@ -153,10 +179,13 @@ class RandomCheckpoint:
                 return code_table(form)[None, None]
             flags = rng.integers(0, form.flag_limit + 1, (record.shape[0], form.groups(record.shape[1])))
             return pack_flags(flags if form.flag_limit else flags[:1])
+        layout: CodebookLayout | TrellisLayout
         if record.scheme == RAZORED:
             layout = record.integer_layout(record.group_size).stored()
+        elif suffix.startswith(".scale."):
+            layout = record.scale_layout()
         else:
-            layout = record.scale_layout() if suffix.startswith(".scale.") else record.layout()
+            layout = record.trellis_layout() if record.scheme == TRELLIS else record.layout()
         part = suffix.rsplit(".", 1)[-1]
         if part == "codes":
             return np.frombuffer(rng.bytes(layout.codes_shape[0] * layout.codes_shape[1]), np.uint8).reshape(
@@ -165,6 +194,8 @@ class RandomCheckpoint:
         if part == "codebook":
             if suffix.startswith(".scale."):
                 return np.full(layout.codebook_shape, 100, np.int8)
+            if isinstance(layout, TrellisLayout):
+                return rng.integers(-127, 128, layout.codebook_shape).astype(np.int8)
             levels = np.linspace(-128, 127, 1 << layout.bits).round().astype(np.int8)
             return np.broadcast_to(levels, layout.codebook_shape).copy()
         unit = _WEIGHT_DEVIATION / (100 if suffix.startswith(".scale.") else 1) / 74  # 74: deviation of the levels
@@ -173,8 +204,8 @@ class RandomCheckpoint:
 
 def write_random_folder(name: str, output: Path, settings: QuantizeSettings, force: bool, quiet: bool) -> None:
     """A complete model folder (without a tokenizer) of random codes. Raises InputError on an unknown shape."""
-    if settings.uses_vectors or settings.uses_trellis:
-        raise InputError("--random writes scalar codes; give it no --vector, --trellis or --method aqlm")
+    if settings.uses_vectors:
+        raise InputError("--random writes scalar or trellis codes; give it no --vector or --method aqlm")
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = RandomCheckpoint(name, Path(scratch), settings)
         install_folder(package_checkpoint(checkpoint, output, quiet), output, force)

@@ -43,7 +43,7 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     return TrellisLayout(bits, columns, rows, state_bits, min(shared, rows)), False
 
 
-def _scale_bits(columns: int, settings: QuantizeSettings) -> int:
+def scale_bits(columns: int, settings: QuantizeSettings) -> int:
     """Bits of a row's scale. Six, where four do for scalar codes: its error costs more, the closer the levels fit."""
     if settings.scale_bits:
         return settings.scale_bits
@@ -82,7 +82,7 @@ def quantize_trellis(
     for state, found in ordered(solve, range(len(parts))):
         states.append(state)
         losses = {name: losses[name] + loss for name, loss in found.items()}
-    scale, coded = stored_scales(np.concatenate([state.scale for state in states]), _scale_bits(layout.K, settings))
+    scale, coded = stored_scales(np.concatenate([state.scale for state in states]), scale_bits(layout.K, settings))
 
     def settle(chunk: int) -> tuple[trellis_solver.State, float]:
         state = replace(states[chunk], scale=scale[parts[chunk], 0].astype(kind))
