@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
@@ -126,22 +127,28 @@ def family(method: str) -> str:
 def picture(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    methods = (*METHODS, "llama.cpp", "hqq", "genai", "auto-round")
+    lines: dict[str, Any] = {}
     grid = figure.subplots(2, len(TEXTS), squeeze=False)
     for column, model in enumerate(TEXTS):
         for line, (key, label) in enumerate((("perplexity", "perplexity / float32"), ("kl", "KL, nats per token"))):
             axes = grid[line][column]
-            for method in (*METHODS, "llama.cpp", "hqq", "genai", "auto-round"):
+            for number, method in enumerate(methods):
                 chosen = [r for r in rows if r["model"] == model and family(r["method"]) == method]
+                if not chosen:
+                    continue
                 chosen.sort(key=lambda r: r["effective_bits"])
                 values = [r["kl"] if key == "kl" else r["perplexity"] / r["reference_perplexity"] for r in chosen]
-                axes.plot([r["effective_bits"] for r in chosen], values, ".-", label=method)
+                bits = [r["effective_bits"] for r in chosen]
+                lines[method] = axes.plot(bits, values, ".-" if number < 10 else "x:", color=f"C{number % 10}")[0]
             axes.set_yscale("log")
             axes.set_xlabel("effective bits, linear layers")
             axes.set_ylabel(label)
             axes.set_title(model)
             axes.grid(alpha=0.3, which="both")
-    grid[0][0].legend()
+    named = [method for method in methods if method in lines]
+    figure.legend([lines[method] for method in named], named, loc="outside lower center", ncols=4)
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
