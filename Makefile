@@ -30,7 +30,7 @@ lint: $(VENV)/.test
 KERNEL_TESTS := tests/runtime_py/test_engine.py tests/runtime_py/test_products.py tests/runtime_py/test_paths.py tests/runtime_py/test_simd.py tests/runtime_py/test_razor.py
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long and not conformity" $(KERNEL_TESTS:%=--ignore=%)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not conformity" $(KERNEL_TESTS:%=--ignore=%)
 	HF_HUB_OFFLINE=1 ATHENA_CHECK=1 $(BIN)/python -m pytest -m "not long" $(KERNEL_TESTS)
 
 test-long: $(VENV)/.test
