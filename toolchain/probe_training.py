@@ -46,7 +46,7 @@ class Layer:
 
 
 class TrainingProbe:
-    """Times block 0 and the head forward and backward, once, and scales."""
+    """Times block 0 and the head forward and backward, anew for each question, and scales."""
 
     def __init__(self, runner: BlockRunner, spec: ModelSpec, block: nn.Module, hidden: torch.Tensor) -> None:
         """hidden: inputs of the block, float32 [sequences, length, width]."""
