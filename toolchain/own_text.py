@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
+from toolchain.folding import FoldedSource
 from toolchain.source import SourceModel
 from toolchain.threads import ordered, pieces
 
@@ -22,12 +23,17 @@ _CHUNK = 4 * _BATCH  # windows made at a time
 
 
 def whole_model(source: SourceModel) -> PreTrainedModel:
-    """The source model in float32, without gradients."""
+    """The source model in float32, with everything that is folded into its weights, without gradients."""
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
     model.eval().requires_grad_(False)
+    if isinstance(source, FoldedSource):
+        names = source.folded()
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.copy_(source.tensor(name, tuple(parameter.shape)))
     return model
 
 

@@ -38,6 +38,7 @@ from runtime_py.memory import give_back
 from toolchain import calibration
 from toolchain.blocks import BlockRunner
 from toolchain.blockwise import BlockQuantizer
+from toolchain.equalization import EqualizedSource
 from toolchain.outside import outside_tensors
 from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
@@ -105,12 +106,11 @@ def _quantize_model(
 
 
 def open_source(folder: Path, spec: ModelSpec, settings: QuantizeSettings) -> SourceModel:
-    """The checkpoint as it is quantized: rotated where the settings say so."""
-    if settings.incoherence == NONE:
-        return SourceModel(folder, spec.optional_prefix)
-    if needs_gradients(settings.method) or settings.needs_weight_gradients:
-        raise InputError("--incoherence does not go with gradients of single weights, which are those of the source")
-    return RotatedSource(folder, spec, settings.incoherence, settings.seed)
+    """The checkpoint as it is quantized: rotated and equalized where the settings say so."""
+    source = SourceModel(folder, spec.optional_prefix)
+    if settings.incoherence != NONE:
+        source = RotatedSource(source, spec, settings.incoherence, settings.seed)
+    return EqualizedSource(source, spec) if settings.equalize else source
 
 
 def _refuse_for_encoders(settings: QuantizeSettings) -> None:

@@ -12,19 +12,16 @@ feedback gains from inputs that are not alike, and loses it (docs/quantizer.md h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from export.errors import InputError
 from export.spec import ModelSpec
+from toolchain.folding import FoldedSource
 from toolchain.quantize.settings import INCOHERENCE
 from toolchain.source import SourceModel
 
 NONE, VALUES, RESIDUAL, ALL = INCOHERENCE
-Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def hadamard_rotation(size: int, seed: int) -> torch.Tensor:
@@ -38,26 +35,16 @@ def hadamard_rotation(size: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(turned.astype(np.float32))
 
 
-class RotatedSource(SourceModel):
+class RotatedSource(FoldedSource):
     """A checkpoint whose tensors come out rotated; everything else is the source's."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, kind: str, seed: int) -> None:
+    def __init__(self, inner: SourceModel, spec: ModelSpec, kind: str, seed: int) -> None:
         """Raises InputError when the architecture does not admit the rotation."""
-        super().__init__(folder, spec.optional_prefix)
-        self._changes: dict[str, list[Change]] = {}
+        super().__init__(inner)
         if kind in (RESIDUAL, ALL):
             self._plan_residual(spec, hadamard_rotation(spec.hidden_size, seed))
         if kind in (VALUES, ALL):
             self._plan_values(spec, hadamard_rotation(spec.head_dim, seed))
-
-    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        value = super().tensor(name, shape)
-        for change in self._changes.get(name, ()):
-            value = change(value)
-        return value.contiguous()
-
-    def _change(self, name: str, change: Change) -> None:
-        self._changes.setdefault(name, []).append(change)
 
     def _plan_residual(self, spec: ModelSpec, turn: torch.Tensor) -> None:
         block = spec.block
@@ -67,7 +54,7 @@ class RotatedSource(SourceModel):
             raise InputError(f"--incoherence residual needs RMSNorm in front of every layer; {spec.model_type} differs")
         if spec.tied_head or spec.head is None:
             raise InputError("--incoherence residual needs a head of its own; this model's shares the embedding")
-        self._change(f"{spec.embedding}.weight", lambda w: w @ turn.T)
+        self.change(f"{spec.embedding}.weight", lambda w: w @ turn.T)
         self._read(spec.head, spec.final_norm, turn)
         for prefix in map(spec.block_name, range(spec.blocks)):
             attention_norm = prefix + str(block.attention_norm)
@@ -80,17 +67,18 @@ class RotatedSource(SourceModel):
                     self._read(prefix + name, mlp_norm, turn)
             for name in (block.attention_output, block.down):
                 for part in ("weight", "bias"):
-                    self._change(f"{prefix}{name}.{part}", lambda w: turn @ w)
+                    self.change(f"{prefix}{name}.{part}", lambda w: turn @ w)
 
     def _read(self, layer: str, norm: str, turn: torch.Tensor) -> None:
         """The layer takes over the weight of the norm before it and reads the rotated stream."""
         norm_weight = f"{norm}.weight"
 
         def change(w: torch.Tensor) -> torch.Tensor:
-            return (w * SourceModel.tensor(self, norm_weight)) @ turn.T
+            return (w * self.inner.tensor(norm_weight)) @ turn.T
 
-        self._change(f"{layer}.weight", change)
-        self._changes[norm_weight] = [torch.ones_like]
+        self.change(f"{layer}.weight", change)
+        if norm_weight not in self.folded():  # several layers read one norm
+            self.change(norm_weight, torch.ones_like)
 
     def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
         if spec.block.value is None or spec.linear_is_transposed:
@@ -107,5 +95,5 @@ class RotatedSource(SourceModel):
 
         for prefix in map(spec.block_name, range(spec.blocks)):
             for part in ("weight", "bias"):
-                self._change(f"{prefix}{spec.block.value}.{part}", rows)
-            self._change(f"{prefix}{spec.block.attention_output}.weight", columns)
+                self.change(f"{prefix}{spec.block.value}.{part}", rows)
+            self.change(f"{prefix}{spec.block.attention_output}.weight", columns)

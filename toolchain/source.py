@@ -49,9 +49,8 @@ class SourceModel:
 
     def __init__(self, folder: Path, optional_prefix: str = "") -> None:
         """`optional_prefix`: stored names may lack it, or have it in front. Raises InputError on a bad folder."""
-        self.folder = folder
+        self.folder, self.optional_prefix = folder, optional_prefix
         self.config: dict[str, Any] = read_json(folder / "config.json")
-        self._prefix = optional_prefix
         self._shard_of = self._index()
 
     def _index(self) -> dict[str, Path]:
@@ -102,7 +101,7 @@ class SourceModel:
 
     def _stored_name(self, name: str) -> str | None:
         """The name as it is, else without the optional prefix, else with it."""
-        for stored in (name, name.removeprefix(self._prefix), self._prefix + name):
+        for stored in (name, name.removeprefix(self.optional_prefix), self.optional_prefix + name):
             if stored in self._shard_of:
                 return stored
         return None

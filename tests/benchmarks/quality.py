@@ -65,7 +65,7 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
     """One row, run or read from an earlier run."""
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
     folder = out / f"{model}-{method.replace(',', '').replace(' ', '-')}-{bits}"
-    asked = bits + 0.08 if method.endswith("budget") else bits
+    asked = bits + 0.1 if method.endswith("budget") else bits
     export = f"athena-export export {source} -o {folder} --bits {asked} --method {method.split()[0]}"
     if method in ("rtn", "gptq") and UNIFORM_GROUP[model]:
         export += f" --group-size {UNIFORM_GROUP[model]}"

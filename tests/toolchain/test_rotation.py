@@ -15,6 +15,7 @@ from tests.export.families import dequantized_model, random_text, tiny_model, wr
 from tests.runtime_py.test_session import OnnxRuntime
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.rotation import RotatedSource, hadamard_rotation
+from toolchain.source import SourceModel
 
 UNTIED = {"tie_word_embeddings": False}
 
@@ -39,9 +40,9 @@ def test_the_rotated_model_computes_the_same(variant, kind, tmp_path):
     spec = model_spec(read_json(tmp_path / "config.json"))
     if kind is None:  # query, key and value in one layer, LayerNorm
         with pytest.raises(InputError, match="value layer of its own"):
-            RotatedSource(tmp_path, spec, "values", 0)
+            RotatedSource(SourceModel(tmp_path), spec, "values", 0)
         with pytest.raises(InputError, match="needs RMSNorm"):
-            RotatedSource(tmp_path, spec, "residual", 0)
+            RotatedSource(SourceModel(tmp_path), spec, "residual", 0)
         return
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -50,7 +51,7 @@ def test_the_rotated_model_computes_the_same(variant, kind, tmp_path):
                 parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path)
     ids = torch.arange(3, 23)[None]
-    source = RotatedSource(tmp_path, spec, kind, 0)
+    source = RotatedSource(SourceModel(tmp_path), spec, kind, 0)
     with torch.no_grad():
         expected, changed = model(ids).logits, 0
         for name, parameter in model.named_parameters():
@@ -65,7 +66,7 @@ def test_the_rotated_model_computes_the_same(variant, kind, tmp_path):
 def test_tied_heads_are_refused(tmp_path):
     tiny_model("llama", tmp_path, tie_word_embeddings=True)
     with pytest.raises(InputError, match="shares the embedding"):
-        RotatedSource(tmp_path, model_spec(read_json(tmp_path / "config.json")), "residual", 0)
+        RotatedSource(SourceModel(tmp_path), model_spec(read_json(tmp_path / "config.json")), "residual", 0)
     with pytest.raises(InputError, match="none, values, residual, all"):
         QuantizeSettings(incoherence="some")
 
@@ -77,7 +78,7 @@ def test_outliers_of_a_channel_are_spread(tmp_path):
     with torch.no_grad():
         model.get_parameter(name)[:, 5] *= 50
     model.save_pretrained(tmp_path)
-    source = RotatedSource(tmp_path, model_spec(read_json(tmp_path / "config.json")), "residual", 0)
+    source = RotatedSource(SourceModel(tmp_path), model_spec(read_json(tmp_path / "config.json")), "residual", 0)
     plain, rotated = model.get_parameter(name).detach(), source.tensor(name)
     assert float(plain.abs().max() / plain.std()) > 2 * float(rotated.abs().max() / rotated.std())
 

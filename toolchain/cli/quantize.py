@@ -38,6 +38,7 @@ Rank = Annotated[int, typer.Option(help="Rank of the residual low-rank term; 0: 
 Outliers = Annotated[float, typer.Option(help="Share of the weights stored apart in float16, such as 0.0045.")]
 OutliersBy = Annotated[str, typer.Option(help="How those are chosen: sensitivity, gradient or magnitude.")]
 Incoherence = Annotated[str, typer.Option(help="Rotate first: none, values, residual or all.")]
+Equalize = Annotated[Optional[bool], typer.Option(help="Make columns equally large first [no; best yes].")]
 EmbeddingBits = Annotated[int, typer.Option(help="Embedding and head: 2-8, or 16 for float16.")]
 Calibration = Annotated[str, typer.Option(help="Text file, hub dataset name, or built-in.")]
 CalibrationPart = Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0:0.5.")]
@@ -97,6 +98,7 @@ def export(
     outliers: Outliers = 0.0,
     outliers_by: OutliersBy = "sensitivity",
     incoherence: Incoherence = "none",
+    equalize: Equalize = None,
     embedding_bits: EmbeddingBits = 8,
     calibration: Calibration = "built-in",
     calibration_part: CalibrationPart = None,
@@ -188,6 +190,7 @@ def quantize(
     outliers: Outliers = 0.0,
     outliers_by: OutliersBy = "sensitivity",
     incoherence: Incoherence = "none",
+    equalize: Equalize = None,
     embedding_bits: EmbeddingBits = 8,
     calibration: Calibration = "built-in",
     calibration_part: CalibrationPart = None,

@@ -14,7 +14,15 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {},
-    "best": {"passes": 8, "guided": True, "tune_steps": 1000, "own_text": 0.5, "trellis": "large", "vector": 0},
+    "best": {
+        "passes": 8,
+        "guided": True,
+        "tune_steps": 1000,
+        "own_text": 0.5,
+        "trellis": "large",
+        "vector": 0,
+        "equalize": True,
+    },
 }
 TRELLIS = ("no", "large", "all")
 INCOHERENCE = ("none", "values", "residual", "all")
@@ -47,6 +55,7 @@ class QuantizeSettings:
     outliers: float = 0.0  # share of the weights that are stored apart, 32 bits each (outliers.py)
     outliers_by: str = "sensitivity"  # how they are chosen: a name in OUTLIER_SELECTORS
     incoherence: str = "none"  # what is rotated first: none, values, residual or all (toolchain/rotation.py)
+    equalize: bool = False  # columns are made equally large first (toolchain/equalization.py)
     embedding_bits: int = 8  # 8 or less: uniform codes with a scale per row; 16: float16
     sequences: int = 128  # calibration sequences
     sequence_length: int = 512  # tokens per calibration sequence; capped by the model's context

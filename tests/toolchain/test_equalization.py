@@ -1,0 +1,124 @@
+"""Equalized columns: the model computes the same in every family, and columns come out equally large."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from export.archs import model_spec
+from export.files import read_json
+from tests.conftest import SHARED, _checkpoint, _package
+from tests.export.families import TINY, TINY_ENCODERS, dequantized_model, random_text, tiny_model, write_tokenizer
+from tests.runtime_py.test_session import OnnxRuntime
+from toolchain.equalization import EqualizedSource, column_energy, column_factors
+from toolchain.own_text import whole_model
+from toolchain.rotation import RotatedSource
+from toolchain.source import SourceModel
+
+
+def _uneven(folder, variant):
+    """A tiny model whose columns differ by factors, so that a fold in the wrong place shows."""
+    tiny_model(variant, folder)
+    kind = AutoModelForCausalLM if variant in TINY else AutoModel
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                factors = torch.exp(0.5 * torch.randn(sum(parameter.shape), generator=draws))
+                parameter.mul_(factors[: parameter.shape[0], None] * factors[parameter.shape[0] :])
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("variant", [*TINY, *TINY_ENCODERS])
+def test_the_equalized_model_computes_the_same(variant, tmp_path):
+    model = _uneven(tmp_path, variant)
+    spec = model_spec(read_json(tmp_path / "config.json"))
+    source = EqualizedSource(SourceModel(tmp_path, spec.optional_prefix), spec)
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        expected, changed = model(ids)[0], 0
+        for name, parameter in model.named_parameters():
+            if name not in source.folded():
+                continue
+            fresh = source.tensor(name)
+            changed += not torch.allclose(fresh, parameter, rtol=1e-2)
+            parameter.copy_(fresh)
+        found = model(ids)[0]
+    assert changed >= 2 * spec.blocks  # the value layer and the attention's output layer at least
+    assert float((found - expected).abs().max()) <= 2e-5 * float(expected.abs().max())  # float32, other factors
+
+
+def test_columns_come_out_equally_large(tmp_path):
+    _uneven(tmp_path, "llama")
+    spec = model_spec(read_json(tmp_path / "config.json"))
+    plain = SourceModel(tmp_path)
+    for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj", "self_attn.o_proj"):
+        layer = f"{spec.block_name(1)}{name}.weight"
+        before, after = (column_energy(s.tensor(layer)) for s in (plain, EqualizedSource(plain, spec)))
+        assert float(after.std() / after.mean()) < 0.7 * float(before.std() / before.mean())
+
+
+def test_factors_are_bounded_and_leave_dead_columns_alone():
+    energy = torch.tensor([0.0, 1.0, 1.0, 4.0, 1e-9, 1e6], dtype=torch.float64)
+    assert column_factors(energy).tolist() == [1.0, 1.0, 1.0, 0.5, 4.0, 0.25]
+    assert torch.equal(column_factors(torch.zeros(3, dtype=torch.float64)), torch.ones(3))
+    assert torch.isfinite(column_energy(torch.zeros(2, 3))).all()
+
+
+def test_the_whole_model_holds_what_is_folded(tmp_path):
+    """Teacher, gradients and own text are those of the model whose weights are quantized."""
+    _uneven(tmp_path, "qwen2")
+    spec = model_spec(read_json(tmp_path / "config.json"))
+    source = EqualizedSource(RotatedSource(SourceModel(tmp_path), spec, "values", 0), spec)
+    model = whole_model(source)
+    name = f"{spec.block_name(0)}self_attn.v_proj"
+    for part in ("weight", "bias"):
+        assert torch.equal(model.get_parameter(f"{name}.{part}"), source.tensor(f"{name}.{part}"))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        expected, found = plain(ids).logits, model(ids).logits
+    assert float((found - expected).abs().max()) <= 2e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("method", ["athena", "squeezellm"])
+def test_an_equalized_model_is_quantized_tuned_and_exported(method, tmp_path):
+    folder, text = tmp_path / "source", random_text(tmp_path / "text.txt")
+    _uneven(folder, "llama")
+    write_tokenizer(folder)
+    options = {"method": method, "bits": 4, "sequences": 4, "sequence_length": 32, "equalize": True}
+    if method == "athena":
+        options |= {"passes": 1, "guided": True, "incoherence": "values", "tune_steps": 3, "tune_length": 32}
+    checkpoint = _checkpoint(folder, str(text), None, tmp_path / "q", **options)
+    exported = OnnxRuntime(_package(checkpoint, tmp_path / "model"))
+    ids = np.arange(3, 23)[None]
+    logits = exported.run(ids, np.ones_like(ids), np.arange(20)[None], exported.empty())[0]
+    model = dequantized_model(folder, checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # folded and tuned
+                parameter.copy_(torch.from_numpy(checkpoint.tensor(name, "")))
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    assert np.abs(logits - expected).max() <= 1e-4
+    source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():  # near the source model: factors folded wrongly would be far from it
+        wanted = source(torch.from_numpy(ids)).logits.numpy()
+    assert np.corrcoef(logits.ravel(), wanted.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+def test_layer_losses_fall_on_a_real_model(tmp_path):
+    """The attention's layers of stories260K, whose columns differ, at 3 bits."""
+    model, text = SHARED / "models/stories260K", str(SHARED / "text/tinystories_val.txt")
+    losses = []
+    for equalize in (False, True):
+        folder = tmp_path / str(equalize)
+        checkpoint = _checkpoint(model, text, "0:0.1", folder, bits=3, sequences=16, trellis="all", equalize=equalize)
+        records = [r for name, r in checkpoint.records.items() if "self_attn" in name and r.losses]
+        assert len(records) == 4 * 5
+        losses.append(sum(list(r.losses.values())[-1] for r in records))
+    assert losses[1] < losses[0]
