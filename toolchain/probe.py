@@ -1,4 +1,4 @@
-"""Predicts what a quantization will take, by doing a small part of it: one block, two sequences, some rows a layer.
+"""Predicts what a quantization will take, by doing a small part of it: one block, six sequences, some rows a layer.
 
 Every figure is a measurement of the very code that will run, scaled to all blocks, sequences and rows; what runs
 backward is measured by probe_training.py.
@@ -26,7 +26,7 @@ from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel, resolve
 from toolchain.threads import fixed_rounding, thread_count
 
-_SEQUENCES = 2
+_SEQUENCES = (2, 6)  # the difference tells what a sequence takes from what a block takes once
 _ROWS = 512  # of each layer and for each thread; the solvers work in slabs of about this size
 T = TypeVar("T")
 
@@ -68,21 +68,25 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
         seed=settings.seed,
     )  # fmt: skip
     sequences = data.tokens.shape[0]
-    few = data.tokens[: min(_SEQUENCES, sequences)]
+    few = data.tokens[: min(_SEQUENCES[-1], sequences)]
     share = sequences / len(few)
     runner, names, base = BlockRunner(source, spec), spec.block.linears(), peak_rss()
     embedding, hidden = _timed(lambda: runner.embed(few))
     loading, block = _timed(lambda: runner.load_block(0))
     runner.run(block, hidden[:1])  # the first call of a block pays for set-up
-    guide = {name: np.ones(few.shape, np.float32) for name in names}
-    passing, found = _timed(lambda: runner.hessians(block, names, hidden, guide if settings.guided else None))
+    guide = {name: np.ones(few.shape, np.float32) for name in names} if settings.guided else None
+    some = min(_SEQUENCES[0], sequences)
+    first, _ = _timed(lambda: runner.hessians(block, names, hidden[:some], guide))
+    second, (hessians, _) = _timed(lambda: runner.hessians(block, names, hidden, guide))
+    passing = _extrapolated((some, first), (len(few), second), sequences)
     running, _ = _timed(lambda: runner.run(block, hidden))
-    sizes = _Sizes.of(block, names, found[0], quantizer, settings)
+    sizes = _Sizes.of(block, names, hessians, quantizer, settings)
     held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
     weights = sizes.weights * spec.blocks
     training = TrainingProbe(runner, spec, block, hidden)
-    seconds = share * (embedding + spec.layers * (passing + running)) + spec.blocks * (loading + sizes.seconds) + rows
+    seconds = share * (embedding + spec.layers * running) + spec.layers * passing
+    seconds += spec.blocks * (loading + sizes.seconds) + rows
     peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)]
     if settings.own_text:
         seconds += training.own_text(round(settings.own_text * sequences)).seconds
@@ -92,7 +96,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
     if settings.is_budget:
-        seconds += share * spec.layers * passing
+        seconds += spec.layers * passing
     if settings.tune_steps:
         cost = training.tuning(settings, sizes.layers, weights, matrices)
         seconds += cost.seconds
@@ -110,6 +114,14 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
+
+
+def _extrapolated(small: tuple[int, float], large: tuple[int, float], count: int) -> float:
+    """Seconds for `count` pieces from two measurements (pieces, seconds): a fixed part, and one for every piece."""
+    if large[0] == small[0]:
+        return large[1] * count / large[0]
+    each = max(large[1] - small[1], 0.0) / (large[0] - small[0])
+    return large[1] + each * (count - large[0])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.conftest import shared
+from toolchain.probe import _extrapolated
 
 MEASURED = """
 import json, sys
@@ -43,3 +44,10 @@ def test_dry_run_predicts_size_memory_and_time(tmp_path):
     assert predicted["peak_bytes"] == pytest.approx(totals["peak"], rel=0.2)
     # Seconds are compared loosely: start-up counts in a run this short, and test machines are shared.
     assert predicted["seconds"] / 4 < seconds < 4 * predicted["seconds"] + 15
+
+
+def test_a_fixed_part_is_counted_once():
+    """What a block takes once (arrays of a hundred megabytes on a large model) does not grow with the sequences."""
+    assert _extrapolated((2, 3.0 + 2 * 0.5), (6, 3.0 + 6 * 0.5), 32) == pytest.approx(3.0 + 32 * 0.5)
+    assert _extrapolated((2, 1.0), (2, 1.0), 8) == pytest.approx(4.0)  # one measurement: all of it is counted for each
+    assert _extrapolated((2, 1.5), (6, 1.0), 32) == pytest.approx(1.0)  # a disturbed one: never less than was seen
