@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,29 +9,19 @@ import numpy as np
 import onnx
 from safetensors.numpy import load_file
 
+from tests.benchmarks.quality import watched
+
 PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 
 
-def genai_int4(source: Path, out: Path) -> tuple[dict[str, np.ndarray], float]:
-    """Tensors under their Hugging Face names, and stored bits per weight over the blocks' matrices.
+def genai_int4(source: Path, out: Path) -> tuple[dict[str, np.ndarray], float, int]:
+    """Tensors under their Hugging Face names, stored bits per weight over the blocks' matrices, peak memory in bytes.
 
     The builder's defaults: round to nearest, 4 bits, symmetric, a float32 scale for every 32 columns; counted as
     float16, which the operator takes as well. Embedding and head keep their float32 values here.
     """
-    built = [
-        sys.executable,
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-m",
-        source,
-        "-o",
-        out,
-        "-p",
-        "int4",
-        "-e",
-        "cpu",
-    ]
-    subprocess.run([str(word) for word in built], check=True, capture_output=True)
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    _, peak = watched([*builder, "-m", source, "-o", out, "-p", "int4", "-e", "cpu"])
     tensors = {name: value.astype(np.float32) for name, value in load_file(source / "model.safetensors").items()}
     model = onnx.load(str(out / "model.onnx"))
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -54,4 +43,4 @@ def genai_int4(source: Path, out: Path) -> tuple[dict[str, np.ndarray], float]:
             target = f"{prefix}{piece}.weight"
             count = tensors[target].shape[0]
             tensors[target], matrix = np.ascontiguousarray(matrix[:count]), matrix[count:]
-    return tensors, size / weights
+    return tensors, size / weights, peak

@@ -17,7 +17,6 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tests.benchmarks.peer_genai import genai_int4
-from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, athena
+from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, athena, other_text, watched
 
 LLAMA_TYPES = {
     "stories260K": ("Q5_0", "Q4_0", "IQ4_NL"),
@@ -42,6 +41,7 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 Tensors = dict[str, np.ndarray]
+Made = tuple[Tensors, float, int]  # dequantized tensors, stored bits per weight, peak memory in bytes (0: not known)
 
 
 def gguf_name(name: str) -> str:
@@ -118,13 +118,7 @@ def read_gguf(path: Path, source: Path) -> tuple[Tensors, float]:
     return tensors, 8 * size / weights
 
 
-def tool(*command: object) -> None:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-
-
-def llama_cpp(model: str, kind: str, tools: Path, work: Path) -> tuple[Tensors, float]:
+def llama_cpp(model: str, kind: str, tools: Path, work: Path) -> Made:
     source = SHARED / "models" / model
     base, matrix, out = work / f"{model}.gguf", work / f"{model}.imatrix", work / f"{model}-{kind}.gguf"
     if not base.exists():
@@ -134,13 +128,13 @@ def llama_cpp(model: str, kind: str, tools: Path, work: Path) -> tuple[Tensors, 
         if not matrix.exists():
             text = (SHARED / "text" / TEXTS[model]).read_text(encoding="utf-8")
             (work / "calibration.txt").write_text(text[: len(text) // 2])
-            tool(tools / "llama-imatrix", "-m", base, "-f", work / "calibration.txt", "-o", matrix, "-c", 256)
+            watched([tools / "llama-imatrix", "-m", base, "-f", work / "calibration.txt", "-o", matrix, "-c", 256])
         options += ["--imatrix", matrix]
-    tool(tools / "llama-quantize", *options, base, out, kind)
-    return read_gguf(out, source)
+    _, peak = watched([tools / "llama-quantize", *options, base, out, kind])
+    return *read_gguf(out, source), peak
 
 
-def hqq(model: str, bits: int) -> tuple[Tensors, float]:
+def hqq(model: str, bits: int) -> Made:
     import torch
     from hqq.core.quantize import Quantizer
 
@@ -164,21 +158,18 @@ def hqq(model: str, bits: int) -> tuple[Tensors, float]:
         tensors[name] = Quantizer.dequantize(packed, meta).float().numpy().reshape(value.shape)
         size += value.size * bits + value.size // group * 32  # float16 scale and zero point for each group
         weights += value.size
-    return tensors, size / weights
+    return tensors, size / weights, 0
 
 
-def auto_round(model: str, bits: int, python: Path, work: Path) -> tuple[Tensors, float]:
+def auto_round(model: str, bits: int, python: Path, work: Path) -> Made:
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
     out = work / f"{model}-auto-round-{bits}.safetensors"
     script = Path(__file__).with_name("peer_auto_round.py")
-    command = [str(word) for word in (python, script, source, text, bits, 128, out)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        raise SystemExit(f"auto-round failed:\n{done.stderr[-2000:]}")
-    return load_file(out), float(done.stdout.split()[-1])
+    printed, peak = watched([python, script, source, text, bits, 128, out])
+    return load_file(out), float(printed.split()[-1]), peak
 
 
-def measure(model: str, method: str, make: Callable[[], tuple[Tensors, float]], out: Path, command: str) -> None:
+def measure(model: str, method: str, make: Callable[[], Made], out: Path, command: str) -> None:
     """Score one peer and keep its row, unless an earlier run has."""
     folder = out / f"{model}-{method.replace(' ', '-')}"
     kept = folder / "row.json"
@@ -186,13 +177,15 @@ def measure(model: str, method: str, make: Callable[[], tuple[Tensors, float]], 
         return
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
     start = time.monotonic()
-    tensors, effective_bits = make()
+    tensors, effective_bits, peak = make()
     seconds = time.monotonic() - start
     shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"
+    elsewhere = other_text(folder, source)
     row = {**athena(evaluate)[0], "model": model, "method": method, "bits": round(effective_bits), "seconds": seconds}
-    row |= {"effective_bits": effective_bits, "file_bytes": 0, "commands": [command, evaluate]}
+    row |= {"effective_bits": effective_bits, "file_bytes": 0, "commands": [command, evaluate, elsewhere]}
+    row |= {"other": athena(elsewhere)[0], "peak_bytes": peak}
     kept.write_text(json.dumps(row))
     (folder / "model.safetensors").unlink()
     print(method, f"{effective_bits:.3f} bits, perplexity {row['perplexity']:.3f}, KL {row['kl']:.4f}", flush=True)

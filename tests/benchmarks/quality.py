@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,23 @@ COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", 
            "wikitext2 perplexity", "wikitext2 KL")  # fmt: skip
 
 
-def athena(command: str) -> tuple[dict, int]:
-    """Run one athena-export command with --json: what it prints, and the peak of its memory in bytes."""
-    words = [sys.executable, "-m", "toolchain", *command.split()[1:], "--json"]
+def watched(words: Sequence[object]) -> tuple[str, int]:
+    """Run a program: what it prints, and the peak of its memory in bytes. Ends with its words when it fails."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(words, stdout=out, stderr=err)
+        process = subprocess.Popen([str(word) for word in words], stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
         if process.returncode:
-            raise SystemExit(f"{command}\n{err.read().decode(errors='replace')}")
-        return json.loads(out.read()), usage.ru_maxrss * 1024
+            raise SystemExit(f"{words[0]} failed:\n{err.read().decode(errors='replace')[-2000:]}")
+        return out.read().decode(errors="replace"), usage.ru_maxrss * 1024
+
+
+def athena(command: str) -> tuple[dict, int]:
+    """Run one athena-export command with --json: what it prints, and the peak of its memory in bytes."""
+    printed, peak = watched([sys.executable, "-m", "toolchain", *command.split()[1:], "--json"])
+    return json.loads(printed), peak
 
 
 def other_text(folder: Path, source: Path) -> str:
