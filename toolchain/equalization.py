@@ -25,6 +25,7 @@ from toolchain.folding import FoldedSource
 from toolchain.source import SourceModel
 
 Factors = Callable[[], torch.Tensor]
+_ROWS = 1024  # in float64 at a time
 _MOST = 4.0  # a factor at most, and at least its inverse: the rows it divides have coded scales
 
 
@@ -39,8 +40,11 @@ def column_factors(energy: torch.Tensor) -> torch.Tensor:
 
 def column_energy(weight: torch.Tensor) -> torch.Tensor:
     """Sum over the rows of a weight [N, K] of the squares, relative to the row's mean square. float64 [K]."""
-    squares = weight.double().square()
-    return (squares / squares.mean(dim=1, keepdim=True).clamp_min(1e-300)).sum(dim=0)
+    total = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for rows in weight.split(_ROWS):
+        squares = rows.double().square()
+        total += (squares / squares.mean(dim=1, keepdim=True).clamp_min(1e-300)).sum(dim=0)
+    return total
 
 
 class EqualizedSource(FoldedSource):

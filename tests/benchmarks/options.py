@@ -23,12 +23,14 @@ ROWS = {
     "0.45 % apart, by gradient": "--outliers 0.0045 --outliers-by gradient",
     "0.45 % apart, by magnitude": "--outliers 0.0045 --outliers-by magnitude",
     "values rotated": "--incoherence values",
+    "equalized": "--equalize",
     "blocks tuned, 100 steps": "--block-steps 100",
     "trellis": "--trellis all",
     "trellis, guided": "--trellis all --guided",
     "trellis, guided, budget": "--trellis all --guided --bits 3.1",
     "trellis, guided, 0.45 % apart": "--trellis all --guided --outliers 0.0045",
     "trellis, guided, values rotated": "--trellis all --guided --incoherence values",
+    "trellis, guided, equalized": "--trellis all --guided --equalize",
     "trellis, guided, blocks tuned": "--trellis all --guided --block-steps 100",
 }
 
