@@ -153,6 +153,20 @@ def test_wrong_input_is_one_line_and_code_2(stories, tmp_path, arguments, messag
     assert "Traceback" in athena(*[places.get(a, a) for a in arguments], "--debug", code=2).stderr
 
 
+def test_help_shows_what_it_says():
+    """Brackets in front of a letter are markup to rich, which drops them and all they hold."""
+    from typer.main import get_command
+
+    from toolchain.cli import app
+
+    texts = [
+        str(getattr(parameter, "help", ""))
+        for command in get_command(app).commands.values()  # type: ignore[attr-defined]
+        for parameter in command.params
+    ]
+    assert len(texts) > 100 and [text for text in texts if re.search(r"\[[a-zA-Z/#@]", text)] == []
+
+
 def test_help_is_instant_and_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['athena-export', '--help']\n"

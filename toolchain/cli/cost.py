@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 def cost(
     folder: Folder,
     target: Annotated[
-        Optional[list[str]], typer.Option(help="Target name, .toml file, or all; repeatable. [rpi5, attentionlego]")
+        Optional[list[str]], typer.Option(help="Target name, .toml file, or all; repeatable (rpi5, attentionlego).")
     ] = None,
     phase: PhaseName = "decode",
     context: Context = 1024,

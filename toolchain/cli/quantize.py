@@ -26,7 +26,7 @@ Bits = Annotated[
 Method = Annotated[str, typer.Option(help="athena, gptq, squeezellm, aqlm, qrazor, or rtn (round to nearest).")]
 Vector = Annotated[Optional[int], typer.Option(help="Weights that one code stands for: 1, 2, 4, 8; 0 automatic [1].")]
 Trellis = Annotated[
-    Optional[str], typer.Option(help="Trellis codes up to 4 bits: no, large (matrices), all [no; best large].")
+    Optional[str], typer.Option(help="Trellis codes up to 4 bits: no, large (matrices), all (no; best: large).")
 ]
 StateBits = Annotated[int, typer.Option(help="Bits that pick a trellis level, up to 12; 0: automatic.")]
 GroupSize = Annotated[int, typer.Option(help="Columns that share a codebook or scale; 0: the whole row.")]
@@ -38,7 +38,7 @@ Rank = Annotated[int, typer.Option(help="Rank of the residual low-rank term; 0: 
 Outliers = Annotated[float, typer.Option(help="Share of the weights stored apart in float16, such as 0.0045.")]
 OutliersBy = Annotated[str, typer.Option(help="How those are chosen: sensitivity, gradient or magnitude.")]
 Incoherence = Annotated[str, typer.Option(help="Rotate first: none, values, residual or all.")]
-Equalize = Annotated[Optional[bool], typer.Option(help="Make columns equally large first [no; best yes].")]
+Equalize = Annotated[Optional[bool], typer.Option(help="Make columns equally large first (no; best: yes).")]
 EmbeddingBits = Annotated[int, typer.Option(help="Embedding and head: 2-8, or 16 for float16.")]
 Calibration = Annotated[str, typer.Option(help="Text file, hub dataset name, or built-in.")]
 CalibrationPart = Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0:0.5.")]
