@@ -77,8 +77,7 @@ class RotatedSource(FoldedSource):
             return (w * self.inner.tensor(norm_weight)) @ turn.T
 
         self.change(f"{layer}.weight", change)
-        if norm_weight not in self.folded():  # several layers read one norm
-            self.change(norm_weight, torch.ones_like)
+        self.change(norm_weight, torch.ones_like)
 
     def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
         if spec.block.value is None or spec.linear_is_transposed:

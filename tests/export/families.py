@@ -168,3 +168,21 @@ def compare(model, folder: Path, tolerance: float) -> None:
     padded, cache = ours.run(batch, mask, positions, ours.empty(2))
     assert np.abs((padded - expected)[mask > 0]).max() < tolerance
     assert all(np.isfinite(c).all() for c in cache)
+
+
+def check_folded_export(source: Path, checkpoint: QuantizedCheckpoint, folder: Path) -> None:
+    """Norms and biases that took over a fold: the export is the checkpoint's model, and that is near the source."""
+    exported = OnnxRuntime(folder)
+    ids = np.arange(3, 23)[None]
+    logits = exported.run(ids, np.ones_like(ids), np.arange(20)[None], exported.empty())[0]
+    model = dequantized_model(source, checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # folded, and tuned
+                parameter.copy_(torch.from_numpy(checkpoint.tensor(name, "")))
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    assert np.abs(logits - expected).max() <= 1e-4
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():  # something folded wrongly would be far from it
+        wanted = original(torch.from_numpy(ids)).logits.numpy()
+    assert np.corrcoef(logits.ravel(), wanted.ravel())[0, 1] > 0.9

@@ -11,8 +11,7 @@ from export.archs import model_spec
 from export.errors import InputError
 from export.files import read_json
 from tests.conftest import _checkpoint, _package
-from tests.export.families import dequantized_model, random_text, tiny_model, write_tokenizer
-from tests.runtime_py.test_session import OnnxRuntime
+from tests.export.families import check_folded_export, random_text, tiny_model, write_tokenizer
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.rotation import RotatedSource, hadamard_rotation
 from toolchain.source import SourceModel
@@ -90,17 +89,4 @@ def test_a_rotated_model_is_quantized_tuned_and_exported(tmp_path):
     options = {"bits": 4, "sequences": 4, "sequence_length": 32, "passes": 1, "incoherence": "all", "tune_steps": 3,
                "tune_length": 32, "block_steps": 2}  # fmt: skip
     checkpoint = _checkpoint(folder, str(text), None, tmp_path / "q", **options)
-    exported = OnnxRuntime(_package(checkpoint, tmp_path / "model"))
-    ids = np.arange(3, 23)[None]
-    logits = exported.run(ids, np.ones_like(ids), np.arange(20)[None], exported.empty())[0]
-    model = dequantized_model(folder, checkpoint)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:  # folded into the layers behind them, and tuned
-                parameter.copy_(torch.from_numpy(checkpoint.tensor(name, "")))
-        expected = model(torch.from_numpy(ids)).logits.numpy()
-    assert np.abs(logits - expected).max() <= 1e-4
-    source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():  # near the source model: a rotation folded wrongly would be far from it
-        wanted = source(torch.from_numpy(ids)).logits.numpy()
-    assert np.corrcoef(logits.ravel(), wanted.ravel())[0, 1] > 0.9
+    check_folded_export(folder, checkpoint, _package(checkpoint, tmp_path / "model"))
