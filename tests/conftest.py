@@ -1,15 +1,21 @@
-"""Shared fixtures: the real models of ../shared when they are there, and one quantized export of each per session."""
+"""Shared fixtures: the bundled model with its quantized export, so that every clone runs the tests.
+
+A test that needs another trained model takes it from ../shared and skips, saying so, where that is not.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from hypothesis import settings
+
+from toolchain.corpus import standard_library_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # The first example of a property pays for just-in-time compilation: a deadline would measure the compiler.
@@ -27,37 +33,59 @@ def shared(path: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
-    return shared("models/stories260K")
+def demo_model() -> Path:
+    """The bundled model: Llama's form, 4 layers of 192, tied head, 1536 tokens."""
+    return DEMO
 
 
 @pytest.fixture(scope="session")
-def tinystories_text() -> Path:
-    return shared("text/tinystories_val.txt")
+def demo_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400,000 characters of the language that the bundled model was trained on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(standard_library_text("train", 400_000), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
-def stories_checkpoint(stories: Path, tinystories_text: Path, tmp_path_factory: pytest.TempPathFactory):
-    """stories260K quantized to 3 bits with Athena: (quantized checkpoint, its folder)."""
-    return _checkpoint(stories, str(tinystories_text), "0:0.5", tmp_path_factory.mktemp("stories") / "quantized")
+def demo_checkpoint(demo_text: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The bundled model quantized to 3 bits with Athena: a QuantizedCheckpoint."""
+    return _checkpoint(DEMO, str(demo_text), "0:0.5", tmp_path_factory.mktemp("demo") / "quantized")
 
 
 @pytest.fixture(scope="session")
-def stories_folder(stories_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _package(stories_checkpoint, tmp_path_factory.mktemp("stories-folder") / "model")
+def demo_folder(demo_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its model folder."""
+    return _package(demo_checkpoint, tmp_path_factory.mktemp("demo-folder") / "model")
 
 
 @pytest.fixture(scope="session")
-def scribe_checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """scribe-6M quantized to 3 bits on the built-in text, few passes (its quality is measured by the benchmarks)."""
-    model = shared("models/scribe-6M")
-    out = tmp_path_factory.mktemp("scribe") / "quantized"
-    return _checkpoint(model, "built-in", None, out, passes=1, sequences=16)
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose matrices have 256 and 768 columns: widths that every kernel, format and group takes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "vocab_size": 1536}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.06, bos_token_id=0, eos_token_id=0))
+    folder = tmp_path_factory.mktemp("wide") / "source"
+    model.half().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(DEMO / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def scribe_folder(scribe_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _package(scribe_checkpoint, tmp_path_factory.mktemp("scribe-folder") / "model")
+def wide_checkpoint(wide_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """wide_model quantized to 3 bits on the built-in text, in few passes."""
+    out = tmp_path_factory.mktemp("wide") / "quantized"
+    return _checkpoint(wide_model, "built-in", None, out, passes=1, sequences=16)
+
+
+@pytest.fixture(scope="session")
+def wide_folder(wide_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its model folder."""
+    return _package(wide_checkpoint, tmp_path_factory.mktemp("wide-folder") / "model")
 
 
 @pytest.fixture(scope="session")

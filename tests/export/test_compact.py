@@ -28,11 +28,11 @@ CHOICES = {"vector": {"vector": 2}, "aqlm": {"method": "aqlm", "passes": 1}, "tr
 
 
 @pytest.fixture(scope="module", params=list(CHOICES))
-def folder(request, stories, tinystories_text, tmp_path_factory):
-    """stories260K at 2 bits."""
+def folder(request, demo_model, demo_text, tmp_path_factory):
+    """The bundled model at 2 bits."""
     work = tmp_path_factory.mktemp(request.param)
     settings_ = {"bits": 2, "sequences": 16, **CHOICES[request.param]}
-    return _package(_checkpoint(stories, str(tinystories_text), "0:0.5", work / "q", **settings_), work / "model")
+    return _package(_checkpoint(demo_model, str(demo_text), "0:0.5", work / "q", **settings_), work / "model")
 
 
 def test_whole_models_run_everywhere_alike(folder):
@@ -51,7 +51,7 @@ def test_whole_models_run_everywhere_alike(folder):
 @pytest.mark.parametrize("target", ["onnxruntime", "native"])
 def test_lowered_to_eight_bits_exactly(folder, target, tmp_path, native_library):
     done = CliRunner().invoke(app, ["lower", str(folder), "--target", target, "-o", str(tmp_path / "out"), "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["expanded"] == 35
+    assert done.exit_code == 0 and json.loads(done.stdout)["expanded"] == 28
     ids, ones, places = np.arange(3, 43)[None], np.ones((1, 40), np.int64), np.arange(40)[None]
     stock, path = OnnxRuntime(folder), str(tmp_path / "out" / "model.onnx")
     expected = stock.run(ids, ones, places, stock.empty())[0]

@@ -15,18 +15,16 @@ from export.errors import InputError
 from tests.export.families import compare, dequantized_model
 
 
-def test_stories_logits(stories, stories_checkpoint, stories_folder):
-    compare(dequantized_model(stories, stories_checkpoint), stories_folder, 1e-3)
+def test_logits_of_the_bundled_model(demo_model, demo_checkpoint, demo_folder):
+    compare(dequantized_model(demo_model, demo_checkpoint), demo_folder, 1e-3)
 
 
-def test_scribe_logits(scribe_checkpoint, scribe_folder):
-    from tests.conftest import shared
-
-    compare(dequantized_model(shared("models/scribe-6M"), scribe_checkpoint), scribe_folder, 1e-3)
+def test_logits_of_a_wide_model(wide_model, wide_checkpoint, wide_folder):
+    compare(dequantized_model(wide_model, wide_checkpoint), wide_folder, 1e-3)
 
 
-def test_file_is_what_the_ecosystem_expects(stories_folder):
-    path = stories_folder / "model.onnx"
+def test_file_is_what_the_ecosystem_expects(demo_folder):
+    path = demo_folder / "model.onnx"
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path), load_external_data=False)
     assert model.ir_version == 11
@@ -42,17 +40,17 @@ def test_file_is_what_the_ecosystem_expects(stories_folder):
     outputs = [o.name for o in model.graph.output]
     assert outputs[:3] == ["logits", "present.0.key", "present.0.value"]
     assert "/model/layers.0/self_attn/q_proj" in {n.name for n in model.graph.node}
-    genai = json.loads((stories_folder / "genai_config.json").read_text())
-    assert genai["model"]["type"] == "llama" and genai["model"]["eos_token_id"] == [1, 2]
-    assert genai["model"]["pad_token_id"] == 1 and not genai["search"]["past_present_share_buffer"]
+    genai = json.loads((demo_folder / "genai_config.json").read_text())
+    assert genai["model"]["type"] == "llama" and genai["model"]["eos_token_id"] == 0
+    assert genai["model"]["pad_token_id"] == 0 and not genai["search"]["past_present_share_buffer"]
     metadata = {p.key: p.value for p in model.metadata_props}
-    assert metadata["athena.method"] == "athena" and metadata["athena.source"] == "stories260K"
+    assert metadata["athena.method"] == "athena" and metadata["athena.source"] == "athena-demo-2M"
 
 
-def test_unknown_family_and_bad_fields_say_what_would_be_right(stories):
+def test_unknown_family_and_bad_fields_say_what_would_be_right(demo_model):
     with pytest.raises(InputError, match=r"'rwkv' is not supported; supported are albert, bert.*export/archs/rwkv.py"):
         model_spec({"model_type": "rwkv"})
-    config = json.loads((stories / "config.json").read_text())
+    config = json.loads((demo_model / "config.json").read_text())
     for field, value, message in [
         ("hidden_size", -3, "hidden_size must be a whole number"),
         ("num_key_value_heads", 3, "multiple of num_key_value_heads"),

@@ -159,7 +159,7 @@ def tiny_folder(tmp_path_factory):
     return _package(checkpoint, scratch / "model")
 
 
-def test_embed_on_the_command_line(tiny_folder, stories_folder, tmp_path):
+def test_embed_on_the_command_line(tiny_folder, demo_folder, tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "toolchain", "embed", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True)
@@ -177,12 +177,12 @@ def test_embed_on_the_command_line(tiny_folder, stories_folder, tmp_path):
     assert np.asarray(told["similarities"]).shape == (2, 2)
     for arguments, message in (
         ((tiny_folder,), "no text: give --text or --file"),
-        ((stories_folder, "--text", "a"), "language models run by `athena-export run`"),
+        ((demo_folder, "--text", "a"), "language models run by `athena-export run`"),
         ((tiny_folder, "--text", "a", "-o", "v.txt"), "must end in .npy"),
     ):
         failed = run(*arguments)
         assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count("\n") == 1
-    assert is_encoder(tiny_folder) and not is_encoder(stories_folder)
+    assert is_encoder(tiny_folder) and not is_encoder(demo_folder)
     with pytest.raises(InputError, match="encoders run by `athena-export embed`"):
         TextGenerator(tiny_folder)
 

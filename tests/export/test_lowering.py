@@ -72,42 +72,42 @@ def test_attention_of_every_kind(variant, tmp_path):
     assert "GroupQueryAttention" in operators and not operators & {"Attention", "LessOrEqual", "And"}
 
 
-def test_real_model_exactly_in_eight_bits(stories_folder, tmp_path):
-    done = lowered(stories_folder, tmp_path / "out")
+def test_real_model_exactly_in_eight_bits(demo_folder, tmp_path):
+    done = lowered(demo_folder, tmp_path / "out")
     assert {(m["bits"], m["exact"], m["error"]) for m in done["matrices"]} == {(8, True, 0.0)}
-    same_logits(stories_folder, tmp_path / "out", 512, 2e-5)
+    same_logits(demo_folder, tmp_path / "out", 1536, 2e-5)
     kept = json.loads((tmp_path / "out" / "athena.json").read_text())
     assert kept["lowering"]["target"] == "test" and kept["fingerprint"]
 
 
-def test_a_razored_cache_is_not_shared(stories, tinystories_text, tmp_path):
+def test_a_razored_cache_is_not_shared(demo_model, demo_text, tmp_path):
     """onnxruntime-genai may keep past and present in one buffer only where GroupQueryAttention writes it."""
     checkpoint = _checkpoint(
-        stories, str(tinystories_text), "0:0.1", tmp_path / "q", method="qrazor", bits=4,
+        demo_model, str(demo_text), "0:0.1", tmp_path / "q", method="qrazor", bits=4,
         razor=RazorSettings(activation_bits=8, kv=8, kv_unit="head"),
     )  # fmt: skip
     folder = _package(checkpoint, tmp_path / "model")
     done = lowered(folder, tmp_path / "out", share_cache=True)
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert done["attention_nodes"] == 0 and config["search"]["past_present_share_buffer"] is False
-    same_logits(folder, tmp_path / "out", 512, 2e-5)
+    same_logits(folder, tmp_path / "out", 1536, 2e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_even_codebooks_become_four_bits_exactly(bits, stories, tinystories_text, tmp_path):
-    checkpoint = _checkpoint(stories, str(tinystories_text), "0:0.1", tmp_path / "q", method="rtn", bits=bits)
+def test_even_codebooks_become_four_bits_exactly(bits, demo_model, demo_text, tmp_path):
+    checkpoint = _checkpoint(demo_model, str(demo_text), "0:0.1", tmp_path / "q", method="rtn", bits=bits)
     folder = _package(checkpoint, tmp_path / "model")
     done = lowered(folder, tmp_path / "out")
     kinds = {m["bits"] for m in done["matrices"] if "lm_head" not in m["name"]}
     assert kinds <= {4, 8} and all(m["exact"] for m in done["matrices"])
-    same_logits(folder, tmp_path / "out", 512, 2e-5)
+    same_logits(folder, tmp_path / "out", 1536, 2e-5)
 
 
-def test_encoding_again_says_how_far_off(stories_folder, tmp_path):
-    done = lowered(stories_folder, tmp_path / "out", nbits=NBits(accuracy_level=1, reencode=True))
+def test_encoding_again_says_how_far_off(demo_folder, tmp_path):
+    done = lowered(demo_folder, tmp_path / "out", nbits=NBits(accuracy_level=1, reencode=True))
     errors = [m["error"] for m in done["matrices"]]
     assert all(0.01 < e < 0.15 for e in errors) and {m["bits"] for m in done["matrices"]} == {4}
-    reference, found = OnnxRuntime(stories_folder), OnnxRuntime(tmp_path / "out")
+    reference, found = OnnxRuntime(demo_folder), OnnxRuntime(tmp_path / "out")
     ids, ones, places = np.arange(3, 23)[None], np.ones((1, 20), np.int64), np.arange(20)[None]
     a, b = (m.run(ids, ones, places, m.empty())[0] for m in (reference, found))
     assert 0 < np.sqrt(np.mean((a - b) ** 2)) < 0.5 * a.std()
@@ -157,8 +157,8 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("target", names())
-def test_every_target_on_the_command_line(target, stories_folder, tmp_path):
-    done = run(stories_folder, "--target", target, "-o", tmp_path / "out", "--json")
+def test_every_target_on_the_command_line(target, demo_folder, tmp_path):
+    done = run(demo_folder, "--target", target, "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["target"] == target and not list(tmp_path.glob(".*"))
@@ -168,18 +168,18 @@ def test_every_target_on_the_command_line(target, stories_folder, tmp_path):
         engine, why = open_model(tmp_path / "out")
         assert why == "" and engine.threads == min(told["runtime"].get("threads", 64), os.cpu_count() or 1)
         for name in ("model.onnx", "model.onnx.data"):
-            assert (tmp_path / "out" / name).read_bytes() == (stories_folder / name).read_bytes()
+            assert (tmp_path / "out" / name).read_bytes() == (demo_folder / name).read_bytes()
 
 
-def test_what_is_refused(stories_folder, tmp_path):
+def test_what_is_refused(demo_folder, tmp_path):
     (tmp_path / "odd.toml").write_text('summary = "x"\npasses = ["fuse"]\n')
     (tmp_path / "wrong.toml").write_text('summary = "x"\nspeed = 3\n')
-    assert run(stories_folder, "--target", "genai", "-o", tmp_path / "once").returncode == 0
+    assert run(demo_folder, "--target", "genai", "-o", tmp_path / "once").returncode == 0
     for arguments, message in (
-        ((stories_folder, "--target", "gpu"), "'gpu' is unknown; there are genai, laptop, native, onnxruntime"),
-        ((stories_folder, "--target", tmp_path / "odd.toml"), "pass 'fuse' is unknown; there are group_query"),
-        ((stories_folder, "--target", tmp_path / "wrong.toml"), "speed is unknown; known are summary"),
-        ((stories_folder, "--target", "rpi5", "--reencode"), "--reencode has no meaning for --target rpi5"),
+        ((demo_folder, "--target", "gpu"), "'gpu' is unknown; there are genai, laptop, native, onnxruntime"),
+        ((demo_folder, "--target", tmp_path / "odd.toml"), "pass 'fuse' is unknown; there are group_query"),
+        ((demo_folder, "--target", tmp_path / "wrong.toml"), "speed is unknown; known are summary"),
+        ((demo_folder, "--target", "rpi5", "--reencode"), "--reencode has no meaning for --target rpi5"),
         ((tmp_path / "once", "--target", "onnxruntime"), "was lowered to 'genai'; lower the original folder"),
         ((tmp_path / "none", "--target", "genai"), "this file is missing"),
     ):
@@ -198,17 +198,17 @@ def test_what_is_refused(stories_folder, tmp_path):
 
 
 @pytest.mark.long
-def test_killed_while_lowering(scribe_folder, tmp_path):
+def test_killed_while_lowering(wide_folder, tmp_path):
     """kill -9 at 50 random moments: either no folder or a whole one; the next run gives the same bytes."""
-    assert run(scribe_folder, "--target", "genai", "-o", tmp_path / "whole").returncode == 0
+    assert run(wide_folder, "--target", "genai", "-o", tmp_path / "whole").returncode == 0
     expected, random_, out, completed = contents(tmp_path / "whole"), random.Random(3), tmp_path / "out", 0
     start = time.perf_counter()
-    run(scribe_folder, "--target", "genai", "-o", out, "--force")
+    run(wide_folder, "--target", "genai", "-o", out, "--force")
     length = time.perf_counter() - start
     subprocess.run(["rm", "-rf", str(out)], check=True)
     for _ in range(50):
         process = subprocess.Popen(
-            [sys.executable, "-m", "toolchain", "lower", str(scribe_folder), "--target", "genai", "-o", str(out),
+            [sys.executable, "-m", "toolchain", "lower", str(wide_folder), "--target", "genai", "-o", str(out),
              "--force"], stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         time.sleep(random_.uniform(0.3, 1.1) * length)
@@ -217,6 +217,6 @@ def test_killed_while_lowering(scribe_folder, tmp_path):
         if out.exists():
             completed += 1
             assert contents(out) == expected
-    assert run(scribe_folder, "--target", "genai", "-o", out, "--force").returncode == 0
+    assert run(wide_folder, "--target", "genai", "-o", out, "--force").returncode == 0
     assert contents(out) == expected and not list(tmp_path.glob(".out*"))
     print(f"50 kills over a run of {length:.1f} s, {completed} times a finished folder was there, all whole")

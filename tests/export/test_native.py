@@ -215,7 +215,7 @@ def test_wrong_inputs_end_in_one_line(native_library):
         session(one_node(layout, parts), native_library, "float16")
 
 
-@pytest.mark.parametrize("name", ["stories_folder", "scribe_folder"])
+@pytest.mark.parametrize("name", ["demo_folder", "wide_folder"])
 def test_real_models(native_library, name, request):
     """float32 activations: the function bodies' logits; int8 ones: as near as the engine's, which rounds alike."""
     folder = request.getfixturevalue(name)
@@ -232,8 +232,8 @@ def test_real_models(native_library, name, request):
     assert 0 < error < 0.03 * expected.std()
 
 
-def test_a_folder_for_genai_names_its_library(native_library, stories_folder, tmp_path):
-    done = cli("lower", stories_folder, "--target", "native", "-o", tmp_path / "out", "--json")
+def test_a_folder_for_genai_names_its_library(native_library, demo_folder, tmp_path):
+    done = cli("lower", demo_folder, "--target", "native", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     options = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
@@ -256,10 +256,10 @@ def test_libraries_for_every_machine(native_library, machine, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [build.library_name(machine)]
 
 
-def test_what_is_refused(stories_folder, tmp_path, monkeypatch):
+def test_what_is_refused(demo_folder, tmp_path, monkeypatch):
     for arguments, message in [
         (("native", "-o", tmp_path / "a", "--machine", "z80"), "--machine 'z80' is unknown"),
-        (("lower", stories_folder, "--target", "genai", "--machine", "aarch64", "-o", tmp_path / "b"), "no meaning"),
+        (("lower", demo_folder, "--target", "genai", "--machine", "aarch64", "-o", tmp_path / "b"), "no meaning"),
     ]:
         done = cli(*arguments)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1

@@ -14,9 +14,9 @@ from export.reader import read_graph
 
 
 @pytest.fixture
-def folder(stories_folder, tmp_path):
+def folder(demo_folder, tmp_path):
     copy = tmp_path / "model"
-    shutil.copytree(stories_folder, copy)
+    shutil.copytree(demo_folder, copy)
     return copy
 
 
@@ -132,8 +132,8 @@ def test_garbage_is_refused(folder, content):
         Session(folder)
 
 
-def test_weights_read_into_memory_are_those_of_the_mapped_file(stories_folder):
-    mapped, read = read_graph(stories_folder), read_graph(stories_folder, mapped=False)
+def test_weights_read_into_memory_are_those_of_the_mapped_file(demo_folder):
+    mapped, read = read_graph(demo_folder), read_graph(demo_folder, mapped=False)
     assert mapped.weights.keys() == read.weights.keys()
     for name, array in mapped.weights.items():
         assert not read.weights[name].flags.writeable

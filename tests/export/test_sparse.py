@@ -77,11 +77,11 @@ def test_hostile_parts_are_refused(gaps, values, message):
 
 
 @pytest.fixture(scope="module", params=[{}, {"trellis": "all"}, {"method": "squeezellm", "outliers_by": "gradient"}])
-def folder(request, stories, tinystories_text, tmp_path_factory):
-    """stories260K at 3 bits with 1 % of the weights apart."""
+def folder(request, demo_model, demo_text, tmp_path_factory):
+    """The bundled model at 3 bits with 1 % of the weights apart."""
     work = tmp_path_factory.mktemp("sparse")
     chosen = {"bits": 3, "sequences": 16, "passes": 1, "outliers": 0.01, **request.param}
-    return _package(_checkpoint(stories, str(tinystories_text), "0:0.5", work / "q", **chosen), work / "model")
+    return _package(_checkpoint(demo_model, str(demo_text), "0:0.5", work / "q", **chosen), work / "model")
 
 
 def test_whole_models_run_everywhere_alike(folder):
@@ -104,8 +104,8 @@ def test_cost_and_bits_count_them(folder):
     graph = read_graph(folder)
     sparse = [o for o in operations(graph, Phase.of("decode", 64)) if o.kind == "sparse"]
     stored = sum(array.nbytes for name, array in graph.weights.items() if "outlier" in name)
-    assert len(sparse) == 35 and sum(o.weight_bytes for o in sparse) == stored
-    weights = 5 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 172)
+    assert len(sparse) == 28 and sum(o.weight_bytes for o in sparse) == stored
+    weights = 4 * (2 * 192 * 192 + 2 * 64 * 192 + 3 * 192 * 512)
     assert 8 * stored / weights == pytest.approx(0.32, abs=0.01)
     assert sum(o.vector_ops for o in sparse) == 2 * stored // 4
 

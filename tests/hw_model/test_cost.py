@@ -19,31 +19,31 @@ from hw_model.workload import Operation, Phase
 from targets import load_target
 from tests.export.families import FloatCheckpoint, tiny_model
 
-LINEAR = 226_560  # weights in stories260K's blocks
-HEAD = 512 * 64
+LINEAR = 4 * (2 * 192 * 192 + 2 * 64 * 192 + 3 * 192 * 512)  # weights in the bundled model's blocks
+HEAD = 1536 * 192
 
 
 def total(operations, field, kind=None):
     return sum(getattr(op, field) for op in operations if kind in (None, op.kind))
 
 
-def test_macs_and_bytes_of_stories(stories_folder, stories_checkpoint):
-    decode = workload(stories_folder, "decode", 100)
+def test_macs_and_bytes_of_the_bundled_model(demo_folder, demo_checkpoint):
+    decode = workload(demo_folder, "decode", 100)
     assert total(decode, "macs", "linear") == LINEAR + HEAD
-    assert total(decode, "macs", "attention") == 5 * 2 * 100 * 8 * 8
-    records = stories_checkpoint.records
-    stored = stories_checkpoint.manifest["totals"]["linear_bytes"] + records["model.embed_tokens"].bytes
+    assert total(decode, "macs", "attention") == 4 * 2 * 100 * 6 * 32
+    records = demo_checkpoint.records
+    stored = demo_checkpoint.manifest["totals"]["linear_bytes"] + records["model.embed_tokens"].bytes
     assert total(decode, "weight_bytes", "linear") == stored  # every stored byte of every matrix, the tied head once
-    assert total(decode, "cache_read_bytes") == 5 * 2 * 100 * 4 * 8 * 4
-    prefill = workload(stories_folder, "prefill", 100)
+    assert total(decode, "cache_read_bytes") == 4 * 2 * 100 * 2 * 32 * 4
+    prefill = workload(demo_folder, "prefill", 100)
     assert total(prefill, "macs", "linear") == 100 * (LINEAR + HEAD)
-    assert total(prefill, "macs", "attention") == 5 * 2 * (100 * 101 // 2) * 8 * 8
+    assert total(prefill, "macs", "attention") == 4 * 2 * (100 * 101 // 2) * 6 * 32
     assert total(prefill, "weight_bytes", "linear") == stored
 
 
-def test_prefill_is_the_sum_of_decodes_in_arithmetic(stories_folder):
-    prefill = total(workload(stories_folder, "prefill", 16), "macs")
-    assert prefill == sum(total(workload(stories_folder, "decode", c), "macs") for c in range(1, 17))
+def test_prefill_is_the_sum_of_decodes_in_arithmetic(demo_folder):
+    prefill = total(workload(demo_folder, "prefill", 16), "macs")
+    assert prefill == sum(total(workload(demo_folder, "decode", c), "macs") for c in range(1, 17))
 
 
 def llama(name, layers, hidden, feed_forward, kv, vocabulary, size):
@@ -80,21 +80,21 @@ def test_attentionlego_published_cycles():
     assert attentionlego._cycles(attention, decode, target, "ideal") == 2 * 64 + 2 * 32 + 128
 
 
-def test_reports_are_consistent(stories_folder):
-    reports = estimate(stories_folder, ["rpi5", "attentionlego"], "decode", 256)
+def test_reports_are_consistent(demo_folder):
+    reports = estimate(demo_folder, ["rpi5", "attentionlego"], "decode", 256)
     for report in reports:
         assert report.latency_s == pytest.approx(sum(k.latency_s for k in report.by_kind))
         assert report.energy_j == pytest.approx(sum(k.energy_j for k in report.by_kind))
         assert report.latency_low_s <= report.latency_s <= report.latency_high_s
         assert report.basis.startswith("modelled")
     assert reports[0].area_mm2 is None and reports[1].area_mm2 > 0
-    longer = estimate(stories_folder, ["attentionlego"], "decode", 512)[0]
+    longer = estimate(demo_folder, ["attentionlego"], "decode", 512)[0]
     assert longer.latency_s > reports[1].latency_s
 
 
-def test_unknown_operator_is_refused_not_free(stories_folder, tmp_path):
+def test_unknown_operator_is_refused_not_free(demo_folder, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(stories_folder, folder)
+    shutil.copytree(demo_folder, folder)
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     next(n for n in model.graph.node if n.op_type == "Sigmoid").op_type = "Erf"
     (folder / "model.onnx").write_bytes(model.SerializeToString())
@@ -102,7 +102,7 @@ def test_unknown_operator_is_refused_not_free(stories_folder, tmp_path):
         estimate(folder, ["rpi5"], "decode", 10)
 
 
-def test_bad_requests(stories_folder):
+def test_bad_requests(demo_folder):
     for arguments, message in [
         ((["abacus"], "decode", 1), "target 'abacus' is unknown"),
         ((["rpi5"], "train", 1), "--phase must be prefill or decode"),
@@ -110,7 +110,7 @@ def test_bad_requests(stories_folder):
         ((["attentionlego"], "decode", 1, "fast"), "--profile must be one of rtl, ideal"),
     ]:
         with pytest.raises(InputError, match=message):
-            estimate(stories_folder, *arguments)
+            estimate(demo_folder, *arguments)
 
 
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 50))
@@ -135,12 +135,12 @@ def test_a_sliding_window_is_read_from_the_graph(tmp_path):
         workload(tmp_path / "encoder", "decode", 16)
 
 
-def test_a_lowered_graph_is_the_same_work(stories_folder, tmp_path):
+def test_a_lowered_graph_is_the_same_work(demo_folder, tmp_path):
     (tmp_path / "out").mkdir()
     passes = ("group_query_attention", "matmul_nbits")
-    write_lowered_folder(stories_folder, tmp_path / "out", Lowering("test", passes))
+    write_lowered_folder(demo_folder, tmp_path / "out", Lowering("test", passes))
     for phase in ("decode", "prefill"):
-        ours, lowered = (workload(folder, phase, 100) for folder in (stories_folder, tmp_path / "out"))
+        ours, lowered = (workload(folder, phase, 100) for folder in (demo_folder, tmp_path / "out"))
         for kind in ("linear", "attention"):
             assert total(ours, "macs", kind) == total(lowered, "macs", kind)
         assert total(ours, "cache_read_bytes") == total(lowered, "cache_read_bytes")

@@ -159,8 +159,8 @@ def test_placement_by_mutability_saves_leakage_and_sparsity_saves_reads():
     assert sparse["weight memory"] / dense["weight memory"] == pytest.approx(5 / 8)  # 1 + 0.5 x 8 bits of 8
 
 
-def test_a_generation_is_its_parts(stories_folder):
-    graph, target = read_graph(stories_folder), open_target("rap")
+def test_a_generation_is_its_parts(demo_folder):
+    graph, target = read_graph(demo_folder), open_target("rap")
     found = generation(graph, target, 20, 6)
     prefill = price(operations(graph, Phase.of("prefill", 20)), Phase.of("prefill", 20), target)
     steps = [price(operations(graph, p), p, target) for p in (Phase.of("decode", c) for c in range(21, 26))]
@@ -177,9 +177,9 @@ def test_a_generation_is_its_parts(stories_folder):
         generation(graph, target, 0, 5)
 
 
-def test_every_target_prices_every_phase_of_a_real_model(stories_folder):
+def test_every_target_prices_every_phase_of_a_real_model(demo_folder):
     for phase in ("prefill", "decode"):
-        for report in estimate(stories_folder, target_names(), phase, 256):
+        for report in estimate(demo_folder, target_names(), phase, 256):
             assert report.latency_s > 0 and report.energy_j > 0 and report.macs > 0
 
 

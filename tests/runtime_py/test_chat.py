@@ -25,8 +25,8 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def generator(stories_folder):
-    return TextGenerator(stories_folder)
+def generator(demo_folder):
+    return TextGenerator(demo_folder)
 
 
 def chat(generator, template=None, **settings):
@@ -120,10 +120,10 @@ def test_sampling_follows_the_models_own_recommendation(tmp_path):
     assert default_sampling(tmp_path, None, None, None, 0).temperature == 0.7
 
 
-def test_a_scripted_session(stories_folder, tmp_path):
+def test_a_scripted_session(demo_folder, tmp_path):
     lines = f"Once upon a time\n/nonsense\n/save {tmp_path / 'talk.json'}\n/reset\n/save\n/help\n/exit\nnever read\n"
     done = subprocess.run(
-        [sys.executable, "-m", "toolchain", "chat", str(stories_folder), "--max-tokens", "10"],
+        [sys.executable, "-m", "toolchain", "chat", str(demo_folder), "--max-tokens", "10"],
         input=lines, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and len(done.stdout.strip()) > 5
@@ -133,11 +133,11 @@ def test_a_scripted_session(stories_folder, tmp_path):
     assert len(json.loads((tmp_path / "talk.json").read_text())["messages"]) == 2
 
 
-def test_a_session_on_a_terminal(stories_folder):
+def test_a_session_on_a_terminal(demo_folder):
     """A real terminal: prompt, Ctrl-C at the prompt does not leave, Ctrl-D does."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "toolchain", "chat", str(stories_folder), "--max-tokens", "5"],
+        [sys.executable, "-m", "toolchain", "chat", str(demo_folder), "--max-tokens", "5"],
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell's children ignore it
     )  # fmt: skip

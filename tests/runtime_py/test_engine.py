@@ -172,7 +172,7 @@ def kl(reference, logits):
     return float((p * np.log(p / q)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("fixture", ["stories_folder", "scribe_folder"])
+@pytest.mark.parametrize("fixture", ["demo_folder", "wide_folder"])
 def test_logits_are_the_interpreters_up_to_int8_activations(fixture, request):
     folder = request.getfixturevalue(fixture)
     engine, why = open_model(folder)
@@ -192,11 +192,11 @@ def test_logits_are_the_interpreters_up_to_int8_activations(fixture, request):
     np.testing.assert_allclose(last, engine.forward(engine.new_state(), ids[:40])[-1:], rtol=1e-5, atol=1e-4)
 
 
-def test_threads_change_nothing(stories_folder):
+def test_threads_change_nothing(demo_folder):
     ids = np.random.default_rng(1).integers(3, 500, 50)
     results = []
     for threads in (1, 2, 3):
-        engine = Engine(read_graph(stories_folder), threads)
+        engine = Engine(read_graph(demo_folder), threads)
         engine._program.alone_below = 0
         state = engine.new_state()
         results.append(
@@ -206,8 +206,8 @@ def test_threads_change_nothing(stories_folder):
         np.testing.assert_array_equal(results[0], other)
 
 
-def test_states_and_threads_do_not_disturb_one_another(stories_folder):
-    generator = TextGenerator(stories_folder)
+def test_states_and_threads_do_not_disturb_one_another(demo_folder):
+    generator = TextGenerator(demo_folder)
     prompts = ["Once upon a time", "One day, a dog", "The sun"]
 
     def tell(prompt):
@@ -225,15 +225,15 @@ def test_states_and_threads_do_not_disturb_one_another(stories_folder):
     assert [together[i] for i in range(3)] == alone
 
 
-def test_greedy_story_stays_close_to_the_interpreters(stories_folder):
+def test_greedy_story_stays_close_to_the_interpreters(demo_folder):
     """int8 activations may turn a near tie; the first words of a greedy story survive."""
-    engine, interpreter = TextGenerator(stories_folder), TextGenerator(stories_folder, "float32")
+    engine, interpreter = TextGenerator(demo_folder), TextGenerator(demo_folder, "float32")
     ids = engine.encode("Once upon a time")
     stories = [greedy_tokens(g.session, g.session.new_state(), ids, 30) for g in (engine, interpreter)]
     assert stories[0][:10] == stories[1][:10]
 
 
-def test_weights_are_read_only_where_that_helps(stories_folder, monkeypatch):
+def test_weights_are_read_only_where_that_helps(demo_folder, monkeypatch):
     from pathlib import Path
 
     from runtime_py import load
@@ -251,13 +251,13 @@ def test_weights_are_read_only_where_that_helps(stories_folder, monkeypatch):
     ):
         answers["/sys/kernel/mm/transparent_hugepage/enabled"] = pages
         answers["/proc/meminfo"] = f"MemTotal: 5 kB\nMemAvailable: {free} kB\n"
-        assert load._better_mapped(stories_folder) is mapped
+        assert load._better_mapped(demo_folder) is mapped
     answers["/proc/meminfo"] = "nothing of the kind"
-    assert load._better_mapped(stories_folder) is True
+    assert load._better_mapped(demo_folder) is True
 
 
-def test_a_cache_that_grows_keeps_its_contents(stories_folder):
-    engine, _ = open_model(stories_folder)
+def test_a_cache_that_grows_keeps_its_contents(demo_folder):
+    engine, _ = open_model(demo_folder)
     ids = np.random.default_rng(3).integers(3, 500, 300)
     grown, once = engine.new_state(), engine.new_state()
     for start in range(0, 300, 60):  # 60, 120, ... tokens: the capacity goes 256, 512
@@ -266,8 +266,8 @@ def test_a_cache_that_grows_keeps_its_contents(stories_folder):
     np.testing.assert_allclose(last[-1], engine.forward(once, ids)[-1], atol=0.05 * np.abs(last).max())
 
 
-def test_wrong_input_is_refused(stories_folder):
-    engine, _ = open_model(stories_folder)
+def test_wrong_input_is_refused(demo_folder):
+    engine, _ = open_model(demo_folder)
     with pytest.raises(InputError, match="outside the vocabulary"):
         engine.forward(engine.new_state(), [engine.vocab_size])
     with pytest.raises(InputError, match="outside the vocabulary"):
@@ -275,15 +275,15 @@ def test_wrong_input_is_refused(stories_folder):
     with pytest.raises(InputError, match="empty"):
         engine.forward(engine.new_state(), [])
     with pytest.raises(InputError, match="activations"):
-        open_model(stories_folder, "int3")
+        open_model(demo_folder, "int3")
     with pytest.raises(InputError, match="threads"):
-        open_model(stories_folder, threads=0)
+        open_model(demo_folder, threads=0)
 
 
-def test_a_graph_that_cannot_be_planned_says_why(stories_folder):
+def test_a_graph_that_cannot_be_planned_says_why(demo_folder):
     from dataclasses import replace
 
-    graph = read_graph(stories_folder)
+    graph = read_graph(demo_folder)
     nodes = tuple(
         replace(n, attributes={**n.attributes, "is_causal": 0}) if n.op_type == "Attention" else n for n in graph.nodes
     )
@@ -300,10 +300,10 @@ def test_a_graph_that_cannot_be_planned_says_why(stories_folder):
         ("Attention", {"kv_num_heads": 0}, "heads"),
     ],
 )
-def test_sizes_that_kernels_would_trust_are_checked(stories_folder, op_type, change, message):
+def test_sizes_that_kernels_would_trust_are_checked(demo_folder, op_type, change, message):
     from dataclasses import replace
 
-    graph = read_graph(stories_folder)
+    graph = read_graph(demo_folder)
     weights = dict(graph.weights)
     if "weight" in change:
         name = next(n.inputs[1] for n in graph.nodes if n.op_type == op_type)

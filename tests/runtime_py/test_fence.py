@@ -31,10 +31,10 @@ def test_one_byte_too_many_ends_the_process(kind):
 
 
 @pytest.mark.long
-def test_a_checked_engine_gives_the_same_logits(stories_folder):
+def test_a_checked_engine_gives_the_same_logits(demo_folder):
     code = (
         "import numpy as np, sys; from runtime_py.load import open_model\n"
-        f"m, _ = open_model({str(stories_folder)!r}); s = m.new_state()\n"
+        f"m, _ = open_model({str(demo_folder)!r}); s = m.new_state()\n"
         "a = m.forward(s, list(range(1, 300))); b = m.forward(s, [5])\n"
         "sys.stdout.buffer.write(a.tobytes() + b.tobytes())"
     )

@@ -12,8 +12,8 @@ from runtime_py.sampling import SamplingSettings
 
 
 @pytest.fixture(scope="module")
-def generator(stories_folder):
-    return TextGenerator(stories_folder)
+def generator(demo_folder):
+    return TextGenerator(demo_folder)
 
 
 def finish(generation: Generation) -> tuple[list[int], str]:
@@ -38,10 +38,10 @@ def test_chunks_never_end_in_a_single_token():
 
 
 @pytest.mark.parametrize("isa", ["", "avx2", "portable"])
-def test_a_prompt_computed_in_any_pieces_gives_the_same_logits(stories_folder, isa, monkeypatch):
+def test_a_prompt_computed_in_any_pieces_gives_the_same_logits(demo_folder, isa, monkeypatch):
     if isa:
         monkeypatch.setenv("ATHENA_ISA", isa)
-    runner = TextGenerator(stories_folder).session
+    runner = TextGenerator(demo_folder).session
     rng = np.random.default_rng(5)
     for _ in range(10 if isa else 25):
         ids = rng.integers(0, runner.vocab_size, int(rng.integers(4, 480)))

@@ -15,8 +15,8 @@ from tests.runtime_py.serving_helpers import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def server(stories_folder):
-    with ServerProcess(stories_folder, "--model-name", "stories") as process:
+def server(demo_folder):
+    with ServerProcess(demo_folder, "--model-name", "stories") as process:
         yield process
 
 
@@ -42,11 +42,11 @@ def test_models(client):
         client.models.retrieve("gpt-4")
 
 
-def test_a_completion_equals_run(client, stories_folder):
+def test_a_completion_equals_run(client, demo_folder):
     from runtime_py.generate import TextGenerator
     from runtime_py.sampling import SamplingSettings
 
-    pairs = list(TextGenerator(stories_folder).stream("Once upon a time", SamplingSettings(), 24))
+    pairs = list(TextGenerator(demo_folder).stream("Once upon a time", SamplingSettings(), 24))
     answer = complete(client)
     assert answer.choices[0].text == "".join(text for _, text in pairs)
     assert answer.choices[0].finish_reason == "length"
@@ -96,10 +96,10 @@ def test_log_probabilities(client):
     assert talk(client).choices[0].logprobs is None
 
 
-def test_token_ids_as_a_prompt(client, stories_folder):
+def test_token_ids_as_a_prompt(client, demo_folder):
     from runtime_py.generate import load_tokenizer
 
-    ids = load_tokenizer(stories_folder).encode("Once upon a time").ids
+    ids = load_tokenizer(demo_folder).encode("Once upon a time").ids
     assert complete(client, prompt=ids).choices[0].text == complete(client).choices[0].text
 
 
@@ -224,9 +224,9 @@ def test_hostile_requests_get_a_4xx_and_the_server_lives(server, client):
     assert server.alive()
 
 
-def test_a_key_is_asked_for_and_slow_clients_are_shown_out(stories_folder):
+def test_a_key_is_asked_for_and_slow_clients_are_shown_out(demo_folder):
     body = json.dumps({"model": "m", "prompt": "x", "max_tokens": 1}).encode()
-    with ServerProcess(stories_folder, "--model-name", "m", "--api-key", "s3cret", "--read-timeout", "1.5") as server:
+    with ServerProcess(demo_folder, "--model-name", "m", "--api-key", "s3cret", "--read-timeout", "1.5") as server:
 
         def post(headers=""):
             return server.status_of(server.post("/v1/completions", body, headers))
@@ -252,8 +252,8 @@ def test_a_key_is_asked_for_and_slow_clients_are_shown_out(stories_folder):
         assert any("reaches" in line for line in server.lines) is False
 
 
-def test_a_full_queue_answers_429_and_a_lost_client_frees_its_place(stories_folder):
-    with ServerProcess(stories_folder, "--model-name", "m", "--sessions", "1", "--queue", "1") as server:
+def test_a_full_queue_answers_429_and_a_lost_client_frees_its_place(demo_folder):
+    with ServerProcess(demo_folder, "--model-name", "m", "--sessions", "1", "--queue", "1") as server:
         client = openai.OpenAI(base_url=server.url, api_key="x", max_retries=0)
         long = {"model": "m", "prompt": "x", "max_tokens": 500, "temperature": 0.9, "seed": 1}
         outcomes, lock = [], threading.Lock()
@@ -330,8 +330,8 @@ def test_many_clients_for_a_short_time(server):
 
 
 @pytest.mark.long
-def test_64_clients_for_60_seconds(stories_folder):
-    with ServerProcess(stories_folder, "--model-name", "stories", "--queue", "40") as server:
+def test_64_clients_for_60_seconds(demo_folder):
+    with ServerProcess(demo_folder, "--model-name", "stories", "--queue", "40") as server:
         load(server, 64, 5)  # every buffer has grown
         statuses, wrong, growth = load(server, 64, 60)
         print(f"64 clients, 60 s: {statuses}, different {wrong}, memory grew by {growth / 1e6:.1f} MB")

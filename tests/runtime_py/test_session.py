@@ -44,7 +44,7 @@ class OnnxRuntime:
         return produced
 
 
-@pytest.mark.parametrize("fixture, prompt", [("stories_folder", "Once upon a time"), ("scribe_folder", "The proposal")])
+@pytest.mark.parametrize("fixture, prompt", [("demo_folder", "Once upon a time"), ("wide_folder", "The proposal")])
 def test_200_greedy_tokens_equal_onnxruntime(fixture, prompt, request):
     folder = request.getfixturevalue(fixture)
     generator = TextGenerator(folder, "float32")
@@ -54,8 +54,8 @@ def test_200_greedy_tokens_equal_onnxruntime(fixture, prompt, request):
     assert ours == OnnxRuntime(folder).greedy(ids, 200)
 
 
-def test_prefill_in_pieces_equals_prefill_at_once(stories_folder):
-    session = Session(stories_folder)
+def test_prefill_in_pieces_equals_prefill_at_once(demo_folder):
+    session = Session(demo_folder)
     tokens = np.random.default_rng(0).integers(3, session.vocab_size, 300)
     whole = session.forward(session.new_state(), tokens)
     state = session.new_state()
@@ -65,10 +65,10 @@ def test_prefill_in_pieces_equals_prefill_at_once(stories_folder):
     np.testing.assert_allclose(last, whole[-1:], atol=2e-4)
 
 
-def test_runtime_imports_neither_torch_nor_transformers_nor_onnx_ir(stories_folder):
+def test_runtime_imports_neither_torch_nor_transformers_nor_onnx_ir(demo_folder):
     code = (
         "import sys; from runtime_py.generate import TextGenerator; from runtime_py.sampling import SamplingSettings\n"
-        f"g = TextGenerator({str(stories_folder)!r})\n"
+        f"g = TextGenerator({str(demo_folder)!r})\n"
         "print(len(list(g.stream('Once', SamplingSettings(), 5))))\n"
         "print(sorted({'torch', 'transformers', 'onnx_ir', 'safetensors'} & set(sys.modules)))"
     )
@@ -76,18 +76,18 @@ def test_runtime_imports_neither_torch_nor_transformers_nor_onnx_ir(stories_fold
     assert out[0] == "5" and out[1] == "[]"
 
 
-def test_wrong_tokens_and_empty_prompts_are_refused(stories_folder):
-    session = Session(stories_folder)
+def test_wrong_tokens_and_empty_prompts_are_refused(demo_folder):
+    session = Session(demo_folder)
     with pytest.raises(InputError, match="outside the vocabulary"):
         session.forward(session.new_state(), [session.vocab_size])
     with pytest.raises(InputError, match="empty"):
         session.forward(session.new_state(), [])
     with pytest.raises(InputError, match="context is 512"):
-        TextGenerator(stories_folder).encode("word " * 600)
+        TextGenerator(demo_folder).encode("word " * 600)
 
 
-def test_streamed_text_is_the_decoded_text(stories_folder):
-    generator = TextGenerator(stories_folder)
+def test_streamed_text_is_the_decoded_text(demo_folder):
+    generator = TextGenerator(demo_folder)
     prompt = "One day, a dog"
     pairs = list(generator.stream(prompt, SamplingSettings(temperature=1.0, seed=3), 60))
     ids = generator.encode(prompt)

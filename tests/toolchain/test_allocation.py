@@ -39,10 +39,10 @@ def test_impossible_budget_is_refused():
     assert candidate_widths(1.5) == [1, 2, 3]
 
 
-def test_fractional_bits_spend_the_budget_unevenly(stories, tinystories_text, tmp_path):
+def test_fractional_bits_spend_the_budget_unevenly(demo_model, demo_text, tmp_path):
     options = QuantizeSettings(bits=3.25, passes=1, sequences=16, sequence_length=128)
-    text = CalibrationChoice(str(tinystories_text), "0:0.5")
-    checkpoint = quantize_model(str(stories), tmp_path / "q", options, text, quiet=True)
+    text = CalibrationChoice(str(demo_text), "0:0.5")
+    checkpoint = quantize_model(str(demo_model), tmp_path / "q", options, text, quiet=True)
     effective = checkpoint.manifest["totals"]["effective_bits"]
     assert 3.2 < effective <= 3.25
     widths = {record.bits for name, record in checkpoint.records.items() if "layers" in name and record.bits}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from runtime_py.load import open_model
+from tests.conftest import shared
 
 
 def athena(*arguments, code=0):
@@ -27,10 +28,10 @@ def athena_json(*arguments):
 
 
 @pytest.fixture(scope="module")
-def exported(stories, tinystories_text, tmp_path_factory):
+def exported(demo_model, demo_text, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "OUT"
-    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", tinystories_text]
-    first = athena_json("export", stories, "-o", out, "--bits", 3, *quick, "--calibration-part", "0:0.5")
+    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", demo_text]
+    first = athena_json("export", demo_model, "-o", out, "--bits", 3, *quick, "--calibration-part", "0:0.5")
     return out, first
 
 
@@ -44,21 +45,21 @@ def test_export_writes_a_complete_folder_and_nothing_else(exported):
     assert {"rpi5", "attentionlego (rtl)", "rap", "qrazor-pim"} <= {c["target"] for c in summary["cost"]}
 
 
-def test_existing_output_is_refused_and_replaced_only_with_force(exported, stories, tinystories_text):
+def test_existing_output_is_refused_and_replaced_only_with_force(exported, demo_model, demo_text):
     out, _ = exported
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    result = athena("export", stories, "-o", out, code=2)
+    result = athena("export", demo_model, "-o", out, code=2)
     assert "exists and is not empty" in result.stderr and result.stderr.count("\n") == 1
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    result = athena("export", stories, "-o", out, "--force", "--calibration", "/nonexistent.txt", code=2)
+    result = athena("export", demo_model, "-o", out, "--force", "--calibration", "/nonexistent.txt", code=2)
     assert "no such text file" in result.stderr
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before  # a failed run leaves the old folder whole
 
 
-def test_quantize_and_package_are_the_halves_of_export(exported, stories, tinystories_text, tmp_path):
+def test_quantize_and_package_are_the_halves_of_export(exported, demo_model, demo_text, tmp_path):
     out, _ = exported
-    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", tinystories_text]
-    athena_json("quantize", stories, "-o", tmp_path / "q", "--bits", 3, *quick, "--calibration-part", "0:0.5")
+    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", demo_text]
+    athena_json("quantize", demo_model, "-o", tmp_path / "q", "--bits", 3, *quick, "--calibration-part", "0:0.5")
     athena("package", tmp_path / "q", "-o", tmp_path / "m")
     for name in ("model.onnx", "model.onnx.data", "athena.json", "genai_config.json"):
         assert (tmp_path / "m" / name).read_bytes() == (out / name).read_bytes()
@@ -67,7 +68,7 @@ def test_quantize_and_package_are_the_halves_of_export(exported, stories, tinyst
 def test_run(exported):
     out, _ = exported
     text = athena("run", out, "--prompt", "Once upon a time", "--max-tokens", 20)
-    assert text.stdout.startswith("Once upon a time, there was a little")
+    assert text.stdout.startswith("Once upon a time, and the")
     assert re.search(r"\[20 tokens, first after [\d.]+ s, \d+ tokens/s\]", text.stderr)
     data = athena_json("run", out, "--max-tokens", 20)
     assert "Once upon a time" + data["text"] + "\n" == text.stdout and len(data["token_ids"]) == 20
@@ -80,17 +81,17 @@ def test_run(exported):
 
 
 @pytest.mark.long
-def test_eval_both_sides(exported, stories, tinystories_text):
+def test_eval_both_sides(exported, demo_model, demo_text):
     out, _ = exported
-    common = ["--text", tinystories_text, "--part", "0.5:1", "--limit", 12, "--window", 128]
-    source = athena_json("eval", stories, *common)
+    common = ["--text", demo_text, "--part", "0.5:1", "--limit", 12, "--window", 128]
+    source = athena_json("eval", demo_model, *common)
     assert source["kl"] is None and source["tokens"] == 12 * 127
-    ours = athena_json("eval", out, *common, "--reference", stories)
+    ours = athena_json("eval", out, *common, "--reference", demo_model)
     assert {"perplexity", "stderr", "kl", "top1_agreement"} <= set(ours)
     assert ours["reference_perplexity"] == pytest.approx(source["perplexity"], rel=1e-6)
     assert 0 < ours["kl"] < 1 and 0.4 < ours["top1_agreement"] < 1
     assert source["perplexity"] < ours["perplexity"] < 2 * source["perplexity"]
-    same = athena_json("eval", stories, *common, "--reference", stories)
+    same = athena_json("eval", demo_model, *common, "--reference", demo_model)
     assert same["kl"] == 0 and same["top1_agreement"] == 1
     report = json.loads((out / "report.json").read_text())
     assert report["quality"]["kl"] == ours["kl"] and "athena-export eval" in report["quality"]["command"]
@@ -99,8 +100,7 @@ def test_eval_both_sides(exported, stories, tinystories_text):
 
 @pytest.mark.long
 def test_eval_matches_the_recorded_float32_figure():
-    from tests.conftest import shared
-
+    """Needs scribe-6M: its perplexity was recorded when it was trained."""
     model, text = shared("models/scribe-6M"), shared("text/scribe_valid.txt")
     expected = json.loads((model / "expected.json").read_text())
     # the recipe takes the first 300,000 characters; the first windows of both cuts are the same
@@ -117,7 +117,7 @@ def test_inspect(exported):
     # every byte that inspect counts is in the two files, and nothing large is there that it does not count
     assert data["bytes"] <= sum(data["files"].values()) < data["bytes"] + 120_000
     table = athena("inspect", out).stdout
-    assert "layers.0.self_attn.q_proj" in table and "11 norms and biases" in table and "effective bits" in table
+    assert "layers.0.self_attn.q_proj" in table and "9 norms and biases" in table and "effective bits" in table
     assert max(map(len, table.splitlines())) <= 80
 
 
@@ -145,8 +145,8 @@ def test_cost_and_targets(exported):
         (["package", "/nonexistent", "-o", "OUT"], "athena.json: this file is missing"),
     ],
 )
-def test_wrong_input_is_one_line_and_code_2(stories, tmp_path, arguments, message):
-    places = {"MODEL": stories, "OUT": tmp_path / "OUT"}
+def test_wrong_input_is_one_line_and_code_2(demo_model, tmp_path, arguments, message):
+    places = {"MODEL": demo_model, "OUT": tmp_path / "OUT"}
     result = athena(*[places.get(a, a) for a in arguments], code=2)
     assert message in result.stderr and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
     assert result.stdout == "" and not (tmp_path / "OUT").exists()
@@ -179,37 +179,37 @@ def test_help_is_instant_and_imports_nothing_heavy():
     assert all(name in out for name in ("export", "quantize", "package", "run", "eval", "inspect", "cost", "targets"))
 
 
-def test_generated_text_is_the_source_models_story(exported, stories):
-    """Three bits of stories260K still tell the story of expected.json: its opening, word for word."""
-    out, _ = exported
-    expected = json.loads((stories / "expected.json").read_text())["greedy"][0]
+def test_generated_text_is_the_source_models_story(tmp_path):
+    """Three bits of stories260K still tell the story that its expected.json records, word for word: so it needs it."""
+    source, out = shared("models/stories260K"), tmp_path / "OUT"
+    quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", shared("text/tinystories_val.txt")]
+    athena("export", source, "-o", out, "--bits", 3, *quick, "--calibration-part", "0:0.5")
+    expected = json.loads((source / "expected.json").read_text())["greedy"][0]
     text = athena_json("run", out, "--prompt", expected["prompt"], "--max-tokens", 60)["text"]
     assert (expected["prompt"] + text).startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play"
     )
 
 
-def test_singular_hessian_is_damped_and_said(stories, tinystories_text, tmp_path):
-    tiny = ["--sequences", 1, "--sequence-length", 16, "--damping", 0, "--calibration", tinystories_text]
-    result = athena("quantize", stories, "-o", tmp_path / "q", *tiny)
+def test_singular_hessian_is_damped_and_said(demo_model, demo_text, tmp_path):
+    tiny = ["--sequences", 1, "--sequence-length", 16, "--damping", 0, "--calibration", demo_text]
+    result = athena("quantize", demo_model, "-o", tmp_path / "q", *tiny)
     assert "model.layers.0.self_attn.q_proj: Hessian is singular, damping raised to" in result.stderr
 
 
-def test_chat_template_is_carried_over(stories, tinystories_text, tmp_path):
+def test_chat_template_is_carried_over(demo_model, demo_text, tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(stories, source, copy_function=shutil.copyfile)
+    shutil.copytree(demo_model, source, copy_function=shutil.copyfile)
     source.chmod(0o755)
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     config = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
-    quick = ["--sequences", 4, "--sequence-length", 64, "--passes", 0, "--calibration", tinystories_text]
+    quick = ["--sequences", 4, "--sequence-length", 64, "--passes", 0, "--calibration", demo_text]
     athena("export", source, "-o", tmp_path / "OUT", *quick)
     assert (tmp_path / "OUT" / "chat_template.jinja").read_text() == template
 
 
-def test_a_small_install_runs_costs_inspects_and_says_what_quantizing_needs(
-    exported, stories, tinystories_text, tmp_path
-):
+def test_a_small_install_runs_costs_inspects_and_says_what_quantizing_needs(exported, demo_model, demo_text, tmp_path):
     """A Raspberry Pi has no torch, transformers, safetensors or onnx_ir."""
     out, _ = exported
     absent = ["torch", "transformers", "safetensors", "onnx_ir", "huggingface_hub"]
@@ -219,10 +219,10 @@ def test_a_small_install_runs_costs_inspects_and_says_what_quantizing_needs(
         code = f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.argv = {words}; import toolchain.__main__"
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    eval_ours = ["eval", out, "--text", tinystories_text, "--limit", 2, "--no-save"]
+    eval_ours = ["eval", out, "--text", demo_text, "--limit", 2, "--no-save"]
     for arguments in (["run", out, "--max-tokens", 3], ["cost", out], ["inspect", out], ["targets"], eval_ours):
         assert small(*arguments).returncode == 0
-    for arguments in (["export", stories, "-o", tmp_path / "x"], ["eval", stories, "--text", tinystories_text]):
+    for arguments in (["export", demo_model, "-o", tmp_path / "x"], ["eval", demo_model, "--text", demo_text]):
         result = small(*arguments)
         assert result.returncode == 2 and "pip install 'athena-export[quantize]'" in result.stderr
 

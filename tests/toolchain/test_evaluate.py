@@ -60,11 +60,11 @@ def test_a_stride_needs_a_longer_window():
         windows_of(TEXT, tokenizer, 32, None, "text", 32)
 
 
-def test_more_context_lowers_the_perplexity_of_a_real_model(stories_folder, tinystories_text):
+def test_more_context_lowers_the_perplexity_of_a_real_model(demo_folder, demo_text):
     from toolchain.cli.evaluate import evaluate_folder
 
-    plain = evaluate_folder(stories_folder, tinystories_text, "0.5:0.53", None, 128, None, False, True)
-    strided = evaluate_folder(stories_folder, tinystories_text, "0.5:0.53", None, 128, None, False, True, stride=32)
+    plain = evaluate_folder(demo_folder, demo_text, "0.5:0.53", None, 128, None, False, True)
+    strided = evaluate_folder(demo_folder, demo_text, "0.5:0.53", None, 128, None, False, True, stride=32)
     assert strided.perplexity < plain.perplexity
     assert strided.stride == 32 and plain.stride is None
 
@@ -77,8 +77,8 @@ def test_pairs_split_where_the_whole_text_is_tokenized():
     assert encode_pair(tokenizer, " ", "time")[0] == []
 
 
-def test_the_log_probability_of_a_continuation(stories_folder):
-    scorer = open_scorer(str(stories_folder))
+def test_the_log_probability_of_a_continuation(demo_folder):
+    scorer = open_scorer(str(demo_folder))
     total, greedy = continuation_log_probability(scorer, [1, 5, 9], [7, 11])
     logits = scorer.logits(np.array([1, 5, 9, 7])).astype(np.float64)
     expected = sum(logits[i][t] - np.log(np.exp(logits[i]).sum()) for i, t in ((2, 7), (3, 11)))
@@ -134,27 +134,27 @@ def story_questions(text: str, count: int) -> list[dict]:
 
 
 @pytest.mark.long
-def test_a_task_of_the_harness_runs_offline_and_agrees(stories_folder, tinystories_text, tmp_path):
+def test_a_task_of_the_harness_runs_offline_and_agrees(demo_folder, demo_text, tmp_path):
     pytest.importorskip("lm_eval")
     from toolchain.cli.evaluate import _answer_questions, _run_tasks
 
-    questions = story_questions(tinystories_text.read_text(), 60)
-    data = tmp_path / "stories.jsonl"
+    questions = story_questions(demo_text.read_text(), 60)
+    data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(q) + "\n" for q in questions))
-    (tmp_path / "stories.yaml").write_text(
+    (tmp_path / "questions.yaml").write_text(
         f"task: next_sentence\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\n"
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: answer\ntarget_delimiter: ''\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n"
     )
-    theirs = _run_tasks(stories_folder, ["next_sentence"], tmp_path, None, "int8")["next_sentence"]
-    ours = _answer_questions(str(stories_folder), data, None, "int8", quiet=True)
+    theirs = _run_tasks(demo_folder, ["next_sentence"], tmp_path, None, "int8")["next_sentence"]
+    ours = _answer_questions(str(demo_folder), data, None, "int8", quiet=True)
     assert ours.accuracy > 0.4  # chance is 0.25: the model knows what goes on in a story
     assert theirs["acc,none"] == pytest.approx(ours.accuracy, abs=1e-9)
     assert theirs["acc_norm,none"] == pytest.approx(ours.accuracy_normalized, abs=1e-9)
 
 
 @pytest.mark.long
-def test_generation_and_rolling_of_the_harness(stories_folder):
+def test_generation_and_rolling_of_the_harness(demo_folder):
     pytest.importorskip("lm_eval")
     from types import SimpleNamespace
 
@@ -162,10 +162,10 @@ def test_generation_and_rolling_of_the_harness(stories_folder):
     from runtime_py.sampling import SamplingSettings
     from toolchain.lm_eval_adapter import AthenaModel
 
-    model = AthenaModel(stories_folder)
+    model = AthenaModel(demo_folder)
     options = {"until": ["."], "max_gen_toks": 40}
     text = model.generate_until([SimpleNamespace(args=("Once upon a time", options))], disable_tqdm=True)[0]
-    pairs = TextGenerator(stories_folder).stream("Once upon a time", SamplingSettings(), 40)
+    pairs = TextGenerator(demo_folder).stream("Once upon a time", SamplingSettings(), 40)
     assert text == "".join(piece for _, piece in pairs).split(".")[0]
     long = "Once upon a time there was a cat. " * 80
     assert -1e5 < model.loglikelihood_rolling([SimpleNamespace(args=(long,))], disable_tqdm=True)[0] < 0

@@ -13,10 +13,10 @@ from toolchain.threads import fixed_rounding
 
 
 @pytest.fixture(scope="module")
-def model(stories):
+def model(demo_model):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,13 @@ def test_tokens_are_drawn_from_the_model_s_distribution(model, text):
     first = torch.softmax(model(input_ids=prompt).logits[0, -1], dim=-1)
     rows = continued(model, np.repeat(prompt.numpy(), 4000, axis=0), 8, torch.Generator().manual_seed(1))
     assert np.array_equal(rows[:, :6], np.repeat(prompt.numpy(), 4000, axis=0))
-    second = torch.zeros(512)
-    likely = first.topk(200)
+    second = torch.zeros(1536)
+    likely = first.topk(500)
     for token, share in zip(likely.indices, likely.values):
         logits = model(input_ids=torch.cat([prompt, token[None, None]], dim=1)).logits[0, -1]
         second += share * torch.softmax(logits, dim=-1)
     for position, expected in ((6, first), (7, second / likely.values.sum())):
-        found = np.bincount(rows[:, position], minlength=512) / 4000
+        found = np.bincount(rows[:, position], minlength=1536) / 4000
         p = expected.numpy().astype(np.float64)
         rest = 1.0 - float(likely.values.sum()) if position == 7 else 0.0  # first tokens that were left out
         assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 4000) + 1e-3 + rest).all()

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from tests.conftest import DEMO
 from tests.toolchain.test_cli import athena, athena_json
 
 BROWSER = next((b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None)
@@ -47,11 +48,11 @@ def look(page, width, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def reported(stories_folder, tinystories_text, tmp_path_factory):
+def reported(demo_folder, demo_text, tmp_path_factory):
     out = tmp_path_factory.mktemp("pages") / "OUT"
-    shutil.copytree(stories_folder, out)
-    source = tinystories_text.parents[1] / "models" / "stories260K"
-    athena("eval", out, "--text", tinystories_text, "--part", "0.5:0.52", "--reference", source)
+    shutil.copytree(demo_folder, out)
+    source = DEMO
+    athena("eval", out, "--text", demo_text, "--part", "0.5:0.52", "--reference", source)
     athena("bench", out, "--rounds", 1, "--tokens", 4, "--prompt-lengths", "32", "--depths", "16")
     return out
 
@@ -89,11 +90,11 @@ def test_the_pages_of_cost_sweep_and_compare(reported, width, tmp_path):
         assert found["overflow"] <= 0 and found["pictures"] == pictures and found["tables"] == 1, name
 
 
-def test_compare(reported, stories_folder, tmp_path):
-    found = athena_json("compare", reported, stories_folder)["figures"]
-    assert found["effective bits"][str(reported)] == found["effective bits"][str(stories_folder)]
-    assert found["perplexity"][str(reported)] > 1 and found["perplexity"][str(stories_folder)] is None
-    text = athena("compare", reported, stories_folder).stdout
+def test_compare(reported, demo_folder, tmp_path):
+    found = athena_json("compare", reported, demo_folder)["figures"]
+    assert found["effective bits"][str(reported)] == found["effective bits"][str(demo_folder)]
+    assert found["perplexity"][str(reported)] > 1 and found["perplexity"][str(demo_folder)] is None
+    text = athena("compare", reported, demo_folder).stdout
     assert "athena-export eval FOLDER" in text and "rap, decode 512: latency" in text.replace("\n", " ")
     assert "needs two folders" in athena("compare", reported, code=2).stderr
     assert "report.json: this file is missing" in athena("compare", reported, tmp_path, code=2).stderr
@@ -114,8 +115,8 @@ def test_sweep_lists_every_variant(reported):
     assert "has no constant 'enob'" in athena("sweep", reported, "--target", "rap", "--vary", "enob=3", code=2).stderr
 
 
-def test_emulation_reports_the_accelerators_perplexity(reported, tinystories_text):
-    arguments = ("eval", reported, "--text", tinystories_text, "--part", "0.5:0.52", "--limit", 3, "--no-save")
+def test_emulation_reports_the_accelerators_perplexity(reported, demo_text):
+    arguments = ("eval", reported, "--text", demo_text, "--part", "0.5:0.52", "--limit", 3, "--no-save")
     plain, rap = (athena_json(*arguments, *more)["perplexity"] for more in ((), ("--emulate", "rap")))
     assert abs(rap / plain - 1) < 0.05  # 8-bit integers and an integer softmax cost little
     noisy = athena_json(*arguments, "--emulate", "rap", "--noise", "0.1")["perplexity"]

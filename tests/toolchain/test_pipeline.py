@@ -1,4 +1,4 @@
-"""The streaming quantizer on stories260K: resume after kill -9, refusal of changed settings, disk full, bad text."""
+"""The streaming quantizer on the bundled model: resume after kill -9, refusal of changed settings, disk full, bad text."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from toolchain.quantize.settings import QuantizeSettings
 FAST = QuantizeSettings(bits=3, passes=1, sequences=16, sequence_length=128)
 
 
-def command(stories, text, out, *extra):
-    base = [sys.executable, "-m", "toolchain", "quantize", str(stories), "-o", str(out), "--bits", "3", "--passes", "1"]
-    return [*base, "--sequences", "16", "--sequence-length", "128", "--calibration", str(text), *extra]
+def command(demo_model, text, out, *extra):
+    base = [sys.executable, "-m", "toolchain", "quantize", str(demo_model), "-o", str(out), "--bits", "3"]
+    return [*base, "--passes", "1", "--sequences", "16", "--sequence-length", "128", "--calibration", str(text), *extra]
 
 
 def contents(folder):
@@ -34,15 +34,15 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(stories, tinystories_text, tmp_path_factory):
+def finished(demo_model, demo_text, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "q"
-    quantize_model(str(stories), out, FAST, CalibrationChoice(str(tinystories_text)), quiet=True)
+    quantize_model(str(demo_model), out, FAST, CalibrationChoice(str(demo_text)), quiet=True)
     return out
 
 
-def test_kill_9_and_resume_gives_identical_bytes(stories, tinystories_text, finished, tmp_path):
+def test_kill_9_and_resume_gives_identical_bytes(demo_model, demo_text, finished, tmp_path):
     out = tmp_path / "q"
-    process = subprocess.Popen(command(stories, tinystories_text, out), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(demo_model, demo_text, out), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (out / block_shard(1)).exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -50,18 +50,18 @@ def test_kill_9_and_resume_gives_identical_bytes(stories, tinystories_text, fini
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "outside.safetensors").exists()
-    done = subprocess.run(command(stories, tinystories_text, out), capture_output=True, text=True)
+    done = subprocess.run(command(demo_model, demo_text, out), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Resuming at block" in done.stderr
     assert contents(out) == contents(finished)
 
 
-def test_ctrl_c_is_one_clean_line_and_resumable(stories, tinystories_text, finished, tmp_path):
+def test_ctrl_c_is_one_clean_line_and_resumable(demo_model, demo_text, finished, tmp_path):
     out = tmp_path / "q"
     for _ in range(5):  # the five small blocks may all be done before the signal arrives: then once more
         shutil.rmtree(out, ignore_errors=True)
         process = subprocess.Popen(
-            command(stories, tinystories_text, out), stderr=subprocess.PIPE, text=True,
+            command(demo_model, demo_text, out), stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
         )  # fmt: skip
         while not (out / block_shard(0)).exists():
@@ -73,91 +73,91 @@ def test_ctrl_c_is_one_clean_line_and_resumable(stories, tinystories_text, finis
             break
     assert process.returncode == 130
     assert "run the same command again to continue" in errors and "Traceback" not in errors
-    quantize_model(str(stories), out, FAST, CalibrationChoice(str(tinystories_text)), quiet=True)
+    quantize_model(str(demo_model), out, FAST, CalibrationChoice(str(demo_text)), quiet=True)
     assert contents(out) == contents(finished)
 
 
-def test_changed_settings_are_refused_by_name(stories, tinystories_text, finished, tmp_path):
+def test_changed_settings_are_refused_by_name(demo_model, demo_text, finished, tmp_path):
     out = tmp_path / "q"
     shutil.copytree(finished, out)
-    text = CalibrationChoice(str(tinystories_text))
+    text = CalibrationChoice(str(demo_text))
     changed = dataclasses.replace(FAST, bits=4)
     with pytest.raises(InputError, match="bits was 3, now 4"):
-        quantize_model(str(stories), out, changed, text, quiet=True)
+        quantize_model(str(demo_model), out, changed, text, quiet=True)
     with pytest.raises(InputError, match="the calibration changed"):
-        quantize_model(str(stories), out, FAST, CalibrationChoice(str(tinystories_text), "0:0.5"), quiet=True)
+        quantize_model(str(demo_model), out, FAST, CalibrationChoice(str(demo_text), "0:0.5"), quiet=True)
     assert contents(out) == contents(finished)
-    quantize_model(str(stories), out, changed, text, restart=True, quiet=True)
+    quantize_model(str(demo_model), out, changed, text, restart=True, quiet=True)
     assert QuantizedCheckpoint(out).manifest["settings"]["bits"] == 4
 
 
-def test_foreign_folder_is_not_touched(stories, tinystories_text, tmp_path):
+def test_foreign_folder_is_not_touched(demo_model, demo_text, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="exists and is not a quantized checkpoint"):
-        quantize_model(str(stories), tmp_path, FAST, CalibrationChoice(str(tinystories_text)), quiet=True)
+        quantize_model(str(demo_model), tmp_path, FAST, CalibrationChoice(str(demo_text)), quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.long  # test_faults.py has a full disk in `make test`
-def test_disk_full_removes_the_partial_file_and_resumes(stories, tinystories_text, finished, tmp_path):
+def test_disk_full_removes_the_partial_file_and_resumes(demo_model, demo_text, finished, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a small tmpfs needs root")
     try:
-        result = subprocess.run(command(stories, tinystories_text, disk / "q"), capture_output=True, text=True)
+        result = subprocess.run(command(demo_model, demo_text, disk / "q"), capture_output=True, text=True)
         assert result.returncode == 1
         assert "disk is full" in result.stderr and "Traceback" not in result.stderr
         assert not [p for p in (disk / "q").iterdir() if p.name.endswith(".tmp")]
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
-        assert subprocess.run(command(stories, tinystories_text, disk / "q"), capture_output=True).returncode == 0
+        assert subprocess.run(command(demo_model, demo_text, disk / "q"), capture_output=True).returncode == 0
         assert contents(disk / "q") == contents(finished)
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def test_not_finite_weights_stop_before_anything_is_lost(stories, tinystories_text, tmp_path):
+def test_not_finite_weights_stop_before_anything_is_lost(demo_model, demo_text, tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(stories, source, copy_function=shutil.copyfile)
+    shutil.copytree(demo_model, source, copy_function=shutil.copyfile)
     source.chmod(0o755)
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.3.self_attn.o_proj.weight"][0, 0] = float("nan")
     save_file(tensors, source / "model.safetensors")
     with pytest.raises(InputError, match=r"layers\.3\.self_attn\.o_proj\.weight holds NaN"):
-        quantize_model(str(source), tmp_path / "q", FAST, CalibrationChoice(str(tinystories_text)), quiet=True)
+        quantize_model(str(source), tmp_path / "q", FAST, CalibrationChoice(str(demo_text)), quiet=True)
     assert (tmp_path / "q" / block_shard(2)).exists() and not (tmp_path / "q" / block_shard(3)).exists()
 
 
-def test_calibration_text_too_short_or_of_another_vocabulary(stories, tmp_path):
+def test_calibration_text_too_short_or_of_another_vocabulary(demo_model, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Once upon a time")
-    with pytest.raises(InputError, match=r"short\.txt: calibration text has 4 tokens, one sequence needs 128"):
-        quantize_model(str(stories), tmp_path / "q", FAST, CalibrationChoice(str(short)), quiet=True)
+    with pytest.raises(InputError, match=r"short\.txt: calibration text has 5 tokens, one sequence needs 128"):
+        quantize_model(str(demo_model), tmp_path / "q", FAST, CalibrationChoice(str(short)), quiet=True)
     from toolchain.calibration import load_tokenizer
 
     with pytest.raises(InputError, match="do not belong together"):
-        sample_sequences("Once upon a time " * 50, load_tokenizer(stories), 1, 16, 0, 100, "text")
+        sample_sequences("Once upon a time " * 50, load_tokenizer(demo_model), 1, 16, 0, 100, "text")
     with pytest.raises(InputError, match="expected START:STOP"):
         slice_text("abc", "0.5")
     with pytest.raises(InputError, match="no such text file"):
-        quantize_model(str(stories), tmp_path / "q", FAST, CalibrationChoice(str(tmp_path / "none.txt")), quiet=True)
+        quantize_model(str(demo_model), tmp_path / "q", FAST, CalibrationChoice(str(tmp_path / "none.txt")), quiet=True)
     assert not (tmp_path / "q").exists()
 
 
-def test_quantized_block_states_are_what_later_blocks_see(stories_checkpoint):
+def test_quantized_block_states_are_what_later_blocks_see(demo_checkpoint):
     """Losses of every layer fall from clustering to the end, and all records are complete."""
-    for record in stories_checkpoint.records.values():
+    for record in demo_checkpoint.records.values():
         if record.scheme == "codebook" and "layers" in record.name:
             losses = record.losses
             assert losses["clustering"] >= losses["sweep"] >= losses["refinement"] > 0
-    totals = stories_checkpoint.manifest["totals"]
+    totals = demo_checkpoint.manifest["totals"]
     assert 3.0 < totals["effective_bits"] < 3.15
-    shards = sum(p.stat().st_size for p in stories_checkpoint.folder.glob("*.safetensors"))
+    shards = sum(p.stat().st_size for p in demo_checkpoint.folder.glob("*.safetensors"))
     assert totals["bytes"] <= shards  # the rest is safetensors' headers
 
 
-def test_hessian_accumulates_every_token(stories, tinystories_text):
+def test_hessian_accumulates_every_token(demo_model, demo_text):
     """BlockRunner's H of the first block equals the definition 2/T sum x x^T on transformers' own forward pass."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -166,14 +166,14 @@ def test_hessian_accumulates_every_token(stories, tinystories_text):
     from toolchain.blocks import BlockRunner
     from toolchain.source import SourceModel
 
-    source = SourceModel(stories)
+    source = SourceModel(demo_model)
     spec = model_spec(source.config)
     runner = BlockRunner(source, spec)
     tokens = np.random.default_rng(0).integers(3, 500, (3, 20))
     hidden = runner.embed(tokens)
     block = runner.load_block(0)
     hessians, outputs = runner.hessians(block, spec.block.linears(), hidden)
-    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32).eval()
     seen = []
     layer = model.model.layers[0]
     layer.mlp.down_proj.register_forward_pre_hook(lambda m, x: seen.append(x[0].detach().double().numpy()[0]))

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from tests.conftest import shared
 from toolchain.probe import _extrapolated
 
 MEASURED = """
@@ -25,9 +24,8 @@ print(json.dumps({**checkpoint.manifest["totals"], "peak": peak_rss()}))
 
 
 @pytest.mark.long
-def test_dry_run_predicts_size_memory_and_time(tmp_path):
-    model = shared("models/scribe-6M")
-    command = [sys.executable, "-m", "toolchain", "quantize", model, "-o", tmp_path / "out", "--bits", "3"]
+def test_dry_run_predicts_size_memory_and_time(tmp_path, demo_model):
+    command = [sys.executable, "-m", "toolchain", "quantize", demo_model, "-o", tmp_path / "out", "--bits", "3"]
     done = subprocess.run(
         [*command, "--sequences", "64", "--dry-run", "--json"], capture_output=True, text=True, check=True
     )
@@ -35,7 +33,7 @@ def test_dry_run_predicts_size_memory_and_time(tmp_path):
     predicted = json.loads(done.stdout)
     start = time.perf_counter()
     real = subprocess.run(
-        [sys.executable, "-c", MEASURED, model, tmp_path / "out"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURED, demo_model, tmp_path / "out"], capture_output=True, text=True, check=True
     )
     seconds, totals = time.perf_counter() - start, json.loads(real.stdout)
     assert predicted["output_bytes"] == pytest.approx(totals["bytes"], rel=0.05)

@@ -22,7 +22,7 @@ from runtime_py.engine.planner import Planner
 from runtime_py.engine.values import Unplannable
 from runtime_py.load import open_model
 from runtime_py.session import Session
-from tests.conftest import shared
+from tests.conftest import DEMO
 from tests.toolchain.test_quantize import problem
 from toolchain.pipeline import CalibrationChoice, quantize_model
 from toolchain.quantize import athena, entries, qrazor
@@ -31,13 +31,12 @@ from toolchain.quantize.razor_settings import RazorSettings
 from toolchain.quantize.settings import QuantizeSettings
 
 
-def _folder(model: str, out: Path, text: str = "text/tinystories_val.txt", **settings) -> Path:
+def _folder(model: Path, out: Path, **settings) -> Path:
     razor = RazorSettings(**{"activation_bits": 4, **settings.pop("razor", {})})
     chosen = QuantizeSettings(
         **{"method": "qrazor", "bits": 4, "sequences": 16, "sequence_length": 128, **settings}, razor=razor
     )
-    choice = CalibrationChoice(str(shared(text)), "0:0.2")
-    checkpoint = quantize_model(str(shared(model)), out / "quantized", chosen, choice, quiet=True)
+    checkpoint = quantize_model(str(model), out / "quantized", chosen, CalibrationChoice(), quiet=True)
     (out / "model").mkdir()
     write_model_folder(checkpoint, out / "model")
     return out / "model"
@@ -45,8 +44,8 @@ def _folder(model: str, out: Path, text: str = "text/tinystories_val.txt", **set
 
 @pytest.fixture(scope="module")
 def razored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """stories260K with weights, activations and cache in 4 bits."""
-    return _folder("models/stories260K", tmp_path_factory.mktemp("qrazor"), razor={"kv": 4})
+    """The bundled model with weights, activations and cache in 4 bits."""
+    return _folder(DEMO, tmp_path_factory.mktemp("qrazor"), razor={"kv": 4})
 
 
 def _onnxruntime(folder: Path, ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -78,7 +77,7 @@ def test_onnxruntime_and_the_interpreter_keep_the_same_cache(razored: Path) -> N
     same += [np.mean(caches[2 * i + 1] == state.values[n]) for i, n in enumerate(names)]
     assert same[0] == 1.0 and min(same) > 0.98  # the first layer's keys see no rounding of an earlier layer
     assert np.mean(logits.argmax(1) == ours.argmax(1)) > 0.9
-    assert caches[0].shape[-1] == 8 // 2 + 1  # eight codes of 4 bits and one flag
+    assert caches[0].shape[-1] == 32 // 2 + 1  # 32 codes of 4 bits, and two flags of 4
 
 
 def test_the_engine_plans_it_and_agrees(razored: Path) -> None:
@@ -91,9 +90,7 @@ def test_the_engine_plans_it_and_agrees(razored: Path) -> None:
     model.forward(state, ids[:50])
     step = np.concatenate([model.forward(state, [t]) for t in ids[50:]])
     assert np.mean(step.argmax(1) == engine[50:].argmax(1)) > 0.8
-    assert (
-        model.cache_bytes_per_token * 3 < 5 * 2 * 2 * 4 * 8 * 2
-    )  # against float16 for 5 layers, 4 heads of 8 (padded)
+    assert model.cache_bytes_per_token * 3 < 4 * 2 * 2 * 32 * 2  # against float16: 4 layers, 2 heads of 32 (padded)
 
 
 def test_codes_that_plain_avx2_cannot_multiply_are_left_to_the_interpreter(razored: Path) -> None:
@@ -106,9 +103,9 @@ def test_codes_that_plain_avx2_cannot_multiply_are_left_to_the_interpreter(razor
         Planner(replace(graph, nodes=nodes), 32).plan()
 
 
-def test_a_cache_of_scribe_takes_a_quarter(tmp_path: Path) -> None:
+def test_a_razored_cache_takes_a_quarter(tmp_path: Path) -> None:
     """Heads of 32: codes of 4 bits and a flag of 4 for 16 of them are 4.25 bits, float16 takes 16."""
-    folder = _folder("models/scribe-6M", tmp_path, "text/scribe_valid.txt", razor={"kv": 4, "compensate": False})
+    folder = _folder(DEMO, tmp_path, razor={"kv": 4, "compensate": False})
     plain = tmp_path / "plain"
     model, _ = open_model(folder)
     checkpoint = QuantizedCheckpoint(tmp_path / "quantized")
@@ -131,7 +128,7 @@ def test_a_cache_of_scribe_takes_a_quarter(tmp_path: Path) -> None:
     ids=["A16", "rotated", "W8A8", "athena"],
 )
 def test_variants_agree_with_onnxruntime(settings: dict, tmp_path: Path) -> None:
-    folder = _folder("models/stories260K", tmp_path, **settings)
+    folder = _folder(DEMO, tmp_path, **settings)
     ids = np.random.default_rng(2).integers(3, 500, 24)
     session = Session(folder)
     ours = session.forward(session.new_state(), ids)
@@ -208,4 +205,4 @@ def test_the_rotation_is_its_own_inverse(columns: int) -> None:
 )
 def test_impossible_settings_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        _folder("models/stories260K", tmp_path, **settings)
+        _folder(DEMO, tmp_path, **settings)

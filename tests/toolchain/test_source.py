@@ -14,9 +14,9 @@ from toolchain.source import SourceModel, resolve
 
 
 @pytest.fixture
-def copy(stories, tmp_path):
+def copy(demo_model, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(stories, folder)
+    shutil.copytree(demo_model, folder)
     for path in folder.iterdir():
         path.chmod(0o644)
     folder.chmod(0o755)
@@ -36,9 +36,9 @@ def shard(folder):
     return index
 
 
-def test_sharded_equals_single(stories, copy):
+def test_sharded_equals_single(demo_model, copy):
     shard(copy)
-    single, sharded = SourceModel(stories), SourceModel(copy)
+    single, sharded = SourceModel(demo_model), SourceModel(copy)
     assert single.names() == sharded.names()
     for name in single.names():
         assert torch.equal(single.tensor(name), sharded.tensor(name))

@@ -47,28 +47,28 @@ def test_trained_weights_are_stored_exactly(name, bits, rows, columns, group, sc
     assert again.stored("w")[1].bytes == stored.stored("w")[1].bytes
 
 
-def command(stories, text, out, steps):
-    base = [sys.executable, "-m", "toolchain", "quantize", str(stories), "-o", str(out), "--bits", "2", "--passes", "1"]
-    tune = ["--tune-steps", str(steps), "--tune-batch", "4", "--tune-length", "128"]
+def command(demo_model, text, out, steps):
+    base = [sys.executable, "-m", "toolchain", "quantize", str(demo_model), "-o", str(out), "--bits", "2"]
+    tune = ["--passes", "1", "--tune-steps", str(steps), "--tune-batch", "4", "--tune-length", "128"]
     return [*base, "--sequences", "16", "--sequence-length", "128", *tune, "--calibration", str(text),
             "--calibration-part", "0:0.5"]  # fmt: skip
 
 
-def test_tuning_lowers_the_divergence_on_unseen_text(stories, tinystories_text, tmp_path):
+def test_tuning_lowers_the_divergence_on_unseen_text(demo_model, demo_text, tmp_path):
     from export.folder import install_folder
     from toolchain import calibration
     from toolchain.evaluate import evaluate, open_scorer, windows_of
     from toolchain.packaging import package_checkpoint
 
-    text = calibration.slice_text(calibration.read_text(tinystories_text), "0.5:1")
-    windows = windows_of(text, calibration.load_tokenizer(stories), 128, 20, "text")
+    text = calibration.slice_text(calibration.read_text(demo_text), "0.5:1")
+    windows = windows_of(text, calibration.load_tokenizer(demo_model), 128, 20, "text")
     results = {}
     for steps in (0, 60):
         out = tmp_path / f"q{steps}"
-        subprocess.run(command(stories, tinystories_text, out, steps), check=True, capture_output=True)
+        subprocess.run(command(demo_model, demo_text, out, steps), check=True, capture_output=True)
         folder = tmp_path / f"m{steps}"
         install_folder(package_checkpoint(QuantizedCheckpoint(out), folder, quiet=True), folder, force=False)
-        results[steps] = evaluate(open_scorer(str(folder)), windows, open_scorer(str(stories)), quiet=True)
+        results[steps] = evaluate(open_scorer(str(folder)), windows, open_scorer(str(demo_model)), quiet=True)
         bits = QuantizedCheckpoint(out).manifest["totals"]["effective_bits"]
         assert bits == pytest.approx(2.11, abs=0.02)  # the same bits, better used
     assert results[60].kl < 0.85 * results[0].kl
@@ -76,12 +76,12 @@ def test_tuning_lowers_the_divergence_on_unseen_text(stories, tinystories_text, 
 
 
 @pytest.mark.long
-def test_kill_9_during_tuning_resumes_to_identical_bytes(stories, tinystories_text, tmp_path, monkeypatch):
+def test_kill_9_during_tuning_resumes_to_identical_bytes(demo_model, demo_text, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code = "import toolchain.quantize.tuning as t; t._SAVE_INTERVAL = 0.0; from toolchain.cli import main; main()"
 
     def run(out):
-        return [sys.executable, "-c", code, *command(stories, tinystories_text, out, 40)[3:]]
+        return [sys.executable, "-c", code, *command(demo_model, demo_text, out, 40)[3:]]
 
     subprocess.run(run(tmp_path / "whole"), check=True, capture_output=True)
     out = tmp_path / "killed"

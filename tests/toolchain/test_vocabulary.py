@@ -59,8 +59,8 @@ def trained(kind: str, text: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", ["byte-level BPE", "WordPiece", "Unigram"])
-def test_every_kind_of_tokenizer(kind, tinystories_text):
-    text = tinystories_text.read_text()[:60_000]
+def test_every_kind_of_tokenizer(kind, demo_text):
+    text = demo_text.read_text()[:60_000]
     full = trained(kind, text)
     data = json.loads(full.to_str())
     for part in (text[:2000], text[30_000:45_000], "A cat."):
@@ -77,12 +77,12 @@ def test_every_kind_of_tokenizer(kind, tinystories_text):
             assert small.decode(small.encode(other).ids) == full.decode(full.encode(other).ids)
 
 
-@pytest.fixture(scope="module", params=["stories_checkpoint", "scribe_checkpoint"])
-def pruned(request, tinystories_text, tmp_path_factory):
+@pytest.fixture(scope="module", params=["demo_checkpoint", "wide_checkpoint"])
+def pruned(request, demo_text, tmp_path_factory):
     checkpoint, scratch = request.getfixturevalue(request.param), tmp_path_factory.mktemp("pruned")
     (scratch / "staged").mkdir()
-    text = tinystories_text.read_text()[:3000]
-    small = PrunedCheckpoint(checkpoint, text, "stories.txt", scratch / "staged")
+    text = demo_text.read_text()[:3000]
+    small = PrunedCheckpoint(checkpoint, text, "text.txt", scratch / "staged")
     return checkpoint, small, _package(small, scratch / "model"), text
 
 
@@ -95,7 +95,7 @@ def test_logits_are_the_kept_rows_of_the_whole_model(pruned, request, tmp_path):
     expected, found = a.forward(a.new_state(), old), b.forward(b.new_state(), new)
     np.testing.assert_array_equal(found, expected[:, small.keep])
     kept, all_of = len(small.keep), checkpoint.config["vocab_size"]
-    assert small.manifest["vocabulary"] == {"kept": kept, "of": all_of, "text": "stories.txt"}
+    assert small.manifest["vocabulary"] == {"kept": kept, "of": all_of, "text": "text.txt"}
     sizes = [(path / "model.onnx.data").stat().st_size for path in (folder, whole)]
     width = checkpoint.config["hidden_size"]
     assert sizes[0] <= sizes[1] - (all_of - kept) * width + 4096  # 8 bits a weight; both files are padded
@@ -103,18 +103,18 @@ def test_logits_are_the_kept_rows_of_the_whole_model(pruned, request, tmp_path):
     assert config["vocab_size"] == kept == read_json(folder / "genai_config.json")["model"]["vocab_size"]
 
 
-def test_on_the_command_line(stories_checkpoint, tmp_path):
+def test_on_the_command_line(demo_checkpoint, tmp_path):
     (tmp_path / "text.txt").write_text("Once upon a time there was a cat.")
     command = [sys.executable, "-m", "toolchain"]
     options = [
-        str(stories_checkpoint.folder),
+        str(demo_checkpoint.folder),
         "-o",
         str(tmp_path / "out"),
         "--vocabulary-text",
         str(tmp_path / "text.txt"),
     ]
     done = subprocess.run([*command, "package", *options], capture_output=True, text=True)
-    assert done.returncode == 0 and "of 512 tokens kept" in done.stderr, done.stderr
+    assert done.returncode == 0 and "of 1536 tokens kept" in done.stderr, done.stderr
     told = subprocess.run(
         [*command, "run", str(tmp_path / "out"), "--prompt", "Once upon a time", "--max-tokens", "20"],
         capture_output=True, text=True,
@@ -122,14 +122,14 @@ def test_on_the_command_line(stories_checkpoint, tmp_path):
     assert told.returncode == 0 and told.stdout.startswith("Once upon a time") and len(told.stdout) > 25
 
 
-def test_what_cannot_be_pruned_is_said(stories_checkpoint):
+def test_what_cannot_be_pruned_is_said(demo_checkpoint):
     with pytest.raises(InputError, match="vocabulary of type Char cannot be pruned"):
         kept_tokens({"model": {"type": "Char", "vocab": {}}}, [], {})
     with pytest.raises(InputError, match="has no vocabulary"):
         kept_tokens({"model": {"type": "BPE", "vocab": 3}}, [], {})
     with pytest.raises(InputError, match="merge that is not of two"):
         kept_tokens({"model": {"type": "BPE", "vocab": {"ab": 0}, "merges": ["ab"]}}, [], {})
-    record = stories_checkpoint.records["model.embed_tokens"]
+    record = demo_checkpoint.records["model.embed_tokens"]
     pruned = PrunedCheckpoint.__new__(PrunedCheckpoint)
     pruned.keep = np.arange(3)
     from dataclasses import replace

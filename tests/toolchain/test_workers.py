@@ -11,23 +11,23 @@ from export.errors import InputError
 from toolchain.workers import Workers, solve_all
 
 
-def quantize(stories, text, out, *options):
-    command = [sys.executable, "-m", "toolchain", "quantize", stories, "-o", out, "--bits", "3", "--passes", "1"]
+def quantize(demo_model, text, out, *options):
+    command = [sys.executable, "-m", "toolchain", "quantize", demo_model, "-o", out, "--bits", "3", "--passes", "1"]
     rest = ["--sequences", "8", "--sequence-length", "64", "--calibration", text, "--calibration-part", "0:0.5"]
     subprocess.run([str(c) for c in [*command, *rest, *options]], check=True, capture_output=True)
     return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
 @pytest.mark.long
-def test_processes_and_a_cluster_give_the_same_bytes(stories, tinystories_text, tmp_path):
+def test_processes_and_a_cluster_give_the_same_bytes(demo_model, demo_text, tmp_path):
     from distributed import LocalCluster
 
-    serial = quantize(stories, tinystories_text, tmp_path / "serial")
-    assert quantize(stories, tinystories_text, tmp_path / "processes", "--workers", 2) == serial
+    serial = quantize(demo_model, demo_text, tmp_path / "serial")
+    assert quantize(demo_model, demo_text, tmp_path / "processes", "--workers", 2) == serial
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         options = ("--workers", 2, "--scheduler", address)
-        assert quantize(stories, tinystories_text, tmp_path / "cluster", *options) == serial
+        assert quantize(demo_model, demo_text, tmp_path / "cluster", *options) == serial
 
 
 @pytest.mark.long
