@@ -34,15 +34,8 @@ def build(name: str, work: Path) -> Path:
     scratch = work / "sources" / name
     scratch.mkdir(parents=True, exist_ok=True)
     if name in REAL or name == BUNDLED:
-        checkpoint = _checkpoint(
-            DEMO if name == BUNDLED else SHARED / REAL[name],
-            "built-in",
-            None,
-            scratch / "quantized",
-            bits=4,
-            sequences=16,
-            passes=1,
-        )
+        source = DEMO if name == BUNDLED else SHARED / REAL[name]
+        checkpoint = _checkpoint(source, "built-in", None, scratch / "quantized", bits=4, sequences=16, passes=1)
     else:
         tiny_model(name.removesuffix(" plain"), scratch / "source", **PLAIN.get(name, {}))
         text = random_text(scratch / "text.txt")
