@@ -4,6 +4,9 @@ Every weight matrix lies on 128 x 128-byte macros that all work at once, so a ve
 the matrix's size: tiles scale out in space. Scores are serial in the RTL (profile `rtl`, 9 cycles a key) though its
 datapath holds the parallelism for 64 keys a cycle (profile `ideal`). The RTL ends after the softmax: the P.V engine
 here mirrors the score engine and is our addition, and so are the vector unit and all energy and area figures.
+
+Stored numbers that are no matrix (outliers, norm weights, biases, rows of tables) go to the vector unit, a byte a lane
+and cycle; reading a byte is taken to cost what one of its operations costs. All but tables lie in macros, too.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 
 from export.errors import InputError
 from hw_model.result import ComponentCost, CostReport, group_by_kind
-from hw_model.workload import Operation, Phase
+from hw_model.workload import Operation, Phase, held_bytes, outlier_notes
 from targets import Target, load_target
 
 PROFILES = ("rtl", "ideal")
@@ -23,16 +26,18 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
     if profile not in PROFILES:
         raise InputError(f"--profile must be one of {', '.join(PROFILES)}, not {profile!r}")
     clock = target.constants["clock"]
-    macros = sum(_macros(op, target) for op in operations) + _cache_macros(operations, phase, target)
     macro_bytes = target["macro_rows"] * target["macro_columns"] * target["weight_bits"] / 8
+    held = held_bytes((op, 1) for op in operations)
+    macros = sum(_macros(op, target) for op in operations) + _cache_macros(operations, phase, target)
+    macros += math.ceil(held / macro_bytes)
     leakage = target["leakage"] * macros * macro_bytes
     rows = []
     for op in operations:
         latency = _cycles(op, phase, target, profile) / clock.value
-        energy = op.macs * target["mac_energy"] + op.vector_ops * target["vector_energy"] + latency * leakage
+        energy = op.macs * target["mac_energy"] + _vector_work(op) * target["vector_energy"] + latency * leakage
         rows.append((op.kind, op.macs, op.bytes, latency, energy))
     cycles = sum(_cycles(op, phase, target, profile) for op in operations)
-    stored = sum(op.weight_bytes for op in operations if op.kind == "linear")
+    stored = held + sum(op.weight_bytes for op in operations if op.kind == "linear")
     return CostReport(
         target=f"{target.name} ({profile})",
         kind=target.kind,
@@ -50,6 +55,9 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
             f"{macros:,.0f} macros of {macro_bytes / 1024:.0f} KiB hold all weights and the cache at 8 bits",
             "P.V engine, vector unit, energy and area are assumptions: the publication has none of them",
             "weights are expanded from codes to 8 bits when loaded; loading reads the codes over a 32-bit bus once",
+            *outlier_notes(
+                ((op, 1) for op in operations), "the vector unit multiplies and adds them, a byte a lane and cycle"
+            ),
         ),
         components=_components(operations, target, cycles / clock.value * leakage, macros * target["macro_area"]),
         macs=sum(op.macs for op in operations),
@@ -59,9 +67,14 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
 
 def _components(operations: list[Operation], target: Target, leakage: float, area: float) -> tuple[ComponentCost, ...]:
     macs = sum(op.macs for op in operations) * target["mac_energy"]
-    vector = sum(op.vector_ops for op in operations) * target["vector_energy"]
+    vector = sum(_vector_work(op) for op in operations) * target["vector_energy"]
     parts = (("macros", macs, area), ("vector unit", vector, 0.0), ("leakage", leakage, 0.0))
     return tuple(ComponentCost(*part) for part in parts)
+
+
+def _vector_work(op: Operation) -> int:
+    """Operations of the vector unit, and bytes that it reads of stored numbers."""
+    return op.vector_ops + (0 if op.kind == "linear" else op.weight_bytes)
 
 
 def _macros(op: Operation, target: Target) -> int:
@@ -82,7 +95,7 @@ def _cycles(op: Operation, phase: Phase, target: Target, profile: str) -> float:
         return phase.tokens * target["projection_cycles"]
     if op.kind == "attention":
         return sum(_attention_cycles(phase.past + t + 1, target, profile) for t in range(phase.tokens))
-    return math.ceil(op.vector_ops / target["vector_lanes"])
+    return math.ceil(max(op.vector_ops, op.weight_bytes) / target["vector_lanes"])
 
 
 def published_cycles() -> dict[str, float]:

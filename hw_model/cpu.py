@@ -7,7 +7,7 @@ cache. Energy is board power times latency, an upper bound: DRAM itself is a few
 from __future__ import annotations
 
 from hw_model.result import ComponentCost, CostReport, group_by_kind
-from hw_model.workload import Operation, Phase
+from hw_model.workload import Operation, Phase, outlier_notes
 from targets import Target
 
 
@@ -37,7 +37,12 @@ def cost(operations: list[Operation], phase: Phase, target: Target) -> CostRepor
         latency_high_s=spans[1],
         by_kind=group_by_kind(rows),
         basis="modelled: roofline with constants derived from published measurements",
-        notes=("energy is peak wall power of the board times latency, an upper bound",),
+        notes=(
+            "energy is peak wall power of the board times latency, an upper bound",
+            *outlier_notes(
+                ((op, 1) for op in operations), "read in every pass, two operations each at the rate of the others"
+            ),
+        ),
         components=(ComponentCost("whole board", latency * power, 0.0),),
         peak_macs_per_s=rate.value / 2,
         memory_bytes_per_s=bandwidth.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from export.errors import InputError
@@ -37,7 +38,7 @@ class Operation:
     """The work of one node in one forward pass, batch size one."""
 
     name: str
-    kind: str  # linear, attention, embedding, normalization, activation, rotary, elementwise, mask, data movement
+    kind: str  # linear, sparse, attention, embedding, normalization, activation, rotary, elementwise, mask, ...
     macs: int = 0  # multiply-accumulates
     vector_ops: int = 0  # other arithmetic
     weight_bytes: int = 0  # read from the stored model at their real bits
@@ -55,3 +56,14 @@ class Operation:
     @property
     def bytes(self) -> int:
         return self.weight_bytes + self.cache_read_bytes + self.cache_write_bytes + self.activation_bytes
+
+
+def held_bytes(operations: Iterable[tuple[Operation, int]]) -> int:
+    """Stored bytes, of operations with their counts, that no array of a matrix holds: outliers, norms and biases."""
+    return sum(op.weight_bytes * count for op, count in operations if op.kind not in ("linear", "embedding"))
+
+
+def outlier_notes(operations: Iterable[tuple[Operation, int]], assumption: str) -> tuple[str, ...]:
+    """The line of a report that says how a machine multiplies outliers; none for a model without them."""
+    size = sum(op.weight_bytes * count for op, count in operations if op.kind == "sparse")
+    return (f"outliers, {size / 1e6:.2g} MB with their places: {assumption}",) if size else ()

@@ -3,6 +3,9 @@
 A matrix takes ceil(K / rows) x ceil(N / outputs) arrays that all work at once, so its product takes one array's time
 whatever its size. Scores and values use a MAC engine beside the key-value memory, norms and activations a vector unit;
 each product's outputs are requantized. mapping.py chooses what stays resident and how the rest is loaded.
+
+Outliers are multiplied and added by the vector unit; they, norm weights and biases lie in SRAM as far as they fit, else
+in DRAM, and the cache gets the rest of the SRAM.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from hw_model.array import Array, build
 from hw_model.mapping import Mapping, candidates, describe
 from hw_model.result import ComponentCost, CostReport, group_by_kind
-from hw_model.workload import Operation, Phase
+from hw_model.workload import Operation, Phase, held_bytes, outlier_notes
 from targets import Target
 
 _SPAN = ("clock", "dram_bandwidth", "network_bandwidth", "write_bandwidth")
@@ -72,8 +75,10 @@ class _Chip:
         self.arrays = round(target["arrays"]) or self.needed
         heads = sum(op.kv_heads * op.head_dim * n for op, n in unique if op.kind == "attention")
         self.cache_bytes = 2 * phase.total * heads * target["cache_bits"] / 8
-        fits = min(target["cache_capacity"] / self.cache_bytes, 1.0) if self.cache_bytes else 1.0
-        self.cache_on_chip = fits
+        self.held = held_bytes(unique)
+        self.held_on_chip = min(target["cache_capacity"] / self.held, 1.0) if self.held else 1.0
+        left = target["cache_capacity"] - self.held * self.held_on_chip
+        self.cache_on_chip = min(left / self.cache_bytes, 1.0) if self.cache_bytes else 1.0
 
     def evaluate(self, mapping: Mapping) -> tuple[list[_Work], float]:
         """(cost of every kind of operation, latency of the pass in seconds)."""
@@ -114,12 +119,14 @@ class _Chip:
             return (*self._attention(op), {})
         seconds = op.vector_ops / target["vector_lanes"] / target["clock"]
         energy = {"vector unit": op.vector_ops * target["vector_energy"]}
-        if op.kind == "embedding":  # rows of a table that lies in DRAM
-            moved = op.weight_bytes
-            seconds += moved / target["dram_bandwidth"]
-            energy["DRAM"] = moved * target["dram_energy"]
-        else:
-            energy["SRAM"] = op.activation_bytes / 4 * target["sram_energy"]  # one byte a value
+        # rows of a table lie in DRAM; other stored numbers are read from SRAM as far as they fit
+        inside = 0.0 if op.kind == "embedding" else op.weight_bytes * self.held_on_chip
+        outside = op.weight_bytes - inside
+        if outside:
+            seconds += outside / target["dram_bandwidth"]
+            energy["DRAM"] = outside * target["dram_energy"]
+        if op.kind != "embedding":
+            energy["SRAM"] = (op.activation_bytes / 4 + inside) * target["sram_energy"]  # one byte a value
         return seconds, energy, {"vector unit": seconds}
 
     def _linear(self, op: Operation, mapping: Mapping) -> tuple[float, dict[str, float], dict[str, float]]:
@@ -204,13 +211,18 @@ class _Chip:
             notes.append(
                 f"{100 * self.cache_on_chip:.0f} % of the key-value cache fits on the chip, the rest is in DRAM"
             )
+        where = (
+            f"the vector unit multiplies and adds them, {100 * self.held_on_chip:.0f} % lie in SRAM beside the cache"
+        )
+        notes += outlier_notes(self.unique, where)
         peak = self.arrays * array.rows * array.outputs / array.seconds
         return CostReport(
             target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.tokens,
             latency_s=latency, energy_j=sum(row[4] for row in rows), area_mm2=sum(area.values()),
             latency_low_s=span[0], latency_high_s=span[1], by_kind=group_by_kind(rows),
             basis=f"modelled: {target.choices['array']} arrays from published equations and stated assumptions",
-            notes=tuple(notes), load_s=loads / target["write_bandwidth"],
+            notes=tuple(notes),
+            load_s=loads / target["write_bandwidth"] + self.held * self.held_on_chip / target["dram_bandwidth"],
             components=tuple(sorted(components, key=lambda c: -c.energy_j)),
             mapping={
                 **mapping.to_json(), "objective": objective, "lossless": array.lossless,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from hw_model.components.memory import bit_mask_bits
 from hw_model.pim import collapse
 from hw_model.result import ComponentCost, CostReport, group_by_kind
-from hw_model.workload import Operation, Phase
+from hw_model.workload import Operation, Phase, outlier_notes
 from targets import Target
 
 _SPAN = ("clock", "weight_bandwidth", "dram_bandwidth")
@@ -91,4 +91,5 @@ def _evaluate(
         )
     if cached < 1:
         notes.append(f"{100 * cached:.0f} % of the key-value cache fits into the buffer, the rest is in DRAM")
+    notes += outlier_notes(unique, "the vector unit multiplies and adds them, read from DRAM in every pass")
     return works, latency, parts, tuple(notes), dram_bytes

@@ -15,9 +15,9 @@ from export.reader import Graph
 from hw_model import contrib, nodes
 from hw_model.integer_nodes import INTEGER_OPERATORS
 from hw_model.nodes import FREE, Context
-from hw_model.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
+from hw_model.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase, held_bytes, outlier_notes
 
-__all__ = ["ACTIVATION_BYTES", "CACHE_BYTES", "Operation", "Phase", "operations"]
+__all__ = ["ACTIVATION_BYTES", "CACHE_BYTES", "Operation", "Phase", "held_bytes", "operations", "outlier_notes"]
 
 
 def operations(graph: Graph, phase: Phase) -> list[Operation]:

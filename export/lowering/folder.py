@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,9 +16,12 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
 from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
+from export.integer_ops import SDR_ATTENTION, SDR_MATMUL
 from export.lowering import cleanup, compact_codes, group_query_attention, matmul_nbits
+from export.lowering.check import EXACT, INT8, Check
 from export.lowering.matmul_nbits import NBits
-from export.native.build import build_library, library_name
+from export.lowering.stored import Kept
+from export.native.build import build_library, library_name, local_machine
 from export.reader import read_graph
 
 _MALFORMED = (
@@ -47,7 +51,8 @@ def write_lowered_folder(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the lowered folder into the existing, empty folder `destination`; what was done, as athena.json says it.
 
-    Raises InputError when the source is incomplete or hostile, was lowered before, or has what a pass cannot express.
+    Raises InputError when the source is incomplete or hostile, was lowered before, or has what a pass cannot express,
+    and when onnxruntime, where it is installed, cannot run the result or computes something else.
     """
     read_graph(source)  # checks every external tensor before anything is read through another library
     manifest = read_json(source / MANIFEST)
@@ -75,9 +80,23 @@ def write_lowered_folder(
         done["library"] = {"file": name, "operators": sum(n.op_type in _NATIVE for n in graph.nodes)}
     hints = {"threads": lowering.threads, "mmap": lowering.mmap}
     done["runtime"] = {name: value for name, value in hints.items() if value is not None}
+    done["check"] = _check_of(source, destination, lowering, done).run()
     write_json(destination / MANIFEST, {**manifest, "lowering": done})
-    _adjust_genai(destination, lowering, share_cache=lowering.share_cache and bool(done.get("attention_nodes")))
+    _adjust_genai(destination, lowering, done)
     return done
+
+
+def _check_of(source: Path, destination: Path, lowering: Lowering, done: dict[str, Any]) -> Check:
+    matrices = done.get("matrices", [])
+    int8 = lowering.machine or (matrices and lowering.nbits.accuracy_level not in (0, 1))
+    tolerance = INT8 if int8 else EXACT
+    if not all(matrix["exact"] for matrix in matrices):
+        tolerance = math.inf
+    if not lowering.machine:
+        return Check(source, destination, changed=bool(lowering.passes), tolerance=tolerance)
+    foreign = "" if lowering.machine == local_machine() else f"it is for {lowering.machine}"
+    library = destination / library_name(lowering.machine)
+    return Check(source, destination, library, foreign, tolerance=tolerance)
 
 
 def _lower_graph(
@@ -85,16 +104,18 @@ def _lower_graph(
 ) -> dict[str, Any]:
     model = ir.load(source / MODEL_FILE)
     encoded: list[matmul_nbits.Encoded] = []
+    kept: list[Kept] = []
     done: dict[str, Any] = {}
     if expanded := compact_codes.run(model):
         done["expanded"] = expanded
     for name in lowering.passes:
         if name == "group_query_attention":
-            done["attention_nodes"] = group_query_attention.run(model)
+            done["attention_nodes"], left = group_query_attention.run(model)
         elif name == "matmul_nbits":
-            encoded = matmul_nbits.run(model, lowering.nbits)
+            encoded, left = matmul_nbits.run(model, lowering.nbits)
         else:
             raise InputError(f"pass {name!r} is unknown; there are {', '.join(PASSES)}")
+        kept += left
     cleanup.run(model)
     model.metadata_props["athena.lowered_to"] = lowering.name
     ir.save(
@@ -104,6 +125,8 @@ def _lower_graph(
     onnx.checker.check_model(str(destination / MODEL_FILE))
     if encoded:
         done["matrices"] = [asdict(matrix) for matrix in encoded]
+    if kept:
+        done["kept"] = [asdict(node) for node in kept]
     return done
 
 
@@ -118,15 +141,18 @@ def _carry(source: Path, destination: Path) -> None:
         shutil.copyfile(path, destination / name)
 
 
-def _adjust_genai(folder: Path, lowering: Lowering, share_cache: bool) -> None:
-    """share_cache: only GroupQueryAttention writes into its past; a razored cache is appended to a copy."""
+def _adjust_genai(folder: Path, lowering: Lowering, done: dict[str, Any]) -> None:
+    """Only GroupQueryAttention writes into its past; standard attention and a razored cache append to a copy of it."""
     path = folder / "genai_config.json"
     if not path.exists():
         return
     config = read_json(path)
-    config["search"]["past_present_share_buffer"] = share_cache
+    kept = {node["operator"] for node in done.get("kept", ())}
+    shared = lowering.share_cache and bool(done.get("attention_nodes")) and not kept & {"Attention", SDR_ATTENTION}
+    config["search"]["past_present_share_buffer"] = shared
     session = config["model"]["decoder"]["session_options"]
-    if "matmul_nbits" in lowering.passes or lowering.machine:  # no weights left that folding would unpack
+    unpacked = kept & {CODEBOOK_MATMUL, SDR_MATMUL}
+    if lowering.machine or ("matmul_nbits" in lowering.passes and not unpacked):  # nothing that folding would unpack
         session.pop(DISABLED_OPTIMIZERS, None)
     if lowering.machine:
         session["custom_ops_library"] = library_name(lowering.machine)

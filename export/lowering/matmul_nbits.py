@@ -8,6 +8,10 @@ step * scale. Zero points must be whole: onnxruntime takes fractional ones, too,
 0.75 tokens/s where whole ones gave 28. Every other codebook holds int8 levels, so 8 bits hold the weights exactly, too:
 B = level + 128. On request those are encoded again with 4 bits and a scale for every 32 columns, which loses
 something: the difference of the weights is returned for the report.
+
+Blocks hold 16 columns or more, so codebooks of narrower or odd groups of columns keep the standard form, and so do
+the products that are no CodebookMatMul: sparse weights, and integers. (Swept over widths, rows, blocks and accuracy
+levels, onnxruntime 1.32 computes 4 and 8 bits rightly, for columns that do not fill their last block, too.)
 """
 
 from __future__ import annotations
@@ -20,13 +24,17 @@ import onnx_ir as ir
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout, codebook_gather
 from export.contract import DOMAIN as ATHENA
 from export.errors import InputError
-from export.lowering.stored import lazy
+from export.integer_ops import SDR_MATMUL
+from export.lowering.stored import Kept, lazy
 from export.packing import unpack
+from export.sparse import SPARSE_MATMUL
 
 DOMAIN = "com.microsoft"
 _SMALLEST_BLOCK = 16  # columns; what the operator takes
 _LOSSY_BLOCK = 32
 _ROWS = 1024  # encoded at a time
+_ACCURACY_LEVELS = (0, 1, 2, 3, 4)  # unset, float32, float16, bfloat16, int8
+_NO_COUNTERPART = {SPARSE_MATMUL: "sparse weights have no counterpart", SDR_MATMUL: "integers have no counterpart"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class NBits:
     def __post_init__(self) -> None:
         if self.block_size < _SMALLEST_BLOCK or self.block_size & (self.block_size - 1):
             raise InputError(f"block_size must be a power of two of {_SMALLEST_BLOCK} or more, not {self.block_size}")
+        if self.accuracy_level not in _ACCURACY_LEVELS:
+            raise InputError(
+                f"accuracy_level must be {', '.join(map(str, _ACCURACY_LEVELS))}, not {self.accuracy_level}"
+            )
 
 
 @dataclass
@@ -52,19 +64,38 @@ class Encoded:
     error: float = field(default=0.0)
 
 
-def run(model: ir.Model, settings: NBits) -> list[Encoded]:
-    """Replace every CodebookMatMul in place; weights are encoded when the model is saved, and errors known then."""
-    graph, found = model.graph, []
-    for node in list(graph):
-        if node.domain == ATHENA and node.op_type == CODEBOOK_MATMUL:
-            found.append(_replace(graph, node, settings))
+def run(model: ir.Model, settings: NBits) -> tuple[list[Encoded], list[Kept]]:
+    """Replace every CodebookMatMul in place that the operator can hold, and say which products stay as they are.
+
+    Weights are encoded when the model is saved, and errors known then.
+    """
+    graph, found, kept = model.graph, list[Encoded](), list[Kept]()
+    for node in [node for node in graph if node.domain == ATHENA]:
+        why = _NO_COUNTERPART.get(node.op_type, "")
+        if node.op_type == CODEBOOK_MATMUL:
+            layout = _layout(node)
+            why = _obstacle(layout)
+            if not why:
+                found.append(_replace(graph, node, layout, settings))
+        if why:
+            kept.append(Kept(str(node.name), node.op_type, why))
     if found:
         model.opset_imports[DOMAIN] = 1
-    return found
+    return found, kept
 
 
-def _replace(graph: ir.Graph, node: ir.Node, settings: NBits) -> Encoded:
-    layout = CodebookLayout(**{name: node.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
+def _layout(node: ir.Node) -> CodebookLayout:
+    return CodebookLayout(**{name: node.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
+
+
+def _obstacle(layout: CodebookLayout) -> str:
+    """Why blocks of columns cannot hold the codebooks; empty when they can."""
+    if layout.groups == 1 or layout.columns_per_group % _SMALLEST_BLOCK == 0:
+        return ""
+    return f"groups of {layout.columns_per_group} columns do not fill blocks of {_SMALLEST_BLOCK}"
+
+
+def _replace(graph: ir.Graph, node: ir.Node, layout: CodebookLayout, settings: NBits) -> Encoded:
     codes, book, scale = (_array(value) for value in node.inputs[1:])
     assert node.name
     even = _even(book) if layout.bits <= 4 else None
@@ -93,14 +124,9 @@ def _replace(graph: ir.Graph, node: ir.Node, settings: NBits) -> Encoded:
 
 
 def _block(layout: CodebookLayout, bits: int, most: int) -> int:
-    """Columns that share a scale, at most `most`: what stores the fewest bytes, and does not cut a group of columns.
-
-    Raises InputError when groups are too narrow.
-    """
+    """Columns that share a scale, at most `most`: what stores the fewest bytes, and does not cut a group of columns."""
     sizes = [1 << n for n in range(_SMALLEST_BLOCK.bit_length() - 1, most.bit_length())]
     fitting = [size for size in sizes if layout.groups == 1 or layout.columns_per_group % size == 0]
-    if not fitting:
-        raise InputError(f"groups of {layout.columns_per_group} columns do not fill blocks of {_SMALLEST_BLOCK}")
     return min(fitting, key=lambda size: (-(-layout.K // size) * (size * bits + 32), -size))
 
 
@@ -208,6 +234,6 @@ def _array(value: ir.Value | None) -> np.ndarray:
     inner = node.inputs[0].producer() if node is not None and node.op_type == "Transpose" and node.inputs[0] else None
     if inner is None or inner.op_type != CODEBOOK_GATHER or inner.domain != ATHENA:
         raise InputError(f"model.onnx: {value.name} is neither stored nor decoded from stored codes")
-    layout = CodebookLayout(**{name: inner.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
+    layout = _layout(inner)
     ids, codes, book, scale = (_array(part) for part in inner.inputs)
     return np.ascontiguousarray(codebook_gather(ids, layout, codes, book, scale).T)

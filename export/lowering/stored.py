@@ -1,9 +1,20 @@
-"""Stored tensors of a graph that are only made when they are written."""
+"""What the passes have in common: tensors that are only made when they are written, and what they leave as it was."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A node that stays in the standard form, because the runtime's own operator cannot hold it."""
+
+    name: str
+    operator: str
+    reason: str
 
 
 def lazy(graph: ir.Graph, name: str, dtype, shape, make) -> ir.Value:  # type: ignore[no-untyped-def]

@@ -54,10 +54,16 @@ MACHINES = {
 }
 
 
-def this_machine() -> str:
-    """Name in MACHINES of the machine this runs on. Raises InputError when there is none."""
+def local_machine() -> str | None:
+    """Name in MACHINES of the machine this runs on; None when there is none."""
     name = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    if name not in MACHINES or not sys.platform.startswith("linux"):
+    return name if name in MACHINES and sys.platform.startswith("linux") else None
+
+
+def this_machine() -> str:
+    """The same. Raises InputError when there is none."""
+    name = local_machine()
+    if name is None:
         raise InputError(f"the native library is built for Linux on {' and '.join(MACHINES)}; choose one by --machine")
     return name
 

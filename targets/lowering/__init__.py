@@ -31,6 +31,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def summaries() -> dict[str, str]:
+    """One line on each target, by name."""
+    return {name: open_lowering(name)["summary"] for name in names()}
+
+
 def open_lowering(name: str) -> dict[str, Any]:
     """The data of a target by name, or of a file ending in .toml. Raises ValueError naming what is wrong."""
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"

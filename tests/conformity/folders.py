@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conftest import SHARED, _checkpoint, _package
+from tests.conftest import DEMO, SHARED, _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, random_text, tiny_model
 
 REAL = {"stories260K": "models/stories260K", "scribe-6M": "models/scribe-6M"}
+BUNDLED = "athena-demo-2M"  # for single tests: there on every machine
 FAMILIES = [variant for variant in (*TINY, *TINY_ENCODERS) if " " not in variant]
 ENCODERS = [family for family in FAMILIES if family in TINY_ENCODERS]
 PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
@@ -32,10 +33,9 @@ def build(name: str, work: Path) -> Path:
         return folder
     scratch = work / "sources" / name
     scratch.mkdir(parents=True, exist_ok=True)
-    if name in REAL:
-        checkpoint = _checkpoint(
-            SHARED / REAL[name], "built-in", None, scratch / "quantized", bits=4, sequences=16, passes=1
-        )
+    if name in REAL or name == BUNDLED:
+        source = DEMO if name == BUNDLED else SHARED / REAL[name]
+        checkpoint = _checkpoint(source, "built-in", None, scratch / "quantized", bits=4, sequences=16, passes=1)
     else:
         tiny_model(name.removesuffix(" plain"), scratch / "source", **PLAIN.get(name, {}))
         text = random_text(scratch / "text.txt")

@@ -198,8 +198,8 @@ def test_genai_keeps_a_razored_cache(work):
 
 
 def test_genai_with_the_native_library(work, native_library):
-    """scribe-6M: with float32 activations the tokens of the function bodies, with int8 ones those of our runtime."""
-    folder, lowered = folders.build("scribe-6M", work), work / "native"
+    """With float32 activations the tokens of the function bodies, with int8 ones those of our runtime."""
+    folder, lowered = folders.build(folders.BUNDLED, work), work / "native"
     command = [sys.executable, "-m", "toolchain", "lower", str(folder), "--target", "native", "-o", str(lowered)]
     subprocess.run(command, check=True)
     assert genai_tokens(lowered) == ours(folder)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
+from export.errors import InputError
+from hw_model.estimate import open_target
 from targets import KINDS, TargetError, load_target, target_names
+from targets.lowering import open_lowering
+from toolchain.cli.cost import targets
 
 GOOD = """kind = "cpu"
 summary = "test"
@@ -57,3 +67,41 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, message):
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(TargetError, match="choose one of attentionlego, digital-sram-pim, .*, tender, or give"):
         load_target("abacus")
+
+
+def listed(capsys) -> list[dict]:
+    targets(json=True)
+    return json.loads(capsys.readouterr().out)["targets"]
+
+
+def test_the_list_holds_what_cost_and_lower_accept_and_nothing_else(capsys):
+    """Every name of the list by the function that the command opens it with, and both commands' own lists of names."""
+    by_use = {use: {e["name"]: e["summary"] for e in listed(capsys) if e["use"] == use} for use in ("cost", "lower")}
+    assert by_use["cost"] == {name: open_target(name).summary for name in by_use["cost"]}
+    assert by_use["lower"] == {name: open_lowering(name)["summary"] for name in by_use["lower"]}
+    assert all(summary and "\n" not in summary for uses in by_use.values() for summary in uses.values())
+    with pytest.raises(InputError, match=f"choose one of {', '.join(by_use['cost'])}, or give"):
+        open_target("abacus")
+    with pytest.raises(ValueError, match=f"there are {', '.join(by_use['lower'])}, or a file"):
+        open_lowering("abacus")
+
+
+def test_the_list_for_people(capsys):
+    """One line a target in a pipe; in a terminal of 80 columns no line is wider, and no word is lost."""
+    entries = listed(capsys)
+    targets(json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(None, 2) for line in lines] == [[e["name"], e["use"], e["summary"]] for e in entries]
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-c", "from toolchain.cli.cost import targets; targets(json=False)"]
+    with subprocess.Popen(command, stdout=side, env={**os.environ, "COLUMNS": "80"}) as process:
+        os.close(side)
+        shown = b""
+        while process.poll() is None or shown.count(b"\n") < len(entries):
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:  # the other side is closed
+                break
+    wrapped = shown.decode().replace("\r", "").splitlines()
+    assert len(wrapped) > len(entries) and max(map(len, wrapped)) <= 80
+    assert " ".join(" ".join(wrapped).split()) == " ".join(" ".join(lines).split())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -239,16 +241,25 @@ def _sweep_page(
 
 @guarded
 def targets(json: Json = False) -> None:
-    """What a model can be costed on or lowered to."""
+    """What a model can be costed on (`cost --target`) or lowered to (`lower --target`)."""
     from targets import load_target, target_names
+    from targets.lowering import summaries
 
-    loaded = [load_target(name) for name in target_names()]
-    lowering = {"portable": "standard ONNX operators plus ai.athena functions; every export is in this form"}
+    costed = [load_target(name) for name in target_names()]
+    entries = [{"name": t.name, "kind": t.kind, "summary": t.summary, "use": "cost"} for t in costed]
+    entries += [{"name": n, "kind": "graph", "summary": s, "use": "lower"} for n, s in summaries().items()]
     if json:
-        entries = [{"name": t.name, "kind": t.kind, "summary": t.summary, "use": "cost"} for t in loaded]
-        entries += [{"name": n, "kind": "graph", "summary": s, "use": "lower"} for n, s in lowering.items()]
         print_json({"targets": entries})
         return
-    rows = [[t.name, "cost", t.summary] for t in loaded] + [[n, "lower", s] for n, s in lowering.items()]
-    for name, use, summary in rows:
-        print(f"{name:<17} {use:<6} {summary}")
+    width = max(len(entry["name"]) for entry in entries)
+    for entry in entries:
+        start = f"{entry['name']:<{width}} {entry['use']:<5} "
+        print(_hanging(start, entry["summary"]))
+
+
+def _hanging(start: str, text: str) -> str:
+    """The text behind `start`: wrapped to the terminal, else in one line, as grep wants it."""
+    if not sys.stdout.isatty():
+        return start + text
+    columns = max(shutil.get_terminal_size().columns, len(start) + 20)
+    return textwrap.fill(text, columns, initial_indent=start, subsequent_indent=" " * len(start))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from targets.lowering import names
 from toolchain.cli.common import guarded, print_json
 
 
 @guarded
 def lower(
     folder: Annotated[Path, typer.Argument(help="Model folder made by `export`.")],
-    target: Annotated[str, typer.Option(help="portable, native, onnxruntime, genai, rpi4, rpi5, laptop or a .toml.")],
+    target: Annotated[str, typer.Option(help=f"{', '.join(names())} or a .toml file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     reencode: Annotated[
         bool, typer.Option(help="MatMulNBits: 4 bits also for uneven codebooks; smaller, not exact.")
@@ -32,6 +34,7 @@ def lower(
     from export.errors import InputError
     from export.folder import install_folder, refuse_existing
     from export.lock import locked
+    from export.lowering.check import describe
     from export.lowering.folder import Lowering, write_lowered_folder
     from export.lowering.matmul_nbits import NBits
     from export.native.build import this_machine
@@ -74,7 +77,7 @@ def lower(
         print_json(done)
         return
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(f"{output}: {_summary(done)}{size / 1e6:.1f} MB")
+    print(f"{output}: {_summary(done)}{size / 1e6:.1f} MB; {describe(done['check'])}")
 
 
 def _summary(done: dict) -> str:  # type: ignore[type-arg]
@@ -92,4 +95,6 @@ def _summary(done: dict) -> str:  # type: ignore[type-arg]
         if lossy:
             worst = max(m["error"] for m in lossy)
             parts.append(f"{len(lossy)} of {bits} bits encoded again, weights off by up to {100 * worst:.1f} %")
+    for (operator, reason), count in Counter((k["operator"], k["reason"]) for k in done.get("kept", ())).items():
+        parts.append(f"{count} {operator} kept ({reason})")
     return ", ".join(parts) + (", " if parts else "")

@@ -1,0 +1,124 @@
+"""No operation is free on any machine: every node of every family and scheme, and every stored byte of outliers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from export.folder import write_model_folder
+from export.reader import read_graph
+from hw_model.estimate import open_target, price
+from hw_model.nodes import FREE
+from hw_model.workload import Operation, Phase, operations
+from targets import target_names
+from tests.conftest import _checkpoint, _package
+from tests.export.families import TINY, TINY_ENCODERS, FloatCheckpoint, random_text, tiny_model
+from toolchain.quantize.razor_settings import RazorSettings
+
+SCHEMES = {
+    "codebooks": {"bits": 3, "scale_bits": 4},
+    "groups, float16 embeddings": {"bits": 2, "group_size": 16, "method": "rtn", "embedding_bits": 16},
+    "outliers and low rank": {"bits": 3, "outliers": 0.02, "rank": 2},
+    "vectors": {"bits": 2, "vector": 2},
+    "trellis": {"bits": 3, "trellis": "all", "outliers": 0.01},
+    "razored": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8, kv=8, kv_unit="head")},
+}  # fmt: skip
+
+
+QUICK = ("outliers and low rank", "razored", "llama", "gemma2", "gpt_neox", "gpt2", "bert")
+CASES = [
+    case if case in QUICK else pytest.param(case, marks=pytest.mark.long) for case in (*SCHEMES, *TINY, *TINY_ENCODERS)
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def graph(request, tmp_path_factory):
+    """The graph of one family with float weights, or of one scheme."""
+    work = tmp_path_factory.mktemp("graph")
+    variant = request.param if request.param not in SCHEMES else "llama"
+    tiny_model(variant, work / "source")
+    if variant is request.param:
+        (work / "model").mkdir()
+        write_model_folder(FloatCheckpoint(work / "source"), work / "model")
+        return read_graph(work / "model")
+    chosen = {"sequences": 2, "sequence_length": 16, "passes": 1, **SCHEMES[request.param]}
+    text = random_text(work / "text.txt")
+    return read_graph(_package(_checkpoint(work / "source", str(text), None, work / "q", **chosen), work / "model"))
+
+
+def phases(graph) -> list[Phase]:
+    decoder = any(info.name.startswith("past_key_values") for info in graph.inputs)
+    return [Phase.of("prefill", 5), *([Phase.of("decode", 20)] if decoder else [])]
+
+
+def cost_alone(op: Operation, phase: Phase, name: str) -> tuple[float, float]:
+    """(seconds, J without leakage) of one operation."""
+    report = price([op], phase, open_target(name))
+    assert len(report.by_kind) == 1 and report.by_kind[0].kind == op.kind and report.by_kind[0].latency_s > 0
+    return report.latency_s, sum(c.energy_j for c in report.components if c.name != "leakage")
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_operation_costs_time_and_energy(name, graph):
+    for phase in phases(graph):
+        for op in {replace(op, name=""): op for op in operations(graph, phase)}.values():
+            assert op.macs + op.vector_ops + op.bytes > 0, op
+            seconds, joules = cost_alone(op, phase, name)
+            assert seconds > 0 and joules > 0, op
+            if op.weight_bytes and op.kind != "linear":  # matrices are priced by their shape
+                more = cost_alone(replace(op, weight_bytes=1000 * op.weight_bytes), phase, name)
+                assert more > (seconds, joules) and more[1] > joules, op
+
+
+def test_a_node_is_constant_a_view_or_priced(graph):
+    for phase in phases(graph):
+        priced, constant = {op.name for op in operations(graph, phase)}, set(graph.weights)
+        for node in graph.nodes:
+            if all(name in constant for name in node.inputs if name):  # decoded once, when the file is loaded
+                constant.update(node.outputs)
+            else:
+                assert (node.name in priced) != (node.op_type in FREE and not node.domain), node
+
+
+OUTLIERS = Operation("o", "sparse", vector_ops=2 * 5000, weight_bytes=4 * 5000, activation_bytes=4 * 512)
+MATRIX = Operation("w", "linear", macs=256 * 256, weight_bytes=24576, rows=256, columns=256, weight_bits=3.0,
+                   activation_bytes=4 * 512)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", target_names())
+@pytest.mark.parametrize("phase", [Phase.of("decode", 20), Phase.of("prefill", 8)], ids=lambda phase: phase.name)
+def test_outliers_by_the_unit_that_multiplies_them(name, phase):
+    """Twice as many take twice the time and energy of their part; the report says what was assumed, and only then.
+
+    Tokens of a prompt may follow one another through the layers: there the slowest part decides, at first another one.
+    """
+    ops = replace(OUTLIERS, vector_ops=OUTLIERS.vector_ops * phase.tokens)
+    twice = replace(ops, vector_ops=2 * ops.vector_ops, weight_bytes=2 * ops.weight_bytes, activation_bytes=4 * 512)
+    target = open_target(name)
+    without, with_, double = (price(work, phase, target) for work in ([MATRIX], [MATRIX, ops], [MATRIX, twice]))
+    steps = [b.latency_s - a.latency_s for a, b in ((without, with_), (with_, double))]
+    assert 0 < steps[0] < 1.01 * steps[1]
+    if phase.tokens == 1:
+        assert steps[1] == pytest.approx(steps[0], rel=0.01)
+    energies = [b.energy_j - a.energy_j for a, b in ((without, with_), (with_, double))]
+    assert energies[0] > 0 and energies[1] == pytest.approx(energies[0], rel=0.2)  # activations stay the same
+    assert any("outliers, 0.02 MB with their places" in note for note in with_.notes)
+    assert not any("outliers" in note for note in without.notes)
+
+
+@pytest.mark.parametrize("name", ["rap", "rap-baseline", "qrazor-pim", "digital-sram-pim"])
+def test_outliers_beyond_the_sram_come_from_dram(name):
+    target = open_target(name).varied({"cache_capacity": OUTLIERS.weight_bytes / 4})
+    report = price([MATRIX, OUTLIERS], Phase.of("decode", 20), target)
+    energy = {c.name: c.energy_j for c in report.components}
+    assert energy["DRAM"] == pytest.approx(0.75 * OUTLIERS.weight_bytes * target["dram_energy"])
+    assert any("25 % lie in SRAM" in note for note in report.notes)
+
+
+def test_outliers_lie_in_attentionlegos_macros():
+    phase, target = Phase.of("decode", 20), open_target("attentionlego")
+    many = replace(OUTLIERS, weight_bytes=128 * 128 * 10)
+    without, with_ = (price(work, phase, target) for work in ([MATRIX], [MATRIX, many]))
+    assert with_.area_mm2 - without.area_mm2 == pytest.approx(10 * target["macro_area"])
+    assert with_.load_s - without.load_s == pytest.approx(many.weight_bytes * 8 / 32 / target["clock"])
