@@ -36,7 +36,8 @@ def whole_model(source: SourceModel) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    with torch.device("meta"):
+        model_class = type(AutoModelForCausalLM.from_config(config))
     try:
         model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
     except RuntimeError as error:  # a tensor of another shape

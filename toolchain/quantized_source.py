@@ -43,7 +43,8 @@ def source_quantization(config: dict[str, Any]) -> SourceQuantization | None:
         raise InputError(f"{where} must be an object, not {raw!r}")
     method = _method(where, field, raw)
     if method not in _READABLE:
-        raise unreadable(_TITLES.get(method, f"quant_method {method!r}"), where)
+        title = _TITLES.get(method, f"quant_method {method!r}")
+        raise InputError(f"{unreadable(title, where)}, or delete {field} if the weights are not quantized any more")
     if method == "compressed-tensors":
         _check_compressed(where, raw)
     if method == "modelopt":

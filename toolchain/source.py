@@ -1,8 +1,8 @@
 """Reads a Hugging Face checkpoint tensor by tensor: a local folder, or a hub name through huggingface_hub.
 
 Only safetensors are read, never a pickle. Everything that comes out has been checked: the files are those that
-transformers loads, they hold every tensor that the model needs, each is stored in a known form, shapes agree, values are
-finite.
+transformers loads, they hold every tensor that the model needs, each is stored in a known form, shapes agree, values
+are finite.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class SourceModel:
             parameter = self._parameters.of(name)
             if is_adapter(name):
                 raise InputError(
-                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it with "
-                    "merge_and_unload() of peft and save the model again"
+                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
+                    "with merge_and_unload() of peft and save the model again"
                 )
             if parameter is None:
                 self._refuse_parts_of_weights(name)
@@ -112,7 +112,9 @@ class SourceModel:
         used, names = set(self._stored.values()), self._weights.names()
         left = [name for name in names if name not in used and not self._parameters.harmless(name)]
         if left:
-            lines.append(f"{self.folder}: left out, the model has no place for them (as in transformers): {_some(left)}")
+            lines.append(
+                f"{self.folder}: left out, the model has no place for them (as in transformers): {_some(left)}"
+            )
         activations = [name for name in names if name not in used and changes_activations_only(name)]
         if activations:
             lines.append(f"{self.folder}: scales of activations or of the cache are not used: {_some(activations)}")

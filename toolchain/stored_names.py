@@ -26,7 +26,9 @@ _ADAPTER = re.compile(
     r"|ada3?lora_\w+|randlora_\w+|prompt_encoder|prompt_embeddings|adapter\w*|_adapter\w*)(\.|$)|(^|\.)base_model\.model\."
 )
 # buffers of earlier versions, and what stands on an encoder in place of the head that is not exported
-_HARMLESS = re.compile(r"(rotary_emb\.\w+|masked_bias|position_ids|token_type_ids|(^|\.)att(n|ention)\.bias|embed_scale)$")
+_HARMLESS = re.compile(
+    r"(^|\.)(rotary_emb\.\w+|masked_bias|position_ids|token_type_ids|att(n|ention)\.bias|embed_scale)$"
+)
 _ENCODER_HEAD = re.compile(
     r"^(cls|classifier|pre_classifier|qa_outputs|lm_head|vocab_\w+|predictions|sop_classifier|pooler|score)\."
 )

@@ -4,7 +4,7 @@ Plain floats are taken as they are. 8-bit codes with scales beside them are undo
 
 - float8 and int8 codes: (code - zero point) * scale. Scales `weight_scale` or `weight_scale_inv` (despite its name a
   factor, too: DeepSeek) are one for the tensor, one for each row, or one for each block of rows and columns; zero
-  points `weight_zero_point` are laid out alike. Formats: FP8 of DeepSeek, Qwen, fbgemm and ModelOpt, compressed-tensors.
+  points `weight_zero_point` are laid out alike. Formats: FP8 of DeepSeek, Qwen, fbgemm, ModelOpt; compressed-tensors.
 - int8 codes of bitsandbytes: code * SCB / 127, `SCB` the largest magnitude of the row.
 
 All else is refused. Scales of activations and of the key-value cache change no weight.
@@ -99,8 +99,8 @@ class StoredWeights:
         raise unreadable(f"type {stored.dtype}", where)
 
     def _plain_float8(self) -> bool:
-        """Nothing says that the checkpoint has scales: its float8 values are the weights, as transformers reads them"""
-        return self.quantization is None and not self.companions
+        """Nothing says that there are scales: float8 values are the weights themselves, as transformers reads them."""
+        return self.quantization is None and not any("scale" in name.lower() for name in self.tensors)
 
     def _has_exponents(self) -> bool:
         """Whether scales that are bytes mean 2 ** (byte - 127), as in MXFP8."""
