@@ -39,9 +39,13 @@ def whole_model(source: SourceModel) -> PreTrainedModel:
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
     try:
-        model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+        model, report = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+        )
     except RuntimeError as error:  # a tensor of another shape
         raise InputError(f"{source.folder}: transformers refuses the checkpoint ({_last_line(error)})") from None
+    if report["missing_keys"]:  # it would have made them up
+        raise InputError(f"{source.folder}: the checkpoint has no tensor {min(report['missing_keys'])}")
     model.eval().requires_grad_(False)
     if isinstance(source, FoldedSource):
         names = source.folded()

@@ -86,13 +86,21 @@ class SourceModel:
                 raise InputError(f"{self.folder}: {found[parameter]} and {name} are stored for one and the same tensor")
             else:
                 found[parameter] = name
-        for parameter, must in self._parameters.expected.items():
-            if must and parameter not in found and not parameter.startswith("pooler."):
-                raise InputError(f"{self.folder}: the checkpoint has no tensor {parameter}")
+        for parameter in sorted(self._parameters.required - found.keys()):
+            tied = (other for other, first in self._parameters.expected.items() if first == parameter)
+            stored = next((found[other] for other in tied if other in found), None)
+            if stored is None:
+                raise InputError(f"{self.folder}: the checkpoint has no tensor {parameter}{self._alike(parameter)}")
+            found[parameter] = stored  # as transformers: of an embedding and its tied head either may be stored
         for name in found.values():
             if self._weights.check(name) and self._parameters.transposed:
                 raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.folder}: {name}")
         return found
+
+    def _alike(self, parameter: str) -> str:
+        """What to add where a parameter is missing: the stored name that ends like it."""
+        alike = (name for name in self._weights.names() if name.endswith(f".{parameter}"))
+        return next((f"; it has {name}, a name that transformers does not know" for name in alike), "")
 
     def _refuse_parts_of_weights(self, name: str) -> None:
         """What lies beside a weight, or in its place, and is not known would change it."""
@@ -139,7 +147,7 @@ class SourceModel:
 
     def names(self) -> list[str]:
         """Names of the model's tensors as stored."""
-        return sorted(self._stored.values())
+        return sorted(set(self._stored.values()))
 
     def parameters(self) -> list[str]:
         """Names of the model's tensors as transformers names them."""

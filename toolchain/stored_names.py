@@ -38,7 +38,8 @@ _ENCODER_HEAD = re.compile(
 class ParameterNames:
     """The parameters of a model, and how transformers renames stored tensors to them."""
 
-    expected: dict[str, bool]  # parameters and buffers that a checkpoint may hold: whether it must
+    expected: dict[str, str]  # parameters and buffers that a checkpoint may hold: the first name of what is tied
+    required: frozenset[str]  # first names of those that a model must have; an untied head is not among them
     causal: bool
     transposed: bool  # linear weights are [in, out]
     prefix: str
@@ -96,11 +97,18 @@ def _parameter_names(config: str) -> ParameterNames:
     except Exception as error:  # the classes check their fields in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"config.json: transformers refuses it ({reason})") from None
-    must = {name for name, _ in model.named_parameters()}
+    first = {id(value): name for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
+    expected = {name: first[id(value)] for name, value in model.state_dict(keep_vars=True).items()}
+    optional = {expected[name] for name, _ in model.named_buffers() if name in expected}
+    optional |= {name for name in expected if name.startswith("pooler.")}  # not exported
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings() if spec.causal else None
+    if head is not None and head.weight is not embedding.weight:
+        optional.add(first[id(head.weight)])
     transforms = get_model_conversion_mapping(model)
     ignored = [f"({pattern})" for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return ParameterNames(
-        expected={name: name in must for name in model.state_dict()},
+        expected=expected,
+        required=frozenset(expected.values()) - optional,
         causal=spec.causal,
         transposed=spec.linear_is_transposed,
         prefix=model.base_model_prefix,

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from export.errors import InputError
 from export.files import read_json
 from tests.export.families import TINY, TINY_ENCODERS, tiny_model
+from toolchain.own_text import whole_model
 from toolchain.source import SourceModel
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -199,6 +200,43 @@ def test_spellings_of_names(tmp_path, family, spelling):
     assert len(source.parameters()) == len(tensors)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "language_model.", "model.layers."])
+def test_a_spelling_that_transformers_does_not_know(model, prefix):
+    """It would load none of them, and make up the weights."""
+    save_file(with_prefix(stored(model), prefix), model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"has no tensor {EMBEDDING}; it has {prefix}model.embed_tokens.weight"):
+        SourceModel(model).names()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
+def test_a_tied_embedding_that_is_stored_as_the_head(tmp_path, family):
+    """What remains where a writer drops one of two tensors that share memory."""
+    tiny_model(family, tmp_path, tie_word_embeddings=True)
+    tensors = stored(tmp_path)
+    [embedding] = [n for n in tensors if n.endswith(("embed_tokens.weight", "wte.weight"))]
+    tensors["lm_head.weight"] = tensors.pop(embedding)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    source = check(tmp_path)
+    assert source.has(embedding) and source.names() == sorted(tensors)
+
+
+def test_a_head_that_is_missing_is_not_made_up(model):
+    tensors = stored(model)
+    del tensors["lm_head.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"has no tensor lm_head\.weight"):
+        whole_model(SourceModel(model))
+
+
+def test_a_tensor_of_another_shape(model):
+    tensors = stored(model)
+    tensors["model.norm.weight"] = torch.ones(31)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="transformers refuses the checkpoint") as refused:
+        whole_model(SourceModel(model))
+    assert "\n" not in str(refused.value)
+
+
 def test_one_tensor_under_two_names(model):
     tensors = stored(model)
     tensors["layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"] * 2
@@ -210,7 +248,8 @@ def test_one_tensor_under_two_names(model):
 @pytest.mark.parametrize(
     "extra",
     ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq",
-     "model.layers.0.self_attn.masked_bias", "model.layers.1.self_attn.rotary_emb.cos_cached", "model.embed_tokens.position_ids"],
+     "model.layers.0.self_attn.masked_bias", "model.layers.1.self_attn.rotary_emb.cos_cached",
+     "model.embed_tokens.position_ids"],
 )  # fmt: skip
 def test_buffers_of_earlier_versions_are_left_out_in_silence(model, extra):
     save_file({**stored(model), extra: torch.ones(4)}, model / "model.safetensors", metadata={"format": "pt"})
