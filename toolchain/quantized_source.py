@@ -7,6 +7,7 @@ from typing import Any
 
 from export.errors import InputError
 
+DEFAULT_BLOCK = (128, 128)  # of FP8 where nothing says another (FineGrainedFP8Config)
 FIELDS = ("quantization_config", "compression_config", "quantization")  # of today, of compressed-tensors before, of MLX
 _ADVICE = "give the model that it was quantized from"
 _READABLE = ("fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "bitsandbytes 8-bit", "modelopt")
@@ -49,7 +50,8 @@ def source_quantization(config: dict[str, Any]) -> SourceQuantization | None:
         _check_compressed(where, raw)
     if method == "modelopt":
         _check_modelopt(where, raw)
-    return SourceQuantization(method, _block(where, raw), raw)
+    silent = method == "fp8" and "weight_block_size" not in raw
+    return SourceQuantization(method, DEFAULT_BLOCK if silent else _block(where, raw), raw)
 
 
 def _method(where: str, field: str, raw: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from export.errors import InputError
 from toolchain.checkpoint_files import StoredTensor
-from toolchain.quantized_source import SourceQuantization, unreadable
+from toolchain.quantized_source import DEFAULT_BLOCK, SourceQuantization, unreadable
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -117,7 +117,7 @@ class StoredWeights:
             # bitsandbytes multiplies by 1 / 127 in float32, too (functional.int8_vectorwise_dequant)
             value = value * self._spread(beside["SCB"], value, None) * (1 / 127)
         elif title:
-            block = self.quantization.block if self.quantization else None
+            block = self.quantization.block if self.quantization else DEFAULT_BLOCK
             if "weight_zero_point" in beside:
                 value = value - self._spread(beside["weight_zero_point"], value, block)
             value = value * self._spread(beside[next(k for k in _SCALES if k in beside)], value, block)

@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from export.errors import InputError
 from export.files import read_json
 from tests.export.families import random_text, tiny_model
+from toolchain.checkpoint_files import checkpoint_tensors
 from toolchain.own_text import whole_model
 from toolchain.pipeline import CalibrationChoice, quantize_model
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantized_source import source_quantization
 from toolchain.source import SourceModel
+from toolchain.stored_weights import StoredWeights
 
 LAYER = "model.layers.0.mlp.up_proj"  # 48 x 32
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -86,6 +89,21 @@ def test_scales_are_applied(model, layout, dtype, kind, scale_dtype):
     assert torch.equal(source.tensor(f"{LAYER}.weight", (48, 32)), expected)
     assert source.stored_as == ("int8 with scales" if dtype == torch.int8 else "float8 with scales")
     assert "read as float32" in source.notes()[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [({}, 128), ({"quant_method": "fp8"}, 128), ({"quant_method": "fp8", "weight_block_size": [160, 128]}, 160),
+     ({"quant_method": "fp8", "weight_block_size": None}, 96),
+     ({"quant_method": "fp8", "weight_block_size": [96, 16]}, 96)],
+)  # fmt: skip
+def test_the_size_of_blocks(tmp_path, config, rows):
+    """Two scales for 192 rows: what the config says, else what FP8 has by default, else equal parts."""
+    codes, scale = random_codes(FLOAT8[0]).repeat(4, 1), torch.tensor([[0.5], [2.0]])
+    save_file({"x.weight": codes, "x.weight_scale_inv": scale}, tmp_path / "model.safetensors")
+    quantization = source_quantization({"quantization_config": config or None})
+    weights = StoredWeights(checkpoint_tensors(tmp_path, {}), quantization)
+    assert torch.equal(weights.read("x.weight"), slow(codes, scale, torch.zeros(2, 1), rows, 128))
 
 
 @pytest.mark.parametrize("layout", ["tensor", "channel", "group"])
