@@ -85,7 +85,6 @@ class ModelSpec:
     norm_offset: float = 0.0  # added to the stored weight of every RMSNorm (1 in Gemma)
     parallel_residual: bool = False  # attention and feed-forward part both read the block's input
     fused_qkv_by_head: bool = False  # rows of fused_qkv: query, key and value of head 0, then of head 1, ...
-    optional_prefix: str = ""  # stored tensor names may lack this prefix, or have it in front
     token_types: str | None = None  # embedding of the segment a token belongs to
     token_type_count: int = 1
     embedding_norm: str | None = None

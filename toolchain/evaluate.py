@@ -64,24 +64,20 @@ class FolderScorer:
 
 
 class HuggingFaceScorer:
-    """A Hugging Face folder run in float32 by transformers. Weights come from safetensors only."""
+    """A Hugging Face folder run in float32 by transformers, with the weights that would be exported."""
 
     def __init__(self, name: str) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
         from export.archs import model_spec
+        from toolchain.own_text import whole_model
         from toolchain.source import SourceModel, resolve
 
-        folder = resolve(name)
-        source = SourceModel(folder)  # refuses pickles and broken shards with a clear line
-        model_spec(source.config)
-        logging.disable_progress_bar()
-        self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+        source = SourceModel(resolve(name))
+        if not model_spec(source.config).causal:
+            raise InputError(f"{name}: an encoder, which predicts no next token; there is no perplexity to measure")
+        source.print_notes()
+        self._torch, self._model = torch, whole_model(source)
         self.vocab_size = int(source.config["vocab_size"])
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ class FoldedSource(SourceModel):
     """Another source's tensors, with changes; nothing is read before it is asked for."""
 
     def __init__(self, inner: SourceModel) -> None:
-        super().__init__(inner.folder, inner.optional_prefix)
+        super().__init__(inner.folder)
         self.inner = inner
         self._changes: dict[str, list[Change]] = {}
 

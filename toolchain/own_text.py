@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
+from export.errors import InputError
 from toolchain.folding import FoldedSource
 from toolchain.source import SourceModel
 from toolchain.threads import ordered, pieces
@@ -23,11 +24,28 @@ _CHUNK = 4 * _BATCH  # windows made at a time
 
 
 def whole_model(source: SourceModel) -> PreTrainedModel:
-    """The source model in float32, with everything that is folded into its weights, without gradients."""
+    """The source model in float32, with everything that is folded into its weights, without gradients.
+
+    transformers builds it from the tensors that the source gives, not from the files, which may be quantized.
+    """
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+    base = source
+    while isinstance(base, FoldedSource):
+        base = base.inner
+    tensors = {name: base.tensor(name) for name in base.parameters()}
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model_class = type(AutoModelForCausalLM.from_config(config))
+    try:
+        model, report = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+        )
+    except RuntimeError as error:  # a tensor of another shape
+        raise InputError(f"{source.folder}: transformers refuses the checkpoint ({_last_line(error)})") from None
+    if report["missing_keys"]:  # it would have made them up
+        raise InputError(f"{source.folder}: the checkpoint has no tensor {min(report['missing_keys'])}")
     model.eval().requires_grad_(False)
     if isinstance(source, FoldedSource):
         names = source.folded()
@@ -35,6 +53,10 @@ def whole_model(source: SourceModel) -> PreTrainedModel:
             if name in names:
                 parameter.copy_(source.tensor(name, tuple(parameter.shape)))
     return model
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int) -> np.ndarray:

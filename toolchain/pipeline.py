@@ -42,6 +42,7 @@ from toolchain.equalization import EqualizedSource
 from toolchain.outside import outside_tensors
 from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantized_source import FIELDS as QUANTIZED_FIELDS
 from toolchain.rotation import NONE, RotatedSource
 from toolchain.source import SourceModel, resolve
 from toolchain.threads import fixed_rounding
@@ -107,7 +108,8 @@ def _quantize_model(
 
 def open_source(folder: Path, spec: ModelSpec, settings: QuantizeSettings) -> SourceModel:
     """The checkpoint as it is quantized: rotated and equalized where the settings say so."""
-    source = SourceModel(folder, spec.optional_prefix)
+    source = SourceModel(folder)
+    source.print_notes()
     if settings.incoherence != NONE:
         source = RotatedSource(source, spec, settings.incoherence, settings.seed)
     return EqualizedSource(source, spec) if settings.equalize else source
@@ -160,9 +162,12 @@ def _quantize_blocks(
 def _manifest(
     model: str, source: SourceModel, spec: ModelSpec, settings: QuantizeSettings, data: calibration.CalibrationData
 ) -> dict[str, Any]:
+    about = {"name": Path(model).name or model, "model_type": spec.model_type, "digest": source.fingerprint()}
+    if source.stored_as:
+        about["stored_as"] = source.stored_as
     identity = {
         "format_version": FORMAT_VERSION,
-        "source": {"name": Path(model).name or model, "model_type": spec.model_type, "digest": source.fingerprint()},
+        "source": about,
         "calibration": {"source": Path(data.source).name, "shape": list(data.tokens.shape), "digest": data.digest},
         "settings": settings.to_json(),
         "integers": settings.razor.arithmetic().to_json(),
@@ -187,7 +192,8 @@ def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: 
     begun = out.with_name(f".{out.name}.begun")  # complete or not there: a kill while it is filled leaves no half of it
     shutil.rmtree(begun, ignore_errors=True)
     begun.mkdir(parents=True)
-    shutil.copyfile(source.folder / "config.json", begun / "config.json")
+    config = read_json(source.folder / "config.json")
+    write_json(begun / "config.json", {name: value for name, value in config.items() if name not in QUANTIZED_FIELDS})
     copy_tokenizer(source.folder, begun)
     write_json(begun / MANIFEST, manifest)
     if out.exists():

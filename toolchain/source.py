@@ -1,24 +1,31 @@
 """Reads a Hugging Face checkpoint tensor by tensor: a local folder, or a hub name through huggingface_hub.
 
-Only safetensors are read, never a pickle. Everything that comes out has been checked: the index names existing shards,
-the shards hold the named tensors, shapes agree, values are finite.
+Only safetensors are read, never a pickle. Everything that comes out has been checked: the files are those that
+transformers loads, they hold every tensor that the model needs, each is stored in a known form, shapes agree, values
+are finite.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from export.errors import InputError
 from export.files import read_json
+from toolchain.checkpoint_files import checkpoint_tensors
+from toolchain.foreign_folders import foreign_file, without_config
+from toolchain.quantized_source import FIELDS, source_quantization, unreadable
+from toolchain.stored_names import ParameterNames, is_adapter, parameter_names
+from toolchain.stored_weights import StoredWeights, changes_activations_only, format_of
 
-_INDEX = "model.safetensors.index.json"
 _DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt", "vocab*"]
+_NAMED = 3  # tensors that a line lists before it only counts them
 
 
 def resolve(name: str) -> Path:
@@ -30,7 +37,7 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise InputError(f"{name}: is a file; a model folder or a Hugging Face model name was expected")
+        raise InputError(foreign_file(path))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"{name}: no such folder")
     try:
@@ -47,99 +54,126 @@ def resolve(name: str) -> Path:
 class SourceModel:
     """Config and tensors of one checkpoint folder."""
 
-    def __init__(self, folder: Path, optional_prefix: str = "") -> None:
-        """`optional_prefix`: stored names may lack it, or have it in front. Raises InputError on a bad folder."""
-        self.folder, self.optional_prefix = folder, optional_prefix
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError on a bad folder, and on one whose config.json names a format that cannot be read."""
+        self.folder = folder
+        if not (folder / "config.json").exists():
+            raise InputError(without_config(folder))
         self.config: dict[str, Any] = read_json(folder / "config.json")
-        self._shard_of = self._index()
+        self.quantization = source_quantization(self.config)
+        for field in FIELDS:  # what comes out is not quantized
+            self.config.pop(field, None)
+        self._weights = StoredWeights(checkpoint_tensors(folder, self.config), self.quantization)
 
-    def _index(self) -> dict[str, Path]:
-        index_path = self.folder / _INDEX
-        if index_path.exists():
-            weight_map = read_json(index_path).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise InputError(f"{index_path}: field weight_map is missing or empty")
-            return self._from_weight_map(index_path, weight_map)
-        single = self.folder / "model.safetensors"
-        if not single.exists():
-            self._refuse_pickles()
-            raise InputError(f"{self.folder}: no model.safetensors and no {_INDEX} in this folder")
-        return dict.fromkeys(self._names(single), single)
+    @functools.cached_property
+    def _parameters(self) -> ParameterNames:
+        return parameter_names(self.config, len(self._weights.tensors))
 
-    def _from_weight_map(self, index_path: Path, weight_map: dict[str, Any]) -> dict[str, Path]:
-        paths: dict[str, Path] = {}
-        names: dict[str, set[str]] = {}
-        for tensor, shard in weight_map.items():
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise InputError(f"{index_path}: shard name {shard!r} of {tensor} must be a plain file name")
-            path = self.folder / shard
-            if shard not in names:
-                if not path.exists():
-                    raise InputError(f"{path}: this shard is missing, {_INDEX} lists it for {tensor}")
-                names[shard] = set(self._names(path))
-            if tensor not in names[shard]:
-                raise InputError(f"{path}: tensor {tensor} is missing, {_INDEX} says it is here")
-            paths[tensor] = path
-        return paths
-
-    def _refuse_pickles(self) -> None:
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt"):
-            found = next(iter(sorted(self.folder.glob(pattern))), None)
-            if found is not None:
+    @functools.cached_property
+    def _stored(self) -> dict[str, str]:
+        """Stored names by parameter. Raises InputError when a tensor is missing or in a form that cannot be read."""
+        found: dict[str, str] = {}
+        for name in self._weights.names():
+            parameter = self._parameters.of(name)
+            if is_adapter(name):
                 raise InputError(
-                    f"{found}: pickled weights are not read (they can run code). Convert once: "
-                    "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
+                    "with merge_and_unload() of peft and save the model again"
                 )
+            if parameter is None:
+                self._refuse_parts_of_weights(name)
+            elif parameter in found:
+                raise InputError(f"{self.folder}: {found[parameter]} and {name} are stored for one and the same tensor")
+            else:
+                found[parameter] = name
+        for parameter in sorted(self._parameters.required - found.keys()):
+            tied = (other for other, first in self._parameters.expected.items() if first == parameter)
+            stored = next((found[other] for other in tied if other in found), None)
+            if stored is None:
+                raise InputError(f"{self.folder}: the checkpoint has no tensor {parameter}{self._alike(parameter)}")
+            found[parameter] = stored  # as transformers: of an embedding and its tied head either may be stored
+        for name in found.values():
+            if self._weights.check(name) and self._parameters.transposed:
+                raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.folder}: {name}")
+        return found
 
-    @staticmethod
-    def _names(path: Path) -> list[str]:
-        try:
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a complete safetensors file ({error})") from None
+    def _alike(self, parameter: str) -> str:
+        """What to add where a parameter is missing: the stored name that ends like it."""
+        alike = (name for name in self._weights.names() if name.endswith(f".{parameter}"))
+        return next((f"; it has {name}, a name that transformers does not know" for name in alike), "")
+
+    def _refuse_parts_of_weights(self, name: str) -> None:
+        """What lies beside a weight, or in its place, and is not known would change it."""
+        if self._parameters.harmless(name) or not self._parameters.beside_a_parameter(name):
+            return
+        module = name.rpartition(".")[0].removesuffix(".weight")
+        title = format_of(other for other in self._weights.tensors if other.startswith(f"{module}."))
+        if title is not None:
+            raise unreadable(title, f"{self.folder}: {name}")
+        raise InputError(f"{self.folder}: {name} lies beside a weight and is not known; it may change the weight")
+
+    def notes(self) -> list[str]:
+        """What a user should know about the checkpoint, a line each."""
+        lines = []
+        if self.stored_as:
+            lines.append(f"{self.folder}: the weights are stored as {self.stored_as}; they are read as float32")
+        used, names = set(self._stored.values()), self._weights.names()
+        left = [name for name in names if name not in used and not self._parameters.harmless(name)]
+        if left:
+            lines.append(
+                f"{self.folder}: left out, the model has no place for them (as in transformers): {_some(left)}"
+            )
+        activations = [name for name in names if name not in used and changes_activations_only(name)]
+        if activations:
+            lines.append(f"{self.folder}: scales of activations or of the cache are not used: {_some(activations)}")
+        return lines
+
+    def print_notes(self) -> None:
+        for line in self.notes():
+            print(line, file=sys.stderr)
+
+    @functools.cached_property
+    def stored_as(self) -> str | None:
+        """How the weights are stored where they are quantized; None for plain floats."""
+        kinds = sorted({self._weights.check(name) for name in self._stored.values()} - {""})
+        return " and ".join(kinds) or None
 
     def _stored_name(self, name: str) -> str | None:
-        """The name as it is, else without the optional prefix, else with it."""
-        for stored in (name, name.removeprefix(self.optional_prefix), self.optional_prefix + name):
-            if stored in self._shard_of:
-                return stored
-        return None
+        """The tensor stored for this name of a parameter, in any spelling that transformers knows."""
+        return self._stored.get(self._parameters.of(name) or name)
 
     def has(self, name: str) -> bool:
         return self._stored_name(name) is not None
 
     def names(self) -> list[str]:
-        """Tensor names as stored."""
-        return sorted(self._shard_of)
+        """Names of the model's tensors as stored."""
+        return sorted(set(self._stored.values()))
+
+    def parameters(self) -> list[str]:
+        """Names of the model's tensors as transformers names them."""
+        return sorted(self._stored)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """One tensor, float32 if it is of a floating type.
+        """One tensor, float32.
 
         Raises InputError when it is missing, has another shape than `shape`, or holds NaN or infinity.
         """
         stored = self._stored_name(name)
         if stored is None:
             raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
-        try:
-            with safe_open(self._shard_of[stored], framework="pt") as file:
-                value = file.get_tensor(stored)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{self._shard_of[stored]}: {name} cannot be read ({error})") from None
-        if shape is not None and tuple(value.shape) != shape:
+        header = self._weights.tensors[stored]
+        if shape is not None and header.shape != shape:
             raise InputError(
-                f"{self._shard_of[stored]}: {name} has shape {list(value.shape)}, config.json asks for {list(shape)}"
+                f"{header.path}: {name} has shape {list(header.shape)}, config.json asks for {list(shape)}"
             )
-        if value.is_floating_point():
-            value = value.float()
-            if not bool(torch.isfinite(value).all()):
-                raise InputError(f"{self._shard_of[stored]}: {name} holds NaN or infinite values")
-        return value
+        return self._weights.read(stored)
 
     def fingerprint(self) -> str:
         """SHA-256 over the config and the shards' sizes and tensor headers: identifies the checkpoint, cheaply."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for path in sorted(set(self._shard_of.values())):
+        if self.quantization is not None:
+            digest.update(json.dumps(self.quantization.raw, sort_keys=True).encode())
+        for path in sorted({tensor.path for tensor in self._weights.tensors.values()}):
             with open(path, "rb") as file:
                 header = file.read(8)
                 header += file.read(min(int.from_bytes(header, "little"), 2**26))
@@ -149,3 +183,8 @@ class SourceModel:
                     file.seek(at)
                     digest.update(file.read(256))
         return digest.hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -36,5 +36,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         block_of_layer=tuple(int(i / (base.layers / groups)) for i in range(base.layers)),
         embedding_size=positive(config, "embedding_size", 128),
         embedding_projection="encoder.embedding_hidden_mapping_in",
-        optional_prefix="albert.",
     )

@@ -47,5 +47,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         token_types="embeddings.token_type_embeddings",
         token_type_count=positive(config, "type_vocab_size", 2),
         embedding_norm="embeddings.LayerNorm",
-        optional_prefix="bert.",
     )

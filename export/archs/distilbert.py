@@ -42,5 +42,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         embedding="embeddings.word_embeddings",
         position_embedding="embeddings.position_embeddings",
         embedding_norm="embeddings.LayerNorm",
-        optional_prefix="distilbert.",
     )

@@ -41,5 +41,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         head="lm_head",
         tied_head=bool(config.get("tie_word_embeddings", True)),
         linear_is_transposed=True,
-        optional_prefix="transformer.",
     )

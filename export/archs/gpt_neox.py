@@ -44,5 +44,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         rope=rope(config, head_dim, theta=theta, partial=number(config, "rotary_pct", 0.25)),
         parallel_residual=bool(config.get("use_parallel_residual", True)),
         fused_qkv_by_head=True,
-        optional_prefix="gpt_neox.",
     )

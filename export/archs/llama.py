@@ -51,5 +51,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         head="lm_head",
         tied_head=bool(config.get("tie_word_embeddings", False)),
         rope=rope(config, head_dim),
-        optional_prefix="model.",
     )

@@ -47,5 +47,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         final_norm="model.decoder.final_layer_norm",
         head="lm_head",
         tied_head=bool(config.get("tie_word_embeddings", True)),
-        optional_prefix="model.",
     )

@@ -20,5 +20,4 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         position_offset=padding + 1,
         context_length=base.context_length - padding - 1,
         positions_skip_padding=True,
-        optional_prefix="roberta.",
     )

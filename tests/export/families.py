@@ -102,7 +102,7 @@ class FloatCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder, self.config, self.manifest = folder, read_json(folder / "config.json"), {}
         self.spec = model_spec(self.config)
-        self._source = SourceModel(folder, self.spec.optional_prefix)
+        self._source = SourceModel(folder)
         self.records: dict[str, TensorRecord] = {}
         for name in self._source.names():
             matrix = self._source.tensor(name).ndim == 2

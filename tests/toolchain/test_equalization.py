@@ -35,7 +35,7 @@ def _uneven(folder, variant):
 def test_the_equalized_model_computes_the_same(variant, tmp_path):
     model = _uneven(tmp_path, variant)
     spec = model_spec(read_json(tmp_path / "config.json"))
-    source = EqualizedSource(SourceModel(tmp_path, spec.optional_prefix), spec)
+    source = EqualizedSource(SourceModel(tmp_path), spec)
     ids = torch.arange(3, 23)[None]
     with torch.no_grad():
         expected, changed = model(ids)[0], 0

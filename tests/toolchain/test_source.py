@@ -60,6 +60,7 @@ def test_tensor_missing_from_its_shard(copy):
 
 
 def test_index_cannot_point_outside(copy):
+    (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../other.safetensors"}}')
     with pytest.raises(InputError, match="must be a plain file name"):
         SourceModel(copy)
