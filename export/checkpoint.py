@@ -1,6 +1,6 @@
 """The quantized checkpoint on disk: written by toolchain, read by the graph builder.
 
-A folder holds the source's config.json and tokenizer files as they came, `athena.json`, and one safetensors shard per
+A folder holds the source's config.json with every field, its tokenizer files as they came, `athena.json`, and one safetensors shard per
 transformer block plus one for what lies outside the blocks. A shard is written to a temporary file and renamed, and
 carries the records of its tensors in its own metadata, so that a shard that exists is complete.
 

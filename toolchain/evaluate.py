@@ -71,18 +71,17 @@ class HuggingFaceScorer:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
-        from export.archs import model_spec
-        from toolchain.source import SourceModel, resolve
+        from toolchain.heads import open_model
+        from toolchain.source import resolve
+        from toolchain.source_config import as_transformers
 
         folder = resolve(name)
-        source = SourceModel(folder)  # refuses pickles and broken shards with a clear line
-        model_spec(source.config)
+        _, spec = open_model(folder)  # refuses pickles and broken shards with a clear line
         logging.disable_progress_bar()
         self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
-        self.vocab_size = int(source.config["vocab_size"])
+        options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        self._model = as_transformers(lambda: AutoModelForCausalLM.from_pretrained(folder, **options), folder).eval()
+        self.vocab_size = spec.vocab_size
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         with self._torch.no_grad():

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from export.errors import InputError
 from export.files import read_json
+from toolchain.source_config import resolved_config
 
 _INDEX = "model.safetensors.index.json"
 _DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt", "vocab*"]
@@ -50,7 +51,8 @@ class SourceModel:
     def __init__(self, folder: Path, optional_prefix: str = "") -> None:
         """`optional_prefix`: stored names may lack it, or have it in front. Raises InputError on a bad folder."""
         self.folder, self.optional_prefix = folder, optional_prefix
-        self.config: dict[str, Any] = read_json(folder / "config.json")
+        self.config: dict[str, Any] = resolved_config(read_json(folder / "config.json"), folder / "config.json")
+        self.aliases: dict[str, str] = {}  # names of tensors that are stored under another one only
         self._shard_of = self._index()
 
     def _index(self) -> dict[str, Path]:
@@ -101,6 +103,7 @@ class SourceModel:
 
     def _stored_name(self, name: str) -> str | None:
         """The name as it is, else without the optional prefix, else with it."""
+        name = self.aliases.get(name, name)
         for stored in (name, name.removeprefix(self.optional_prefix), self.optional_prefix + name):
             if stored in self._shard_of:
                 return stored

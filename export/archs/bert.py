@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive, refuse, whole_heads
+from export.archs._config import activation, epsilon, positive, refuse, whole_heads
 from export.spec import BlockNames, ModelSpec
 
+ENCODER = True
 BLOCK = BlockNames(
     attention_norm=None,
     query="attention.self.query",
@@ -33,19 +34,19 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         layers=positive(config, "num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(hidden, heads),
+        head_dim=whole_heads(config, hidden, heads),
         feed_forward=positive(config, "intermediate_size"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "max_position_embeddings"),
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_eps", 1e-12),
-        activation=activation(config, "hidden_act", "gelu"),
+        norm_epsilon=epsilon(config, "layer_norm_eps"),
+        activation=activation(config, "hidden_act"),
         block_prefix="encoder.layer.{layer}.",
         block=BLOCK,
         embedding="embeddings.word_embeddings",
         position_embedding="embeddings.position_embeddings",
         token_types="embeddings.token_type_embeddings",
-        token_type_count=positive(config, "type_vocab_size", 2),
+        token_type_count=positive(config, "type_vocab_size"),
         embedding_norm="embeddings.LayerNorm",
         optional_prefix="bert.",
     )

@@ -7,6 +7,7 @@ from typing import Any
 from export.archs._config import activation, positive, whole_heads
 from export.spec import BlockNames, ModelSpec
 
+ENCODER = True
 BLOCK = BlockNames(
     attention_norm=None,
     query="attention.q_lin",
@@ -22,21 +23,21 @@ BLOCK = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    hidden, heads = positive(config, "dim", 768), positive(config, "n_heads", 12)
+    hidden, heads = positive(config, "dim"), positive(config, "n_heads")
     return ModelSpec(
         model_type="distilbert",
         causal=False,
         hidden_size=hidden,
-        layers=positive(config, "n_layers", 6),
+        layers=positive(config, "n_layers"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(hidden, heads),
-        feed_forward=positive(config, "hidden_dim", 3072),
+        head_dim=whole_heads(config, hidden, heads),
+        feed_forward=positive(config, "hidden_dim"),
         vocab_size=positive(config, "vocab_size"),
-        context_length=positive(config, "max_position_embeddings", 512),
+        context_length=positive(config, "max_position_embeddings"),
         norm="layer",
         norm_epsilon=1e-12,
-        activation=activation(config, "activation", "gelu"),
+        activation=activation(config, "activation"),
         block_prefix="transformer.layer.{layer}.",
         block=BLOCK,
         embedding="embeddings.word_embeddings",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, positive, refuse, whole_heads
+from export.archs._config import activation, flag, positive, refuse, whole_heads
 from export.errors import InputError
 from export.spec import BlockNames, ModelSpec
 
@@ -24,7 +24,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     unsupported = {"do_layer_norm_before": False, "layer_norm_elementwise_affine": False}
     refuse(config, {**unsupported, "_remove_final_layer_norm": True})
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    if positive(config, "word_embed_proj_dim", hidden) != hidden:
+    if positive(config, "word_embed_proj_dim") != hidden:
         raise InputError("config.json: word_embed_proj_dim must be hidden_size for opt")
     return ModelSpec(
         model_type="opt",
@@ -32,13 +32,13 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         layers=positive(config, "num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(hidden, heads),
+        head_dim=whole_heads(config, hidden, heads),
         feed_forward=positive(config, "ffn_dim"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "max_position_embeddings"),
         norm="layer",
         norm_epsilon=1e-5,
-        activation=activation(config, "activation_function", "relu"),
+        activation=activation(config, "activation_function"),
         block_prefix="model.decoder.layers.{layer}.",
         block=BLOCK,
         embedding="model.decoder.embed_tokens",
@@ -46,6 +46,6 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         position_offset=2,
         final_norm="model.decoder.final_layer_norm",
         head="lm_head",
-        tied_head=bool(config.get("tie_word_embeddings", True)),
+        tied_head=flag(config, "tie_word_embeddings"),
         optional_prefix="model.",
     )
