@@ -68,13 +68,25 @@ def activation(config: dict[str, Any], name: str) -> str:
     return _ACTIVATIONS[value]
 
 
-def whole_heads(config: dict[str, Any], hidden: int, heads: int) -> int:
-    """hidden / heads. Raises InputError when it is not a whole number, or a `head_dim` says otherwise."""
+def whole_heads(hidden: int, heads: int) -> int:
+    """hidden / heads. Raises InputError when it is not a whole number."""
     if hidden % heads:
         raise InputError(f"config.json: hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})")
-    if config.get("head_dim", hidden // heads) != hidden // heads:
-        raise InputError(f"config.json: head_dim must be {hidden // heads} for {config.get('model_type')}")
     return hidden // heads
+
+
+def rotated_heads(config: dict[str, Any], hidden: int, heads: int) -> int:
+    """hidden / heads where transformers' rotation reads a `head_dim` that its attention does not: both must agree."""
+    head_dim = whole_heads(hidden, heads)
+    if config.get("head_dim", head_dim) not in (head_dim, None):
+        raise InputError(f"config.json: head_dim must be {head_dim} for {config.get('model_type')}")
+    return head_dim
+
+
+def check_chunks(config: dict[str, Any]) -> None:
+    """Encoders may run their feed-forward part in chunks: no matter to the values, but a number all the same."""
+    if not isinstance(config.get("chunk_size_feed_forward", 0), int):
+        raise InputError("config.json: chunk_size_feed_forward must be a whole number")
 
 
 def refuse(config: dict[str, Any], unsupported: dict[str, Any]) -> None:

@@ -100,9 +100,10 @@ def _mscale(factor: float, scale: float) -> float:
 
 
 def _longrope(config: dict[str, Any], settings: dict[str, Any], frequencies: list[float]) -> Rope:
-    short = settings.get("short_factor")
-    if not isinstance(short, list) or len(short) != len(frequencies):
-        raise InputError(f"config.json: short_factor must list {len(frequencies)} numbers")
+    for name in ("short_factor", "long_factor"):
+        if not isinstance(settings[name], list) or len(settings[name]) != len(frequencies):
+            raise InputError(f"config.json: {name} must list {len(frequencies)} numbers")
+    short = settings["short_factor"]
     divided = tuple(f / number({"short_factor": s}, "short_factor") for f, s in zip(frequencies, short))
     original = number(settings, _ORIGINAL)
     factor = _given(settings, "factor", positive(config, "max_position_embeddings") / original)

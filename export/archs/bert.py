@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, epsilon, positive, refuse, whole_heads
+from export.archs._config import activation, check_chunks, epsilon, positive, refuse, whole_heads
 from export.spec import BlockNames, ModelSpec
 
 ENCODER = True
@@ -26,6 +26,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     """ModelSpec of a BERT config; roberta and albert start from it."""
     refuse(config, {"is_decoder": True, "add_cross_attention": True, "position_embedding_type": "relative_key"})
     refuse(config, {"position_embedding_type": "relative_key_query"})
+    check_chunks(config)
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     return ModelSpec(
         model_type=config["model_type"],
@@ -34,7 +35,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         layers=positive(config, "num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(config, hidden, heads),
+        head_dim=whole_heads(hidden, heads),
         feed_forward=positive(config, "intermediate_size"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "max_position_embeddings"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, positive, whole_heads
+from export.archs._config import activation, check_chunks, positive, whole_heads
 from export.spec import BlockNames, ModelSpec
 
 ENCODER = True
@@ -23,6 +23,7 @@ BLOCK = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
+    check_chunks(config)
     hidden, heads = positive(config, "dim"), positive(config, "n_heads")
     return ModelSpec(
         model_type="distilbert",
@@ -31,7 +32,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         layers=positive(config, "n_layers"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(config, hidden, heads),
+        head_dim=whole_heads(hidden, heads),
         feed_forward=positive(config, "hidden_dim"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "max_position_embeddings"),

@@ -22,6 +22,6 @@ def spec(config: dict[str, Any]) -> ModelSpec:
 
 
 def _one_type(config: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The config as if every layer rotated as those of this type; transformers reads no `truncate` of a type's own."""
+    """The config as if every layer rotated as those of this type, as far as transformers reads it."""
     settings = {name: value for name, value in rope_settings(config)[kind].items() if name != "truncate"}
-    return {**config, "rope_parameters": settings}
+    return {**config, "rope_parameters": settings, "attn_logit_softcapping": None}  # its attention applies none

@@ -26,7 +26,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         layers=positive(config, "n_layer"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(config, hidden, heads),
+        head_dim=whole_heads(hidden, heads),
         feed_forward=4 * hidden if config["n_inner"] is None else positive(config, "n_inner"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "n_positions"),

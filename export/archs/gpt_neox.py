@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, epsilon, flag, positive, whole_heads
+from export.archs._config import activation, epsilon, flag, positive, rotated_heads
 from export.archs._rope import exported_context, rope
 from export.spec import BlockNames, ModelSpec
 
@@ -20,7 +20,7 @@ BLOCK = BlockNames(
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    head_dim = whole_heads(config, hidden, heads)
+    head_dim = rotated_heads(config, hidden, heads)
     return ModelSpec(
         model_type="gpt_neox",
         hidden_size=hidden,

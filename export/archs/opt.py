@@ -23,6 +23,8 @@ BLOCK = BlockNames(
 def spec(config: dict[str, Any]) -> ModelSpec:
     unsupported = {"do_layer_norm_before": False, "layer_norm_elementwise_affine": False}
     refuse(config, {**unsupported, "_remove_final_layer_norm": True})
+    if not 0 <= config["dropout"] <= 1:  # no matter to the values, but checked by transformers at every use
+        raise InputError(f"config.json: dropout must be from 0 to 1, not {config['dropout']!r}")
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     if positive(config, "word_embed_proj_dim") != hidden:
         raise InputError("config.json: word_embed_proj_dim must be hidden_size for opt")
@@ -32,7 +34,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         layers=positive(config, "num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
-        head_dim=whole_heads(config, hidden, heads),
+        head_dim=whole_heads(hidden, heads),
         feed_forward=positive(config, "ffn_dim"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "max_position_embeddings"),

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import llama
-from export.archs._config import flag, refuse, whole_heads
+from export.archs._config import flag, refuse, rotated_heads
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     refuse(config, {"qk_layernorm": True})
     base = llama.spec(config, norm_epsilon="layer_norm_eps", partial=True)
-    whole_heads(config, base.hidden_size, base.heads)
+    rotated_heads(config, base.hidden_size, base.heads)
     parallel = flag(config, "use_parallel_residual")
     return replace(
         base,

@@ -50,6 +50,7 @@ TINY = {
     "gpt_neox sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
     "opt": {"ffn_dim": 48},
     "phi": {},
+    "phi tied": {"tie_word_embeddings": True},
     "starcoder2": {"sliding_window": 6},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
