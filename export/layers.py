@@ -56,7 +56,7 @@ class Layers:
     def matmul(
         self, module: str, value: ir.Value, name: str, columns: int, rows: int, bias: str | None = None
     ) -> ir.Value:
-        """value @ W^T, plus the low-rank residual and the bias (default: the module's) where the checkpoint has them."""
+        """value @ W^T, plus the low-rank residual and the bias (the module's own) where the checkpoint has them."""
         g, bias = self.g, bias or f"{module}.bias"
         shape: list[Dim] = [BATCH, SEQUENCE, rows]
         inputs, record = self._matrix(module, (rows, columns))

@@ -1,4 +1,4 @@
-"""Opens a model folder for quantization; which matrix is its vocabulary head is settled here, as transformers settles it.
+"""Opens a model folder for quantization; which matrix is its vocabulary head is settled here, as in transformers.
 
 With `tie_word_embeddings` transformers looks at what the checkpoint stores: of embedding and head, one that is missing
 is the other; two that are equal are one; two that differ stay two.

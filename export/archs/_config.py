@@ -1,4 +1,4 @@
-"""Reading fields of a resolved config.json (toolchain/source_config.py), still untrusted: there, right type, sane range.
+"""Reading fields of a resolved config.json (toolchain/source_config.py), still untrusted: right type, sane range.
 
 A field that is absent raises KeyError: no family has a default here, its class in transformers has.
 """
@@ -85,8 +85,15 @@ def rotated_heads(config: dict[str, Any], hidden: int, heads: int) -> int:
 
 def check_chunks(config: dict[str, Any]) -> None:
     """Encoders may run their feed-forward part in chunks: no matter to the values, but a number all the same."""
-    if not isinstance(config.get("chunk_size_feed_forward", 0), int):
-        raise InputError("config.json: chunk_size_feed_forward must be a whole number")
+    if not isinstance(config.get("chunk_size_feed_forward", 0), int | float):
+        raise InputError("config.json: chunk_size_feed_forward must be a number")
+
+
+def check_dropout(config: dict[str, Any], *names: str) -> None:
+    """Fields of no matter to the values, but transformers checks them at every use."""
+    for name in names:
+        if not 0 <= config[name] <= 1:
+            raise InputError(f"config.json: {name} must be from 0 to 1, not {config[name]!r}")
 
 
 def refuse(config: dict[str, Any], unsupported: dict[str, Any]) -> None:

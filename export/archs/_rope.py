@@ -1,4 +1,4 @@
-"""Rotary position embeddings as a resolved config.json describes them: the variants of transformers' modeling_rope_utils.
+"""Rotary position embeddings as a resolved config.json has them: the variants of transformers' modeling_rope_utils.
 
 transformers brings every spelling to one form, `rope_parameters`, when the config is resolved; only that is read here.
 """

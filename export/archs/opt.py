@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, flag, positive, refuse, whole_heads
+from export.archs._config import activation, check_dropout, flag, positive, refuse, whole_heads
 from export.errors import InputError
 from export.spec import BlockNames, ModelSpec
 
@@ -23,8 +23,7 @@ BLOCK = BlockNames(
 def spec(config: dict[str, Any]) -> ModelSpec:
     unsupported = {"do_layer_norm_before": False, "layer_norm_elementwise_affine": False}
     refuse(config, {**unsupported, "_remove_final_layer_norm": True})
-    if not 0 <= config["dropout"] <= 1:  # no matter to the values, but checked by transformers at every use
-        raise InputError(f"config.json: dropout must be from 0 to 1, not {config['dropout']!r}")
+    check_dropout(config, "dropout")
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     if positive(config, "word_embed_proj_dim") != hidden:
         raise InputError("config.json: word_embed_proj_dim must be hidden_size for opt")

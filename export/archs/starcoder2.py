@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import llama
-from export.archs._config import window_everywhere
+from export.archs._config import check_dropout, window_everywhere
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
+    check_dropout(config, "residual_dropout", "embedding_dropout")
     base = llama.spec(config, norm_epsilon="norm_epsilon")
     block = replace(base.block, gate=None, up="mlp.c_fc", down="mlp.c_proj")
     return replace(
