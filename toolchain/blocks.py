@@ -70,8 +70,8 @@ class BlockRunner:
         self.source, self.spec = source, spec
         where = source.folder / "config.json"
         config = as_transformers(lambda: transformers_config(source.config), where)
-        # torch's fused attention has no soft cap
-        config._attn_implementation = "sdpa" if spec.attention_softcap is None else "eager"
+        if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
+            config._attn_implementation = "eager"
         kind = AutoModelForCausalLM if spec.causal else AutoModel
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
