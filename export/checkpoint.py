@@ -1,8 +1,8 @@
 """The quantized checkpoint on disk: written by toolchain, read by the graph builder.
 
-A folder holds the source's config.json and tokenizer files as they came, `athena.json`, and one safetensors shard per
-transformer block plus one for what lies outside the blocks. A shard is written to a temporary file and renamed, and
-carries the records of its tensors in its own metadata, so that a shard that exists is complete.
+A folder holds the source's config.json with every field, its tokenizer files as they came, `athena.json`, and one
+safetensors shard per transformer block plus one for what lies outside the blocks. A shard is written to a temporary
+file and renamed, and carries the records of its tensors in its own metadata, so that a shard that exists is complete.
 
 Tensor names are Hugging Face module names with a suffix: `.codes`, `.codebook`, `.scale` for codebook matrices
 (`.scale.codes`, `.scale.codebook`, `.scale.scale` when the scales are coded themselves), `.lowrank_a` [r, K] and

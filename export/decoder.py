@@ -158,6 +158,7 @@ def _embed(layers: Layers, spec: ModelSpec, input_ids: ir.Value, position_ids: i
 
 def _head(layers: Layers, spec: ModelSpec, hidden: ir.Value) -> ir.Value:
     module = spec.embedding if spec.tied_head or not spec.head else spec.head
-    logits = layers.matmul(module, hidden, "/lm_head", spec.hidden_size, spec.vocab_size)
+    bias = f"{spec.head or module}.bias"  # of the head, whose matrix may be the embedding's
+    logits = layers.matmul(module, hidden, "/lm_head", spec.hidden_size, spec.vocab_size, bias)
     logits = layers.scaled(logits, spec.logit_scale, "/lm_head_scaled", spec.vocab_size)
     return layers.softcap(logits, spec.logit_softcap, "/lm_head_softcap", spec.vocab_size)

@@ -110,7 +110,7 @@ def write_model_folder(
         callback=lambda tensor, info: progress(str(tensor.name), info.index, info.total),
     )
     onnx.checker.check_model(str(destination / MODEL_FILE), full_check=True)
-    shutil.copyfile(checkpoint.folder / "config.json", destination / "config.json")
+    write_json(destination / "config.json", checkpoint.config)
     copy_tokenizer(checkpoint.folder, destination)
     if spec.causal:
         _carry_chat_template(destination)

@@ -53,9 +53,11 @@ class Layers:
         dtype = inputs[0].dtype or ir.DataType.FLOAT
         return self._as_float(self.g.op("Gather", f"{name}/rows", [inputs[0], ids], out, dtype, axis=0), name, out)
 
-    def matmul(self, module: str, value: ir.Value, name: str, columns: int, rows: int) -> ir.Value:
-        """value @ W^T, plus the low-rank residual and the bias where the checkpoint has them."""
-        g = self.g
+    def matmul(
+        self, module: str, value: ir.Value, name: str, columns: int, rows: int, bias: str | None = None
+    ) -> ir.Value:
+        """value @ W^T, plus the low-rank residual and the bias (the module's own) where the checkpoint has them."""
+        g, bias = self.g, bias or f"{module}.bias"
         shape: list[Dim] = [BATCH, SEQUENCE, rows]
         inputs, record = self._matrix(module, (rows, columns))
         if self.arithmetic.activations is not None and self.checkpoint.has(f"{module}.input_unit"):
@@ -79,8 +81,8 @@ class Layers:
             out = self._add_outliers(module, record, value, out, name)
         if record.rank:
             out = self._add_low_rank(module, record.rank, value, out, name, columns, rows)
-        if self.checkpoint.has(f"{module}.bias"):
-            out = g.op("Add", f"{name}/add_bias", [out, self.vector(f"{module}.bias")], shape)
+        if self.checkpoint.has(bias):
+            out = g.op("Add", f"{name}/add_bias", [out, self.vector(bias)], shape)
         return out
 
     def _integer_product(

@@ -67,6 +67,7 @@ class ModelSpec:
     final_norm: str | None = None
     head: str | None = None  # module name of the vocabulary head; its tensor is absent when tied
     tied_head: bool = False
+    head_bias: bool = False  # the head adds a bias of its own, tied or not
     causal: bool = True
     rope: Rope | None = None
     local_rope: Rope | None = None  # of the layers with a sliding window, where it is not that of the others
@@ -126,6 +127,17 @@ class ModelSpec:
         if self.head and not self.tied_head:
             shapes[self.head] = (self.vocab_size, self.hidden_size)
         return shapes
+
+    def outside_vectors(self) -> dict[str, int]:
+        """Norm weights and biases outside the blocks: tensor name and size. A model has every one of them."""
+        parts = ("weight", "bias") if self.norm == "layer" else ("weight",)
+        sizes = {f"{self.final_norm}.{part}": self.hidden_size for part in parts if self.final_norm}
+        sizes |= {f"{self.embedding_norm}.{part}": self.embedding_width for part in parts if self.embedding_norm}
+        if self.head and self.head_bias:
+            sizes[f"{self.head}.bias"] = self.vocab_size
+        if self.embedding_projection:
+            sizes[f"{self.embedding_projection}.bias"] = self.hidden_size
+        return sizes
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window[layer] if self.sliding_window else None

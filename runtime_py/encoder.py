@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.archs import model_spec, supported_model_types
+from export.archs import is_encoder_family
 from export.errors import InputError
 from export.files import read_json
 from export.reader import Graph, Node, read_graph
@@ -28,8 +28,7 @@ VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
 def is_encoder(folder: Path) -> bool:
     """Whether config.json names an encoder family. Raises InputError when it is missing."""
-    config = read_json(folder / "config.json")
-    return config.get("model_type") in supported_model_types() and not model_spec(config).causal
+    return is_encoder_family(read_json(folder / "config.json").get("model_type"))
 
 
 class TextEncoder:

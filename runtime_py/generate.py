@@ -44,14 +44,33 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
 
 def context_length(folder: Path) -> int:
-    """Positions the model was exported for. Raises InputError when config.json does not say."""
+    """Positions the model was exported for. Raises InputError when config.json does not say.
+
+    Folders of earlier versions hold config.json as it came, where a field may be absent; genai_config.json says it too.
+    """
     config = read_json(folder / "config.json")
     if config.get("model_type") in supported_model_types():
-        return model_spec(config).context_length
+        try:
+            return model_spec(config).context_length
+        except InputError:
+            length = _genai_context(folder)
+            if length is None:
+                raise
+            return length
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(config.get(name), int) and config[name] > 0:
             return config[name]
     raise InputError(f"{folder / 'config.json'}: max_position_embeddings is missing")
+
+
+def _genai_context(folder: Path) -> int | None:
+    """`context_length` of genai_config.json; None where there is none."""
+    try:
+        model = read_json(folder / "genai_config.json").get("model")
+    except InputError:
+        return None
+    length = model.get("context_length") if isinstance(model, dict) else None
+    return length if type(length) is int and length > 0 else None
 
 
 def default_sampling(

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from export.errors import InputError
 from export.spec import ModelSpec
 from toolchain.source import SourceModel
+from toolchain.source_config import as_transformers, transformers_config
 from toolchain.threads import ordered
 
 
@@ -67,11 +68,13 @@ class BlockRunner:
 
     def __init__(self, source: SourceModel, spec: ModelSpec) -> None:
         self.source, self.spec = source, spec
-        config = AutoConfig.for_model(**copy.deepcopy(source.config))
-        # torch's fused attention has no soft cap
-        config._attn_implementation = "sdpa" if spec.attention_softcap is None else "eager"
+        where = source.folder / "config.json"
+        config = as_transformers(lambda: transformers_config(source.config), where)
+        if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
+            config._attn_implementation = "eager"
+        kind = AutoModelForCausalLM if spec.causal else AutoModel
         with torch.device("meta"):
-            self._model = (AutoModelForCausalLM if spec.causal else AutoModel).from_config(config, dtype=torch.float32)
+            self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
         self._model.eval()
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
         self._number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -115,9 +118,9 @@ class BlockRunner:
         names += [spec.embedding_projection] if spec.embedding_projection else []
         for name in names:
             module = self._module(name)
-            for parameter, _ in list(module.named_parameters(recurse=False)):
-                values = nn.Parameter(self.source.tensor(f"{name}.{parameter}"), requires_grad=False)
-                setattr(module, parameter, values)
+            for parameter, empty in list(module.named_parameters(recurse=False)):
+                values = self.source.tensor(f"{name}.{parameter}", tuple(empty.shape))
+                setattr(module, parameter, nn.Parameter(values, requires_grad=False))
             if "embed_scale" in dict(module.named_buffers()):
                 module.embed_scale = torch.tensor(spec.embedding_scale)
             self._fill_index_buffers(name)

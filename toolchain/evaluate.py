@@ -69,16 +69,16 @@ class HuggingFaceScorer:
     def __init__(self, name: str) -> None:
         import torch
 
-        from export.archs import model_spec
+        from toolchain.heads import open_model
         from toolchain.own_text import whole_model
-        from toolchain.source import SourceModel, resolve
+        from toolchain.source import resolve
 
-        source = SourceModel(resolve(name))
-        if not model_spec(source.config).causal:
+        source, spec = open_model(resolve(name))
+        if not spec.causal:
             raise InputError(f"{name}: an encoder, which predicts no next token; there is no perplexity to measure")
         source.print_notes()
         self._torch, self._model = torch, whole_model(source)
-        self.vocab_size = int(source.config["vocab_size"])
+        self.vocab_size = spec.vocab_size
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         with self._torch.no_grad():

@@ -16,6 +16,7 @@ class FoldedSource(SourceModel):
 
     def __init__(self, inner: SourceModel) -> None:
         super().__init__(inner.folder)
+        self.config, self.aliases = inner.config, inner.aliases
         self.inner = inner
         self._changes: dict[str, list[Change]] = {}
 

@@ -29,13 +29,9 @@ def outside_tensors(
             record = TensorRecord(name, np.dtype(dtype).name, shape, parts[f"{name}.weight"].nbytes)
         tensors |= parts
         records.append(record)
-    norms = (spec.final_norm, spec.embedding_norm)
-    names = [f"{module}.{part}" for module in norms if module for part in ("weight", "bias")]
-    names += [f"{module}.bias" for module in (spec.head, spec.embedding_projection) if module]
-    for name in names:
-        if source.has(name):
-            tensors[name], record = dense_record(name, source.tensor(name).numpy())
-            records.append(record)
+    for name, size in spec.outside_vectors().items():
+        tensors[name], record = dense_record(name, source.tensor(name, (size,)).numpy())
+        records.append(record)
     return tensors, records
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from export.errors import InputError
 from toolchain.folding import FoldedSource
 from toolchain.source import SourceModel
+from toolchain.source_config import as_transformers, transformers_config
 from toolchain.threads import ordered, pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
@@ -33,9 +34,7 @@ def whole_model(source: SourceModel) -> PreTrainedModel:
     while isinstance(base, FoldedSource):
         base = base.inner
     tensors = {name: base.tensor(name) for name in base.parameters()}
-    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    config = as_transformers(lambda: transformers_config(source.config), source.folder / "config.json")
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
     try:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from export import __version__
-from export.archs import model_spec
 from export.checkpoint import (
     FORMAT_VERSION,
     OUTSIDE_SHARD,
@@ -39,6 +38,7 @@ from toolchain import calibration
 from toolchain.blocks import BlockRunner
 from toolchain.blockwise import BlockQuantizer
 from toolchain.equalization import EqualizedSource
+from toolchain.heads import open_model
 from toolchain.outside import outside_tensors
 from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.settings import QuantizeSettings
@@ -76,8 +76,7 @@ def _quantize_model(
 ) -> QuantizedCheckpoint:  # fmt: skip
     method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
-    spec = model_spec(SourceModel(folder).config)
-    source = open_source(folder, spec, settings)
+    source, spec = open_source(folder, settings)
     if not spec.causal:
         _refuse_for_encoders(settings)
     length = min(settings.sequence_length, spec.context_length)
@@ -106,13 +105,13 @@ def _quantize_model(
     return _finish(out, manifest, spec, prefix)
 
 
-def open_source(folder: Path, spec: ModelSpec, settings: QuantizeSettings) -> SourceModel:
-    """The checkpoint as it is quantized: rotated and equalized where the settings say so."""
-    source = SourceModel(folder)
+def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, ModelSpec]:
+    """The checkpoint as it is quantized (rotated and equalized where the settings say so), and what it describes."""
+    source, spec = open_model(folder)
     source.print_notes()
     if settings.incoherence != NONE:
         source = RotatedSource(source, spec, settings.incoherence, settings.seed)
-    return EqualizedSource(source, spec) if settings.equalize else source
+    return EqualizedSource(source, spec) if settings.equalize else source, spec
 
 
 def _refuse_for_encoders(settings: QuantizeSettings) -> None:
@@ -192,8 +191,7 @@ def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: 
     begun = out.with_name(f".{out.name}.begun")  # complete or not there: a kill while it is filled leaves no half of it
     shutil.rmtree(begun, ignore_errors=True)
     begun.mkdir(parents=True)
-    config = read_json(source.folder / "config.json")
-    write_json(begun / "config.json", {name: value for name, value in config.items() if name not in QUANTIZED_FIELDS})
+    write_json(begun / "config.json", {n: value for n, value in source.config.items() if n not in QUANTIZED_FIELDS})
     copy_tokenizer(source.folder, begun)
     write_json(begun / MANIFEST, manifest)
     if out.exists():

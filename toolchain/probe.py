@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from export.archs import model_spec
 from runtime_py.memory import peak_rss
 from toolchain import calibration
 from toolchain.allocation import candidate_widths
@@ -58,8 +57,7 @@ def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -
 def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
     quantizer = method(settings.method)
     folder = resolve(model)
-    spec = model_spec(SourceModel(folder).config)
-    source = open_source(folder, spec, settings)
+    source, spec = open_source(folder, settings)
     length = min(settings.sequence_length, spec.context_length)
     text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
     tokenizer = calibration.load_tokenizer(folder)

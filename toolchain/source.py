@@ -21,6 +21,7 @@ from export.files import read_json
 from toolchain.checkpoint_files import checkpoint_tensors
 from toolchain.foreign_folders import foreign_file, without_config
 from toolchain.quantized_source import FIELDS, source_quantization, unreadable
+from toolchain.source_config import resolved_config
 from toolchain.stored_names import ParameterNames, is_adapter, parameter_names
 from toolchain.stored_weights import StoredWeights, changes_activations_only, format_of
 
@@ -59,10 +60,12 @@ class SourceModel:
         self.folder = folder
         if not (folder / "config.json").exists():
             raise InputError(without_config(folder))
-        self.config: dict[str, Any] = read_json(folder / "config.json")
-        self.quantization = source_quantization(self.config)
+        stated = read_json(folder / "config.json")
+        self.quantization = source_quantization(stated)
         for field in FIELDS:  # what comes out is not quantized
-            self.config.pop(field, None)
+            stated.pop(field, None)
+        self.config: dict[str, Any] = resolved_config(stated, folder / "config.json")
+        self.aliases: dict[str, str] = {}  # names of tensors that are stored under another one only
         self._weights = StoredWeights(checkpoint_tensors(folder, self.config), self.quantization)
 
     @functools.cached_property
@@ -140,6 +143,7 @@ class SourceModel:
 
     def _stored_name(self, name: str) -> str | None:
         """The tensor stored for this name of a parameter, in any spelling that transformers knows."""
+        name = self.aliases.get(name, name)
         return self._stored.get(self._parameters.of(name) or name)
 
     def has(self, name: str) -> bool:

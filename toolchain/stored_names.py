@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from export.archs import model_spec
 from export.errors import InputError
+from toolchain.source_config import transformers_config
 from toolchain.stored_weights import changes_activations_only
 
 _ADAPTER = re.compile(
@@ -92,7 +93,7 @@ def _parameter_names(config: str) -> ParameterNames:
     spec = model_spec(settings)
     try:
         with torch.device("meta"):
-            chosen = AutoConfig.for_model(**settings)
+            chosen = transformers_config(settings)
             model = (AutoModelForCausalLM if spec.causal else AutoModel).from_config(chosen, dtype=torch.float32)
     except Exception as error:  # the classes check their fields in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

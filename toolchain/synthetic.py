@@ -31,6 +31,7 @@ from toolchain.quantize.athena import choose_layout
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.quantize.trellis import choose_layout as choose_trellis
 from toolchain.quantize.trellis import scale_bits as trellis_scale_bits
+from toolchain.source_config import resolved_config
 
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -65,7 +66,8 @@ class RandomCheckpoint:
             raise InputError(f"--random {name!r} is unknown; choose one of {', '.join(SHAPES)}")
         if settings.is_budget:
             raise InputError("--random needs a whole number of --bits")
-        self.folder, self.config, self._seed = folder, SHAPES[name], settings.seed
+        self.folder, self._seed = folder, settings.seed
+        self.config = resolved_config(SHAPES[name], folder / "config.json")
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
         self._coded: dict[str, int] = {}

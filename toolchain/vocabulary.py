@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ class PrunedCheckpoint:
         padding = checkpoint.config.get("pad_token_id")
         if spec.positions_skip_padding and self.keep[padding] != padding:
             raise InputError(f"config.json: pad_token_id {padding} would move, and positions count from it")
-        self._write_files(checkpoint.folder, data)
+        self._write_files(checkpoint, data)
         _check_tokenizer(tokenizer, load_tokenizer(folder), self.keep, text)
         self.config: dict[str, Any] = read_json(folder / "config.json")
         rows = {spec.embedding, f"{spec.head}.bias", *([spec.head] if spec.head and not spec.tied_head else [])}
@@ -76,11 +75,11 @@ class PrunedCheckpoint:
         fresh = replace(record, shape=shape, rows_per_codebook=books, rows_per_scale=scales)
         return replace(fresh, bytes=fresh.layout().stored_bytes(np.dtype(record.scale_dtype or "float16").itemsize))
 
-    def _write_files(self, source: Path, data: dict[str, Any]) -> None:
-        copy_tokenizer(source, self.folder)
+    def _write_files(self, checkpoint: StoredTensors, data: dict[str, Any]) -> None:
+        copy_tokenizer(checkpoint.folder, self.folder)
         for name in _REPLACED:
             (self.folder / name).unlink(missing_ok=True)
-        shutil.copyfile(source / "config.json", self.folder / "config.json")
+        write_json(self.folder / "config.json", checkpoint.config)
         for name in _CONFIGS:
             if (self.folder / name).exists():
                 write_json(self.folder / name, pruned_config(read_json(self.folder / name), self.keep))

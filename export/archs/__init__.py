@@ -1,4 +1,8 @@
-"""One file per Hugging Face model_type. Each turns a config.json dictionary into a ModelSpec with `spec(config)`."""
+"""One file per Hugging Face model_type. Each turns a config.json dictionary into a ModelSpec with `spec(config)`.
+
+The dictionary has every field of the family's class in transformers; no default stands here. Families of encoders
+say so with `ENCODER = True`.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,15 @@ def supported_model_types() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
+def is_encoder_family(model_type: object) -> bool:
+    """Whether the models of this type are encoders; False for types there is no file for."""
+    return model_type in supported_model_types() and bool(
+        getattr(importlib.import_module(f"export.archs.{model_type}"), "ENCODER", False)
+    )
+
+
 def model_spec(config: dict[str, Any]) -> ModelSpec:
-    """The ModelSpec of a Hugging Face config dictionary.
+    """The ModelSpec of a Hugging Face config dictionary that has every field (toolchain/source_config.py).
 
     Raises InputError when the family is unknown or a field is missing, has the wrong type or an unsupported value.
     """

@@ -10,6 +10,7 @@ from export.archs._config import positive
 from export.errors import InputError
 from export.spec import BlockNames, ModelSpec
 
+ENCODER = True
 BLOCK = BlockNames(
     attention_norm=None,
     query="attention.query",
@@ -25,15 +26,15 @@ BLOCK = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    base = bert.spec({"hidden_act": "gelu_new", **config})
-    groups = positive(config, "num_hidden_groups", 1)
-    if positive(config, "inner_group_num", 1) != 1 or groups > base.layers:
+    base = bert.spec(config)
+    groups = positive(config, "num_hidden_groups")
+    if positive(config, "inner_group_num") != 1 or groups > base.layers:
         raise InputError("config.json: inner_group_num must be 1, and num_hidden_groups at most num_hidden_layers")
     return replace(
         base,
         block_prefix="encoder.albert_layer_groups.{layer}.albert_layers.0.",
         block=BLOCK,
         block_of_layer=tuple(int(i / (base.layers / groups)) for i in range(base.layers)),
-        embedding_size=positive(config, "embedding_size", 128),
+        embedding_size=positive(config, "embedding_size"),
         embedding_projection="encoder.embedding_hidden_mapping_in",
     )

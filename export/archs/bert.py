@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive, refuse, whole_heads
+from export.archs._config import activation, check_chunks, epsilon, positive, refuse, whole_heads
 from export.spec import BlockNames, ModelSpec
 
+ENCODER = True
 BLOCK = BlockNames(
     attention_norm=None,
     query="attention.self.query",
@@ -25,6 +26,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     """ModelSpec of a BERT config; roberta and albert start from it."""
     refuse(config, {"is_decoder": True, "add_cross_attention": True, "position_embedding_type": "relative_key"})
     refuse(config, {"position_embedding_type": "relative_key_query"})
+    check_chunks(config)
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     return ModelSpec(
         model_type=config["model_type"],
@@ -38,13 +40,13 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "max_position_embeddings"),
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_eps", 1e-12),
-        activation=activation(config, "hidden_act", "gelu"),
+        norm_epsilon=epsilon(config, "layer_norm_eps"),
+        activation=activation(config, "hidden_act"),
         block_prefix="encoder.layer.{layer}.",
         block=BLOCK,
         embedding="embeddings.word_embeddings",
         position_embedding="embeddings.position_embeddings",
         token_types="embeddings.token_type_embeddings",
-        token_type_count=positive(config, "type_vocab_size", 2),
+        token_type_count=positive(config, "type_vocab_size"),
         embedding_norm="embeddings.LayerNorm",
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, positive, whole_heads
+from export.archs._config import activation, check_chunks, positive, whole_heads
 from export.spec import BlockNames, ModelSpec
 
+ENCODER = True
 BLOCK = BlockNames(
     attention_norm=None,
     query="attention.q_lin",
@@ -22,21 +23,22 @@ BLOCK = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    hidden, heads = positive(config, "dim", 768), positive(config, "n_heads", 12)
+    check_chunks(config)
+    hidden, heads = positive(config, "dim"), positive(config, "n_heads")
     return ModelSpec(
         model_type="distilbert",
         causal=False,
         hidden_size=hidden,
-        layers=positive(config, "n_layers", 6),
+        layers=positive(config, "n_layers"),
         heads=heads,
         kv_heads=heads,
         head_dim=whole_heads(hidden, heads),
-        feed_forward=positive(config, "hidden_dim", 3072),
+        feed_forward=positive(config, "hidden_dim"),
         vocab_size=positive(config, "vocab_size"),
-        context_length=positive(config, "max_position_embeddings", 512),
+        context_length=positive(config, "max_position_embeddings"),
         norm="layer",
         norm_epsilon=1e-12,
-        activation=activation(config, "activation", "gelu"),
+        activation=activation(config, "activation"),
         block_prefix="transformer.layer.{layer}.",
         block=BLOCK,
         embedding="embeddings.word_embeddings",

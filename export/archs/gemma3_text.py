@@ -6,33 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import gemma2
-from export.archs._config import number, positive, refuse
-from export.archs._rope import rope, rope_settings
+from export.archs._rope import exported_context, rope, rope_settings
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    refuse(config, {"use_bidirectional_attention": True})
-    layers = positive(config, "num_hidden_layers")
-    every = positive(config, "sliding_window_pattern", 6)
-    defaults = {
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "layer_types": ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)],
-    }
-    config = {**defaults, **{k: v for k, v in config.items() if v is not None}}
-    settings = rope_settings(config)
-    by_type = "full_attention" in settings or "sliding_attention" in settings  # transformers 5
-    if by_type:
-        everywhere, local = (settings.get(f"{kind}_attention") or {} for kind in ("full", "sliding"))
-    else:
-        everywhere, local = settings, {"rope_theta": number(config, "rope_local_base_freq", 10000.0)}
-    base = gemma2.spec({**config, "rope_parameters": None, "rope_scaling": None})
+    everywhere, near = (_one_type(config, f"{kind}_attention") for kind in ("full", "sliding"))
+    base = gemma2.spec(everywhere)
     block = replace(base.block, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
-    return replace(
-        base,
-        block=block,
-        norm_each_head=True,
-        rope=rope(config, base.head_dim, everywhere, theta=1_000_000.0),
-        local_rope=rope({}, base.head_dim, local),
-    )
+    base = replace(base, block=block, norm_each_head=True)
+    if not base.sliding_window:
+        return base
+    context = min(base.context_length, exported_context(near))
+    return replace(base, context_length=context, local_rope=rope(near, base.head_dim))
+
+
+def _one_type(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The config as if every layer rotated as those of this type, as far as transformers reads it."""
+    settings = {name: value for name, value in rope_settings(config)[kind].items() if name != "truncate"}
+    return {**config, "rope_parameters": settings, "attn_logit_softcapping": None}  # its attention applies none

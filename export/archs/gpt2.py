@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive, refuse, whole_heads
+from export.archs._config import activation, epsilon, flag, positive, refuse, whole_heads
 from export.spec import BlockNames, ModelSpec
 
 BLOCK = BlockNames(
@@ -18,7 +18,7 @@ BLOCK = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    refuse(config, {"scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True, "scale_attn_weights": False})
+    refuse(config, {"scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True})
     hidden, heads = positive(config, "n_embd"), positive(config, "n_head")
     return ModelSpec(
         model_type="gpt2",
@@ -27,18 +27,19 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         heads=heads,
         kv_heads=heads,
         head_dim=whole_heads(hidden, heads),
-        feed_forward=positive(config, "n_inner", 4 * hidden),
+        feed_forward=4 * hidden if config["n_inner"] is None else positive(config, "n_inner"),
         vocab_size=positive(config, "vocab_size"),
         context_length=positive(config, "n_positions"),
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
-        activation=activation(config, "activation_function", "gelu_new"),
+        norm_epsilon=epsilon(config, "layer_norm_epsilon"),
+        activation=activation(config, "activation_function"),
         block_prefix="transformer.h.{layer}.",
         block=BLOCK,
         embedding="transformer.wte",
         position_embedding="transformer.wpe",
         final_norm="transformer.ln_f",
         head="lm_head",
-        tied_head=bool(config.get("tie_word_embeddings", True)),
+        tied_head=flag(config, "tie_word_embeddings"),
+        attention_scale=None if flag(config, "scale_attn_weights") else 1.0,
         linear_is_transposed=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive, whole_heads
+from export.archs._config import activation, epsilon, flag, positive, rotated_heads
 from export.archs._rope import exported_context, rope
 from export.spec import BlockNames, ModelSpec
 
@@ -20,8 +20,7 @@ BLOCK = BlockNames(
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    head_dim = whole_heads(hidden, heads)
-    theta = number(config, "rotary_emb_base", 10000.0)
+    head_dim = rotated_heads(config, hidden, heads)
     return ModelSpec(
         model_type="gpt_neox",
         hidden_size=hidden,
@@ -33,15 +32,15 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         vocab_size=positive(config, "vocab_size"),
         context_length=exported_context(config),
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_eps", 1e-5),
-        activation=activation(config, "hidden_act", "gelu"),
+        norm_epsilon=epsilon(config, "layer_norm_eps"),
+        activation=activation(config, "hidden_act"),
         block_prefix="gpt_neox.layers.{layer}.",
         block=BLOCK,
         embedding="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
         head="embed_out",
-        tied_head=bool(config.get("tie_word_embeddings", False)),
-        rope=rope(config, head_dim, theta=theta, partial=number(config, "rotary_pct", 0.25)),
-        parallel_residual=bool(config.get("use_parallel_residual", True)),
+        tied_head=flag(config, "tie_word_embeddings"),
+        rope=rope(config, head_dim, partial=True),
+        parallel_residual=flag(config, "use_parallel_residual"),
         fused_qkv_by_head=True,
     )

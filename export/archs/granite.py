@@ -13,8 +13,8 @@ from export.spec import ModelSpec
 def spec(config: dict[str, Any]) -> ModelSpec:
     return replace(
         llama.spec(config),
-        embedding_scale=number(config, "embedding_multiplier", 1.0),
-        residual_scale=number(config, "residual_multiplier", 1.0),
-        attention_scale=number(config, "attention_multiplier", 1.0),
-        logit_scale=1.0 / number(config, "logits_scaling", 1.0),
+        embedding_scale=number(config, "embedding_multiplier"),
+        residual_scale=number(config, "residual_multiplier"),
+        attention_scale=number(config, "attention_multiplier"),
+        logit_scale=1.0 / number(config, "logits_scaling"),
     )

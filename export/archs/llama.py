@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, number, positive
+from export.archs._config import activation, epsilon, flag, positive
 from export.archs._rope import exported_context, rope
 from export.errors import InputError
 from export.spec import BlockNames, ModelSpec
@@ -22,15 +22,20 @@ BLOCK = BlockNames(
 )
 
 
-def spec(config: dict[str, Any]) -> ModelSpec:
-    """ModelSpec of a Llama config; mistral and qwen2 start from it."""
+def spec(
+    config: dict[str, Any], norm_epsilon: str = "rms_norm_eps", hidden_act: str = "hidden_act", partial: bool = False
+) -> ModelSpec:
+    """ModelSpec of a Llama config; its relatives start from it, with other names of two fields.
+
+    partial: the family can rotate a part of each head (export/archs/_rope.py).
+    """
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    kv_heads = positive(config, "num_key_value_heads", heads)
+    kv_heads = positive(config, "num_key_value_heads")
     if heads % kv_heads:
         raise InputError(
             f"config.json: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
         )
-    head_dim = positive(config, "head_dim", hidden // heads)
+    head_dim = positive(config, "head_dim") if "head_dim" in config else hidden // heads
     return ModelSpec(
         model_type=config["model_type"],
         hidden_size=hidden,
@@ -42,13 +47,13 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         vocab_size=positive(config, "vocab_size"),
         context_length=exported_context(config),
         norm="rms",
-        norm_epsilon=number(config, "rms_norm_eps", 1e-6),
-        activation=activation(config, "hidden_act", "silu"),
+        norm_epsilon=epsilon(config, norm_epsilon),
+        activation=activation(config, hidden_act),
         block_prefix="model.layers.{layer}.",
         block=BLOCK,
         embedding="model.embed_tokens",
         final_norm="model.norm",
         head="lm_head",
-        tied_head=bool(config.get("tie_word_embeddings", False)),
-        rope=rope(config, head_dim),
+        tied_head=flag(config, "tie_word_embeddings"),
+        rope=rope(config, head_dim, partial=partial),
     )

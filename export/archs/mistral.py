@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding attention window on every layer (absent or null in later releases)."""
+"""Mistral: Llama with a sliding attention window on every layer (null in later releases), or by `layer_types`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import llama
-from export.archs._config import windows
+from export.archs._config import window_everywhere, windows
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     base = llama.spec(config)
-    return replace(base, sliding_window=windows(config, base.layers, used=True))
+    by_layer = windows if "layer_types" in config else window_everywhere  # Ministral, which calls itself mistral too
+    return replace(base, sliding_window=by_layer(config, base.layers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.archs._config import activation, positive, refuse, whole_heads
+from export.archs._config import activation, check_dropout, flag, positive, refuse, whole_heads
 from export.errors import InputError
 from export.spec import BlockNames, ModelSpec
 
@@ -23,8 +23,9 @@ BLOCK = BlockNames(
 def spec(config: dict[str, Any]) -> ModelSpec:
     unsupported = {"do_layer_norm_before": False, "layer_norm_elementwise_affine": False}
     refuse(config, {**unsupported, "_remove_final_layer_norm": True})
+    check_dropout(config, "dropout")
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    if positive(config, "word_embed_proj_dim", hidden) != hidden:
+    if positive(config, "word_embed_proj_dim") != hidden:
         raise InputError("config.json: word_embed_proj_dim must be hidden_size for opt")
     return ModelSpec(
         model_type="opt",
@@ -38,7 +39,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         context_length=positive(config, "max_position_embeddings"),
         norm="layer",
         norm_epsilon=1e-5,
-        activation=activation(config, "activation_function", "relu"),
+        activation=activation(config, "activation_function"),
         block_prefix="model.decoder.layers.{layer}.",
         block=BLOCK,
         embedding="model.decoder.embed_tokens",
@@ -46,5 +47,5 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         position_offset=2,
         final_norm="model.decoder.final_layer_norm",
         head="lm_head",
-        tied_head=bool(config.get("tie_word_embeddings", True)),
+        tied_head=flag(config, "tie_word_embeddings"),
     )

@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import llama
-from export.archs._config import activation, number, refuse
-from export.archs._rope import rope
+from export.archs._config import refuse
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     refuse(config, {"qk_layernorm": True})
-    base = llama.spec({**config, "rope_parameters": None, "rope_scaling": None, "partial_rotary_factor": None})
+    base = llama.spec(config, norm_epsilon="layer_norm_eps", partial=True)
     block = replace(
         base.block, attention_output="self_attn.dense", mlp_norm=None, gate=None, up="mlp.fc1", down="mlp.fc2"
     )
@@ -21,9 +20,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         base,
         block=block,
         norm="layer",
-        norm_epsilon=number(config, "layer_norm_eps", 1e-5),
-        activation=activation(config, "hidden_act", "gelu_new"),
-        rope=rope(config, base.head_dim, partial=0.5),
         parallel_residual=True,
         final_norm="model.final_layernorm",
+        head_bias=True,
     )

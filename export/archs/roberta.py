@@ -9,10 +9,12 @@ from export.archs import bert
 from export.errors import InputError
 from export.spec import ModelSpec
 
+ENCODER = True
+
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    base = bert.spec({"type_vocab_size": 1, **config})
-    padding = config.get("pad_token_id", 1)
+    base = bert.spec(config)
+    padding = config["pad_token_id"]
     if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < base.context_length - 1:
         raise InputError(f"config.json: pad_token_id {padding!r} leaves no positions")
     return replace(

@@ -6,21 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import llama
-from export.archs._config import positive, windows
+from export.archs._config import windows
 from export.errors import InputError
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     base = llama.spec(config)
-    rotated = config.get("no_rope_layers")  # in spite of its name 1 means that the layer rotates
-    if rotated is None:
-        every = positive(config, "no_rope_layer_interval", 4)
-        rotated = [int((i + 1) % every != 0) for i in range(base.layers)]
+    rotated = config["no_rope_layers"]  # in spite of its name 1 means that the layer rotates
     if not isinstance(rotated, list) or len(rotated) != base.layers:
         raise InputError(f"config.json: no_rope_layers must list {base.layers} layers")
     return replace(
         base,
         layers_without_rope=frozenset(i for i, on in enumerate(rotated) if not on),
-        sliding_window=windows(config, base.layers, used=bool(config.get("use_sliding_window"))),
+        sliding_window=windows(config, base.layers),
     )

@@ -6,18 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from export.archs import llama
-from export.archs._config import activation, number, windows
+from export.archs._config import check_dropout, window_everywhere
 from export.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    base = llama.spec({"tie_word_embeddings": True, **config})
+    check_dropout(config, "residual_dropout", "embedding_dropout")
+    base = llama.spec(config, norm_epsilon="norm_epsilon")
     block = replace(base.block, gate=None, up="mlp.c_fc", down="mlp.c_proj")
     return replace(
         base,
         block=block,
         norm="layer",
-        norm_epsilon=number(config, "norm_epsilon", 1e-5),
-        activation=activation(config, "hidden_act", "gelu_pytorch_tanh"),
-        sliding_window=windows({**config, "layer_types": None}, base.layers, used=True),
+        sliding_window=window_everywhere(config, base.layers),
     )

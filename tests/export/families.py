@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from export.archs import model_spec
 from export.checkpoint import QuantizedCheckpoint, TensorRecord
 from export.errors import InputError
-from export.files import read_json
 from tests.runtime_py.test_session import OnnxRuntime
-from toolchain.blocks import set_weight
+from toolchain.blocks import BlockRunner, get_weight, set_weight
+from toolchain.heads import open_model
 from toolchain.quantize.result import QuantizedMatrix
 from toolchain.source import SourceModel
 
@@ -50,6 +50,7 @@ TINY = {
     "gpt_neox sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
     "opt": {"ffn_dim": 48},
     "phi": {},
+    "phi tied": {"tie_word_embeddings": True},
     "starcoder2": {"sliding_window": 6},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
@@ -100,24 +101,36 @@ class FloatCheckpoint:
     """A Hugging Face folder as the exporter sees a quantized checkpoint, every tensor in float32 as it is."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.config, self.manifest = folder, read_json(folder / "config.json"), {}
-        self.spec = model_spec(self.config)
-        self._source = SourceModel(folder)
-        self.records: dict[str, TensorRecord] = {}
-        for name in self._source.names():
-            matrix = self._source.tensor(name).ndim == 2
-            key, suffix = (name.removesuffix(".weight"), ".weight") if matrix else (name, "")
-            values = self.tensor(key, suffix)
-            self.records[key] = TensorRecord(key, "float32", values.shape, values.nbytes)
+        source, self.spec = open_model(folder)
+        self.folder, self.config, self.manifest = folder, source.config, {}
+        self._tensors = self._blocks(source) | self._outside(source)
+        self.records = {n: TensorRecord(n, "float32", v.shape, v.nbytes) for n, v in self._tensors.items()}
+
+    def _blocks(self, source: SourceModel) -> dict[str, np.ndarray]:
+        """What the quantizer takes of each block: what transformers' own block has."""
+        runner, linears, found = BlockRunner(source, self.spec), self.spec.block.linears(), {}
+        for number in range(self.spec.blocks):
+            prefix, block = self.spec.block_name(number), runner.load_block(number)
+            for name, parameter in block.named_parameters():
+                module = name.removesuffix(".weight")
+                linear = module in linears
+                found[prefix + (module if linear else name)] = (
+                    get_weight(block.get_submodule(module)) if linear else parameter.numpy()
+                )
+        return found
+
+    def _outside(self, source: SourceModel) -> dict[str, np.ndarray]:
+        found = {}
+        for name, (rows, columns) in self.spec.outside().items():
+            hidden = self.spec.position_offset if name == self.spec.position_embedding else 0
+            found[name] = source.tensor(f"{name}.weight", (rows + hidden, columns)).numpy()[hidden:]
+        return found | {n: source.tensor(n, (size,)).numpy() for n, size in self.spec.outside_vectors().items()}
 
     def has(self, name: str) -> bool:
         return name in self.records
 
     def tensor(self, record_name: str, suffix: str) -> np.ndarray:
-        values = self._source.tensor(record_name + suffix).numpy()
-        if suffix and self.spec.linear_is_transposed and record_name in self.spec.quantizable():
-            return values.T
-        return values[self.spec.position_offset :] if record_name == self.spec.position_embedding else values
+        return self._tensors[record_name]
 
 
 def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):

@@ -13,6 +13,7 @@ import pytest
 from export.archs import model_spec
 from export.errors import InputError
 from tests.export.families import compare, dequantized_model
+from toolchain.source import SourceModel
 
 
 def test_logits_of_the_bundled_model(demo_model, demo_checkpoint, demo_folder):
@@ -50,7 +51,7 @@ def test_file_is_what_the_ecosystem_expects(demo_folder):
 def test_unknown_family_and_bad_fields_say_what_would_be_right(demo_model):
     with pytest.raises(InputError, match=r"'rwkv' is not supported; supported are albert, bert.*export/archs/rwkv.py"):
         model_spec({"model_type": "rwkv"})
-    config = json.loads((demo_model / "config.json").read_text())
+    config = SourceModel(demo_model).config
     for field, value, message in [
         ("hidden_size", -3, "hidden_size must be a whole number"),
         ("num_key_value_heads", 3, "multiple of num_key_value_heads"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from tests.runtime_py.test_session import OnnxRuntime
 from toolchain.pipeline import CalibrationChoice, quantize_model
 from toolchain.quantize.razor_settings import RazorSettings
 from toolchain.quantize.settings import QuantizeSettings
+from toolchain.source_config import resolved_config
 
 
 @pytest.mark.parametrize("variant", TINY)
@@ -90,6 +93,10 @@ def test_razored_export_runs_alike_everywhere(family, tmp_path):
     assert np.sqrt(np.mean((found - expected[0]) ** 2)) < 0.02 * np.sqrt(np.mean(expected[0] ** 2))
 
 
+def resolved_spec(config):
+    return model_spec(resolved_config(config, Path("config.json")))
+
+
 ROTATIONS = [
     {"rope_type": "default", "rope_theta": 1e6},
     {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
@@ -121,14 +128,14 @@ def test_older_spellings_of_a_configuration():
     new = AutoConfig.for_model("gemma3_text", **COMMON, head_dim=16, rope_parameters=None).to_dict()
     old = {k: v for k, v in new.items() if k not in ("rope_parameters", "layer_types", "_sliding_window_pattern")}
     old |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6}
-    assert model_spec(old) == model_spec(new)
+    assert resolved_spec(old) == resolved_spec(new)
     neox = AutoConfig.for_model("gpt_neox", **COMMON).to_dict()
     older = {k: v for k, v in neox.items() if k != "rope_parameters"} | {"rotary_pct": 0.25, "rotary_emb_base": 10000}
-    assert model_spec(older) == model_spec(neox)
+    assert resolved_spec(older) == resolved_spec(neox)
     phi = AutoConfig.for_model("phi3", **COMMON).to_dict()
     scaling = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     phi = {k: v for k, v in phi.items() if k != "rope_parameters"} | {"rope_scaling": scaling}
-    assert model_spec({**phi, "original_max_position_embeddings": 16}).context_length == 16
+    assert resolved_spec({**phi, "original_max_position_embeddings": 16}).context_length == 16
 
 
 @pytest.mark.parametrize(
@@ -145,4 +152,4 @@ def test_older_spellings_of_a_configuration():
 )
 def test_what_a_family_lacks_is_said(model_type, field, message):
     with pytest.raises(InputError, match=message):
-        model_spec({**COMMON, "model_type": model_type, **field})
+        resolved_spec({**COMMON, "model_type": model_type, **field})

@@ -84,12 +84,13 @@ def use_families(folder: Path) -> None:
     """config.json of every family in one file."""
     from export.archs import model_spec
     from export.files import read_json
+    from toolchain.source_config import resolved_config
 
     configs = read_json(folder / "families.json").get("configs")
     for config in configs if isinstance(configs, list) else []:
         try:
             if isinstance(config, dict):
-                spec = model_spec(config)
+                spec = model_spec(resolved_config(config, folder / "families.json"))
                 _ = spec.outside(), spec.blocks, [spec.window(i) for i in range(min(spec.layers, 100))]
         except InputError as error:
             if "\n" in str(error):

@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from export.archs import model_spec
-from export.files import read_json
 from tests.conftest import DEMO, _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, check_folded_export, random_text, tiny_model, write_tokenizer
 from toolchain.equalization import EqualizedSource, column_energy, column_factors
@@ -34,8 +33,9 @@ def _uneven(folder, variant):
 @pytest.mark.parametrize("variant", [*TINY, *TINY_ENCODERS])
 def test_the_equalized_model_computes_the_same(variant, tmp_path):
     model = _uneven(tmp_path, variant)
-    spec = model_spec(read_json(tmp_path / "config.json"))
-    source = EqualizedSource(SourceModel(tmp_path), spec)
+    source = SourceModel(tmp_path)
+    spec = model_spec(source.config)
+    source = EqualizedSource(source, spec)
     ids = torch.arange(3, 23)[None]
     with torch.no_grad():
         expected, changed = model(ids)[0], 0
@@ -52,7 +52,7 @@ def test_the_equalized_model_computes_the_same(variant, tmp_path):
 
 def test_columns_come_out_equally_large(tmp_path):
     _uneven(tmp_path, "llama")
-    spec = model_spec(read_json(tmp_path / "config.json"))
+    spec = model_spec(SourceModel(tmp_path).config)
     plain = SourceModel(tmp_path)
     for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj", "self_attn.o_proj"):
         layer = f"{spec.block_name(1)}{name}.weight"
@@ -70,7 +70,7 @@ def test_factors_are_bounded_and_leave_dead_columns_alone():
 def test_the_whole_model_holds_what_is_folded(tmp_path):
     """Teacher, gradients and own text are those of the model whose weights are quantized."""
     _uneven(tmp_path, "qwen2")
-    spec = model_spec(read_json(tmp_path / "config.json"))
+    spec = model_spec(SourceModel(tmp_path).config)
     source = EqualizedSource(RotatedSource(SourceModel(tmp_path), spec, "values", 0), spec)
     model = whole_model(source)
     name = f"{spec.block_name(0)}self_attn.v_proj"

@@ -1,4 +1,4 @@
-"""The streaming quantizer on the bundled model: resume after kill -9, refusal of changed settings, disk full, bad text."""
+"""The streaming quantizer on the bundled model: resume after kill -9, changed settings, disk full, bad text."""
 
 from __future__ import annotations
 

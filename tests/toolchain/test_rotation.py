@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from export.archs import model_spec
 from export.errors import InputError
-from export.files import read_json
 from tests.conftest import _checkpoint, _package
 from tests.export.families import check_folded_export, random_text, tiny_model, write_tokenizer
 from toolchain.quantize.settings import QuantizeSettings
@@ -36,7 +35,7 @@ def test_the_rotation_is_orthogonal(size):
 )  # fmt: skip
 def test_the_rotated_model_computes_the_same(variant, kind, tmp_path):
     tiny_model(variant, tmp_path, **UNTIED)
-    spec = model_spec(read_json(tmp_path / "config.json"))
+    spec = model_spec(SourceModel(tmp_path).config)
     if kind is None:  # query, key and value in one layer, LayerNorm
         with pytest.raises(InputError, match="value layer of its own"):
             RotatedSource(SourceModel(tmp_path), spec, "values", 0)
@@ -65,7 +64,7 @@ def test_the_rotated_model_computes_the_same(variant, kind, tmp_path):
 def test_tied_heads_are_refused(tmp_path):
     tiny_model("llama", tmp_path, tie_word_embeddings=True)
     with pytest.raises(InputError, match="shares the embedding"):
-        RotatedSource(SourceModel(tmp_path), model_spec(read_json(tmp_path / "config.json")), "residual", 0)
+        RotatedSource(SourceModel(tmp_path), model_spec(SourceModel(tmp_path).config), "residual", 0)
     with pytest.raises(InputError, match="none, values, residual, all"):
         QuantizeSettings(incoherence="some")
 
@@ -77,7 +76,7 @@ def test_outliers_of_a_channel_are_spread(tmp_path):
     with torch.no_grad():
         model.get_parameter(name)[:, 5] *= 50
     model.save_pretrained(tmp_path)
-    source = RotatedSource(SourceModel(tmp_path), model_spec(read_json(tmp_path / "config.json")), "residual", 0)
+    source = RotatedSource(SourceModel(tmp_path), model_spec(SourceModel(tmp_path).config), "residual", 0)
     plain, rotated = model.get_parameter(name).detach(), source.tensor(name)
     assert float(plain.abs().max() / plain.std()) > 2 * float(rotated.abs().max() / rotated.std())
 

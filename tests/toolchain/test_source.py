@@ -104,8 +104,8 @@ def test_not_finite_weights_name_the_tensor(copy, value):
 
 
 def test_wrong_shape_names_both(copy):
-    with pytest.raises(InputError, match=r"has shape \[512, 64\], config.json asks for \[512, 65\]"):
-        SourceModel(copy).tensor("model.embed_tokens.weight", (512, 65))
+    with pytest.raises(InputError, match=r"has shape \[1536, 192\], config.json asks for \[1536, 65\]"):
+        SourceModel(copy).tensor("model.embed_tokens.weight", (1536, 65))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", '{"a": ' + "[" * 100000])

@@ -251,10 +251,13 @@ def package(
     """Second half of export: a quantized checkpoint to a model folder."""
     from export.checkpoint import QuantizedCheckpoint
     from export.folder import install_folder, refuse_existing
+    from toolchain.source_config import resolved_config
 
     refuse_existing(output, force)
+    quantized = QuantizedCheckpoint(checkpoint)
+    quantized.config = resolved_config(quantized.config, checkpoint / "config.json")  # early ones are as they came
     with locked(output):
-        install_folder(_package(QuantizedCheckpoint(checkpoint), output, vocabulary_text, json), output, force)
+        install_folder(_package(quantized, output, vocabulary_text, json), output, force)
     _summary(output, json)
 
 
