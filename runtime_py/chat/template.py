@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from export.errors import InputError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+NONE: Mapping[str, Any] = MappingProxyType({})
 _SCRIPT = Path(__file__).with_name("renderer.py")
 _MAX_OUTPUT = 16 << 20  # bytes of rendered text
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -34,17 +36,18 @@ class ChatTemplate:
         with self._lock:
             self._start()
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation as prompt text.
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, variables: Mapping[str, Any] = NONE
+    ) -> str:
+        """The conversation as prompt text. variables: what the template may read besides, such as tools.
 
         Raises InputError when the template refuses the messages, fails, or exceeds its limits.
         """
         with self._lock:
             if self._process is None:
                 self._start()
-            return self._ask(
-                {**self._variables, "messages": list(messages), "add_generation_prompt": add_generation_prompt}
-            )
+            values = {"tools": None, "documents": None, **self._variables, **variables}
+            return self._ask({**values, "messages": list(messages), "add_generation_prompt": add_generation_prompt})
 
     def close(self) -> None:
         """End the process; a later render starts another."""
@@ -100,7 +103,9 @@ class PlainTemplate:
 
     text = ""
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, variables: Mapping[str, Any] = NONE
+    ) -> str:
         """The texts joined by line breaks; roles are not shown, because the model never learned a notation for them."""
         text = "\n".join(message["content"] for message in messages)
         return text + "\n" if add_generation_prompt else text

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from export.errors import InputError
 from export.files import write_json
 from runtime_py.chat.conversation import fit
-from runtime_py.chat.template import Message, Template
+from runtime_py.chat.template import NONE, Message, Template
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import Generation, GenerationRequest, reusable
 from runtime_py.sampling import SamplingSettings
@@ -36,6 +36,7 @@ class ChatSettings:
     max_tokens: int = 512  # most tokens of an answer
     stop: tuple[str, ...] = ()
     system: str = ""
+    variables: Mapping[str, Any] = NONE  # what the template may read besides the messages
 
 
 class Interrupts:
@@ -83,7 +84,9 @@ class Chat:
         """
         generator, asked = self._generator, [*self.messages, {"role": "user", "content": text}]
         room = min(self.settings.max_tokens, max(generator.context // 4, 1))
-        kept, ids, dropped = fit(asked, self._template, generator.tokenizer, generator.context, room)
+        kept, ids, dropped = fit(
+            asked, self._template, generator.tokenizer, generator.context, room, self.settings.variables
+        )
         sampling = self.settings.sampling
         request = GenerationRequest(
             prompt=tuple(ids),
