@@ -34,7 +34,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "tokenizer.model",
     "vocab.json",
-    "vocab.txt",
     "merges.txt",
     TEMPLATE_FILE,
     "chat_template.json",
