@@ -25,6 +25,10 @@ def prompt_ids(
     Raises InputError when the template refuses the messages or nothing is left of them.
     """
     text = template.render(messages, variables=variables)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt holds half of a surrogate pair (character {error.start})") from None
     ids = tokenizer.encode(text, add_special_tokens=isinstance(template, PlainTemplate)).ids
     if not ids:
         raise InputError("the prompt is empty: at least one token is needed")

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from export.errors import InputError
 from export.files import write_json
 from runtime_py.chat.conversation import fit
-from runtime_py.chat.template import NONE, Message, Template
+from runtime_py.chat.template import Message, Template
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import Generation, GenerationRequest, reusable
 from runtime_py.sampling import SamplingSettings
@@ -36,7 +36,7 @@ class ChatSettings:
     max_tokens: int = 512  # most tokens of an answer
     stop: tuple[str, ...] = ()
     system: str = ""
-    variables: Mapping[str, Any] = NONE  # what the template may read besides the messages
+    variables: Mapping[str, Any] = field(default_factory=dict)  # what the template may read besides the messages
 
 
 class Interrupts:
