@@ -66,7 +66,6 @@ def chat(
 
     When the context is full, the oldest questions are dropped together with their answers; the system message stays.
     """
-    from export.errors import InputError
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
     from runtime_py.generate import TextGenerator, default_sampling

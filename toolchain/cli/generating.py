@@ -89,7 +89,9 @@ def template_variables(given: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             equals = ""
         if not name or not equals:
-            raise InputError(f"--template-variable must be NAME=JSON, such as enable_thinking=false, not {text[:100]!r}")
+            raise InputError(
+                f"--template-variable must be NAME=JSON, such as enable_thinking=false, not {text[:100]!r}"
+            )
     return found
 
 
