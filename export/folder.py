@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from export import __version__
 from export.archs import model_spec
+from export.chat_templates import ADDITIONAL, TEMPLATE_FILE, additional_files, write_templates
 from export.checkpoint import StoredTensors
 from export.decoder import build_decoder, cache_row
 from export.encoder import build_encoder
@@ -34,7 +35,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
+    "chat_template.json",
 )
 # "gpt2" is not among them: genai reads that type with key and value in one tensor, "decoder" with two.
 GENAI_TYPES = frozenset(
@@ -75,6 +77,9 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         if (source / name).is_file():
             (destination / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, destination / name)
+    for path in additional_files(source):
+        (destination / ADDITIONAL).mkdir(exist_ok=True)
+        shutil.copyfile(path, destination / ADDITIONAL / path.name)
 
 
 def write_model_folder(
@@ -113,7 +118,7 @@ def write_model_folder(
     write_json(destination / "config.json", checkpoint.config)
     copy_tokenizer(checkpoint.folder, destination)
     if spec.causal:
-        _carry_chat_template(destination)
+        write_templates(destination)
         if not (destination / "generation_config.json").exists():
             write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
         weights = sum(math.prod(r.shape) for r in checkpoint.records.values() if r.bits)
@@ -122,18 +127,6 @@ def write_model_folder(
         genai["model"]["decoder"]["head_size"] = head_size
         write_json(destination / "genai_config.json", genai)
     write_json(destination / MANIFEST, manifest)
-
-
-def _carry_chat_template(folder: Path) -> None:
-    """Write chat_template.jinja when the template only lives in tokenizer_config.json: readers look in either place."""
-    target, config_path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if target.exists() or not config_path.exists():
-        return
-    template = read_json(config_path).get("chat_template")
-    if isinstance(template, list):  # named templates: the default one
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    if isinstance(template, str):
-        target.write_text(template, encoding="utf-8")
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:

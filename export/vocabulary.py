@@ -84,6 +84,11 @@ def pruned_config(config: Mapping[str, Any], keep: np.ndarray) -> dict[str, Any]
             out[name] = new.get(value, value)  # one outside the vocabulary stays outside
         elif (name.endswith("_token_id") or name in _LISTS) and isinstance(value, list):
             out[name] = [new[i] for i in value if i in new]
+        elif name == "bad_words_ids" and isinstance(value, list):
+            words = [
+                [new.get(i) if isinstance(i, int) else None for i in word] for word in value if isinstance(word, list)
+            ]
+            out[name] = [word for word in words if None not in word] or None  # one that lost a token cannot come
         elif name == "added_tokens_decoder" and isinstance(value, dict):
             out[name] = {str(new[int(i)]): token for i, token in value.items() if int(i) in new}
     if "vocab_size" in config:

@@ -11,7 +11,9 @@ from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import read_json
 from runtime_py.generation import Generation, GenerationRequest
+from runtime_py.generation_config import recommendation
 from runtime_py.load import open_model
+from runtime_py.logit_processors import LogitRules
 from runtime_py.sampling import SamplingSettings
 
 
@@ -74,27 +76,28 @@ def _genai_context(folder: Path) -> int | None:
 
 
 def default_sampling(
-    folder: Path, temperature: float | None, top_k: int | None, top_p: float | None, seed: int
+    folder: Path,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    min_p: float | None = None,
 ) -> SamplingSettings:
     """What the user chose, else what generation_config.json recommends, else temperature 0.7 and top_p 0.95.
 
     Raises InputError when a value is out of range.
     """
-    try:
-        config = read_json(folder / "generation_config.json")
-    except InputError:
-        config = {}
-    recommended = config if config.get("do_sample") is True else {}
+    recommended = recommendation(folder).sampling
 
     def pick(given: float | None, name: str, fallback: float) -> float:
-        found = recommended.get(name, fallback) if given is None else given
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else fallback
+        return recommended.get(name, fallback) if given is None else given
 
     return SamplingSettings(
-        float(pick(temperature, "temperature", 0.7)),
+        pick(temperature, "temperature", 0.7),
         int(pick(top_k, "top_k", 0)),
-        float(pick(top_p, "top_p", 0.95)),
+        pick(top_p, "top_p", 0.95),
         seed,
+        pick(min_p, "min_p", 0.0),
     )
 
 
@@ -109,11 +112,17 @@ class TextGenerator:
         mapped: bool | None = None,
         processors: Sequence[int] = (),
     ) -> None:
-        """The options: see load.py. Raises InputError when the folder is incomplete."""
+        """The options: see load.py. Raises InputError when the folder is incomplete.
+
+        `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
+        asks for in vain, `recommended` its values for sampling.
+        """
         self.folder = Path(folder)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
+        asked = recommendation(self.folder, self.stop)
+        self.rules, self.unsupported, self.recommended = asked.rules, asked.unsupported, asked.sampling
         self.context = context_length(self.folder)
 
     def encode(self, prompt: str) -> list[int]:
@@ -125,14 +134,30 @@ class TextGenerator:
             raise InputError(f"the prompt has {len(ids)} tokens, the model's context is {self.context}")
         return ids
 
-    def stream(self, prompt: str, settings: SamplingSettings, max_tokens: int) -> Iterator[tuple[int | None, str]]:
+    def stream(
+        self,
+        prompt: str,
+        settings: SamplingSettings,
+        max_tokens: int,
+        rules: LogitRules | None = None,
+        stop: frozenset[int] | None = None,
+        stop_strings: tuple[str, ...] = (),
+    ) -> Iterator[tuple[int | None, str]]:
         """Yield (token, new text); text comes when it is complete, so a split multi-byte character waits.
 
-        The last pair may have no token, only text that was still held back.
+        rules, stop: None for the model's own rules on logits and end-of-sequence tokens. The last pair may have no
+        token, only text that was still held back.
         """
         ids = self.encode(prompt)
-        room = min(max_tokens, self.context - len(ids))
-        yield from self.answer(GenerationRequest(tuple(ids), settings, room, self.stop))
+        request = GenerationRequest(
+            prompt=tuple(ids),
+            sampling=settings,
+            max_tokens=min(max_tokens, self.context - len(ids)),
+            stop_tokens=self.stop if stop is None else stop,
+            stop_strings=stop_strings,
+            rules=self.rules if rules is None else rules,
+        )
+        yield from self.answer(request)
 
     def answer(self, request: GenerationRequest) -> Iterator[tuple[int | None, str]]:
         """stream() for a request whose cache starts empty."""

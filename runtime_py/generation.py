@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from runtime_py.engine.engine import chunk_size
 from runtime_py.load import Runner
+from runtime_py.logit_processors import NEUTRAL, LogitProcessor, LogitRules
 from runtime_py.sampling import Sampler, SamplingSettings
 from runtime_py.text_stream import TextStream
 
@@ -29,6 +30,7 @@ class GenerationRequest:
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     top_logprobs: int | None = None  # alternatives to report per token, None: no log probabilities at all
+    rules: LogitRules = NEUTRAL  # what changes the logits before sampling
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Piece:
 
     token: int
     text: str
-    logprob: float | None = None  # natural logarithm of the model's own probability, before temperature
+    logprob: float | None = None  # natural logarithm of the model's own probability, before rules and temperature
     alternatives: tuple[tuple[int, float], ...] = ()  # most likely tokens with their log probabilities
 
 
@@ -50,6 +52,9 @@ class Generation:
         """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute."""
         self.request, self._runner, self.state = request, runner, state
         self._sampler = Sampler(request.sampling)
+        self._processor: LogitProcessor | None = None
+        if request.rules != NEUTRAL:
+            self._processor = LogitProcessor(request.rules, request.prompt, request.stop_tokens, runner.vocab_size)
         self._text = TextStream(tokenizer, request.prompt, request.stop_strings)
         self._done = state.length = reused
         self.reused = reused
@@ -72,11 +77,14 @@ class Generation:
 
     def _choose(self, logits: np.ndarray) -> Piece | None:
         request = self.request
-        token = self._sampler.next(logits)
+        processor = self._processor
+        token = self._sampler.next(processor.apply(logits) if processor else logits)
         if token in request.stop_tokens:
             self._finish("stop")
             return None
         self.tokens.append(token)
+        if processor:
+            processor.note(token)
         text = self._text.push(token)
         logprob: float | None = None
         alternatives: tuple[tuple[int, float], ...] = ()

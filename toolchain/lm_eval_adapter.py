@@ -85,6 +85,7 @@ class AthenaModel(TemplateLM):
             sampling=SamplingSettings(temperature),
             max_tokens=tokens,
             stop_tokens=generator.stop,
+            rules=generator.rules,
             stop_strings=tuple([until] if isinstance(until, str) else until),
         )
         return "".join(text for _, text in generator.answer(request))

@@ -6,35 +6,46 @@ question together with its answers, until the prompt leaves the room that was as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from export.errors import InputError
-from runtime_py.chat.template import Message, PlainTemplate, Template
+from runtime_py.chat.template import NONE, Message, PlainTemplate, Template
 
 
-def prompt_ids(messages: Sequence[Message], template: Template, tokenizer: Tokenizer) -> list[int]:
+def prompt_ids(
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, variables: Mapping[str, Any] = NONE
+) -> list[int]:
     """Token ids of the conversation. Templates write their own special tokens; plain text gets the tokenizer's.
+
+    variables: what the template may read besides the messages, such as tools (ChatTemplate.render).
 
     Raises InputError when the template refuses the messages or nothing is left of them.
     """
-    ids = tokenizer.encode(template.render(messages), add_special_tokens=isinstance(template, PlainTemplate)).ids
+    text = template.render(messages, variables=variables)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt holds half of a surrogate pair (character {error.start})") from None
+    ids = tokenizer.encode(text, add_special_tokens=isinstance(template, PlainTemplate)).ids
     if not ids:
         raise InputError("the prompt is empty: at least one token is needed")
     return ids
 
 
 def fit(
-    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, context: int, room: int
-) -> tuple[list[Message], list[int], int]:
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, context: int, room: int,
+    variables: Mapping[str, Any] = NONE,
+) -> tuple[list[Message], list[int], int]:  # fmt: skip
     """(messages kept, their ids, messages dropped) such that `room` tokens of the context stay free for the answer.
 
     Raises InputError when the newest message alone is too long.
     """
     kept = list(messages)
     while True:
-        ids = prompt_ids(kept, template, tokenizer)
+        ids = prompt_ids(kept, template, tokenizer, variables)
         if len(ids) + room <= context:
             return kept, ids, len(messages) - len(kept)
         first = 1 if kept[0]["role"] == "system" else 0

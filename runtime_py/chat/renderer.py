@@ -47,20 +47,51 @@ def _environment() -> Any:
         def _pass(caller: Any) -> str:
             return str(caller())
 
+    class Dict:
+        """`dict` for templates: it makes dictionaries and has no attribute of the type."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
+    class Namespace(jinja2.utils.Namespace):
+        """A namespace without names that start with an underscore."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name in the namespace
+            attributes = dict(*args[1:], **kwargs)
+            for name in attributes:
+                Namespace._check(name)
+            jinja2.utils.Namespace.__init__(args[0], attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            Namespace._check(name)
+            super().__setitem__(name, value)
+
+        @staticmethod
+        def _check(name: Any) -> None:
+            if isinstance(name, str) and name.startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
 
     def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+        x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def strftime_now(format: str) -> str:
+        return datetime.now().strftime(format)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
+    environment.globals.update(
+        raise_exception=raise_exception, strftime_now=strftime_now, dict=Dict(), namespace=Namespace
+    )
     return environment
 
 
@@ -70,23 +101,26 @@ def _answer(data: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """First line: {"template": text}. Each later line: its variables. Answers {"text": ...} or {"error": ...}."""
+    """Each line: {"template": text, "variables": null or object}. Answers {"text": ...} or {"error": ...}.
+
+    Without variables the template is only compiled.
+    """
     _limit_memory()
-    template = None
+    environment, compiled = None, {}
     for line in sys.stdin:
         try:
+            environment = environment or _environment()
             request = json.loads(line)
-            if template is None:
-                template = _environment().from_string(request["template"])
-                _answer({"text": ""})
-            else:
-                _answer({"text": template.render(**request)})
+            text, variables = request["template"], request["variables"]
+            if text not in compiled:
+                compiled[text] = environment.from_string(text)
+            _answer({"text": "" if variables is None else compiled[text].render(**variables)})
         except MemoryError:
             _answer({"error": "it needs more than 1 GB of memory"})
         except RecursionError:
             _answer({"error": "it nests too deeply"})
         except Exception as error:  # whatever a template can raise
-            _answer({"error": f"{type(error).__name__}: {error}"[:500]})
+            _answer({"error": " ".join(f"{type(error).__name__}: {error}"[:500].split())})
 
 
 if __name__ == "__main__":

@@ -10,41 +10,96 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from export.chat_templates import DEFAULT, read_template, read_templates
 from export.errors import InputError
+from runtime_py.chat.prefill import REASONING, cut, tagged
+from runtime_py.chat.special_tokens import read_special_tokens
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+NONE: Mapping[str, Any] = MappingProxyType({})
 _SCRIPT = Path(__file__).with_name("renderer.py")
 _MAX_OUTPUT = 16 << 20  # bytes of rendered text
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Names that transformers' apply_chat_template and what it calls take for themselves; no template sees them.
+_RESERVED = frozenset(
+    [
+        "conversation",
+        "conversations",
+        "messages",
+        "self",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
+_ARGUMENTS = frozenset(["tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"])
 
 
 class ChatTemplate:
     """Renders conversations. Close it, or leave it to the end of the process."""
 
-    def __init__(self, text: str, variables: Mapping[str, Any], where: str, seconds: float = 5.0) -> None:
-        """text: Jinja source; variables: the special tokens; where: for error messages; seconds: limit per rendering.
+    def __init__(
+        self, text: str | Mapping[str, str], tokens: Mapping[str, str], where: str, seconds: float = 5.0
+    ) -> None:
+        """text: Jinja source, or several by name; tokens: the special tokens; where: for error messages.
 
-        Raises InputError when the template does not compile.
+        seconds: limit per rendering. Raises InputError when the (default) template does not compile, or a special
+        token has a name that templates use for something else.
         """
-        self.text, self._variables, self._where, self._seconds = text, dict(variables), where, seconds
+        self._texts = {DEFAULT: text} if isinstance(text, str) else dict(text)
+        self._named = not isinstance(text, str)
+        self._tokens, self._where, self._seconds = dict(tokens), where, seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        with self._lock:
-            self._start()
+        for name in tokens:
+            if name in _RESERVED | _ARGUMENTS:
+                raise InputError(f"{where}: a special token cannot be called {name!r}")
+        if DEFAULT in self._texts:
+            with self._lock:
+                self._ask(self._texts[DEFAULT], None)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation as prompt text.
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, variables: Mapping[str, Any] = NONE
+    ) -> str:
+        """The conversation as prompt text, as transformers' apply_chat_template gives it.
 
-        Raises InputError when the template refuses the messages, fails, or exceeds its limits.
+        variables: what the template may read besides: tools, documents, and the template's own, such as
+        enable_thinking. add_generation_prompt, continue_final_message and chat_template (the name of one of several)
+        have the meaning that they have in transformers.
+        Raises InputError when a variable is reserved or has the wrong type, or when the template refuses the messages,
+        fails, or exceeds its limits.
         """
+        arguments = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **variables}
+        _check(arguments)
+        text = self._choose(arguments.pop("chat_template", None), arguments["tools"])
+        proceed = arguments.pop("continue_final_message", False)
+        if proceed and arguments["add_generation_prompt"]:
+            raise InputError("continue_final_message needs add_generation_prompt to be false")
+        shown, end = _plain(messages), None
+        if proceed:
+            shown, end = tagged(shown, proceed if isinstance(proceed, str) else "content", text)
         with self._lock:
-            if self._process is None:
-                self._start()
-            return self._ask(
-                {**self._variables, "messages": list(messages), "add_generation_prompt": add_generation_prompt}
-            )
+            rendered = self._ask(text, {**self._tokens, **arguments, "messages": shown})
+        return rendered if end is None else cut(rendered, end)
+
+    def _choose(self, name: str | None, tools: Any) -> str:
+        if name is not None:
+            if not self._named or name not in self._texts:
+                raise InputError(f"chat_template: {name!r} is no template of this model")
+            return self._texts[name]
+        chosen = "tool_use" if tools is not None and "tool_use" in self._texts else DEFAULT
+        if chosen not in self._texts:
+            names = ", ".join(sorted(self._texts))
+            raise InputError(f"{self._where}: no chat template is the default one; chat_template can name {names}")
+        return self._texts[chosen]
 
     def close(self) -> None:
         """End the process; a later render starts another."""
@@ -56,19 +111,23 @@ class ChatTemplate:
                 if pipe is not None:
                     pipe.close()
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, str(_SCRIPT)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             start_new_session=True,  # a Ctrl-C in the terminal is meant for us alone
         )  # fmt: skip
-        self._ask({"template": self.text})
 
-    def _ask(self, request: dict[str, Any]) -> str:
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+    def _ask(self, text: str, variables: dict[str, Any] | None) -> str:
+        """The rendered text; without variables the template is only compiled."""
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
+            request = json.dumps({"template": text, "variables": variables}).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"the template variables cannot be written as JSON ({error})") from None
+        self._process = process = self._process or self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(request)
             answer = json.loads(self._read_line(process))
         except (OSError, ValueError) as error:
             self.close()
@@ -98,10 +157,17 @@ class ChatTemplate:
 class PlainTemplate:
     """For models without a template: the messages' texts, one after the other on lines of their own."""
 
-    text = ""
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, variables: Mapping[str, Any] = NONE
+    ) -> str:
+        """The texts joined by line breaks; roles are not shown, because the model never learned a notation for them.
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The texts joined by line breaks; roles are not shown, because the model never learned a notation for them."""
+        Raises InputError when a message has no text, and for variables: nothing would read them.
+        """
+        for name in variables:
+            raise InputError(f"{name}: this model has no chat template that could use it")
+        if not all(isinstance(message.get("content"), str) for message in messages):
+            raise InputError("this model has no chat template: every message needs its content as text")
         text = "\n".join(message["content"] for message in messages)
         return text + "\n" if add_generation_prompt else text
 
@@ -113,43 +179,39 @@ Template = ChatTemplate | PlainTemplate
 
 
 def open_template(folder: Path, override: Path | None = None, seconds: float = 5.0) -> Template:
-    """The folder's chat_template.jinja, else the one in tokenizer_config.json, else PlainTemplate.
+    """The folder's chat templates (export/chat_templates.py) with its special tokens, else PlainTemplate.
 
     override: a template file of the user's own. Raises InputError when one is there and broken.
     """
-    path = override or folder / "chat_template.jinja"
-    config = _read_config(folder / "tokenizer_config.json")
-    text: Any = None
-    if override is not None or path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({error})") from None
-    else:
-        text, path = config.get("chat_template"), folder / "tokenizer_config.json"
-        if isinstance(text, list):  # named templates: the default one
-            text = next((t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None)
-    if not isinstance(text, str) or not text.strip():
-        return PlainTemplate()
-    return ChatTemplate(text, _special_tokens(config), str(path), seconds)
+    found, where = (read_template(override), override) if override is not None else read_templates(folder)
+    tokens = read_special_tokens(folder)
+    return PlainTemplate() if found is None else ChatTemplate(found, tokens, str(where), seconds)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable JSON ({error})") from None
-    return config if isinstance(config, dict) else {}
+def _check(arguments: Mapping[str, Any]) -> None:
+    """Raises InputError for what transformers refuses, or would not give to the template."""
+    for name in arguments:
+        if name in _RESERVED:
+            raise InputError(f"{name}: this name is reserved and cannot be a variable of the chat template")
+    for name in ("tools", "documents"):
+        value = arguments[name]
+        if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value)):
+            raise InputError(f"{name}: a list of objects was expected")
+    if not isinstance(arguments.get("chat_template"), str | None):
+        raise InputError("chat_template: the name of a template was expected")
+    if not isinstance(arguments.get("continue_final_message", False), bool | str):
+        raise InputError("continue_final_message: true, false or the name of a field was expected")
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by name; stored as text or as an object with its text under `content`."""
-    found = {}
-    for name in _SPECIAL:
-        value = config.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            found[name] = value
-    return found
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as templates see them: without fields that are null, reasoning under each of its usual names."""
+    if not messages:
+        raise InputError("messages: at least one is needed")
+    shown = []
+    for message in messages:
+        fields = {name: value for name, value in message.items() if value is not None}
+        reasoning = next((fields[name] for name in REASONING if name in fields), None)
+        if reasoning is not None:
+            fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+        shown.append(fields)
+    return shown

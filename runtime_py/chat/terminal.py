@@ -6,9 +6,9 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import Message, Template
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import Generation, GenerationRequest, reusable
+from runtime_py.logit_processors import LogitRules
 from runtime_py.sampling import SamplingSettings
 
 HELP = """\
@@ -36,6 +37,9 @@ class ChatSettings:
     max_tokens: int = 512  # most tokens of an answer
     stop: tuple[str, ...] = ()
     system: str = ""
+    variables: Mapping[str, Any] = field(default_factory=dict)  # what the template may read besides the messages
+    rules: LogitRules | None = None  # on logits; None: the model's own
+    stop_tokens: frozenset[int] | None = None  # None: the model's own
 
 
 class Interrupts:
@@ -83,14 +87,17 @@ class Chat:
         """
         generator, asked = self._generator, [*self.messages, {"role": "user", "content": text}]
         room = min(self.settings.max_tokens, max(generator.context // 4, 1))
-        kept, ids, dropped = fit(asked, self._template, generator.tokenizer, generator.context, room)
+        kept, ids, dropped = fit(
+            asked, self._template, generator.tokenizer, generator.context, room, self.settings.variables
+        )
         sampling = self.settings.sampling
         request = GenerationRequest(
             prompt=tuple(ids),
-            sampling=SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed + self._turn),
+            sampling=replace(sampling, seed=sampling.seed + self._turn),
             max_tokens=min(self.settings.max_tokens, generator.context - len(ids)),
-            stop_tokens=generator.stop,
+            stop_tokens=generator.stop if self.settings.stop_tokens is None else self.settings.stop_tokens,
             stop_strings=self.settings.stop,
+            rules=generator.rules if self.settings.rules is None else self.settings.rules,
         )
         generation = Generation(
             request, generator.session, generator.tokenizer, self._state, reusable(self._cached, ids)
@@ -129,10 +136,15 @@ class Chat:
         """Raises InputError when the file is not a conversation."""
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
-            found = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+            found: list[Message] = [{"role": m["role"], "content": m["content"]} for m in messages]
+            rest = {name for message in messages for name in message if name not in ("role", "content")}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path}: not a saved conversation ({type(error).__name__}: {error})") from None
-        self.messages = list(found)
+        if rest:
+            raise InputError(f"{path}: a message has {', '.join(sorted(rest))[:100]}, which this chat cannot carry on")
+        if not all(isinstance(value, str) for message in found for value in message.values()):
+            raise InputError(f"{path}: not a saved conversation (a role or content is no text)")
+        self.messages = found
 
 
 def converse(chat: Chat) -> None:

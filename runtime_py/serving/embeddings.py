@@ -18,10 +18,13 @@ from starlette.routing import Route
 
 from export.errors import InputError
 from runtime_py.encoder import TextEncoder
-from runtime_py.serving.guard import Guard
-from runtime_py.serving.schema import ApiError
+from runtime_py.serving import fields
+from runtime_py.serving.errors import ApiError
+from runtime_py.serving.guard import App
+from runtime_py.serving.schema import check_model
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected, json_object
+from runtime_py.serving.values import integer, optional
 
 _MAX_TEXTS = 2048  # of one request, as in the API
 
@@ -37,7 +40,7 @@ class EmbeddingServer:
         self._typical = 0.1  # seconds a request took, a running mean
         self._shell = Shell(model, settings, lambda: not self._closed.is_set(), self.load)
 
-    def application(self) -> Guard:
+    def application(self) -> App:
         """The ASGI application."""
         return self._shell.application(
             [
@@ -61,13 +64,12 @@ class EmbeddingServer:
 
     async def _embeddings(self, request: Request) -> Response:
         body = json_object(await request.body())
-        asked = body.get("model", self._model)
-        if asked != self._model:
-            message = f"the model {str(asked)[:100]!r} is not here; this server has {self._model!r}"
-            raise ApiError(404, message, "model", "model_not_found")
+        check_model(body, self._model)
+        fields.check(body, fields.EMBEDDINGS, self._settings.ignore_unknown)
         form = _form(body)
-        if body.get("dimensions") not in (None, self._encoder.width):
-            raise ApiError(400, f"dimensions must be {self._encoder.width}, the model's own", "dimensions")
+        width = self._encoder.width
+        if integer(body, "dimensions", width, 1, 2**31) != width:
+            raise ApiError(400, f"dimensions must be {width}, the model's own", "dimensions")
         texts = _inputs(body)
         if self._waiting > self._settings.queue:
             wait = min(max(round(self._typical * self._waiting), 1), 60)
@@ -123,7 +125,7 @@ class EmbeddingServer:
 
 def _form(body: Mapping[str, Any]) -> Any:
     """How a vector is written: a list of numbers, or float32 little-endian in base64."""
-    form = body.get("encoding_format", "float")
+    form = optional(body, "encoding_format", str, "float")
     if form == "base64":
         return lambda vector: base64.b64encode(vector.astype("<f4").tobytes()).decode()
     if form != "float":

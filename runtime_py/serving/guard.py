@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from runtime_py.serving.schema import ApiError
+from runtime_py.serving.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
 Message = MutableMapping[str, Any]

@@ -16,7 +16,7 @@ from runtime_py.generation import Piece
 
 @dataclass
 class Answer:
-    """One answer as it grows: its identity and what is needed for usage counts and log probabilities."""
+    """One choice of an answer as it grows: its identity and what usage counts and log probabilities need."""
 
     model: str
     chat: bool
@@ -28,52 +28,41 @@ class Answer:
     tokens: int = 0
     reused: int = 0
     length: int = 0  # characters so far, for text_offset
+    index: int = 0  # of the choice
 
     def __post_init__(self) -> None:
         self.id = self.id or f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
 
-    def usage(self) -> dict[str, Any]:
-        """Token counts."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.tokens,
-            "total_tokens": self.prompt_tokens + self.tokens,
-            "prompt_tokens_details": {"cached_tokens": self.reused},
-        }
-
-    def whole(self, pieces: Sequence[Piece], text: str, reason: str) -> dict[str, Any]:
-        """The object of an answer that is not streamed."""
-        choice: dict[str, Any] = {"index": 0, "logprobs": self._logprobs(pieces), "finish_reason": reason}
+    def choice(self, pieces: Sequence[Piece], text: str, reason: str) -> dict[str, Any]:
+        """The choice's object in an answer that is not streamed."""
+        choice: dict[str, Any] = {"index": self.index, "logprobs": self._logprobs(pieces), "finish_reason": reason}
         if self.chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
-        return {**self._frame(""), "choices": [choice], "usage": self.usage()}
+        return choice
 
     def opening(self) -> bytes:
         """The first event of a chat stream, which names the role."""
         delta = {"role": "assistant", "content": "", "refusal": None}
         return event(
             {
-                **self._frame(".chunk"),
-                "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}],
+                **self.frame(".chunk"),
+                "choices": [{"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}],
             }
         )
 
     def chunk(self, pieces: Sequence[Piece], text: str, reason: str | None) -> bytes:
         """An event with new text."""
-        choice: dict[str, Any] = {"index": 0, "logprobs": self._logprobs(pieces), "finish_reason": reason}
+        choice: dict[str, Any] = {"index": self.index, "logprobs": self._logprobs(pieces), "finish_reason": reason}
         if self.chat:
             choice["delta"] = {"content": text} if text else {}
         else:
             choice["text"] = text
-        return event({**self._frame(".chunk"), "choices": [choice]})
+        return event({**self.frame(".chunk"), "choices": [choice]})
 
-    def closing_usage(self) -> bytes:
-        """The event with the counts, when they were asked for."""
-        return event({**self._frame(".chunk"), "choices": [], "usage": self.usage()})
-
-    def _frame(self, suffix: str) -> dict[str, Any]:
+    def frame(self, suffix: str) -> dict[str, Any]:
+        """What every object and chunk of an answer says of it. suffix: of the object's type in a chat."""
         kind = f"chat.completion{suffix}" if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
@@ -105,6 +94,27 @@ class Answer:
 
     def _show(self, token: int) -> str:
         return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Token counts of the choices of one answer; their prompt is counted once."""
+    first, made = answers[0], sum(answer.tokens for answer in answers)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": made,
+        "total_tokens": first.prompt_tokens + made,
+        "prompt_tokens_details": {"cached_tokens": first.reused},
+    }
+
+
+def whole(answers: Sequence[Answer], choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The object of an answer that is not streamed."""
+    return {**answers[0].frame(""), "choices": list(choices), "usage": usage(answers)}
+
+
+def closing_usage(answers: Sequence[Answer]) -> bytes:
+    """A stream's event with the counts, when they were asked for."""
+    return event({**answers[0].frame(".chunk"), "choices": [], "usage": usage(answers)})
 
 
 def event(data: dict[str, Any]) -> bytes:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -60,7 +61,7 @@ class _Slot:
 
 @dataclass(eq=False)
 class Job:
-    """A submitted request. `cancelled` may be set by any thread."""
+    """One choice of a submitted request. `cancelled` may be set by any thread."""
 
     request: GenerationRequest
     listener: Callable[[Event], None]
@@ -85,21 +86,26 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="athena-scheduler", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, listener: Callable[[Event], None], seconds: float) -> Job:
-        """Queue a request; `listener` gets its events from the scheduler's thread, the last one Finished or Failed.
+    def submit(
+        self, requests: Sequence[GenerationRequest], listener: Callable[[int, Event], None], seconds: float
+    ) -> list[Job]:
+        """Queue the choices of one request, all or none. `listener` gets the number of a choice and its event.
 
-        Raises Busy when the queue is full, RuntimeError when the scheduler has ended.
+        The events come from the scheduler's thread, the last one of every choice is Finished or Failed.
+        Raises Busy when the queue has too few places, RuntimeError when the scheduler has ended.
         """
-        job = Job(request, listener, time.monotonic() + seconds)
+        deadline = time.monotonic() + seconds
+        jobs = [Job(request, partial(listener, i), deadline) for i, request in enumerate(requests)]
         with self._wake:
             if self._closing:
                 raise RuntimeError("the scheduler has ended")
-            if len(self._waiting) >= self._settings.queue + max(self._settings.sessions - len(self._active), 0):
+            room = self._settings.queue + max(self._settings.sessions - len(self._active), 0)
+            if len(self._waiting) + len(jobs) > room:
                 ahead = len(self._waiting) / self._settings.sessions
                 raise Busy(min(max(round(self._typical * (ahead + 1)), 1), 60))
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._wake.notify()
-        return job
+        return jobs
 
     def cancel(self, job: Job) -> None:
         """Stop a request whose client went away; it gets no further event."""

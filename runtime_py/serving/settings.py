@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from export.errors import InputError
+
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?"
+)
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,8 @@ class ServeSettings:
     connections: int = 512  # open at the same time
     reuse_answers: bool = False  # use the cache of generated tokens, too (scheduler.py)
     api_key: str = ""  # empty: none is asked for
+    ignore_unknown: bool = False  # drop request fields that nobody knows, instead of refusing them
+    allow_origins: tuple[str, ...] = ()  # web pages whose scripts may call the server; "*": all
 
     def __post_init__(self) -> None:
         """Raises InputError naming the option that is out of range."""
@@ -28,3 +36,22 @@ class ServeSettings:
                 raise InputError(f"--{name.replace('_', '-')} must be {low} or more, not {getattr(self, name)}")
         if not (self.seconds > 0 and self.read_seconds > 0):
             raise InputError("--timeout must be above 0")
+        self.origins()
+
+    def origins(self) -> tuple[str, ...]:
+        """allow_origins as browsers write them. Raises InputError for one that is none."""
+        return tuple(_origin(text) for text in self.allow_origins)
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it: lower case, and without its scheme's own port."""
+    if text == "*":
+        return text
+    found = _ORIGIN.fullmatch(text.lower()) if text.isascii() else None
+    if found is None or int(found["port"] or 0) > 65535:
+        raise InputError(
+            "--allow-origin must be * or an origin such as https://example.org or http://localhost:3000, "
+            f"with no path, not {text[:100]!r}"
+        )
+    scheme, host, port = found["scheme"], found["host"], int(found["port"] or 0)
+    return f"{scheme}://{host}" + (f":{port}" if port and port != _PORTS.get(scheme) else "")

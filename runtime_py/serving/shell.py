@@ -9,13 +9,14 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime_py.serving.guard import Guard
+from runtime_py.serving.errors import ApiError
+from runtime_py.serving.guard import App, Guard
 from runtime_py.serving.metrics import Metrics
-from runtime_py.serving.schema import ApiError
 from runtime_py.serving.settings import ServeSettings
 
 _PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings"})
@@ -31,7 +32,7 @@ class Shell:
         self._created = int(time.time())
         self.metrics = Metrics(load)
 
-    def application(self, routes: Sequence[Route]) -> Guard:
+    def application(self, routes: Sequence[Route]) -> App:
         """The ASGI application of these routes and the common ones."""
         common = [
             Route("/v1/models", self._models),
@@ -41,7 +42,8 @@ class Shell:
         ]
         handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault}
         application = Starlette(routes=[*routes, *common], exception_handlers=handlers)
-        return Guard(application, self._settings)  # type: ignore[arg-type]
+        guarded: App = Guard(application, self._settings)  # type: ignore[arg-type]
+        return _open_to(self._settings.origins(), guarded)
 
     def count(self, request: Request, response: Response) -> Response:
         """Note the response in the metrics."""
@@ -78,6 +80,24 @@ class Shell:
 
     async def _on_fault(self, request: Request, error: Exception) -> Response:
         return self.count(request, JSONResponse(ApiError(500, f"internal error: {type(error).__name__}").body(), 500))
+
+
+def _open_to(origins: Sequence[str], app: App) -> App:
+    """The application for scripts of pages from these origins, too.
+
+    Outermost: a browser's preflight request carries no key, and refusals need the headers as much as answers do. Keys
+    are sent in a header of the script's own, so no credentials of the browser are allowed.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(  # type: ignore[return-value]
+        app,  # type: ignore[arg-type]
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=["Retry-After"],
+    )
 
 
 async def disconnected(request: Request) -> None:

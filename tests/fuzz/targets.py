@@ -133,15 +133,17 @@ def use_checkpoint(folder: Path) -> None:
 def use_json(folder: Path) -> None:
     """Every reader of the small JSON files."""
     from export.archs import model_spec
+    from export.chat_templates import read_templates
     from export.files import MANIFEST, read_json
-    from runtime_py.chat.template import _read_config, _special_tokens
+    from runtime_py.chat.special_tokens import read_special_tokens
     from runtime_py.generate import context_length, default_sampling, stop_tokens
 
     for step in (
         lambda: stop_tokens(folder),
         lambda: context_length(folder),
         lambda: default_sampling(folder, None, None, None, 0),
-        lambda: _special_tokens(_read_config(folder / "tokenizer_config.json")),
+        lambda: read_special_tokens(folder),
+        lambda: read_templates(folder),
         lambda: read_json(folder / MANIFEST),
         lambda: model_spec(read_json(folder / "config.json")),
     ):

@@ -99,7 +99,7 @@ def test_templates_are_found_in_either_file(tmp_path):
     (tmp_path / "mine.jinja").write_text("C")
     assert open_template(tmp_path, tmp_path / "mine.jinja").render(TALK) == "C"
     (tmp_path / "tokenizer_config.json").write_text("[" * 100000)
-    with pytest.raises(InputError, match=r"tokenizer_config.json: not readable JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config.json: not valid JSON"):
         open_template(tmp_path)
 
 

@@ -124,10 +124,12 @@ def test_the_context_is_filled_to_its_end_and_not_beyond(client):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 2}, "n is not supported"),
-        ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
+        ({"n": 17}, "n must be a whole number from 1 to 16"),
+        ({"logit_bias": {"5": 101}}, "logit_bias must hold numbers from -100 to 100"),
+        ({"grammar": "root ::= x"}, "grammar is not supported"),
+        ({"new_field": [1]}, "unknown field 'new_field'"),
         ({"echo": True}, "echo is not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"presence_penalty": 2.5}, "presence_penalty must be a number from -2 to 2"),
         ({"temperature": 3}, "temperature must be a number from 0 to 2"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ({"temperature": True}, "temperature must be a number"),
@@ -155,7 +157,7 @@ def test_wrong_fields_are_named(server, options, message):
 
 
 def test_harmless_fields_are_accepted(client):
-    extra = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "extra_body": {"new_field": [1]}}
+    extra = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "extra_body": {"priority": 3}}
     assert complete(client, **extra).choices[0].text == complete(client).choices[0].text
 
 

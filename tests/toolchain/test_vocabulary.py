@@ -30,9 +30,12 @@ def test_ids_of_the_paper_s_example():
 
 def test_configurations_follow():
     config = {"vocab_size": 10, "eos_token_id": [7, 3], "pad_token_id": 9, "bos_token_id": None,
-              "suppress_tokens": [1, 3], "added_tokens_decoder": {"3": {}, "4": {}}, "hidden_size": 3}  # fmt: skip
+              "suppress_tokens": [1, 3],
+              "bad_words_ids": [[3, 7], [1, 3], [[0]]],
+              "added_tokens_decoder": {"3": {}, "4": {}}, "hidden_size": 3}  # fmt: skip
     assert pruned_config(config, np.asarray([0, 3, 7])) == {
         "vocab_size": 3, "eos_token_id": [2, 1], "pad_token_id": 9, "bos_token_id": None, "suppress_tokens": [1],
+        "bad_words_ids": [[1, 2]],
         "added_tokens_decoder": {"1": {}}, "hidden_size": 3,
     }  # fmt: skip
 

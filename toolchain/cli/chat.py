@@ -10,6 +10,22 @@ from typing import Annotated, Optional
 import typer
 
 from toolchain.cli.common import announce_compilation, guarded, whole_numbers
+from toolchain.cli.generating import (
+    FrequencyPenalty,
+    IgnoreEos,
+    LogitBias,
+    MinP,
+    MinTokens,
+    PresencePenalty,
+    RepetitionPenalty,
+    Stop,
+    StopTokenIds,
+    TemplateVariable,
+    TokenOptions,
+    check_counts,
+    tell_unsupported,
+    template_variables,
+)
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
 Threads = Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")]
@@ -31,8 +47,17 @@ def chat(
     top_k: Annotated[Optional[int], typer.Option(help="Keep the k most likely tokens; 0: all.")] = None,
     top_p: Annotated[Optional[float], typer.Option(help="Keep the most likely tokens up to this probability.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
-    stop: Annotated[Optional[list[str]], typer.Option(help="Text that ends an answer; may be repeated.")] = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
+    logit_bias: LogitBias = None,
+    min_tokens: MinTokens = None,
+    ignore_eos: IgnoreEos = False,
+    stop_token_ids: StopTokenIds = "",
+    stop: Stop = None,
     chat_template: TemplateFile = None,
+    template_variable: TemplateVariable = None,
     threads: Threads = None,
     cpus: Cpus = "",
     mmap: Mmap = None,
@@ -41,21 +66,30 @@ def chat(
 
     When the context is full, the oldest questions are dropped together with their answers; the system message stays.
     """
-    from export.errors import InputError
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
     from runtime_py.generate import TextGenerator, default_sampling
 
-    if max_tokens < 1:
-        raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
-    sampling = default_sampling(folder, temperature, top_k, top_p, seed)
+    check_counts(max_tokens, min_tokens)
+    sampling = default_sampling(folder, temperature, top_k, top_p, seed, min_p)
+    asked = TokenOptions(
+        repetition_penalty, frequency_penalty, presence_penalty, logit_bias or (), min_tokens, ignore_eos,
+        stop_token_ids,
+    )  # fmt: skip
+    variables = template_variables(template_variable or ())
     template = open_template(folder, chat_template)
+    if variables:  # a variable that cannot be one is told before the model is loaded
+        template.render([{"role": "user", "content": "Hello"}], variables=variables)
     announce_compilation()
     generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
+    tell_unsupported(generator)
+    settings = ChatSettings(
+        sampling, max_tokens, tuple(stop or ()), system, variables, asked.rules(generator), asked.stops(generator)
+    )
     try:
-        converse(Chat(generator, template, ChatSettings(sampling, max_tokens, tuple(stop or ()), system)))
+        converse(Chat(generator, template, settings))
     finally:
         template.close()
 
@@ -78,6 +112,13 @@ def serve(
         float, typer.Option(help="Seconds a client has to send headers, and again the body.")
     ] = 15.0,
     connections: Annotated[int, typer.Option(help="Most open connections.")] = 512,
+    allow_origin: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Origin of web pages that may call the server, *: every one; may be repeated."),
+    ] = None,
+    ignore_unknown: Annotated[
+        bool, typer.Option("--ignore-unknown", help="Drop request fields that are not known instead of refusing them.")
+    ] = False,
     reuse_answers: Annotated[
         bool,
         typer.Option(
@@ -106,7 +147,8 @@ def serve(
 
     settings = ServeSettings(
         sessions, queue, max_tokens, max_body, timeout, read_timeout, connections,
-        reuse_answers=reuse_answers, api_key=api_key,
+        reuse_answers=reuse_answers, api_key=api_key, ignore_unknown=ignore_unknown,
+        allow_origins=tuple(allow_origin or ()),
     )  # fmt: skip
     name = model_name or folder.resolve().name
     template = open_template(folder, chat_template)
@@ -119,6 +161,10 @@ def serve(
         generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
         generator.session.forward(generator.session.new_state(), [0], last_only=True)  # compiles before a client waits
         server = Server(generator, template, name, settings)
+        tell_unsupported(generator)
+        if generator.recommended:
+            names = ", ".join(f"{name} {value:g}" for name, value in sorted(generator.recommended.items()))
+            print(f"[the model recommends {names}: requests have to ask for it]", file=sys.stderr)
         if isinstance(template, PlainTemplate):
             print("[this model has no chat template: chat continues the text of the messages]", file=sys.stderr)
     if not is_local(host) and not api_key:
