@@ -45,6 +45,7 @@ from toolchain.quantize.settings import QuantizeSettings
 from toolchain.rotation import NONE, RotatedSource
 from toolchain.source import SourceModel, resolve
 from toolchain.threads import fixed_rounding
+from toolchain.tokenizer import write_built_tokenizer
 from toolchain.workers import Workers
 
 
@@ -189,6 +190,7 @@ def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: 
     begun.mkdir(parents=True)
     shutil.copyfile(source.folder / "config.json", begun / "config.json")
     copy_tokenizer(source.folder, begun)
+    write_built_tokenizer(source.folder, begun)
     write_json(begun / MANIFEST, manifest)
     if out.exists():
         shutil.rmtree(out)  # empty, or hidden files only

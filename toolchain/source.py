@@ -18,7 +18,7 @@ from export.errors import InputError
 from export.files import read_json
 
 _INDEX = "model.safetensors.index.json"
-_DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt", "vocab*"]
+_DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab*"]
 
 
 def resolve(name: str) -> Path:
