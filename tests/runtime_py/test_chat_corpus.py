@@ -38,7 +38,7 @@ CONVERSATIONS = {
     "arguments as text": [USER, {**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{}"}}]}],
     "two calls": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}, RESULT],
     "parts": [
-        {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "image"}, {"type": "text", "text": "?"}]}
+        {"role": "user", "content": [{"type": "text", "text": "A "}, {"type": "image"}, {"type": "text", "text": "?"}]}
     ],
     "assistant last": [USER, ANSWER],
     "two users": [USER, USER],
@@ -126,7 +126,7 @@ def _result(render, *arguments, **more):
 
 
 def _compare(name, folder, theirs, share):
-    """Render with every conversation and the share-th third of the variables, or all. Returns how many do not refuse."""
+    """Render with every conversation, and all variables or the share-th third. Returns how many do not refuse."""
     theirs.chat_template, rendered = _text(name), 0
     tokenizer = load_tokenizer(folder[1])
     ours, sets = ChatTemplate(_text(name), read_special_tokens(folder[1]), name), list(VARIABLES.values())
