@@ -20,7 +20,13 @@ from export.errors import InputError
 from export.files import read_json, write_bytes, write_json
 from runtime_py.chat.special_tokens import STANDARD, read_special_tokens
 
-_SAMPLES = ("Hello world", " The 12 quick\n\tfoxes, don't (jump)!", "Grüße 世界 😀 e\u0301 <s> [INST]")
+_VERSIONS = "fast_tokenizer_files"  # names of other tokenizer.json files, by versions of transformers
+_SAMPLES = (
+    "Hello world",
+    " The 12 quick\n\tfoxes, don't (jump)!",
+    "Grüße 世界 😀 e\u0301 <s> [INST]",
+    "\x00\x7f\u0378\uffff",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ def write_built_tokenizer(source: Path, destination: Path) -> None:
     path = destination / "tokenizer.json"
     if not path.is_file() or not _same(_file(destination, "").to_str(), built.text):
         write_bytes(path, built.text.encode())
+    config = destination / "tokenizer_config.json"
+    if config.is_file() and _VERSIONS in read_json(config):  # tokenizer.json is the chosen one now
+        write_json(config, {name: value for name, value in read_json(config).items() if name != _VERSIONS})
     if read_special_tokens(destination) != built.tokens:
         _name_tokens(destination, built.tokens)
 
@@ -67,9 +76,9 @@ def _build(folder: Path) -> BuiltTokenizer | str:
     logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        ids = [tokenizer.encode(sample, add_special_tokens=False) for sample in _SAMPLES]  # some fail only here
         if hasattr(tokenizer, "backend_tokenizer"):
             return BuiltTokenizer(tokenizer.backend_tokenizer.to_str(), dict(tokenizer.special_tokens_map))
-        ids = [tokenizer.encode(sample, add_special_tokens=False) for sample in _SAMPLES]
         name = type(tokenizer).__name__
     except Exception as error:  # whatever the many classes raise for a folder that is not theirs
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]

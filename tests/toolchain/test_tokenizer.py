@@ -404,6 +404,46 @@ def test_code_of_the_folder_is_not_run(auto_map, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("model", "config", "tokens"),
+    [
+        ("gemma3_text", {"tokenizer_class": "GemmaTokenizer"}, {}),  # is built, but has no unknown token to encode with
+        ("albert", {"tokenizer_class": "AlbertTokenizer"}, {}),
+        ("llama", {**FAST, "bos_token": END}, {"bos_token": "<|endoftext|>"}),
+        ("llama", {**FAST, "bos_token": 5, "eos_token": "<a>"}, {"eos_token": "<a>"}),
+        ("llama", {"tokenizer_class": 5, "bos_token": "<a>"}, {"bos_token": "<a>"}),
+        ("llama", {**FAST, "extra_special_tokens": {"image_token": END}}, {"image_token": "<|endoftext|>"}),
+    ],
+)
+def test_what_transformers_refuses_is_taken_as_it_is_and_said(model, config, tokens, tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    _byte_level(source)
+    _json(source / "config.json", model_type=model, vocab_size=2048)
+    _json(source / "tokenizer_config.json", **config)
+    written = _written(source, tmp_path / "written")
+    note = capsys.readouterr().err
+    assert (
+        note.startswith("[tokenizer files are taken as they are: transformers cannot build") and note.count("\n") == 1
+    )
+    assert read_special_tokens(written) == tokens
+    assert (written / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert calibration.load_tokenizer(source).encode(TEXTS[3]).ids == load_tokenizer(DEMO).encode(TEXTS[3]).ids
+
+
+def test_the_file_for_a_version_of_transformers_is_taken(tmp_path):
+    from transformers import AutoTokenizer
+
+    source = _source(tmp_path / "source", "texts")
+    (source / "tokenizer.json").rename(source / "tokenizer.4.0.json")
+    _pieces(source)
+    _json(source / "tokenizer_config.json", **FAST, fast_tokenizer_files=["tokenizer.json", "tokenizer.4.0.json"])
+    written = _written(source, tmp_path / "written")
+    expected = [AutoTokenizer.from_pretrained(source).encode(text) for text in TEXTS]
+    assert [load_tokenizer(written).encode(text).ids for text in TEXTS] == expected
+    assert [AutoTokenizer.from_pretrained(written).encode(text) for text in TEXTS] == expected
+
+
+@pytest.mark.parametrize(
     "files",
     [{}, {"vocab.json": "{}"}, {"tokenizer.model": "not one"}, {"tokenizer.json": "{"}, {"tokenizer.json": "[]"}],
 )
