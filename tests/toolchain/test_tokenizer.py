@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from typer.testing import CliRunner
 
 from export.errors import InputError
 from export.folder import copy_tokenizer
@@ -459,3 +460,36 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(files, tmp_path):
         with pytest.raises(InputError, match=r"tokenizer.json: (this file is missing|not a readable)") as error:
             attempt()
         assert "\n" not in str(error.value)
+
+
+def test_an_exported_folder_is_the_source_in_transformers(tmp_path):
+    """Two vocabulary files, a class that knows its tokens, tokens in three places, named templates: all arrives."""
+    from transformers import AutoTokenizer
+
+    from toolchain.cli import app
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(DEMO, source)
+    _split_up(source)
+    templates = {"default": TEMPLATE, "tool_use": "{{ image_token }}" + TEMPLATE}
+    _json(
+        source / "tokenizer_config.json",
+        tokenizer_class="GPT2Tokenizer",
+        add_bos_token=True,
+        extra_special_tokens={"image_token": "e"},
+        chat_template=[{"name": name, "template": text} for name, text in templates.items()],
+    )
+    _json(source / "special_tokens_map.json", pad_token="a")
+    quick = ["--bits", "8", "--method", "rtn", "--sequences", "4", "--sequence-length", "32"]
+    result = CliRunner().invoke(app, ["export", str(source), "-o", str(out), *quick])
+    assert result.exit_code == 0, result.output
+    theirs, again, template = *(AutoTokenizer.from_pretrained(folder) for folder in (source, out)), open_template(out)
+    assert theirs.special_tokens_map == again.special_tokens_map == read_special_tokens(out)
+    assert theirs.encode("Hello")[0] == theirs.bos_token_id  # the class puts it there
+    for text in TEXTS:
+        assert theirs.encode(text) == again.encode(text) == load_tokenizer(out).encode(text).ids
+    for tools in (None, [{"type": "function"}]):
+        expected = theirs.apply_chat_template(CHAT, tools=tools, add_generation_prompt=True, return_dict=False)
+        assert again.apply_chat_template(CHAT, tools=tools, add_generation_prompt=True, return_dict=False) == expected
+        assert prompt_ids(CHAT, template, load_tokenizer(out), {"tools": tools}) == expected
+    template.close()
