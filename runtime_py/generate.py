@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import read_json
+from runtime_py.chat.special_tokens import splits_special_tokens
 from runtime_py.generation import Generation, GenerationRequest
 from runtime_py.generation_config import recommendation
 from runtime_py.load import open_model
@@ -28,20 +29,24 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise InputError(f"{path}: not a readable tokenizer ({error})") from None
     tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = splits_special_tokens(folder)
     return tokenizer
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
-    """End-of-sequence ids from generation_config.json, else config.json; empty when neither names one."""
+    """End-of-sequence ids from generation_config.json, and only without that file from config.json, as transformers.
+
+    Empty when the file names none. Raises InputError when they are not integers.
+    """
     for name in ("generation_config.json", "config.json"):
         try:
             eos = read_json(folder / name).get("eos_token_id")
         except InputError:
             continue
-        if isinstance(eos, int):
-            return frozenset([eos])
-        if isinstance(eos, list) and eos:
-            return frozenset(e for e in eos if isinstance(e, int))
+        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise InputError(f"{folder / name}: eos_token_id must be an integer or a list of integers")
+        return frozenset(ids)
     return frozenset()
 
 

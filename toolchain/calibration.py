@@ -11,7 +11,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.errors import InputError
+from export.files import MANIFEST
+from runtime_py import generate
+from runtime_py.chat.special_tokens import splits_special_tokens
 from toolchain.corpus import standard_library_text
+from toolchain.tokenizer import source_tokenizer
 
 BUILT_IN = "built-in"
 _BUILT_IN_CHARACTERS = 1_000_000
@@ -27,19 +31,16 @@ class CalibrationData:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer.json. Raises InputError when it is missing or not readable."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise InputError(
-            f"{path}: this file is missing. Make it with "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) (transformers, fast tokenizer)"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise InputError(f"{path}: not a readable tokenizer ({error})") from None
+    """The folder's tokenizer: as written for what this project made, else as transformers builds it from the files.
+
+    Raises InputError when it is missing or not readable.
+    """
+    if (folder / MANIFEST).is_file():
+        return generate.load_tokenizer(folder)
+    tokenizer = source_tokenizer(folder)
     tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = splits_special_tokens(folder)
     return tokenizer
 
 

@@ -46,6 +46,7 @@ from toolchain.quantized_source import FIELDS as QUANTIZED_FIELDS
 from toolchain.rotation import NONE, RotatedSource
 from toolchain.source import SourceModel, resolve
 from toolchain.threads import fixed_rounding
+from toolchain.tokenizer import write_built_tokenizer
 from toolchain.workers import Workers
 
 
@@ -193,6 +194,7 @@ def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: 
     begun.mkdir(parents=True)
     write_json(begun / "config.json", {n: value for n, value in source.config.items() if n not in QUANTIZED_FIELDS})
     copy_tokenizer(source.folder, begun)
+    write_built_tokenizer(source.folder, begun)
     write_json(begun / MANIFEST, manifest)
     if out.exists():
         shutil.rmtree(out)  # empty, or hidden files only

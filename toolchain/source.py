@@ -25,7 +25,7 @@ from toolchain.source_config import resolved_config
 from toolchain.stored_names import ParameterNames, is_adapter, parameter_names
 from toolchain.stored_weights import StoredWeights, changes_activations_only, format_of
 
-_DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt", "vocab*"]
+_DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab*"]
 _NAMED = 3  # tensors that a line lists before it only counts them
 
 

@@ -30,6 +30,11 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     return {name: text for name, value in values.items() if (text := _text(value)) is not None}
 
 
+def splits_special_tokens(folder: Path) -> bool:
+    """Whether special tokens inside a text are split like any other text: tokenizer.json cannot say it."""
+    return _object(folder / "tokenizer_config.json").get("split_special_tokens") is True
+
+
 def _object(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 

@@ -24,22 +24,11 @@ _SCRIPT = Path(__file__).with_name("renderer.py")
 _MAX_OUTPUT = 16 << 20  # bytes of rendered text
 # Names that transformers' apply_chat_template and what it calls take for themselves; no template sees them.
 _RESERVED = frozenset(
-    [
-        "conversation",
-        "conversations",
-        "messages",
-        "self",
-        "tokenize",
-        "sanitize_control_tokens",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
-    ]
-)
+    (
+        "conversation", "conversations", "messages", "self", "tokenize", "sanitize_control_tokens", "padding",
+        "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+    )
+)  # fmt: skip
 _ARGUMENTS = frozenset(["tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"])
 
 
