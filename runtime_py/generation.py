@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Piece:
     text: str
     logprob: float | None = None  # natural logarithm of the model's own probability, before temperature
     alternatives: tuple[tuple[int, float], ...] = ()  # most likely tokens with their log probabilities
+    offset: int = 0  # with log probabilities: complete characters of the answer before this token
 
 
 class Generation:
@@ -50,12 +52,17 @@ class Generation:
         """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute."""
         self.request, self._runner, self.state = request, runner, state
         self._sampler = Sampler(request.sampling)
-        self._text = TextStream(tokenizer, request.prompt, request.stop_strings)
+        self._tokenizer = tokenizer
         self._done = state.length = reused
         self.reused = reused
         self.tokens: list[int] = []
         self.finish_reason = ""  # "stop" or "length" once finished
         self.tail = ""  # text that was held back until the end
+
+    @cached_property
+    def _text(self) -> TextStream:
+        """Made with the first token: it reads the whole prompt."""
+        return TextStream(self._tokenizer, self.request.prompt, self.request.stop_strings)
 
     def step(self) -> Piece | None:
         """Compute one chunk of the prompt (None until its last) or one token."""
@@ -77,6 +84,7 @@ class Generation:
             self._finish("stop")
             return None
         self.tokens.append(token)
+        offset = 0 if request.top_logprobs is None else self._text.length
         text = self._text.push(token)
         logprob: float | None = None
         alternatives: tuple[tuple[int, float], ...] = ()
@@ -86,7 +94,12 @@ class Generation:
             self._finish("stop")
         elif len(self.tokens) == request.max_tokens:
             self._finish("length")
-        return Piece(token, text, logprob, alternatives)
+        return Piece(token, text, logprob, alternatives, offset)
+
+    def interrupt(self) -> None:
+        """End the answer here: `tail` becomes what was held back."""
+        if not self.finish_reason:
+            self._finish("stop")
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
