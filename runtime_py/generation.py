@@ -40,7 +40,7 @@ class Piece:
     text: str
     logprob: float | None = None  # natural logarithm of the model's own probability, before temperature
     alternatives: tuple[tuple[int, float], ...] = ()  # most likely tokens with their log probabilities
-    offset: int = 0  # with log probabilities: complete characters of the answer before this token
+    offset: int = 0  # characters of the answer before this token
 
 
 class Generation:
@@ -84,8 +84,9 @@ class Generation:
             self._finish("stop")
             return None
         self.tokens.append(token)
-        offset = 0 if request.top_logprobs is None else self._text.length
-        text = self._text.push(token)
+        text, offset = (
+            self._text.push_placed(token) if request.top_logprobs is not None else (self._text.push(token), 0)
+        )
         logprob: float | None = None
         alternatives: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:

@@ -32,16 +32,40 @@ class TextStream:
         self._longest = max(map(len, self._stop), default=0) + _TOKEN
         self._held = ""  # text that may be the start of a stop string
         self._final = 0  # characters that are final, released or held
+        self._place = 0  # of the last token
         self.stopped = False  # a stop string was met
 
     def push(self, token: int) -> str:
         """The text that became certain with this token; empty while a character or a stop string is unfinished."""
+        return self._release(self._advance(token))
+
+    def push_placed(self, token: int) -> tuple[str, int]:
+        """push(), and the characters of the answer before this token; a character's tokens share its place."""
+        final, shown = self._final, "" if self._decoder.waits else self._beyond_prompt()
+        new = self._advance(token)
+        if not new.startswith(shown):
+            shown = shown.rstrip(BROKEN)  # this token goes on with a character
+        self._place = max(self._place, final + len(shown))
+        return self._release(new), self._place
+
+    def flush(self) -> str:
+        """What is left at the end of the answer: held text and the bytes of an unfinished character."""
+        if self.stopped:
+            return ""
+        text, self._held = self._held + self._beyond_prompt(), ""
+        cut = self._cut(text)
+        return text if cut is None else cut
+
+    def _advance(self, token: int) -> str:
         new = self._decoder.push([token])
         if new and self._prompt:
             shared = self._shared(new)
             self._prompt = self._prompt[shared:] if shared == len(new) else ""
             new = new[shared:]
         self._final += len(new)
+        return new
+
+    def _release(self, new: str) -> str:
         if not self._stop:
             return new
         text = self._held + new
@@ -53,19 +77,6 @@ class TextStream:
         keep = max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        """What is left at the end of the answer: held text and the bytes of an unfinished character."""
-        if self.stopped:
-            return ""
-        text, self._held = self._held + self._beyond_prompt(), ""
-        cut = self._cut(text)
-        return text if cut is None else cut
-
-    @property
-    def length(self) -> int:
-        """Characters of the answer so far that are complete, text that is still held back and stop strings included."""
-        return self._final + len(self._likely())
 
     def _likely(self) -> str:
         """Complete characters that are not final: a broken byte may follow."""

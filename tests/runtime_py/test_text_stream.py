@@ -169,3 +169,18 @@ def test_strip_on_fused_text_cuts_both_ends(before, after, start, stop, size):
     stage = _FusedStrip("!", start, stop)
     parts = [part for i in range(0, len(text), size) for part in stage.push([text[i : i + size]])]
     assert "".join(parts + stage.end()) == decoders.Strip("!", start, stop).decode([text])
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "expected"),
+    [
+        ("llama", ["a", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "t"], [0, 1, 1, 1, 1, 2]),
+        ("llama", ["<0x41>", "<0xC3>", "<0xA9>", "<0x42>", "a"], [0, 1, 1, 2, 3]),
+        ("llama", ["<0x6D>", "<0xDE>", "a", "<0xFF>", "<0xFF>", "a"], [0, 1, 2, 3, 4, 5]),
+        ("byte-level", ["a", "ð", "Ł", "a", "Ã", "©", "b"], [0, 1, 1, 2, 3, 3, 4]),
+    ],
+)
+def test_places_of_tokens(kind, tokens, expected):
+    tokenizer = small_tokenizer(kind)
+    stream = TextStream(tokenizer, [tokenizer.token_to_id("<tool>")])
+    assert [stream.push_placed(tokenizer.token_to_id(token))[1] for token in tokens] == expected
