@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Piece:
     text: str
     logprob: float | None = None  # natural logarithm of the model's own probability, before rules and temperature
     alternatives: tuple[tuple[int, float], ...] = ()  # most likely tokens with their log probabilities
+    offset: int = 0  # characters of the answer before this token
 
 
 class Generation:
@@ -55,12 +57,17 @@ class Generation:
         self._processor: LogitProcessor | None = None
         if request.rules != NEUTRAL:
             self._processor = LogitProcessor(request.rules, request.prompt, request.stop_tokens, runner.vocab_size)
-        self._text = TextStream(tokenizer, request.prompt, request.stop_strings)
+        self._tokenizer = tokenizer
         self._done = state.length = reused
         self.reused = reused
         self.tokens: list[int] = []
         self.finish_reason = ""  # "stop" or "length" once finished
         self.tail = ""  # text that was held back until the end
+
+    @cached_property
+    def _text(self) -> TextStream:
+        """Made with the first token: it reads the whole prompt."""
+        return TextStream(self._tokenizer, self.request.prompt, self.request.stop_strings)
 
     def step(self) -> Piece | None:
         """Compute one chunk of the prompt (None until its last) or one token."""
@@ -85,7 +92,9 @@ class Generation:
         self.tokens.append(token)
         if processor:
             processor.note(token)
-        text = self._text.push(token)
+        text, offset = (
+            self._text.push_placed(token) if request.top_logprobs is not None else (self._text.push(token), 0)
+        )
         logprob: float | None = None
         alternatives: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:
@@ -94,7 +103,12 @@ class Generation:
             self._finish("stop")
         elif len(self.tokens) == request.max_tokens:
             self._finish("length")
-        return Piece(token, text, logprob, alternatives)
+        return Piece(token, text, logprob, alternatives, offset)
+
+    def interrupt(self) -> None:
+        """End the answer here: `tail` becomes what was held back."""
+        if not self.finish_reason:
+            self._finish("stop")
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason

@@ -110,6 +110,7 @@ class Chat:
                     first = first or time.perf_counter()
                     pieces.append(piece.text)
                     show(piece.text)
+        generation.interrupt()
         pieces.append(generation.tail)
         show(generation.tail)
         end = time.perf_counter()

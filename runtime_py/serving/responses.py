@@ -7,11 +7,13 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from runtime_py.generation import Piece
+from runtime_py.token_bytes import TokenBytes
 
 
 @dataclass
@@ -27,7 +29,6 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     tokens: int = 0
     reused: int = 0
-    length: int = 0  # characters so far, for text_offset
     index: int = 0  # of the choice
 
     def __post_init__(self) -> None:
@@ -71,29 +72,47 @@ class Answer:
             return None
         if self.chat:
             return {"content": [self._chat_logprob(piece) for piece in pieces], "refusal": None}
-        offsets = []
-        for piece in pieces:
-            offsets.append(self.length)
-            self.length += len(piece.text)
         return {
             "tokens": [self._show(piece.token) for piece in pieces],
             "token_logprobs": [piece.logprob for piece in pieces],
-            "top_logprobs": [{self._show(t): p for t, p in piece.alternatives} for piece in pieces],
-            "text_offset": offsets,
+            "top_logprobs": [self._named_alternatives(piece) for piece in pieces],
+            "text_offset": [piece.offset for piece in pieces],
         }
 
     def _chat_logprob(self, piece: Piece) -> dict[str, Any]:
         def entry(token: int, logprob: float | None) -> dict[str, Any]:
-            text = self._show(token)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            data = self._bytes.of(token)
+            return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
         return {
             **entry(piece.token, piece.logprob),
             "top_logprobs": [entry(t, p) for t, p in piece.alternatives],
         }
 
+    def _named_alternatives(self, piece: Piece) -> dict[str, float]:
+        """By their text. Of several with the same text the generated one has it, else the likeliest; others are named
+        by their id, as vLLM does."""
+        found: dict[str, float] = {}
+        for token, logprob in piece.alternatives:
+            name = self._show(token)
+            if name in found or (token != piece.token and name == self._show(piece.token)):
+                name = f"token_id:{token}"
+            while name in found:  # a token may be spelled like that
+                name += "'"
+            found[name] = logprob
+        return found
+
     def _show(self, token: int) -> str:
-        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+        """The token's text; one that is not UTF-8 as the OpenAI API writes it, `bytes:\\xf0\\x9f`."""
+        data = self._bytes.of(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + data.decode(errors="backslashreplace")
+
+    @cached_property
+    def _bytes(self) -> TokenBytes:
+        return TokenBytes(self.tokenizer)
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
