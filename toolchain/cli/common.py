@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +34,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _fail("stopped; what is finished is kept, run the same command again to continue", INTERRUPTED)
         except InputError as error:
             _fail(str(error), 2)
+        except NotFiniteError as error:
+            _fail(str(error), 1)
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             sys.stderr.close()
             raise SystemExit(0) from None
