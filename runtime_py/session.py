@@ -97,7 +97,8 @@ class Session:
                 inputs[0] = inputs[0][:, -1:]
             return self._take_over(node, inputs)
 
-        self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number reaches the logits and is said there
+            self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
         logits = values.get("logits")
         if logits is None or logits.ndim != 3 or logits.shape[0] != 1 or logits.shape[2] != self.vocab_size:
             raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from export.errors import InputError, NotFiniteError
+from export.files import without_infinity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,17 +90,7 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def print_json(data: dict[str, Any]) -> None:
     """The one JSON object of a --json run. NaN and infinity become null: JSON has neither."""
-    print(json.dumps(_finite(data), indent=1))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps(without_infinity(data), indent=1, allow_nan=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
