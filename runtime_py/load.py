@@ -27,7 +27,7 @@ class Runner(Protocol):
         """An empty key-value cache; its `length` counts the tokens seen."""
 
     def forward(self, state: Any, tokens: Any, last_only: bool = False) -> np.ndarray:
-        """Append tokens to the state; their logits, float32 [T or 1, vocabulary]."""
+        """Append tokens to the state; their logits, float32 [T or 1, vocabulary]. Raises NotFiniteError."""
 
 
 def open_model(

@@ -19,6 +19,7 @@ from export.errors import InputError
 from export.integer_ops import SDR_ATTENTION
 from export.reader import Graph, Node, read_graph
 from runtime_py.expansion import expand_compact
+from runtime_py.finite import checked_logits
 from runtime_py.integers import attend, attention_layout
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
@@ -76,7 +77,8 @@ class Session:
     def forward(self, state: State, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
         """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
 
-        Raises InputError on a token outside the vocabulary or an empty input.
+        Raises InputError on a token outside the vocabulary or an empty input, NotFiniteError on logits that are no
+        numbers. The state is then as long as before.
         """
         ids = np.asarray(tokens, dtype=np.int64).reshape(1, -1)
         if ids.size == 0:
@@ -95,10 +97,12 @@ class Session:
                 inputs[0] = inputs[0][:, -1:]
             return self._take_over(node, inputs)
 
-        self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number reaches the logits and is said there
+            self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
         logits = values.get("logits")
         if logits is None or logits.ndim != 3 or logits.shape[0] != 1 or logits.shape[2] != self.vocab_size:
             raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")
+        checked_logits(logits[0])
         state.length = total
         return logits[0]
 
@@ -144,10 +148,10 @@ def _attend_razored(node: Node, inputs: list[Any], state: State) -> np.ndarray:
     if value.shape != key.shape:
         raise ValueError("keys and values do not fit each other")
     empty = np.zeros((1, layout.kv_heads, 0, layout.row_bytes), np.uint8)
-    past = (state.keys.get(node.name, empty), state.values.get(node.name, empty))
+    old_keys, old_values = (store.get(node.name, empty)[:, :, : state.length] for store in (state.keys, state.values))
     visible = np.broadcast_to(mask.reshape(mask.shape[-2], total), (query.shape[1], total))
     out, state.keys[node.name], state.values[node.name] = attend(
-        query, key, value, visible, past, (inputs[6], inputs[7]), layout
+        query, key, value, visible, (old_keys, old_values), (inputs[6], inputs[7]), layout
     )
     return out
 

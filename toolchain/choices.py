@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.errors import InputError
+from runtime_py.finite import checked_logits
 from toolchain.evaluate import Scorer
 from toolchain.progress import Reporter
 
@@ -89,10 +90,10 @@ def continuation_log_probability(
 ) -> tuple[float, bool]:
     """(sum of log probabilities of the continuation's tokens in nats, whether greedy decoding would produce them).
 
-    The context needs at least one token.
+    The context needs at least one token. Raises NotFiniteError on logits that are no numbers.
     """
     tokens = np.asarray([*context, *continuation][:-1], np.int64)
-    logits = scorer.logits(tokens)[len(context) - 1 :].astype(np.float64)
+    logits = checked_logits(scorer.logits(tokens)[len(context) - 1 :]).astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
     normalizer = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
     wanted = np.asarray(continuation, np.int64)

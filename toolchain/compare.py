@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from export.errors import InputError
 from toolchain.report import REPORT_JSON, read_report
-from toolchain.units import engineering, size_text
+from toolchain.units import engineering, figure, size_text
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Line:
     @property
     def best(self) -> int | None:
         """Index of the best folder; None when none is better by a thousandth, or too few have the figure."""
-        known = [v for v in self.values if v is not None]
-        if self.lower_is_better is None or len(known) < 2 or max(known) - min(known) < 1e-3 * abs(max(known)):
+        if self.lower_is_better is None:
+            return None
+        known = [v for v in self.values if v is not None and not math.isnan(v)]
+        if len(known) < 2 or min(known) == max(known) or max(known) - min(known) < 1e-3 * abs(max(known)):
             return None
         return self.values.index(min(known) if self.lower_is_better else max(known))
 
@@ -48,8 +51,8 @@ def compare(folders: Sequence[Path]) -> list[Line]:
     same = len(texts) == 1  # figures on different texts are not comparable
     how = "athena-export eval FOLDER --text FILE --reference MODEL"
     for name, key, show, lower in (
-        ("perplexity", "perplexity", "{:.3f}".format, True),
-        ("KL to float32", "kl", "{:.4f}".format, True),
+        ("perplexity", "perplexity", lambda v: figure(v, 3), True),
+        ("KL to float32", "kl", lambda v: figure(v, 4), True),
         ("top-1 agreement", "top1_agreement", lambda v: f"{100 * v:.1f} %", False),
     ):
         better: bool | None = lower if same else None

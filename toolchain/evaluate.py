@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.errors import InputError
+from runtime_py.finite import checked_logits
 from toolchain.progress import Reporter
 
 
@@ -32,7 +33,11 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class EvalResult:
-    """kl and top1_agreement are None without a reference model."""
+    """kl and top1_agreement are None without a reference model.
+
+    A perplexity beyond 1.8e308 (a mean of more than 709.78 nats) is infinite; so are the mean and the KL divergence
+    where a model gives a token of the text the probability zero.
+    """
 
     perplexity: float
     stderr: float  # standard error of the perplexity, from the spread of window means
@@ -115,7 +120,8 @@ def evaluate(
 ) -> EvalResult:
     """Score all windows, which start `stride` tokens apart (None: they do not overlap).
 
-    Raises InputError when reference and model disagree on the vocabulary.
+    Raises InputError when reference and model disagree on the vocabulary, NotFiniteError when one gives logits that are
+    no numbers.
     """
     if reference is not None and reference.vocab_size != scorer.vocab_size:
         raise InputError(f"the reference has a vocabulary of {reference.vocab_size}, the model of {scorer.vocab_size}")
@@ -125,31 +131,50 @@ def evaluate(
     with Reporter("Evaluating", len(windows), quiet) as report:
         for number, tokens in enumerate(windows):
             first = len(tokens) - 1 - stride if stride and number else 0
-            predicted = _log_softmax(scorer.logits(tokens)[first:-1])
+            predicted = _log_softmax(checked_logits(scorer.logits(tokens)[first:-1]))
             rows, targets = np.arange(len(predicted)), tokens[first + 1 :]
             counts.append(len(rows))
             losses.append(-predicted[rows, targets].mean())
             if reference is not None:
-                true = _log_softmax(reference.logits(tokens)[first:-1])
+                true = _log_softmax(checked_logits(reference.logits(tokens)[first:-1], "the reference"))
                 reference_losses.append(-true[rows, targets].mean())
-                divergences.append((np.exp(true) * (true - predicted)).sum(axis=1).mean())
+                divergences.append(_divergence(true, predicted))
                 agreements.append((true.argmax(axis=1) == predicted.argmax(axis=1)).mean())
             report.step("window")
     mean, error = _mean_and_error(losses, counts)
     kl, kl_error = _mean_and_error(divergences, counts) if divergences else (None, None)
     return EvalResult(
-        perplexity=math.exp(mean),
-        stderr=math.exp(mean) * error,
+        perplexity=perplexity_of(mean),
+        stderr=perplexity_of(mean) * error if error else 0.0,
         nats_per_token=mean,
         tokens=sum(counts),
         windows=len(windows),
         window=windows.shape[1],
         stride=stride,
-        reference_perplexity=math.exp(np.average(reference_losses, weights=counts)) if reference_losses else None,
+        reference_perplexity=(
+            perplexity_of(float(np.average(reference_losses, weights=counts))) if reference_losses else None
+        ),
         kl=kl,
         kl_stderr=kl_error,
         top1_agreement=float(np.average(agreements, weights=counts)) if agreements else None,
     )
+
+
+def perplexity_of(nats: float) -> float:
+    """e**nats, infinite beyond what a float holds."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def _divergence(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean KL(true || predicted) of log probabilities [T, V]; what is impossible adds nothing."""
+    weights = np.exp(true)
+    possible = weights > 0
+    terms = np.zeros_like(true)
+    terms[possible] = weights[possible] * (true[possible] - predicted[possible])
+    return float(terms.sum(axis=1).mean())
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -165,5 +190,7 @@ def _mean_and_error(values: list[float], counts: list[int]) -> tuple[float, floa
     Windows that overlap are not independent; with a stride the error is too small by about sqrt(window / stride).
     """
     array = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        return float(np.average(array, weights=counts)), math.inf
     error = float(array.std(ddof=1) / math.sqrt(array.size)) if array.size > 1 else 0.0
     return float(np.average(array, weights=counts)), error

@@ -7,6 +7,7 @@ import numpy as np
 from export.checkpoint import TensorRecord
 from export.spec import ModelSpec
 from toolchain.quantize import rtn
+from toolchain.quantize.result import weight_dtype
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.source import SourceModel
 
@@ -24,7 +25,7 @@ def outside_tensors(
             result = rtn.quantize(weights, None, QuantizeSettings(method="rtn", bits=settings.embedding_bits))
             parts, record = result.stored(name)
         else:
-            dtype = np.float16 if np.abs(weights).max() <= np.finfo(np.float16).max else np.float32
+            dtype = weight_dtype(weights)
             parts = {f"{name}.weight": weights.astype(dtype)}
             record = TensorRecord(name, np.dtype(dtype).name, shape, parts[f"{name}.weight"].nbytes)
         tensors |= parts

@@ -6,16 +6,19 @@ or `cost` add a section. Pictures need matplotlib (extra `report`); without it t
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from export.archs import model_spec
-from export.files import MANIFEST, read_json, write_bytes, write_json
+from export.files import MANIFEST, read_json, without_infinity, write_bytes, write_json
 from hw_model.estimate import estimate
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+_MEASURED = ("perplexity", "stderr", "nats_per_token")  # in every evaluation
+_COMPARED = ("reference_perplexity", "kl", "kl_stderr")  # in one with a reference
 _DEFAULT_TARGETS = ["rpi5", "laptop-x86", "attentionlego", "digital-sram-pim", "rap", "qrazor-pim", "tender"]
 
 
@@ -58,14 +61,25 @@ def new_report(folder: Path) -> dict[str, Any]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    return read_json(folder / REPORT_JSON)
+    """The report; what is infinite, and null in the file because JSON has no infinity, is infinite again.
+
+    Raises InputError when it is missing or broken.
+    """
+    report = read_json(folder / REPORT_JSON)
+    quality = report.get("quality")
+    if isinstance(quality, dict):
+        compared = _COMPARED if quality.get("top1_agreement") is not None else ()
+        for name in (*_MEASURED, *compared):
+            if name in quality and quality[name] is None:
+                quality[name] = math.inf
+    return report
 
 
 def save_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write report.json and report.html, each atomically."""
     from toolchain.report_page import render
 
-    write_json(folder / REPORT_JSON, report)
+    write_json(folder / REPORT_JSON, without_infinity(report))
     write_bytes(folder / REPORT_HTML, render(report).encode())
 
 

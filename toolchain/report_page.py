@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from toolchain.units import engineering, size_text
+from toolchain.units import engineering, figure, size_text
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _CARDS = 2  # targets whose cost is shown at the top
@@ -19,7 +19,7 @@ _CARDS = 2  # targets whose cost is shown at the top
 def render(report: Mapping[str, Any]) -> str:
     """The page as HTML; every value from the report is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.globals.update(bytes=size_text, eng=engineering, final=final_loss)
+    environment.globals.update(bytes=size_text, eng=engineering, figure=figure, final=final_loss)
     data = {"speed": None, "encoder": False, **report}
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=report["provenance"]["source"]["name"], pictures=_pictures(report), cards=report["cost"][:_CARDS], **data

@@ -14,10 +14,19 @@ def size_text(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def figure(value: float | None, places: int) -> str:
+    """A figure with this many decimal places, '-' for None; a long one in powers of ten, infinity as inf."""
+    if value is None:
+        return "-"
+    return f"{value:.{places}f}" if abs(value) < 1e9 or not math.isfinite(value) else f"{value:.{places}e}"
+
+
 def engineering(value: float | None, unit: str) -> str:
     """A figure with an SI prefix, '-' for None."""
     if value is None:
         return "-"
+    if not math.isfinite(value):
+        return f"{value} {unit}"
     if value == 0:
         return f"0 {unit}"
     power = min(3, max(-15, 3 * math.floor(math.log10(abs(value)) / 3)))

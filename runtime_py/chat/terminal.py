@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 from export.files import write_json
 from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import Message, Template
@@ -83,7 +83,8 @@ class Chat:
     def answer(self, text: str, show: Callable[[str], None]) -> str:
         """Add the user's message, stream the answer through `show`, keep both. Returns a line about speed.
 
-        A refused or too long message raises InputError and is not kept; an interrupted answer is kept as it is.
+        A refused or too long message raises InputError, logits that are no numbers raise NotFiniteError: both are not
+        kept. An interrupted answer is kept as it is.
         """
         generator, asked = self._generator, [*self.messages, {"role": "user", "content": text}]
         room = min(self.settings.max_tokens, max(generator.context // 4, 1))
@@ -102,6 +103,7 @@ class Chat:
         generation = Generation(
             request, generator.session, generator.tokenizer, self._state, reusable(self._cached, ids)
         )
+        self._cached = []  # whatever ends the answer early leaves a cache that nobody may rely on
         pieces, start, first = [], time.perf_counter(), 0.0
         with self._interrupts.caught():
             while not generation.finish_reason and not self._interrupts.pressed:
@@ -174,7 +176,7 @@ def converse(chat: Chat) -> None:
                 note = chat.answer(line, lambda text: print(text, end="", flush=True))
                 print()
                 print(f"[{note}]", file=sys.stderr)
-        except InputError as error:
+        except (InputError, NotFiniteError) as error:
             print(f"athena-export: {error}", file=sys.stderr)
 
 

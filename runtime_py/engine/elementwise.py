@@ -44,7 +44,7 @@ _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
 @nb.njit(cache=True, inline="always")
 def exponential(x):
     """e**x of 16 floats, x limited to -87.3..88.3; relative error below 2e-7 (polynomial of Cephes' expf)."""
-    x = minimum(maximum(x, splat_float(_LOWEST)), splat_float(_HIGHEST))
+    x = minimum(splat_float(_HIGHEST), maximum(splat_float(_LOWEST), x))  # in this order NaN stays
     n = rounded(multiply(x, splat_float(_LOG2_E)))
     whole = to_floats(n)
     r = fused(whole, splat_float(_LN2_HIGH), x)
@@ -100,7 +100,7 @@ def activated(kind, x):
         return multiply(x, _logistic(inner))  # 0.5 (1 + tanh(y)) is the logistic of 2y
     if kind == TANH:
         return hyperbolic_tangent(x)
-    return maximum(x, zero_floats())
+    return maximum(zero_floats(), x)  # in this order NaN stays
 
 
 @nb.njit(cache=True)

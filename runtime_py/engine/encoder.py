@@ -9,7 +9,7 @@ import numpy as np
 
 from export.errors import InputError
 from export.reader import Graph
-from runtime_py.engine import attention
+from runtime_py.engine.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.fence import aligned_bytes, settled
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.program import Program
@@ -37,18 +37,31 @@ class EncoderEngine:
         segments = settled(np.zeros(self.limit, np.int64))
         for name, array in (("input_ids", self._ids), ("position_ids", positions), ("token_type_ids", segments)):
             plan.set(name, array.ctypes.data)
-        # Layers take turns with one cache: each is done with it before the next one writes.
-        shapes = planner.attention
-        keys = max((s.kv_heads * s.key_block * (-(-self.limit // 16)) for s in shapes), default=64)
-        values = max((2 * s.kv_heads * attention.value_width(s.head_dim) * self.limit for s in shapes), default=64)
-        cache = [aligned_bytes(keys), aligned_bytes(values)]
         plan.set("capacity", self.limit)
-        for i in range(len(shapes)):
-            plan.set(f"keys.{i}", cache[0].ctypes.data)
-            plan.set(f"values.{i}", cache[1].ctypes.data)
-        self._alive = (positions, segments, cache)
+        self._attention = planner.attention
+        self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
+        self._cache = self._new_cache(HALF_ITEM)
+        self._alive = (positions, segments)
         self._lock = threading.Lock()
         self.instruction_set, self.threads = self._program.instruction_set, self._program.threads
+
+    def _new_cache(self, item: int) -> list[np.ndarray]:
+        """One cache with which all layers take turns: each is done with it before the next one writes.
+
+        item: bytes of a cached number (attention.py).
+        """
+        blocks = self.limit // 16 * item // HALF_ITEM
+        keys = max((s.kv_heads * s.key_block * blocks for s in self._attention), default=64)
+        values = max((s.kv_heads * s.value_block * blocks for s in self._attention), default=64)
+        cache = [aligned_bytes(keys), aligned_bytes(values)]
+        places = {
+            "keys": cache[0].ctypes.data, "values": cache[1].ctypes.data, "key_item": item, "value_item": item,
+            "overflow": self._overflow.ctypes.data,
+        }  # fmt: skip
+        for i in range(len(self._attention)):
+            for name, value in places.items():
+                self._program.plan.set(f"{name}.{i}", value)
+        return cache
 
     def states(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [tokens, hidden]. Raises InputError on ids outside the vocabulary, or more than there is room for."""
@@ -62,4 +75,8 @@ class EncoderEngine:
             self._ids[: tokens.size] = tokens
             self._program.plan.set("result", out.ctypes.data)
             self._program.run(tokens.size, 0, False)
+            if self._overflow.any():  # float16 is too narrow for this text: float32 from now on
+                self._overflow[:] = 0
+                self._cache = self._new_cache(FLOAT_ITEM)
+                self._program.run(tokens.size, 0, False)
         return out

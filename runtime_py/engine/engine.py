@@ -12,9 +12,12 @@ import numpy as np
 from export.errors import InputError
 from export.reader import Graph
 from runtime_py.engine import razor_attention
+from runtime_py.engine.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.fence import aligned_bytes, settled
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.program import Program
+from runtime_py.engine.values import AttentionShape
+from runtime_py.finite import checked_logits
 
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
 _CACHE_CHUNK = 256  # tokens to whose multiples a key-value cache grows
@@ -27,13 +30,14 @@ _STAMPS = itertools.count()
 class EngineState:
     """Keys and values of the tokens seen so far, one pair per layer: uint8 [kv_heads, capacity / 16, block bytes].
 
-    Blocks hold float16 numbers as attention.py lays them out, or razored codes as razor_attention.py does.
+    Blocks hold float16 or float32 numbers as attention.py lays them out, or razored codes as razor_attention.py does.
     """
 
     length: int
     capacity: int
     keys: list[np.ndarray]
     values: list[np.ndarray]
+    items: tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values; razored: of no meaning
     stamp: int = -1  # changes whenever the arrays do
 
     def bytes(self) -> int:
@@ -68,17 +72,26 @@ class Engine:
         self.instruction_set = self._program.instruction_set
         self.threads = self._program.threads
         self.bytes_per_token = self._program.bytes_per_token
-        self.cache_bytes_per_token = sum(a.kv_heads * (a.key_block + a.value_block) for a in self._attention) // 16
         self._scores: np.ndarray | None = None  # of the queries at work, where the cache is razored
+        self._items = ((HALF_ITEM, HALF_ITEM),) * len(self._attention)  # grows where float16 was once too narrow
+        self._overflow = settled(np.zeros((len(self._attention), 2), np.int64))  # of keys and values, by layer
+        for i, row in enumerate(self._overflow):
+            self._plan.set(f"overflow.{i}", row.ctypes.data)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values."""
+        return sum(a.kv_heads * sum(_block_bytes(a, items)) for a, items in zip(self._attention, self._items)) // 16
 
     def new_state(self) -> EngineState:
         """An empty key-value cache."""
-        return EngineState(0, 0, [], [])
+        return EngineState(0, 0, [], [], self._items)
 
     def forward(self, state: EngineState, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
         """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
 
-        Raises InputError on a token outside the vocabulary, an empty input, or positions the model has no row for.
+        Raises InputError on a token outside the vocabulary, an empty input, or positions the model has no row for;
+        NotFiniteError on logits that are no numbers. The state is then as long as before.
         """
         ids = np.ascontiguousarray(tokens, dtype=np.int64).reshape(-1)
         if ids.size == 0:
@@ -90,6 +103,7 @@ class Engine:
             raise InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
         logits = np.empty((1 if last_only else ids.size, self.vocab_size), np.float32)
         with self._lock:
+            self._widen(state)
             self._grow(state, total)
             start = 0
             while start < ids.size:
@@ -97,6 +111,9 @@ class Engine:
                 out = logits if last_only else logits[start : start + part.size]
                 self._run(state, part, out, last_only)
                 start += part.size
+            state.length = total - ids.size
+            checked_logits(logits)
+            state.length = total
         return logits
 
     def _run(self, state: EngineState, ids: np.ndarray, logits: np.ndarray, last_only: bool) -> None:
@@ -104,12 +121,34 @@ class Engine:
         self._ids[:tokens] = ids
         self._positions[:tokens] = np.arange(past, past + tokens)
         self._plan.set("result", logits.ctypes.data)
-        if self._bound != state.stamp:
-            self._bind(state)
         if past + tokens > self._rotated:
             self._extend_rotations(past + tokens)
-        self._program.run(tokens, past, last_only)
+        while True:
+            if self._bound != state.stamp:
+                self._bind(state)
+            self._program.run(tokens, past, last_only)
+            if not self._overflow.any():
+                break
+            # Some cache of float16 is too narrow for these tokens: it holds float32 from now on, and they pass again.
+            self._items = tuple(
+                (FLOAT_ITEM if key else k, FLOAT_ITEM if value else v)
+                for (k, v), (key, value) in zip(self._items, self._overflow.tolist())
+            )
+            self._overflow[:] = 0
+            self._widen(state)
         state.length += tokens
+
+    def _widen(self, state: EngineState) -> None:
+        """Store as float32 what the engine has found to need it: the same numbers, so that no result changes."""
+        if state.items == self._items:
+            return
+        for i, (had, wanted) in enumerate(zip(state.items, self._items)):
+            for stored, old, new in zip((state.keys, state.values), had, wanted):
+                if old != new and state.capacity:
+                    halfs = stored[i]
+                    stored[i] = aligned_bytes(2 * halfs.nbytes).reshape(*halfs.shape[:2], 2 * halfs.shape[2])
+                    stored[i].view(np.float32)[...] = halfs.view(np.float16)
+        state.items, state.stamp = self._items, next(_STAMPS)
 
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
@@ -122,6 +161,8 @@ class Engine:
         for i, (keys, values) in enumerate(zip(state.keys, state.values)):
             self._plan.set(f"keys.{i}", keys.ctypes.data)
             self._plan.set(f"values.{i}", values.ctypes.data)
+            self._plan.set(f"key_item.{i}", state.items[i][0])
+            self._plan.set(f"value_item.{i}", state.items[i][1])
         self._bound = state.stamp
 
     def _grow(self, state: EngineState, total: int) -> None:
@@ -132,8 +173,10 @@ class Engine:
         capacity = -(-wanted // _CACHE_CHUNK) * _CACHE_CHUNK
         for i, shape in enumerate(self._attention):
             blocks, heads = capacity // 16, shape.kv_heads
-            k = aligned_bytes(heads * blocks * shape.key_block).reshape(heads, blocks, shape.key_block)
-            v = aligned_bytes(heads * blocks * shape.value_block).reshape(heads, blocks, shape.value_block)
+            k, v = (
+                aligned_bytes(heads * blocks * size).reshape(heads, blocks, size)
+                for size in _block_bytes(shape, state.items[i])
+            )
             if state.capacity:
                 k[:, : state.capacity // 16] = state.keys[i]
                 v[:, : state.capacity // 16] = state.values[i]
@@ -157,6 +200,11 @@ class Engine:
                 self._plan.set(f"{name}.{number}", value)
             tables += [cos, sin]
         self._rotations = tables
+
+
+def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, int]:
+    """Bytes of 16 cached keys and of 16 values of one head, from the bytes of a number in each."""
+    return shape.key_block * items[0] // HALF_ITEM, shape.value_block * items[1] // HALF_ITEM
 
 
 def chunk_size(left: int) -> int:

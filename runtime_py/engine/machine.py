@@ -347,9 +347,9 @@ def _run_attend(step, past, tokens, counter, scratch):
     item = fetch_add(counter, 1)
     while item < items:
         attend_item(
-            item, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 4), heads, kv_heads,
-            _arg(step, 7), past, tokens, _arg(step, 8), scale, cap, _arg(step, 13) != 0, _arg(step, 10), _arg(step, 11),
-            scratch,
+            item, _arg(step, 0), _arg(step, 1), _arg(step, 2), _arg(step, 3), _arg(step, 14), _arg(step, 15),
+            _arg(step, 4), heads, kv_heads, _arg(step, 7), past, tokens, _arg(step, 8), scale, cap,
+            _arg(step, 13) != 0, _arg(step, 10), _arg(step, 11), scratch,
         )  # fmt: skip
         item = fetch_add(counter, 1)
 
@@ -389,7 +389,8 @@ def _run_per_token(operation, step, past, tokens, counter, scratch):
                 _arg(step, 2) + 4 * token * _arg(step, 3),
                 _arg(step, 4) + 4 * token * _arg(step, 5),
                 _arg(step, 6) + 4 * position * half, _arg(step, 7) + 4 * position * half, half,
-                _arg(step, 9), _arg(step, 10), _arg(step, 11), _arg(step, 12), _arg(step, 13), _arg(step, 14), position,
+                _arg(step, 9), _arg(step, 10), _arg(step, 15), _arg(step, 16), _arg(step, 11), _arg(step, 12),
+                _arg(step, 13), _arg(step, 14), position, _arg(step, 17),
             )  # fmt: skip
         token += 1
 

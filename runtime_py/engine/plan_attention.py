@@ -54,6 +54,8 @@ def attend(planner: Planner, node: Node) -> None:
     cache: dict[str, Argument] = {
         "keys": External(f"keys.{index}"),
         "values": External(f"values.{index}"),
+        "key_item": External(f"key_item.{index}"),
+        "value_item": External(f"value_item.{index}"),
         "capacity": External("capacity"),
         "heads": heads,
         "kv_heads": kv_heads,
@@ -72,6 +74,7 @@ def attend(planner: Planner, node: Node) -> None:
         "value_stride": value.stride,
         **rotation,
         **cache,
+        "overflow": External(f"overflow.{index}"),
     }
     stored = Buffer(0)  # stands for this layer's cache in the search for meeting points
     planner.emit(op.REMEMBER, arguments, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])

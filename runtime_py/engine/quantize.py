@@ -15,6 +15,7 @@ from runtime_py.simd.lowering import dot
 from runtime_py.simd.tile import transpose16
 from runtime_py.simd.vectors import (
     absolute,
+    add,
     load_bytes,
     load_floats,
     load_some,
@@ -29,6 +30,8 @@ from runtime_py.simd.vectors import (
     splat_float,
     store_int8s,
     store_ints,
+    subtract,
+    sum_floats,
     sum_ints,
     zero_floats,
     zero_ints,
@@ -46,12 +49,13 @@ def _part(source, columns, k):
 @nb.njit(cache=True)
 def _quantize_block(isa, source, columns, wide, target):
     """int8 of `columns` floats, padded to `wide`, at target; (scale, lane sums of the int8 values)."""
-    top = zero_floats()
+    top, none = zero_floats(), zero_floats()
     for k in range(0, wide, 16):
-        top = maximum(top, absolute(_part(source, columns, k)))
-    largest = max_floats(top)
-    # Infinite activations keep an infinite scale, so that they reach the logits instead of vanishing in a conversion.
-    inverse = np.float32(127.0) / largest if 0.0 < largest < np.float32(3.0e38) else np.float32(0.0)
+        x = _part(source, columns, k)
+        top, none = maximum(top, absolute(x)), add(none, subtract(x, x))
+    # NaN and infinity make a scale of NaN, so that they reach the logits instead of vanishing in a conversion.
+    largest = max_floats(top) + sum_floats(none)
+    inverse = np.float32(127.0) / largest if 0.0 < largest < np.float32(np.inf) else np.float32(0.0)
     factor = splat_float(inverse)
     lanes = zero_ints()
     for k in range(0, wide, 16):

@@ -27,6 +27,7 @@ from runtime_py.simd.lowering import dot
 from runtime_py.simd.tile import transpose16
 from runtime_py.simd.vectors import (
     absolute,
+    add,
     add_ints,
     divide,
     get_i32,
@@ -45,6 +46,8 @@ from runtime_py.simd.vectors import (
     splat_float,
     store_int8s,
     store_ints,
+    subtract,
+    sum_floats,
     sum_ints,
     zero_floats,
     zero_ints,
@@ -119,6 +122,16 @@ def token_unit(source, columns, unit, form):
 
 
 @nb.njit(cache=True)
+def nothing(source, columns):
+    """0, or NaN where a number is NaN or infinite: codes cannot say so, the token's unit can."""
+    none = zero_floats()
+    for k in range(0, columns, 16):
+        x = sixteen(source, columns, k)
+        none = add(none, subtract(x, x))
+    return sum_floats(none)
+
+
+@nb.njit(cache=True)
 def _razor_part(source, columns, wide, group, unit, form, target, flags):
     """Codes of `columns` floats, padded to `wide`, at target; the flag of each razor group as int32 at flags."""
     limit = form_limit(form)
@@ -138,7 +151,7 @@ def razor_token(isa, offset, source, columns, group, unit, form, first, last, co
     """Blocks first..last - 1 (256 columns) of one token, in the layout for one token. scratch: 128 bytes."""
     step = token_unit(source, columns, unit, form)
     if first == 0:
-        put_f32(units, step)
+        put_f32(units, step + nothing(source, columns))
     for b in range(first, last):
         left = min(columns - 256 * b, 256)
         wide = (left + 63) // 64 * 64
@@ -172,7 +185,7 @@ def razor_group_of_tokens(
             x = source + 4 * (16 * which + t) * stride
             step = token_unit(x, columns, unit, form)
             if b == 0:
-                put_f32(units + 4 * (16 * which + t), step)
+                put_f32(units + 4 * (16 * which + t), step + nothing(x, columns))
             _razor_part(x + 1024 * b, left, wide, group, step, form, scratch + 256 * t, scratch + 4096)
             for g in range(some):
                 put_i32(shifts + place + 64 * g + 4 * t, get_i32(scratch + 4096 + 4 * g))

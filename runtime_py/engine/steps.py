@@ -30,11 +30,11 @@ FIELDS: dict[int, tuple[str, ...]] = {
     ADD: ("a", "a_stride", "b", "b_stride", "columns", "out"),
     REMEMBER: (
         "query", "query_stride", "key", "key_stride", "value", "value_stride", "cos", "sin", "half",
-        "keys", "values", "capacity", "heads", "kv_heads", "head_dim",
+        "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "key_item", "value_item", "overflow",
     ),
     ATTEND: (
         "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
-        "out", "out_stride", "softcap", "causal",
+        "out", "out_stride", "softcap", "causal", "key_item", "value_item",
     ),
     REORDER: ("source", "stride", "order", "columns", "out"),
     RAZOR: ("source", "stride", "columns", "group", "unit", "form", "codes", "sums", "shifts", "units"),

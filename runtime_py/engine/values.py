@@ -47,7 +47,7 @@ class AttentionShape:
     heads: int
     kv_heads: int
     head_dim: int
-    key_block: int  # bytes of 16 cached keys of one head
+    key_block: int  # bytes of 16 cached keys of one head, as float16 or razored
     value_block: int
     razored: bool = False
 

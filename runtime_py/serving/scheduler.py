@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 from runtime_py.generation import Generation, GenerationRequest, Piece, reusable
 from runtime_py.load import Runner
 from runtime_py.serving.settings import ServeSettings
@@ -191,7 +191,8 @@ class Scheduler:
         except Exception as error:  # one request's failure must not end the others
             assert job.slot is not None
             job.slot.state, job.generation = self._runner.new_state(), None
-            message = str(error) if isinstance(error, InputError) else f"{type(error).__name__} while generating"
+            known = isinstance(error, InputError | NotFiniteError)
+            message = str(error) if known else f"{type(error).__name__} while generating"
             self._end(job, Failed(message))
             return
         if piece is not None:

@@ -272,10 +272,12 @@ get_i8 = _scalar_load(types.int32, I8, lambda b, v: b.sext(v, I32))
 get_u8 = _scalar_load(types.int32, I8, lambda b, v: b.zext(v, I32))
 get_f32 = _scalar_load(types.float32, FLOAT, _identity)
 get_f16 = _scalar_load(types.float32, HALF, lambda b, v: b.fpext(v, FLOAT))
+put_i64 = _scalar_store(types.int64, _identity)
 put_i32 = _scalar_store(types.int32, _identity)
 put_i8 = _scalar_store(types.int32, lambda b, v: b.trunc(v, I8))
 put_f32 = _scalar_store(types.float32, _identity)
 put_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, HALF))
+half_precision = _pure(types.float32, (types.float32,), lambda b, v: b.fpext(b.fptrunc(v, HALF), FLOAT))
 
 
 @intrinsic

@@ -58,9 +58,10 @@ def reference_attention(query, keys, values, past, window, scale, cap, causal):
     st.sampled_from([0, 1, 5, 300]),
     st.sampled_from([0.0, 2.5]),
     st.booleans(),
+    st.sampled_from([(2, 2), (4, 4), (2, 4), (4, 2)]),
     st.integers(0, 2**31),
 )
-def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, seed):
+def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, items, seed):
     window = window if causal else 0
     rng = np.random.default_rng(seed)
     heads, total, width = kv_heads * repeat, past + tokens, attention.value_width(head_dim)
@@ -68,24 +69,25 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
     query = rng.standard_normal((tokens, heads, head_dim)).astype(np.float32)
     keys = rng.standard_normal((total, kv_heads, head_dim)).astype(np.float32)
     values = rng.standard_normal((total, kv_heads, head_dim)).astype(np.float32)
-    cache = [aligned_bytes(2 * kv_heads * n * capacity) for n in (head_dim, width)]
+    cache = [aligned_bytes(item * kv_heads * n * capacity) for item, n in zip(items, (head_dim, width))]
     for part in cache:
         part[:] = 255  # float16 NaN: what lies behind the last token must not matter
-    spare = np.zeros((heads, head_dim), np.float32)
+    spare, overflow = np.zeros((heads, head_dim), np.float32), np.zeros(2, np.int64)
     for p in range(total):
         attention.remember_token(
             spare.ctypes.data, keys[p].ctypes.data, values[p].ctypes.data, 0, 0, 0, cache[0].ctypes.data,
-            cache[1].ctypes.data, capacity, heads, kv_heads, head_dim, p,
+            cache[1].ctypes.data, *items, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
         )  # fmt: skip
     scale, out = np.float32(head_dim**-0.5), np.zeros((tokens, heads * head_dim), np.float32)
     scratch = aligned_bytes(attention.scratch_bytes(head_dim))
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
-            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, capacity, heads,
-            kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, out.ctypes.data, heads * head_dim,
-            scratch.ctypes.data,
+            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, capacity,
+            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, out.ctypes.data,
+            heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip
-    half = [a.astype(np.float16).astype(np.float64) for a in (keys, values)]  # the cache is float16
+    assert not overflow.any()
+    half = [a.astype(np.float16).astype(np.float64) for a in (keys, values)]  # also what a float32 cache holds
     expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale), cap, causal)
     np.testing.assert_allclose(out, expected, atol=2e-5)  # float32 sums of up to 640 weighted values near one
 

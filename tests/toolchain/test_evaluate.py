@@ -7,10 +7,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 from tests.conftest import DEMO
+from tests.runtime_py.tiny import write_tiny
+from toolchain import report as reports
 from toolchain.choices import (
     Question,
     continuation_log_probability,
@@ -18,7 +23,11 @@ from toolchain.choices import (
     evaluate_choices,
     read_questions,
 )
-from toolchain.evaluate import evaluate, open_scorer, windows_of
+from toolchain.cli import app
+from toolchain.compare import Line, compare
+from toolchain.evaluate import evaluate, open_scorer, perplexity_of, windows_of
+from toolchain.report_page import render
+from toolchain.units import engineering, figure, size_text
 
 TEXT = "The quick brown fox jumps over the lazy dog and the old man sat down by the river to think. " * 12
 
@@ -169,3 +178,132 @@ def test_generation_and_rolling_of_the_harness(demo_folder):
     assert text == "".join(piece for _, piece in pairs).split(".")[0]
     long = "Once upon a time there was a cat. " * 80
     assert -1e5 < model.loglikelihood_rolling([SimpleNamespace(args=(long,))], disable_tqdm=True)[0] < 0
+
+
+class LossScorer:
+    """A mock model whose loss is known: every token but 0 is `losses` nats less likely than 0, window by window."""
+
+    vocab_size = 1536
+
+    def __init__(self, losses):
+        self._losses = iter(losses)
+
+    def logits(self, tokens):
+        logits = np.zeros((len(tokens), self.vocab_size), np.float32)
+        loss = next(self._losses)
+        logits[:, 0 if loss < np.inf else slice(1, None)] = loss if loss < np.inf else -np.inf
+        return logits
+
+
+LOSS = st.one_of(st.floats(0, 1e5), st.floats(700, 720), st.just(math.inf))
+
+
+def strict(text: str):
+    """JSON as everyone else reads it."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A model folder with a report but without pictures."""
+    folder = write_tiny(tmp_path_factory.mktemp("reported") / "model", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolchain.report_page._pictures", lambda report: dict.fromkeys(PICTURES))
+        reports.save_report(folder, reports.new_report(folder))
+        yield folder
+
+
+PICTURES = ("layers", "heat", "kinds", "energy", "roofline")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(LOSS, LOSS), min_size=1, max_size=4), st.booleans())
+@example([(710.0, 710.0)], True)
+@example([(math.inf, 3.0), (2.0, math.inf)], True)
+@example([(1e5, 0.0), (math.inf, math.inf)], False)
+def test_every_loss_has_a_figure(reported, losses, compared):
+    """Means from 0 to beyond what a float's exponential holds: numbers, files, pages, tables and JSON."""
+    ours, theirs = zip(*losses)
+    windows = np.ones((len(losses), 8), np.int64)
+    result = evaluate(LossScorer(ours), windows, LossScorer(theirs) if compared else None, quiet=True)
+    expected = float(np.mean([np.logaddexp(loss, math.log(1535)) if loss < math.inf else loss for loss in ours]))
+    assert result.nats_per_token == pytest.approx(expected, rel=1e-6)
+    assert result.perplexity == perplexity_of(result.nats_per_token)
+    assert math.isinf(result.perplexity) == (result.nats_per_token > 709.782712893384)
+    assert not any(isinstance(v, float) and math.isnan(v) for v in result.to_json().values())
+    reports.add_quality(reported, {**result.to_json(), "text": "text", "command": "eval"})
+    strict((reported / "report.json").read_text())
+    read = reports.read_report(reported)["quality"]
+    assert {name: read[name] for name in result.to_json()} == result.to_json()
+    assert f"<b>{figure(result.perplexity, 3)}</b>" in render(reports.read_report(reported))
+    perplexity = next(line for line in compare([reported, reported]) if line.name == "perplexity")
+    assert perplexity.texts == (figure(result.perplexity, 3),) * 2 and perplexity.best is None
+
+
+@pytest.mark.parametrize("json_wanted", [True, False])
+@pytest.mark.parametrize("losses", [(2.0, 3.0), (710.0, 5.0), (900.0, 900.0), (1e5, math.inf), (0.0, math.inf)])
+def test_eval_says_what_is_infinite(losses, json_wanted, reported, monkeypatch, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    ours, theirs = losses
+    scorers = iter([LossScorer([ours] * 3), LossScorer([theirs] * 3)])
+    monkeypatch.setattr("toolchain.evaluate.open_scorer", lambda *_: next(scorers))
+    options = ["--text", str(tmp_path / "text.txt"), "--window", "32", "--limit", "3", "--reference", "mock"]
+    done = CliRunner().invoke(app, ["eval", str(reported), *options, *(["--json"] if json_wanted else [])])
+    assert done.exit_code == 0, done.output
+    if json_wanted:
+        found = strict(done.stdout)
+        assert (found["perplexity"] is None) == (ours > 709) and found["nats_per_token"] == pytest.approx(
+            np.logaddexp(ours, math.log(1535))
+        )
+    else:
+        assert ("perplexity inf" in done.stdout) == (ours > 709)
+        assert ("nats per token\n" in done.stdout.split("KL")[0]) == (ours > 709)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_have_no_perplexity(who, bad):
+    class Broken(LossScorer):
+        def logits(self, tokens):
+            logits = super().logits(tokens)
+            logits[3, 7] = bad
+            return logits
+
+    scorers = [LossScorer([1.0, 1.0]), LossScorer([1.0, 1.0])]
+    scorers[who] = Broken([1.0, 1.0])
+    with pytest.raises(NotFiniteError, match=("the model gives", "the reference gives")[who]):
+        evaluate(scorers[0], np.ones((2, 8), np.int64), scorers[1], quiet=True)
+    with pytest.raises(NotFiniteError):
+        continuation_log_probability(Broken([1.0]), [1, 2], [3, 4, 5])
+
+
+@pytest.mark.parametrize("text", ["", " ", "a", "The quick"])
+@pytest.mark.parametrize("window", [2, 64, 10**9])
+def test_short_texts_are_refused_or_scored(text, window):
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    count = len(tokenizer.encode(text, add_special_tokens=False).ids)
+    if count < window:
+        with pytest.raises(InputError, match=f"text: has {count} tokens, one window needs {window}"):
+            windows_of(text, tokenizer, window, None, "text")
+    else:
+        result = evaluate(TableScorer(), windows_of(text, tokenizer, window, None, "text"), quiet=True)
+        assert result.tokens == count // window and math.isfinite(result.perplexity)
+
+
+@given(st.one_of(st.none(), st.floats()), st.integers(0, 6))
+def test_every_number_can_be_shown(value, places):
+    assert len(figure(value, places)) < 20
+    assert engineering(value, "J")
+    assert value is None or size_text(value)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats()), min_size=2, max_size=5), st.sampled_from([True, False, None]))
+def test_the_best_is_a_number_and_stands_out(values, lower):
+    best = Line("x", tuple(values), ("",) * len(values), lower).best
+    if best is not None:
+        numbers = [v for v in values if v is not None and not math.isnan(v)]
+        assert values[best] == (min(numbers) if lower else max(numbers)) and len(set(numbers)) > 1

@@ -13,6 +13,7 @@ from tests.toolchain.test_quantize import problem, relative_loss
 from toolchain.quantize import method, restored
 from toolchain.quantize.microbatch import trainable_layer
 from toolchain.quantize.outliers import with_outliers
+from toolchain.quantize.result import weight_dtype
 from toolchain.quantize.settings import OUTLIER_SELECTORS, QuantizeSettings
 
 METHODS = [{}, {"trellis": "all", "state_bits": 5}, {"vector": 2}, {"method": "gptq"}, {"method": "squeezellm"}]
@@ -64,3 +65,26 @@ def test_outliers_rescue_a_matrix_that_has_some():
 def test_impossible_settings_are_refused(given_, message):
     with pytest.raises(InputError, match=message):
         QuantizeSettings(**given_)
+
+
+@settings(max_examples=60)
+@given(st.floats(-30, 30), st.floats(-30, 30), st.integers(0, 999))
+def test_numbers_are_stored_in_what_holds_them(power, other, seed):
+    """Weights of every size, one of them of another: 11 bits of the whole are kept, beyond float16 and below it."""
+    values = np.random.default_rng(seed).standard_normal((20, 30)).astype(np.float32) * np.float32(10.0**power)
+    values[3, 4] = 10.0**other
+    dtype = weight_dtype(values)
+    stored = values.astype(dtype).astype(np.float64)
+    assert np.linalg.norm(stored - values) <= 2**-10 * np.linalg.norm(values.astype(np.float64))
+    if -4 < power < 4 and other < 4:
+        assert dtype is np.float16
+
+
+@pytest.mark.parametrize("size", [1e7, 1e-7])
+def test_outliers_beyond_float16(size):
+    w, h = problem(3, 12, 32)
+    options = QuantizeSettings(bits=3, passes=1, outliers=0.05)
+    expected = relative_loss(with_outliers(method("athena"), w, h, options), w, h)
+    result = with_outliers(method("athena"), w * size, h, options)
+    assert result.outliers.values.dtype == np.float32
+    assert relative_loss(result, w * size, h) == pytest.approx(expected, rel=0.05)

@@ -131,7 +131,7 @@ def serve(
     mmap: Mmap = None,
 ) -> None:
     """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings for encoders; metrics."""
-    from export.errors import InputError
+    from export.errors import InputError, NotFiniteError
 
     try:
         from runtime_py.serving.app import Server
@@ -159,7 +159,10 @@ def serve(
         server = EmbeddingServer(TextEncoder(folder, "int8", threads), name, settings)
     else:
         generator = TextGenerator(folder, "int8", threads, mmap, whole_numbers(cpus, "--cpus"))
-        generator.session.forward(generator.session.new_state(), [0], last_only=True)  # compiles before a client waits
+        try:  # compiles before a client waits
+            generator.session.forward(generator.session.new_state(), [0], last_only=True)
+        except NotFiniteError as error:
+            print(f"[{error}: requests will fail]", file=sys.stderr)
         server = Server(generator, template, name, settings)
         tell_unsupported(generator)
         if generator.recommended:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import typer
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
+from export.files import without_infinity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +34,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             _fail("stopped; what is finished is kept, run the same command again to continue", INTERRUPTED)
         except InputError as error:
             _fail(str(error), 2)
+        except NotFiniteError as error:
+            _fail(str(error), 1)
         except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
             sys.stderr.close()
             raise SystemExit(0) from None
@@ -88,17 +90,7 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def print_json(data: dict[str, Any]) -> None:
     """The one JSON object of a --json run. NaN and infinity become null: JSON has neither."""
-    print(json.dumps(_finite(data), indent=1))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps(without_infinity(data), indent=1, allow_nan=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
+from toolchain.units import figure
 
 if TYPE_CHECKING:
     from toolchain.choices import ChoiceResult
@@ -63,7 +65,7 @@ def evaluate(
             print_json({"model": model, "tasks": results})
             return
         rows = [
-            (name, key.removesuffix(",none"), f"{value:.4f}")
+            (name, key.removesuffix(",none"), figure(value, 4))
             for name, found in results.items()
             for key, value in found.items()
             if isinstance(value, float) and "stderr" not in key
@@ -79,10 +81,13 @@ def evaluate(
         print_json({"model": model, "text": str(text), **result.to_json()})
         return
     arithmetic = f", arithmetic of {emulate}" if emulate else ""
-    print(f"perplexity {result.perplexity:.4f} +- {result.stderr:.4f}  ({result.tokens} tokens{arithmetic})")
+    shown = f"{figure(result.perplexity, 4)} +- {figure(result.stderr, 4)}"
+    print(f"perplexity {shown}  ({result.tokens} tokens{arithmetic})")
+    if math.isinf(result.perplexity):
+        print(f"loss       {figure(result.nats_per_token, 4)} nats per token")
     if result.kl is not None:
-        print(f"reference  {result.reference_perplexity:.4f}")
-        print(f"KL         {result.kl:.5f} +- {result.kl_stderr:.5f} nats per token")
+        print(f"reference  {figure(result.reference_perplexity, 4)}")
+        print(f"KL         {figure(result.kl, 5)} +- {figure(result.kl_stderr, 5)} nats per token")
         print(f"top-1      {100 * (result.top1_agreement or 0):.2f} % agreement")
 
 
@@ -111,7 +116,7 @@ def _answer_questions(model: str, path: Path, limit: int | None, activations: st
 def _run_tasks(
     folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str
 ) -> dict[str, Any]:
-    from export.errors import InputError
+    from export.errors import InputError, NotFiniteError
 
     if not (folder / "model.onnx").is_file():
         raise InputError(f"{folder}: --task needs a model folder made by `export`")
@@ -128,9 +133,11 @@ def _run_tasks(
         raise InputError(
             f"{unknown[0]}: no such task in lm-evaluation-harness; --task-folder names a folder of own tasks"
         )
-    found = lm_eval.simple_evaluate(
-        AthenaModel(folder, activations), tasks=list(tasks), task_manager=manager, limit=limit
-    )
+    model = AthenaModel(folder, activations)
+    try:
+        found = lm_eval.simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit)
+    except OverflowError:  # the harness exponentiates the mean loss itself
+        raise NotFiniteError("the perplexity of a task is infinite, which lm-evaluation-harness cannot hold") from None
     return {name: dict(values) for name, values in (found or {}).get("results", {}).items()}
 
 

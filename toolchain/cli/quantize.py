@@ -13,7 +13,7 @@ import typer
 from export.errors import InputError
 from export.lock import locked
 from toolchain.cli.common import guarded, print_json
-from toolchain.units import size_text
+from toolchain.units import figure, size_text
 
 if TYPE_CHECKING:
     from toolchain.quantize.settings import QuantizeSettings
@@ -337,5 +337,6 @@ def _summary(output: Path, json: bool) -> None:
     )
     if report.get("quality"):
         q = report["quality"]
-        print(f"perplexity {q['perplexity']:.3f} (float32 {q['reference_perplexity']:.3f}), KL {q['kl']:.4f}")
+        source = figure(q["reference_perplexity"], 3)
+        print(f"perplexity {figure(q['perplexity'], 3)} (float32 {source}), KL {figure(q['kl'], 4)}")
     print(f"report: {output / 'report.html'}")

@@ -12,10 +12,12 @@ import numpy as np
 
 from export.checkpoint import COMPACT, RAZORED, TensorRecord
 from export.errors import InputError
+from runtime_py import jit_cache
 from toolchain.quantize.compact import CompactMatrix
 from toolchain.quantize.razored import RazoredMatrix
 from toolchain.quantize.result import QuantizedMatrix
 
+jit_cache.install()  # before any module of this package compiles
 Matrix = QuantizedMatrix | RazoredMatrix | CompactMatrix
 Method = Callable[..., Matrix]
 METHODS = ("athena", "rtn", "gptq", "squeezellm", "aqlm", "qrazor")

@@ -21,6 +21,7 @@ import numpy as np
 
 from export.sparse import sparse_parts
 from toolchain.quantize.hessian import damped, layer_loss
+from toolchain.quantize.result import weight_dtype
 from toolchain.quantize.settings import QuantizeSettings
 from toolchain.quantize.sparse import Outliers
 
@@ -42,8 +43,7 @@ def with_outliers(
     error = w - result.dequantized()
     total, share = max(layer_loss(w, h), 1e-300), layer_loss(dense.astype(np.float64), h)
     values = _corrections(error, h, chosen)
-    dtype = np.float16 if np.abs(values).max(initial=0.0) < float(np.finfo(np.float16).max) else np.float32
-    outliers = Outliers(*sparse_parts(np.flatnonzero(chosen), values, dtype))
+    outliers = Outliers(*sparse_parts(np.flatnonzero(chosen), values, weight_dtype(values)))
     losses = {k: v if k == "damping" else v * share / total for k, v in result.losses.items()}
     losses["outliers"] = layer_loss(error - outliers.dense(*weights.shape), h) / total
     return replace(result, outliers=outliers, losses=losses)

@@ -13,6 +13,8 @@ from export.packing import pack
 from toolchain.quantize.kmeans import kmeans_1d
 from toolchain.quantize.sparse import Outliers
 
+_PART = 1 << 22  # numbers that are looked at together
+
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
@@ -101,6 +103,17 @@ def scale_dtype(smallest: float, largest: float) -> type[np.floating]:
     """float16 where every scale is a normal float16 number, else float32."""
     limits = np.finfo(np.float16)
     return np.float16 if smallest >= float(limits.smallest_normal) and largest <= float(limits.max) else np.float32
+
+
+def weight_dtype(values: np.ndarray) -> type[np.floating]:
+    """float16 where it holds the numbers to its 11 bits on the whole, else (too large, or too small) float32."""
+    error = total = 0.0
+    for part in np.array_split(values.reshape(-1), values.size // _PART + 1):
+        wide = part.astype(np.float64)
+        with np.errstate(over="ignore"):
+            error += float(((wide - part.astype(np.float16)) ** 2).sum())
+        total += float((wide**2).sum())
+    return np.float16 if error <= 2.0**-20 * total else np.float32
 
 
 def code_scales(scale: np.ndarray, bits: int) -> QuantizedMatrix:

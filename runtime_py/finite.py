@@ -1,0 +1,17 @@
+"""The check of everything that leaves a model: NaN and infinity end a request, instead of choosing token 0 for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from export.errors import NotFiniteError
+
+
+def checked_logits(logits: np.ndarray, who: str = "the model") -> np.ndarray:
+    """The logits [T, vocabulary] themselves. A token may have -inf, which rules it out, but not all tokens.
+
+    Raises NotFiniteError on NaN, +inf, or a position where every logit is -inf.
+    """
+    if not np.isfinite(logits.max(axis=-1)).all():  # a maximum is NaN where any number is
+        raise NotFiniteError(f"{who} gives logits that are NaN or infinite: its weights or its sums exceed float32")
+    return logits

@@ -1,0 +1,67 @@
+"""A model folder of a few thousand random weights with the bundled tokenizer, whose numbers a test sets itself."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from export.folder import write_model_folder
+from tests.conftest import DEMO
+from toolchain import synthetic
+from toolchain.quantize.settings import QuantizeSettings
+
+_CONFIG = {
+    "model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 1536, "max_position_embeddings": 512, "tie_word_embeddings": False,
+}  # fmt: skip
+Edit = Callable[[np.ndarray], np.ndarray]
+
+
+class _Edited(synthetic.RandomCheckpoint):
+    """Changes every tensor whose name ends in a key of `edits`; matrices by their scales, one for each row."""
+
+    def __init__(self, folder: Path, settings: QuantizeSettings, edits: Mapping[str, Edit]) -> None:
+        super().__init__("tiny", folder, settings)
+        self.records = {n: replace(r, scale_dtype=r.scale_dtype and "float32") for n, r in self.records.items()}
+        self._edits = edits
+
+    def tensor(self, record_name: str, suffix: str) -> np.ndarray:
+        value = super().tensor(record_name, suffix)
+        if suffix.endswith(".scale"):
+            value = value.astype(np.float32)
+        elif self.records[record_name].scheme != "float32":
+            return value
+        for end, edit in self._edits.items():
+            if record_name.endswith(end):
+                value = edit(value).astype(np.float32)
+        return value
+
+
+def write_tiny(folder: Path, edits: Mapping[str, Edit], settings: QuantizeSettings | None = None, **config) -> Path:
+    """edits: by the end of a tensor's name, what becomes of its numbers (float32). config: over those of a tiny Qwen2.
+
+    Scales are stored as float32, one a row.
+    """
+    settings = settings or QuantizeSettings(bits=8, method="rtn", scale_bits=16)
+    source = folder.with_name(folder.name + "-source")
+    source.mkdir(parents=True)
+    with mock.patch.dict(synthetic.SHAPES, {"tiny": {**_CONFIG, **config}}):
+        checkpoint = _Edited(source, settings, edits)
+    shutil.copyfile(DEMO / "tokenizer.json", source / "tokenizer.json")
+    folder.mkdir(parents=True)
+    write_model_folder(checkpoint, folder, lambda name, index, count: None)
+    return folder
+
+
+def times(factor: float) -> Edit:
+    return lambda value: value * np.float32(factor)
+
+
+def filled(number: float) -> Edit:
+    return lambda value: np.full_like(value, number)
