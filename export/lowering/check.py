@@ -94,7 +94,8 @@ def _percent(share: float) -> str:
 def _unpacked(graph: Graph) -> int:
     """Weights that function bodies unpack to float32 when the graph runs; rows that are looked up are few."""
     products = [n for n in graph.nodes if n.domain == DOMAIN and n.op_type != CODEBOOK_GATHER]
-    return sum(node.attributes.get("K", 0) * node.attributes.get("N", 0) for node in products)
+    sizes = [(node.attributes.get("K"), node.attributes.get("N")) for node in products]
+    return sum(k * n for k, n in sizes if isinstance(k, int) and isinstance(n, int))
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:

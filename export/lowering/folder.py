@@ -43,6 +43,7 @@ class Lowering:
     threads: int | None = None  # hints to our runtime; an option given there wins
     mmap: bool | None = None
     machine: str | None = None  # native library to put beside the graph: a name of export/native/build.py's MACHINES
+    check: bool = True  # onnxruntime runs the result once
 
 
 def write_lowered_folder(
@@ -80,7 +81,8 @@ def write_lowered_folder(
         done["library"] = {"file": name, "operators": sum(n.op_type in _NATIVE for n in graph.nodes)}
     hints = {"threads": lowering.threads, "mmap": lowering.mmap}
     done["runtime"] = {name: value for name, value in hints.items() if value is not None}
-    done["check"] = _check_of(source, destination, lowering, done).run()
+    if lowering.check:
+        done["check"] = _check_of(source, destination, lowering, done).run()
     write_json(destination / MANIFEST, {**manifest, "lowering": done})
     _adjust_genai(destination, lowering, done)
     return done

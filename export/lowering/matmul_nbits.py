@@ -50,7 +50,7 @@ class NBits:
             raise InputError(f"block_size must be a power of two of {_SMALLEST_BLOCK} or more, not {self.block_size}")
         if self.accuracy_level not in _ACCURACY_LEVELS:
             raise InputError(
-                f"accuracy_level must be {', '.join(map(str, _ACCURACY_LEVELS))}, not {self.accuracy_level}"
+                f"accuracy_level must be one of {', '.join(map(str, _ACCURACY_LEVELS))}, not {self.accuracy_level}"
             )
 
 
