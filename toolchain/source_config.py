@@ -48,14 +48,18 @@ def resolved_config(raw: dict[str, Any], where: Path) -> dict[str, Any]:
         count = raw.get(name)
         if isinstance(count, int | float) and count > _MOST_LAYERS:
             raise InputError(f"{where}: {name} must be at most {_MOST_LAYERS}, not {count!r}")
-    config = as_transformers(lambda: transformers_config(raw), where)
+    return {**raw, **as_transformers(lambda: _fields(raw), where), "model_type": raw["model_type"]}
+
+
+def _fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """What the class makes of the config, without what it keeps for itself."""
+    config = transformers_config(raw)
     known = set(config.default_config_fields())
-    fields = {
+    return {
         name: value
         for name, value in config.to_dict().items()
         if name not in _NOT_FOR_THE_CLASS and (name in known or not name.startswith("_"))
     }
-    return {**raw, **fields, "model_type": raw["model_type"]}
 
 
 def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:
@@ -71,7 +75,7 @@ def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:
     given = {
         name: copy.deepcopy(value)
         for name, value in config.items()
-        if name not in _NOT_FOR_THE_CLASS and not name.startswith(("__", "_attn", "_experts")) and name != "model_type"
+        if name not in _NOT_FOR_THE_CLASS and not name.startswith(("_attn", "_experts")) and name != "model_type"
     }
     with _quiet():
         made: PreTrainedConfig = CONFIG_MAPPING[kind](**given)
