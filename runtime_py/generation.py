@@ -42,7 +42,7 @@ class Piece:
     text: str
     logprob: float | None = None  # natural logarithm of the model's own probability, before rules and temperature
     alternatives: tuple[tuple[int, float], ...] = ()  # most likely tokens with their log probabilities
-    offset: int = 0  # characters of the answer before this token
+    offset: int = 0  # with log probabilities: characters of the answer before this token
 
 
 class Generation:

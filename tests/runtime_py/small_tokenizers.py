@@ -170,8 +170,8 @@ def token_ids(draw: st.DrawFn, kind: str) -> list[int]:
     """Ids of random texts, random ids, and runs of byte tokens with broken ones among them."""
     tokenizer = small_tokenizer(kind)
     size = tokenizer.get_vocab_size()
-    spelled = [*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    single = [i for i in map(tokenizer.token_to_id, spelled) if i is not None]
+    names = [*BYTES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    single = [token for token in map(tokenizer.token_to_id, names) if token is not None]
     parts = [texts.map(lambda text: tokenizer.encode(text).ids), st.lists(st.integers(0, size + 1), max_size=6)]
     if single:
         parts.append(st.lists(st.sampled_from(single), max_size=6))

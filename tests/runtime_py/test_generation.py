@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from runtime_py.engine.engine import chunk_size
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import Generation, GenerationRequest, common_prefix, reusable
 from runtime_py.sampling import SamplingSettings
+from tests.runtime_py.small_tokenizers import small_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,24 @@ def test_reuse_leaves_two_tokens_and_never_goes_below_zero():
     assert reusable([1, 2, 3, 4], [1]) == 0
     assert reusable([], [1, 2]) == 0
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
+
+
+def test_an_interrupted_answer_keeps_the_characters_that_were_held_back():
+    tokenizer = small_tokenizer("llama")
+    script = [tokenizer.token_to_id(token) for token in ("a", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0x0A>", "a")]
+
+    class Scripted:
+        def forward(self, state, tokens, last_only):
+            return np.eye(tokenizer.get_vocab_size())[[script.pop(0)]]
+
+    asked = GenerationRequest((script[0],), SamplingSettings(), 9)
+    generation = Generation(asked, Scripted(), tokenizer, SimpleNamespace(length=0))
+    pieces = [generation.step().text for _ in range(6)]
+    assert (pieces, generation.tail) == (["a", *[""] * 5], "")
+    generation.interrupt()
+    assert (generation.tail, generation.finish_reason) == ("😀\n", "stop")
+    generation.interrupt()
+    assert generation.tail == "😀\n"
 
 
 def test_log_probabilities_are_the_models_own(generator):
