@@ -137,9 +137,7 @@ def test_older_spellings_of_a_configuration():
     phi = {k: v for k, v in phi.items() if k != "rope_parameters"} | {"rope_scaling": scaling}
     phi["original_max_position_embeddings"] = 16
     assert resolved_spec(phi).context_length == 16
-    with pytest.raises(
-        InputError, match="original_max_position_embeddings"
-    ):  # transformers 5 reads the first name no more
+    with pytest.raises(InputError, match="original_max_position_embeddings"):  # as transformers 5 does
         resolved_spec({**phi, "rope_scaling": {**scaling, "type": "su"}})
 
 
