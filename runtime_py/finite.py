@@ -13,5 +13,5 @@ def checked_logits(logits: np.ndarray, who: str = "the model") -> np.ndarray:
     Raises NotFiniteError on NaN, +inf, or a position where every logit is -inf.
     """
     if not np.isfinite(logits.max(axis=-1)).all():  # a maximum is NaN where any number is
-        raise NotFiniteError(f"{who} gives logits that are NaN or infinite: its weights or its sums exceed float32")
+        raise NotFiniteError(f"{who} gives logits that are NaN or infinite: its weights or sums exceed float32")
     return logits
