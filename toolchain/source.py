@@ -75,14 +75,10 @@ class SourceModel:
     @functools.cached_property
     def _stored(self) -> dict[str, str]:
         """Stored names by parameter. Raises InputError when a tensor is missing or in a form that cannot be read."""
+        self._refuse_adapters()
         found: dict[str, str] = {}
         for name in self._weights.names():
             parameter = self._parameters.of(name)
-            if is_adapter(name):
-                raise InputError(
-                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
-                    "with merge_and_unload() of peft and save the model again"
-                )
             if parameter is None:
                 self._refuse_parts_of_weights(name)
             elif parameter in found:
@@ -99,6 +95,15 @@ class SourceModel:
             if self._weights.check(name) and self._parameters.transposed:
                 raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.folder}: {name}")
         return found
+
+    def _refuse_adapters(self) -> None:
+        """Of all that may be wrong with the names, an adapter explains most: it is said first."""
+        for name in self._weights.names():
+            if is_adapter(name):
+                raise InputError(
+                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
+                    "with merge_and_unload() of peft and save the model again"
+                )
 
     def _alike(self, parameter: str) -> str:
         """What to add where a parameter is missing: the stored name that ends like it."""

@@ -22,9 +22,16 @@ from export.errors import InputError
 from toolchain.source_config import transformers_config
 from toolchain.stored_weights import changes_activations_only
 
+# what tensors of PEFT's methods (0.21), kohya's tools and adapter-transformers begin with, as a part of a dotted name
+_ADAPTER_PREFIXES = (
+    "adamss_", "adaption_", "adapter", "ada3?lora_", "beft_", "boft_", "bone_", "c3a_", "deft_", "delora_",
+    "fourierft_", "frod_", "glora_", "gralora_", "hada_", "hira_", "hra_", "ia3_", "lily_", "ln_tuning_", "lokr_",
+    "lora_", "miss_", "oft_", "osf_", "peanut_", "poly_", "psoft_", "p?vera_lambda_", "randlora_", "road_", "shadow_",
+    "shira_", "supertuning_", "tinylora_", "trainable_tokens_", "unilora_", "vblora_", "waveft_",
+)  # fmt: skip
 _ADAPTER = re.compile(
-    r"(^|\.)(lora_\w+|ia3_l|base_layer|modules_to_save|original_module|vera_lambda_\w+|hada_\w+|lokr_\w+|oft_\w+|boft_\w+"
-    r"|ada3?lora_\w+|randlora_\w+|prompt_encoder|prompt_embeddings|adapter\w*|_adapter\w*)(\.|$)|(^|\.)base_model\.model\."
+    rf"(^|\.)(_?({'|'.join(_ADAPTER_PREFIXES)})\w*|base_layer|modules_to_save|original_module|prompt_encoder"
+    r"|prompt_embeddings)(\.|$)|(^|\.)base_model\.model\."
 )
 # buffers of earlier versions, and what stands on an encoder in place of the head that is not exported
 _HARMLESS = re.compile(

@@ -293,5 +293,8 @@ def test_more_layers_than_are_stored(model):
     with pytest.raises(InputError, match=r"has no tensor model\.layers\.2"):
         SourceModel(model).names()
     config(model, num_hidden_layers=2**24)
-    with pytest.raises(InputError, match="must be at most 10000, not 16777216"):
+    with pytest.raises(InputError, match="num_hidden_layers must be at most 10000"):
+        SourceModel(model).names()
+    config(model, num_hidden_layers=10_000)
+    with pytest.raises(InputError, match="asks for 10000 blocks"):
         SourceModel(model).names()

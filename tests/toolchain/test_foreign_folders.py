@@ -66,7 +66,12 @@ def test_an_adapter(model, whole, kind, base):
      "{}.lora_magnitude_vector", "{}.lora_magnitude_vector.default.weight", "{}.hada_w1_a", "{}.lokr_w1", "{}.oft_r",
      "{}.vera_lambda_b", "{}.modules_to_save.default.weight", "{}.original_module.weight", "{}.adapter_down.weight",
      "model.embed_tokens.lora_embedding_A", "model.embed_tokens.lora_embedding_B.default",
-     "base_model.model.{}.weight", "base_model.model.lm_head.weight", "prompt_encoder.default.embedding.weight"],
+     "base_model.model.{}.weight", "base_model.model.lm_head.weight", "prompt_encoder.default.embedding.weight",
+     "{}.fourierft_spectrum.default", "{}.hra_u.default", "{}.miss_block.default", "{}.bone_block.default",
+     "{}.shira_weight.default", "{}.c3a_kernel.default", "{}.road_theta.default", "{}.delora_A.default",
+     "{}.vblora_logits_A.default", "{}.randlora_lambda.default", "{}.gralora_A.default", "{}.oft_R.default.weight",
+     "model.norm.ln_tuning_layers.default.weight", "model.embed_tokens.trainable_tokens_delta.default",
+     "model.layers.0.self_attn.adaption_prompt", "{}.lora_down.weight"],
 )  # fmt: skip
 def test_tensors_of_an_adapter_that_was_not_merged(model, name):
     tensors = load_file(model / "model.safetensors")
@@ -74,6 +79,13 @@ def test_tensors_of_an_adapter_that_was_not_merged(model, name):
     save_file(tensors, model / "model.safetensors")
     line = refused(model)
     assert "adapter" in line and "merge_and_unload" in line
+
+
+def test_an_adapter_is_named_before_what_lies_beside_it(model):
+    tensors, module = load_file(model / "model.safetensors"), "model.layers.0.self_attn.q_proj"
+    beside = {"alpha": torch.tensor(4.0), "lora_down.weight": torch.ones(4, 4), "lora_up.weight": torch.ones(4, 4)}
+    save_file(tensors | {f"{module}.{name}": value for name, value in beside.items()}, model / "model.safetensors")
+    assert "lora_down.weight belongs to an adapter" in refused(model)
 
 
 CONFIG = "config.json"
