@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.archs import is_encoder_family
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 from export.files import read_json
 from export.reader import Graph, Node, read_graph
 from runtime_py.engine.encoder import EncoderEngine
@@ -75,12 +75,17 @@ class TextEncoder:
         return encoding.ids
 
     def embed_ids(self, ids: Sequence[int]) -> np.ndarray:
-        """The vector of one token sequence, float32 [width]. Raises InputError on ids or a length it cannot read."""
+        """The vector of one token sequence, float32 [width].
+
+        Raises InputError on ids or a length it cannot read, NotFiniteError on a vector that is no numbers.
+        """
         states = self.states(ids)
         mask = np.ones((1, len(ids)), np.int64)
         (vector,) = self._folder.given((VECTOR,), {STATES: states[None], "attention_mask": mask})
         if vector.ndim != 2 or vector.shape[0] != 1:
             raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
+        if not np.isfinite(vector).all():
+            raise NotFiniteError("the model gives a vector that is NaN or infinite: its weights or sums exceed float32")
         return vector[0]
 
     def states(self, ids: Sequence[int]) -> np.ndarray:

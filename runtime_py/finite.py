@@ -17,5 +17,5 @@ def checked_logits(logits: np.ndarray, who: str = "the model") -> np.ndarray:
     else:
         finite = np.isfinite(logits.max(axis=-1)).all()
     if not finite:  # a maximum is NaN where any number is
-        raise NotFiniteError(f"{who} gives logits that are NaN or infinite: its weights or its sums exceed float32")
+        raise NotFiniteError(f"{who} gives logits that are NaN or infinite: its weights or sums exceed float32")
     return logits

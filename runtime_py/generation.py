@@ -20,6 +20,8 @@ from runtime_py.logit_processors import NEUTRAL, LogitProcessor, LogitRules
 from runtime_py.sampling import Sampler, SamplingSettings
 from runtime_py.text_stream import TextStream
 
+IMPOSSIBLE = -9999.0  # log probability reported for a token that the model rules out, as OpenAI does: JSON has no -inf
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -148,4 +150,5 @@ def _log_probabilities(logits: np.ndarray, token: int, count: int) -> tuple[floa
     count = min(count, x.size)
     best = np.argpartition(-x, count - 1)[:count] if count else np.empty(0, np.int64)
     best = best[np.argsort(-x[best], kind="stable")]
+    x[np.isneginf(x)] = IMPOSSIBLE
     return float(x[token]), tuple((int(i), float(x[i])) for i in best)

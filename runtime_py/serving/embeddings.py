@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 from runtime_py.encoder import TextEncoder
 from runtime_py.serving import fields
 from runtime_py.serving.errors import ApiError
@@ -111,6 +111,8 @@ class EmbeddingServer:
                     vector, count = work.result()
                 except InputError as error:
                     raise ApiError(400, f"input {number}: {error}", "input") from None
+                except NotFiniteError as error:
+                    raise ApiError(500, f"input {number}: {error}") from None
                 vectors.append(vector)
                 tokens += count
         finally:

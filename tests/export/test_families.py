@@ -133,9 +133,12 @@ def test_older_spellings_of_a_configuration():
     older = {k: v for k, v in neox.items() if k != "rope_parameters"} | {"rotary_pct": 0.25, "rotary_emb_base": 10000}
     assert resolved_spec(older) == resolved_spec(neox)
     phi = AutoConfig.for_model("phi3", **COMMON).to_dict()
-    scaling = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     phi = {k: v for k, v in phi.items() if k != "rope_parameters"} | {"rope_scaling": scaling}
-    assert resolved_spec({**phi, "original_max_position_embeddings": 16}).context_length == 16
+    phi["original_max_position_embeddings"] = 16
+    assert resolved_spec(phi).context_length == 16
+    with pytest.raises(InputError, match="original_max_position_embeddings"):  # as transformers 5 does
+        resolved_spec({**phi, "rope_scaling": {**scaling, "type": "su"}})
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,11 @@ def test_older_spellings_of_a_configuration():
         ("opt", {"ffn_dim": 8, "do_layer_norm_before": False}, "do_layer_norm_before False is not supported for opt"),
         ("opt", {"ffn_dim": 8, "word_embed_proj_dim": 16}, "word_embed_proj_dim must be hidden_size"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not"),
-        ("phi3", {"rope_parameters": {"type": "longrope", "short_factor": [1.0]}}, "short_factor must list 4 numbers"),
+        (
+            "phi3",
+            {"rope_parameters": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor field must have length 4",
+        ),
         ("llama", {"rope_parameters": {"rope_type": "mrope"}}, "rope_type 'mrope' is not supported"),
         ("gpt_neox", {"rotary_pct": 1.5}, "an even part of head_dim"),
     ],

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +17,22 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from export.errors import NotFiniteError
+from export.folder import write_model_folder
 from runtime_py.chat.template import open_template
 from runtime_py.chat.terminal import Chat, ChatSettings, converse
+from runtime_py.encoder import TextEncoder
 from runtime_py.engine import attention
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.fence import aligned_bytes
 from runtime_py.finite import checked_logits
 from runtime_py.generate import TextGenerator
-from runtime_py.generation import Generation, GenerationRequest, reusable
+from runtime_py.generation import IMPOSSIBLE, Generation, GenerationRequest, reusable
 from runtime_py.load import open_model
 from runtime_py.sampling import SamplingSettings
 from runtime_py.serving.scheduler import Failed, Scheduler
 from runtime_py.serving.settings import ServeSettings
+from tests.conftest import DEMO
+from tests.runtime_py.serving_helpers import ServerProcess
 from tests.runtime_py.test_engine import reference_attention
 from tests.runtime_py.tiny import Edit, filled, times, write_tiny
 from toolchain.cli import app
@@ -329,3 +337,89 @@ def test_scheduler_fails_the_request_and_goes_on(late):
                 assert "NaN or infinite" in found.message
     finally:
         scheduler.close()
+
+
+def ask(server, path, body):
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_serve_answers_with_an_error_and_goes_on(broken, late):
+    with ServerProcess(broken) as server:
+        assert any("requests will fail" in line for line in server.lines)
+        for body in ({"prompt": "a"}, {"prompt": "a", "stream": True}, {"prompt": [5, 6, 7], "temperature": 1}):
+            status, text = ask(server, "/completions", body)
+            assert status == 500 and "NaN or infinite" in json.loads(text)["error"]["message"]
+        assert server.alive()
+    with ServerProcess(late) as server:
+        status, text = ask(server, "/completions", {"prompt": IDS[:20].tolist(), "stream": True, "max_tokens": 100})
+        events = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: {")]
+        assert status == 200 and "NaN or infinite" in events[-1]["error"]["message"]
+        assert len(events) > 1 and events[0]["choices"][0]["text"] and "[DONE]" not in text
+        status, text = ask(server, "/completions", {"prompt": IDS[:20].tolist(), "max_tokens": 10})
+        assert status == 200 and json.loads(text)["choices"][0]["finish_reason"] == "length"
+
+
+def test_tokens_that_are_ruled_out_have_a_log_probability_in_json(plain):
+    generator = TextGenerator(plain)
+
+    class RulesOut:
+        vocab_size, new_state = generator.session.vocab_size, generator.session.new_state
+
+        def forward(self, state, tokens, last_only=False):
+            state.length += len(tokens)
+            logits = np.full((1, self.vocab_size), -np.inf, np.float32)
+            logits[0, 30] = 1.0
+            return checked_logits(logits)
+
+    request = GenerationRequest((5, 6), SamplingSettings(), 1, top_logprobs=3)
+    runner = RulesOut()
+    piece = Generation(request, runner, generator.tokenizer, runner.new_state()).step()
+    assert piece is not None and piece.token == 30 and piece.logprob == 0.0
+    assert [p for _, p in piece.alternatives] == [0.0, IMPOSSIBLE, IMPOSSIBLE]
+
+
+@pytest.mark.parametrize("powers", [(20, 0), (0, 20), (20, 20)])
+def test_encoders_with_huge_keys_and_values(powers, tmp_path):
+    """A tiny BERT whose keys or values are scaled up and back: the same vector, also for the texts before and after."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from toolchain.pipeline import CalibrationChoice, quantize_model
+
+    config = transformers.BertConfig(
+        vocab_size=1536, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    found = []
+    for name, (key, value) in (("small", (0, 0)), ("large", powers)):
+        torch.manual_seed(0)
+        model = transformers.BertModel(config)
+        with torch.no_grad():
+            for layer in model.encoder.layer:
+                inner = layer.attention.self
+                for part, power in ((inner.query, -key), (inner.key, key), (inner.value, value)):
+                    part.weight *= 2.0**power
+                    part.bias *= 2.0**power
+                layer.attention.output.dense.weight *= 2.0**-value
+        source = tmp_path / name
+        model.save_pretrained(source)
+        shutil.copyfile(DEMO / "tokenizer.json", source / "tokenizer.json")
+        settings_chosen = QuantizeSettings(bits=8, method="rtn", sequences=4, sequence_length=16)
+        checkpoint = quantize_model(
+            str(source), tmp_path / f"{name}-q", settings_chosen, CalibrationChoice("built-in", None), quiet=True
+        )
+        folder = tmp_path / f"{name}-out"
+        folder.mkdir()
+        write_model_folder(checkpoint, folder)
+        encoder = TextEncoder(folder)
+        assert not encoder.interpreted
+        found.append([encoder.embed_ids(IDS[:length].tolist()) for length in (5, 40, 1)])
+    with pytest.raises(NotFiniteError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "states", lambda ids: np.full((len(ids), 64), np.nan, np.float32))
+        encoder.embed_ids([5, 6])
+    for small, large in zip(*found):
+        np.testing.assert_allclose(large, small, atol=0.02 * np.abs(small).max())
