@@ -150,8 +150,12 @@ class Chat:
         self.messages = found
 
 
-def converse(chat: Chat) -> None:
-    """Read lines from stdin until its end. On a terminal with a prompt, else plainly, so that it can be scripted."""
+def converse(chat: Chat) -> bool:
+    """Read lines from stdin until its end. On a terminal with a prompt, else plainly, so that it can be scripted.
+
+    Goes on after an error. False when logits that are no numbers ended an answer.
+    """
+    good = True
     terminal = sys.stdin.isatty()
     if terminal:
         import readline  # noqa: F401 (its import gives input() line editing and history)
@@ -163,12 +167,12 @@ def converse(chat: Chat) -> None:
         try:
             line = input("> " if terminal else "").strip()
         except EOFError:
-            return
+            return good
         except KeyboardInterrupt:
             print("\n(Ctrl-D or /exit leaves)", file=sys.stderr)
             continue
         if line == "/exit":
-            return
+            return good
         try:
             if line.startswith("/"):
                 _command(chat, line)
@@ -178,6 +182,7 @@ def converse(chat: Chat) -> None:
                 print(f"[{note}]", file=sys.stderr)
         except (InputError, NotFiniteError) as error:
             print(f"athena-export: {error}", file=sys.stderr)
+            good = good and not isinstance(error, NotFiniteError)
 
 
 def _command(chat: Chat, line: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime_py.generation_config import UNSUPPORTED
 from runtime_py.serving.errors import ApiError
 
 
@@ -48,6 +49,15 @@ _GENERATION = _names(
 # Extensions of the API by vLLM, llama.cpp's server, TGI, SGLang, Ollama, text-generation-webui, koboldcpp and hosted
 # services. A penalty of 1 or a strength of 0 is their way to say "off".
 _EXTENSIONS: Mapping[str, tuple[Any, ...]] = {
+    # transformers' generate(), as its own server and others take it
+    **UNSUPPORTED,
+    "early_stopping": (False,),
+    "min_length": (0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "renormalize_logits": (False,),
+    **_nothing("generation_config forced_decoder_ids eos_token_id cache_implementation assistant_model"),
     # vLLM
     "length_penalty": (1,),
     "use_beam_search": (False,),
@@ -170,7 +180,7 @@ _EXTENSIONS: Mapping[str, tuple[Any, ...]] = {
         "dynatemp_low dynatemp_high sampler_priority sampler_order rep_pen_range rep_pen_slope grammar_string preset "
         "mode character instruction_template instruction_template_str chat_template_str user_name bot_name memory "
         "max_length max_context_length prompt_lookup_num_tokens repetition_penalty_range repetition_context_size "
-        "repetition_decay"
+        "repetition_decay stopping_strings truncation_length cfg_scale presence_context_size frequency_context_size"
     ),
     # Hosted services
     "safe_prompt": (False,),

@@ -306,10 +306,17 @@ def test_chat_prints_a_line_and_goes_on(broken, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n/save /dev/null/no\n"))
     generator = TextGenerator(broken)
     chat = Chat(generator, open_template(broken, None), ChatSettings(SamplingSettings(), 5))
-    converse(chat)
+    assert not converse(chat)
     said = capsys.readouterr().err
     assert said.count("logits that are NaN") == 2
     assert chat.messages == []
+
+
+@pytest.mark.parametrize(("lines", "code"), [("hello\n", 1), ("hello\n/reset\n/exit\n", 1), ("/help\n/nothing\n", 0)])
+def test_a_scripted_chat_ends_with_an_exit_code(lines, code, broken):
+    done = CliRunner().invoke(app, ["chat", str(broken), "--max-tokens", "5"], input=lines)
+    assert done.exit_code == code
+    assert done.stderr.count("logits that are NaN") == code
 
 
 def test_scheduler_fails_the_request_and_goes_on(late):
@@ -319,7 +326,7 @@ def test_scheduler_fails_the_request_and_goes_on(late):
         for length, fails in ((45, True), (3, False), (60, True), (5, False)):
             events: asyncio.Queue = asyncio.Queue()
             request = GenerationRequest(tuple(IDS[:length].tolist()), SamplingSettings(), 12)
-            scheduler.submit(request, events.put_nowait, 60)
+            scheduler.submit([request], lambda _, event, events=events: events.put_nowait(event), 60)
             found = None
             while not hasattr(found, "reason") and not isinstance(found, Failed):
                 while events.empty():

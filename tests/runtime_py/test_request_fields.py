@@ -18,6 +18,7 @@ from openai.types.chat import (
 from openai.types.chat.chat_completion_content_part_text_param import ChatCompletionContentPartTextParam
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
 
+from runtime_py.generation_config import RULES, SAMPLING, UNSUPPORTED
 from runtime_py.logit_processors import NEUTRAL, LogitRules
 from runtime_py.serving import fields, schema
 from runtime_py.serving.errors import ApiError
@@ -83,6 +84,7 @@ def test_the_classes_do_not_overlap_and_extensions_are_known_everywhere(route):
     known = table.supported | table.inert | set(table.refused)
     assert {name: classes(table, name) for name in known} == dict.fromkeys(known, 1)
     assert [name for name in EXTENSIONS.split() if name not in known] == []
+    assert [name for name in (*UNSUPPORTED, *RULES, *SAMPLING) if name not in known] == []  # of transformers
 
 
 @pytest.mark.parametrize("chat", [False, True])

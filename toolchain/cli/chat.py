@@ -89,9 +89,11 @@ def chat(
         sampling, max_tokens, tuple(stop or ()), system, variables, asked.rules(generator), asked.stops(generator)
     )
     try:
-        converse(Chat(generator, template, settings))
+        good = converse(Chat(generator, template, settings))
     finally:
         template.close()
+    if not good:
+        raise typer.Exit(1)
 
 
 @guarded
