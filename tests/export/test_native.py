@@ -229,7 +229,7 @@ def test_real_models(native_library, name, request):
     # 2e-5 of the largest logit: float32 sums in another order.
     assert np.abs(found["float32"] - expected).max() <= 2e-5 * np.abs(expected).max()
     error = np.sqrt(np.mean((found["int8"] - expected) ** 2))
-    assert 0 < error < 0.03 * expected.std()
+    assert 0 < error < 0.05 * expected.std()
 
 
 def test_a_folder_for_genai_names_its_library(native_library, demo_folder, tmp_path):
@@ -238,8 +238,8 @@ def test_a_folder_for_genai_names_its_library(native_library, demo_folder, tmp_p
     told = json.loads(done.stdout)
     options = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
     name = options["custom_ops_library"]
-    assert (tmp_path / "out" / name).is_file() and told["library"] == {"file": name, "operators": 72}
-    assert told["attention_nodes"] == 5
+    assert (tmp_path / "out" / name).is_file() and told["library"] == {"file": name, "operators": 58}
+    assert told["attention_nodes"] == 4
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

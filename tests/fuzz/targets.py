@@ -1,6 +1,6 @@
 """What is fuzzed: each target takes bytes, treats them as one file of a folder, and uses it as the product does.
 
-A target may raise InputError; anything else is a finding. Seeds are the real files.
+A target may raise InputError or NotFiniteError; anything else is a finding. Seeds are the real files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import AttributeProto, ModelProto
 
-from export.errors import InputError
+from export.errors import InputError, NotFiniteError
 from tests.conftest import DEMO
 
 WORK = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
@@ -28,11 +28,11 @@ class Target:
         self.refusal = ""  # why the last refused input was
 
     def __call__(self, data: bytes) -> bool:
-        """Whether the file was accepted. Raises what the product raises, InputError excepted."""
+        """Whether the file was accepted. Raises what the product raises but those two."""
         (self.folder / self.filename).write_bytes(data)
         try:
             self._use(self.folder)
-        except InputError as error:
+        except (InputError, NotFiniteError) as error:
             if "\n" in str(error):
                 raise AssertionError(f"an error of several lines: {error}") from error
             self.refusal = str(error)
