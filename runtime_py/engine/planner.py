@@ -40,8 +40,6 @@ class Planner:
         self.keep: list[np.ndarray] = []
         self.attention: list[AttentionShape] = []
         self.rotations: list[tuple[str, str]] = []
-        self.position_rows: int | None = None  # rows of a learned position table
-        self.vocab_size = 0
         self.bytes_per_token = 0  # weights read for one token
         self.widest = 64  # columns of the widest matrix
         self.result_width = 0
