@@ -24,7 +24,7 @@ class EncoderEngine:
         if threads is not None and not 1 <= threads <= 1024:
             raise InputError(f"--threads must be 1 to 1024, not {threads}")
         self.limit = -(-limit // 16) * 16
-        planner = Planner(graph, self.limit)
+        planner = Planner(graph, self.limit, ("input_ids", "position_ids", "token_type_ids"))
         planner.plan_encoder(states)
         self._attention = planner.attention
         self._width = planner.result_width
