@@ -100,17 +100,19 @@ class _Walk:
             table[row][column] = self._promises.numbers[name](case) if base is None else base
         sizes = [promise.size(case) for promise in self._promised]
         self._spans = [(_APART * (i + 1), _APART * (i + 1) + size) for i, size in enumerate(sizes)]
-        # What holds something: its bytes, and for how many tokens (0: the caller's, for any).
-        self._written = [(*span, 0) for span, promise in zip(self._spans, self._promised) if promise.ready]
+        # What holds something, by memory (-1: the buffers): its bytes, and for how many tokens (0: the caller's, for any).
+        self._written: dict[int, list[tuple[int, int, int]]] = {-1: []}
+        for i, (span, promise) in enumerate(zip(self._spans, self._promised)):
+            self._written[i] = [(*span, 0)] if promise.ready else []
         self._group: list[Access] = []  # what was touched since the threads last met
         for number, row in enumerate(table):
             try:
                 self._step(number, row, case, first)
             except (KeyError, ValueError, IndexError):
                 need(False, f"step {number} cannot be understood")
-        for span, promise in zip(self._spans, self._promised):
-            whole = any((low, high) == span for low, high, _ in self._written)
-            need(not promise.result or whole, "a result that is not written in full")
+        for i, (span, promise) in enumerate(zip(self._spans, self._promised)):
+            whole = [(low, high) for low, high, _ in self._written[i]] == [span]
+            need(whole or not promise.result, "a result that is not written in full")
 
     def _step(self, number: int, row: list[int], case: Case, first: bool) -> None:
         operation = row[op.OPERATION]
@@ -176,14 +178,15 @@ class _Walk:
             need(known, f"{where}: {access.name} lies outside its memory")
             return False
         if access.kind != WRITE:
-            held = any(start <= low and high <= stop and t in (0, tokens) for start, stop, t in self._written)
+            held = any(start <= low and high <= stop and t in (0, tokens) for start, stop, t in self._written[promised])
             need(held, f"{where}: {access.name} reads what no step has written")
         return True
 
     def _write(self, low: int, high: int, tokens: int) -> None:
         """From now on this holds the step's result, and what overlapped it holds nothing."""
-        self._written = [span for span in self._written if span[1] <= low or high <= span[0]]
-        self._written.append((low, high, tokens))
+        memory = low // _APART - 1
+        kept = [span for span in self._written[memory] if span[1] <= low or high <= span[0]]
+        self._written[memory] = [*kept, (low, high, tokens)]
 
 
 def _span(access: Access) -> tuple[int, int]:
