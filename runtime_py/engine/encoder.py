@@ -51,9 +51,7 @@ class EncoderEngine:
         """What is set before the first text, and for each text its result. All layers share one cache."""
         memory = {n: Promise(lambda case: 8 * self.limit) for n in ("input_ids", "position_ids", "token_type_ids")}
         memory["result"] = Promise(lambda case: 4 * self._width * case.tokens, ready=False, result=True)
-        keys, values = (
-            Promise(lambda case, k=k: self._cache_bytes(case.item)[k], ready=False) for k in range(2)
-        )
+        keys, values = (Promise(lambda case, k=k: self._cache_bytes(case.item)[k], ready=False) for k in range(2))
         overflow = Promise(lambda case: 16)
         numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
         for i in range(len(self._attention)):

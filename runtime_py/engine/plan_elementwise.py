@@ -36,7 +36,12 @@ def reshape(planner: Planner, node: Node) -> None:
     """Only the last dimension may be cut into heads, or joined again."""
     x, shape = planner.tokens(node.inputs[0], in_heads=True), planner.folder.constant(node.inputs[1]).tolist()
     heads = shape[2] if len(shape) == 4 else 1
-    if min(shape[2:], default=0) < 1 or shape[:2] != [0, 0] or len(shape) not in (3, 4) or math.prod(shape[2:]) != x.width:
+    if (
+        min(shape[2:], default=0) < 1
+        or shape[:2] != [0, 0]
+        or len(shape) not in (3, 4)
+        or math.prod(shape[2:]) != x.width
+    ):
         raise Unplannable(f"the reshape {node.name}")
     planner.give(node.outputs[0], replace(x, heads=heads))
 

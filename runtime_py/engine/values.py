@@ -11,7 +11,6 @@ from export.reader import Graph
 from runtime_py.engine.plan import Buffer, Place
 from runtime_py.folding import Folder
 
-
 _LONGEST_TRIED = 1 << 17  # positions over which a window is tried
 
 

@@ -2,10 +2,10 @@
 
 python -m tests.fuzz.graphs --runs 1000 [--seed 0] [--first 0]
 
-A graph is composed of random nodes of the supported set with legal types and odd shapes, or is one of a real export with
-nodes inserted, edges moved and outputs renamed. The engine and the interpreter must give the same logits, up to the
-rounding of int8 activations and a float16 cache, which the interpreter copies; or refuse it in one line. A fault ends
-the process, by a signal where a fence was touched.
+A graph is composed of random nodes of the supported set with legal types and odd shapes, or is one of a real export
+with nodes inserted, edges moved and outputs renamed. The engine and the interpreter must give the same logits, up to
+the rounding of int8 activations and a float16 cache, which the interpreter copies; or refuse it in one line. A fault
+ends the process, by a signal where a fence was touched.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Composer:
         self.weights[name] = np.asarray(array, dtype, order="C")
         return name
 
-    def node(self, op_type: str, inputs: tuple[str, ...], outputs: int = 1, domain: str = "", **attributes) -> list[str]:
+    def node(
+        self, op_type: str, inputs: tuple[str, ...], outputs: int = 1, domain: str = "", **attributes
+    ) -> list[str]:
         at = f"n{len(self.nodes)}"
         names = tuple(f"{at}.{i}" for i in range(outputs))
         self.nodes.append(Node(op_type, domain, at, inputs, names, attributes))
@@ -291,7 +293,7 @@ def _change(graph: Graph, r: random.Random) -> Graph:
         old = composer.some()
         swap = {old: composer.some(composer.widths[old])}
     elif kind == 2:  # a part of a value, or all of it, becomes the result
-        last = composer.some("logits" in composer.widths and composer.widths["logits"] or None)
+        last = composer.some(composer.widths.get("logits"))
         if composer.widths[last] > 1 and r.random() < 0.6:
             composer.split(last)
             last = composer.nodes[-1].outputs[0]
@@ -412,7 +414,17 @@ def graphs(seed: int, first: int, runs: int, real: list[Graph]) -> Iterator[tupl
 
 def in_a_process(runs: int, seed: int, folders: list[Path], first: int = 0) -> str:
     """The tally of a checked run in a process of its own. Raises AssertionError with what it wrote at a fault."""
-    command = [sys.executable, "-m", "tests.fuzz.graphs", "--runs", str(runs), "--seed", str(seed), "--first", str(first)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.graphs",
+        "--runs",
+        str(runs),
+        "--seed",
+        str(seed),
+        "--first",
+        str(first),
+    ]
     environment = {**os.environ, "ATHENA_CHECK": "1"}
     done = subprocess.run([*command, *map(str, folders)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"status {done.returncode}: {done.stdout[-500:]} {done.stderr[-3000:]}"
@@ -430,7 +442,8 @@ def main() -> None:
     parser.add_argument("--going-on", action="store_true", help="say which results differ, and go on")
     parser.add_argument("folders", nargs="*", type=Path, help="exports whose graphs are changed")
     options = parser.parse_args()
-    real, tally, start = [read_graph(folder) for folder in options.folders], {}, time.monotonic()
+    real, start = [read_graph(folder) for folder in options.folders], time.monotonic()
+    tally: dict[str, int] = {}
     for number, graph, random_ in graphs(options.seed, options.first, options.runs, real):
         os.write(1, f"\rgraph {number} of seed {options.seed} ".encode())  # what a crash leaves behind
         try:
