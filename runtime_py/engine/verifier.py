@@ -1,7 +1,7 @@
 """Proves, before the first run, that no step of a finished table can touch memory that is not its own.
 
-The table comes from a graph that may be hostile, and the kernels check nothing. So nobody runs a table that did not pass
-here. What is read is the table, the buffers that each step names, the kept arrays and what the caller promises of the
+The table comes from a graph that may be hostile, and the kernels check nothing. So nobody runs a table that did not
+pass here. What is read is the table, the buffers that each step names, the kept arrays and what the caller promises of the
 addresses it sets (`Promise`): never the planner's reasons. For every kind of call (one token, a whole chunk, a chunk of
 which only the last logits are asked for) all steps are gone through in order, and for each of their accesses
 (extents.py):
@@ -9,8 +9,8 @@ which only the last logits are asked for) all steps are gone through in order, a
 - an address is set, and the bytes lie in one buffer that the step names, in memory that the caller promised, or at the
   start of a kept array;
 - what is read was written before, by this call, for as many tokens, and not overwritten since;
-- what is written overlaps nothing else that the step touches, nor, without a meeting of the threads in between, anything
-  that an earlier step touches;
+- what is written overlaps nothing else that the step touches, nor, without a meeting of the threads in between,
+  anything that an earlier step touches;
 - the results of the call are written in full;
 - indices are limited by the smallest table that they pick from.
 
@@ -100,7 +100,7 @@ class _Walk:
             table[row][column] = self._promises.numbers[name](case) if base is None else base
         sizes = [promise.size(case) for promise in self._promised]
         self._spans = [(_APART * (i + 1), _APART * (i + 1) + size) for i, size in enumerate(sizes)]
-        # What holds something, by memory (-1: the buffers): its bytes, and for how many tokens (0: the caller's, for any).
+        # What holds something, by memory (-1: the buffers): its bytes, and of how many tokens (0: whatever a call has).
         self._written: dict[int, list[tuple[int, int, int]]] = {-1: []}
         for i, (span, promise) in enumerate(zip(self._spans, self._promised)):
             self._written[i] = [(*span, 0)] if promise.ready else []

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from runtime_py.engine import steps as op
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.values import Unplannable
 from runtime_py.load import _runner
+from runtime_py.session import Session
 from tests.fuzz.graphs import Composer, agree, in_a_process, named
 from tests.fuzz.targets import tiny_bert, tiny_llama
 from tests.runtime_py.tiny import write_tiny
@@ -198,6 +200,18 @@ SPOILED = {
 def test_spoiled_graphs_give_the_interpreters_result_or_a_refusal(name):
     for seed in range(4):  # other calls
         agree(SPOILED[name](), random.Random(seed))
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "position_ids"])
+def test_an_input_that_is_also_a_weight_is_refused(name):
+    """Else the interpreter's kernels would get the input where they were told of the weight."""
+    s = Small()
+    graph = s.done(s.head(s.embedded))
+    codes = next(n.inputs[1] for n in graph.nodes if n.op_type == CODEBOOK_MATMUL)
+    nodes = tuple(replace(n, inputs=tuple(name if i == codes else i for i in n.inputs)) for n in graph.nodes)
+    session = Session(replace(graph, nodes=nodes, weights={**graph.weights, name: graph.weights[codes]}))
+    with pytest.raises(InputError, match="both an input and a stored weight"):
+        session.forward(session.new_state(), [1, 2])
 
 
 def test_indices_are_bounded_by_the_smallest_table():
