@@ -54,8 +54,11 @@ class Interpreter:
         """Run all steps from these inputs; what remains in the dictionary are the outputs that were made.
 
         take_over: called with every node and its inputs; it may change the list, or return the outputs itself.
-        Raises InputError.
+        Raises InputError, also where an input has the name of a weight: kernels were told of the weight.
         """
+        twice = sorted(values.keys() & self._constants.keys())
+        if twice:
+            raise InputError(f"model.onnx: {twice[0]} is both an input and a stored weight")
         for node, finished in zip(self.steps, self._last_use):
             inputs = [self._value(name, values) for name in node.inputs]
             outputs = take_over(node, inputs)

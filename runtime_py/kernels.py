@@ -84,10 +84,11 @@ def codebook_matmul(
 ) -> np.ndarray:
     """x [T, K] float32 times the transposed codebook matrix -> [T, N] float32. scale must be float32.
 
-    Raises ValueError when x has another width.
+    Raises ValueError when x has another width, or the weights are not of the layout.
     """
     x = np.ascontiguousarray(x, np.float32)
     _require(x.ndim == 2 and x.shape[1] == layout.K, "the input does not have K columns")
+    _require_stored(layout, codes, codebook, scale)
     tokens = x.shape[0]
     out = np.empty((tokens, layout.N), np.float32)
     shape = (layout.bits, layout.columns_per_group, layout.rows_per_codebook, layout.rows_per_scale)
@@ -111,6 +112,7 @@ def codebook_gather(
     """Rows `ids` int64 [T] of the codebook matrix -> float32 [T, K]. Raises IndexError on an id outside 0..N-1."""
     ids = np.ascontiguousarray(ids, np.int64)
     _require(ids.ndim == 1, "ids must be a list")
+    _require_stored(layout, codes, codebook, scale)
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= layout.N):
         raise IndexError(f"token id outside 0..{layout.N - 1}")
     out = np.empty((ids.size, layout.K), np.float32)
@@ -162,6 +164,13 @@ def masked_softmax(
     total = scores.shape[2]
     _require(tokens * repeat == scores.shape[1] and past + tokens == total, "more keys than positions")
     _masked_softmax(scores, np.ascontiguousarray(mask), past if causal else total, repeat, np.float32(scale))
+
+
+def _require_stored(layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
+    shapes = codes.shape, codebook.shape, scale.shape
+    dtypes = codes.dtype, codebook.dtype, scale.dtype
+    fit = shapes == (layout.codes_shape, layout.codebook_shape, layout.scale_shape)
+    _require(fit and dtypes == (np.uint8, np.int8, np.float32), "the weights do not have the declared layout")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -104,7 +104,7 @@ class Session:
             raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")
         checked_logits(logits[0])
         state.length = total
-        return logits[0]
+        return logits[0, -1:] if last_only else logits[0]
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Outputs of a node that is computed in another way than its operator says (toolchain/emulate.py)."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from export.errors import InputError
 from export.reader import Graph
 from runtime_py.engine.attention import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.fence import aligned_bytes, settled
+from runtime_py.engine.fence import aligned_bytes, result_array, settled
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.program import Program
-from runtime_py.engine.values import Unplannable
+from runtime_py.engine.verifier import Case, Promise, Promises
 
 
 class EncoderEngine:
@@ -24,13 +24,16 @@ class EncoderEngine:
         if threads is not None and not 1 <= threads <= 1024:
             raise InputError(f"--threads must be 1 to 1024, not {threads}")
         self.limit = -(-limit // 16) * 16
-        planner = Planner(graph, self.limit)
+        planner = Planner(graph, self.limit, ("input_ids", "position_ids", "token_type_ids"))
         planner.plan_encoder(states)
-        if not planner.vocab_size or planner.rotations:
-            raise Unplannable("an encoder without a vocabulary, or with rotations")
-        self._rows, self._positions_there = planner.vocab_size, planner.position_rows
+        self._attention = planner.attention
         self._width = planner.result_width
-        self._program = Program(planner, threads)
+        calls = ((1, HALF_ITEM), (self.limit, FLOAT_ITEM))
+        cases = [Case(tokens, False, self.limit, item, 1) for tokens, item in calls]
+        self._program = Program(planner, self._promises, cases, threads)
+        limits = self._program.limits
+        self._rows = limits.get("input_ids", 0)
+        self._longest = min(limits.get("position_ids", self.limit), self.limit)
         plan = self._program.plan
         self._ids = settled(np.zeros(self.limit, np.int64))
         positions = settled(np.arange(self.limit, dtype=np.int64))
@@ -38,22 +41,36 @@ class EncoderEngine:
         for name, array in (("input_ids", self._ids), ("position_ids", positions), ("token_type_ids", segments)):
             plan.set(name, array.ctypes.data)
         plan.set("capacity", self.limit)
-        self._attention = planner.attention
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
         self._alive = (positions, segments)
         self._lock = threading.Lock()
         self.instruction_set, self.threads = self._program.instruction_set, self._program.threads
 
+    def _promises(self, threads: int) -> Promises:
+        """What is set before the first text, and for each text its result. All layers share one cache."""
+        memory = {n: Promise(lambda case: 8 * self.limit) for n in ("input_ids", "position_ids", "token_type_ids")}
+        memory["result"] = Promise(lambda case: 4 * self._width * case.tokens, ready=False, result=True)
+        keys, values = (Promise(lambda case, k=k: self._cache_bytes(case.item)[k], ready=False) for k in range(2))
+        overflow = Promise(lambda case: 16)
+        numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
+        for i in range(len(self._attention)):
+            memory |= {f"keys.{i}": keys, f"values.{i}": values, f"overflow.{i}": overflow}
+            numbers |= {f"{name}_item.{i}": lambda case: case.item for name in ("key", "value")}
+        return Promises(memory, numbers)
+
+    def _cache_bytes(self, item: int) -> tuple[int, int]:
+        """Bytes of the keys and of the values of any layer."""
+        blocks = self.limit // 16 * item // HALF_ITEM
+        keys = max((s.kv_heads * s.key_block * blocks for s in self._attention), default=64)
+        return keys, max((s.kv_heads * s.value_block * blocks for s in self._attention), default=64)
+
     def _new_cache(self, item: int) -> list[np.ndarray]:
         """One cache with which all layers take turns: each is done with it before the next one writes.
 
         item: bytes of a cached number (attention.py).
         """
-        blocks = self.limit // 16 * item // HALF_ITEM
-        keys = max((s.kv_heads * s.key_block * blocks for s in self._attention), default=64)
-        values = max((s.kv_heads * s.value_block * blocks for s in self._attention), default=64)
-        cache = [aligned_bytes(keys), aligned_bytes(values)]
+        cache = [aligned_bytes(size) for size in self._cache_bytes(item)]
         places = {
             "keys": cache[0].ctypes.data, "values": cache[1].ctypes.data, "key_item": item, "value_item": item,
             "overflow": self._overflow.ctypes.data,
@@ -66,11 +83,11 @@ class EncoderEngine:
     def states(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [tokens, hidden]. Raises InputError on ids outside the vocabulary, or more than there is room for."""
         tokens = np.asarray(ids, np.int64)
-        if not 1 <= tokens.size <= min(self.limit, self._positions_there or self.limit):
-            raise InputError(f"the text has {tokens.size} tokens; the model reads 1 to {self.limit}")
+        if not 1 <= tokens.size <= self._longest:
+            raise InputError(f"the text has {tokens.size} tokens; the model reads 1 to {self._longest}")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self._rows:
             raise InputError(f"token {int(tokens.max())} lies outside the vocabulary of {self._rows}")
-        out = np.empty((tokens.size, self._width), np.float32)
+        out = result_array((tokens.size, self._width))
         with self._lock:
             self._ids[: tokens.size] = tokens
             self._program.plan.set("result", out.ctypes.data)

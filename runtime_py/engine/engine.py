@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,11 @@ from export.errors import InputError
 from export.reader import Graph
 from runtime_py.engine import razor_attention
 from runtime_py.engine.attention import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.fence import aligned_bytes, settled
+from runtime_py.engine.fence import aligned_bytes, result_array, settled
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.program import Program
 from runtime_py.engine.values import AttentionShape
+from runtime_py.engine.verifier import Case, Promise, Promises
 from runtime_py.finite import checked_logits
 
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
@@ -57,10 +58,13 @@ class Engine:
         self._folder = planner.folder
         self._attention = planner.attention
         self._rotation_names = planner.rotations
-        self._position_rows = planner.position_rows
         self.vocab_size = planner.result_width
-        self._lookup_rows = planner.vocab_size
-        self._program = Program(planner, threads, processors)
+        self._smallest_head = min((shape.head_dim for shape in self._attention), default=0)
+        calls = ((1, False, HALF_ITEM), (_CHUNK, False, FLOAT_ITEM), (_CHUNK, True, HALF_ITEM))
+        cases = [Case(tokens, last_only, _CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
+        self._program = Program(planner, self._promises, cases, threads, processors)
+        limits = self._program.limits
+        self._lookup_rows, self._position_rows = limits.get("input_ids", 0), limits.get("position_ids")
         self._plan = self._program.plan
         self._rotations: list[np.ndarray] = []
         self._rotated = 0  # positions in the table
@@ -78,6 +82,31 @@ class Engine:
         for i, row in enumerate(self._overflow):
             self._plan.set(f"overflow.{i}", row.ctypes.data)
         self._fits = self._overflow.tobytes()  # compared for every token: any() takes ten times as long
+
+    def _promises(self, threads: int) -> Promises:
+        """What _run, _bind and _extend_rotations set before every call."""
+        ids = Promise(lambda case: 8 * _CHUNK)
+        rows = Promise(
+            lambda case: 4 * self.vocab_size * (1 if case.last_only else case.tokens), ready=False, result=True
+        )
+        scores = Promise(lambda case: _scores_bytes(case.capacity, threads), ready=False)
+        memory = {"input_ids": ids, "position_ids": Promise(ids.size), "result": rows, "scores": scores}
+        numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
+        for i, shape in enumerate(self._attention):
+            for k, name in enumerate(("keys", "values")):
+
+                def size(case: Case, shape: AttentionShape = shape, k: int = k) -> int:
+                    return _cache_bytes(shape, case.capacity, (case.item, case.item))[k]
+
+                memory[f"{name}.{i}"] = Promise(size, ready=False)
+                numbers[f"{name[:-1]}_item.{i}"] = lambda case: case.item
+            memory[f"overflow.{i}"] = Promise(lambda case: 16)
+        half = self._smallest_head // 2
+        for i in range(len(self._rotation_names)):
+            numbers[f"half.{i}"] = lambda case: half
+            for name in ("cos", "sin"):
+                memory[f"{name}.{i}"] = Promise(lambda case: 4 * half * case.capacity)
+        return Promises(memory, numbers)
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -102,7 +131,7 @@ class Engine:
         total = state.length + ids.size
         if self._position_rows is not None and total > self._position_rows:
             raise InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
-        logits = np.empty((1 if last_only else ids.size, self.vocab_size), np.float32)
+        logits = result_array((1 if last_only else ids.size, self.vocab_size))
         with self._lock:
             self._widen(state)
             self._grow(state, total)
@@ -155,7 +184,7 @@ class Engine:
         """Put the addresses of this state's cache into the step table."""
         self._plan.set("capacity", state.capacity)
         if any(shape.razored for shape in self._attention):
-            size = 4 * razor_attention.ROWS * state.capacity * self.threads
+            size = _scores_bytes(state.capacity, self.threads)
             if self._scores is None or self._scores.nbytes < size:
                 self._scores = aligned_bytes(size)
             self._plan.set("scores", self._scores.ctypes.data)
@@ -173,10 +202,9 @@ class Engine:
         wanted = max(total, min(2 * state.capacity, state.capacity + _CACHE_STEP))
         capacity = -(-wanted // _CACHE_CHUNK) * _CACHE_CHUNK
         for i, shape in enumerate(self._attention):
-            blocks, heads = capacity // 16, shape.kv_heads
             k, v = (
-                aligned_bytes(heads * blocks * size).reshape(heads, blocks, size)
-                for size in _block_bytes(shape, state.items[i])
+                aligned_bytes(size).reshape(shape.kv_heads, capacity // 16, -1)
+                for size in _cache_bytes(shape, capacity, state.items[i])
             )
             if state.capacity:
                 k[:, : state.capacity // 16] = state.keys[i]
@@ -191,11 +219,10 @@ class Engine:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
         self._rotated = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * self._rotated)
         inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
-        smallest = min((shape.head_dim for shape in self._attention), default=0)
-        tables = []
+        smallest, tables = self._smallest_head, []
         for number, names in enumerate(self._rotation_names):
-            cos, sin = (settled(a[0]) for a in self._folder.given(names, inputs))
-            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) < total or 2 * cos.shape[1] > smallest:
+            cos, sin = (settled(a[0].astype(np.float32)) for a in self._folder.given(names, inputs))
+            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != self._rotated or 2 * cos.shape[1] > smallest:
                 raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")
             for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
                 self._plan.set(f"{name}.{number}", value)
@@ -206,6 +233,17 @@ class Engine:
 def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, int]:
     """Bytes of 16 cached keys and of 16 values of one head, from the bytes of a number in each."""
     return shape.key_block * items[0] // HALF_ITEM, shape.value_block * items[1] // HALF_ITEM
+
+
+def _cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) -> tuple[int, int]:
+    """Bytes of all cached keys and of all values of a layer."""
+    keys, values = (shape.kv_heads * (capacity // 16) * size for size in _block_bytes(shape, items))
+    return keys, values
+
+
+def _scores_bytes(capacity: int, threads: int) -> int:
+    """Bytes of the scores of the queries at work over a razored cache."""
+    return 4 * razor_attention.ROWS * capacity * threads
 
 
 def chunk_size(left: int) -> int:

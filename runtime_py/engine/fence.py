@@ -8,6 +8,7 @@ process at once instead of passing unnoticed. Slow and hungry; `make test` runs 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 
@@ -33,6 +34,12 @@ def aligned_bytes(size: int) -> np.ndarray:
     raw = np.zeros(size + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
     return raw[start : start + size]
+
+
+def result_array(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 memory for results that leave the engine."""
+    size = 4 * math.prod(shape)
+    return _fenced(size).view(np.float32).reshape(shape) if checking() else np.empty(shape, np.float32)
 
 
 def settled(array: np.ndarray) -> np.ndarray:

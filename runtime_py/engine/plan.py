@@ -58,8 +58,9 @@ class Plan:
     """The finished table, its memory, and everything that must stay alive with it."""
 
     steps: np.ndarray  # int64 [n, STEP]
-    arena: np.ndarray
-    keep: list[np.ndarray]
+    constants: list[np.ndarray]  # arrays that steps only read
+    memory: list[np.ndarray]  # in which the buffers lie
+    buffers: list[list[tuple[int, int]]]  # of each step: first address and the one behind the last
     externals: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def set(self, name: str, value: int) -> None:
@@ -94,12 +95,15 @@ def finish(steps: list[Step], keep: list[np.ndarray]) -> Plan:
     """Place the buffers, set the meeting points and write the table."""
     _set_meetings(steps)
     if checking():
-        arena, base = _fence_buffers(steps, keep), 0
+        memory, base = _fence_buffers(steps), 0
     else:
-        arena = aligned_bytes(_place_buffers(steps))
-        base = arena.ctypes.data
+        memory = [aligned_bytes(_place_buffers(steps))]
+        base = memory[0].ctypes.data
     table = np.zeros((len(steps), STEP), np.int64)
-    plan = Plan(table, arena, keep)
+    buffers = [
+        [(base + b.offset, base + b.offset + b.size) for b in {*step.reads, *step.writes} if b.size] for step in steps
+    ]
+    plan = Plan(table, keep, memory, buffers)
     for row, step in enumerate(steps):
         table[row, OPERATION], table[row, MEET], table[row, LAST] = step.operation, step.meet, step.last
         names = FIELDS[step.operation]
@@ -153,15 +157,16 @@ def _place_buffers(steps: list[Step]) -> int:
     return top
 
 
-def _fence_buffers(steps: list[Step], keep: list[np.ndarray]) -> np.ndarray:
-    """Give every buffer memory of its own; offsets become addresses. Returns an empty arena."""
+def _fence_buffers(steps: list[Step]) -> list[np.ndarray]:
+    """Give every buffer memory of its own, which is returned; offsets become addresses."""
+    owned = []
     for step in steps:
         for buffer in (*step.reads, *step.writes):
             if buffer.offset < 0:
                 memory = aligned_bytes(buffer.size)
-                keep.append(memory)
+                owned.append(memory)
                 buffer.offset = memory.ctypes.data
-    return np.zeros(0, np.uint8)
+    return owned
 
 
 def _gap(live: list[Buffer], size: int) -> int:

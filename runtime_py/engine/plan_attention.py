@@ -6,17 +6,19 @@ Each function plans one node and raises Unplannable where there is no step for i
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from export.reader import Node
 from runtime_py.engine import attention
 from runtime_py.engine import steps as op
-from runtime_py.engine.plan import Argument, Buffer, External
+from runtime_py.engine.plan import Argument, External
 from runtime_py.engine.values import (
     AttentionShape,
     Tokens,
     Unplannable,
     mask_hides_padding_only,
+    turns_by_position,
     window_of_mask,
 )
 
@@ -25,13 +27,27 @@ if TYPE_CHECKING:
 
 
 def rotary(planner: Planner, node: Node) -> None:
-    x = planner.tokens(node.inputs[0])
+    x, heads = planner.tokens(node.inputs[0]), int(node.attributes["num_heads"])
     pair = (node.inputs[1], node.inputs[2])
-    if node.attributes.get("interleaved", 0):
+    if node.attributes.get("interleaved", 0) or len(node.inputs) != 3 or heads < 1:
         raise Unplannable(f"the rotation {node.name}")
     if pair not in planner.rotations:
+        if not turns_by_position(planner.folder, pair):
+            raise Unplannable(f"the angles of {node.name}")
         planner.rotations.append(pair)
-    planner.values[node.outputs[0]] = Tokens(x.buffer, x.width, x.stride, x.column, pair)
+    planner.give(node.outputs[0], replace(x, rotation=pair, turned_heads=heads))
+
+
+def turn_in_place(planner: Planner, node: Node, query: Tokens, key: Tokens, heads: int, kv_heads: int) -> None:
+    """Check that queries and keys may be rotated where they lie. Raises Unplannable."""
+    if query.rotation is None:
+        return
+    if query.turned_heads != heads or key.turned_heads != kv_heads:
+        raise Unplannable(f"a rotation of other heads than {node.name} has")
+    if planner.needed(query.buffer) or planner.needed(key.buffer):
+        raise Unplannable(f"queries or keys of {node.name} that are read again")
+    for buffer in (query.buffer, key.buffer):
+        planner.quantized.pop(buffer, None)
 
 
 def attend(planner: Planner, node: Node) -> None:
@@ -47,6 +63,9 @@ def attend(planner: Planner, node: Node) -> None:
     same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
     if not plain or not same or value.rotation is not None or heads % kv_heads:
         raise Unplannable(f"the attention {node.name}")
+    if query.heads != 1 or key.heads != 1 or value.heads != 1:
+        raise Unplannable(f"the inputs of {node.name}")
+    turn_in_place(planner, node, query, key, heads, kv_heads)
     window = window_of_mask(planner.folder, node.inputs[3]) if causal else 0
     index = len(planner.attention)
     blocks = attention.key_block_bytes(head_dim), attention.value_block_bytes(head_dim)
@@ -76,7 +95,7 @@ def attend(planner: Planner, node: Node) -> None:
         **cache,
         "overflow": External(f"overflow.{index}"),
     }
-    stored = Buffer(0)  # stands for this layer's cache in the search for meeting points
+    stored = planner.cache_of(index)
     planner.emit(op.REMEMBER, arguments, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
     out = planner.new(query.width)
     scale = float(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
@@ -92,4 +111,4 @@ def attend(planner: Planner, node: Node) -> None:
         "out_stride": out.stride,
     }
     planner.emit(op.ATTEND, arguments, [query.buffer, stored], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)

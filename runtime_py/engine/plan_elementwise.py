@@ -9,6 +9,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnx import TensorProto
+
 from export.reader import Node
 from runtime_py.engine import steps as op
 from runtime_py.engine.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
@@ -24,24 +26,34 @@ if TYPE_CHECKING:
 
 
 def alias(planner: Planner, node: Node) -> None:
-    planner.values[node.outputs[0]] = planner.values[node.inputs[0]]
+    value = planner.values.get(node.inputs[0])
+    if value is None or node.attributes.get("to") != TensorProto.FLOAT:
+        raise Unplannable(f"the cast {node.name}")
+    planner.give(node.outputs[0], value)
 
 
 def reshape(planner: Planner, node: Node) -> None:
     """Only the last dimension may be cut into heads, or joined again."""
-    x, shape = planner.tokens(node.inputs[0]), planner.folder.constant(node.inputs[1]).tolist()
+    x, shape = planner.tokens(node.inputs[0], in_heads=True), planner.folder.constant(node.inputs[1]).tolist()
     heads = shape[2] if len(shape) == 4 else 1
-    if shape[:2] != [0, 0] or len(shape) not in (3, 4) or math.prod(shape[2:]) != x.width:
+    if (
+        min(shape[2:], default=0) < 1
+        or shape[:2] != [0, 0]
+        or len(shape) not in (3, 4)
+        or math.prod(shape[2:]) != x.width
+    ):
         raise Unplannable(f"the reshape {node.name}")
-    planner.values[node.outputs[0]] = replace(x, heads=heads)
+    planner.give(node.outputs[0], replace(x, heads=heads))
 
 
 def norm(planner: Planner, node: Node) -> None:
-    x = planner.tokens(node.inputs[0])
+    x = planner.tokens(node.inputs[0], in_heads=True)
     out = planner.new(x.width)
     if node.attributes.get("axis", -1) not in (-1, 2 if x.heads == 1 else 3):
         raise Unplannable(f"the axis of {node.name}")
     has_bias = len(node.inputs) > 2 and bool(node.inputs[2])
+    if has_bias and node.op_type != "LayerNormalization":
+        raise Unplannable(f"the inputs of {node.name}")
     arguments: dict[str, Argument] = {
         "kind": op.LAYER if node.op_type == "LayerNormalization" else op.RMS,
         "source": x.place,
@@ -54,13 +66,13 @@ def norm(planner: Planner, node: Node) -> None:
         "out": out.place,
     }
     planner.emit(op.NORM, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = replace(out, heads=x.heads)
+    planner.give(node.outputs[0], replace(out, heads=x.heads))
 
 
 def activation(planner: Planner, node: Node) -> None:
     tanh = node.attributes.get("approximate", "none") == "tanh"
     kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
-    planner.values[node.outputs[0]] = Pending(kind, planner.tokens(node.inputs[0]))
+    planner.give(node.outputs[0], Pending(kind, planner.tokens(node.inputs[0])))
 
 
 def mul(planner: Planner, node: Node) -> None:
@@ -75,17 +87,17 @@ def mul(planner: Planner, node: Node) -> None:
         if pending.kind == -1:
             if other is not pending.source:
                 raise Unplannable(f"the sigmoid gate of {node.name}")
-            planner.values[node.outputs[0]] = Pending(SILU, pending.source)
+            planner.give(node.outputs[0], Pending(SILU, pending.source))
             return
         if isinstance(other, Tokens) and other.rotation is None:
-            planner.values[node.outputs[0]] = planner.activate(pending, other)
+            planner.give(node.outputs[0], planner.activate(pending, other))
             return
     raise Unplannable(f"the product {node.name}")
 
 
 def _scale(planner: Planner, node: Node, value: str, factor: str) -> None:
     x, number = planner.tokens(value), planner.folder.constant(factor)
-    if number.size != 1:
+    if number.size != 1 or number.ndim > 3:
         raise Unplannable(f"the constant product {node.name}")
     out = planner.new(x.width)
     arguments: dict[str, Argument] = {
@@ -96,14 +108,16 @@ def _scale(planner: Planner, node: Node, value: str, factor: str) -> None:
         "out": out.place,
     }
     planner.emit(op.SCALE, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def split(planner: Planner, node: Node) -> None:
     x, sizes = planner.tokens(node.inputs[0]), planner.folder.constant(node.inputs[1])
-    if node.attributes.get("axis", 0) not in (-1, 2) or int(sizes.sum()) != x.width or int(sizes.min()) < 1:
+    parts = sizes.reshape(-1).tolist()
+    fits = len(parts) == len(node.outputs) and sum(parts) == x.width and min(parts, default=0) >= 1
+    if node.attributes.get("axis", 0) not in (-1, 2) or not fits:
         raise Unplannable(f"the split {node.name}")
     column = x.column
-    for name, size in zip(node.outputs, sizes.tolist()):
-        planner.values[name] = Tokens(x.buffer, size, x.stride, column)
+    for name, size in zip(node.outputs, parts):
+        planner.give(name, Tokens(x.buffer, size, x.stride, column))
         column += size

@@ -23,25 +23,17 @@ if TYPE_CHECKING:
 
 
 def _ids(planner: Planner, name: str) -> External:
-    if name in ("input_ids", "position_ids", "token_type_ids"):
+    if name in planner.indices:
         return External(name)
-    if not counts_positions(planner.folder, name):
+    if not planner.counted_positions or not counts_positions(planner.folder, name):
         raise Unplannable(f"a lookup by {name}")
     return External("position_ids")
-
-
-def _note_rows(planner: Planner, name: str, rows: int) -> None:
-    if name == "input_ids":
-        planner.vocab_size = rows
-    elif name != "token_type_ids":
-        planner.position_rows = rows
 
 
 def codebook_gather(planner: Planner, node: Node) -> None:
     layout, out = node.layout(), planner.new(node.layout().K)
     address, _ = planner.record(node, layout, node.inputs[1:])
     ids = _ids(planner, node.inputs[0])
-    _note_rows(planner, node.inputs[0], layout.N)
     arguments: dict[str, Argument] = {
         "ids": ids,
         "matrix": address,
@@ -51,7 +43,7 @@ def codebook_gather(planner: Planner, node: Node) -> None:
         "out": out.place,
     }
     planner.emit(op.EMBED, arguments, [], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def gather(planner: Planner, node: Node) -> None:
@@ -65,7 +57,6 @@ def gather(planner: Planner, node: Node) -> None:
     planner.keep.append(table)
     out = planner.new(table.shape[1])
     ids = _ids(planner, node.inputs[1])
-    _note_rows(planner, node.inputs[1], table.shape[0])
     arguments: dict[str, Argument] = {
         "ids": ids,
         "table": table.ctypes.data,
@@ -74,13 +65,14 @@ def gather(planner: Planner, node: Node) -> None:
         "out": out.place,
     }
     planner.emit(op.EMBED_DENSE, arguments, [], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def _reorder(planner: Planner, node: Node) -> None:
     """Columns of a value in another order."""
     x, order = planner.tokens(node.inputs[0]), planner.folder.constant(node.inputs[1])
-    if node.attributes.get("axis", 0) not in (-1, 2) or sorted(order.reshape(-1).tolist()) != list(range(x.width)):
+    whole = order.ndim == 1 and sorted(order.tolist()) == list(range(x.width))
+    if node.attributes.get("axis", 0) not in (-1, 2) or not whole:
         raise Unplannable(f"the lookup {node.name}")
     order = settled(np.ascontiguousarray(order, np.int64))
     planner.keep.append(order)
@@ -93,4 +85,4 @@ def _reorder(planner: Planner, node: Node) -> None:
         "out": out.place,
     }
     planner.emit(op.REORDER, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)

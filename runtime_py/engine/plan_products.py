@@ -65,7 +65,7 @@ def _product(planner: Planner, node: Node, layout: CodebookLayout | TrellisLayou
             "rows": layout.N,
         }
         planner.emit(op.GROUPED, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def matmul(planner: Planner, node: Node) -> None:
@@ -90,7 +90,7 @@ def matmul(planner: Planner, node: Node) -> None:
         "rows": weights.shape[0],
     }
     planner.emit(op.DENSE, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def sparse_matmul(planner: Planner, node: Node) -> None:
@@ -117,7 +117,7 @@ def sparse_matmul(planner: Planner, node: Node) -> None:
         "rows": layout.N,
     }
     planner.emit(op.SPARSE, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def add(planner: Planner, node: Node) -> None:
@@ -126,26 +126,25 @@ def add(planner: Planner, node: Node) -> None:
         _add_bias(planner, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
         return
     a, b = (planner.tokens(name) for name in node.inputs)
-    for product, other, other_name in ((b, a, node.inputs[0]), (a, b, node.inputs[1])):
+    if a.width != b.width:
+        raise Unplannable(f"the sum {node.name} of different widths")
+    for product, other in ((b, a), (a, b)):
         step = planner.steps[-1]
-        single = planner.uses[node.inputs[1] if product is b else node.inputs[0]] == 1
         if (
-            single
-            and planner.uses[other_name] == planner.seen[other_name]  # nobody reads it later: it may be overwritten
-            and step.operation in (op.MATMUL, op.RAZOR_MATMUL, op.GROUPED, op.DENSE, op.SPARSE)
+            step.operation in (op.MATMUL, op.RAZOR_MATMUL, op.GROUPED, op.DENSE, op.SPARSE)
             and step.writes == [product.buffer]
             and not step.arguments.get("accumulate")  # it holds only a part of the product then
-            and other.column == 0
-            and other.stride == other.width == product.width
-            and other.buffer not in step.reads
+            and product.whole
+            and other.whole
+            and other.buffer not in (product.buffer, *step.reads)
+            and not planner.needed(product.buffer)
+            and not planner.needed(other.buffer)  # nobody reads it later: it may be overwritten
         ):
             step.arguments |= {"out": other.place, "accumulate": 1}
             step.writes, step.reads = [other.buffer], [*step.reads, other.buffer]
             planner.quantized.pop(other.buffer, None)
-            planner.values[node.outputs[0]] = other
+            planner.give(node.outputs[0], other)
             return
-    if a.width != b.width:
-        raise Unplannable(f"the sum {node.name} of different widths")
     _sum(planner, node, a, b.place, b.stride, [a.buffer, b.buffer])
 
 
@@ -161,17 +160,19 @@ def _sum(planner: Planner, node: Node, a: Tokens, b: Argument, b_stride: int, re
         "out": out.place,
     }
     planner.emit(op.ADD, arguments, reads, [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def _add_bias(planner: Planner, node: Node, value: str, bias: str) -> None:
     x, step = planner.tokens(value), planner.steps[-1]
     vector = planner.folder.constant(bias)
-    if vector.size != x.width or vector.shape[-1] != x.width:
+    if vector.size != x.width or vector.ndim not in (1, 2, 3) or vector.shape[-1] != x.width:
         raise Unplannable(f"the constant added by {node.name}")
     products = (op.MATMUL, op.GROUPED, op.DENSE)
-    if planner.uses[value] != 1 or step.operation not in products or step.writes != [x.buffer]:
+    made = step.operation in products and step.writes == [x.buffer] and x.whole and not step.arguments.get("bias")
+    if not made or planner.needed(x.buffer):
         _sum(planner, node, x, planner.vector(bias, x.width), 0, [x.buffer])
         return
     step.arguments["bias"] = planner.vector(bias, x.width)
-    planner.values[node.outputs[0]] = x
+    planner.quantized.pop(x.buffer, None)
+    planner.give(node.outputs[0], x)

@@ -19,6 +19,7 @@ from runtime_py.engine import steps as op
 from runtime_py.engine.fence import settled
 from runtime_py.engine.matrix import WIDTH, padded
 from runtime_py.engine.plan import Argument, Buffer, External, Place
+from runtime_py.engine.plan_attention import turn_in_place
 from runtime_py.engine.razor import form_number
 from runtime_py.engine.razor_products import flag_places
 from runtime_py.engine.values import AttentionShape, Tokens, Unplannable, window_of_mask
@@ -117,7 +118,7 @@ def product(planner: Planner, node: Node) -> None:
         "places": places.ctypes.data,
     }
     planner.emit(op.RAZOR_MATMUL, arguments, [x.buffer], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)
 
 
 def attend(planner: Planner, node: Node) -> None:
@@ -132,6 +133,9 @@ def attend(planner: Planner, node: Node) -> None:
     same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
     if not same or value.rotation is not None:
         raise Unplannable(f"the attention {node.name}")
+    if query.heads != 1 or key.heads != 1 or value.heads != 1:
+        raise Unplannable(f"the inputs of {node.name}")
+    turn_in_place(planner, node, query, key, heads, kv_heads)
     if layout.form.width != 4 or layout.form.flag_limit > 4 or (layout.groups > 1 and group % 16):
         raise Unplannable(f"a cache of {layout.form.width} bits in groups of {group} ({node.name})")
     index = len(planner.attention)
@@ -170,7 +174,7 @@ def attend(planner: Planner, node: Node) -> None:
         **rotation,
         **shared,
     }
-    stored = Buffer(0)  # stands for this layer's cache in the search for meeting points
+    stored = planner.cache_of(index)
     planner.emit(op.RAZOR_REMEMBER, arguments, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
     out = planner.new(query.width)
     arguments = {
@@ -185,4 +189,4 @@ def attend(planner: Planner, node: Node) -> None:
         **shared,
     }
     planner.emit(op.RAZOR_ATTEND, arguments, [query.buffer, stored], [out.buffer])
-    planner.values[node.outputs[0]] = out
+    planner.give(node.outputs[0], out)

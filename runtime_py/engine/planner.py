@@ -29,23 +29,27 @@ from runtime_py.engine.values import (
 from runtime_py.folding import Folder
 
 Value = Tokens | Pending
+_BY_POSITION = (op.EMBED, op.EMBED_DENSE, op.ATTEND, op.RAZOR_ATTEND)
 
 
 class Planner:
     """Walks the nodes once. After plan(): steps, attention shapes, names of each cos and sin, arrays to keep."""
 
-    def __init__(self, graph: Graph, chunk: int) -> None:
-        self.graph, self.chunk = graph, chunk
+    def __init__(self, graph: Graph, chunk: int, indices: tuple[str, ...] = ("input_ids", "position_ids")) -> None:
+        """chunk: most tokens of a call. indices: inputs that the caller sets and lookups may read."""
+        self.graph, self.chunk, self.indices = graph, chunk, indices
         self.steps: list[Step] = []
         self.keep: list[np.ndarray] = []
         self.attention: list[AttentionShape] = []
         self.rotations: list[tuple[str, str]] = []
-        self.position_rows: int | None = None  # rows of a learned position table
-        self.vocab_size = 0
         self.bytes_per_token = 0  # weights read for one token
         self.widest = 64  # columns of the widest matrix
         self.result_width = 0
         self.values: dict[str, Value] = {}
+        self._names: dict[Buffer, list[str]] = {}  # values that lie in a buffer
+        self._result = "logits"
+        self.counted_positions = False  # whether positions may be counted from 0, as encoders do
+        self._caches: dict[int, Buffer] = {}
         self.folder = Folder(graph)
         self.quantized: dict[Buffer, Quantized] = {}
         self.razored: dict[str, plan_razor.Razored] = {}  # codes, flags and units by name
@@ -65,6 +69,7 @@ class Planner:
 
     def plan_encoder(self, states: str) -> None:
         """An encoder up to its states of all tokens; what comes behind is left out. Raises Unplannable."""
+        self._result, self.counted_positions = states, True
         for node in self.graph.nodes:
             for name in node.inputs:
                 self.seen[name] = self.seen.get(name, 0) + 1
@@ -120,17 +125,39 @@ class Planner:
         self.keep.append(array)
         return array.ctypes.data
 
+    def cache_of(self, layer: int) -> Buffer:
+        """Stands for a layer's cache in the search for meeting points; all layers of an encoder share one."""
+        return self._caches.setdefault(0 if self.counted_positions else layer, Buffer(0))
+
     def new(self, width: int) -> Tokens:
         """A fresh buffer for a value of this width."""
         return Tokens(Buffer(4 * width * self.chunk), width, width)
 
-    def tokens(self, name: str) -> Tokens:
-        """A value that steps can read; an activation that waited for its gate is computed now."""
+    def give(self, name: str, value: Value) -> None:
+        """Say what a name stands for."""
+        self.values[name] = value
+        buffer = value.source.buffer if isinstance(value, Pending) else value.buffer
+        self._names.setdefault(buffer, []).append(name)
+
+    def needed(self, buffer: Buffer) -> bool:
+        """Whether a later node reads a value that lies in this buffer, under any of its names, or it is the result."""
+        names = self._names.get(buffer, [])
+        while names:
+            if names[-1] == self._result or self.uses.get(names[-1], 0) > self.seen.get(names[-1], 0):
+                return True
+            names.pop()  # the uses left only shrink
+        return False
+
+    def tokens(self, name: str, in_heads: bool = False) -> Tokens:
+        """A value that steps can read; an activation that waited for its gate is computed now.
+
+        in_heads: whether it may be cut into heads.
+        """
         value = self.values.get(name)
         if isinstance(value, Pending):
             value = self.activate(value, None)
-            self.values[name] = value
-        if value is None or value.rotation is not None:
+            self.give(name, value)
+        if value is None or value.rotation is not None or (value.heads != 1 and not in_heads):
             raise Unplannable(f"{name} is not a plain value of the tokens")
         return value
 
@@ -146,13 +173,12 @@ class Planner:
     def as_int8(self, value: Tokens) -> Quantized:
         """The value quantized: by the step that makes it where that step can, else by a step of its own."""
         found = self.quantized.get(value.buffer)
-        if found is not None:
+        if found is not None and value.whole:
             return found
         made = Quantized.of(value.width, self.chunk)
         step = self.steps[-1] if self.steps else None
-        whole = value.column == 0 and value.stride == value.width
-        makers = (op.NORM, op.ACTIVATE)
-        if step is not None and whole and step.operation in makers and value.buffer in step.writes and value.heads == 1:
+        makes = step is not None and step.operation in (op.NORM, op.ACTIVATE) and value.buffer in step.writes
+        if step is not None and makes and value.whole and step.arguments.get("heads", 1) == 1:
             step.arguments |= made.arguments()
             step.writes.append(made.buffer)
         else:
@@ -163,7 +189,7 @@ class Planner:
                 **made.arguments(),
             }
             self.emit(op.QUANTIZE, arguments, [value.buffer], [made.buffer])
-        if whole:
+        if value.whole:
             self.quantized[value.buffer] = made
         return made
 
@@ -209,9 +235,7 @@ class Planner:
             raise Unplannable("no logits behind a norm")
         made = {b for step in self.steps[: norms[-1]] for b in step.writes}
         tail = self.steps[norms[-1] + 1 :]
-        if any(b in made for step in tail for b in step.reads) or any(
-            s.operation in (op.ATTEND, op.RAZOR_ATTEND) for s in tail
-        ):
+        if any(b in made for step in tail for b in step.reads) or any(s.operation in _BY_POSITION for s in tail):
             raise Unplannable("a head that reads more than the last norm")
         for step in self.steps[norms[-1] :]:
             step.last = True
@@ -224,6 +248,8 @@ class Planner:
         if writer is None or "out" not in writer.arguments or writer.arguments.get("accumulate"):
             raise Unplannable(f"{name}, which no step of its own makes")
         assert isinstance(result, Tokens)
+        if not result.whole or result.heads != 1 or any(result.buffer in step.reads for step in self.steps):
+            raise Unplannable(f"{name}, which is a part of a value or is read again")
         self.result_width = result.width
         writer.arguments["out"] = External("result")
-        writer.writes = []
+        writer.writes.remove(result.buffer)

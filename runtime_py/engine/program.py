@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from runtime_py.engine.matrix import width_tag
 from runtime_py.engine.plan import finish
 from runtime_py.engine.planner import Planner
 from runtime_py.engine.team import Team, available_threads
+from runtime_py.engine.verifier import Case, Promises, verify
 from runtime_py.simd.codes import RAW
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
@@ -25,8 +26,19 @@ _SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second 
 class Program:
     """Not to be called by two threads at once."""
 
-    def __init__(self, planner: Planner, threads: int | None = None, processors: Sequence[int] = ()) -> None:
-        """threads: None for all processors. processors: numbers of those that keep one thread each; empty for none."""
+    def __init__(
+        self,
+        planner: Planner,
+        promises: Callable[[int], Promises],
+        cases: Sequence[Case],
+        threads: int | None = None,
+        processors: Sequence[int] = (),
+    ) -> None:
+        """promises: what the caller will set, from the number of threads. cases: the kinds of calls (verifier.py).
+
+        threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
+        Raises Unplannable where the plan is not proven to stay inside its memory.
+        """
         self.plan = finish(planner.steps, planner.keep)
         isa = pick()
         amx = isa == "avx512vbmi" and has_amx() and _allow_amx()
@@ -40,6 +52,8 @@ class Program:
         per_thread = matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attending + 4096
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
+        cases = [case._replace(threads=self.threads) for case in cases]
+        self.limits = verify(self.plan, promises(self.threads), cases, self._scratch_stride)
         self._counters = settled(np.zeros(len(self.plan.steps), np.int64))
         self._meeting = aligned_bytes(128)
         self._addresses = tuple(a.ctypes.data for a in (self._counters, self._meeting, self._scratch))

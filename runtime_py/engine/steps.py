@@ -12,6 +12,10 @@ OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
 EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE, REORDER = range(13)
 RAZOR, RAZOR_MATMUL, RAZOR_REMEMBER, RAZOR_ATTEND = range(13, 17)  # the integer operators
 SPARSE = 17
+NAMES = (
+    "EMBED", "EMBED_DENSE", "NORM", "QUANTIZE", "MATMUL", "GROUPED", "DENSE", "ACTIVATE", "ADD", "REMEMBER", "ATTEND",
+    "SCALE", "REORDER", "RAZOR", "RAZOR_MATMUL", "RAZOR_REMEMBER", "RAZOR_ATTEND", "SPARSE",
+)  # fmt: skip
 
 # Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
 FIELDS: dict[int, tuple[str, ...]] = {

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from export.errors import InputError
 from export.reader import Graph
 from runtime_py.engine.plan import Buffer, Place
 from runtime_py.folding import Folder
+
+_LONGEST_TRIED = 1 << 17  # positions over which a window is tried
 
 
 class Unplannable(Exception):
@@ -25,6 +28,13 @@ class Tokens:
     column: int = 0
     rotation: tuple[str, str] | None = None  # names of cos and sin that are still to be applied
     heads: int = 1  # parts of the width that a norm treats one by one
+
+    turned_heads: int = 0  # into how many parts that rotation divides the width
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of its buffer's rows."""
+        return self.column == 0 and self.stride == self.width
 
     @property
     def place(self) -> Place:
@@ -82,7 +92,43 @@ def window_of_mask(folder: Folder, mask: str) -> int:
         waiting += node.inputs
     if len(limits) > 1 or any(limit < 1 for limit in limits):
         raise Unplannable("the attention mask")
-    return limits[0] if limits else 0
+    window = limits[0] if limits else 0
+    for tokens, past in ((3, 0), (2, min(window, _LONGEST_TRIED) + 1)):
+        keys, queries = np.arange(past + tokens), np.arange(past, past + tokens)[:, None]
+        expected = (keys <= queries) & ((queries - keys < window) if window else True)
+        if not np.array_equal(_tried(folder, mask, tokens, past, (tokens, past + tokens)), expected):
+            raise Unplannable("the attention mask")
+    return window
+
+
+def _tried(folder: Folder, name: str, tokens: int, past: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What a mask or positions are for `tokens` tokens behind `past` others, as this shape."""
+    total = past + tokens
+    inputs = {
+        "input_ids": np.zeros((1, tokens), np.int64),
+        "attention_mask": np.ones((1, total), np.int64),
+        "position_ids": np.arange(past, total, dtype=np.int64)[None],
+    }
+    try:
+        (found,) = folder.given((name,), inputs)
+        return np.broadcast_to(found.reshape(found.shape[-2:]), shape)
+    except (InputError, ValueError) as error:
+        raise Unplannable(f"{name}: {error}") from None
+
+
+def turns_by_position(folder: Folder, pair: tuple[str, str]) -> bool:
+    """Whether cos and sin are rows of numbers that depend on the position of their row alone."""
+    try:
+        several, some = (
+            folder.given(pair, {"position_ids": np.asarray([positions], np.int64)})
+            for positions in (range(6), (3, 5, 4))
+        )
+        return all(
+            a.shape == (1, 6, *b.shape[2:]) and b.shape[:2] == (1, 3) and np.allclose(a[:, [3, 5, 4]], b, atol=1e-6)
+            for a, b in zip(several, some)
+        )
+    except (InputError, IndexError, ValueError):
+        return False
 
 
 def _made_of(folder: Folder, name: str, allowed: frozenset[str]) -> bool:
@@ -101,12 +147,14 @@ def _made_of(folder: Folder, name: str, allowed: frozenset[str]) -> bool:
 
 def mask_hides_padding_only(folder: Folder, mask: str) -> bool:
     """The mask of an encoder (export/encoder.py): without padding, every token sees every token."""
-    return _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
+    made = _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
+    return made and all(np.array_equal(_tried(folder, mask, n, 0, (n, n)), np.ones((n, n), bool)) for n in (1, 3))
 
 
 def counts_positions(folder: Folder, ids: str) -> bool:
     """The positions of an encoder (export/encoder.py): 0, 1, ... for a text without padding."""
     counted = frozenset({"Max", "Sub", "CumSum"})
-    return _made_of(folder, ids, frozenset({"Unsqueeze", "Range", "Squeeze", "Shape"})) or _made_of(
-        folder, ids, counted
-    )
+    ranged = frozenset({"Unsqueeze", "Range", "Squeeze", "Shape"})
+    if not (_made_of(folder, ids, ranged) or _made_of(folder, ids, counted)):
+        return False
+    return all(np.array_equal(_tried(folder, ids, n, 0, (1, n)), np.arange(n)[None]) for n in (1, 5))

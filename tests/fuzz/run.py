@@ -21,6 +21,7 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.fuzz.graphs import in_a_process
 from tests.fuzz.targets import WORK, Target, make_folders, mutate
 
 _SHARES = {"model": 0.4, "cost": 0.1, "weights": 0.05, "safetensors": 0.15, "shard": 0.05, "manifest": 0.05,
@@ -31,6 +32,7 @@ _OTHERS = 0.2 / 3  # the shares add up to 1.95: eight targets came later and too
 _INSTRUMENTED = ["export", "hw_model.workload", "runtime_py.generate", "runtime_py.chat", "toolchain.source"]
 _COMPILED = ("model", "weights")  # their kernels cannot be compiled in a process that atheris has instrumented
 _SECONDS, _MEMORY, _CORPUS = 20, 3 << 30, 400
+GRAPHS, _GRAPHS_A_PROCESS = "graphs", 10_000
 
 
 class Hang(Exception):
@@ -107,11 +109,19 @@ def fuzz_with_coverage(target: Target, runs: int, seed: int, findings: Path) -> 
     atheris.Fuzz()
 
 
+def fuzz_graphs(runs: int, seed: int, root: Path) -> int:
+    """Composed graphs, in processes whose arrays are fenced; how many there were. Raises AssertionError at a fault."""
+    for first in range(0, runs, _GRAPHS_A_PROCESS):
+        some = min(_GRAPHS_A_PROCESS, runs - first)
+        print(in_a_process(some, seed, [root / "model", root / "razored"], first), flush=True)
+    return runs
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000, help="inputs, over all targets")
-    parser.add_argument("--target", help="only this one")
+    parser.add_argument("--target", help=f"only this one, or {GRAPHS}: composed graphs (graphs.py)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coverage", action="store_true", help="guided by atheris; needs --target")
     parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "athena-fuzz")
@@ -126,9 +136,10 @@ def main() -> None:
         with atheris.instrument_imports(include=_INSTRUMENTED):
             import runtime_py.load
             import runtime_py.operators  # noqa: F401
-    targets = make_folders(WORK / f"athena-fuzz-{options.target or 'all'}-{options.seed}")
+    root = WORK / f"athena-fuzz-{options.target or 'all'}-{options.seed}"
+    targets = make_folders(root)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + (8 << 30), resource.RLIM_INFINITY))
-    chosen = [targets[options.target]] if options.target else list(targets.values())
+    chosen = [targets[options.target]] if options.target in targets else [] if options.target else [*targets.values()]
     if options.coverage:
         fuzz_with_coverage(chosen[0], options.runs, options.seed, options.findings)
     total = 0
@@ -139,6 +150,8 @@ def main() -> None:
         total += runs
         rate = runs / (time.monotonic() - start)
         print(f"{target.name}: {runs} inputs, {accepted} accepted, corpus {corpus}, {rate:.0f} a second", flush=True)
+    if not options.target or options.target == GRAPHS:
+        total += fuzz_graphs(options.runs, options.seed, root)
     print(f"{total} inputs, no finding")
 
 

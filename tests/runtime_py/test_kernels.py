@@ -80,3 +80,18 @@ def test_rotate_is_a_rotation_of_the_first_pairs_only():
     np.testing.assert_allclose(out, np.concatenate([pairs.real, pairs.imag], -1), atol=1e-6)
     partial = rotate(x, np.cos(angle[:, :2]), np.sin(angle[:, :2]))
     np.testing.assert_array_equal(partial[..., 4:], x[..., 4:])
+
+
+@pytest.mark.parametrize("wrong", ["codes", "codebook", "scale"])
+def test_weights_of_another_layout_never_reach_a_kernel(wrong):
+    layout = CodebookLayout(3, 64, 9, 0, 9, 1)
+    stored = {
+        "codes": np.zeros(layout.codes_shape, np.uint8),
+        "codebook": np.zeros(layout.codebook_shape, np.int8),
+        "scale": np.ones(layout.scale_shape, np.float32),
+    }
+    for array in (stored[wrong][:0], stored[wrong][..., :-1], stored[wrong].astype(np.int64)):
+        with pytest.raises(ValueError, match="layout"):
+            codebook_matmul(np.ones((2, 64), np.float32), layout, **{**stored, wrong: array})
+        with pytest.raises(ValueError, match="layout"):
+            codebook_gather(np.zeros(1, np.int64), layout, **{**stored, wrong: array})
