@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 
+matplotlib.rcdefaults()  # not what a matplotlibrc in the current folder says
 matplotlib.use("svg")
 from matplotlib.figure import Figure
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import export.numba_import  # noqa: F401, I001 (before Numba)
 import numba as nb
 import numpy as np
 
@@ -130,7 +131,7 @@ def product(
     )
 
 
-@nb.njit(cache=True)
+@nb.njit
 def _product(x, weights, active, top, noise, seed):  # type: ignore[no-untyped-def]
     np.random.seed(seed)
     tokens, columns = x.shape
