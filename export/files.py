@@ -171,13 +171,13 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        flush_folder(path.parent)
+        flush(path.parent)
 
 
-def flush_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk, where the system can."""
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk, where the system can."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
     except OSError:
         return
     try:
@@ -197,7 +197,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON, atomically, with keys in the order given."""
-    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode(errors="replace"))
 
 
 def without_infinity(value: Any) -> Any:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
 
 matplotlib.rcdefaults()  # not what a matplotlibrc in the current folder says
 matplotlib.use("svg")
-from matplotlib.figure import Figure
-
 _LABEL = 8  # points
 
 

@@ -24,7 +24,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import export.numba_import  # noqa: F401, I001 (before Numba)
 import numba
 from numba.core import config, dispatcher
 from numba.core.caching import (
@@ -113,7 +112,7 @@ def _is_ours(py_file: str) -> bool:
 
 
 class _Implementation(CompileResultCacheImpl):
-    _locator_classes = [AthenaCacheLocator]
+    _locator_classes = (AthenaCacheLocator,)  # type: ignore[assignment]
 
 
 class WholeFiles(IndexDataCacheFile):
@@ -186,11 +185,11 @@ class KernelCache(FunctionCache):
 
 def cache_of(py_func: Any) -> Any:
     """The cache that Numba is to use for a function with `cache=True`."""
-    if config.CACHE_LOCATOR_CLASSES or not _is_ours(py_func.__code__.co_filename):
+    if getattr(config, "CACHE_LOCATOR_CLASSES", "") or not _is_ours(py_func.__code__.co_filename):
         return FunctionCache(py_func)  # the user's environment names the places, or it is another's function
     return KernelCache(py_func) if cache_folder() is not None else NullCache()
 
 
 def install() -> None:
     """Let Numba keep the kernels of this project here."""
-    dispatcher.FunctionCache = cache_of
+    dispatcher.FunctionCache = cache_of  # type: ignore[attr-defined]

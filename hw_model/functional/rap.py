@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import export.numba_import  # noqa: F401, I001 (before Numba)
 import numba as nb
 import numpy as np
 

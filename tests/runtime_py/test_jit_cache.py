@@ -95,11 +95,6 @@ def solve(x):
 }
 REAL = (
     "runtime_py/jit_cache.py", "runtime_py/sources.py", "export/cache_folder.py", "export/files.py", "export/errors.py",
-    "export/numba_import.py",
-)  # fmt: skip
-REAL = (
-    "runtime_py/jit_cache.py", "runtime_py/sources.py", "export/cache_folder.py", "export/files.py", "export/errors.py",
-    "export/numba_import.py",
 )  # fmt: skip
 PROGRAM = """
 from runtime_py.engine.kernel import answer
