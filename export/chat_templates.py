@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import InputError
-from export.files import read_json
+from export.files import MAX_TEMPLATE, read_json, read_text, write_bytes
 
 DEFAULT, TEMPLATE_FILE, ADDITIONAL = "default", "chat_template.jinja", "additional_chat_templates"
 _CONFIG, _PROCESSOR = "tokenizer_config.json", "chat_template.json"
@@ -22,13 +22,13 @@ def read_templates(folder: Path) -> tuple[str | dict[str, str] | None, Path]:
 
     Raises InputError when a file cannot be read, or when the field chat_template is neither text nor named texts.
     """
-    files = {DEFAULT: folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).is_file() else {}
+    files = {DEFAULT: folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).exists() else {}
     files |= {path.name.removesuffix(".jinja"): path for path in additional_files(folder)}
     if files:
-        texts = {name: read_template(path) for name, path in files.items()}
+        texts = {name: read_template(path, folder) for name, path in files.items()}
         return (texts[DEFAULT], files[DEFAULT]) if list(texts) == [DEFAULT] else (texts, folder)
     for path in (folder / _CONFIG, folder / _PROCESSOR):
-        if path.is_file():
+        if path.exists():
             found = _templates(read_json(path).get("chat_template"), path)
             if found is not None:
                 return found, path
@@ -37,15 +37,12 @@ def read_templates(folder: Path) -> tuple[str | dict[str, str] | None, Path]:
 
 def additional_files(folder: Path) -> list[Path]:
     """The template files beside chat_template.jinja, sorted by name."""
-    return sorted(path for path in (folder / ADDITIONAL).glob("*.jinja") if path.is_file())
+    return sorted(path for path in (folder / ADDITIONAL).glob("*.jinja") if not path.is_dir())
 
 
-def read_template(path: Path) -> str:
-    """A template file. Raises InputError when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+def read_template(path: Path, folder: Path | None = None) -> str:
+    """A template file of a model folder, or (None) of the user's own. Raises InputError when it cannot be read."""
+    return read_text(path, MAX_TEMPLATE, folder)
 
 
 def write_templates(folder: Path) -> None:
@@ -62,7 +59,7 @@ def write_templates(folder: Path) -> None:
     for name, text in texts.items():
         path = folder / TEMPLATE_FILE if name == DEFAULT else folder / ADDITIONAL / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_bytes(path, text.encode())
 
 
 def _templates(value: Any, path: Path) -> str | dict[str, str] | None:

@@ -16,7 +16,6 @@ activations and cached integers is worth.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +26,7 @@ from safetensors.numpy import save_file
 
 from export.contract import CodebookLayout
 from export.errors import InputError
-from export.files import MANIFEST, read_json
+from export.files import MANIFEST, checked_path, read_json, replacing
 from export.integer_ops import IntegerLayout
 from export.trellis import STANDARD_STATE_BITS, TrellisLayout
 from export.vectors import VectorLayout
@@ -167,24 +166,19 @@ def shard_names(layers: int, prefix: str = "") -> list[str]:
 
 def write_shard(path: Path, tensors: dict[str, np.ndarray], records: list[TensorRecord]) -> None:
     """Write one shard atomically, with the records of its tensors in the metadata."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        metadata = {"athena": json.dumps([record.to_json() for record in records])}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    metadata = {"athena": json.dumps([record.to_json() for record in records])}
+    with replacing(path) as temporary:
         save_file(contiguous, temporary, metadata=metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_shard_records(path: Path) -> list[TensorRecord]:
     """Records of one shard. Raises InputError when the file is not a complete shard of ours."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(checked_path(path, folder=path.parent), framework="numpy") as file:
             return [TensorRecord.from_json(r) for r in json.loads((file.metadata() or {})["athena"])]
+    except InputError:
+        raise
     except (SafetensorError, OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a complete shard of a quantized checkpoint ({error})") from None
 

@@ -6,7 +6,6 @@ The folder is built beside its destination and moved into place when complete, s
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from export.chat_templates import ADDITIONAL, TEMPLATE_FILE, additional_files, w
 from export.checkpoint import StoredTensors
 from export.decoder import build_decoder, cache_row
 from export.encoder import build_encoder
-from export.errors import InputError
-from export.files import MANIFEST, read_json, write_json
+from export.files import MANIFEST, MAX_JSON, MAX_TEMPLATE, copy_file, read_json, write_json
 from export.integers import IntegerArithmetic
 from export.pooling import MODULES, POOLING, read_pooling
+from export.replace import install_folder as install_folder
 from export.spec import ModelSpec
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
@@ -38,6 +37,7 @@ TOKENIZER_FILES = (
     TEMPLATE_FILE,
     "chat_template.json",
 )
+SMALL_FILES = (*TOKENIZER_FILES, "generation_config.json", MODULES, POOLING, "sentence_bert_config.json")
 # "gpt2" is not among them: genai reads that type with key and value in one tensor, "decoder" with two.
 GENAI_TYPES = frozenset(
     [
@@ -72,14 +72,17 @@ GENERATION_LIMIT = 4096  # tokens; caps the KV cache that onnxruntime-genai allo
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy tokenizer and generation files as they are, and what says how an encoder's states are pooled."""
-    for name in (*TOKENIZER_FILES, "generation_config.json", MODULES, POOLING, "sentence_bert_config.json"):
-        if (source / name).is_file():
+    """Copy tokenizer and generation files as they are, and what says how an encoder's states are pooled.
+
+    Raises InputError for one that is no regular file of the folder, or far too large.
+    """
+    for name in SMALL_FILES:
+        if (source / name).exists():
             (destination / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, destination / name)
+            copy_file(source / name, destination / name, MAX_TEMPLATE if name == TEMPLATE_FILE else MAX_JSON, source)
     for path in additional_files(source):
         (destination / ADDITIONAL).mkdir(exist_ok=True)
-        shutil.copyfile(path, destination / ADDITIONAL / path.name)
+        copy_file(path, destination / ADDITIONAL / path.name, MAX_TEMPLATE, source)
 
 
 def write_model_folder(
@@ -196,25 +199,3 @@ def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path, weights:
             "past_present_share_buffer": False,
         },
     }
-
-
-def install_folder(built: Path, destination: Path, force: bool) -> None:
-    """Move a finished folder into place. An existing non-empty destination is replaced only with `force`.
-
-    The old folder is moved aside first and removed last, so at every moment one complete folder exists.
-    """
-    refuse_existing(destination, force)
-    old = destination.with_name(f".{destination.name}.old")
-    if destination.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        destination.rename(old)
-    built.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def refuse_existing(destination: Path, force: bool) -> None:
-    """Raise InputError when `destination` is a file, or a non-empty folder and `force` is off."""
-    if destination.exists() and not destination.is_dir():
-        raise InputError(f"{destination}: is a file; an output folder was expected")
-    if not force and destination.exists() and any(destination.iterdir()):
-        raise InputError(f"{destination}: exists and is not empty; choose another folder or pass --force to replace it")

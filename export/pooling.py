@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.errors import InputError
-from export.files import read_json
+from export.files import read_json, read_json_value
 from export.graph import GraphWriter
 from export.layers import BATCH, SEQUENCE
 
@@ -38,14 +37,16 @@ def read_pooling(folder: Path) -> Pooling:
     if not (folder / MODULES).exists():
         return Pooling()
     try:
-        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        modules = read_json_value(folder / MODULES, folder)
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except InputError:
+        raise
+    except (TypeError, KeyError) as error:
         raise InputError(f"{folder / MODULES}: not a list of sentence-transformers modules ({error})") from None
     if kinds[:1] != ["Transformer"] or set(kinds[1:]) - {"Pooling", "Normalize"}:
         raise InputError(f"{folder / MODULES}: modules {', '.join(kinds)} are not supported; Transformer, Pooling and "
                          "Normalize are")  # fmt: skip
-    config = read_json(folder / POOLING) if "Pooling" in kinds else {}
+    config = read_json(folder / POOLING, folder) if "Pooling" in kinds else {}
     chosen = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
     if isinstance(config.get("pooling_mode"), str):  # as later releases write it
         chosen = [f"pooling_mode_{config['pooling_mode']}{'' if config['pooling_mode'] == 'lasttoken' else '_tokens'}"]

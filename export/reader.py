@@ -7,7 +7,7 @@ name inside the folder, no link out of it, offset and length inside the file, le
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import onnx
 from export.compact import COMPACT_LAYOUTS, CompactLayout, compact_layout
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.errors import InputError
+from export.files import checked_path, open_file, read_bytes
 from export.integer_ops import SDR_MATMUL, IntegerLayout, format_of
 from export.sdr import SdrFormat
 from export.sparse import SPARSE_MATMUL, SparseLayout
 
-_MAX_FILE = 2**31 - 1  # protobuf's own limit
+_MAX_FILE = 1 << 28  # bytes; weights are beside it
 _MAX_ELEMENTS = 2**40
 _MAX_NODES = 20_000  # three times what the largest published decoders need
 _READ_BYTES = 1 << 26
@@ -101,32 +102,38 @@ class Graph:
     values: Mapping[str, ValueInfo]  # every value whose shape is stated, weights included
     metadata: Mapping[str, str]
     opset: int
+    files: Mapping[str, int]  # those that hold weights, and how many of their bytes
 
 
-def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool = True) -> Graph:
+def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callable[[int], bool] = True) -> Graph:
     """Read `folder`/model.onnx and map its weights, or read them into memory (mapped=False).
 
-    Raises InputError when the file is missing, broken or hostile.
+    mapped may also decide by the number of bytes. Of a file, only what the tensors need is mapped or read. Raises
+    InputError when a file is missing, broken or hostile.
     """
     path = folder / filename
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
-    if path.stat().st_size > _MAX_FILE:
-        raise InputError(f"{path}: larger than 2 GB, not a valid ONNX file")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load_from_string(read_bytes(path, _MAX_FILE, folder))
+    except InputError:
+        raise
     except Exception as error:  # protobuf raises its own kinds
         raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
     return _convert(model, folder, mapped)
 
 
-def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
+def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int], bool]) -> Graph:
     graph = model.graph
     if len(graph.node) > _MAX_NODES:
         raise InputError(f"model.onnx: has {len(graph.node)} nodes; at most {_MAX_NODES} are read")
     _check_text(model)
-    maps: dict[str, np.ndarray] = {}
-    weights = {t.name: _weight(t, folder, maps, mapped) for t in graph.initializer}
+    external = {t.name: _external(t) for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    sizes: dict[str, int] = {}
+    for part in external.values():
+        sizes[part.location] = max(sizes.get(part.location, 0), part.offset + part.length)
+    maps = _open_files(folder, sizes, mapped)
+    weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in graph.initializer}
     nodes = tuple(_node(node) for node in graph.node)
     _check_order(nodes, {*weights, *(i.name for i in graph.input)})
     values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -148,6 +155,7 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
         values=values,
         metadata={entry.key: entry.value for entry in model.metadata_props},
         opset=opsets.get("", 0),
+        files=sizes,
     )
 
 
@@ -198,69 +206,106 @@ def _value(info: onnx.ValueInfoProto) -> ValueInfo:
     return ValueInfo(info.name, dtype, shape)
 
 
-def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray], mapped: bool) -> np.ndarray:
-    where = f"model.onnx: tensor {tensor.name}"
-    shape = tuple(tensor.dims)
+@dataclass(frozen=True)
+class _External:
+    """A tensor that another file holds."""
+
+    where: str
+    location: str  # a plain file name
+    offset: int
+    length: int  # bytes
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def of(self, files: Mapping[str, np.ndarray]) -> np.ndarray:
+        part = files[self.location][self.offset : self.offset + self.length]
+        if self.offset % self.dtype.itemsize:
+            part = part.copy()  # an unaligned tensor cannot be viewed in place
+        try:
+            return part.view(self.dtype).reshape(self.shape)
+        except (TypeError, ValueError) as error:  # too many dimensions; text, which has no fixed size
+            raise InputError(f"{self.where} cannot be read ({error})") from None
+
+
+def _kind(tensor: onnx.TensorProto) -> tuple[str, np.dtype, tuple[int, ...]]:
+    """How messages call a tensor, its type and its shape. Raises InputError when it has none."""
+    where, shape = f"model.onnx: tensor {tensor.name}", tuple(tensor.dims)
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except (KeyError, TypeError):
         raise InputError(f"{where} has an unknown element type {tensor.data_type}") from None
-    elements = math.prod(shape)
-    if any(d < 0 for d in shape) or elements > _MAX_ELEMENTS:
+    if any(not 0 <= d <= _MAX_ELEMENTS for d in shape) or math.prod(shape) > _MAX_ELEMENTS:
         raise InputError(f"{where} has an impossible shape {list(shape)}")
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        try:
-            array = onnx.numpy_helper.to_array(tensor)
-        except Exception as error:
-            raise InputError(f"{where} cannot be read ({error})") from None
-        array.setflags(write=False)
-        return array
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    data = _contents(entries.get("location", ""), folder, maps, mapped, where)
+    return where, dtype, shape
+
+
+def _inline(tensor: onnx.TensorProto) -> np.ndarray:
+    where, _, _ = _kind(tensor)
     try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", elements * dtype.itemsize))
-    except ValueError:
-        raise InputError(f"{where}: offset and length of external data must be whole numbers") from None
-    if length != elements * dtype.itemsize:
-        raise InputError(f"{where}: external data has {length} bytes, its shape needs {elements * dtype.itemsize}")
-    if offset < 0 or offset + length > data.size:
-        raise InputError(f"{where}: external data lies outside its file ({offset}+{length} of {data.size} bytes)")
-    part = data[offset : offset + length]
-    if offset % dtype.itemsize:
-        part = part.copy()  # an unaligned tensor cannot be viewed in place
-    return part.view(dtype).reshape(shape)
+        array = onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise InputError(f"{where} cannot be read ({error})") from None
+    array.setflags(write=False)
+    return array
 
 
-def _contents(location: str, folder: Path, maps: dict[str, np.ndarray], mapped: bool, where: str) -> np.ndarray:
-    if location in maps:
-        return maps[location]
+def _external(tensor: onnx.TensorProto) -> _External:
+    where, dtype, shape = _kind(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
     if not location or "\0" in location or Path(location).name != location or location in (".", ".."):
         raise InputError(
             f"{where}: external data location {location!r} is refused; only a plain file name in the folder is allowed"
         )
-    path = folder / location
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
-        raise InputError(f"{where}: external data {location!r} is a link out of the folder, which is refused")
-    if not path.is_file():
-        raise InputError(f"{path}: this file is missing, model.onnx keeps its weights there")
-    size = path.stat().st_size
-    if mapped and size:
-        maps[location] = np.memmap(path, dtype=np.uint8, mode="r")
-    else:
-        maps[location] = _read_whole(path, size)
-    return maps[location]
+    needed = math.prod(shape) * dtype.itemsize
+    try:
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", needed))
+    except ValueError:
+        raise InputError(f"{where}: offset and length of external data must be whole numbers") from None
+    if dtype.hasobject or length != needed:
+        raise InputError(f"{where}: external data has {length} bytes, its shape needs {needed}")
+    if not 0 <= offset < 2**62:
+        raise InputError(f"{where}: external data lies outside its file ({offset}+{length} bytes)")
+    return _External(where, location, offset, length, dtype, shape)
 
 
-def _read_whole(path: Path, size: int) -> np.ndarray:
-    """The file in memory. Large arrays get huge pages where the system has them, which a mapped file never does."""
-    data = np.empty(size, np.uint8)
-    with open(path, "rb", buffering=0) as file:
+def _open_files(folder: Path, sizes: Mapping[str, int], mapped: bool | Callable[[int], bool]) -> dict[str, np.ndarray]:
+    """The first bytes of each file, uint8, as many as the tensors need."""
+    for name, size in sizes.items():
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name}: this file is missing, model.onnx keeps its weights there")
+        with open_file(folder / name, folder=folder) as file:
+            there = file.seek(0, 2)
+        if size > there:
+            raise InputError(f"{folder / name}: external data lies outside its file ({size} of {there} bytes)")
+    keep = mapped(sum(sizes.values())) if callable(mapped) else mapped
+    try:
+        return {name: (_map if keep else _read)(folder, name, size) for name, size in sizes.items()}
+    except MemoryError:
+        raise InputError(f"{folder}: the weights need more memory than there is") from None
+
+
+def _map(folder: Path, name: str, size: int) -> np.ndarray:
+    if not size:
+        return np.empty(0, np.uint8)
+    try:
+        return np.memmap(checked_path(folder / name, folder=folder), dtype=np.uint8, mode="r", shape=(size,))
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{folder / name}: cannot be mapped ({error})") from None
+
+
+def _read(folder: Path, name: str, size: int) -> np.ndarray:
+    """In memory. Large arrays get huge pages where the system has them, which a mapped file never does."""
+    try:
+        data = np.empty(size, np.uint8)
+    except ValueError:  # beyond what a process can address
+        raise MemoryError from None
+    with open_file(folder / name, folder=folder) as file:
         view, done = memoryview(data.data), 0
         while done < size:
-            count = file.readinto(view[done : done + _READ_BYTES])
+            count = file.readinto(view[done : done + _READ_BYTES])  # type: ignore[attr-defined]
             if not count:
-                raise InputError(f"{path}: ended after {done} of {size} bytes")
+                raise InputError(f"{folder / name}: ended after {done} of {size} bytes")
             done += count
     data.setflags(write=False)
     return data

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("svg")
 from matplotlib.figure import Figure
 
+matplotlib.rcdefaults()  # not what a matplotlibrc in the current folder says
+matplotlib.use("svg")
 _LABEL = 8  # points
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from export.archs import model_spec, supported_model_types
 from export.errors import InputError
-from export.files import read_json
+from export.files import MAX_JSON, checked_path, read_json
 from runtime_py.chat.special_tokens import splits_special_tokens
 from runtime_py.generation import Generation, GenerationRequest
 from runtime_py.generation_config import recommendation
@@ -21,10 +21,11 @@ from runtime_py.sampling import SamplingSettings
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The folder's tokenizer.json. Raises InputError when it is missing or broken."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: this file is missing; the folder needs its tokenizer to handle text")
+    real = checked_path(path, MAX_JSON, folder)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(real))
     except Exception as error:  # the Rust library raises plain Exception
         raise InputError(f"{path}: not a readable tokenizer ({error})") from None
     tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only

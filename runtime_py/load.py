@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,8 +55,7 @@ def open_model(
         raise InputError(f"--cpus must name different processors of {sorted(allowed)}, not {list(processors)}")
     hints = _hints(Path(folder))
     threads = threads if threads is not None or processors else hints.get("threads")
-    mapped = mapped if mapped is not None else hints.get("mmap")
-    graph = read_graph(Path(folder), mapped=_better_mapped(Path(folder)) if mapped is None else mapped)
+    graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
     with one_line(Path(folder) / "model.onnx"):
         return _runner(graph, activations, threads, processors)
 
@@ -101,13 +101,31 @@ def _hints(folder: Path) -> dict[str, Any]:
     return hints
 
 
-def _better_mapped(folder: Path) -> bool:
-    """Whether the weights should stay in the mapped file: no huge pages, or they would fill half of what is free."""
+def _stays_mapped(asked: bool | None, hint: bool | None, weights: int) -> bool:
+    """Whether weights of so many bytes should stay in the mapped file, by the user's option and the folder's hint.
+
+    Without either: where there are no huge pages, or they would fill half of what is free. Raises InputError when the
+    user asks for more memory than there is; the folder's hint does not count then.
+    """
+    free = _free_memory()
+    fits = free is None or weights <= free
+    if asked is not None:
+        if not asked and not fits:
+            raise InputError(f"--no-mmap: the weights have {weights / 1e9:.1f} GB, {(free or 0) / 1e9:.1f} GB are free")
+        return asked
+    if hint is not None:
+        return hint or not fits
     try:
         huge = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
-        memory = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = next(int(line.split()[1]) * 1024 for line in memory.split("\n") if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
+    except (OSError, ValueError):
         return True
-    weights = sum(file.stat().st_size for file in folder.glob("*.data") if file.is_file())
-    return "[never]" in huge or 2 * weights > free
+    return "[never]" in huge or free is None or 2 * weights > free
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be used without swapping; None where the system does not say."""
+    try:
+        memory = Path("/proc/meminfo").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in memory.split("\n") if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None

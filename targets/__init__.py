@@ -7,16 +7,12 @@ low and high are optional.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from targets.toml_file import read_toml
 
 TAGS = ("measured", "published", "derived", "assumed")
 _FOLDER = Path(__file__).parent
@@ -171,15 +167,14 @@ def target_names() -> list[str]:
 def load_target(name: str) -> Target:
     """A target by name, or from a user's own .toml file. Raises TargetError when it is unknown or not valid."""
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
-    if not path.is_file():
+    if not path.exists():
         raise TargetError(
             f"target {name!r} is unknown; choose one of {', '.join(target_names())}, or give a .toml file"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TargetError(f"{path}: not valid TOML ({error})") from None
+        text, data = read_toml(path)
+    except ValueError as error:
+        raise TargetError(str(error)) from None
     return _validated(path, text, data)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from export import files
 from export.errors import InputError
 from export.files import MANIFEST
 from runtime_py import generate
@@ -45,16 +47,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, or .gz of one. Raises InputError when it cannot be read."""
+    """A UTF-8 text file, or .gz of one. Raises InputError when it cannot be read, or is longer than MAX_TEXT bytes."""
+    if not path.exists():
+        raise InputError(f"{path}: no such text file")
+    if path.suffix != ".gz":
+        return files.read_text(path)
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such text file") from None
-    except (OSError, EOFError) as error:
+        with files.open_file(path, files.MAX_TEXT) as packed, gzip.open(packed) as file:
+            data = file.read(files.MAX_TEXT + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except MemoryError:
+        raise InputError(f"{path}: needs more memory than there is") from None
+    if len(data) > files.MAX_TEXT:
+        raise InputError(f"{path}: unpacks to more than {files.MAX_TEXT >> 20} MB")
+    return files.as_text(path, data)
 
 
 def slice_text(text: str, part: str | None) -> str:
@@ -74,7 +81,7 @@ def calibration_text(source: str) -> str:
     """The text behind a calibration source: the built-in text, a local file, or a hub dataset's `text` column."""
     if source == BUILT_IN:
         return standard_library_text("train", _BUILT_IN_CHARACTERS)
-    path = Path(source).expanduser()
+    path = files.expanded(source)
     if path.exists() or path.suffix in (".txt", ".gz", ".md"):
         return read_text(path)
     return _dataset_text(source)

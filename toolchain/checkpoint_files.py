@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from export.errors import InputError
-from export.files import read_json
+from export.files import checked_path, read_json
 from toolchain.foreign_folders import refuse_adapter, without_weights
 
 SINGLE = "model.safetensors"
@@ -56,7 +56,7 @@ def _entry(folder: Path, config: dict[str, Any]) -> Path:
     if named is not None:
         return _named(folder, named)
     for name in (SINGLE, INDEX):
-        if (folder / name).is_file():  # a pipe or device might never end
+        if (folder / name).exists():
             return folder / name
     raise InputError(without_weights(folder))
 
@@ -67,7 +67,7 @@ def _named(folder: Path, named: Any) -> Path:
         raise InputError(f"{field} must be a plain file name, not {named!r}")
     if not named.endswith((".safetensors", ".safetensors.index.json")):
         raise InputError(f"{field} must name a .safetensors file or a .safetensors.index.json, not {named!r}")
-    if not (folder / named).is_file():
+    if not (folder / named).exists():
         raise InputError(f"{folder / named}: this file is missing, {field} names it")
     return folder / named
 
@@ -89,12 +89,13 @@ def _shards(index: Path, weight_map: dict[str, Any]) -> Iterator[str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise InputError(f"{index}: shard name {shard!r} of {name} must be a plain file name")
-        if not (index.parent / shard).is_file():
+        if not (index.parent / shard).exists():
             raise InputError(f"{index.parent / shard}: this shard is missing, {index.name} lists it for {name}")
         yield shard
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    checked_path(path, folder=path.parent)
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)

@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.errors import InputError
+from export.files import read_text
 from runtime_py.finite import checked_logits
 from toolchain.evaluate import Scorer
 from toolchain.progress import Reporter
@@ -48,10 +49,7 @@ class ChoiceResult:
 
 def read_questions(path: Path) -> list[Question]:
     """The questions of a JSONL file. Raises InputError naming the line that is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    lines = read_text(path).split("\n")
     questions = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -37,7 +37,7 @@ _SIGNS = (
 def refuse_adapter(folder: Path) -> None:
     """Raise InputError on a folder of PEFT: where peft is installed, transformers would put the adapter on top."""
     path = folder / ADAPTER_CONFIG
-    if not path.is_file():
+    if not path.exists():
         return
     config = read_json(path)
     kind, base = config.get("peft_type"), config.get("base_model_name_or_path")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.checkpoint import StoredTensors
 from export.folder import write_model_folder
+from export.replace import building_folder
 from toolchain.progress import Reporter
 from toolchain.report import new_report, save_report
 
@@ -16,7 +17,7 @@ def package_checkpoint(checkpoint: StoredTensors, destination: Path, quiet: bool
 
     Nothing is left behind when it fails. Raises InputError when the checkpoint does not fit its config.
     """
-    built = destination.with_name(f".{destination.name}.building")
+    built = building_folder(destination)
     shutil.rmtree(built, ignore_errors=True)
     built.mkdir(parents=True)
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from export import __version__
+from export.chat_templates import ADDITIONAL, additional_files
 from export.checkpoint import (
     FORMAT_VERSION,
     OUTSIDE_SHARD,
@@ -29,8 +30,9 @@ from export.checkpoint import (
     write_shard,
 )
 from export.errors import InputError
-from export.files import MANIFEST, read_json, write_json
-from export.folder import copy_tokenizer
+from export.files import MANIFEST, is_temporary, read_json, write_bytes, write_json
+from export.folder import SMALL_FILES, copy_tokenizer
+from export.replace import refuse_foreign
 from export.spec import ModelSpec
 from export.trellis import STANDARD_STATE_BITS
 from runtime_py.memory import give_back
@@ -178,27 +180,56 @@ def _manifest(
 
 def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: bool) -> None:
     """Create the output folder, or check that what it holds belongs to the same run."""
-    if (
-        restart
-        and (out / MANIFEST).exists()
-        and read_json(out / MANIFEST).get("fingerprint") != manifest["fingerprint"]
-    ):
-        shutil.rmtree(out)
-    if (out / MANIFEST).exists():
-        _refuse_changes(out, read_json(out / MANIFEST), manifest)
-        return
-    if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if not p.name.startswith("."))):
-        raise InputError(f"{out}: exists and is not a quantized checkpoint; choose another folder")
     begun = out.with_name(f".{out.name}.begun")  # complete or not there: a kill while it is filled leaves no half of it
     shutil.rmtree(begun, ignore_errors=True)
-    begun.mkdir(parents=True)
-    write_json(begun / "config.json", {n: value for n, value in source.config.items() if n not in QUANTIZED_FIELDS})
-    copy_tokenizer(source.folder, begun)
-    write_built_tokenizer(source.folder, begun)
+    if (out / MANIFEST).exists():
+        old = read_json(out / MANIFEST)
+        if not restart or old.get("fingerprint") == manifest["fingerprint"]:
+            _refuse_changes(out, old, manifest)
+            _write_small_files(source, begun)
+            _refresh(out, begun)
+            return
+        refuse_foreign(out)
+        shutil.rmtree(out)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not a quantized checkpoint; choose another folder")
+    _write_small_files(source, begun)
     write_json(begun / MANIFEST, manifest)
     if out.exists():
-        shutil.rmtree(out)  # empty, or hidden files only
+        out.rmdir()
     begun.rename(out)
+
+
+def _write_small_files(source: SourceModel, folder: Path) -> None:
+    """Everything of the source that a checkpoint has as it came, into the new folder `folder`."""
+    folder.mkdir(parents=True)
+    try:
+        write_json(folder / "config.json", {n: v for n, v in source.config.items() if n not in QUANTIZED_FIELDS})
+        copy_tokenizer(source.folder, folder)
+        write_built_tokenizer(source.folder, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _refresh(out: Path, fresh: Path) -> None:
+    """Give a checkpoint the small files as the source has them now: they may have been mended since it was begun."""
+    found, kept = _small_files(fresh), _small_files(out)
+    for name in kept - found:
+        (out / name).unlink()
+    for name in found:
+        data = (fresh / name).read_bytes()
+        if name not in kept or (out / name).read_bytes() != data:
+            (out / name).parent.mkdir(exist_ok=True)
+            write_bytes(out / name, data)
+    shutil.rmtree(fresh)
+
+
+def _small_files(folder: Path) -> set[Path]:
+    """What _write_small_files can have written, and files that a killed run had begun."""
+    known = {"config.json", *SMALL_FILES, *(f"{ADDITIONAL}/{path.name}" for path in additional_files(folder))}
+    begun = (path.name for path in folder.iterdir() if is_temporary(path.name))
+    return {Path(name) for name in (*known, *begun) if (folder / name).is_file()}
 
 
 def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

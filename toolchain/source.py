@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from export.errors import InputError
-from export.files import read_json
+from export.files import expanded, read_json
 from toolchain.checkpoint_files import checkpoint_tensors
 from toolchain.foreign_folders import foreign_file, without_config
 from toolchain.quantized_source import FIELDS, source_quantization, unreadable
@@ -34,7 +34,7 @@ def resolve(name: str) -> Path:
 
     Raises InputError when the name is neither.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     if path.exists():

@@ -17,10 +17,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from export.errors import InputError
-from export.files import read_json, write_bytes, write_json
+from export.files import MAX_JSON, checked_path, read_json, write_bytes, write_json
 from runtime_py.chat.special_tokens import STANDARD, read_special_tokens
 
 _VERSIONS = "fast_tokenizer_files"  # names of other tokenizer.json files, by versions of transformers
+_READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "vocab*", "additional_chat_templates/*")
 _SAMPLES = (
     "Hello world",
     " The 12 quick\n\tfoxes, don't (jump)!",
@@ -72,6 +73,7 @@ def _build(folder: Path) -> BuiltTokenizer | str:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    _check_files(folder)
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -92,14 +94,24 @@ def _build(folder: Path) -> BuiltTokenizer | str:
     return f"{name} is not one of the tokenizers library"
 
 
+def _check_files(folder: Path) -> None:
+    """Raise InputError for what transformers would read and should not: no regular file, a link out, far too large."""
+    for pattern in _READ:
+        for path in folder.glob(pattern):
+            if path.exists() and not path.is_dir():
+                checked_path(path, MAX_JSON, folder)
+
+
 def _file(folder: Path, reason: str) -> Tokenizer:
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         if next(folder.glob("*.model"), None) is not None and find_spec("sentencepiece") is None:
             reason = "pip install sentencepiece"
         raise InputError(f"{path}: this file is missing, and transformers cannot make it from the others ({reason})")
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(checked_path(path, MAX_JSON, folder)))
+    except InputError:
+        raise
     except Exception as error:  # the Rust library raises plain Exception
         raise InputError(f"{path}: not a readable tokenizer ({error})") from None
 

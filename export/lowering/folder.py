@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.errors import InputError
-from export.files import MANIFEST, read_json, write_json
+from export.files import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.integer_ops import SDR_ATTENTION, SDR_MATMUL
 from export.lowering import cleanup, compact_codes, group_query_attention, matmul_nbits
@@ -55,11 +55,11 @@ def write_lowered_folder(
     Raises InputError when the source is incomplete or hostile, was lowered before, or has what a pass cannot express,
     and when onnxruntime, where it is installed, cannot run the result or computes something else.
     """
-    read_graph(source)  # checks every external tensor before anything is read through another library
+    graph = read_graph(source)  # checks every external tensor before anything is read through another library
     manifest = read_json(source / MANIFEST)
     if manifest.get("lowering"):
         raise InputError(f"{source}: was lowered to {manifest['lowering'].get('target')!r}; lower the original folder")
-    _carry(source, destination)
+    _carry(source, destination, graph.files)
     done: dict[str, Any] = {"target": lowering.name, "passes": list(lowering.passes)}
     if lowering.passes:
         try:
@@ -72,13 +72,13 @@ def write_lowered_folder(
                 f"{source / MODEL_FILE}: the graph is malformed ({type(error).__name__}: {reason})"
             ) from None
     else:
-        for name in (MODEL_FILE, DATA_FILE):
-            shutil.copyfile(source / name, destination / name)
+        for name in (MODEL_FILE, *graph.files):
+            shutil.copyfile(checked_path(source / name, folder=source), destination / name)
     if lowering.machine:
         name = library_name(lowering.machine)
         build_library(lowering.machine, destination / name)
-        graph = read_graph(destination)
-        done["library"] = {"file": name, "operators": sum(n.op_type in _NATIVE for n in graph.nodes)}
+        nodes = read_graph(destination).nodes
+        done["library"] = {"file": name, "operators": sum(n.op_type in _NATIVE for n in nodes)}
     hints = {"threads": lowering.threads, "mmap": lowering.mmap}
     done["runtime"] = {name: value for name, value in hints.items() if value is not None}
     if lowering.check:
@@ -132,15 +132,15 @@ def _lower_graph(
     return done
 
 
-def _carry(source: Path, destination: Path) -> None:
+def _carry(source: Path, destination: Path, weights: Collection[str]) -> None:
     """Every small file of the folder but the report, which speaks of the graph as it was."""
-    left = {MODEL_FILE, DATA_FILE, MANIFEST, "report.json", "report.html"}
+    left = {MODEL_FILE, *weights, MANIFEST, "report.json", "report.html"}
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        if path.is_symlink() or not path.is_file() or name.parts[0].startswith(".") or str(name) in left:
+        if path.is_symlink() or path.is_dir() or name.parts[0].startswith(".") or str(name) in left:
             continue
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, destination / name)
+        copy_file(path, destination / name, MAX_JSON, source)
 
 
 def _adjust_genai(folder: Path, lowering: Lowering, done: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.cache_folder import NoCache, private_cache
 from export.errors import InputError
 from export.files import write_bytes
 
@@ -93,24 +94,36 @@ def build_library(machine: str, destination: Path) -> Path:
         def compiled(job: tuple[str, str, str, tuple[str, ...]]) -> Path:
             source, name, processor, defines = job
             out = folder / f"{name}.o"
-            _compile(plan.target, f"-mcpu={processor}", *_FLAGS, *defines, "-c", _SOURCES / source, "-o", out)
+            _compile(folder, plan.target, f"-mcpu={processor}", *_FLAGS, *defines, "-c", _SOURCES / source, "-o", out)
             return out
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = list(pool.map(compiled, jobs))
         made = folder / destination.name
-        _compile(plan.target, "-shared", "-s", "-o", made, *objects)
+        _compile(folder, plan.target, "-shared", "-s", "-o", made, *objects)
         destination.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(destination, made.read_bytes())
     return destination
 
 
-def _compile(target: str, *arguments: str | Path) -> None:
+def _compile(scratch: Path, target: str, *arguments: str | Path) -> None:
+    """Run the compiler in the folder `scratch`: Python would take its modules from the current one."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", target, *map(str, arguments)]
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(_kept_objects(scratch)), **os.environ}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, cwd=scratch, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise InputError(f"the compiler took more than {_TIMEOUT} s for {arguments[-3]}") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
         raise InputError(f"the compiler failed: {lines[0].strip()}")
+
+
+def _kept_objects(scratch: Path) -> Path:
+    """Where the compiler keeps what it has compiled: a place that only the user can write to, or just for this run."""
+    try:
+        return private_cache("zig")
+    except NoCache:
+        return scratch

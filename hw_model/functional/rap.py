@@ -130,7 +130,7 @@ def product(
     )
 
 
-@nb.njit(cache=True)
+@nb.njit
 def _product(x, weights, active, top, noise, seed):  # type: ignore[no-untyped-def]
     np.random.seed(seed)
     tokens, columns = x.shape

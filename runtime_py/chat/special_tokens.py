@@ -36,7 +36,7 @@ def splits_special_tokens(folder: Path) -> bool:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _is_specific(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import signal
 import sys
 import time
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import InputError, NotFiniteError
-from export.files import write_json
+from export.files import expanded, read_json_value, write_json
 from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import Message, Template
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import Generation, GenerationRequest, reusable
 from runtime_py.logit_processors import LogitRules
 from runtime_py.sampling import SamplingSettings
+from runtime_py.typed_text import typed_text
 
 HELP = """\
 /reset        forget the conversation (the system message stays)
@@ -138,10 +139,12 @@ class Chat:
     def load(self, path: Path) -> None:
         """Raises InputError when the file is not a conversation."""
         try:
-            messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
+            messages = read_json_value(path, None)["messages"]
             found: list[Message] = [{"role": m["role"], "content": m["content"]} for m in messages]
             rest = {name for message in messages for name in message if name not in ("role", "content")}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except InputError:
+            raise
+        except (TypeError, KeyError) as error:
             raise InputError(f"{path}: not a saved conversation ({type(error).__name__}: {error})") from None
         if rest:
             raise InputError(f"{path}: a message has {', '.join(sorted(rest))[:100]}, which this chat cannot carry on")
@@ -157,6 +160,8 @@ def converse(chat: Chat) -> bool:
     """
     good = True
     terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a wrong byte is told with its line, and ends nothing
     if terminal:
         import readline  # noqa: F401 (its import gives input() line editing and history)
 
@@ -177,7 +182,7 @@ def converse(chat: Chat) -> bool:
             if line.startswith("/"):
                 _command(chat, line)
             elif line:
-                note = chat.answer(line, lambda text: print(text, end="", flush=True))
+                note = chat.answer(typed_text(line, "the message"), lambda text: print(text, end="", flush=True))
                 print()
                 print(f"[{note}]", file=sys.stderr)
         except (InputError, NotFiniteError) as error:
@@ -193,7 +198,7 @@ def _command(chat: Chat, line: str) -> None:
     elif name in ("/save", "/load"):
         if not argument.strip():
             raise InputError(f"{name} needs a file name")
-        path = Path(argument.strip()).expanduser()
+        path = expanded(argument.strip())
         try:
             chat.save(path) if name == "/save" else chat.load(path)
         except OSError as error:

@@ -15,6 +15,7 @@ from runtime_py.serving.protocol import limited_protocol
 from runtime_py.serving.settings import ServeSettings
 
 _HEADER_BYTES = 32768
+_BACKLOG = 1024
 
 
 def is_local(host: str) -> bool:
@@ -36,6 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
+        found.listen(_BACKLOG)  # with SO_REUSEADDR two can bind, but only one can listen
     except (OSError, UnicodeError) as error:
         found.close()
         raise InputError(f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error})") from None
@@ -60,7 +62,6 @@ def serve(
         server_header=False,
     )
     running = uvicorn.Server(config)
-    listening.listen(1024)
     ready()
     try:
         running.run(sockets=[listening])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from targets.toml_file import read_toml
 
 _FOLDER = Path(__file__).parent
 _KEYS: dict[str, type] = {
@@ -41,10 +37,7 @@ def open_lowering(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
     if not name.endswith(".toml") and name not in names():
         raise ValueError(f"--target {name!r} is unknown; there are {', '.join(names())}, or a file ending in .toml")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+    _, data = read_toml(path)
     _check(data, _KEYS, str(path))
     for table, keys in _TABLES.items():
         _check(data.get(table, {}), keys, f"{path}: {table}")

@@ -93,6 +93,9 @@ def solve(x):
 """,
     "toolchain/quantize/means.py": "import numba as nb\n\n@nb.njit\ndef mean(a, b):\n    return (a + b) // 2\n",
 }
+REAL = (
+    "runtime_py/jit_cache.py", "runtime_py/sources.py", "export/cache_folder.py", "export/files.py", "export/errors.py",
+)  # fmt: skip
 PROGRAM = """
 from runtime_py.engine.kernel import answer
 from toolchain.quantize.solver import solve
@@ -105,8 +108,8 @@ def make(root: Path) -> Path:
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    for name in ("jit_cache.py", "sources.py"):
-        shutil.copyfile(sources.ROOT / "runtime_py" / name, root / "runtime_py" / name)
+    for name in REAL:
+        shutil.copyfile(sources.ROOT / name, root / name)
     return root
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 import typer
@@ -42,4 +44,7 @@ def main() -> None:
         from toolchain.cli import common
 
         common.show_tracebacks = True
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers take no modules from the current folder
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # characters that the terminal's encoding lacks
     app()

@@ -84,6 +84,7 @@ def warmup(folder: Folder, json: Json = False) -> None:
     model.forward(model.new_state(), [0], last_only=True)
     elapsed = time.perf_counter() - start
     if json:
-        print_json({"seconds": elapsed, "cache": str(cache_folder()), "interpreted": why})
+        kept = cache_folder()
+        print_json({"seconds": elapsed, "cache": None if kept is None else str(kept), "interpreted": why})
         return
-    print(f"ready after {elapsed:.1f} s; compiled kernels are in {cache_folder()}")
+    print(f"ready after {elapsed:.1f} s; compiled kernels are in {cache_folder() or 'no folder'}")

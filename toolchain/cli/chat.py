@@ -69,14 +69,16 @@ def chat(
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
     from runtime_py.generate import TextGenerator, default_sampling
+    from runtime_py.typed_text import typed_text
 
+    system, stop = typed_text(system, "--system"), [typed_text(text, "--stop") for text in stop or ()]
     check_counts(max_tokens, min_tokens)
     sampling = default_sampling(folder, temperature, top_k, top_p, seed, min_p)
     asked = TokenOptions(
         repetition_penalty, frequency_penalty, presence_penalty, logit_bias or (), min_tokens, ignore_eos,
         stop_token_ids,
     )  # fmt: skip
-    variables = template_variables(template_variable or ())
+    variables = template_variables([typed_text(text, "--template-variable") for text in template_variable or ()])
     template = open_template(folder, chat_template)
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
@@ -86,7 +88,7 @@ def chat(
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
     settings = ChatSettings(
-        sampling, max_tokens, tuple(stop or ()), system, variables, asked.rules(generator), asked.stops(generator)
+        sampling, max_tokens, tuple(stop), system, variables, asked.rules(generator), asked.stops(generator)
     )
     try:
         good = converse(Chat(generator, template, settings))

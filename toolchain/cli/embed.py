@@ -27,8 +27,9 @@ def embed(
 
     from export.errors import InputError
     from runtime_py.encoder import TextEncoder
+    from runtime_py.typed_text import typed_text
 
-    texts = list(text or []) + (_lines(file) if file else [])
+    texts = [typed_text(one, "--text") for one in text or []] + (_lines(file) if file else [])
     if not texts:
         raise InputError("no text: give --text or --file")
     if output is not None and output.suffix != ".npy":
@@ -55,13 +56,9 @@ def embed(
 
 
 def _lines(path: Path) -> list[str]:
-    from export.errors import InputError
+    from export.files import read_text
 
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    return [line for line in lines if line.strip()]
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def _write(path: Path, vectors: object) -> None:

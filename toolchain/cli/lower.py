@@ -32,12 +32,13 @@ def lower(
 ) -> None:
     """Write FOLDER in the form a runtime likes best. The original stays the truth."""
     from export.errors import InputError
-    from export.folder import install_folder, refuse_existing
+    from export.files import MANIFEST, read_json
     from export.lock import locked
     from export.lowering.check import describe
     from export.lowering.folder import Lowering, write_lowered_folder
     from export.lowering.matmul_nbits import NBits
     from export.native.build import this_machine
+    from export.replace import building_folder, install_folder, output_folder, recover, refuse_existing
     from targets.lowering import open_lowering
     from toolchain.progress import Reporter
 
@@ -55,11 +56,12 @@ def lower(
     lowering = Lowering(Path(target).stem, passes, nbits, share, **data.get("runtime", {}), machine=built_for)
     if reencode and "matmul_nbits" not in lowering.passes:
         raise InputError(f"--reencode has no meaning for --target {target}, which keeps the codebooks")
-    refuse_existing(output, force)
-    if output.resolve() == folder.resolve():
-        raise InputError(f"{output}: is the folder to be lowered; choose another one")
-    built = output.with_name(f".{output.name}.building")
-    with locked(output):
+    place = output_folder(output, force, [folder, *([Path(target)] if target.endswith(".toml") else [])])
+    with locked(place):
+        recover(place)
+        refuse_existing(place, force)
+        read_json(folder / MANIFEST)  # a mistyped source deletes nothing
+        built = building_folder(place)
         shutil.rmtree(built, ignore_errors=True)
         built.mkdir(parents=True)
         try:
@@ -70,7 +72,7 @@ def lower(
                     report.step(name)
 
                 done = write_lowered_folder(folder, built, lowering, progress)
-            install_folder(built, output, force)
+            install_folder(built, place, force)
         finally:
             shutil.rmtree(built, ignore_errors=True)
     if json:

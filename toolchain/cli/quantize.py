@@ -142,27 +142,31 @@ def export(
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write the model folder with its report. An interrupted run continues where it stopped."""
-    from export.folder import install_folder, refuse_existing
+    from export.replace import install_folder, output_folder, recover, refuse_existing
 
     settings = _settings(locals())
-    refuse_existing(output, force)
+    inputs = _inputs(model, calibration, eval_text, vocabulary_text)
+    place = output_folder(output, force, [*inputs, *([keep_quantized] if keep_quantized else [])])
     if (model is None) == (random is None):
         raise InputError("give either MODEL or --random SHAPE")
     if model is None or random is not None:
         from toolchain.synthetic import write_random_folder
 
-        with locked(output):
-            write_random_folder(str(random), output, settings, force, quiet=json)
+        with locked(place):
+            recover(place)
+            write_random_folder(str(random), place, settings, force, quiet=json)
         _summary(output, json)
         return
     if dry_run:
         _predict(model, settings, calibration, calibration_part, json)
         return
-    work = keep_quantized or output.with_name(f"{output.name}.partial")
-    with locked(output):
+    work = output_folder(keep_quantized or place.with_name(f"{place.name}.partial"), True, inputs)
+    with locked(place):
+        recover(place)
+        refuse_existing(place, force)
         checkpoint = _quantize(model, work, settings, calibration, calibration_part, force, json, (workers, scheduler))
-        built = _package(checkpoint, output, vocabulary_text, json)
-        install_folder(built, output, force)
+        built = _package(checkpoint, place, vocabulary_text, json)
+        install_folder(built, place, force)
         if keep_quantized is None:
             shutil.rmtree(work, ignore_errors=True)
     if eval_text is not None:
@@ -225,14 +229,15 @@ def quantize(
     json: Json = False,
 ) -> None:
     """First half of export: MODEL to a quantized checkpoint. Continues an interrupted run."""
+    from export.replace import output_folder
+
     settings = _settings(locals())
     if dry_run:
         _predict(model, settings, calibration, calibration_part, json)
         return
-    with locked(output):
-        checkpoint = _quantize(
-            model, output, settings, calibration, calibration_part, force, json, (workers, scheduler)
-        )
+    place = output_folder(output, True, _inputs(model, calibration))
+    with locked(place):
+        checkpoint = _quantize(model, place, settings, calibration, calibration_part, force, json, (workers, scheduler))
     if json:
         print_json({"output": str(output), **checkpoint.manifest["totals"]})
     else:
@@ -250,15 +255,24 @@ def package(
 ) -> None:
     """Second half of export: a quantized checkpoint to a model folder."""
     from export.checkpoint import QuantizedCheckpoint
-    from export.folder import install_folder, refuse_existing
+    from export.replace import install_folder, output_folder, recover, refuse_existing
     from toolchain.source_config import resolved_config
 
-    refuse_existing(output, force)
+    place = output_folder(output, force, _inputs(checkpoint, vocabulary_text))
     quantized = QuantizedCheckpoint(checkpoint)
     quantized.config = resolved_config(quantized.config, checkpoint / "config.json")  # early ones are as they came
-    with locked(output):
-        install_folder(_package(quantized, output, vocabulary_text, json), output, force)
+    with locked(place):
+        recover(place)
+        refuse_existing(place, force)
+        install_folder(_package(quantized, place, vocabulary_text, json), place, force)
     _summary(output, json)
+
+
+def _inputs(*names: str | Path | None) -> list[Path]:
+    """Those of the arguments that name files or folders which exist."""
+    from export.files import expanded
+
+    return [path for path in (expanded(str(name)) for name in names if name is not None) if path.exists()]
 
 
 def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet: bool) -> Path:

@@ -58,7 +58,9 @@ def run(
     """
     from runtime_py.generate import TextGenerator
     from runtime_py.sampling import SamplingSettings
+    from runtime_py.typed_text import typed_text
 
+    prompt, stop = typed_text(prompt, "--prompt"), [typed_text(text, "--stop") for text in stop or ()]
     check_counts(max_tokens, min_tokens)
     settings = SamplingSettings(temperature, top_k, top_p, seed, min_p or 0.0)
     asked = TokenOptions(
@@ -76,7 +78,7 @@ def run(
     pieces: list[str] = []
     tokens: list[int] = []
     first = start = time.perf_counter()
-    for token, text in generator.stream(prompt, settings, max_tokens, rules, stops, tuple(stop or ())):
+    for token, text in generator.stream(prompt, settings, max_tokens, rules, stops, tuple(stop)):
         if not tokens:
             first = time.perf_counter()
         if token is not None:

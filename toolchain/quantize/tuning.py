@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from export.files import replacing
 from toolchain.own_text import OwnText
 from toolchain.quantize.microbatch import accumulate, code_widths, trainable_parameters
 
@@ -126,9 +127,8 @@ class Tuner:
         for group in self._optimizer.param_groups:
             state = self._optimizer.state[group["params"][0]]
             tensors |= {f"{key}.{group['name']}": value for key, value in state.items()}
-        temporary = self._state_path.with_name(f".{STATE_FILE}.tmp")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
-        temporary.replace(self._state_path)
+        with replacing(self._state_path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
 
     def _load(self) -> None:
         """Continue from a saved state; one that cannot be read is ignored, tuning then starts again."""
