@@ -18,12 +18,14 @@ import onnx
 from export.compact import COMPACT_LAYOUTS, CompactLayout, compact_layout
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.errors import InputError
+from export.foreign import foreign
 from export.integer_ops import SDR_MATMUL, IntegerLayout, format_of
 from export.sdr import SdrFormat
 from export.sparse import SPARSE_MATMUL, SparseLayout
 
 _MAX_FILE = 2**31 - 1  # protobuf's own limit
 _MAX_ELEMENTS = 2**40
+_MAX_DIMENSIONS = 32  # what every NumPy takes
 _MAX_NODES = 20_000  # three times what the largest published decoders need
 _READ_BYTES = 1 << 26
 
@@ -113,11 +115,10 @@ def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool = True) 
         raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
     if path.stat().st_size > _MAX_FILE:
         raise InputError(f"{path}: larger than 2 GB, not a valid ONNX file")
-    try:
+    with foreign(path, "not a readable ONNX file"):
         model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf raises its own kinds
-        raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
-    return _convert(model, folder, mapped)
+    with foreign(path, "the graph is malformed"):
+        return _convert(model, folder, mapped)
 
 
 def _convert(model: onnx.ModelProto, folder: Path, mapped: bool) -> Graph:
@@ -206,7 +207,7 @@ def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray],
     except (KeyError, TypeError):
         raise InputError(f"{where} has an unknown element type {tensor.data_type}") from None
     elements = math.prod(shape)
-    if any(d < 0 for d in shape) or elements > _MAX_ELEMENTS:
+    if len(shape) > _MAX_DIMENSIONS or any(not 0 <= d <= _MAX_ELEMENTS for d in shape) or elements > _MAX_ELEMENTS:
         raise InputError(f"{where} has an impossible shape {list(shape)}")
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         try:
@@ -215,6 +216,8 @@ def _weight(tensor: onnx.TensorProto, folder: Path, maps: dict[str, np.ndarray],
             raise InputError(f"{where} cannot be read ({error})") from None
         array.setflags(write=False)
         return array
+    if dtype.hasobject:
+        raise InputError(f"{where} is of texts, which cannot lie in a file of their own")
     entries = {entry.key: entry.value for entry in tensor.external_data}
     data = _contents(entries.get("location", ""), folder, maps, mapped, where)
     try:

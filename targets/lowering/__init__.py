@@ -43,8 +43,8 @@ def open_lowering(name: str) -> dict[str, Any]:
         raise ValueError(f"--target {name!r} is unknown; there are {', '.join(names())}, or a file ending in .toml")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     _check(data, _KEYS, str(path))
     for table, keys in _TABLES.items():
         _check(data.get(table, {}), keys, f"{path}: {table}")
