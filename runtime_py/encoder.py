@@ -23,6 +23,7 @@ from runtime_py.generate import context_length, load_tokenizer
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
 from runtime_py.load import ACTIVATIONS
+from runtime_py.tokenizing import encode
 
 VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
@@ -68,7 +69,7 @@ class TextEncoder:
 
         Raises InputError on a text without tokens, and with cut=False on one beyond the limit.
         """
-        encoding = self.tokenizer.encode(text)
+        encoding = encode(self.tokenizer, text)
         if not encoding.ids:
             raise InputError("the text is empty: at least one token is needed")
         if encoding.overflowing and not cut:

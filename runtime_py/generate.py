@@ -16,6 +16,7 @@ from runtime_py.generation_config import recommendation
 from runtime_py.load import open_model
 from runtime_py.logit_processors import LogitRules
 from runtime_py.sampling import SamplingSettings
+from runtime_py.tokenizing import encode_prompt, most_bytes, open_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -23,12 +24,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{path}: this file is missing; the folder needs its tokenizer to handle text")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise InputError(f"{path}: not a readable tokenizer ({error})") from None
-    tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
-    tokenizer.no_padding()
+    tokenizer = open_tokenizer(path)
     tokenizer.encode_special_tokens = splits_special_tokens(folder)
     return tokenizer
 
@@ -120,7 +116,7 @@ class TextGenerator:
         """The options: see load.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
-        asks for in vain, `recommended` its values for sampling.
+        asks for in vain, `recommended` its values for sampling. `most_bytes`: of a prompt that can fit the context.
         """
         self.folder = Path(folder)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
@@ -129,10 +125,11 @@ class TextGenerator:
         asked = recommendation(self.folder, self.stop)
         self.rules, self.unsupported, self.recommended = asked.rules, asked.unsupported, asked.sampling
         self.context = context_length(self.folder)
+        self.most_bytes = most_bytes(self.tokenizer, self.context)
 
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
-        ids = self.tokenizer.encode(prompt).ids
+        ids = encode_prompt(self.tokenizer, prompt, self.most_bytes)
         if not ids:
             raise InputError("the prompt is empty: at least one token is needed")
         if len(ids) >= self.context:
