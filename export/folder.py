@@ -21,7 +21,8 @@ from export.checkpoint import StoredTensors
 from export.decoder import build_decoder, cache_row
 from export.encoder import build_encoder
 from export.errors import InputError
-from export.files import MANIFEST, read_json, write_json
+from export.files import MANIFEST, write_json
+from export.generation_config import read_generation_config
 from export.integers import IntegerArithmetic
 from export.pooling import MODULES, POOLING, read_pooling
 from export.spec import ModelSpec
@@ -142,7 +143,7 @@ def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path, weights:
     session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
     if weights > FOLDED_WEIGHTS:
         session[DISABLED_OPTIMIZERS] = "ConstantFolding"
-    generation = {**_special_tokens(config), **read_json(folder / "generation_config.json")}
+    generation = {**_special_tokens(config), **read_generation_config(folder)}
     eos = generation.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
     pad = generation.get("pad_token_id")

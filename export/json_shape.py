@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from export.errors import InputError
 
-NUMBER, COUNT, TEXT, FLAG = "a number", "a whole number, 0 or more", "a text", "true or false"
+NUMBER, FINITE, COUNT = "a number", "a finite number", "a whole number, 0 or more"
+TEXT, FLAG = "a text", "true or false"
 _MOST = 2**63  # whole numbers beyond fit no float's precision, and some of them no float at all
 _SHOWN = 60  # characters of a wrong value
 
@@ -64,7 +66,7 @@ def _is(value: Any, shape: str) -> bool:
         return isinstance(value, bool)
     if type(value) is int:
         return (0 if shape == COUNT else -_MOST) <= value < _MOST
-    return shape == NUMBER and isinstance(value, float)
+    return isinstance(value, float) and (shape == NUMBER or (shape == FINITE and math.isfinite(value)))
 
 
 def _typed(value: Any, kind: type, name: str, where: str) -> Any:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import read_json
+from export.generation_config import GENERATION, end_tokens
 from runtime_py.chat.special_tokens import splits_special_tokens
 from runtime_py.generation import Generation, GenerationRequest
 from runtime_py.generation_config import recommendation
@@ -34,15 +35,12 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
     Empty when the file names none. Raises InputError when they are not integers.
     """
-    for name in ("generation_config.json", "config.json"):
+    for path in (folder / GENERATION, folder / "config.json"):
         try:
-            eos = read_json(folder / name).get("eos_token_id")
+            config = read_json(path)
         except InputError:
             continue
-        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise InputError(f"{folder / name}: eos_token_id must be an integer or a list of integers")
-        return frozenset(ids)
+        return frozenset(end_tokens(config, path))
     return frozenset()
 
 

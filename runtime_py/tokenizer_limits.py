@@ -27,7 +27,8 @@ _LONGEST_WORD = 10_000  # max_input_chars_per_word; the time of WordPiece is its
 _MOST_STAGES = 256
 _UNICODE_GROWTH = 18  # of U+FDFA under NFKC, which charsmaps contain as well
 _PROMPT = 1 << 24  # characters of a prompt after normalization; the library holds about 20 bytes for each
-_ZERO_WIDTH = re.compile(r"\(\?(?![:imsx-]*:|[imsx-]+\))|\\[bBAzZGKyY]|[\^$]")  # can match between characters
+# What looks around, holds on to what it has, or is an anchor: whether that matches between characters is open.
+_UNSURE = re.compile(r"\(\?(?!:)|\\[bBAzZGKyYkg]|[\^$]|[*+?}]\+")
 # How many bytes of a text can become one byte under a form: the decomposed syllable 9 to 3, U+1D400 4 to 1.
 _SHRINKING = {"NFC": 3, "NFD": 3, "NFKC": 4, "NFKD": 4, "Lowercase": 3}
 _KEEPING = frozenset({"ByteLevel", "Metaspace", "Digits", "Punctuation", "UnicodeScripts", "FixedLength"})
@@ -124,9 +125,10 @@ def _grows(part: dict[str, Any]) -> int:
 @lru_cache(maxsize=256)
 def _matches_nothing(expression: str) -> bool:
     """Whether the expression may match between two characters, so that what replaces it only comes on top."""
-    if _ZERO_WIDTH.search(expression):
+    if _UNSURE.search(expression):
         return True
-    return bool(normalizers.Replace(Regex(expression), "x").normalize_str(""))
+    before = normalizers.Replace(Regex(f"(?:{expression})(?=\ue000)"), "x").normalize_str("\ue000")
+    return before != "\ue000"
 
 
 @lru_cache(maxsize=8)

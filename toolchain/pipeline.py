@@ -31,6 +31,7 @@ from export.checkpoint import (
 from export.errors import InputError
 from export.files import MANIFEST, read_json, write_json
 from export.folder import copy_tokenizer
+from export.generation_config import read_generation_config
 from export.spec import ModelSpec
 from export.trellis import STANDARD_STATE_BITS
 from runtime_py.memory import give_back
@@ -77,6 +78,7 @@ def _quantize_model(
 ) -> QuantizedCheckpoint:  # fmt: skip
     method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
+    read_generation_config(folder)  # what packaging would refuse is refused before the work
     source, spec = open_source(folder, settings)
     if not spec.causal:
         _refuse_for_encoders(settings)

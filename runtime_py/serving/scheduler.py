@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -233,7 +233,9 @@ class Scheduler:
             piece = generation.step()
         except BaseException as error:  # one request's failure must not end the others, not even a panic of Rust
             assert job.slot is not None
-            job.slot.state, job.generation = self._runner.new_state(), None
+            job.generation = None
+            with suppress(BaseException):  # without memory for another one, the old state is filled from its start
+                job.slot.state = self._runner.new_state()
             self._end(job, _failed(error))
             return
         if piece is not None:
