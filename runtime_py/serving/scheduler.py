@@ -246,7 +246,9 @@ class Scheduler:
     def _end(self, job: Job, event: Event | None) -> None:
         slot = job.slot
         assert slot is not None
-        slot.tokens = job.generation.cached_tokens(self._settings.reuse_answers) if job.generation else []
+        if job.generation:
+            with suppress(BaseException):  # the slot is free again, whatever happens
+                slot.tokens = job.generation.cached_tokens(self._settings.reuse_answers)
         slot.used = time.monotonic()
         with self._wake:
             self._active.remove(job)

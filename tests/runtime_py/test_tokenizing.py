@@ -54,8 +54,8 @@ REFUSED = {
     "many stages": {"normalizer": sequence(*[{"type": "NFC"}] * 300)},
     "broken expression": {"normalizer": replace("(", "x", "Regex")},
     "a book as a token": {"model": {"type": "WordLevel", "vocab": {"a" * 20_000: 0}, "unk_token": "x"}},
-    "long words": {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "max_input_chars_per_word": 10**9,
-                             "continuing_subword_prefix": "##"}},
+    "long words": {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a",
+                             "max_input_chars_per_word": 10**9, "continuing_subword_prefix": "##"}},
     "deep": {"normalizer": json.loads('{"type":"Sequence","normalizers":[' * 300 + "]}" * 300)},
     "unknown stage": {"normalizer": {"type": "Shell", "command": "id"}},
 }  # fmt: skip
@@ -71,7 +71,7 @@ FAILING = {
 
 
 def changed(change):
-    added = BASE["added_tokens"] if "model" not in change else []
+    added = BASE["added_tokens"] if "model" not in change else []  # their ids are those of another vocabulary
     return json.dumps({**BASE, "added_tokens": added, "post_processor": None, **change})
 
 
@@ -111,7 +111,8 @@ def test_texts_that_would_grow_are_weighed_first():
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"normalizer": {"type": "NFC"}}, {"normalizer": sequence({"type": "Prepend", "prepend": "▁"}, replace(" ", "▁"))},
+    [{}, {"normalizer": {"type": "NFC"}},
+     {"normalizer": sequence({"type": "Prepend", "prepend": "▁"}, replace(" ", "▁"))},
      {"normalizer": replace(" {2,}", " ", "Regex")}, {"normalizer": {"type": "Precompiled",
       "precompiled_charsmap": charsmap("\ufdfa")}}, {"padding": {"strategy": {"Fixed": 2**40}, "direction": "Right",
       "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}}],
