@@ -28,6 +28,7 @@ from export.contract import CodebookLayout
 from export.errors import InputError
 from export.files import MANIFEST, checked_path, read_json, replacing
 from export.integer_ops import IntegerLayout
+from export.manifest import read_manifest
 from export.trellis import STANDARD_STATE_BITS, TrellisLayout
 from export.vectors import VectorLayout
 
@@ -204,7 +205,7 @@ class QuantizedCheckpoint:
     def __init__(self, folder: Path) -> None:
         """Raises InputError when the manifest or a shard is missing, incomplete or of another format version."""
         self.folder = folder
-        self.manifest = read_json(folder / MANIFEST)
+        self.manifest = read_manifest(folder)
         version = self.manifest.get("format_version")
         if version != FORMAT_VERSION:
             raise InputError(f"{folder / MANIFEST}: format_version is {version!r}, this tool reads {FORMAT_VERSION}")

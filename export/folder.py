@@ -19,7 +19,8 @@ from export.chat_templates import ADDITIONAL, TEMPLATE_FILE, additional_files, w
 from export.checkpoint import StoredTensors
 from export.decoder import build_decoder, cache_row
 from export.encoder import build_encoder
-from export.files import MANIFEST, MAX_JSON, MAX_TEMPLATE, copy_file, read_json, write_json
+from export.files import MANIFEST, MAX_JSON, MAX_TEMPLATE, copy_file, write_json
+from export.generation_config import read_generation_config
 from export.integers import IntegerArithmetic
 from export.pooling import MODULES, POOLING, read_pooling
 from export.replace import install_folder as install_folder
@@ -145,7 +146,7 @@ def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path, weights:
     session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
     if weights > FOLDED_WEIGHTS:
         session[DISABLED_OPTIMIZERS] = "ConstantFolding"
-    generation = {**_special_tokens(config), **read_json(folder / "generation_config.json")}
+    generation = {**_special_tokens(config), **read_generation_config(folder)}
     eos = generation.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
     pad = generation.get("pad_token_id")

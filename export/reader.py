@@ -19,12 +19,14 @@ from export.compact import COMPACT_LAYOUTS, CompactLayout, compact_layout
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.errors import InputError
 from export.files import checked_path, open_file, read_bytes
+from export.foreign import foreign
 from export.integer_ops import SDR_MATMUL, IntegerLayout, format_of
 from export.sdr import SdrFormat
 from export.sparse import SPARSE_MATMUL, SparseLayout
 
 _MAX_FILE = 1 << 28  # bytes; weights are beside it
 _MAX_ELEMENTS = 2**40
+_MAX_DIMENSIONS = 32  # what every NumPy takes
 _MAX_NODES = 20_000  # three times what the largest published decoders need
 _READ_BYTES = 1 << 26
 
@@ -114,13 +116,10 @@ def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callab
     path = folder / filename
     if not path.exists():
         raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
-    try:
+    with foreign(path, "not a readable ONNX file"):
         model = onnx.load_from_string(read_bytes(path, _MAX_FILE, folder))
-    except InputError:
-        raise
-    except Exception as error:  # protobuf raises its own kinds
-        raise InputError(f"{path}: not a readable ONNX file ({type(error).__name__})") from None
-    return _convert(model, folder, mapped)
+    with foreign(path, "the graph is malformed"):
+        return _convert(model, folder, mapped)
 
 
 def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int], bool]) -> Graph:
@@ -234,7 +233,8 @@ def _kind(tensor: onnx.TensorProto) -> tuple[str, np.dtype, tuple[int, ...]]:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except (KeyError, TypeError):
         raise InputError(f"{where} has an unknown element type {tensor.data_type}") from None
-    if any(not 0 <= d <= _MAX_ELEMENTS for d in shape) or math.prod(shape) > _MAX_ELEMENTS:
+    elements = math.prod(shape)
+    if len(shape) > _MAX_DIMENSIONS or any(not 0 <= d <= _MAX_ELEMENTS for d in shape) or elements > _MAX_ELEMENTS:
         raise InputError(f"{where} has an impossible shape {list(shape)}")
     return where, dtype, shape
 

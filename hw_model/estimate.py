@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.errors import InputError
+from export.foreign import foreign
 from export.reader import read_graph
 from hw_model import attentionlego, cpu, pim, stream
 from hw_model.result import CostReport
@@ -23,8 +24,7 @@ def estimate(
 
     Raises InputError for an unknown target, phase, profile or objective, or a graph with an operator that has no price.
     """
-    phase = Phase.of(phase_name, context)
-    work = operations(read_graph(folder), phase)
+    work, phase = workload(folder, phase_name, context), Phase.of(phase_name, context)
     return [price(work, phase, open_target(name), profile, objective) for name in targets]
 
 
@@ -54,4 +54,6 @@ def open_target(name: str) -> Target:
 
 def workload(folder: Path, phase_name: str, context: int) -> list[Operation]:
     """The operations of one forward pass, target-independent."""
-    return operations(read_graph(folder), Phase.of(phase_name, context))
+    phase, graph = Phase.of(phase_name, context), read_graph(folder)
+    with foreign(folder / "model.onnx", "the graph is malformed"):
+        return operations(graph, phase)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import InputError
+from export.foreign import foreign
 from export.reader import Graph
 from hw_model.estimate import price
 from hw_model.workload import Phase, operations
@@ -52,6 +53,11 @@ def generation(
     """
     if prompt < 1 or answer < 1:
         raise InputError(f"a generation needs a prompt and an answer of 1 token or more, not {prompt} and {answer}")
+    with foreign(graph.folder / "model.onnx", "the graph is malformed"):
+        return _generation(graph, target, prompt, answer, profile, objective)
+
+
+def _generation(graph: Graph, target: Target, prompt: int, answer: int, profile: str, objective: str) -> GenerationCost:
     first = Phase.of("prefill", prompt)
     prefill = price(operations(graph, first), first, target, profile, objective)
     last = prompt + answer - 1

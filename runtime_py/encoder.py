@@ -12,6 +12,7 @@ import numpy as np
 from export.archs import is_encoder_family
 from export.errors import InputError, NotFiniteError
 from export.files import read_json
+from export.foreign import foreign
 from export.reader import Graph, Node, read_graph
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.paths import runs_directly
@@ -21,7 +22,8 @@ from runtime_py.folding import Folder
 from runtime_py.generate import context_length, load_tokenizer
 from runtime_py.interpreter import Interpreter
 from runtime_py.kernels import masked_softmax
-from runtime_py.load import ACTIVATIONS, one_line
+from runtime_py.load import ACTIVATIONS
+from runtime_py.tokenizing import encode
 
 VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
@@ -53,7 +55,7 @@ class TextEncoder:
         self.interpreted = ""  # why the interpreter runs it
         self._inputs = {info.name for info in graph.inputs}
         self._runner: Interpreter | EncoderEngine
-        with one_line(self.folder / "model.onnx"):
+        with foreign(self.folder / "model.onnx", "the graph is malformed"):
             self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
         self._folder = Folder(graph)
         self.width = self.embed_ids([0]).size
@@ -67,7 +69,7 @@ class TextEncoder:
 
         Raises InputError on a text without tokens, and with cut=False on one beyond the limit.
         """
-        encoding = self.tokenizer.encode(text)
+        encoding = encode(self.tokenizer, text)
         if not encoding.ids:
             raise InputError("the text is empty: at least one token is needed")
         if encoding.overflowing and not cut:

@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import MAX_JSON, checked_path, read_json
+from export.generation_config import GENERATION, end_tokens
 from runtime_py.chat.special_tokens import splits_special_tokens
 from runtime_py.generation import Generation, GenerationRequest
 from runtime_py.generation_config import recommendation
 from runtime_py.load import open_model
 from runtime_py.logit_processors import LogitRules
 from runtime_py.sampling import SamplingSettings
+from runtime_py.tokenizing import encode_prompt, most_bytes, open_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -23,13 +25,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise InputError(f"{path}: this file is missing; the folder needs its tokenizer to handle text")
-    real = checked_path(path, MAX_JSON, folder)
-    try:
-        tokenizer = Tokenizer.from_file(str(real))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise InputError(f"{path}: not a readable tokenizer ({error})") from None
-    tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
-    tokenizer.no_padding()
+    tokenizer = open_tokenizer(checked_path(path, MAX_JSON, folder))
     tokenizer.encode_special_tokens = splits_special_tokens(folder)
     return tokenizer
 
@@ -39,15 +35,12 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
     Empty when the file names none. Raises InputError when they are not integers.
     """
-    for name in ("generation_config.json", "config.json"):
+    for path in (folder / GENERATION, folder / "config.json"):
         try:
-            eos = read_json(folder / name).get("eos_token_id")
+            config = read_json(path)
         except InputError:
             continue
-        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise InputError(f"{folder / name}: eos_token_id must be an integer or a list of integers")
-        return frozenset(ids)
+        return frozenset(end_tokens(config, path))
     return frozenset()
 
 
@@ -121,7 +114,7 @@ class TextGenerator:
         """The options: see load.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
-        asks for in vain, `recommended` its values for sampling.
+        asks for in vain, `recommended` its values for sampling. `most_bytes`: of a prompt that can fit the context.
         """
         self.folder = Path(folder)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
@@ -130,10 +123,11 @@ class TextGenerator:
         asked = recommendation(self.folder, self.stop)
         self.rules, self.unsupported, self.recommended = asked.rules, asked.unsupported, asked.sampling
         self.context = context_length(self.folder)
+        self.most_bytes = most_bytes(self.tokenizer, self.context)
 
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
-        ids = self.tokenizer.encode(prompt).ids
+        ids = encode_prompt(self.tokenizer, prompt, self.most_bytes)
         if not ids:
             raise InputError("the prompt is empty: at least one token is needed")
         if len(ids) >= self.context:

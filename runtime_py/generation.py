@@ -19,6 +19,7 @@ from runtime_py.load import Runner
 from runtime_py.logit_processors import NEUTRAL, LogitProcessor, LogitRules
 from runtime_py.sampling import Sampler, SamplingSettings
 from runtime_py.text_stream import TextStream
+from runtime_py.tokenizing import boundary
 
 IMPOSSIBLE = -9999.0  # log probability reported for a token that the model rules out, as OpenAI does: JSON has no -inf
 
@@ -94,9 +95,10 @@ class Generation:
         self.tokens.append(token)
         if processor:
             processor.note(token)
-        text, offset = (
-            self._text.push_placed(token) if request.top_logprobs is not None else (self._text.push(token), 0)
-        )
+        with boundary():
+            text, offset = (
+                self._text.push_placed(token) if request.top_logprobs is not None else (self._text.push(token), 0)
+            )
         logprob: float | None = None
         alternatives: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:
@@ -114,7 +116,8 @@ class Generation:
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
-        self.tail = self._text.flush()
+        with boundary():
+            self.tail = self._text.flush()
         if self._text.stopped:
             self.finish_reason = "stop"
 

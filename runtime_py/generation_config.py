@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import InputError
-from export.files import read_json
+from export.generation_config import GENERATION, read_generation_config
 from runtime_py.logit_processors import MOST, LogitRules
 from runtime_py.sampling import SamplingSettings
 
-FILE = "generation_config.json"
 SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p"})  # apply where do_sample is true
 RULES = frozenset(  # apply always, as in transformers
     {
@@ -65,15 +64,12 @@ class Recommendation:
 
 
 def recommendation(folder: Path, stops: Iterable[int] = ()) -> Recommendation:
-    """What the folder's file asks for; nothing when there is no file that can be read.
+    """What the folder's file asks for; nothing when there is no file.
 
     stops: end-of-sequence tokens, which a bad word cannot forbid. Raises InputError naming the field that is wrong.
     """
-    path = folder / FILE
-    try:
-        config = read_json(path)
-    except InputError:
-        config = {}
+    path = folder / GENERATION
+    config = read_generation_config(folder)
     samples = config.get("do_sample") is True
     unsupported = [
         name
@@ -82,7 +78,7 @@ def recommendation(folder: Path, stops: Iterable[int] = ()) -> Recommendation:
         and config[name] not in neutral
         and (samples or name not in _SAMPLING_UNSUPPORTED)
     ]
-    sampling = {name: config[name] for name in SAMPLING if samples and type(config.get(name)) in (int, float)}
+    sampling = {name: config[name] for name in SAMPLING if samples and config.get(name) is not None}
     try:
         if not 0 <= sampling.get("top_k", 0) <= MOST:
             raise InputError(f"top_k must be 0 to {MOST}, not {sampling['top_k']}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import numpy as np
 
 from export.errors import InputError
 from export.files import MANIFEST, read_json
+from export.foreign import foreign
 from export.reader import Graph, read_graph
 from runtime_py.expansion import expand_compact
 
@@ -56,21 +56,8 @@ def open_model(
     hints = _hints(Path(folder))
     threads = threads if threads is not None or processors else hints.get("threads")
     graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
-    with one_line(Path(folder) / "model.onnx"):
+    with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
         return _runner(graph, activations, threads, processors)
-
-
-@contextmanager
-def one_line(path: Path) -> Iterator[None]:
-    """What a hostile graph sets off while it is opened ends in an InputError that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except MemoryError:
-        raise InputError(f"{path}: needs more memory than there is") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: the graph is malformed ({type(error).__name__}: {error})") from None
 
 
 def _runner(graph: Graph, activations: str, threads: int | None, processors: Sequence[int]) -> tuple[Runner, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer
 
 from runtime_py.decoder_stages import special_tokens, stages
+from runtime_py.tokenizing import boundary
 
 
 class TokenBytes:
@@ -20,7 +21,13 @@ class TokenBytes:
         self._stages = stages(tokenizer.decoder)
 
     def of(self, token: int) -> bytes:
-        """A token's bytes, which need not be UTF-8; none for an id without a token."""
+        """A token's bytes, which need not be UTF-8; none for an id without a token.
+
+        Raises InputError when the decoder fails."""
+        with boundary():
+            return self._of(token)
+
+    def _of(self, token: int) -> bytes:
         text = self._tokenizer.id_to_token(token)
         if text is None or text in self._special:
             return (text or "").encode()

@@ -16,6 +16,7 @@ from targets.toml_file import read_toml
 
 TAGS = ("measured", "published", "derived", "assumed")
 _FOLDER = Path(__file__).parent
+_LARGEST = 1e30  # products of a few constants stay within float64
 
 # The constants that each kind of model needs, with the unit it expects them in.
 KINDS: Mapping[str, Mapping[str, str]] = {
@@ -147,8 +148,8 @@ class Target:
             elif name not in constants:
                 names = ", ".join(sorted([*known, *constants]))
                 raise TargetError(f"{self.name}: has no constant {name!r}; it has {names}")
-            elif isinstance(value, str) or not 0 <= value < float("inf"):
-                raise TargetError(f"{self.name}: {name} must be a number, 0 or more, not {value!r}")
+            elif isinstance(value, str) or not 0 <= value <= _LARGEST:
+                raise TargetError(f"{self.name}: {name} must be a number from 0 to {_LARGEST:g}, not {value!r}")
             else:
                 constants[name] = replace(constants[name], value=float(value), low=None, high=None)
         return replace(self, constants=constants, choices=choices)
@@ -224,8 +225,8 @@ def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
         raise fail(name, f"must have a tag: {', '.join(TAGS)}")
     for key in ("value", "low", "high"):
         number = entry.get(key, 1.0)
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < float("inf"):
-            raise fail(name, f"{key} must be a number, 0 or more, not {number!r}")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
+            raise fail(name, f"{key} must be a number from 0 to {_LARGEST:g}, not {str(number)[:50]}")
     if "value" not in entry:
         raise fail(name, "has no value")
     return Constant(**entry)

@@ -31,5 +31,5 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = data.decode("utf-8")
         return text, tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: not valid TOML ({error})") from None

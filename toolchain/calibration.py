@@ -16,6 +16,7 @@ from export.errors import InputError
 from export.files import MANIFEST
 from runtime_py import generate
 from runtime_py.chat.special_tokens import splits_special_tokens
+from runtime_py.tokenizing import encode
 from toolchain.corpus import standard_library_text
 from toolchain.tokenizer import source_tokenizer
 
@@ -40,8 +41,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if (folder / MANIFEST).is_file():
         return generate.load_tokenizer(folder)
     tokenizer = source_tokenizer(folder)
-    tokenizer.no_truncation()  # a file may ask to cut and pad texts, which is right for training batches only
-    tokenizer.no_padding()
     tokenizer.encode_special_tokens = splits_special_tokens(folder)
     return tokenizer
 
@@ -110,7 +109,7 @@ def _dataset_text(name: str) -> str:
 
 def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Special tokens that the tokenizer puts before and after a text."""
-    encoded = tokenizer.encode("a", add_special_tokens=True)
+    encoded = encode(tokenizer, "a")
     inner = [i for i, special in enumerate(encoded.special_tokens_mask) if not special]
     return encoded.ids[: inner[0]], encoded.ids[inner[-1] + 1 :]
 
@@ -126,7 +125,7 @@ def sample_sequences(
 
     Raises InputError when the text is shorter than one sequence or a token lies outside the vocabulary.
     """
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    ids = np.asarray(encode(tokenizer, text, special=False).ids, dtype=np.int64)
     if ids.size < length:
         raise InputError(
             f"{source}: calibration text has {ids.size} tokens, one sequence needs {length}; "

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from export.errors import InputError
 from export.files import read_text
 from runtime_py.finite import checked_logits
+from runtime_py.tokenizing import encode
 from toolchain.evaluate import Scorer
 from toolchain.progress import Reporter
 
@@ -78,8 +79,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     Spaces at the end of the context move to the continuation, where tokenizers keep them (lm-evaluation-harness).
     """
     kept = context.rstrip()
-    whole = tokenizer.encode(context + continuation).ids
-    start = min(len(tokenizer.encode(kept).ids), len(whole) - 1) if kept else 0
+    whole = encode(tokenizer, context + continuation).ids
+    start = min(len(encode(tokenizer, kept).ids), len(whole) - 1) if kept else 0
     return whole[:start], whole[start:]
 
 

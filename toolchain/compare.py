@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import InputError
+from export.foreign import foreign
 from toolchain.report import REPORT_JSON, read_report
 from toolchain.units import engineering, figure, size_text
 
@@ -40,6 +41,11 @@ def compare(folders: Sequence[Path]) -> list[Line]:
         if not (folder / REPORT_JSON).is_file():
             raise InputError(f"{folder / REPORT_JSON}: this file is missing; a folder made by `export` was expected")
     reports = [read_report(folder) for folder in folders]
+    with foreign(" and ".join(str(folder / REPORT_JSON) for folder in folders), "cannot be compared"):
+        return _lines(reports)
+
+
+def _lines(reports: Sequence[dict[str, Any]]) -> list[Line]:
     lines = [
         _line("source", [r["provenance"]["source"]["name"] for r in reports], str),
         _line("method", [r["provenance"]["settings"].get("method") for r in reports], str),

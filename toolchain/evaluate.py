@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from export.errors import InputError
 from runtime_py.finite import checked_logits
+from runtime_py.tokenizing import encode
 from toolchain.progress import Reporter
 
 
@@ -109,7 +110,7 @@ def windows_of(
         raise InputError(f"--window must be 2 or more, not {window}")
     if stride is not None and not 1 <= stride < window:
         raise InputError(f"--stride must be 1 to {window - 1}, below the window of {window}; not {stride}")
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    ids = np.asarray(encode(tokenizer, text, special=False).ids, dtype=np.int64)
     if ids.size < window:
         raise InputError(f"{where}: has {ids.size} tokens, one window needs {window}; give more text or --window")
     return np.lib.stride_tricks.sliding_window_view(ids, window)[:: stride or window][:limit].copy()

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import GenerationRequest
 from runtime_py.sampling import SamplingSettings
+from runtime_py.tokenizing import encode
 from toolchain.choices import continuation_log_probability
 from toolchain.evaluate import Scorer
 
@@ -46,7 +47,7 @@ class AthenaModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; special tokens as the tokenizer adds them unless told otherwise."""
-        return list(self._generator.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False).ids)
+        return list(encode(self._generator.tokenizer, string, add_special_tokens is not False).ids)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any

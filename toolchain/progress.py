@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from export.errors import printable
+
 _LINE_INTERVAL = 5.0  # seconds between plain lines
 
 
@@ -23,7 +25,7 @@ class Reporter:
         self._started = self._printed = time.monotonic()
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -52,16 +54,18 @@ class Reporter:
         """Report `advance` finished steps; `label` says what was last done."""
         self.done += advance
         if self._bar is not None:
-            self._bar.update(self._task, advance=advance, description=f"{self.title} {label}"[:48])
+            self._bar.update(self._task, advance=advance, description=f"{self.title} {printable(label)}"[:48])
             return
         now = time.monotonic()
         if not self._quiet and now - self._printed >= _LINE_INTERVAL:
             self._printed = now
             left = (now - self._started) / max(self.done, 1) * (self.total - self.done)
             print(
-                f"{self.title} {self.done}/{self.total} {label}, about {left:.0f} s left", file=sys.stderr, flush=True
+                f"{self.title} {self.done}/{self.total} {printable(label)}, about {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
             )
 
     def note(self, text: str) -> None:
         """A line the user should see, above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -13,31 +13,58 @@ from pathlib import Path
 from typing import Any
 
 from export.archs import model_spec
-from export.files import MANIFEST, read_json, without_infinity, write_bytes, write_json
+from export.files import read_json, without_infinity, write_bytes, write_json
+from export.foreign import foreign
+from export.json_shape import COUNT, FLAG, NUMBER, TEXT, Each, Maybe, check
+from export.manifest import CALIBRATION, SETTINGS, SOURCE, TENSOR, TOTALS, read_manifest
 from hw_model.estimate import estimate
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _MEASURED = ("perplexity", "stderr", "nats_per_token")  # in every evaluation
 _COMPARED = ("reference_perplexity", "kl", "kl_stderr")  # in one with a reference
 _DEFAULT_TARGETS = ["rpi5", "laptop-x86", "attentionlego", "digital-sram-pim", "rap", "qrazor-pim", "tender"]
+_PROVENANCE = ("source", "settings", "calibration", "fingerprint", "tool_version")
+_FIGURE = Maybe(NUMBER)  # infinite where null
+_QUALITY = {
+    "text?": Maybe(TEXT),
+    "tokens?": COUNT,
+    "reference_perplexity?": _FIGURE,
+    "kl?": _FIGURE,
+    "top1_agreement?": _FIGURE,
+    **dict.fromkeys([f"{name}?" for name in _MEASURED], _FIGURE),
+}
+_RATE = {"tokens_per_s": NUMBER}
+_COST = {
+    "target": TEXT,
+    "phase": TEXT,
+    "context": COUNT,
+    "tokens": COUNT,
+    "latency_s": _FIGURE,
+    "energy_j": _FIGURE,
+}
+_FIELDS = {
+    "provenance": {"source": SOURCE, "settings": SETTINGS, "calibration?": CALIBRATION},
+    "size": {**TOTALS, "file_bytes": COUNT, "float16_bytes": COUNT, "files?": Each(COUNT)},
+    "tensors": [{**TENSOR, "losses": Each(_FIGURE)}],
+    "encoder?": FLAG,
+    "quality": Maybe(_QUALITY),
+    "speed?": Maybe({"decode?": _RATE, "prefill?": _RATE}),
+    "cost": [_COST],
+}
 
 
 def new_report(folder: Path) -> dict[str, Any]:
     """The report of a freshly packaged folder: what was stored, at what layer loss, and the modelled cost."""
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_manifest(
+        folder, "tensors", "totals", "settings", "source", "calibration", "fingerprint", "tool_version"
+    )
     config = read_json(folder / "config.json")
     totals = manifest["totals"]
     files = {name: (folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data")}
     context = min(1024, int(config.get("max_position_embeddings") or config.get("n_positions") or 1024))
     report = {
         "format_version": 1,
-        "provenance": {
-            "source": manifest["source"],
-            "settings": manifest["settings"],
-            "calibration": manifest["calibration"],
-            "fingerprint": manifest["fingerprint"],
-            "tool_version": manifest["tool_version"],
-        },
+        "provenance": {name: manifest[name] for name in _PROVENANCE},
         "size": {
             "tag": "measured",
             **totals,
@@ -63,9 +90,10 @@ def new_report(folder: Path) -> dict[str, Any]:
 def read_report(folder: Path) -> dict[str, Any]:
     """The report; what is infinite, and null in the file because JSON has no infinity, is infinite again.
 
-    Raises InputError when it is missing or broken.
+    Raises InputError when it is missing or broken, or holds something else than a report does.
     """
     report = read_json(folder / REPORT_JSON)
+    check(report, _FIELDS, f"{folder / REPORT_JSON}: ")
     quality = report.get("quality")
     if isinstance(quality, dict):
         compared = _COMPARED if quality.get("top1_agreement") is not None else ()
@@ -76,11 +104,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def save_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write report.json and report.html, each atomically."""
+    """Write report.json and report.html, each atomically. Raises InputError when the report cannot be shown."""
     from toolchain.report_page import render
 
+    with foreign(folder / REPORT_JSON, "cannot be shown as a page"):
+        page = render(report).encode(errors="backslashreplace")
     write_json(folder / REPORT_JSON, without_infinity(report))
-    write_bytes(folder / REPORT_HTML, render(report).encode())
+    write_bytes(folder / REPORT_HTML, page)
 
 
 def add_quality(folder: Path, quality: dict[str, Any]) -> None:

@@ -18,7 +18,10 @@ from tokenizers import Tokenizer
 
 from export.errors import InputError
 from export.files import MAX_JSON, checked_path, read_json, write_bytes, write_json
+from export.foreign import reason
 from runtime_py.chat.special_tokens import STANDARD, read_special_tokens
+from runtime_py.tokenizer_limits import check_tokenizer
+from runtime_py.tokenizing import boundary, encode, open_tokenizer, parsed_tokenizer
 
 _VERSIONS = "fast_tokenizer_files"  # names of other tokenizer.json files, by versions of transformers
 _READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "vocab*", "additional_chat_templates/*")
@@ -44,7 +47,9 @@ def source_tokenizer(folder: Path) -> Tokenizer:
     Raises InputError when there is neither.
     """
     built = _build(folder)
-    return Tokenizer.from_str(built.text) if isinstance(built, BuiltTokenizer) else _file(folder, built)
+    if isinstance(built, BuiltTokenizer):
+        return parsed_tokenizer(built.text, folder / "tokenizer.json")
+    return _file(folder, built)
 
 
 def write_built_tokenizer(source: Path, destination: Path) -> None:
@@ -77,17 +82,21 @@ def _build(folder: Path) -> BuiltTokenizer | str:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        ids = [tokenizer.encode(sample, add_special_tokens=False) for sample in _SAMPLES]  # some fail only here
-        if hasattr(tokenizer, "backend_tokenizer"):
-            return BuiltTokenizer(tokenizer.backend_tokenizer.to_str(), dict(tokenizer.special_tokens_map))
-        name = type(tokenizer).__name__
-    except Exception as error:  # whatever the many classes raise for a folder that is not theirs
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        with boundary(folder, "refused"):  # whatever the many classes raise for a folder that is not theirs
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            if backend is not None:
+                check_tokenizer(backend, folder / "tokenizer.json")
+            ids = [tokenizer.encode(sample, add_special_tokens=False) for sample in _SAMPLES]  # some fail only here
+            if backend is not None:
+                return BuiltTokenizer(backend.to_str(), dict(tokenizer.special_tokens_map))
+            name = type(tokenizer).__name__
+    except (InputError, ImportError) as error:
+        return reason(error.__cause__ or error)
     finally:
         logging.set_verbosity(before)
     file = _file(folder, f"{name} has none")
-    if [file.encode(sample, add_special_tokens=False).ids for sample in _SAMPLES] != ids:
+    if [encode(file, sample, special=False).ids for sample in _SAMPLES] != ids:
         raise InputError(
             f"{folder / 'tokenizer.json'}: splits text in another way than {name}, which transformers uses"
         )
@@ -108,12 +117,7 @@ def _file(folder: Path, reason: str) -> Tokenizer:
         if next(folder.glob("*.model"), None) is not None and find_spec("sentencepiece") is None:
             reason = "pip install sentencepiece"
         raise InputError(f"{path}: this file is missing, and transformers cannot make it from the others ({reason})")
-    try:
-        return Tokenizer.from_file(str(checked_path(path, MAX_JSON, folder)))
-    except InputError:
-        raise
-    except Exception as error:  # the Rust library raises plain Exception
-        raise InputError(f"{path}: not a readable tokenizer ({error})") from None
+    return open_tokenizer(checked_path(path, MAX_JSON, folder))
 
 
 def _same(left: str, right: str) -> bool:

@@ -15,6 +15,7 @@ from export.errors import InputError
 from export.files import read_json, write_json
 from export.folder import copy_tokenizer
 from export.vocabulary import kept_tokens, pruned_config, pruned_tokenizer
+from runtime_py.tokenizing import encode
 from toolchain.calibration import load_tokenizer
 from toolchain.pipeline import totals
 
@@ -34,7 +35,7 @@ class PrunedCheckpoint:
         spec = model_spec(checkpoint.config)
         tokenizer = load_tokenizer(checkpoint.folder)
         data = read_json(checkpoint.folder / "tokenizer.json")
-        used = np.unique(np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64))
+        used = np.unique(np.asarray(encode(tokenizer, text, special=False).ids, np.int64))
         self.keep = kept_tokens(data, used.tolist(), checkpoint.config)
         self.keep = self.keep[self.keep < spec.vocab_size]
         padding = checkpoint.config.get("pad_token_id")
@@ -88,6 +89,6 @@ class PrunedCheckpoint:
 
 def _check_tokenizer(before: Tokenizer, after: Tokenizer, keep: np.ndarray, text: str) -> None:
     """The counted text must be split as before. Raises InputError where it is not."""
-    expected, found = (np.asarray(t.encode(text).ids, np.int64) for t in (before, after))
+    expected, found = (np.asarray(encode(t, text).ids, np.int64) for t in (before, after))
     if not np.array_equal(keep[found], expected):
         raise InputError("tokenizer.json: its pruned form splits the text in another way; this tokenizer is refused")

@@ -16,18 +16,17 @@ from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.errors import InputError
 from export.files import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
+from export.foreign import foreign
 from export.integer_ops import SDR_ATTENTION, SDR_MATMUL
+from export.json_shape import check
 from export.lowering import cleanup, compact_codes, group_query_attention, matmul_nbits
 from export.lowering.check import EXACT, INT8, Check
 from export.lowering.matmul_nbits import NBits
 from export.lowering.stored import Kept
+from export.manifest import read_manifest
 from export.native.build import build_library, library_name, local_machine
 from export.reader import read_graph
 
-_MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError,
-    onnx.checker.ValidationError, onnx.shape_inference.InferenceError,
-)  # fmt: skip
 _NATIVE = (CODEBOOK_MATMUL, CODEBOOK_GATHER)
 PASSES = ("group_query_attention", "matmul_nbits")
 
@@ -56,21 +55,14 @@ def write_lowered_folder(
     and when onnxruntime, where it is installed, cannot run the result or computes something else.
     """
     graph = read_graph(source)  # checks every external tensor before anything is read through another library
-    manifest = read_json(source / MANIFEST)
+    manifest = read_manifest(source)
     if manifest.get("lowering"):
         raise InputError(f"{source}: was lowered to {manifest['lowering'].get('target')!r}; lower the original folder")
     _carry(source, destination, graph.files)
     done: dict[str, Any] = {"target": lowering.name, "passes": list(lowering.passes)}
     if lowering.passes:
-        try:
+        with foreign(source / MODEL_FILE, "the graph is malformed"):
             done |= _lower_graph(source, destination, lowering, progress)
-        except InputError:
-            raise
-        except _MALFORMED as error:  # a hostile graph fails in as many ways as the libraries have exceptions
-            reason = next(iter(str(error).strip().splitlines()), "")
-            raise InputError(
-                f"{source / MODEL_FILE}: the graph is malformed ({type(error).__name__}: {reason})"
-            ) from None
     else:
         for name in (MODEL_FILE, *graph.files):
             shutil.copyfile(checked_path(source / name, folder=source), destination / name)
@@ -149,6 +141,7 @@ def _adjust_genai(folder: Path, lowering: Lowering, done: dict[str, Any]) -> Non
     if not path.exists():
         return
     config = read_json(path)
+    check(config, {"search": {}, "model": {"decoder": {"session_options": {}}}}, f"{path}: ")
     kept = {node["operator"] for node in done.get("kept", ())}
     shared = lowering.share_cache and bool(done.get("attention_nodes")) and not kept & {"Attention", SDR_ATTENTION}
     config["search"]["past_present_share_buffer"] = shared

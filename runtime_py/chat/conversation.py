@@ -13,23 +13,23 @@ from tokenizers import Tokenizer
 
 from export.errors import InputError
 from runtime_py.chat.template import NONE, Message, PlainTemplate, Template
+from runtime_py.tokenizing import TooLong, encode_prompt
 
 
 def prompt_ids(
-    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, variables: Mapping[str, Any] = NONE
-) -> list[int]:
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, variables: Mapping[str, Any] = NONE,
+    most: int | None = None,
+) -> list[int]:  # fmt: skip
     """Token ids of the conversation. Templates write their own special tokens; plain text gets the tokenizer's.
 
-    variables: what the template may read besides the messages, such as tools (ChatTemplate.render).
+    variables: what the template may read besides the messages, such as tools (ChatTemplate.render). most: bytes of
+    the prompt (tokenizing.most_bytes).
 
-    Raises InputError when the template refuses the messages or nothing is left of them.
+    Raises InputError when the template refuses the messages or nothing is left of them, TooLong when there are
+    more bytes.
     """
     text = template.render(messages, variables=variables)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the prompt holds half of a surrogate pair (character {error.start})") from None
-    ids = tokenizer.encode(text, add_special_tokens=isinstance(template, PlainTemplate)).ids
+    ids = encode_prompt(tokenizer, text, most, special=isinstance(template, PlainTemplate))
     if not ids:
         raise InputError("the prompt is empty: at least one token is needed")
     return ids
@@ -37,7 +37,7 @@ def prompt_ids(
 
 def fit(
     messages: Sequence[Message], template: Template, tokenizer: Tokenizer, context: int, room: int,
-    variables: Mapping[str, Any] = NONE,
+    variables: Mapping[str, Any] = NONE, most: int | None = None,
 ) -> tuple[list[Message], list[int], int]:  # fmt: skip
     """(messages kept, their ids, messages dropped) such that `room` tokens of the context stay free for the answer.
 
@@ -45,14 +45,18 @@ def fit(
     """
     kept = list(messages)
     while True:
-        ids = prompt_ids(kept, template, tokenizer, variables)
-        if len(ids) + room <= context:
-            return kept, ids, len(messages) - len(kept)
+        try:
+            ids = prompt_ids(kept, template, tokenizer, variables, most)
+            if len(ids) + room <= context:
+                return kept, ids, len(messages) - len(kept)
+            size = f"{len(ids)} tokens"
+        except TooLong:
+            size = "too many tokens"
         first = 1 if kept[0]["role"] == "system" else 0
         later = [i for i in range(first + 1, len(kept)) if kept[i]["role"] == "user"]
         if not later:
             raise InputError(
-                f"the message has {len(ids)} tokens with its surroundings; the context of {context} leaves "
+                f"the message has {size} with its surroundings; the context of {context} leaves "
                 f"{max(context - room, 0)} for it and {room} for the answer"
             )
         del kept[first : later[0]]

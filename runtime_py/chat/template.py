@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -22,6 +23,13 @@ Message = Mapping[str, Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
 _SCRIPT = Path(__file__).with_name("renderer.py")
 _MAX_OUTPUT = 16 << 20  # bytes of rendered text
+# What Python and dates need of our environment; keys and tokens are not for a program that came with a download.
+_ENVIRONMENT = frozenset(
+    (
+        "PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+        "LANG", "LANGUAGE", "TZ", "TZDIR", "HOME", "SYSTEMROOT",
+    )
+)  # fmt: skip
 # Names that transformers' apply_chat_template and what it calls take for themselves; no template sees them.
 _RESERVED = frozenset(
     (
@@ -105,6 +113,7 @@ class ChatTemplate:
             [sys.executable, str(_SCRIPT)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             start_new_session=True,  # a Ctrl-C in the terminal is meant for us alone
+            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("LC_")},
         )  # fmt: skip
 
     def _ask(self, text: str, variables: dict[str, Any] | None) -> str:

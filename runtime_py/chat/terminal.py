@@ -90,7 +90,13 @@ class Chat:
         generator, asked = self._generator, [*self.messages, {"role": "user", "content": text}]
         room = min(self.settings.max_tokens, max(generator.context // 4, 1))
         kept, ids, dropped = fit(
-            asked, self._template, generator.tokenizer, generator.context, room, self.settings.variables
+            asked,
+            self._template,
+            generator.tokenizer,
+            generator.context,
+            room,
+            self.settings.variables,
+            generator.most_bytes,
         )
         sampling = self.settings.sampling
         request = GenerationRequest(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -19,17 +21,32 @@ from runtime_py.chat.template import Template
 from runtime_py.generate import TextGenerator
 from runtime_py.generation import GenerationRequest, Piece
 from runtime_py.serving import schema
-from runtime_py.serving.errors import ApiError
-from runtime_py.serving.guard import App
+from runtime_py.serving.errors import ApiError, for_clients
+from runtime_py.serving.guard import App, tenant_of
 from runtime_py.serving.messages import messages as read_messages
 from runtime_py.serving.messages import template_variables
 from runtime_py.serving.responses import DONE, Answer, closing_usage, event, whole
-from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Scheduler
+from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Places, Scheduler
 from runtime_py.serving.schema import Served
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected, json_object
+from runtime_py.tokenizing import TooLong, encode_prompt
 
+_WRITERS = 2  # prompts that are rendered and tokenized at a time
 _COMPLETION_TOKENS = 16  # the API's own default for completions
+
+
+@dataclass(frozen=True)
+class _Where:
+    """The field of a request that a prompt is made of, and the variables of its template."""
+
+    name: str
+    variables: tuple[str, ...] = ()
+
+    def of(self, message: str) -> str:
+        """The field that an error's message begins with."""
+        refused = next((name for name in self.variables if message.startswith(f"{name}: ")), None)
+        return self.name if refused is None else f"chat_template_kwargs.{refused[:100]}"
 
 
 @dataclass
@@ -48,6 +65,7 @@ class Server:
     def __init__(self, generator: TextGenerator, template: Template, model: str, settings: ServeSettings) -> None:
         self._generator, self._template, self._model, self._settings = generator, template, model, settings
         self.scheduler = Scheduler(generator.session, generator.tokenizer, settings)
+        self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
         self._shell = Shell(model, settings, self.scheduler.alive, self.scheduler.load)
         self.metrics = self._shell.metrics
         self._served = Served(
@@ -70,6 +88,7 @@ class Server:
 
     def close(self) -> None:
         """Stop working; what runs or waits fails."""
+        self._writers.shutdown(wait=False, cancel_futures=True)
         self.scheduler.close()
 
     async def _embeddings(self, request: Request) -> Response:
@@ -78,50 +97,100 @@ class Server:
     async def _completions(self, request: Request) -> Response:
         body = json_object(await request.body())
         options = schema.options(body, self._served, False, _COMPLETION_TOKENS)
-        prompt = schema.prompt(body)
+        prompt, generator = schema.prompt(body), self._generator
         if isinstance(prompt, str):
-            encoding = await run_in_threadpool(self._generator.tokenizer.encode, prompt)
-            ids = encoding.ids
+            make = partial(encode_prompt, generator.tokenizer, prompt, generator.most_bytes)
         else:
-            ids = prompt
-        return await self._respond(request, ids, options, chat=False)
+            make = partial(list, prompt)
+        return await self._respond(request, make, options, _Where("prompt"), chat=False)
 
     async def _chat(self, request: Request) -> Response:
         body = json_object(await request.body())
         options = schema.options(body, self._served, True, None)
         messages, variables = read_messages(body, self._settings.ignore_unknown), template_variables(body)
-        try:
-            ids = await run_in_threadpool(prompt_ids, messages, self._template, self._generator.tokenizer, variables)
-        except InputError as error:
-            refused = next((name for name in variables if str(error).startswith(f"{name}: ")), None)
-            where = "messages" if refused is None else f"chat_template_kwargs.{refused[:100]}"
-            raise ApiError(400, str(error), where) from None
-        return await self._respond(request, ids, options, chat=True)
-
-    async def _respond(self, request: Request, ids: list[int], options: schema.Options, chat: bool) -> Response:
-        running = self._start(ids, options, chat)
-        if not options.stream:
-            return self._shell.count(request, await self._whole(request, running))
-        # The first event decides the status: a request that fails at once is an error, not a broken stream.
-        first = await running.events.get()
-        if isinstance(first[1], Failed):
-            self._cancel(running)
-            raise _failure(first[1])
-        self.metrics.requests.labels(request.url.path, 200).inc()
-        stream = self._stream(running, first, options)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-    def _start(self, ids: list[int], options: schema.Options, chat: bool) -> Running:
         generator = self._generator
-        requests = self._requests(ids, options, "messages" if chat else "prompt")
-        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        loop, arrived = asyncio.get_running_loop(), time.perf_counter()
+        make = partial(prompt_ids, messages, self._template, generator.tokenizer, variables, generator.most_bytes)
+        return await self._respond(request, make, options, _Where("messages", tuple(variables)), chat=True)
+
+    async def _respond(
+        self, request: Request, make: Callable[[], list[int]], options: schema.Options, where: _Where, chat: bool
+    ) -> Response:
+        """make: gives the prompt's ids; it is called once the request has its places in the queue."""
+        arrived = time.perf_counter()
+        gone = asyncio.ensure_future(disconnected(request))
         try:
-            jobs = self.scheduler.submit(requests, partial(_forward, loop, events), self._settings.seconds)
+            with self._places(options.choices) as places:
+                ids = await self._prompt(make, gone, where)
+                if ids is None:
+                    return self._shell.count(request, Response(status_code=499))  # nobody reads it
+                running = self._start(ids, options, chat, arrived, places, tenant_of(request))
+            if not options.stream:
+                return self._shell.count(request, await self._whole(gone, running))
+            return await self._streamed(request, gone, running, options)
+        finally:
+            gone.cancel()
+
+    @contextmanager
+    def _places(self, count: int) -> Iterator[Places]:
+        try:
+            with self.scheduler.places(count) as places:
+                yield places
         except Busy as busy:
             raise ApiError(
                 429, "too many requests are waiting", code="queue_full", retry_after=busy.retry_after
             ) from None
+
+    async def _prompt(
+        self, make: Callable[[], list[int]], gone: asyncio.Future[None], where: _Where
+    ) -> list[int] | None:
+        """The prompt's ids; None when the client went away. Few prompts are made at a time, the others wait."""
+        work = asyncio.get_running_loop().run_in_executor(self._writers, make)
+        try:
+            waiting: set[asyncio.Future[Any]] = {gone, work}
+            await asyncio.wait(waiting, timeout=self._settings.seconds, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                return None
+            if not work.done():
+                raise ApiError(504, "the time limit passed before the prompt was read", code="timeout")
+            return work.result()
+        except InputError as error:
+            code = "context_length_exceeded" if isinstance(error, TooLong) else None
+            raise ApiError(400, self._told(error), where.of(str(error)), code) from None
+        finally:
+            work.cancel()  # what did not begin never will
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _told(self, error: Exception) -> str:
+        return for_clients(str(error), self._generator.folder)
+
+    async def _streamed(
+        self, request: Request, gone: asyncio.Future[None], running: Running, options: schema.Options
+    ) -> Response:
+        """The first event decides the status: a request that fails at once is an error, not a broken stream."""
+        try:
+            first = await _before(gone, running.events)
+            if first is None:
+                self._cancel(running)
+                return self._shell.count(request, Response(status_code=499))
+            if isinstance(first[1], Failed):
+                raise self._failure(first[1])
+        except BaseException:
+            self._cancel(running)
+            raise
+        self.metrics.requests.labels(request.url.path, 200).inc()
+        return _Stream(self._stream(running, first, options), lambda: self._cancel(running))
+
+    def _start(
+        self, ids: list[int], options: schema.Options, chat: bool, arrived: float | None = None,
+        places: Places | None = None, tenant: Hashable = None,
+    ) -> Running:  # fmt: skip
+        """arrived: on time.perf_counter(), None: now; places: those kept for the request, None: they are asked for."""
+        generator, arrived = self._generator, time.perf_counter() if arrived is None else arrived
+        requests = self._requests(ids, options, "messages" if chat else "prompt")
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        listener = partial(_forward, asyncio.get_running_loop(), events)
+        left = max(self._settings.seconds - (time.perf_counter() - arrived), 0.0)
+        jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
         first = Answer(self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
         return Running(jobs, events, [replace(first, index=i) for i in range(len(jobs))], arrived)
@@ -131,14 +200,14 @@ class Server:
         generator = self._generator
         if not ids:
             raise ApiError(400, "the prompt is empty: at least one token is needed", where)
-        if min(ids) < 0 or max(ids) >= generator.session.vocab_size:
-            raise ApiError(
-                400, f"the prompt has a token outside the vocabulary of {generator.session.vocab_size}", where
-            )
         room = generator.context - len(ids)
         if room < 1:
             message = f"the prompt has {len(ids)} tokens; the model's context is {generator.context}"
             raise ApiError(400, message, where, "context_length_exceeded")
+        if min(ids) < 0 or max(ids) >= generator.session.vocab_size:
+            raise ApiError(
+                400, f"the prompt has a token outside the vocabulary of {generator.session.vocab_size}", where
+            )
         stops = options.stop_tokens | (frozenset() if options.ignore_eos else generator.stop)
         if options.rules.min_tokens and len(options.stop_tokens) == generator.session.vocab_size:
             raise ApiError(400, "stop_token_ids leaves no token for the min_tokens before it", "stop_token_ids")
@@ -153,27 +222,23 @@ class Server:
         )
         return [replace(request, sampling=options.sampling_of(i)) for i in range(options.choices)]
 
-    async def _whole(self, request: Request, running: Running) -> Response:
-        gone = asyncio.ensure_future(disconnected(request))
+    async def _whole(self, gone: asyncio.Future[None], running: Running) -> Response:
         pieces: list[list[Piece]] = [[] for _ in running.answers]
         ends: dict[int, Finished] = {}
         try:
             while len(ends) < len(pieces):
-                waiting = asyncio.ensure_future(running.events.get())
-                await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    waiting.cancel()
+                event_found = await _before(gone, running.events)
+                if event_found is None:
                     return Response(status_code=499)  # nobody reads it
-                index, found = waiting.result()
+                index, found = event_found
                 self._note(running, index, found)
                 if isinstance(found, Piece):
                     pieces[index].append(found)
                 elif isinstance(found, Failed):
-                    raise _failure(found)
+                    raise self._failure(found)
                 else:
                     ends[index] = found
         finally:
-            gone.cancel()
             self._cancel(running)
         choices = []
         for index, answer in enumerate(running.answers):
@@ -203,7 +268,7 @@ class Server:
                         yield answer.chunk(pieces, text, None)
                     end = mine[-1] if mine else None
                     if isinstance(end, Failed):
-                        yield event(_failure(end).body())
+                        yield event(self._failure(end).body())
                         return
                     if isinstance(end, Finished):
                         yield answer.chunk([], end.tail, end.reason)
@@ -212,8 +277,14 @@ class Server:
             if options.include_usage:
                 yield closing_usage(running.answers)
             yield DONE
+        except InputError as error:  # the tokenizer cannot say what a token's text is
+            yield event(ApiError(500, self._told(error)).body())
         finally:
             self._cancel(running)
+
+    def _failure(self, failed: Failed) -> ApiError:
+        message = for_clients(failed.message, self._generator.folder)
+        return ApiError(504 if failed.timeout else 500, message, code="timeout" if failed.timeout else None)
 
     def _cancel(self, running: Running) -> None:
         for job in running.jobs:
@@ -240,5 +311,26 @@ def _forward(
     loop.call_soon_threadsafe(events.put_nowait, (index, found))
 
 
-def _failure(failed: Failed) -> ApiError:
-    return ApiError(504 if failed.timeout else 500, failed.message, code="timeout" if failed.timeout else None)
+async def _before(gone: asyncio.Future[None], events: asyncio.Queue[tuple[int, Event]]) -> tuple[int, Event] | None:
+    """The next event; None when the client goes away first."""
+    event = asyncio.ensure_future(events.get())
+    waiting: set[asyncio.Future[Any]] = {gone, event}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return event.result() if event.done() else None
+    finally:
+        event.cancel()
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; `end` is called when they end, and also when the client left before the first."""
+
+    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._end = end
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from export.errors import InputError, NotFiniteError
 from runtime_py.encoder import TextEncoder
 from runtime_py.serving import fields
-from runtime_py.serving.errors import ApiError
+from runtime_py.serving.errors import ApiError, for_clients
 from runtime_py.serving.guard import App
 from runtime_py.serving.schema import check_model
 from runtime_py.serving.settings import ServeSettings
@@ -110,7 +110,8 @@ class EmbeddingServer:
                 try:
                     vector, count = work.result()
                 except InputError as error:
-                    raise ApiError(400, f"input {number}: {error}", "input") from None
+                    told = for_clients(str(error), self._encoder.folder)
+                    raise ApiError(400, f"input {number}: {told}", "input") from None
                 except NotFiniteError as error:
                     raise ApiError(500, f"input {number}: {error}") from None
                 vectors.append(vector)

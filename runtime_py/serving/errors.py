@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+
+from export.errors import printable
+
+_PATH = re.compile(r"(?<![\w/.~])(?:~|\.{1,2})?(?:/[^\s/:'\"()<>]+)+/([^\s/:'\"()<>]+)")
 
 
 class ApiError(Exception):
@@ -18,3 +24,10 @@ class ApiError(Exception):
         """The JSON object that clients expect."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def for_clients(message: str, folder: Path) -> str:
+    """A message about the model's files with their names, but not where they lie on this machine."""
+    for place in sorted({str(folder), str(folder.absolute()), str(folder.resolve())}, key=len, reverse=True):
+        message = re.sub(rf"(?<![\w/.]){re.escape(place)}/", "", message)
+    return printable(_PATH.sub(r"\1", message))

@@ -8,6 +8,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.requests import Request
+
 from runtime_py.serving.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
@@ -30,7 +32,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
-            self._check_key(scope)
+            scope.setdefault("state", {})["tenant"] = self._check_key(scope)
             body = await asyncio.wait_for(self._read(scope, receive), self._settings.read_seconds)
         except TimeoutError:
             await _refuse(send, ApiError(408, f"the body took longer than {self._settings.read_seconds:g} s"))
@@ -51,12 +53,16 @@ class Guard:
 
         await self._app(scope, replay, send)
 
-    def _check_key(self, scope: Message) -> None:
-        if not self._settings.api_key or not scope["path"].startswith("/v1/"):
-            return
+    def _check_key(self, scope: Message) -> int:
+        """The number of the key that was sent, 0 where none is asked for."""
+        keys = self._settings.keys()
+        if not keys or not scope["path"].startswith("/v1/"):
+            return 0
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-        if not hmac.compare_digest(given, b"Bearer " + self._settings.api_key.encode()):
+        found = [hmac.compare_digest(given, b"Bearer " + key.encode()) for key in keys]  # all of them: constant time
+        if not any(found):
             raise ApiError(401, "this server needs an API key: Authorization: Bearer KEY", code="invalid_api_key")
+        return found.index(True)
 
     async def _read(self, scope: Message, receive: Receive) -> bytes:
         limit = self._settings.max_body
@@ -78,6 +84,11 @@ class Guard:
         if size > limit:
             raise ApiError(413, f"the body is larger than {limit} bytes")
         return bytes(body)
+
+
+def tenant_of(request: Request) -> int:
+    """Whose request it is: the number of its API key."""
+    return int(getattr(request.state, "tenant", 0))
 
 
 async def _refuse(send: Send, error: ApiError) -> None:

@@ -3,7 +3,8 @@
 Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
 the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
 number of sessions, a conversation's next turn computes only what is new, and (generation.py) no answer depends on any
-of it. With `reuse_answers` the cache of generated tokens is used, too: faster, but a near tie may fall the other way.
+of it. How much is reused tells what was asked before, so requests of different tenants (API keys) share no cache. With
+`reuse_answers` the cache of generated tokens is used, too: faster, but a near tie may fall the other way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -52,10 +54,18 @@ class Failed:
 Event = Piece | Finished | Failed
 
 
+@dataclass
+class Places:
+    """Places of the queue that a request holds until it is submitted."""
+
+    left: int
+
+
 @dataclass(eq=False)
 class _Slot:
     state: Any
     tokens: list[int] = field(default_factory=list)  # what the state's cache holds, as far as it may be used
+    tenant: Hashable = None  # whose tokens they are
     used: float = 0.0
 
 
@@ -66,6 +76,7 @@ class Job:
     request: GenerationRequest
     listener: Callable[[Event], None]
     deadline: float
+    tenant: Hashable = None
     cancelled: bool = False
     generation: Generation | None = None
     slot: _Slot | None = None
@@ -82,27 +93,54 @@ class Scheduler:
         self._active: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
+        self._reserved = 0  # places of requests whose prompt is not tokenized yet
         self._typical = 1.0  # seconds a request took, a running mean
         self._thread = threading.Thread(target=self._work, name="athena-scheduler", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, requests: Sequence[GenerationRequest], listener: Callable[[int, Event], None], seconds: float
-    ) -> list[Job]:
-        """Queue the choices of one request, all or none. `listener` gets the number of a choice and its event.
+    @contextmanager
+    def places(self, count: int) -> Iterator[Places]:
+        """Keep so many places of the queue within, before a prompt costs anything; submit() takes them.
 
-        The events come from the scheduler's thread, the last one of every choice is Finished or Failed.
-        Raises Busy when the queue has too few places, RuntimeError when the scheduler has ended.
+        Raises Busy when the queue has too few, RuntimeError when the scheduler has ended.
         """
-        deadline = time.monotonic() + seconds
-        jobs = [Job(request, partial(listener, i), deadline) for i, request in enumerate(requests)]
         with self._wake:
             if self._closing:
                 raise RuntimeError("the scheduler has ended")
+            waiting = sum(not job.cancelled for job in self._waiting) + self._reserved
             room = self._settings.queue + max(self._settings.sessions - len(self._active), 0)
-            if len(self._waiting) + len(jobs) > room:
-                ahead = len(self._waiting) / self._settings.sessions
+            if waiting + count > room:
+                ahead = waiting / self._settings.sessions
                 raise Busy(min(max(round(self._typical * (ahead + 1)), 1), 60))
+            self._reserved += count
+        places = Places(count)
+        try:
+            yield places
+        finally:
+            with self._wake:
+                self._reserved -= places.left
+                places.left = 0
+
+    def submit(
+        self, requests: Sequence[GenerationRequest], listener: Callable[[int, Event], None], seconds: float,
+        places: Places | None = None, tenant: Hashable = None,
+    ) -> list[Job]:  # fmt: skip
+        """Queue the choices of one request, all or none. `listener` gets the number of a choice and its event.
+
+        places: those kept for them; None: they are asked for here. tenant: whose request it is; only requests of the
+        same one use each other's caches. The events come from the scheduler's thread, the last one of every choice is
+        Finished or Failed. Raises Busy when the queue has too few places, RuntimeError when the scheduler has ended.
+        """
+        if places is None:
+            with self.places(len(requests)) as kept:
+                return self.submit(requests, listener, seconds, kept, tenant)
+        deadline = time.monotonic() + seconds
+        jobs = [Job(request, partial(listener, i), deadline, tenant) for i, request in enumerate(requests)]
+        with self._wake:
+            if self._closing:
+                raise RuntimeError("the scheduler has ended")
+            self._reserved -= places.left
+            places.left = 0
             self._waiting.extend(jobs)
             self._wake.notify()
         return jobs
@@ -166,14 +204,19 @@ class Scheduler:
         self._waiting = kept
 
     def _begin(self, job: Job) -> None:
-        prompt = job.request.prompt
-        slot = max(self._free, key=lambda s: (reusable(s.tokens, prompt), -s.used))
+        def shared(slot: _Slot) -> int:
+            mine = self._settings.share_prefixes and slot.tenant == job.tenant
+            return reusable(slot.tokens, job.request.prompt) if mine else 0
+
+        slot = max(self._free, key=lambda s: (shared(s), -s.used))
+        reused, slot.tokens, slot.tenant = shared(slot), [], job.tenant
+        try:
+            job.generation = Generation(job.request, self._runner, self._tokenizer, slot.state, reused)
+        except BaseException as error:  # one request's failure must not end the others
+            _tell(job, _failed(error))
+            return
         self._free.remove(slot)
         job.slot, job.started = slot, time.monotonic()
-        job.generation = Generation(
-            job.request, self._runner, self._tokenizer, slot.state, reusable(slot.tokens, prompt)
-        )
-        slot.tokens = []
         self._active.append(job)
 
     def _advance(self, job: Job) -> None:
@@ -188,12 +231,12 @@ class Scheduler:
             return
         try:
             piece = generation.step()
-        except Exception as error:  # one request's failure must not end the others
+        except BaseException as error:  # one request's failure must not end the others, not even a panic of Rust
             assert job.slot is not None
-            job.slot.state, job.generation = self._runner.new_state(), None
-            known = isinstance(error, InputError | NotFiniteError)
-            message = str(error) if known else f"{type(error).__name__} while generating"
-            self._end(job, Failed(message))
+            job.generation = None
+            with suppress(BaseException):  # without memory for another one, the old state is filled from its start
+                job.slot.state = self._runner.new_state()
+            self._end(job, _failed(error))
             return
         if piece is not None:
             _tell(job, piece)
@@ -203,7 +246,9 @@ class Scheduler:
     def _end(self, job: Job, event: Event | None) -> None:
         slot = job.slot
         assert slot is not None
-        slot.tokens = job.generation.cached_tokens(self._settings.reuse_answers) if job.generation else []
+        if job.generation:
+            with suppress(BaseException):  # the slot is free again, whatever happens
+                slot.tokens = job.generation.cached_tokens(self._settings.reuse_answers)
         slot.used = time.monotonic()
         with self._wake:
             self._active.remove(job)
@@ -212,6 +257,11 @@ class Scheduler:
             self._typical += 0.1 * (slot.used - job.started - self._typical)
         if event is not None:
             _tell(job, event)
+
+
+def _failed(error: BaseException) -> Failed:
+    known = isinstance(error, InputError | NotFiniteError)
+    return Failed(str(error) if known else f"{type(error).__name__} while generating")
 
 
 def _tell(job: Job, event: Event) -> None:

@@ -25,7 +25,8 @@ class ServeSettings:
     read_seconds: float = 15.0  # for the headers, and again for the body
     connections: int = 512  # open at the same time
     reuse_answers: bool = False  # use the cache of generated tokens, too (scheduler.py)
-    api_key: str = ""  # empty: none is asked for
+    share_prefixes: bool = True  # a request may use the cache that another one of the same key left
+    api_key: str | tuple[str, ...] = ()  # one of these has to be sent; none: none is asked for
     ignore_unknown: bool = False  # drop request fields that nobody knows, instead of refusing them
     allow_origins: tuple[str, ...] = ()  # web pages whose scripts may call the server; "*": all
 
@@ -34,9 +35,16 @@ class ServeSettings:
         for name, low in (("sessions", 1), ("queue", 0), ("max_tokens", 1), ("max_body", 64), ("connections", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"--{name.replace('_', '-')} must be {low} or more, not {getattr(self, name)}")
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.keys()):
+            raise InputError("--api-key must be visible ASCII characters")
         if not (self.seconds > 0 and self.read_seconds > 0):
             raise InputError("--timeout must be above 0")
         self.origins()
+
+    def keys(self) -> tuple[str, ...]:
+        """The API keys."""
+        given = (self.api_key,) if isinstance(self.api_key, str) else self.api_key
+        return tuple(key for key in given if key)
 
     def origins(self) -> tuple[str, ...]:
         """allow_origins as browsers write them. Raises InputError for one that is none."""

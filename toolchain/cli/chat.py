@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -104,8 +105,11 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
     api_key: Annotated[
-        str, typer.Option(envvar="ATHENA_API_KEY", help="Key that clients must send.", show_envvar=True)
-    ] = "",
+        Optional[list[str]],
+        typer.Option(
+            envvar="ATHENA_API_KEY", show_envvar=True, help="Key that clients must send, one of them; may be repeated."
+        ),
+    ] = None,
     model_name: Annotated[Optional[str], typer.Option(help="Name in the API; default: the folder's name.")] = None,
     sessions: Annotated[int, typer.Option(help="Requests computed at the same time.")] = 4,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
@@ -123,6 +127,9 @@ def serve(
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Drop request fields that are not known instead of refusing them.")
     ] = False,
+    share_prefixes: Annotated[
+        bool, typer.Option(help="Requests with the same key use each other's caches, which cached_tokens tells.")
+    ] = True,
     reuse_answers: Annotated[
         bool,
         typer.Option(
@@ -151,7 +158,8 @@ def serve(
 
     settings = ServeSettings(
         sessions, queue, max_tokens, max_body, timeout, read_timeout, connections,
-        reuse_answers=reuse_answers, api_key=api_key, ignore_unknown=ignore_unknown,
+        reuse_answers=reuse_answers, share_prefixes=share_prefixes, api_key=_keys(api_key),
+        ignore_unknown=ignore_unknown,
         allow_origins=tuple(allow_origin or ()),
     )  # fmt: skip
     name = model_name or folder.resolve().name
@@ -174,10 +182,18 @@ def serve(
             print(f"[the model recommends {names}: requests have to ask for it]", file=sys.stderr)
         if isinstance(template, PlainTemplate):
             print("[this model has no chat template: chat continues the text of the messages]", file=sys.stderr)
-    if not is_local(host) and not api_key:
+    if not is_local(host) and not settings.keys():
         print(f"[anyone who reaches {host} can use this server: --api-key asks for a key]", file=sys.stderr)
     shown = f"http://{'[' + host + ']' if ':' in host else host}:{listening.getsockname()[1]}"
     listen(
         server, listening, settings,
         lambda: print(f"{name} at {shown}/v1 (process {os.getpid()}); Ctrl-C stops", file=sys.stderr, flush=True),
     )  # fmt: skip
+
+
+def _keys(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The API keys, taken out of the environment: what this process starts has no use for them."""
+    if given and "ATHENA_API_KEY" not in os.environ:
+        print("[--api-key can be read in the list of processes; ATHENA_API_KEY cannot]", file=sys.stderr)
+    os.environ.pop("ATHENA_API_KEY", None)
+    return tuple(given or ())

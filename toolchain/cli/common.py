@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
-from export.errors import InputError, NotFiniteError
+from export.errors import InputError, NotFiniteError, printable
 from export.files import without_infinity
 
 P = ParamSpec("P")
@@ -64,7 +64,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"athena-export: {message}", file=sys.stderr)
+    print(f"athena-export: {printable(message)}", file=sys.stderr)
     if show_tracebacks and code != INTERRUPTED:
         import traceback
 
@@ -98,10 +98,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    def plain(text: str) -> Text:  # names come from files, and rich would read them as markup
+        return Text(printable(text))
+
+    heading = plain(title) if title else None
+    table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(plain(name), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(plain, row))
+    Console(highlight=False, emoji=False).print(table)

@@ -27,6 +27,7 @@ def embed(
 
     from export.errors import InputError
     from runtime_py.encoder import TextEncoder
+    from runtime_py.tokenizing import encode
     from runtime_py.typed_text import typed_text
 
     texts = [typed_text(one, "--text") for one in text or []] + (_lines(file) if file else [])
@@ -49,7 +50,7 @@ def embed(
         print(" ".join(f"{value:.6g}" for value in vectors[0]))
     elif output is None:
         _table(texts, similar)
-    cut = sum(len(encoder.tokenizer.encode(t).overflowing) > 0 for t in texts)
+    cut = sum(len(encode(encoder.tokenizer, t).overflowing) > 0 for t in texts)
     notes = [f"{len(texts)} texts", f"{vectors.shape[1]} dimensions", f"{1000 * seconds / len(texts):.1f} ms each"]
     notes += [f"{cut} cut at {encoder.limit} tokens"] if cut else []
     print(f"[{', '.join(notes)}]", file=sys.stderr)

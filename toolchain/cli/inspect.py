@@ -17,12 +17,9 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Every stored tensor with scheme, bits, effective bits and bytes, and the totals."""
-    from export.errors import InputError
-    from export.files import MANIFEST, read_json
+    from export.manifest import read_manifest
 
-    manifest = read_json(folder / MANIFEST)
-    if "tensors" not in manifest:
-        raise InputError(f"{folder / MANIFEST}: this quantization is not finished; run `athena-export quantize` again")
+    manifest = read_manifest(folder, "tensors", "totals", "settings")
     totals, tensors = manifest["totals"], manifest["tensors"]
     files = {
         name: (folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data") if (folder / name).exists()
@@ -44,7 +41,7 @@ def inspect(
         [
             t["name"].removeprefix("model.").removeprefix("transformer."),
             "x".join(map(str, t["shape"])),
-            t["scheme"] if t["bits"] is None else str(t["bits"]),
+            t["scheme"] if t.get("bits") is None else str(t["bits"]),
             f"{t['effective_bits']:.3f}",
             f"{t['bytes']:,}",
             _last_loss(t),
