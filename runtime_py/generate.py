@@ -17,7 +17,7 @@ from runtime_py.generation_config import recommendation
 from runtime_py.load import open_model
 from runtime_py.logit_processors import LogitRules
 from runtime_py.sampling import SamplingSettings
-from runtime_py.tokenizing import encode_prompt, most_bytes, open_tokenizer
+from runtime_py.tokenizing import TooLong, encode_prompt, most_bytes, open_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -127,7 +127,10 @@ class TextGenerator:
 
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
-        ids = encode_prompt(self.tokenizer, prompt, self.most_bytes)
+        try:
+            ids = encode_prompt(self.tokenizer, prompt, self.most_bytes)
+        except TooLong as error:
+            raise TooLong(f"{error}; the model's context is {self.context}") from None
         if not ids:
             raise InputError("the prompt is empty: at least one token is needed")
         if len(ids) >= self.context:

@@ -88,7 +88,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, most: int | None = None, spec
     except UnicodeEncodeError as error:
         raise InputError(f"the prompt holds half of a surrogate pair (character {error.start})") from None
     if size > most:
-        raise TooLong(f"the prompt has {size} bytes; a prompt for this model has {most} at most")
+        raise TooLong(f"the prompt has {size} bytes, more than the {most} that can fit")
     return encode(tokenizer, text, special).ids
 
 

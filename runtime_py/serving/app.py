@@ -153,9 +153,11 @@ class Server:
             if not work.done():
                 raise ApiError(504, "the time limit passed before the prompt was read", code="timeout")
             return work.result()
+        except TooLong as error:
+            message = f"{error}; the model's context is {self._generator.context}"
+            raise ApiError(400, message, where.name, "context_length_exceeded") from None
         except InputError as error:
-            code = "context_length_exceeded" if isinstance(error, TooLong) else None
-            raise ApiError(400, self._told(error), where.of(str(error)), code) from None
+            raise ApiError(400, self._told(error), where.of(str(error))) from None
         finally:
             work.cancel()  # what did not begin never will
             work.add_done_callback(lambda done: done.cancelled() or done.exception())
