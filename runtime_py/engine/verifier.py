@@ -2,8 +2,8 @@
 
 The table comes from a graph that may be hostile, and the kernels check nothing. So nobody runs a table that did not
 pass here. What is read is the table, the buffers that each step names, the kept arrays and what the caller promises of
-the addresses it sets (`Promise`): never the planner's reasons. For every kind of call (one token, a whole chunk, a chunk of
-which only the last logits are asked for) all steps are gone through in order, and for each of their accesses
+the addresses it sets (`Promise`): never the planner's reasons. For every kind of call (one token, a whole chunk, a
+chunk of which only the last logits are asked for) all steps are gone through in order, and for each of their accesses
 (extents.py):
 
 - an address is set, and the bytes lie in one buffer that the step names, in memory that the caller promised, or at the
