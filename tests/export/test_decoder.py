@@ -54,7 +54,7 @@ def test_unknown_family_and_bad_fields_say_what_would_be_right(demo_model):
     config = SourceModel(demo_model).config
     for field, value, message in [
         ("hidden_size", -3, "hidden_size must be a whole number"),
-        ("num_key_value_heads", 3, "multiple of num_key_value_heads"),
+        ("num_key_value_heads", 4, "multiple of num_key_value_heads"),
         ("hidden_act", "sine", "hidden_act 'sine' is not supported"),
     ]:
         with pytest.raises(InputError, match=message):

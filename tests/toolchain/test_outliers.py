@@ -29,8 +29,8 @@ def test_the_step_never_raises_the_loss_and_the_record_is_true(choice, selector,
     own = (fisher,) if options.method == "squeezellm" else ()
     result = with_outliers(method(options.method), w, h, options, fisher, own)
     steps = [loss for name, loss in result.losses.items() if name != "damping"]
-    # float16 values: a relative error of 2**-11 of the least-squares correction
-    assert steps[-1] <= steps[-2] * (1 + 1e-4) + 1e-9
+    # float16 values: an error of 2**-11 of the numbers kept apart, whose energy may be nearly all there is
+    assert steps[-1] <= steps[-2] * (1 + 1e-4) + 2.0**-22
     assert relative_loss(result, w, h) == pytest.approx(steps[-1], rel=2e-3, abs=1e-8)
     tensors, record = result.stored("w")
     assert record.bytes == sum(array.nbytes for array in tensors.values())
