@@ -25,12 +25,13 @@ import numpy as np
 
 from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.errors import InputError, NotFiniteError
+from export.foreign import foreign
 from export.packing import pack
 from export.reader import Graph, Node, ValueInfo
 from export.sparse import SPARSE_MATMUL
 from export.trellis import TRELLIS_MATMUL
 from runtime_py.engine.engine import Engine
-from runtime_py.load import _runner, one_line
+from runtime_py.load import _runner
 from runtime_py.session import Session, State
 
 WIDTHS = (8, 24, 32, 63, 64, 65, 100, 192, 257, 320)
@@ -366,7 +367,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 def agree(graph: Graph, random_: random.Random) -> str:
     """Run it both ways: "equal", or how it was refused. Raises AssertionError on different results."""
     try:
-        with one_line(Path("model.onnx")):
+        with foreign(Path("model.onnx"), "the graph is malformed"):
             engine, why = _runner(graph, "int8", 1, ())
             session = Rounded(graph)
     except InputError as error:
