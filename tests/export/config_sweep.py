@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ class Evaluator:
         folder.mkdir(exist_ok=True)
         weights = folder / "model.safetensors"
         weights.unlink(missing_ok=True)
-        weights.symlink_to(self.folder / "source" / "model.safetensors")
+        os.link(self.folder / "source" / "model.safetensors", weights)
         (folder / "config.json").write_text(json.dumps(cell.config))
         found = self._compared(folder)
         if found is None and self._rebuild(folder):
