@@ -62,7 +62,7 @@ def attend(planner: Planner, node: Node) -> None:
     plain = causal or mask_hides_padding_only(planner.folder, node.inputs[3])
     same = key.width == value.width == kv_heads * head_dim and query.rotation == key.rotation
     if not plain or not same or value.rotation is not None or heads % kv_heads:
-        raise Unplannable(f"the attention {node.name}")
+        raise Unplannable(f"the heads or the mask of {node.name}")
     if query.heads != 1 or key.heads != 1 or value.heads != 1:
         raise Unplannable(f"the inputs of {node.name}")
     turn_in_place(planner, node, query, key, heads, kv_heads)
