@@ -87,9 +87,7 @@ def test_lower_reads_the_same_manifest(folder, tmp_path, value):
         file.write_bytes(kept)
 
 
-@pytest.mark.parametrize(
-    "name", ["x[red]y", "x[/b]", "\ud800", "a\x1b[31mb\nathena-export: fine", "\u202egnp.exe", ":smile:"]
-)
+@pytest.mark.parametrize("name", ["x[red]y", "x[/b]", "a\x1b[31mb\nathena-export: fine", "\u202egnp.exe", ":smile:"])
 def test_names_are_shown_as_they_are_and_command_nothing(folder, name):
     file, kept = edited(folder, "athena.json", set_field(("tensors", 0, "name"), name))
     try:
@@ -99,6 +97,15 @@ def test_names_are_shown_as_they_are_and_command_nothing(folder, name):
     assert code == 0, output
     assert printable(name)[:8] in output
     assert "\x1b[31m" not in output
+
+
+def test_a_name_of_half_a_character_is_refused(folder):
+    file, kept = edited(folder, "athena.json", set_field(("tensors", 0, "name"), "\ud800"))
+    try:
+        code, output = athena("inspect", folder)
+    finally:
+        file.write_bytes(kept)
+    assert code == 2 and "athena.json: not valid JSON (half of a surrogate pair)" in output
 
 
 REPORT_FIELDS = [
