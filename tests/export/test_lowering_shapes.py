@@ -255,12 +255,12 @@ def test_the_command_leaves_nothing_when_onnxruntime_refuses(tmp_path):
     """A real refusal: key-value heads that queries are no multiple of. An existing folder stays, with --force, too."""
     folder = changed_attention(float_folder(tmp_path, "llama"), tmp_path / "bad", set_attribute("kv_num_heads", 3))
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "file").write_text("x")
+    (tmp_path / "old" / "athena.json").write_text('{"format_version": 1, "settings": {}}')
     for out, more in ((tmp_path / "new", ()), (tmp_path / "old", ("--force",))):
         failed = run(folder, "--target", "onnxruntime", "-o", out, *more)
         assert failed.returncode == 2 and len(failed.stderr.strip().splitlines()) == 1, failed.stderr
         assert "cannot run what it was lowered to" in failed.stderr
-    assert not (tmp_path / "new").exists() and [p.name for p in (tmp_path / "old").iterdir()] == ["file"]
+    assert not (tmp_path / "new").exists() and [p.name for p in (tmp_path / "old").iterdir()] == ["athena.json"]
     assert not list(tmp_path.glob(".*"))
 
 

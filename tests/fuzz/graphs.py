@@ -238,7 +238,7 @@ class Composer:
             last = self.nodes[-1].outputs[self.random.randrange(2)]
         for _ in range(self.random.choice((0, 0, 1, 3)) if kind == 2 else 0):
             self.step()  # of no use
-        return named(Graph(Path(), tuple(self.nodes), self.weights, (), (), {}, {}, 23), last, self.widths[last])
+        return named(Graph(Path(), tuple(self.nodes), self.weights, (), (), {}, {}, 23, {}), last, self.widths[last])
 
 
 def named(graph: Graph, value: str, width: int) -> Graph:
