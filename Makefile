@@ -4,21 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test test-long test-conformity test-arm rtl fuzz bench lint lock sbom clean
+.PHONY: demo test test-long test-conformity test-arm rtl fuzz bench lint clean
 
-# The locks name every release by the hashes of its files, for Python 3.11 and later; older ones get the versions of
-# constraints.txt. torch and what only torch needs are not in them: its builds differ by machine, the version is pinned.
-LOCKED := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info >= (3, 11) else "")')
-INSTALL_LOCKED = $(BIN)/pip install -q --disable-pip-version-check --require-hashes --no-deps -r
-
-$(VENV)/.quantize: pyproject.toml constraints.txt requirements.lock
+$(VENV)/.quantize: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(LOCKED),$(INSTALL_LOCKED) requirements.lock)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.quantize requirements-test.lock
-	$(if $(LOCKED),$(INSTALL_LOCKED) requirements-test.lock)
+$(VENV)/.test: $(VENV)/.quantize
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report,serve,test]'
 	@touch $@
 
@@ -68,21 +61,5 @@ fuzz: $(VENV)/.test
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.quality
 
-# Makes the locks anew from pyproject.toml and constraints.txt.
-lock:
-	test -x $(VENV)-tools/bin/python || $(PYTHON) -m venv $(VENV)-tools
-	$(VENV)-tools/bin/pip install -q --disable-pip-version-check uv
-	echo 'torch; python_version < "3"' > $(VENV)-tools/without-torch.txt
-	set -e; for lock in "requirements.lock" "requirements-test.lock --extra serve --extra test"; do \
-	  $(VENV)-tools/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header -q \
-	    -c constraints.txt --override $(VENV)-tools/without-torch.txt --extra quantize --extra report -o $$lock; done
-
-# The software bill of materials of what `make demo` installs, CycloneDX 1.6 in JSON.
-sbom: $(VENV)/.quantize
-	test -x $(VENV)-tools/bin/python || $(PYTHON) -m venv $(VENV)-tools
-	$(VENV)-tools/bin/pip install -q --disable-pip-version-check cyclonedx-bom
-	$(VENV)-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --spec-version 1.6 \
-	  --output-file sbom.cdx.json $(BIN)/python
-
 clean:
-	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools sbom.cdx.json $(OUT) $(OUT).partial build *.egg-info
+	rm -rf $(VENV) $(VENV)-optimum $(OUT) $(OUT).partial build *.egg-info

@@ -203,7 +203,8 @@ def test_bad_variations(text):
 @pytest.mark.parametrize(
     "name, values, message",
     [("enobs", (3.0,), "has no constant 'enobs'; it has adc_bits"), ("adc_law", ("magic",), "must be one of survey"),
-     ("rows", (-1.0,), "a number from 0 to"), ("rows", ("many",), "must be a number"), ("clock", (0.0,), "divided by is 0")],
+     ("rows", (-1.0,), "number from 0 to"), ("rows", ("many",), "must be a number"),
+     ("clock", (0.0,), "divided by is 0")],
 )  # fmt: skip
 def test_bad_values_of_a_sweep(name, values, message):
     with pytest.raises(InputError, match=message):

@@ -241,6 +241,7 @@ def test_weights_are_read_only_where_that_helps(demo_folder, monkeypatch):
     from runtime_py import load
 
     real, answers = Path.read_text, {}
+    weights = (demo_folder / "model.onnx.data").stat().st_size
 
     def fake(self, *args, **kwargs):
         return answers[str(self)] if str(self) in answers else real(self, *args, **kwargs)
@@ -253,9 +254,9 @@ def test_weights_are_read_only_where_that_helps(demo_folder, monkeypatch):
     ):
         answers["/sys/kernel/mm/transparent_hugepage/enabled"] = pages
         answers["/proc/meminfo"] = f"MemTotal: 5 kB\nMemAvailable: {free} kB\n"
-        assert load._better_mapped(demo_folder) is mapped
+        assert load._stays_mapped(None, None, weights) is mapped
     answers["/proc/meminfo"] = "nothing of the kind"
-    assert load._better_mapped(demo_folder) is True
+    assert load._stays_mapped(None, None, weights) is True
 
 
 def test_a_cache_that_grows_keeps_its_contents(demo_folder):

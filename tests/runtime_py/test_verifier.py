@@ -68,7 +68,9 @@ class Small(Composer):
         return self.value(self.widths[a], "Add", (a, b))
 
     def done(self, logits: str) -> Graph:
-        return named(Graph(Path(), tuple(self.nodes), self.weights, (), (), {}, {}, 23, {}), logits, self.widths[logits])
+        return named(
+            Graph(Path(), tuple(self.nodes), self.weights, (), (), {}, {}, 23, {}), logits, self.widths[logits]
+        )
 
     def head(self, x: str, rows: int = 60) -> str:
         return self.matrix(self.norm(x), rows)
