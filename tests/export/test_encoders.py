@@ -138,7 +138,7 @@ def test_what_cannot_be_pooled_or_quantized_is_said(tmp_path):
     with pytest.raises(InputError, match="modules Transformer, Dense are not supported"):
         read_pooling(tmp_path)
     (tmp_path / "modules.json").write_text("{")
-    with pytest.raises(InputError, match="not a list of sentence-transformers modules"):
+    with pytest.raises(InputError, match=r"modules\.json: not valid JSON"):
         read_pooling(tmp_path)
     tiny_model("bert", tmp_path / "source")
     text = random_text(tmp_path / "text.txt")
