@@ -11,24 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.checkpoint import QuantizedCheckpoint
-from export.errors import InputError
-from export.folder import write_model_folder
-from export.integers import hadamard, rotation_size
-from export.reader import read_graph
-from export.sdr import SdrFormat
+from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.contract.sdr import SdrFormat
+from export.graph.integers import hadamard, rotation_size
+from export.model_folder import write_model_folder
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.planner import Planner
-from runtime_py.engine.values import Unplannable
+from runtime_py.engine.plan.planner import Planner
+from runtime_py.engine.plan.values import Unplannable
 from runtime_py.load import open_model
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
 from tests.conftest import DEMO
 from tests.toolchain.test_quantize import problem
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize import athena, entries, qrazor
-from toolchain.quantize.hessian import damped, layer_loss
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.numerics.hessian import damped, layer_loss
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.quantize.methods import athena, qrazor
+from toolchain.quantize.solvers import razored_entries as entries
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 
 
 def _folder(model: Path, out: Path, **settings) -> Path:
