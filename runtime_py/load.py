@@ -14,7 +14,7 @@ from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, read_json
 from export.files.foreign import foreign
-from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.expansion import expand_products
 
 ACTIVATIONS = ("int8", "float32")
 
@@ -70,7 +70,7 @@ def _runner(graph: Graph, activations: str, threads: int | None, processors: Seq
     from runtime_py.engine.plan.values import Unplannable
 
     try:
-        return Engine(expand_compact(graph, keep=runs_directly), threads, processors), ""
+        return Engine(expand_products(graph, keep=runs_directly), threads, processors), ""
     except Unplannable as error:
         return Session(graph), f"not planned: {error}"
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
-from export.contract.formats.compact import COMPACT_LAYOUTS, CompactLayout, compact_layout
+from export.contract.formats import LOOKUPS, PRODUCTS, CodebookLayout, Layout, operator_layout
+from export.contract.formats.base import DOMAIN, FLOATS
 from export.contract.operators.integers import SDR_MATMUL, IntegerLayout, format_of
 from export.contract.sdr import SdrFormat
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.files.access import checked_path, open_file, read_bytes
 from export.files.foreign import foreign
 
+_T = TypeVar("_T")
 _MAX_FILE = 1 << 28  # bytes; weights are beside it
 _MAX_ELEMENTS = 2**40
 _MAX_DIMENSIONS = 32  # what every NumPy takes
@@ -42,45 +44,48 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    def layout(self) -> CodebookLayout:
-        """Attributes of an ai.athena node. Raises InputError when one is missing or out of range."""
-        try:
-            return CodebookLayout(**{name: self.attributes[name] for name in CodebookLayout.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+    @property
+    def is_product(self) -> bool:
+        """Whether it is X @ W^T with a matrix of a weight format."""
+        return self.domain == DOMAIN and self.op_type in PRODUCTS
 
     @property
-    def is_compact(self) -> bool:
-        """Whether it is a product with vector or trellis codes."""
-        return self.domain == DOMAIN and self.op_type in COMPACT_LAYOUTS
+    def is_lookup(self) -> bool:
+        """Whether it looks up rows of a matrix of a weight format."""
+        return self.domain == DOMAIN and self.op_type in LOOKUPS
 
-    def compact_layout(self) -> CompactLayout:
-        """Attributes of a product with vector or trellis codes. Raises InputError when one is missing or wrong."""
-        try:
-            return compact_layout(self.op_type, self.attributes)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+    def matrix_layout(self) -> Layout:
+        """Attributes of a product with a stored matrix, or of a lookup. Raises InputError when one is wrong."""
+        return self._attributes(partial(operator_layout, self.op_type))
+
+    def layout(self) -> CodebookLayout:
+        """Attributes of a CodebookMatMul or CodebookGather node. Raises InputError when one is wrong."""
+        found = self.matrix_layout()
+        if not isinstance(found, CodebookLayout):
+            raise InputError(f"node {self.name}: {self.op_type} has no codebook")
+        return found
 
     def sparse_layout(self) -> SparseLayout:
-        """Attributes of a SparseMatMul node. Raises InputError when one is missing or out of range."""
-        try:
-            return SparseLayout(**{name: self.attributes[name] for name in SparseLayout.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+        """Attributes of a SparseMatMul node. Raises InputError when one is wrong."""
+        return self._attributes(partial(_fields_of, SparseLayout))
 
     def integer_layout(self) -> IntegerLayout:
-        """Attributes of an SdrMatMul node. Raises InputError when one is missing or out of range."""
-        try:
-            return IntegerLayout(**{name: self.attributes[name] for name in IntegerLayout.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+        """Attributes of an SdrMatMul node. Raises InputError when one is wrong."""
+        return self._attributes(partial(_fields_of, IntegerLayout))
 
     def sdr_format(self) -> SdrFormat:
         """SDR format of an SdrQuantize or SdrAttention node. Raises InputError when it is none."""
+        return self._attributes(format_of)
+
+    def _attributes(self, read: Callable[[Mapping[str, Any]], _T]) -> _T:
         try:
-            return format_of(self.attributes)
+            return read(self.attributes)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+
+def _fields_of(kind: type[_T], attributes: Mapping[str, Any]) -> _T:
+    return kind(**{name: attributes[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,8 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int]
     values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
     values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
     for node in nodes:
-        if node.is_compact or (node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)):
-            _check_codebook(node, weights)
+        if node.is_product or node.is_lookup:
+            _check_matrix(node, weights)
         elif node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
             sparse_weights(node, weights)
         elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
@@ -311,19 +316,24 @@ def _read(folder: Path, name: str, size: int) -> np.ndarray:
     return data
 
 
-def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
-    """Codes and codebook must be stored and fit the attributes; scales may be computed from other weights."""
-    layout = node.compact_layout() if node.is_compact else node.layout()
-    if len(node.inputs) != 4 or any(name not in weights for name in node.inputs[1:3]):
-        raise InputError(f"node {node.name}: {node.op_type} needs codes and codebook as stored weights")
-    codes, codebook = (weights[name] for name in node.inputs[1:3])
-    scale = weights.get(node.inputs[3], np.empty(layout.scale_shape, np.float32))
+def _check_matrix(node: Node, weights: Mapping[str, np.ndarray]) -> None:
+    """The parts must be stored and fit the attributes; those that can be may be computed from other weights."""
+    layout = node.matrix_layout()
+    parts = layout.parts()
+    needed = " and ".join(name for name, part in parts.items() if not part.computed)
+    if len(node.inputs) != 1 + len(parts):
+        raise InputError(f"node {node.name}: {node.op_type} needs {needed} as stored weights")
+    arrays = []
+    for (name, part), given in zip(parts.items(), node.inputs[1:]):
+        if given not in weights and not part.computed:
+            raise InputError(f"node {node.name}: {node.op_type} needs {needed} as stored weights")
+        arrays.append(weights[given] if given in weights else np.empty(part.shape, part.dtypes[0]))
+        if given in weights and part.dtypes == FLOATS and not np.isfinite(weights[given]).all():
+            raise InputError(f"node {node.name}: its {name} holds numbers that are not finite")
     try:
-        layout.check(codes, codebook, scale)
+        layout.check(*arrays)
     except ValueError as error:
         raise InputError(f"node {node.name}: {error}") from None
-    if node.inputs[3] in weights and not np.isfinite(scale).all():
-        raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
 
 
 def sparse_weights(node: Node, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.contract.formats.codebook import DOMAIN
+from export.contract.formats.base import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
 from export.graph.layers import BATCH, SEQUENCE, Layers

@@ -13,10 +13,9 @@ import onnx_ir as ir
 
 from export.artefacts.checkpoint import StoredTensors
 from export.contract.errors import InputError
-from export.contract.formats.codebook import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
+from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.contract.operators.attention import AttentionLayout
 from export.graph.block import TOTAL, BlockBuilder, Context
-from export.graph.bodies.codebook import function_bodies
 from export.graph.bodies.integers import integer_function_bodies
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
@@ -59,8 +58,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     g.output(_head(layers, spec, hidden), "logits")
     for value, name in present:
         g.output(value, name)
-    bodies = function_bodies()
-    bodies += layers.extra_bodies()
+    bodies = layers.bodies()
     if layers.arithmetic != IntegerArithmetic():
         bodies += integer_function_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]

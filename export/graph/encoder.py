@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.artefacts.checkpoint import StoredTensors
-from export.contract.formats.codebook import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
+from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.graph.block import BlockBuilder, Context
-from export.graph.bodies.codebook import function_bodies
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.pooling import Pooling, pool
 from export.graph.spec import ModelSpec
@@ -40,8 +39,7 @@ def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, 
         hidden, _ = blocks.block(layer, hidden, context)
     g.output(hidden, "last_hidden_state")
     g.output(pool(g, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
-    bodies = function_bodies() + layers.extra_bodies()
-    functions = [ir.serde.deserialize_function(f) for f in bodies]
+    functions = [ir.serde.deserialize_function(f) for f in layers.bodies()]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
 
 

@@ -10,12 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from export.contract.errors import InputError
-from export.contract.formats.codebook import DOMAIN
+from export.contract.formats.base import DOMAIN
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE, IntegerLayout, code_type, format_attributes
+from export.contract.rotation import hadamard, rotation_size
 from export.contract.sdr import SdrFormat
 from export.graph.writer import Dim, GraphWriter
-
-_LARGEST_ROTATION = 256
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,6 @@ class IntegerArithmetic:
             return IntegerArithmetic(activations, bool(found["per_token"]), cache, bool(found["rotate"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"athena.json: the entry `integers` is wrong ({error})") from None
-
-
-def rotation_size(columns: int) -> int:
-    """Columns that one Hadamard matrix mixes: the largest power of two that divides them, at most 256."""
-    return min(columns & -columns, _LARGEST_ROTATION)
-
-
-def hadamard(size: int) -> np.ndarray:
-    """The orthogonal, symmetric Hadamard matrix float32 [size, size]; size is a power of two."""
-    matrix = np.ones((1, 1))
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return (matrix / np.sqrt(size)).astype(np.float32)
 
 
 class IntegerLayers:

@@ -9,20 +9,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from export.artefacts.checkpoint import COMPACT, RAZORED, TRELLIS, VECTORS, StoredTensors, TensorRecord
+from export.artefacts.checkpoint import StoredTensors
+from export.artefacts.records import CODES, STANDARD, StoredPart, TensorRecord
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
-from export.contract.formats.trellis import TRELLIS_MATMUL, standard_levels
-from export.contract.formats.vectors import VECTOR_MATMUL
-from export.contract.sdr import SdrFormat
+from export.contract.formats import FORMATS, CodebookLayout
+from export.contract.formats.base import DOMAIN
+from export.contract.operators.integers import IntegerLayout
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.graph.bodies.sparse import sparse_function
-from export.graph.bodies.trellis import trellis_function
-from export.graph.bodies.vectors import vector_function
 from export.graph.integers import IntegerArithmetic, IntegerLayers
 from export.graph.writer import Dim, GraphWriter
 
-_COMPACT_BODIES = {VECTORS: vector_function, TRELLIS: trellis_function}
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 
 
@@ -31,25 +28,28 @@ class Layers:
 
     def __init__(self, g: GraphWriter, checkpoint: StoredTensors) -> None:
         self.g, self.checkpoint = g, checkpoint
-        self._decoded_scales: dict[str, ir.Value] = {}
+        self._decoded_parts: dict[tuple[str, str], ir.Value] = {}
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
 
-    def extra_bodies(self) -> tuple[onnx.FunctionProto, ...]:
-        """Function bodies of the products with vector codes, trellis codes and sparse weights that are needed."""
+    def bodies(self) -> tuple[onnx.FunctionProto, ...]:
+        """Function bodies of the operators with stored matrices that are needed."""
         records = self.checkpoint.records.values()
-        schemes = {record.scheme for record in records}
-        bodies = [body() for scheme, body in _COMPACT_BODIES.items() if scheme in schemes]
-        return (*bodies, sparse_function()) if any(record.outliers for record in records) else tuple(bodies)
+        schemes = {CodebookLayout.SCHEME, *(record.scheme for record in records)}  # codes of scales are codebooks
+        found = [body for scheme, kind in FORMATS.items() if scheme in schemes for body in kind.function_bodies()]
+        return (*found, sparse_function()) if any(record.outliers for record in records) else tuple(found)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
         """Rows of a stored matrix [rows, columns] by int64 ids [a, b], as float32 [a, b, columns]."""
         inputs, record = self._matrix(module, shape)
         assert ids.shape is not None
         out: list[Dim] = [*(d if isinstance(d, int) else str(d.value) for d in ids.shape), shape[1]]
-        if record.scheme == "codebook":
-            attributes = record.layout().attributes()
-            return self.g.op(CODEBOOK_GATHER, name, [ids, *inputs], out, domain=DOMAIN, attributes=attributes)
+        if not record.is_dense:
+            layout = record.matrix_layout()
+            if not layout.LOOKUP:
+                raise InputError(f"{self.checkpoint.folder}: rows of {module} cannot be looked up ({record.scheme})")
+            attributes = layout.attributes()
+            return self.g.op(layout.LOOKUP, name, [ids, *inputs], out, domain=DOMAIN, attributes=attributes)
         dtype = inputs[0].dtype or ir.DataType.FLOAT
         return self._as_float(self.g.op("Gather", f"{name}/rows", [inputs[0], ids], out, dtype, axis=0), name, out)
 
@@ -62,17 +62,14 @@ class Layers:
         inputs, record = self._matrix(module, (rows, columns))
         if self.arithmetic.activations is not None and self.checkpoint.has(f"{module}.input_unit"):
             out = self._integer_product(module, record, inputs, value, name)
-        elif record.scheme == RAZORED:
-            raise InputError(
-                f"{self.checkpoint.folder}: {module} is razored, but its activations have no integer format"
-            )
-        elif record.scheme == "codebook":
-            attributes = record.layout().attributes()
-            out = g.op(CODEBOOK_MATMUL, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
-        elif record.scheme in COMPACT:
-            attributes = record.compact_layout().attributes()
-            kind = TRELLIS_MATMUL if record.scheme == TRELLIS else VECTOR_MATMUL
-            out = g.op(kind, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
+        elif not record.is_dense:
+            layout = record.matrix_layout()
+            if not layout.OPERATOR:
+                raise InputError(
+                    f"{self.checkpoint.folder}: {module} is {record.scheme}, but its activations have no integer format"
+                )
+            attributes = layout.attributes()
+            out = g.op(layout.OPERATOR, name, [value, *inputs], shape, domain=DOMAIN, attributes=attributes)
         else:
             weight = self._as_float(inputs[0], f"{name}/weight", [rows, columns])
             transposed = g.op("Transpose", f"{name}/transpose", [weight], [columns, rows], perm=[1, 0])
@@ -88,17 +85,20 @@ class Layers:
     def _integer_product(
         self, module: str, record: TensorRecord, inputs: list[ir.Value], value: ir.Value, name: str
     ) -> ir.Value:
-        """value @ W^T on integers: razored weights, or the int8 entries of one codebook a row."""
+        """value @ W^T on integers: weights that have flags, or the int8 entries of one codebook a row."""
         form = self.arithmetic.activations
         assert form is not None
-        if record.scheme not in (RAZORED, "codebook") or (record.scheme == "codebook" and record.group_size):
+        stored = None if record.is_dense else record.matrix_layout()
+        try:
+            attributes = None if stored is None else stored.integer_attributes(form.group_size)
+        except ValueError as error:
+            raise InputError(f"{self.checkpoint.folder}: {module} and its activations differ: {error}") from None
+        if attributes is None:
             raise InputError(f"{self.checkpoint.folder}: {module} cannot multiply integers ({record.scheme})")
-        layout = record.integer_layout(form.group_size)
-        if record.scheme == RAZORED:
-            if record.group_size != form.group_size or (record.rotation > 1) != self.arithmetic.rotate:
-                raise InputError(f"{self.checkpoint.folder}: {module} and its activations are not razored alike")
-            weights = inputs
-        else:  # no flags: int8 entries are what they are
+        if (record.layout.get("rotation", 1) > 1) != self.arithmetic.rotate and "flags" in record.parts:
+            raise InputError(f"{self.checkpoint.folder}: {module} and its activations are not rotated alike")
+        layout, weights = IntegerLayout(**attributes), inputs
+        if "flags" not in record.parts:  # int8 entries are what they are
             codes, codebook, scale = inputs
             flags = np.zeros((1, -(-layout.groups // 2)), np.uint8)
             weights = [codes, codebook, self.g.constant(f"flags.none_{flags.size}", flags), scale]
@@ -156,7 +156,7 @@ class Layers:
         rows, columns = record.shape
         parts = [
             self._stored(module, ".outlier_gaps", np.uint16, (record.outliers,)),
-            self._stored(module, ".outlier_values", record.outlier_dtype, (record.outliers,)),
+            self._stored(module, ".outlier_values", record.parts["outlier_values"].dtype, (record.outliers,)),
         ]
         attributes, shape = SparseLayout(columns, rows).attributes(), [BATCH, SEQUENCE, rows]
         apart = self.g.op(
@@ -182,57 +182,38 @@ class Layers:
         record = self.checkpoint.records[module]
         if record.shape != shape:
             raise InputError(f"{self.checkpoint.folder}: {module} is {list(record.shape)}, expected {list(shape)}")
-        if record.scheme == RAZORED:
-            return self._razored(module, record), record
-        if record.scheme not in ("codebook", *COMPACT):
+        if record.is_dense:
             return [self._stored(module, ".weight", record.scheme, shape)], record
-        layout = record.layout() if record.scheme == "codebook" else record.compact_layout()
-        parts = [
-            self._stored(module, ".codes", np.uint8, layout.codes_shape),
-            self._codebook(module, record, layout.codebook_shape),
-            self._scale(module, record),
-        ]
-        return parts, record
+        return [self._part(module, record, name) for name in record.matrix_layout().parts()], record
 
-    def _codebook(self, module: str, record: TensorRecord, shape: tuple[int, ...]) -> ir.Value:
-        if not record.standard_levels:
-            return self._stored(module, ".codebook", np.int8, shape)
-        return self.g.constant(f"trellis.levels_{record.bits}", standard_levels(record.bits or 0)[None])
+    def _part(self, module: str, record: TensorRecord, name: str) -> ir.Value:
+        """One part of a stored matrix: an initializer, the format's own table, or what its codes stand for."""
+        part = record.parts[name]
+        if part.how == STANDARD:
+            table = record.matrix_layout().standard(name)
+            return self.g.constant(f"{record.scheme}.levels_{record.bits}", table)
+        if part.how == CODES:
+            return self._decoded(module, name, part)
+        return self._stored(module, f".{name}", part.dtype, part.shape)
 
-    def _razored(self, module: str, record: TensorRecord) -> list[ir.Value]:
-        """Initializers of a razored matrix: codes, codebook, flags, scale."""
-        layout = record.integer_layout(record.group_size)
-        stored = layout.stored()
-        drops = SdrFormat(8, layout.bits, layout.group_size).flag_limit > 0
-        flags_shape = (layout.N if drops else 1, -(-layout.groups // 2))
-        return [
-            self._stored(module, ".codes", np.uint8, stored.codes_shape),
-            self._stored(module, ".codebook", np.int8, stored.codebook_shape),
-            self._stored(module, ".flags", np.uint8, flags_shape),
-            self._stored(module, ".scale", record.scale_dtype, stored.scale_shape),
-        ]
-
-    def _scale(self, module: str, record: TensorRecord) -> ir.Value:
-        """The scales [N, G]: stored as floats, or decoded once from codes by a lookup of all their rows."""
-        if record.scale_bits is None:
-            return self._stored(module, ".scale", record.scale_dtype, record.layout().scale_shape)
-        if module not in self._decoded_scales:
-            layout, name = record.scale_layout(), f"/{module.replace('.', '/')}/scale"
+    def _decoded(self, module: str, name: str, part: StoredPart) -> ir.Value:
+        """A part whose transpose is stored as codes: decoded once by a lookup of all rows of that."""
+        if (module, name) not in self._decoded_parts:
+            layout, path = part.coded_layout(), f"/{module.replace('.', '/')}/{name}"
             groups, rows = layout.N, layout.K
             ids = self.g.constant(f"scale.groups_{groups}", np.arange(groups, dtype=np.int64))
+            dtypes = {"codes": "uint8", "codebook": "int8", "scale": part.dtype}
             inputs = [
-                self._stored(module, ".scale.codes", np.uint8, layout.codes_shape),
-                self._stored(module, ".scale.codebook", np.int8, layout.codebook_shape),
-                self._stored(module, ".scale.scale", record.scale_dtype, layout.scale_shape),
+                self._stored(module, f".{name}.{own}", dtypes[own], shape.shape)
+                for own, shape in layout.parts().items()
             ]
-            attributes = layout.attributes()
             by_group = self.g.op(
-                CODEBOOK_GATHER, name, [ids, *inputs], [groups, rows], domain=DOMAIN, attributes=attributes
+                layout.LOOKUP, path, [ids, *inputs], [groups, rows], domain=DOMAIN, attributes=layout.attributes()
             )
-            self._decoded_scales[module] = self.g.op(
-                "Transpose", f"{name}/transpose", [by_group], [rows, groups], perm=[1, 0]
+            self._decoded_parts[module, name] = self.g.op(
+                "Transpose", f"{path}/transpose", [by_group], [rows, groups], perm=[1, 0]
             )
-        return self._decoded_scales[module]
+        return self._decoded_parts[module, name]
 
     def _stored(self, module: str, suffix: str, dtype, shape) -> ir.Value:  # type: ignore[no-untyped-def]
         return self.g.lazy(module + suffix, dtype, shape, lambda: self.checkpoint.tensor(module, suffix))

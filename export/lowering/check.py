@@ -18,7 +18,8 @@ from typing import Any
 
 from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.codebook import CODEBOOK_GATHER
 from export.files.access import read_json
 from export.graph.archs import model_spec
 from export.model_folder import FOLDED_WEIGHTS

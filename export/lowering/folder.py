@@ -20,7 +20,7 @@ from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.files.access import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.files.foreign import foreign
 from export.files.json_shape import check
-from export.lowering import cleanup, compact_codes, group_query_attention, matmul_nbits
+from export.lowering import cleanup, codebooks, group_query_attention, matmul_nbits
 from export.lowering.check import EXACT, INT8, Check
 from export.lowering.matmul_nbits import NBits
 from export.lowering.stored import Kept
@@ -100,7 +100,7 @@ def _lower_graph(
     encoded: list[matmul_nbits.Encoded] = []
     kept: list[Kept] = []
     done: dict[str, Any] = {}
-    if expanded := compact_codes.run(model):
+    if expanded := codebooks.run(model):
         done["expanded"] = expanded
     for name in lowering.passes:
         if name == "group_query_attention":

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.contract.errors import InputError
-from export.contract.formats.codebook import DOMAIN as ATHENA
+from export.contract.formats.base import DOMAIN as ATHENA
 from export.contract.operators.integers import SDR_ATTENTION
 from export.lowering.stored import Kept
 

@@ -22,8 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from export.contract.errors import InputError
+from export.contract.formats.base import DOMAIN as ATHENA
+from export.contract.formats.base import field_names
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout, codebook_gather
-from export.contract.formats.codebook import DOMAIN as ATHENA
 from export.contract.operators.integers import SDR_MATMUL
 from export.contract.packing import unpack
 from export.contract.sparse import SPARSE_MATMUL
@@ -85,7 +86,7 @@ def run(model: ir.Model, settings: NBits) -> tuple[list[Encoded], list[Kept]]:
 
 
 def _layout(node: ir.Node) -> CodebookLayout:
-    return CodebookLayout(**{name: node.attributes[name].as_int() for name in CodebookLayout.__dataclass_fields__})
+    return CodebookLayout(**{name: node.attributes[name].as_int() for name in field_names(CodebookLayout)})
 
 
 def _obstacle(layout: CodebookLayout) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.contract.formats.base import DOMAIN
 from export.contract.sparse import SPARSE_MATMUL
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
@@ -111,12 +111,12 @@ def operation_of(node: Node, context: Context) -> Operation:
     """Raises InputError on an operator that has no price."""
     ours = node.domain == DOMAIN
     weight_bytes = context.weight_bytes(node)
-    if node.is_compact or (node.op_type == "MatMul" and not node.domain) or (ours and node.op_type == CODEBOOK_MATMUL):
+    if node.is_product or (node.op_type == "MatMul" and not node.domain):
         return _linear(node, context)
     if ours and node.op_type == SPARSE_MATMUL:
         return _sparse(node, context)
-    if (ours and node.op_type == CODEBOOK_GATHER) or (node.op_type == "Gather" and weight_bytes):
-        rows = node.layout().N if ours else context.shape(node.inputs[0])[0]
+    if node.is_lookup or (node.op_type == "Gather" and weight_bytes):
+        rows = node.matrix_layout().N if ours else context.shape(node.inputs[0])[0]
         return embedding(node, context, rows, node.inputs[0 if ours else 1])
     if node.op_type == "Attention" and not node.domain:
         return _attention(node, context)
@@ -155,7 +155,7 @@ def linear(node: Node, context: Context, rows: int, columns: int) -> Operation:
 
 def _linear(node: Node, context: Context) -> Operation:
     if node.domain == DOMAIN:
-        layout = node.compact_layout() if node.is_compact else node.layout()
+        layout = node.matrix_layout()
         return linear(node, context, layout.N, layout.K)
     if node.inputs[1] not in context.constant:
         raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")

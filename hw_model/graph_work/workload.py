@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
-from export.contract.formats.codebook import DOMAIN
+from export.contract.formats.base import DOMAIN
 from hw_model.graph_work import contrib, nodes
 from hw_model.graph_work.integer_nodes import INTEGER_OPERATORS
 from hw_model.graph_work.nodes import FREE, Context

@@ -8,7 +8,8 @@ import numpy as np
 
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN, codebook_gather
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.codebook import CODEBOOK_GATHER, codebook_gather
 from runtime_py.reference.operators import OPERATORS, run_operator
 
 

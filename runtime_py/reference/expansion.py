@@ -1,9 +1,9 @@
-"""Vector and trellis codes become 8-bit codes when a graph is loaded: exactly the same weights, which any kernel takes.
+"""Formats that a runtime has no kernel for become codebooks when a graph is loaded: exactly the same weights.
 
-before  VectorCodebookMatMul or TrellisCodebookMatMul(X, codes, codebook, scale)
-after   CodebookMatMul(X, codes of 8 bits, -128..127, scale)
+before  a product with a stored matrix, such as TrellisCodebookMatMul(X, codes, codebook, scale)
+after   CodebookMatMul(X, codes, codebook, scale), the codes as export/contract/formats gives them (as_codebook)
 
-The file stays small; in memory and at every token such a matrix costs 8 bits a weight.
+The file stays small; in memory and at every token such a matrix costs the bits of those codes, mostly 8 a weight.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import numpy as np
 from export.artefacts.reader import Graph, Node
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 
+_COMPUTED = np.empty(0, np.float32)  # in place of a part that other nodes make
 
-def expand_compact(graph: Graph, keep: Callable[[Node], bool] = lambda node: False) -> Graph:
-    """The graph without such nodes but those to keep; itself when there is nothing to do."""
-    expanded = {node.name for node in graph.nodes if node.is_compact and not keep(node)}
+
+def expand_products(graph: Graph, keep: Callable[[Node], bool] = lambda node: False) -> Graph:
+    """The graph with codebooks alone, but for the products to keep; itself when there is nothing to do."""
+    expanded = {n.name for n in graph.nodes if n.is_product and n.op_type != CODEBOOK_MATMUL and not keep(n)}
     if not expanded:
         return graph
     weights, nodes = dict(graph.weights), []
@@ -27,12 +29,16 @@ def expand_compact(graph: Graph, keep: Callable[[Node], bool] = lambda node: Fal
         if node.name not in expanded:
             nodes.append(node)
             continue
-        codes, codebook = (weights.pop(name, graph.weights[name]) for name in node.inputs[1:3])
-        layout = node.compact_layout().widened()
-        wide = node.compact_layout().expanded(codes, codebook)
-        names = tuple(f"{name}.expanded" for name in node.inputs[1:3])
-        book = np.broadcast_to(np.arange(-128, 128, dtype=np.int8), layout.codebook_shape)
-        weights |= {names[0]: wide, names[1]: np.ascontiguousarray(book)}
-        inputs = (node.inputs[0], *names, node.inputs[3])
-        nodes.append(replace(node, op_type=CODEBOOK_MATMUL, inputs=inputs, attributes=layout.attributes()))
+        layout = node.matrix_layout()
+        given = dict(zip(layout.parts(), node.inputs[1:]))
+        codebook, inputs = layout.codebook_layout(), [node.inputs[0]]
+        arrays = [graph.weights.get(name, _COMPUTED) for name in given.values()]
+        for part in codebook.parts():
+            inputs.append(given[part] if part in layout.KEPT else f"{given['codes']}.expanded.{part}")
+            if part not in layout.KEPT:
+                weights[inputs[-1]] = np.ascontiguousarray(layout.codebook_part(part, *arrays))
+        for name in given.values():  # gone, unless another node reads them
+            if name not in inputs:
+                weights.pop(name, None)
+        nodes.append(replace(node, op_type=CODEBOOK_MATMUL, inputs=tuple(inputs), attributes=codebook.attributes()))
     return replace(graph, nodes=tuple(nodes), weights=weights)

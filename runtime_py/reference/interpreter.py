@@ -13,7 +13,8 @@ import numpy as np
 
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.reference.kernels import codebook_gather, codebook_matmul, sparse_matmul

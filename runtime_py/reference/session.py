@@ -18,7 +18,7 @@ from export.artefacts.reader import Graph, Node, read_graph
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
-from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.reference.sdr import attend, attention_layout
@@ -48,7 +48,7 @@ class Session:
 
         Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
         """
-        self.graph: Graph = expand_compact(folder if isinstance(folder, Graph) else read_graph(Path(folder)))
+        self.graph: Graph = expand_products(folder if isinstance(folder, Graph) else read_graph(Path(folder)))
         if not any(info.name == "logits" for info in self.graph.outputs):
             raise InputError("model.onnx: has no output `logits`; encoders run by `athena-export embed`")
         self._interpreter = Interpreter(self.graph)

@@ -19,7 +19,7 @@ from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.plan.values import Unplannable
 from runtime_py.load import ACTIVATIONS
 from runtime_py.reference.constants import Folder
-from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.text.generator import context_length, load_tokenizer
@@ -111,11 +111,11 @@ class TextEncoder:
 
 def _open(graph: Graph, activations: str, limit: int, threads: int | None) -> tuple[Interpreter | EncoderEngine, str]:
     if activations == "float32":
-        return Interpreter(expand_compact(graph)), "float32 activations were asked for"
+        return Interpreter(expand_products(graph)), "float32 activations were asked for"
     try:
-        return EncoderEngine(expand_compact(graph, keep=runs_directly), STATES, limit, threads), ""
+        return EncoderEngine(expand_products(graph, keep=runs_directly), STATES, limit, threads), ""
     except Unplannable as error:
-        return Interpreter(expand_compact(graph)), f"not planned: {error}"
+        return Interpreter(expand_products(graph)), f"not planned: {error}"
 
 
 def _attend(node: Node, inputs: list[Any]) -> np.ndarray:

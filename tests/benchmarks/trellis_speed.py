@@ -16,7 +16,7 @@ import numpy as np
 from export.artefacts.reader import read_graph
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
-from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.expansion import expand_products
 
 _ROUNDS, _TOKENS, _PROMPT = 6, 4, np.arange(3, 131)
 
@@ -26,7 +26,7 @@ def main() -> None:
     engines = {
         "scalar": open_model(scalar)[0],
         "trellis, as stored where that is fast": open_model(trellis)[0],
-        "trellis, expanded": Engine(expand_compact(read_graph(trellis))),
+        "trellis, expanded": Engine(expand_products(read_graph(trellis))),
     }
     assert all(isinstance(engine, Engine) for engine in engines.values())
     states = {name: engine.new_state() for name, engine in engines.items()}

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from export.artefacts.checkpoint import QuantizedCheckpoint, TensorRecord
+from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.artefacts.records import TensorRecord
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from tests.runtime_py.test_session import OnnxRuntime
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
-from toolchain.quantize.stored.codebook import QuantizedMatrix
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.heads import open_model
 
@@ -148,7 +149,7 @@ def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
                 except InputError:
                     return None
 
-            values = QuantizedMatrix.restored(record, part).dequantized()
+            values = StoredMatrix.restored(record, part).dequantized()
         elif record.scheme == "float16":
             values = checkpoint.tensor(name, ".weight").astype(np.float32)
         else:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
-from export.contract.formats.codebook import DOMAIN
-from export.contract.formats.compact import COMPACT_LAYOUTS
+from export.contract.formats import PRODUCTS
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.codebook import CODEBOOK_MATMUL
 from hw_model.graph_work.workload import Phase, operations
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
@@ -65,10 +66,10 @@ def test_cost_counts_the_stored_bits(folder):
     graph = read_graph(folder)
     work = [o for o in operations(graph, Phase.of("decode", 64)) if o.kind == "linear" and "head" not in o.name]
     kinds = {n.op_type for n in graph.nodes if n.domain == DOMAIN} - {"CodebookGather", "CodebookMatMul"}
-    assert len(kinds) == 1 and kinds <= set(COMPACT_LAYOUTS)
+    assert len(kinds) == 1 and kinds < PRODUCTS - {CODEBOOK_MATMUL}
     for operation in work:
         node = next(n for n in graph.nodes if n.name == operation.name)
-        layout = node.compact_layout()
+        layout = node.matrix_layout()
         stored = graph.weights[node.inputs[1]].nbytes + graph.weights[node.inputs[2]].nbytes
         assert operation.weight_bits >= 8 * stored / (layout.N * layout.K)
         assert operation.macs == layout.N * layout.K
@@ -77,7 +78,7 @@ def test_cost_counts_the_stored_bits(folder):
 def test_a_hostile_file_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "bad")
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-    node = next(n for n in model.graph.node if n.op_type in COMPACT_LAYOUTS)
+    node = next(n for n in model.graph.node if n.op_type in PRODUCTS)
     changes = {"K": 80, "dimension": 7, "bits": 0, "rows_per_codebook": 3, "state_bits": 3}
     for name in changes.keys() & {a.name for a in node.attribute}:
         changed = onnx.ModelProto()

@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.artefacts.chat_templates import read_templates
-from export.artefacts.checkpoint import TensorRecord, read_shard_records, write_shard
+from export.artefacts.checkpoint import read_shard_records, write_shard
 from export.artefacts.reader import read_graph
+from export.artefacts.records import TensorRecord
 from export.contract.errors import InputError
 from export.files import access as files
 from export.files.lock import locked

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 from onnx.reference import ReferenceEvaluator
 
+from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import (
     CODEBOOK_GATHER,
     CODEBOOK_MATMUL,
-    DOMAIN,
     CodebookLayout,
     codebook_gather,
     codebook_matmul,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract.formats.codebook import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
+from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.contract.operators.attention import AttentionLayout, append, sdr_attention
 from export.contract.operators.integers import (
     SDR_ATTENTION,

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CodebookLayout, dequantize
+from export.contract.formats.codebook import CodebookLayout
 from export.contract.packing import pack
 from export.lowering.folder import Lowering, write_lowered_folder
 from export.lowering.matmul_nbits import Encoded, NBits, _Encoding, _even
@@ -146,7 +146,7 @@ def test_encoded_weights_are_the_codebook_weights(bits, columns, rows, group, sh
         halves = work.zero_points()
         points = np.stack([halves & 15, halves >> 4], -1).reshape(len(halves), -1)[:, : points.shape[1]].astype(float)
     weights = unpacked(work.packed(), work.scales(), points, width, columns)
-    expected = dequantize(layout, codes, book, scale)
+    expected = layout.dequantized(codes, book, scale)
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 

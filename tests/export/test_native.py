@@ -17,16 +17,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from export.contract.errors import InputError
+from export.contract.formats.base import DOMAIN, IR_VERSION, OPSET
 from export.contract.formats.codebook import (
     CODEBOOK_GATHER,
     CODEBOOK_MATMUL,
-    DOMAIN,
-    IR_VERSION,
-    OPSET,
     CodebookLayout,
     codebook_gather,
     codebook_matmul,
-    dequantize,
 )
 from export.graph.bodies.codebook import function_bodies
 from export.native import build
@@ -112,7 +109,7 @@ def test_product(native_library, isa, layout, tokens, raw, seed):
         patch.setenv("ATHENA_ISA", isa)
         found = run(one_node(layout, (codes, book, half)), x, native_library)
     _, values = quantized_reference(x)
-    weights = dequantize(layout, *parts).astype(np.float64)
+    weights = layout.dequantized(*parts).astype(np.float64)
     # Integers are exact; what remains are float32 roundings of one sum per block and of the scale.
     assert np.all(np.abs(found - values @ weights.T) <= 1e-6 * (np.abs(values) @ np.abs(weights).T + 1))
     if isa in (BEST, "amx") and isa != "portable":  # the C fallback has no fused multiply-add
@@ -140,7 +137,7 @@ def test_float_product_and_gather(native_library, layout, tokens, half, seed):
         parts = (*parts[:2], (np.exp2(size) * rng.choice([-1, 1], size.shape)).astype(np.float16))
     x = rng.standard_normal((tokens, layout.K)).astype(np.float32)
     found = run(one_node(layout, parts), x, native_library, "float32")
-    weights = dequantize(layout, *parts)
+    weights = layout.dequantized(*parts)
     bound = np.abs(x).astype(np.float64) @ np.abs(weights).astype(np.float64).T
     # float32 sums in another order: at most K roundings of 6e-8 of the magnitude, in practice far fewer.
     assert np.all(np.abs(found - codebook_matmul(x, layout, *parts)) <= 2e-6 * bound + 1e-30)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract.formats.codebook import dequantize
 from export.contract.packing import row_bytes
 from runtime_py.simd.isa import available
 from tests.export.test_native import GROUPED
@@ -95,7 +94,7 @@ def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, h
             *(part.ctypes.data for part in stored), layout.N, layout.K, row_bytes(layout.K, layout.bits),
             layout.rows_per_codebook, layout.rows_per_scale, group_size, layout.groups, layout.bits, 0, half,
         )  # fmt: skip
-        weights = dequantize(layout, *parts)
+        weights = layout.dequantized(*parts)
         row = fenced(np.zeros(layout.K, np.float32))
         for n in range(layout.N):
             kernels.decode_row(c.byref(matrix), n, row.ctypes.data)

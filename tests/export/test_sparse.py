@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
-from export.contract.formats.codebook import DOMAIN, IR_VERSION, OPSET
+from export.contract.formats.base import DOMAIN, IR_VERSION, OPSET
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout, sparse_parts
 from export.graph.bodies.sparse import sparse_function
 from hw_model.graph_work.workload import Phase, operations

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export.contract.formats import codebook as contract
-from export.contract.formats.codebook import DOMAIN, IR_VERSION, OPSET
+from export.contract.formats.base import DOMAIN, IR_VERSION, OPSET
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from export.contract.packing import pack, unpack
 from export.graph.bodies.trellis import trellis_function
@@ -62,9 +61,8 @@ def test_reference_is_the_formula_and_expansion_is_exact(layout, seed):
         state = sum(int(code[m, k]) << (layout.bits * (n - m)) for m in range(first, n + 1)) % (1 << layout.state_bits)
         level = np.float32(book[n // layout.rows_per_codebook, state])
         assert weights[n, k] == level * np.float32(scale[n // layout.rows_per_scale, 0])
-    linear = np.arange(-128, 128, dtype=np.int8)[None, None]
-    wide = contract.dequantize(layout.widened(), layout.expanded(codes, book), linear, scale)
-    np.testing.assert_array_equal(wide, weights)
+    wide, parts = layout.as_codebook(codes, book, scale)
+    np.testing.assert_array_equal(wide.dequantized(*parts), weights)
 
 
 @settings(max_examples=30)

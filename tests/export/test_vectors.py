@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export.contract.formats import codebook as contract
-from export.contract.formats.codebook import DOMAIN, IR_VERSION, OPSET
-from export.contract.formats.vectors import VECTOR_MATMUL, VectorLayout, unpack_codes
+from export.contract.formats.base import DOMAIN, IR_VERSION, OPSET
+from export.contract.formats.vectors import VECTOR_MATMUL, VectorLayout
 from export.contract.packing import pack
 from export.graph.bodies.vectors import vector_function
 
@@ -57,15 +56,14 @@ def one_node(layout: VectorLayout, parts) -> onnx.ModelProto:
 @given(LAYOUTS, st.integers(0, 2**31))
 def test_reference_is_the_formula_and_expansion_is_exact(layout, seed):
     codes, book, scale = random_parts(layout, seed)
-    weights, code = layout.dequantized(codes, book, scale), unpack_codes(layout, codes)
+    weights, code = layout.dequantized(codes, book, scale), layout.unpack_codes(codes)
     rng = np.random.default_rng(seed)
     for n, k in zip(rng.integers(0, layout.N, 20), rng.integers(0, layout.K, 20)):
         j, i = divmod(k, layout.dimension)
         total = sum(int(book[n // layout.rows_per_codebook, m, code[n, m, j], i]) for m in range(layout.books))
         assert weights[n, k] == np.float32(total) * np.float32(scale[n // layout.rows_per_scale, 0])
-    linear = np.arange(-128, 128, dtype=np.int8)[None, None]
-    wide = contract.dequantize(layout.widened(), layout.expanded(codes, book), linear, scale)
-    np.testing.assert_array_equal(wide, weights)
+    wide, parts = layout.as_codebook(codes, book, scale)
+    np.testing.assert_array_equal(wide.dequantized(*parts), weights)
 
 
 @settings(max_examples=30)

@@ -25,7 +25,8 @@ import numpy as np
 
 from export.artefacts.reader import Graph, Node, ValueInfo
 from export.contract.errors import InputError, NotFiniteError
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL
 from export.contract.packing import pack
 from export.contract.sparse import SPARSE_MATMUL

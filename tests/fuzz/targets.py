@@ -120,14 +120,10 @@ def use_checkpoint(folder: Path) -> None:
     from export.graph.integers import IntegerArithmetic
 
     checkpoint = QuantizedCheckpoint(folder)
-    arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
+    IntegerArithmetic.from_manifest(checkpoint.manifest)
     for record in checkpoint.records.values():
-        if record.scheme == "codebook":
-            record.layout()
-        elif record.scheme == "razored":
-            record.integer_layout(arithmetic.activations.group_size if arithmetic.activations else 16)
-        elif record.scheme in ("vectors", "trellis"):
-            record.compact_layout()
+        if not record.is_dense:
+            record.matrix_layout()
 
 
 def use_json(folder: Path) -> None:

@@ -26,7 +26,7 @@ from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.plan.values import Unplannable
 from runtime_py.engine.steps.table import ARGUMENTS, FIELDS, NAMES, OPERATION
 from runtime_py.engine.verify.verifier import verify
-from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.expansion import expand_products
 
 CHANGES = (1, -1, 4, -4, 16, 64, -64, 4096, -4096, 1 << 20, -(1 << 20), 1 << 40)
 
@@ -40,7 +40,7 @@ def opened(folder: Path) -> tuple[tuple[Any, ...], Callable[[], None]]:
         return verify(*arguments)
 
     program.verify = remember
-    graph = expand_compact(read_graph(folder), keep=runs_directly)
+    graph = expand_products(read_graph(folder), keep=runs_directly)
     if any(info.name == "logits" for info in graph.outputs):
         engine = Engine(graph, 1)
 

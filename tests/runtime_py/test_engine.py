@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CodebookLayout, dequantize
+from export.contract.formats.codebook import CodebookLayout
 from export.contract.packing import pack
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels import attention, elementwise
@@ -149,7 +149,7 @@ def test_grouped_codebooks(group_size, bits, columns, tokens, seed):
         x.ctypes.data, columns, tokens, record.ctypes.data, layout.groups, layout.columns_per_group, 0, 9,
         out.ctypes.data, 9, 0, False, scratch.ctypes.data,
     )  # fmt: skip
-    weights = dequantize(layout, codes, book, scale)
+    weights = layout.dequantized(codes, book, scale)
     assert np.all(np.abs(out - x @ weights.T.astype(np.float64)) <= 2e-6 * (np.abs(x) @ np.abs(weights).T) + 1e-6)
 
 

@@ -35,7 +35,7 @@ def test_codebook_product_and_gather(layout, tokens, seed):
     x = rng.standard_normal((tokens, layout.K)).astype(np.float32)
     expected = contract.codebook_matmul(x.astype(np.float64), layout, codes, codebook, scale)
     # float32 accumulation in any order: at most K roundings of partial sums bounded by the sum of magnitudes
-    magnitude = np.abs(x) @ np.abs(contract.dequantize(layout, codes, codebook, scale)).T
+    magnitude = np.abs(x) @ np.abs(layout.dequantized(codes, codebook, scale)).T
     error = np.abs(codebook_matmul(x, layout, codes, codebook, scale) - expected)
     assert np.all(error <= 2e-6 * magnitude + 1e-6)
     ids = rng.integers(0, layout.N, tokens)

@@ -11,7 +11,7 @@ from export.artefacts.reader import read_graph
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels import paths
 from runtime_py.load import open_model
-from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.expansion import expand_products
 from runtime_py.simd.isa import available
 from tests.conftest import _checkpoint, _package
 
@@ -37,7 +37,7 @@ BEST, *OTHERS = available()
 def test_stored_codes_give_the_same_bits(folder, isa, monkeypatch):
     monkeypatch.setenv("ATHENA_ISA", isa)
     ids = np.random.default_rng(0).integers(3, 500, 45)
-    expanded = Engine(expand_compact(read_graph(folder)), threads=3)
+    expanded = Engine(expand_products(read_graph(folder)), threads=3)
     monkeypatch.setattr(paths, "_DIRECT", (isa,))
     direct, why = open_model(folder, threads=3)
     assert isinstance(direct, Engine), why

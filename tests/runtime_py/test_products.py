@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export.contract.formats.codebook import CodebookLayout, dequantize
+from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import pack
 from runtime_py.engine.kernels import matmul
@@ -116,7 +116,7 @@ PATHS = st.builds(
 def weights_of(layout, parts):
     if isinstance(layout, TrellisLayout):
         return layout.dequantized(*parts).astype(np.float64)
-    return dequantize(layout, *parts).astype(np.float64)
+    return layout.dequantized(*parts).astype(np.float64)
 
 
 @pytest.mark.parametrize("isa, amx", KINDS)
@@ -154,7 +154,7 @@ def test_integers_of_one_block_are_exact(isa, amx, bits, tokens):
     parts = (codes, book, np.ones(layout.scale_shape, np.float32))
     x = rng.integers(-127, 128, (tokens, 256)).astype(np.float32)
     x[:, 0] = 127  # the scale becomes one
-    expected = x.astype(np.int64) @ dequantize(layout, *parts).astype(np.int64).T
+    expected = x.astype(np.int64) @ layout.dequantized(*parts).astype(np.int64).T
     np.testing.assert_array_equal(product(isa, amx, layout, parts, x), expected)
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CODEBOOK_MATMUL, DOMAIN
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.codebook import CODEBOOK_MATMUL
 from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.plan.values import Unplannable

@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 
+from export.artefacts.records import TensorRecord
 from export.model_folder import write_model_folder
 from tests.conftest import DEMO
 from toolchain.pipeline import random as synthetic
@@ -28,7 +29,7 @@ class _Edited(synthetic.RandomCheckpoint):
 
     def __init__(self, folder: Path, settings: QuantizeSettings, edits: Mapping[str, Edit]) -> None:
         super().__init__("tiny", folder, settings)
-        self.records = {n: replace(r, scale_dtype=r.scale_dtype and "float32") for n, r in self.records.items()}
+        self.records = {name: _with_float32_scales(record) for name, record in self.records.items()}
         self._edits = edits
 
     def tensor(self, record_name: str, suffix: str) -> np.ndarray:
@@ -41,6 +42,12 @@ class _Edited(synthetic.RandomCheckpoint):
             if record_name.endswith(end):
                 value = edit(value).astype(np.float32)
         return value
+
+
+def _with_float32_scales(record: TensorRecord) -> TensorRecord:
+    if "scale" not in record.parts:
+        return record
+    return replace(record, parts={**record.parts, "scale": replace(record.parts["scale"], dtype="float32")})
 
 
 def write_tiny(folder: Path, edits: Mapping[str, Edit], settings: QuantizeSettings | None = None, **config) -> Path:

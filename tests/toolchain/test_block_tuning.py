@@ -14,7 +14,7 @@ from tests.conftest import _checkpoint
 from toolchain.quantize import method
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.tune.block import BlockTuneSettings, tune_block
-from toolchain.tune.microbatch import trainable_layer
+from toolchain.tune.trainable import trainable_layer
 
 
 class Block(nn.Module):

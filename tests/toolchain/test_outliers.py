@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from tests.toolchain.test_quantize import problem, relative_loss
-from toolchain.quantize import method, restored
+from toolchain.quantize import method
 from toolchain.quantize.addons.outliers import with_outliers
-from toolchain.quantize.stored.codebook import weight_dtype
+from toolchain.quantize.packed import weight_dtype
 from toolchain.settings.quantize import OUTLIER_SELECTORS, QuantizeSettings
-from toolchain.tune.microbatch import trainable_layer
+from toolchain.tune.trainable import trainable_layer
 
 METHODS = [{}, {"trellis": "all", "state_bits": 5}, {"vector": 2}, {"method": "gptq"}, {"method": "squeezellm"}]
 
@@ -35,7 +36,7 @@ def test_the_step_never_raises_the_loss_and_the_record_is_true(choice, selector,
     tensors, record = result.stored("w")
     assert record.bytes == sum(array.nbytes for array in tensors.values())
     assert record.outliers == round(share * w.size) == tensors["w.outlier_values"].size
-    again = restored(record, lambda suffix: tensors.get("w" + suffix))
+    again = StoredMatrix.restored(record, lambda suffix: tensors.get("w" + suffix))
     np.testing.assert_array_equal(again.dequantized(), result.dequantized())
     layer = trainable_layer(nn.Linear(columns, rows), result)
     np.testing.assert_allclose(layer.weight_matrix().detach().numpy(), result.dequantized(), atol=1e-6)

@@ -176,12 +176,12 @@ def test_razored_codebook_entries_are_short_codes(bits: int, width: int, rows: i
     w, h = problem(seed, rows, columns)
     chosen = QuantizeSettings(bits=bits, passes=2, scale_bits=16)
     result = athena.quantize(w, h, replace(chosen, razor=RazorSettings(razor_codebook=width)))
-    for codebook in result.codebook.reshape(-1, 1 << bits).astype(np.int64):
+    for codebook in result["codebook"].reshape(-1, 1 << bits).astype(np.int64):
         dropped = max(int(np.abs(codebook).max()).bit_length() + 1 - width, 0)
         assert not (codebook % (1 << dropped)).any()
         assert np.abs(codebook >> dropped).max() <= (1 << (width - 1)) - 1
     plain = athena.quantize(w, h, chosen)
-    book, scale = plain.codebook.astype(np.float64), plain.scale.astype(np.float64)
+    book, scale = plain["codebook"].astype(np.float64), plain["scale"].astype(np.float64)
     entries.razor_entries(book, scale, plain.layout.rows_per_codebook, SdrFormat(8, width, 1 << bits))
     razored = replace(plain, codebook=book.astype(np.int8), scale=scale.astype(np.float32)).dequantized()
     h, _ = damped(h, chosen.damping)

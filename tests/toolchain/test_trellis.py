@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.artefacts.checkpoint import TensorRecord
+from export.artefacts.records import STANDARD, TensorRecord
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, TrellisLayout, standard_levels
 from tests.toolchain.test_quantize import problem, relative_loss
-from toolchain.quantize import method, restored
+from toolchain.quantize import method
 from toolchain.quantize.solvers.trellis import choose_layout
 from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
 from toolchain.quantize.solvers.trellis_solver import Problem, State, _fit_book
@@ -65,7 +66,7 @@ def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns
     assert relative_loss(result, w, h) == pytest.approx(final, rel=1e-3, abs=1e-9)
     tensors, record = result.stored("w")
     assert record.bytes == sum(array.nbytes for array in tensors.values())
-    again = restored(record, lambda suffix: tensors.get("w" + suffix))
+    again = StoredMatrix.restored(record, lambda suffix: tensors.get("w" + suffix))
     np.testing.assert_array_equal(again.dequantized(), result.dequantized())
 
 
@@ -105,9 +106,10 @@ def test_automatic_layout(shape, bits, expected):
 
 def test_records_with_standard_levels_are_trellises():
     w, h = problem(0, 60, 64)
-    record = method("athena")(w, h, QuantizeSettings(bits=3)).stored("w")[1]
-    with pytest.raises(ValueError, match="impossible standard_levels"):
-        TensorRecord.from_json({**record.to_json(), "standard_levels": True})
+    record = method("athena")(w, h, QuantizeSettings(bits=3)).stored("w")[1].to_json()
+    record["parts"]["codebook"]["how"] = "standard"
+    with pytest.raises(ValueError, match="codebook has no standard codebook"):
+        TensorRecord.from_json(record)
 
 
 def test_small_matrices_may_stay_scalar():
@@ -122,9 +124,9 @@ def test_standard_levels_are_stored_once_for_the_model():
     w, h = problem(0, 60, 64)
     result = method("athena")(w, h, QuantizeSettings(bits=3, trellis="all"))
     tensors, record = result.stored("w")
-    assert record.standard_levels and "w.codebook" not in tensors
+    assert record.parts["codebook"].how == STANDARD and "w.codebook" not in tensors
     assert record.bytes == sum(array.nbytes for array in tensors.values())
-    again = restored(record, lambda suffix: tensors.get("w" + suffix))
+    again = StoredMatrix.restored(record, lambda suffix: tensors.get("w" + suffix))
     np.testing.assert_array_equal(again.dequantized(), result.dequantized())
     scalar = method("athena")(w, h, QuantizeSettings(bits=3))
     assert record.effective_bits < scalar.stored("w")[1].effective_bits

@@ -100,7 +100,8 @@ def test_kill_9_during_tuning_resumes_to_identical_bytes(demo_model, demo_text, 
 
 def test_learning_rates_follow_the_width_of_each_layer():
     from toolchain.tune.end_to_end import TuneSettings, default_rate
-    from toolchain.tune.microbatch import code_widths, trainable_layer
+    from toolchain.tune.microbatch import code_widths
+    from toolchain.tune.trainable import trainable_layer
 
     w = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
     student = nn.Sequential()

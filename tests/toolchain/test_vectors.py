@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from tests.toolchain.test_quantize import problem, relative_loss
-from toolchain.quantize import method, restored
+from toolchain.quantize import method
 from toolchain.quantize.solvers.vector_solver import State, _fit_books, _gathered
 from toolchain.quantize.solvers.vectors import choose_dimension
 from toolchain.settings.quantize import QuantizeSettings
@@ -36,7 +37,7 @@ def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns
     assert relative_loss(result, w, h) == pytest.approx(final, rel=2e-3, abs=1e-8)
     tensors, record = result.stored("w")
     assert record.bytes == sum(array.nbytes for array in tensors.values())
-    again = restored(record, lambda suffix: tensors.get("w" + suffix))
+    again = StoredMatrix.restored(record, lambda suffix: tensors.get("w" + suffix))
     np.testing.assert_array_equal(again.dequantized(), result.dequantized())
 
 

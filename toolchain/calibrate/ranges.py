@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.graph.integers import rotation_size
+from export.contract.rotation import rotate_columns, rotation_size
 from toolchain.calibrate.blocks import BlockRunner
-from toolchain.quantize.stored.razored import rotate_columns
 
 
 @dataclass

@@ -17,13 +17,15 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from export.artefacts.checkpoint import TensorRecord, block_shard, read_shard_records, write_shard
+from export.artefacts.checkpoint import block_shard, read_shard_records, write_shard
+from export.artefacts.records import TensorRecord
+from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure as ranges_of
 from toolchain.pipeline.non_block import dense_record
-from toolchain.quantize import Matrix, method, needs_gradients, restored
+from toolchain.quantize import method, needs_gradients
 from toolchain.quantize.addons.outliers import with_outliers
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import HEAD
@@ -126,10 +128,10 @@ class BlockQuantizer:
 
     def _quantize(
         self, block: nn.Module, number: int, hessians: Mapping[str, np.ndarray], report: Reporter
-    ) -> dict[str, Matrix]:
+    ) -> dict[str, StoredMatrix]:
         """Quantize the block's linear layers in place; the results by name."""
         prefix, names = self._spec.block_name(number), self._spec.block.linears()
-        results: dict[str, Matrix] = {}
+        results: dict[str, StoredMatrix] = {}
         jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
         for name, result in zip(names, solve_all(_call, jobs, self._workers)):
             damping = result.losses.get("damping")
@@ -141,15 +143,15 @@ class BlockQuantizer:
         return results
 
     def _tune(
-        self, block: nn.Module, number: int, results: Mapping[str, Matrix], hidden: torch.Tensor,
+        self, block: nn.Module, number: int, results: Mapping[str, StoredMatrix], hidden: torch.Tensor,
         targets: torch.Tensor | None, report: Reporter,
-    ) -> dict[str, Matrix]:  # fmt: skip
+    ) -> dict[str, StoredMatrix]:  # fmt: skip
         """Tune the quantized block on its own output error, in place; the results after it."""
         if targets is None:
             report.note(f"block {number + 1}: several layers share it, so it is not tuned")
             return dict(results)
         from toolchain.tune.block import BlockTuneSettings, tune_block
-        from toolchain.tune.microbatch import trainable_layer
+        from toolchain.tune.trainable import trainable_layer
 
         settings = self._settings
         modules = {name: block.get_submodule(name) for name in results}
@@ -161,7 +163,7 @@ class BlockQuantizer:
         )
         before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
         report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
-        tuned = {name: layer.to_stored(results[name].losses) for name, layer in layers.items()}
+        tuned = {name: layer.to_stored(dict(results[name].losses)) for name, layer in layers.items()}
         for name, module in modules.items():
             block.set_submodule(name, module)
             set_weight(module, tuned[name].dequantized())
@@ -172,7 +174,7 @@ class BlockQuantizer:
         return dict(tuned)
 
     def _collect(
-        self, block: nn.Module, number: int, results: Mapping[str, Matrix]
+        self, block: nn.Module, number: int, results: Mapping[str, StoredMatrix]
     ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
         """Everything the block's shard stores."""
         tensors: dict[str, np.ndarray] = {}
@@ -207,13 +209,13 @@ class BlockQuantizer:
         records = {record.name: record for record in read_shard_records(path)}
         for name in self._spec.block.linears():
             full = self._spec.block_name(number) + name
-            stored = restored(records[full], partial(_part, tensors, full))
+            stored = StoredMatrix.restored(records[full], partial(_part, tensors, full))
             set_weight(block.get_submodule(name), stored.dequantized())
         for name, parameter in self._others(block):  # tuned ones differ from the source's
             parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
 
 
-def _call(function: Callable[..., Matrix], *arguments: Any) -> Matrix:
+def _call(function: Callable[..., StoredMatrix], *arguments: Any) -> StoredMatrix:
     return function(*arguments)
 
 

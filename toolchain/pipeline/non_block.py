@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.artefacts.checkpoint import TensorRecord
+from export.artefacts.records import TensorRecord
 from export.graph.spec import ModelSpec
 from toolchain.quantize.methods import rtn
-from toolchain.quantize.stored.codebook import weight_dtype
+from toolchain.quantize.packed import weight_dtype
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 

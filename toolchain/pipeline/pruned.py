@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from export.artefacts.checkpoint import StoredTensors, TensorRecord
+from export.artefacts.checkpoint import StoredTensors
+from export.artefacts.records import ARRAY, TensorRecord
 from export.artefacts.vocabulary import kept_tokens, pruned_config, pruned_tokenizer
 from export.contract.errors import InputError
 from export.files.access import read_json, write_json
@@ -66,15 +67,17 @@ class PrunedCheckpoint:
 
     def _record(self, record: TensorRecord) -> TensorRecord:
         shape = (len(self.keep), *record.shape[1:])
-        if record.scheme != "codebook":
+        if record.is_dense:
             return replace(record, shape=shape, bytes=record.bytes // record.shape[0] * shape[0])
-        rows = record.shape[0]
-        whole = (record.rows_per_codebook, record.rows_per_scale)
-        if record.rank or record.scale_bits or any(n not in (1, rows) for n in whole):
-            raise InputError(f"{record.name}: its rows share codebooks, scales or low-rank terms and cannot be removed")
-        books, scales = (shape[0] if n == rows else 1 for n in whole)
-        fresh = replace(record, shape=shape, rows_per_codebook=books, rows_per_scale=scales)
-        return replace(fresh, bytes=fresh.layout().stored_bytes(np.dtype(record.scale_dtype or "float16").itemsize))
+        try:
+            layout = record.matrix_layout().with_rows(shape[0])
+        except ValueError as error:
+            raise InputError(f"{record.name}: {error}; they cannot be removed") from None
+        wanted = layout.parts()
+        if record.parts.keys() != wanted.keys() or any(part.how != ARRAY for part in record.parts.values()):
+            raise InputError(f"{record.name}: has coded scales, low-rank terms or outliers; rows cannot be removed")
+        parts = {name: replace(part, shape=wanted[name].shape) for name, part in record.parts.items()}
+        return TensorRecord.of(record.name, layout, parts)
 
     def _write_files(self, checkpoint: StoredTensors, data: dict[str, Any]) -> None:
         copy_tokenizer(checkpoint.folder, self.folder)

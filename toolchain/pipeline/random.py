@@ -7,20 +7,17 @@ written. The layouts are those that `quantize` chooses for such matrices, so byt
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export import __version__
-from export.artefacts.checkpoint import FORMAT_VERSION, RAZORED, TRELLIS, TensorRecord
+from export.artefacts.checkpoint import FORMAT_VERSION
+from export.artefacts.records import CODES, StoredPart, TensorRecord
 from export.contract.errors import InputError
-from export.contract.formats.codebook import CodebookLayout
-from export.contract.formats.trellis import TrellisLayout
-from export.contract.sdr import SdrFormat, code_table, pack_flags
+from export.contract.formats import CodebookLayout, Layout, RazoredLayout
 from export.files.access import write_json
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
@@ -54,6 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _UNIT = 0.001  # one step of integer activations: about 4 over 2**12
+_SCALE_LEVEL = 100  # of coded scales, all alike
 _WEIGHT_DEVIATION = 0.02  # standard deviation of the weights, so that activations stay of normal size
 
 
@@ -80,7 +78,7 @@ class RandomCheckpoint:
             "source": {"name": f"random codes at the shape of {name}", "model_type": spec.model_type, "digest": ""},
             "settings": {**settings.to_json(), "method": "random"},
             "integers": settings.razor.arithmetic().to_json(),
-            "layers": spec.blocks,
+            "blocks": spec.blocks,
             "totals": totals(list(self.records.values()), spec),
             "tensors": [record.to_json() for record in self.records.values()],
         }
@@ -99,7 +97,7 @@ class RandomCheckpoint:
         for layer in range(spec.blocks):
             prefix = spec.block_name(layer)
             for name in names.linears():
-                records.append(self._codebook(prefix + name, shapes[name], settings))
+                records.append(self._codes(prefix + name, shapes[name], settings))
             for module in biased:
                 size = shapes[module][0]
                 records.append(TensorRecord(f"{prefix}{module}.bias", "float32", (size,), 4 * size))
@@ -110,57 +108,19 @@ class RandomCheckpoint:
                 records.append(TensorRecord(f"{prefix}{norm}.weight", "float32", (hidden,), 4 * hidden))
         return records
 
-    def _codebook(self, name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
+    def _codes(self, name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
+        """A linear layer in the layout that the quantizer would choose; trellis codes with levels of their own."""
         if settings.method == "qrazor":
-            return self._razored(name, shape, settings)
+            return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
         trellis = choose_trellis(*shape, settings) if settings.uses_trellis else None
         if trellis is not None:
-            return self._trellis(name, shape, trellis[0], trellis_scale_bits(shape[1], settings))
-        layout, scale_bits = choose_layout(*shape, settings)
-        return self._record(name, layout, scale_bits if scale_bits < 16 else None)
-
-    @staticmethod
-    def _razored(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
-        group, width = settings.razor.razor_group, settings.width
-        record = TensorRecord(name, RAZORED, shape, 0, width, group, rows_per_codebook=shape[0])
-        flags = (shape[0] if width < 8 else 1) * -(-record.integer_layout(group).groups // 2)
-        return replace(record, bytes=record.integer_layout(group).stored().stored_bytes() + flags)
+            return _record(name, trellis[0], trellis_scale_bits(shape[1], settings))
+        return _record(name, *choose_layout(*shape, settings))
 
     def _uniform(self, name: str, shape: tuple[int, int], bits: int) -> TensorRecord:
         if bits > 8:
             return TensorRecord(name, "float16", shape, 2 * shape[0] * shape[1])
-        return self._record(name, CodebookLayout(bits, shape[1], shape[0], rows_per_codebook=shape[0]), None)
-
-    @staticmethod
-    def _record(name: str, layout: CodebookLayout, scale_bits: int | None) -> TensorRecord:
-        record = TensorRecord(
-            name=name, scheme="codebook", shape=(layout.N, layout.K), bytes=layout.stored_bytes(), bits=layout.bits,
-            group_size=layout.group_size, rows_per_codebook=layout.rows_per_codebook,
-            rows_per_scale=layout.rows_per_scale, rank=0, scale_dtype="float16", scale_bits=scale_bits, losses={},
-        )  # fmt: skip
-        return RandomCheckpoint._with_scales(record, layout, scale_bits)
-
-    @staticmethod
-    def _trellis(name: str, shape: tuple[int, int], layout: TrellisLayout, scale_bits: int) -> TensorRecord:
-        """With levels of its own: those of the quantizer's small matrices may be the standard ones."""
-        size = math.prod(layout.codes_shape) + math.prod(layout.codebook_shape) + 2 * math.prod(layout.scale_shape)
-        coded = scale_bits if scale_bits < 16 else None
-        record = TensorRecord(
-            name=name, scheme=TRELLIS, shape=shape, bytes=size, bits=layout.bits, state_bits=layout.state_bits,
-            rows_per_codebook=layout.rows_per_codebook, rows_per_scale=layout.rows_per_scale, scale_dtype="float16",
-            scale_bits=coded,
-        )  # fmt: skip
-        return RandomCheckpoint._with_scales(record, layout, coded)
-
-    @staticmethod
-    def _with_scales(
-        record: TensorRecord, layout: CodebookLayout | TrellisLayout, scale_bits: int | None
-    ) -> TensorRecord:
-        """The record with the bytes of coded scales in place of float16 ones."""
-        if scale_bits is None:
-            return record
-        scales = record.scale_layout().stored_bytes() - 2 * layout.scale_shape[0] * layout.scale_shape[1]
-        return TensorRecord(**{**record.__dict__, "bytes": record.bytes + scales})
+        return _record(name, CodebookLayout(bits, shape[1], shape[0], rows_per_codebook=shape[0]), 16)
 
     def has(self, name: str) -> bool:
         return name in self.records
@@ -175,33 +135,24 @@ class RandomCheckpoint:
             return np.full(record.shape, value, np.float32)
         if record.scheme == "float16":
             return (rng.standard_normal(record.shape, np.float32) * _WEIGHT_DEVIATION).astype(np.float16)
-        if record.scheme == RAZORED and suffix in (".flags", ".codebook"):
-            form = SdrFormat(8, record.bits or 0, record.group_size)
-            if suffix == ".codebook":
-                return code_table(form)[None, None]
-            flags = rng.integers(0, form.flag_limit + 1, (record.shape[0], form.groups(record.shape[1])))
-            return pack_flags(flags if form.flag_limit else flags[:1])
-        layout: CodebookLayout | TrellisLayout
-        if record.scheme == RAZORED:
-            layout = record.integer_layout(record.group_size).stored()
-        elif suffix.startswith(".scale."):
-            layout = record.scale_layout()
-        else:
-            layout = record.trellis_layout() if record.scheme == TRELLIS else record.layout()
-        part = suffix.rsplit(".", 1)[-1]
-        if part == "codes":
-            return np.frombuffer(rng.bytes(layout.codes_shape[0] * layout.codes_shape[1]), np.uint8).reshape(
-                layout.codes_shape
-            )
-        if part == "codebook":
-            if suffix.startswith(".scale."):
-                return np.full(layout.codebook_shape, 100, np.int8)
-            if isinstance(layout, TrellisLayout):
-                return rng.integers(-127, 128, layout.codebook_shape).astype(np.int8)
-            levels = np.linspace(-128, 127, 1 << layout.bits).round().astype(np.int8)
-            return np.broadcast_to(levels, layout.codebook_shape).copy()
-        unit = _WEIGHT_DEVIATION / (100 if suffix.startswith(".scale.") else 1) / 74  # 74: deviation of the levels
-        return np.full(layout.scale_shape, unit, np.float16)
+        name, _, inner = suffix[1:].partition(".")
+        part = record.parts[name]
+        if part.how == CODES:
+            layout = part.coded_layout()
+            if inner == "codebook":
+                return np.full(layout.codebook_shape, _SCALE_LEVEL, np.int8)
+            return layout.random(inner, rng, _WEIGHT_DEVIATION / _SCALE_LEVEL)
+        return record.matrix_layout().random(name, rng, _WEIGHT_DEVIATION)
+
+
+def _record(name: str, layout: Layout, scale_bits: int) -> TensorRecord:
+    """The record of a matrix whose scales have float16 (16 bits) or are coded with fewer."""
+    parts = {part: StoredPart(shape.dtypes[0], shape.shape) for part, shape in layout.parts().items()}
+    if scale_bits < 16:
+        scales, groups = parts["scale"].shape
+        coded = CodebookLayout(scale_bits, scales, groups, 0, groups, groups)
+        parts["scale"] = StoredPart("float16", (scales, groups), CODES, coded.attributes())
+    return TensorRecord.of(name, layout, parts)
 
 
 def write_random_folder(name: str, output: Path, settings: QuantizeSettings, force: bool, quiet: bool) -> None:

@@ -23,15 +23,14 @@ from export.artefacts.checkpoint import (
     FORMAT_VERSION,
     OUTSIDE_SHARD,
     QuantizedCheckpoint,
-    TensorRecord,
     block_shard,
     read_shard_records,
     shard_names,
     write_shard,
 )
 from export.artefacts.generation_config import read_generation_config
+from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
-from export.contract.formats.trellis import STANDARD_STATE_BITS
 from export.files.access import MANIFEST, is_temporary, read_json, write_bytes, write_json
 from export.files.replace import refuse_foreign
 from export.graph.spec import ModelSpec
@@ -177,7 +176,7 @@ def _manifest(
         "integers": settings.razor.arithmetic().to_json(),
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return {"tool_version": __version__, **identity, "fingerprint": fingerprint, "layers": spec.blocks}
+    return {"tool_version": __version__, **identity, "fingerprint": fingerprint, "blocks": spec.blocks}
 
 
 def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: bool) -> None:
@@ -264,7 +263,7 @@ def totals(records: list[TensorRecord], spec: ModelSpec) -> dict[str, Any]:
     chosen = [r for r in records if r.name in linears]
     weights = sum(int(np.prod(r.shape)) for r in chosen)
     everything = sum(int(np.prod(r.shape)) for r in records)
-    shared = sum(1 << STANDARD_STATE_BITS[bits] for bits in {r.bits or 0 for r in records if r.standard_levels})
+    shared = standard_bytes(records)
     return {
         "effective_bits": 8 * (sum(r.bytes for r in chosen) + shared) / weights,
         "linear_weights": weights,

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import weight_of
-from toolchain.quantize import Matrix
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import thread_count
-from toolchain.tune.microbatch import trainable_layer
+from toolchain.tune.trainable import trainable_layer
 
 _HEAD_ROWS = 4096  # of the head at most; the rest is scaled
 _LOGIT_COPIES = 8  # float32 arrays of [length, vocabulary] that the divergence keeps, target and gradients included
@@ -41,7 +41,7 @@ class Layer:
     """A quantized sample of one linear layer: its first rows."""
 
     name: str
-    stored: Matrix
+    stored: StoredMatrix
     rows: int  # of the whole layer
 
 

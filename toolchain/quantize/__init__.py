@@ -1,4 +1,4 @@
-"""Quantization methods, one file each: quantize(weights [N, K], hessian [K, K], settings) -> QuantizedMatrix.
+"""Quantization methods, one file each: quantize(weights [N, K], hessian [K, K], settings) -> StoredMatrix.
 
 A method whose file says NEEDS_GRADIENTS also takes the squared weight gradients [N, K].
 """
@@ -8,18 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-import numpy as np
-
-from export.artefacts.checkpoint import COMPACT, RAZORED, TensorRecord
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from runtime_py.system import jit_cache
-from toolchain.quantize.stored.codebook import QuantizedMatrix
-from toolchain.quantize.stored.compact import CompactMatrix
-from toolchain.quantize.stored.razored import RazoredMatrix
 
 jit_cache.install()  # before any module of this package compiles
-Matrix = QuantizedMatrix | RazoredMatrix | CompactMatrix
-Method = Callable[..., Matrix]
+Method = Callable[..., StoredMatrix]
 METHODS = ("athena", "rtn", "gptq", "squeezellm", "aqlm", "qrazor")
 
 
@@ -33,10 +27,3 @@ def method(name: str) -> Method:
 def needs_gradients(name: str) -> bool:
     """Whether the method takes squared weight gradients as its fourth argument."""
     return bool(getattr(import_module(f"toolchain.quantize.methods.{name}"), "NEEDS_GRADIENTS", False))
-
-
-def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> Matrix:
-    """A stored matrix by its record; tensor(suffix) gives a stored part, None where there is none."""
-    if record.scheme in COMPACT:
-        return CompactMatrix.restored(record, tensor)
-    return (RazoredMatrix if record.scheme == RAZORED else QuantizedMatrix).restored(record, tensor)

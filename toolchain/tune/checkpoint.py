@@ -16,15 +16,17 @@ from safetensors.numpy import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from export.artefacts.checkpoint import TensorRecord, read_shard_records, shard_names, write_shard
+from export.artefacts.checkpoint import read_shard_records, shard_names, write_shard
+from export.artefacts.records import TensorRecord
+from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.own_text import whole_model
-from toolchain.quantize import Matrix, restored
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
 from toolchain.tune.end_to_end import STATE_FILE, Tuner, TuneSettings
-from toolchain.tune.microbatch import TRAINABLE, trainable_layer
+from toolchain.tune.trainable import trainable_layer
+from toolchain.tune.trainable.base import TrainableMatrix
 
 TUNED_PREFIX = "tuned-"
 
@@ -56,8 +58,8 @@ def _parts(path: Path) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
     return load_file(path), read_shard_records(path)
 
 
-def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> Matrix:
-    return restored(record, partial(_lookup, tensors, record.name))
+def _stored(tensors: dict[str, np.ndarray], record: TensorRecord) -> StoredMatrix:
+    return StoredMatrix.restored(record, partial(_lookup, tensors, record.name))
 
 
 def _lookup(tensors: dict[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
@@ -95,8 +97,8 @@ def _collect(student: nn.Module, path: Path, spec: ModelSpec) -> tuple[dict[str,
     fresh_records = []
     for record in records:
         module = student.get_submodule(record.name) if record.name in trainable else None
-        if isinstance(module, TRAINABLE):
-            parts, record = module.to_stored(record.losses).stored(record.name)
+        if isinstance(module, TrainableMatrix):
+            parts, record = module.to_stored(dict(record.losses)).stored(record.name)
             fresh |= parts
         elif len(record.shape) == 1 and record.name in parameters:
             fresh[record.name] = parameters[record.name].detach().numpy().copy()

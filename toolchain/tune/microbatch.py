@@ -11,26 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from export.contract.formats.trellis import TrellisLayout
-from export.contract.formats.vectors import VectorLayout
-from toolchain.quantize import Matrix
-from toolchain.quantize.stored.codebook import QuantizedMatrix
-from toolchain.quantize.stored.compact import CompactMatrix
 from toolchain.system.threads import ordered
-from toolchain.tune.trainable.codebook import TrainableLinear
-from toolchain.tune.trainable.trellis import TrainableTrellis
-from toolchain.tune.trainable.vectors import TrainableVectors
-
-TRAINABLE = (TrainableLinear, TrainableVectors, TrainableTrellis)
-
-
-def trainable_layer(module: nn.Module, stored: Matrix) -> TrainableLinear | TrainableVectors | TrainableTrellis:
-    """A trainable layer that stands for `module` with the stored weights."""
-    if isinstance(stored, CompactMatrix):
-        trellis = isinstance(stored.layout, TrellisLayout)
-        return TrainableTrellis(module, stored) if trellis else TrainableVectors(module, stored)
-    assert isinstance(stored, QuantizedMatrix)  # razored matrices are not tuned (settings.py)
-    return TrainableLinear(module, stored)
+from toolchain.tune.trainable.base import TrainableMatrix
 
 
 def trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
@@ -39,7 +21,7 @@ def trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     for name, module in student.named_modules():
-        if isinstance(module, TRAINABLE):
+        if isinstance(module, TrainableMatrix):
             chosen |= {f"{name}.{n}": p for n, p in module.named_parameters()}
     chosen |= {n: p for n, p in student.named_parameters() if p.ndim == 1}
     for parameter in chosen.values():
@@ -51,9 +33,8 @@ def code_widths(student: nn.Module) -> dict[str, float]:
     """Bits of a code for every weight, by the names of trainable_parameters; nothing for norms and biases."""
     found: dict[str, float] = {}
     for name, module in student.named_modules():
-        if isinstance(module, TRAINABLE):
-            layout = module.layout
-            bits = layout.bits * layout.books / layout.dimension if isinstance(layout, VectorLayout) else layout.bits
+        if isinstance(module, TrainableMatrix):
+            bits = module.stored.layout.weight_bits
             found |= {f"{name}.{n}": bits for n, _ in module.named_parameters() if n != "bias"}
     return found
 
@@ -63,7 +44,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
 
     loss_of(i) runs the student on window i and returns a scalar; it is called in threads.
     """
-    layers = [module for module in student.modules() if isinstance(module, TRAINABLE)]
+    layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
     made = list(ordered(_weight_of, layers))
     inner = {id(p) for layer in layers for n, p in layer.named_parameters() if n != "bias"}
     outer = [p for p in student.parameters() if p.requires_grad and id(p) not in inner]

@@ -1,4 +1,4 @@
-"""The ai.athena operators: names, attributes, shapes and a numpy reference of each. Numpy only.
+"""The format `codebook`: scalar codes of 1 to 8 bits, int8 codebooks, scales. The tool's main one. Numpy only.
 
 CodebookMatMul(X, codes, codebook, scale) -> Y = X @ W^T
     X        float32 [..., K]
@@ -17,47 +17,41 @@ rows_per_scale is what a short row needs: at K = 64 one float16 scale per row wo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
 from export.contract.packing import row_bytes, unpack
 
-DOMAIN = "ai.athena"
-DOMAIN_VERSION = 1
-OPSET = 23
-IR_VERSION = 11
+if TYPE_CHECKING:
+    import onnx
+
 CODEBOOK_MATMUL = "CodebookMatMul"
 CODEBOOK_GATHER = "CodebookGather"
+_LEVEL_DEVIATION = 74  # of evenly spread int8 levels
 
 
 @dataclass(frozen=True)
-class CodebookLayout:
+class CodebookLayout(Layout):
     """The attributes of one codebook tensor W [N, K]."""
 
-    bits: int
-    K: int
-    N: int
+    SCHEME: ClassVar[str] = "codebook"
+    OPERATOR: ClassVar[str] = CODEBOOK_MATMUL
+    LOOKUP: ClassVar[str] = CODEBOOK_GATHER
+    KEPT: ClassVar = ("codes", "codebook", "scale")
+    LIMITS: ClassVar = {"bits": 8}
+    LEAST: ClassVar = {"group_size": 0}
+
     group_size: int = 0  # columns that share a codebook; 0: the whole row
     rows_per_codebook: int = 1
     rows_per_scale: int = 1
 
     def __post_init__(self) -> None:
-        limits = {
-            "bits": 8,
-            "K": 2**31 - 1,
-            "N": 2**31 - 1,
-            "rows_per_codebook": 2**31 - 1,
-            "rows_per_scale": 2**31 - 1,
-        }
-        for name, high in limits.items():
-            if not 1 <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be 1 to {high}, not {getattr(self, name)}")
-        if self.group_size < 0:
-            raise ValueError(f"group_size must be 0 (whole row) or positive, not {self.group_size}")
-        entries = -(-self.N // self.rows_per_codebook) * self.groups << self.bits
-        if entries >= 2**31:  # the function body counts them in int32
+        super().__post_init__()
+        entries = chunks(self.N, self.rows_per_codebook) * self.groups << self.bits
+        if entries > LARGEST:  # the function body counts them in int32
             raise ValueError(f"the codebooks would have {entries} entries; less than {2**31} are allowed")
 
     @property
@@ -67,7 +61,7 @@ class CodebookLayout:
     @property
     def groups(self) -> int:
         """G, codebooks along a row."""
-        return -(-self.K // self.columns_per_group)
+        return chunks(self.K, self.columns_per_group)
 
     @property
     def codes_shape(self) -> tuple[int, int]:
@@ -75,80 +69,65 @@ class CodebookLayout:
 
     @property
     def codebook_shape(self) -> tuple[int, int, int]:
-        return -(-self.N // self.rows_per_codebook), self.groups, 1 << self.bits
+        return chunks(self.N, self.rows_per_codebook), self.groups, 1 << self.bits
 
     @property
     def scale_shape(self) -> tuple[int, int]:
-        return -(-self.N // self.rows_per_scale), self.groups
+        return chunks(self.N, self.rows_per_scale), self.groups
 
-    def attributes(self) -> dict[str, int]:
-        """ONNX node attributes, by name."""
-        return asdict(self)
+    def parts(self) -> dict[str, Part]:
+        return {
+            "codes": Part(self.codes_shape, ("uint8",)),
+            "codebook": Part(self.codebook_shape, ("int8",)),
+            "scale": Part(self.scale_shape, FLOATS, computed=True),
+        }
 
-    def stored_bytes(self, scale_itemsize: int = 2) -> int:
-        """Bytes of codes, codebooks and scales together."""
-        codes, codebook, scale = self.codes_shape, self.codebook_shape, self.scale_shape
-        return int(np.prod(codes)) + int(np.prod(codebook)) + int(np.prod(scale)) * scale_itemsize
+    def rows(self, rows: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+        codes, codebook, scale = arrays
+        code = unpack(codes[rows], self.bits, self.K).astype(np.intp)
+        group = np.arange(self.K) // self.columns_per_group
+        level = codebook[(rows // self.rows_per_codebook)[:, None], group[None, :], code].astype(np.float32)
+        return level * scale[(rows // self.rows_per_scale)[:, None], group[None, :]].astype(np.float32)
 
-    def check(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
-        """Raise ValueError when an array does not have the dtype and shape that the contract asks for."""
-        check_parts(self, codes, codebook, scale)
+    def codebook_layout(self) -> CodebookLayout:
+        return self
 
+    @classmethod
+    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
+        from export.graph.bodies.codebook import function_bodies
 
-class Shapes(Protocol):
-    """What the layouts of all products have in common."""
+        return function_bodies()
 
-    @property
-    def codes_shape(self) -> tuple[int, ...]: ...
+    def integer_attributes(self, group_size: int) -> dict[str, int] | None:
+        if self.group_size:  # integer products add up whole rows
+            return None
+        return {**self.attributes(), "group_size": group_size}
 
-    @property
-    def codebook_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def scale_shape(self) -> tuple[int, ...]: ...
-
-
-def check_parts(layout: Shapes, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
-    """Raise ValueError when an array does not have the dtype and shape that a layout asks for."""
-    expected = {
-        "codes": (codes, (np.uint8,), layout.codes_shape),
-        "codebook": (codebook, (np.int8,), layout.codebook_shape),
-        "scale": (scale, (np.float16, np.float32), layout.scale_shape),
-    }
-    for name, (array, dtypes, shape) in expected.items():
-        if array.dtype not in dtypes or array.shape != shape:
-            wanted = " or ".join(np.dtype(d).name for d in dtypes)
-            raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, expected {wanted} {list(shape)}")
+    def random(self, part: str, rng: np.random.Generator, deviation: float) -> np.ndarray:
+        if part == "codes":
+            return random_bytes(self.codes_shape, rng)
+        if part == "codebook":
+            levels = np.linspace(-128, 127, 1 << self.bits).round().astype(np.int8)
+            return np.broadcast_to(levels, self.codebook_shape).copy()
+        return np.full(self.scale_shape, deviation / _LEVEL_DEVIATION, np.float16)
 
 
-def dequantize(layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The float32 [N, K] matrix that packed codes, int8 codebook and scale stand for (slow, obvious reference)."""
-    layout.check(codes, codebook, scale)
-    return dequantize_rows(layout, np.arange(layout.N), codes, codebook, scale)
+def level_layout(rows: int, columns: int, rows_per_scale: int = 1) -> CodebookLayout:
+    """Any int8 levels as codes of 8 bits: level + 128, of one codebook that holds -128 to 127 (all_levels)."""
+    return CodebookLayout(8, columns, rows, 0, rows, rows_per_scale)
 
 
-def dequantize_rows(
-    layout: CodebookLayout, rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
-) -> np.ndarray:
-    """Rows `rows` (int [R]) of the matrix as float32 [R, K]."""
-    code = unpack(codes[rows], layout.bits, layout.K).astype(np.intp)
-    group = np.arange(layout.K) // layout.columns_per_group
-    book_row = (rows // layout.rows_per_codebook)[:, None]
-    scale_row = (rows // layout.rows_per_scale)[:, None]
-    level = codebook[book_row, group[None, :], code].astype(np.float32)
-    return level * scale[scale_row, group[None, :]].astype(np.float32)
+def all_levels() -> np.ndarray:
+    """The codebook int8 [1, 1, 256] of -128 to 127."""
+    return np.arange(-128, 128, dtype=np.int8)[None, None]
 
 
-def codebook_matmul(
-    x: np.ndarray, layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
-) -> np.ndarray:
-    """Reference of CodebookMatMul: float32 [..., K] -> float32 [..., N]."""
-    return np.matmul(x, dequantize(layout, codes, codebook, scale).T)
+def codebook_matmul(x: np.ndarray, layout: CodebookLayout, *arrays: np.ndarray) -> np.ndarray:
+    """Reference of CodebookMatMul: float32 [..., K] -> float32 [..., N]; arrays: codes, codebook, scale."""
+    return np.matmul(x, layout.dequantized(*arrays).T)
 
 
-def codebook_gather(
-    ids: np.ndarray, layout: CodebookLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
-) -> np.ndarray:
-    """Reference of CodebookGather: int64 [...] -> float32 [..., K]."""
-    layout.check(codes, codebook, scale)
-    return dequantize_rows(layout, ids.reshape(-1), codes, codebook, scale).reshape(*ids.shape, layout.K)
+def codebook_gather(ids: np.ndarray, layout: CodebookLayout, *arrays: np.ndarray) -> np.ndarray:
+    """Reference of CodebookGather: int64 [...] -> float32 [..., K]; arrays: codes, codebook, scale."""
+    layout.check(*arrays)
+    return layout.rows(ids.reshape(-1), *arrays).reshape(*ids.shape, layout.K)

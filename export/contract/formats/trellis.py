@@ -1,4 +1,4 @@
-"""The ai.athena operator of trellis codes: names, attributes, shapes and a numpy reference. Numpy only.
+"""The format `trellis`: codes that move a state on, and the state picks the level. Numpy only.
 
 TrellisCodebookMatMul(X, codes, codebook, scale) -> Y = X @ W^T
     X        float32 [..., K]
@@ -18,20 +18,26 @@ than bits, at most 12 and 8 * bits), rows_per_codebook, rows_per_scale.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from export.contract.formats.codebook import CodebookLayout, check_parts
+from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
+from export.contract.formats.codebook import CodebookLayout, all_levels, level_layout
 from export.contract.packing import row_bytes, unpack
+
+if TYPE_CHECKING:
+    import onnx
 
 TRELLIS_MATMUL = "TrellisCodebookMatMul"
 LEVEL_LIMIT = 127
 STANDARD_STATE_BITS = {1: 8, 2: 8, 3: 8, 4: 8}  # by bits
 STANDARD_FILE = "trellis_levels.json"
 UNIT = 32.0  # what one standard deviation is in the standard levels
+_LEVEL_DEVIATION = 74  # of evenly spread int8 levels
 
 
 @cache
@@ -47,25 +53,23 @@ def standard_levels(bits: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class TrellisLayout:
+class TrellisLayout(Layout):
     """The attributes of one matrix W [N, K] of trellis codes."""
 
-    bits: int
-    K: int
-    N: int
+    SCHEME: ClassVar[str] = "trellis"
+    OPERATOR: ClassVar[str] = TRELLIS_MATMUL
+    KEPT: ClassVar = ("scale",)
+    LIMITS: ClassVar = {"bits": 4, "state_bits": 12}
+
     state_bits: int
     rows_per_codebook: int
     rows_per_scale: int = 1
 
     def __post_init__(self) -> None:
-        limits = {"bits": 4, "state_bits": 12}
-        for name in self.__dataclass_fields__:
-            high = limits.get(name, 2**31 - 1)
-            if not 1 <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be 1 to {high}, not {getattr(self, name)}")
+        super().__post_init__()
         if not self.bits < self.state_bits <= 8 * self.bits:
             raise ValueError(f"state_bits must be {self.bits + 1} to {8 * self.bits}, not {self.state_bits}")
-        if int(np.prod(self.codebook_shape, dtype=object)) >= 2**31:  # the function body counts entries in int32
+        if int(np.prod(self.codebook_shape, dtype=object)) > LARGEST:  # the function body counts entries in int32
             raise ValueError("the codebooks would have too many entries")
 
     @property
@@ -74,20 +78,22 @@ class TrellisLayout:
 
     @property
     def codebook_shape(self) -> tuple[int, int]:
-        return -(-self.N // self.rows_per_codebook), 1 << self.state_bits
+        return chunks(self.N, self.rows_per_codebook), 1 << self.state_bits
 
     @property
     def scale_shape(self) -> tuple[int, int]:
-        return -(-self.N // self.rows_per_scale), 1
+        return chunks(self.N, self.rows_per_scale), 1
 
-    def attributes(self) -> dict[str, int]:
-        """ONNX node attributes, by name."""
-        return asdict(self)
+    def parts(self) -> dict[str, Part]:
+        return {
+            "codes": Part(self.codes_shape, ("uint8",)),
+            "codebook": Part(self.codebook_shape, ("int8",)),
+            "scale": Part(self.scale_shape, FLOATS, computed=True),
+        }
 
-    def check(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
-        """Raise ValueError when an array does not have the dtype, shape or range that the contract asks for."""
-        check_parts(self, codes, codebook, scale)
-        if codebook.min(initial=0) < -LEVEL_LIMIT:
+    def check(self, *arrays: np.ndarray) -> None:
+        super().check(*arrays)
+        if arrays[1].min(initial=0) < -LEVEL_LIMIT:
             raise ValueError(f"codebook holds an entry below -{LEVEL_LIMIT}")
 
     def states(self, codes: np.ndarray) -> np.ndarray:
@@ -104,16 +110,37 @@ class TrellisLayout:
         chunk = np.arange(self.N) // self.rows_per_codebook
         return codebook[chunk[:, None], self.states(codes)]
 
-    def dequantized(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """The float32 [N, K] matrix that packed codes, int8 codebook and scale stand for."""
-        self.check(codes, codebook, scale)
-        rows = np.arange(self.N) // self.rows_per_scale
-        return self.levels(codes, codebook).astype(np.float32) * scale[rows].astype(np.float32)
+    def rows(self, rows: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+        codes, codebook, scale = arrays
+        levels = self.levels(codes, codebook)[rows].astype(np.float32)
+        return levels * scale[rows // self.rows_per_scale].astype(np.float32)
 
-    def widened(self) -> CodebookLayout:
-        """The layout of the same matrix as 8-bit codes of one codebook, -128..127 in order."""
-        return CodebookLayout(8, self.K, self.N, 0, self.N, self.rows_per_scale)
+    def codebook_layout(self) -> CodebookLayout:
+        return level_layout(self.N, self.K, self.rows_per_scale)
 
-    def expanded(self, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-        """The codes uint8 [N, K] of the same matrix in the form of widened(), exactly."""
-        return self.levels(codes, codebook).view(np.uint8) ^ np.uint8(128)
+    def codebook_part(self, part: str, *arrays: np.ndarray) -> np.ndarray:
+        if part == "codebook":
+            return all_levels()
+        return self.levels(arrays[0], arrays[1]).view(np.uint8) ^ np.uint8(128)
+
+    @classmethod
+    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
+        from export.graph.bodies.trellis import trellis_function
+
+        return (trellis_function(),)
+
+    def with_rows(self, count: int) -> TrellisLayout:
+        raise ValueError("its levels depend on the codes of several rows")
+
+    def standard(self, part: str) -> np.ndarray:
+        """The standard levels int8 [1, states]."""
+        if part != "codebook" or self.codebook_shape != (1, 1 << STANDARD_STATE_BITS[self.bits]):
+            raise ValueError(f"there is no standard {part} for {self}")
+        return standard_levels(self.bits)[None]
+
+    def random(self, part: str, rng: np.random.Generator, deviation: float) -> np.ndarray:
+        if part == "codes":
+            return random_bytes(self.codes_shape, rng)
+        if part == "codebook":
+            return rng.integers(-LEVEL_LIMIT, LEVEL_LIMIT + 1, self.codebook_shape).astype(np.int8)
+        return np.full(self.scale_shape, deviation / _LEVEL_DEVIATION, np.float16)

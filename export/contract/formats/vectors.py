@@ -1,4 +1,4 @@
-"""The ai.athena operator of vector codebooks: names, attributes, shapes and a numpy reference. Numpy only.
+"""The format `vectors`: one code stands for several neighbouring weights, several books add up. Numpy only.
 
 VectorCodebookMatMul(X, codes, codebook, scale) -> Y = X @ W^T
     X        float32 [..., K]
@@ -16,42 +16,50 @@ rows_per_codebook, rows_per_scale.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from export.contract.formats.codebook import CodebookLayout, check_parts
+from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
+from export.contract.formats.codebook import CodebookLayout, all_levels, level_layout
 from export.contract.packing import row_bytes, unpack
+
+if TYPE_CHECKING:
+    import onnx
 
 VECTOR_MATMUL = "VectorCodebookMatMul"
 SUM_LIMIT = 127
+_AT_ONCE = 1 << 24  # weights that are expanded together
 
 
 @dataclass(frozen=True)
-class VectorLayout:
+class VectorLayout(Layout):
     """The attributes of one matrix W [N, K] of vector codes."""
 
-    bits: int
-    K: int
-    N: int
+    SCHEME: ClassVar[str] = "vectors"
+    OPERATOR: ClassVar[str] = VECTOR_MATMUL
+    KEPT: ClassVar = ("scale",)
+    LIMITS: ClassVar = {"bits": 8, "dimension": 64, "books": 16}
+
     dimension: int
     books: int = 1
     rows_per_codebook: int = 1
     rows_per_scale: int = 1
 
     def __post_init__(self) -> None:
-        limits = {"bits": 8, "dimension": 64, "books": 16}
-        for name in self.__dataclass_fields__:
-            high = limits.get(name, 2**31 - 1)
-            if not 1 <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be 1 to {high}, not {getattr(self, name)}")
-        if int(np.prod(self.codebook_shape, dtype=object)) >= 2**31:  # the function body counts entries in int32
+        super().__post_init__()
+        if int(np.prod(self.codebook_shape, dtype=object)) > LARGEST:  # the function body counts entries in int32
             raise ValueError("the codebooks would have too many entries")
 
     @property
     def vectors(self) -> int:
         """J, codes along a row of one book."""
-        return -(-self.K // self.dimension)
+        return chunks(self.K, self.dimension)
+
+    @property
+    def weight_bits(self) -> float:
+        return self.bits * self.books / self.dimension
 
     @property
     def codes_shape(self) -> tuple[int, int, int]:
@@ -59,58 +67,71 @@ class VectorLayout:
 
     @property
     def codebook_shape(self) -> tuple[int, int, int, int]:
-        return -(-self.N // self.rows_per_codebook), self.books, 1 << self.bits, self.dimension
+        return chunks(self.N, self.rows_per_codebook), self.books, 1 << self.bits, self.dimension
 
     @property
     def scale_shape(self) -> tuple[int, int]:
-        return -(-self.N // self.rows_per_scale), 1
+        return chunks(self.N, self.rows_per_scale), 1
 
-    def attributes(self) -> dict[str, int]:
-        """ONNX node attributes, by name."""
-        return asdict(self)
+    def parts(self) -> dict[str, Part]:
+        return {
+            "codes": Part(self.codes_shape, ("uint8",)),
+            "codebook": Part(self.codebook_shape, ("int8",)),
+            "scale": Part(self.scale_shape, FLOATS, computed=True),
+        }
 
-    def check(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> None:
-        """Raise ValueError when an array does not have the dtype, shape or range that the contract asks for."""
-        check_parts(self, codes, codebook, scale)
-        if book_sums(codebook).max(initial=0) > SUM_LIMIT:
+    def check(self, *arrays: np.ndarray) -> None:
+        super().check(*arrays)
+        if book_sums(arrays[1]).max(initial=0) > SUM_LIMIT:
             raise ValueError(f"the books of codebook add up to more than {SUM_LIMIT}")
 
-    def dequantized(self, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """The float32 [N, K] matrix that packed codes, int8 codebook and scale stand for."""
-        self.check(codes, codebook, scale)
-        rows = np.arange(self.N) // self.rows_per_scale
-        return levels(self, codes, codebook, slice(None)).astype(np.float32) * scale[rows].astype(np.float32)
+    def unpack_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Packed codes -> uint8 [N, books, J]."""
+        flat = unpack(codes.reshape(-1, codes.shape[-1]), self.bits, self.vectors)
+        return flat.reshape(*codes.shape[:2], self.vectors)
 
-    def widened(self) -> CodebookLayout:
-        """The layout of the same matrix as 8-bit codes of one codebook, -128..127 in order."""
-        return CodebookLayout(8, self.K, self.N, 0, self.N, self.rows_per_scale)
+    def levels(self, rows: np.ndarray, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+        """Integer weights int16 [R, K]: sums of codebook entries (slow, obvious reference)."""
+        code = self.unpack_codes(codes[rows]).astype(np.intp)
+        total = np.zeros((len(code), self.vectors, self.dimension), np.int16)
+        for m in range(self.books):
+            total += codebook[(rows // self.rows_per_codebook)[:, None], m, code[:, m]]
+        return total.reshape(len(code), -1)[:, : self.K]
 
-    def expanded(self, codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-        """The codes uint8 [N, K] of the same matrix in the form of widened(), exactly."""
+    def rows(self, rows: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+        codes, codebook, scale = arrays
+        return self.levels(rows, codes, codebook).astype(np.float32) * scale[rows // self.rows_per_scale].astype(
+            np.float32
+        )
+
+    def codebook_layout(self) -> CodebookLayout:
+        return level_layout(self.N, self.K, self.rows_per_scale)
+
+    def codebook_part(self, part: str, *arrays: np.ndarray) -> np.ndarray:
+        if part == "codebook":
+            return all_levels()
         out = np.empty((self.N, self.K), np.uint8)
-        step = max(1, (1 << 24) // max(1, self.K * self.books))
+        step = max(1, _AT_ONCE // (self.K * self.books))
         for first in range(0, self.N, step):
-            rows = slice(first, min(first + step, self.N))
-            out[rows] = (levels(self, codes, codebook, rows) + 128).astype(np.uint8)
+            rows = np.arange(first, min(first + step, self.N))
+            out[rows] = (self.levels(rows, arrays[0], arrays[1]) + 128).astype(np.uint8)
         return out
+
+    @classmethod
+    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
+        from export.graph.bodies.vectors import vector_function
+
+        return (vector_function(),)
+
+    def random(self, part: str, rng: np.random.Generator, deviation: float) -> np.ndarray:
+        if part == "codes":
+            return random_bytes(self.codes_shape, rng)
+        if part == "codebook":
+            most = SUM_LIMIT // self.books
+            return rng.integers(-most, most + 1, self.codebook_shape).astype(np.int8)
+        return np.full(self.scale_shape, deviation / (SUM_LIMIT / np.sqrt(3 * self.books)), np.float16)
 
 
 def book_sums(codebook: np.ndarray) -> np.ndarray:
     """Largest magnitude that the sum over books can reach, int [chunks]: what has to stay within SUM_LIMIT."""
     return np.abs(codebook.astype(np.int64)).max(axis=(2, 3)).sum(axis=1)
-
-
-def unpack_codes(layout: VectorLayout, codes: np.ndarray) -> np.ndarray:
-    """Packed codes -> uint8 [N, books, J]."""
-    flat = unpack(codes.reshape(-1, codes.shape[-1]), layout.bits, layout.vectors)
-    return flat.reshape(*codes.shape[:2], layout.vectors)
-
-
-def levels(layout: VectorLayout, codes: np.ndarray, codebook: np.ndarray, rows: slice) -> np.ndarray:
-    """Integer weights int16 [rows, K]: sums of codebook entries (slow, obvious reference)."""
-    code = unpack_codes(layout, codes[rows]).astype(np.intp)
-    book_row = np.arange(layout.N)[rows] // layout.rows_per_codebook
-    total = np.zeros((len(code), layout.vectors, layout.dimension), np.int16)
-    for m in range(layout.books):
-        total += codebook[book_row[:, None], m, code[:, m]]
-    return total.reshape(len(code), -1)[:, : layout.K]

@@ -12,7 +12,8 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, OPSET
+from export.contract.formats.base import DOMAIN, OPSET
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.packing import BLOCK_COLUMNS, PLANE_WIDTHS
 
 _ATTRIBUTES = "bits, K, N, group_size, rows_per_codebook, rows_per_scale"

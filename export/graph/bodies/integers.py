@@ -11,7 +11,7 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from export.contract.formats.codebook import DOMAIN, OPSET
+from export.contract.formats.base import DOMAIN, OPSET
 from export.contract.operators.attention import EXPONENT_BITS, EXPONENT_LIMIT, LOG2E_STEPS, POWER, QUERY_LIMIT
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.graph.bodies.codebook import GEOMETRY, LEVEL_COUNT, levels

@@ -7,7 +7,7 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from export.contract.formats.codebook import DOMAIN, OPSET
+from export.contract.formats.base import DOMAIN, OPSET
 from export.contract.sparse import SPARSE_MATMUL
 
 _TEXT = f"""

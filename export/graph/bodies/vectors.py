@@ -7,7 +7,7 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from export.contract.formats.codebook import DOMAIN, OPSET
+from export.contract.formats.base import DOMAIN, OPSET
 from export.contract.formats.vectors import VECTOR_MATMUL
 from export.graph.bodies.codebook import CONSTANTS, PLACES, planes
 

@@ -27,7 +27,7 @@ def codebook_matmul(planner: Planner, node: Node) -> None:
 
 
 def trellis_matmul(planner: Planner, node: Node) -> None:
-    layout = node.compact_layout()
+    layout = node.matrix_layout()
     assert isinstance(layout, TrellisLayout)
     _product(planner, node, layout)
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from toolchain.numerics.hessian import layer_loss
-from toolchain.quantize.stored.codebook import QuantizedMatrix
 
 
 def factors(error: np.ndarray, hessian: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,8 +25,8 @@ def factors(error: np.ndarray, hessian: np.ndarray, rank: int) -> tuple[np.ndarr
 
 
 def low_rank(
-    quantized: QuantizedMatrix, weights: np.ndarray, hessian: np.ndarray, rank: int, total: float
-) -> QuantizedMatrix:
+    quantized: StoredMatrix, weights: np.ndarray, hessian: np.ndarray, rank: int, total: float
+) -> StoredMatrix:
     """`quantized` with a residual term added; `total` normalises the recorded loss.
 
     The term is left out when float16 cannot hold it or when it does not lower the loss.
@@ -37,4 +37,4 @@ def low_rank(
     if not np.isfinite(after) or after >= layer_loss(error, hessian):
         return quantized
     losses = {**quantized.losses, "low_rank": after / total}
-    return replace(quantized, lowrank_a=a, lowrank_b=b, losses=losses)
+    return replace(quantized, low_rank=(a, b), losses=losses)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from export.artefacts.stored_matrix import Outliers
 from export.contract.sparse import sparse_parts
 from toolchain.numerics.hessian import damped, layer_loss
-from toolchain.quantize.stored.codebook import weight_dtype
-from toolchain.quantize.stored.outliers import Outliers
+from toolchain.quantize.packed import weight_dtype
 from toolchain.settings.quantize import QuantizeSettings
 
 

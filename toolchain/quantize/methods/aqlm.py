@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from toolchain.quantize.solvers.vectors import quantize_vectors
-from toolchain.quantize.stored.compact import CompactMatrix
 from toolchain.settings.quantize import QuantizeSettings
 
 DIMENSION = 8
 ENTRY_BITS = 8
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> CompactMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
     """Quantize weights [N, K] under the layer Hessian [K, K]; settings.bits codebooks add up."""
     return quantize_vectors(weights, hessian, settings, DIMENSION, ENTRY_BITS, books=settings.width)

@@ -13,22 +13,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.codebook import CodebookLayout
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
 from toolchain.quantize.addons.low_rank import low_rank
+from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, assemble, code_scales, scale_dtype
 from toolchain.quantize.solvers import razored_entries as entries
 from toolchain.quantize.solvers import scalar_batched as batched
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT, refine, sort_codebooks, start
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.trellis import quantize_trellis
 from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
-from toolchain.quantize.stored.codebook import QuantizedMatrix, assemble, code_scales, scale_dtype
-from toolchain.quantize.stored.compact import CompactMatrix
 from toolchain.settings.quantize import OVERHEAD_TARGET, QuantizeSettings
 
-_CODED_SCALE_BITS = 4  # ratios of about 1.15 between levels
 _BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
-_FLOAT_SCALE_COLUMNS = 1024  # from this row length on a float16 scale costs under 0.016 bit per weight
 
 
 def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[CodebookLayout, int]:
@@ -42,7 +40,7 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     """
     width = min(settings.group_size, columns) or columns
     groups = math.ceil(columns / width)
-    scale_bits = settings.scale_bits or (_CODED_SCALE_BITS if columns < _FLOAT_SCALE_COLUMNS else 16)
+    scale_bits = settings.scale_bits or (CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16)
     shared = settings.rows_per_codebook
     if shared == 0:
         room = OVERHEAD_TARGET - scale_bits * groups / columns
@@ -60,7 +58,7 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     return layout, scale_bits
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | CompactMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite).
 
     A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004).
@@ -129,7 +127,9 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     if used_damping != settings.damping:
         record["damping"] = used_damping
     stored_scale = scale.astype(np.float32 if coded else dtype)
-    result = replace(assemble(layout, codes, book, stored_scale, record), coded_scale=coded)
+    result = replace(
+        assemble(layout, codes, book, stored_scale, record), coded={} if coded is None else {"scale": coded}
+    )
     if settings.rank > 0:
         result = low_rank(result, w, regions[0].h, settings.rank, total)  # one region: settings.py
     return result

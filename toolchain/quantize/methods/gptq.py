@@ -9,9 +9,11 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
+from export.contract.formats import CodebookLayout
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss
 from toolchain.quantize.methods import rtn
-from toolchain.quantize.stored.codebook import QuantizedMatrix, assemble
+from toolchain.quantize.packed import assemble
 from toolchain.settings.quantize import QuantizeSettings
 
 
@@ -31,17 +33,19 @@ def _sweep(w, factor, order, scale, width, lowest, highest, codes):  # type: ign
                 work[j] -= spread * factor[p, j]
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
     """Quantize weights [N, K] under the layer Hessian [K, K]."""
     start = rtn.quantize(weights, hessian, settings)
+    layout = start.layout
+    assert isinstance(layout, CodebookLayout)
     h, _ = damped(hessian, settings.damping)
     order = np.argsort(-np.diag(h), kind="stable")
     lowest = -(1 << (settings.width - 1))
     w = np.ascontiguousarray(weights, dtype=np.float64)
     codes = np.zeros(w.shape, np.uint8)
     factor = inverse_factor(h[np.ix_(order, order)])
-    scale = start.scale.astype(np.float64)
-    _sweep(w.copy(), factor, order, scale, start.layout.columns_per_group, lowest, -lowest - 1, codes)
-    result = assemble(start.layout, codes, start.codebook, start.scale, dict(start.losses))
+    scale = start["scale"].astype(np.float64)
+    _sweep(w.copy(), factor, order, scale, layout.columns_per_group, lowest, -lowest - 1, codes)
+    result = assemble(layout, codes, start["codebook"], start["scale"], dict(start.losses))
     result.losses["sweep"] = layer_loss(w - result.dequantized(), h) / max(layer_loss(w, h), 1e-300)
     return result

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from export.contract.operators.integers import IntegerLayout
+from export.artefacts.stored_matrix import StoredMatrix
+from export.contract.formats import RazoredLayout
+from export.contract.rotation import rotate_columns, rotation_size
 from export.contract.sdr import SdrFormat, code_table, pack_codes, pack_flags, razor, restore
 from export.contract.sdr import quantize as to_integers
-from export.graph.integers import rotation_size
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss
-from toolchain.quantize.stored.codebook import scale_dtype
-from toolchain.quantize.stored.razored import RazoredMatrix, rotate_columns
+from toolchain.quantize.packed import scale_dtype
 from toolchain.settings.quantize import QuantizeSettings
 
 
@@ -34,7 +34,7 @@ def _sweep(w, factor, order, step, highest, lowest, codes):  # type: ignore[no-u
                 work[j] -= spread * factor[p, j]
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> RazoredMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
     """Razor weights [N, K] under the layer Hessian [K, K]."""
     razor_settings = settings.razor
     form = razor_settings.format(8, settings.width)
@@ -58,11 +58,15 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
         scale = _stored_scale(np.where(fitted > 0, fitted, unit * (scale > 0)))
         losses["refitted"] = _loss(w, codes, flags, scale.astype(np.float64), form, h) / whole
     rows, columns = w.shape
-    layout = IntegerLayout(form.width, columns, rows, form.group_size, rows_per_codebook=rows)
+    layout = RazoredLayout(form.width, columns, rows, form.group_size, rotation)
     packed = pack_flags(flags if form.flag_limit else flags[:1])
-    return RazoredMatrix(
-        layout, pack_codes(codes, form), code_table(form)[None, None], packed, scale, rotation, losses
-    )  # fmt: skip
+    parts = {
+        "codes": pack_codes(codes, form),
+        "codebook": code_table(form)[None, None],
+        "flags": packed,
+        "scale": scale,
+    }
+    return StoredMatrix(layout, parts, losses=losses)
 
 
 def _stored_scale(exact: np.ndarray) -> np.ndarray:

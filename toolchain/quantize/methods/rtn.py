@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.codebook import CodebookLayout
 from toolchain.numerics.hessian import layer_loss
-from toolchain.quantize.stored.codebook import QuantizedMatrix, assemble, scale_dtype
+from toolchain.quantize.packed import assemble, scale_dtype
 from toolchain.settings.quantize import QuantizeSettings
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray | None, settings: QuantizeSettings) -> QuantizedMatrix:
+def quantize(weights: np.ndarray, hessian: np.ndarray | None, settings: QuantizeSettings) -> StoredMatrix:
     """Quantize weights [N, K]; the Hessian only serves the recorded loss and may be None."""
     w = np.asarray(weights, dtype=np.float64)
     rows, columns = w.shape

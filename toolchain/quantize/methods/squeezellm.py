@@ -11,11 +11,12 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.codebook import CodebookLayout
 from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.numerics.kmeans import kmeans_1d
+from toolchain.quantize.packed import assemble, scale_dtype
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT
-from toolchain.quantize.stored.codebook import QuantizedMatrix, assemble, scale_dtype
 from toolchain.settings.quantize import QuantizeSettings
 
 NEEDS_GRADIENTS = True
@@ -32,7 +33,7 @@ def _cluster(w, weights, levels):  # type: ignore[no-untyped-def]
 
 def quantize(
     weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, fisher: np.ndarray | None = None
-) -> QuantizedMatrix:
+) -> StoredMatrix:
     """Quantize weights [N, K] with squared gradients `fisher` [N, K] (None: unweighted).
 
     The Hessian serves the recorded loss only.

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import STANDARD_STATE_BITS, TrellisLayout
 from export.contract.packing import pack
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
+from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import trellis_solver
-from toolchain.quantize.stored.compact import FLOAT_SCALE_COLUMNS, CompactMatrix, stored_scales
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
 
@@ -54,7 +55,7 @@ def scale_bits(columns: int, settings: QuantizeSettings) -> int:
 
 def quantize_trellis(
     weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout, standard: bool = False
-) -> CompactMatrix:
+) -> StoredMatrix:
     """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]; standard: with the standard levels."""
     long = layout.K >= FLOAT_SCALE_COLUMNS
     kind = np.float32 if long else np.float64  # long rows: half the memory and twice the speed
@@ -97,4 +98,6 @@ def quantize_trellis(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    return CompactMatrix(layout, codes, book, scale, coded, standard_levels=standard, losses=record)
+    tables = frozenset(["codebook"] if standard else [])
+    coded_parts = {"scale": coded} if coded else {}
+    return StoredMatrix(layout, {"codes": codes, "codebook": book, "scale": scale}, coded_parts, tables, losses=record)

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.vectors import VectorLayout
 from export.contract.packing import pack
 from toolchain.numerics.hessian import damped, layer_loss
+from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import vector_solver
-from toolchain.quantize.stored.compact import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, CompactMatrix, stored_scales
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
 
@@ -37,7 +38,7 @@ def choose_dimension(rows: int, columns: int, settings: QuantizeSettings) -> int
 
 def quantize_vectors(
     weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, dimension: int, bits: int, books: int
-) -> CompactMatrix:
+) -> StoredMatrix:
     """Quantize weights [N, K] to codes of `bits` bits for `dimension` weights, `books` of them added up."""
     w = np.ascontiguousarray(weights, dtype=np.float64)
     rows, columns = w.shape
@@ -73,7 +74,8 @@ def quantize_vectors(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    return CompactMatrix(layout, packed, book, scale, coded, losses=record)
+    coded_parts = {"scale": coded} if coded else {}
+    return StoredMatrix(layout, {"codes": packed, "codebook": book, "scale": scale}, coded_parts, losses=record)
 
 
 def _shared_rows(rows: int, columns: int, scale_bits: int, entries: int) -> int:

@@ -14,35 +14,25 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
+from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.packing import pack
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT
-from toolchain.quantize.stored.codebook import QuantizedMatrix
-from toolchain.quantize.stored.outliers import sparse_weight
-from toolchain.tune.trainable.scale import TrainableScale, through
+from toolchain.tune.trainable.base import TrainableMatrix
+from toolchain.tune.trainable.scale import through
 
 
-class TrainableLinear(nn.Module):
+class TrainableLinear(TrainableMatrix):
     """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
 
-    def __init__(self, module: nn.Module, stored: QuantizedMatrix) -> None:
-        super().__init__()
-        layout = stored.layout
-        self.stored, self.layout = stored, layout
-        bias = module.bias
-        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
-        self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
-        self.transposed = isinstance(module, Conv1D)
-        codebook_part = replace(stored, lowrank_a=None, lowrank_b=None, outliers=None)
-        self.latent = nn.Parameter(torch.from_numpy(codebook_part.dequantized()))
-        self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
-        self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
-        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
+    def __init__(self, module: nn.Module, stored: StoredMatrix) -> None:
+        super().__init__(module, stored)
+        self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
+        self.codebook = nn.Parameter(torch.from_numpy(stored["codebook"].astype(np.float32)))
         self.lowrank: nn.ParameterList | None = None
-        if stored.lowrank_a is not None and stored.lowrank_b is not None:
-            parts = (stored.lowrank_a, stored.lowrank_b)
-            self.lowrank = nn.ParameterList([nn.Parameter(torch.from_numpy(p.astype(np.float32))) for p in parts])
+        if stored.low_rank is not None:
+            factors = [nn.Parameter(torch.from_numpy(p.astype(np.float32))) for p in stored.low_rank]
+            self.lowrank = nn.ParameterList(factors)
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, G, levels] as they would be stored, ascending."""
@@ -63,7 +53,6 @@ class TrainableLinear(nn.Module):
         return codes, looked_up * scale + (latent - latent.detach())
 
     def weight_matrix(self) -> torch.Tensor:
-        """The stored weight [N, K] with gradients to every trainable part."""
         levels, scales = self._levels(), self.scale.per_row()
         weight = torch.cat([self._group(g, levels, scales)[1] for g in range(self.layout.groups)], dim=1)
         if self.lowrank is not None:
@@ -71,27 +60,19 @@ class TrainableLinear(nn.Module):
             weight = weight + b @ a
         return weight if self.apart is None else weight + self.apart
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
-
     @torch.no_grad()
-    def to_stored(self, losses: dict[str, float]) -> QuantizedMatrix:
-        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
+    def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
         layout, levels, scales = self.layout, self._levels(), self.scale.per_row()
         codes = [self._group(g, levels, scales)[0].reshape(-1, w) for g, w in enumerate(self._widths())]
         packed = pack(torch.cat(codes, dim=1)[: layout.N].numpy().astype(np.uint8), layout.bits)
         stored_scale, coded = self.scale.to_stored()
-        low = [None, None] if self.lowrank is None else [p.numpy().astype(np.float16) for p in self.lowrank]
-        return replace(
-            self.stored,
-            codes=packed,
-            codebook=levels.numpy().round().astype(np.int8),
-            scale=stored_scale,
-            coded_scale=coded,
-            lowrank_a=low[0],
-            lowrank_b=low[1],
-            losses=losses,
-        )
+        parts = {"codes": packed, "codebook": levels.numpy().round().astype(np.int8), "scale": stored_scale}
+        own = {} if coded is None else {"scale": coded}
+        low_rank = None
+        if self.lowrank is not None:
+            a, b = (p.numpy().astype(np.float16) for p in self.lowrank)
+            low_rank = (a, b)
+        return replace(self.stored, parts=parts, coded=own, low_rank=low_rank, losses=losses)
 
     def _widths(self) -> list[int]:
         width, columns = self.layout.columns_per_group, self.layout.K

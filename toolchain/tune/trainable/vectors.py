@@ -12,37 +12,27 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
-from export.contract.formats.vectors import SUM_LIMIT, VectorLayout, unpack_codes
+from export.artefacts.stored_matrix import StoredMatrix
+from export.contract.formats.vectors import SUM_LIMIT
 from export.contract.packing import pack
-from toolchain.quantize.stored.compact import CompactMatrix
-from toolchain.quantize.stored.outliers import sparse_weight
-from toolchain.tune.trainable.scale import TrainableScale, through
+from toolchain.tune.trainable.base import TrainableMatrix
+from toolchain.tune.trainable.scale import through
 
 
-class TrainableVectors(nn.Module):
+class TrainableVectors(TrainableMatrix):
     """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
 
-    def __init__(self, module: nn.Module, stored: CompactMatrix) -> None:
-        super().__init__()
-        layout = stored.layout
-        assert isinstance(layout, VectorLayout)
-        self.stored, self.layout = stored, layout
-        bias = module.bias
-        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
-        self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
-        self.transposed = isinstance(module, Conv1D)
-        self.codebook = nn.Parameter(torch.from_numpy(stored.codebook.astype(np.float32)))
-        self.scale = TrainableScale(stored.scale, stored.coded_scale, self.layout.N, self.layout.rows_per_scale)
+    def __init__(self, module: nn.Module, stored: StoredMatrix) -> None:
+        super().__init__(module, stored)
+        self.codebook = nn.Parameter(torch.from_numpy(stored["codebook"].astype(np.float32)))
         largest = self.codebook.detach().abs().amax(dim=(2, 3), keepdim=True)
         self._limit = torch.full_like(largest, SUM_LIMIT) if self.layout.books == 1 else largest
-        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
         self.latent: nn.Parameter | None = None
         if self.layout.books == 1:
-            self.latent = nn.Parameter(torch.from_numpy(replace(stored, outliers=None).dequantized()))
+            self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
         else:
-            self._codes = torch.from_numpy(unpack_codes(self.layout, stored.codes).astype(np.int64))
+            self._codes = torch.from_numpy(self.layout.unpack_codes(stored["codes"]).astype(np.int64))
 
     def _entries(self) -> torch.Tensor:
         """Codebooks [chunks, M, E, d] as they would be stored; no book grows, so sums over books stay within 8 bits."""
@@ -75,7 +65,6 @@ class TrainableVectors(nn.Module):
         return torch.cat([whole, end[:, None]], dim=1)[:, None]
 
     def weight_matrix(self) -> torch.Tensor:
-        """The stored weight [N, K] with gradients to every trainable part."""
         layout, entries, scale = self.layout, self._entries(), self.scale.per_row()
         codes = self._nearest(entries, scale) if self.latent is not None else self._codes
         chunk = torch.arange(layout.N) // layout.rows_per_codebook
@@ -86,20 +75,17 @@ class TrainableVectors(nn.Module):
             weight = weight + (self.latent - self.latent.detach())
         return weight if self.apart is None else weight + self.apart
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
-
     @torch.no_grad()
-    def to_stored(self, losses: dict[str, float]) -> CompactMatrix:
-        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
+    def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
         entries, layout = self._entries(), self.layout
         scale, coded = self.scale.to_stored()
-        packed = self.stored.codes
+        packed = self.stored["codes"]
         if self.latent is not None:
             codes = self._nearest(entries, self.scale.per_row()).numpy().astype(np.uint8)
             packed = pack(codes.reshape(-1, layout.vectors), layout.bits).reshape(layout.codes_shape)
         book = entries.numpy().round().astype(np.int8)
-        return replace(self.stored, codes=packed, codebook=book, scale=scale, coded_scale=coded, losses=losses)
+        parts, own = {"codes": packed, "codebook": book, "scale": scale}, {} if coded is None else {"scale": coded}
+        return replace(self.stored, parts=parts, coded=own, losses=losses)
 
 
 def _closest(vectors: torch.Tensor, book: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,0 @@
-"""What a method returns for one matrix, and how it is stored."""

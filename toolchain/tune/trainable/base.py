@@ -1,0 +1,44 @@
+"""What trainable layers have in common: the module they stand for, its bias, and the weight of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from export.artefacts.stored_matrix import Outliers, StoredMatrix
+from toolchain.tune.trainable.scale import TrainableScale
+
+
+class TrainableMatrix(nn.Module):
+    """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
+
+    def __init__(self, module: nn.Module, stored: StoredMatrix) -> None:
+        super().__init__()
+        layout: Any = stored.layout
+        self.stored, self.layout = stored, layout
+        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
+        bias = module.bias
+        self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
+        self.transposed = isinstance(module, Conv1D)
+        self.scale = TrainableScale(stored["scale"], stored.coded.get("scale"), layout.N, layout.rows_per_scale)
+        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
+
+    def weight_matrix(self) -> torch.Tensor:
+        """The stored weight [N, K] with gradients to every trainable part."""
+        raise NotImplementedError
+
+    def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
+        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
+
+
+def sparse_weight(outliers: Outliers | None, rows: int, columns: int) -> torch.Tensor | None:
+    """Weights stored apart as a constant float32 [rows, columns]; None where there are none."""
+    return None if outliers is None else torch.from_numpy(outliers.dense(rows, columns))
