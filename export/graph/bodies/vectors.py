@@ -1,76 +1,47 @@
-"""The function body of VectorCodebookMatMul, in ONNX's textual syntax: standard operators of opset 23 only."""
+"""The function body of VectorCodebookMatMul."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import onnx
-import onnx.parser
 
+from export.contract.body import Body, Value, function_proto
+from export.contract.body_parts import all_rows, entries, one_dimension, product, row_scales, unpacked
 from export.contract.formats.codebook import DOMAIN, OPSET
 from export.contract.formats.vectors import VECTOR_MATMUL
-from export.graph.bodies.codebook import CONSTANTS, PLACES, planes
 
-_GEOMETRY = f"""
-{CONSTANTS}    width_k = Constant <value_int: int = @K> ()
-    rows = Constant <value_int: int = @N> ()
-    dimension = Constant <value_int: int = @dimension> ()
-    books = Constant <value_int: int = @books> ()
-    width_up = Add (width_k, dimension)
-    width_up_minus = Sub (width_up, one)
-    columns = Div (width_up_minus, dimension)
-{PLACES}"""
+_ATTRIBUTES = ("bits", "K", "N", "dimension", "books", "rows_per_codebook", "rows_per_scale")
 
-_TEXT = f"""
-<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
-{VECTOR_MATMUL} <bits, K, N, dimension, books, rows_per_codebook, rows_per_scale> (X, codes, codebook, scale) => (Y)
-{{
-{_GEOMETRY}
-    code_rows = Mul (rows, books)
-    code_rows_1d = Reshape (code_rows, second)
-    packed_shape = Concat <axis = 0> (code_rows_1d, flat)
-    row_codes = Reshape (codes, packed_shape)
-{planes()}
-    code_row = Range (zero, code_rows, one)
-    row = Div (code_row, books)
-    row_first = Mul (row, books)
-    which_book = Sub (code_row, row_first)
-    chunk = Div (row, rows_per_codebook)
-    chunk_first = Mul (chunk, books)
-    book = Add (chunk_first, which_book)
-    one_u = Cast <to = 12> (one)
-    bits_u = Cast <to = 12> (bits)
-    entries_u = BitShift <direction = "LEFT"> (one_u, bits_u)
-    entries = Cast <to = 7> (entries_u)
-    book_at_64 = Mul (book, entries)
-    book_column = Unsqueeze (book_at_64, second)
-    book_at = Cast <to = 6> (book_column)
-    code_32 = Cast <to = 6> (code_1)
-    entry_at = Add (book_at, code_32)
-    dimension_1d = Reshape (dimension, second)
-    all_shape = Concat <axis = 0> (flat, dimension_1d)
-    all_entries = Reshape (codebook, all_shape)
-    vectors = Gather (all_entries, entry_at)
-    rows_1d = Reshape (rows, second)
-    books_1d = Reshape (books, second)
-    by_book = Concat <axis = 0> (rows_1d, books_1d, flat)
-    separate = Reshape (vectors, by_book)
-    separate_float = Cast <to = 1> (separate)
-    sums = ReduceSum <keepdims = 0> (separate_float, second)
-    stop = Reshape (width_k, second)
-    level_float = Slice (sums, start, stop, second)
-    all_rows = Range (zero, rows, one)
-    scale_row = Div (all_rows, rows_per_scale)
-    row_scales = Gather (scale, scale_row)
-    scale_float = Cast <to = 1> (row_scales)
-    weight = Mul (level_float, scale_float)
-    transposed = Transpose <perm = [1, 0]> (weight)
-    Y = MatMul (X, transposed)
-}}
-"""
+
+def _levels(b: Body, codes: Value, codebook: Value) -> Value:
+    """From codes uint8 [N, books, bytes of a row] to the sums of their vectors, float32 [N, K]."""
+    columns, rows, dimension, books = map(b.attribute, ("K", "N", "dimension", "books"))
+    code_rows = rows * books
+    row_codes = b.Reshape(codes, one_dimension(b, code_rows, [-1]))
+    code = unpacked(b, row_codes, (columns + dimension - 1) // dimension)
+
+    code_row = b.Range(0, code_rows, 1)
+    row = code_row // books
+    book = row // b.attribute("rows_per_codebook") * books + (code_row - row * books)
+    size = entries(b, b.attribute("bits")).astype("int64")
+    first = b.Unsqueeze(book * size, [1]).astype("int32")
+    vectors = b.Gather(b.Reshape(codebook, one_dimension(b, [-1], dimension)), first + code.astype("int32"))
+    by_book = b.Reshape(vectors, one_dimension(b, rows, books, [-1]))
+    sums = b.ReduceSum(by_book.astype("float32"), [1], keepdims=0)
+    return b.Slice(sums, [0], b.Reshape(columns, [1]), [1], name="level")
+
+
+def _matmul(b: Body, x: Value, codes: Value, codebook: Value, scale: Value) -> Value:
+    scales = row_scales(b, scale, all_rows(b)).astype("float32")
+    return product(b, x, b.named("weight", _levels(b, codes, codebook) * scales))
 
 
 @cache
-def vector_function() -> onnx.FunctionProto:
+def function_body() -> onnx.FunctionProto:
     """FunctionProto of VectorCodebookMatMul."""
-    return onnx.parser.parse_function(_TEXT)
+    inputs = ("X", "codes", "codebook", "scale")
+    return function_proto(DOMAIN, OPSET, VECTOR_MATMUL, inputs, _ATTRIBUTES, _matmul)
+
+
+vector_function = function_body
