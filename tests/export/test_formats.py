@@ -6,12 +6,16 @@ A format gets these tests by its entry in the registry; SHAPES has to have attri
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from export.contract.formats import FORMATS, LOOKUPS, PRODUCTS, layout_of, operator_layout
-from export.contract.formats.base import FLOATS, Layout, field_names
+from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, FLOATS, IR_VERSION, OPSET, Layout, field_names
+from export.contract.formats.mxfp4 import Mxfp4Layout
+from export.contract.packing import pack
 
 SHAPES = {
     "codebook": [
@@ -83,6 +87,51 @@ def test_wrong_parts_and_attributes_are_refused(scheme, extra):
                 layout_of(scheme, {**attributes, name: value})
     with pytest.raises(KeyError):
         layout_of(scheme, {name: attributes[name] for name in list(attributes)[1:]})
+
+
+def in_onnxruntime(layout: Layout, arrays: list[np.ndarray]) -> np.ndarray:
+    """W float32 [N, K], by the function body: the identity times W^T, sums of one number and zeros."""
+    names = list(layout.parts())
+    node = helper.make_node(layout.OPERATOR, ["X", *names], ["Y"], domain=DOMAIN, **layout.attributes())
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [layout.K, layout.K])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [layout.K, layout.N])],
+        [numpy_helper.from_array(array, name) for name, array in zip(names, arrays)],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    model = helper.make_model(graph, functions=layout.function_bodies(), opset_imports=opsets, ir_version=IR_VERSION)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"X": np.eye(layout.K, dtype=np.float32)})[0].T
+
+
+@pytest.mark.parametrize("scheme, extra", [case for case in CASES if FORMATS[case[0]].OPERATOR])
+@pytest.mark.parametrize("bits, rows, columns", [(4, 3, 33), (3, 20, 300), (2, 1, 1), (4, 7, 256)])
+def test_the_function_body_is_the_same_matrix(scheme, extra, bits, rows, columns):
+    layout = made(scheme, extra, bits, rows, columns)
+    rng = np.random.default_rng(rows)
+    arrays = [layout.random(part, rng, 0.02) for part in layout.parts()]
+    np.testing.assert_array_equal(in_onnxruntime(layout, arrays), layout.dequantized(*arrays))
+
+
+def test_names_of_parts_are_those_of_layouts():
+    for scheme, extra in CASES:
+        assert tuple(made(scheme, extra, 4, 8, 64).parts()) == FORMATS[scheme].PARTS
+
+
+def test_mxfp4_is_what_the_specification_says():
+    """Open Compute Project, Microscaling Formats v1.0, tables of E2M1 and E8M0; scales at both ends of float32."""
+    layout = Mxfp4Layout(4, 32, 3)
+    codes = pack(np.tile(np.arange(16, dtype=np.uint8), (3, 2)), 4)
+    scale = np.array([[127], [0], [252]], np.uint8)
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    expected = (np.tile(values, (3, 2)) * 2.0 ** (scale.astype(np.float64) - 127)).astype(np.float32)
+    np.testing.assert_array_equal(layout.dequantized(codes, scale), expected)
+    np.testing.assert_array_equal(in_onnxruntime(layout, [codes, scale]), expected)
+    for refused in (253, 255):
+        with pytest.raises(ValueError, match="scale holds an exponent above 252"):
+            layout.check(codes, np.full((3, 1), refused, np.uint8))
 
 
 def test_operators_lead_to_their_formats():

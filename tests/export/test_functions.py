@@ -21,7 +21,6 @@ from export.contract.formats.codebook import (
     codebook_matmul,
 )
 from export.contract.packing import pack
-from export.graph.bodies.codebook import function_bodies
 
 
 def random_matrix(layout: CodebookLayout, seed: int):
@@ -52,7 +51,7 @@ def one_op_model(layout: CodebookLayout, arrays) -> onnx.ModelProto:
         [from_array(array, name) for name, array in zip(names, arrays)],
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, functions=function_bodies(), opset_imports=opsets, ir_version=11)
+    return helper.make_model(graph, functions=CodebookLayout.function_bodies(), opset_imports=opsets, ir_version=11)
 
 
 LAYOUTS = st.builds(

@@ -25,7 +25,6 @@ from export.contract.formats.codebook import (
     codebook_gather,
     codebook_matmul,
 )
-from export.graph.bodies.codebook import function_bodies
 from export.native import build
 from runtime_py.simd.isa import available
 from tests.runtime_py.test_products import AMX, LAYOUTS, product, quantized_reference, random_parts
@@ -37,7 +36,7 @@ BEST = available()[0]
 def wrong_bodies() -> list[onnx.FunctionProto]:
     """The operators' functions with a body that only makes zeros of the right shape."""
     bodies = []
-    for body in function_bodies():
+    for body in CodebookLayout.function_bodies():
         fresh = onnx.FunctionProto()
         fresh.CopyFrom(body)
         del fresh.node[:]
@@ -69,7 +68,7 @@ def one_node(layout, parts, gather=False, bodies=None, **attributes) -> bytes:
     )  # fmt: skip
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        functions=list(function_bodies()) if bodies is None else bodies,
+        functions=list(CodebookLayout.function_bodies()) if bodies is None else bodies,
     )  # fmt: skip
     model.ir_version = IR_VERSION
     return model.SerializeToString()

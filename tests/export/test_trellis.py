@@ -16,7 +16,6 @@ from onnx.reference import ReferenceEvaluator
 from export.contract.formats.base import DOMAIN, IR_VERSION, OPSET
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from export.contract.packing import pack, unpack
-from export.graph.bodies.trellis import trellis_function
 
 LAYOUTS = st.integers(1, 4).flatmap(
     lambda bits: st.builds(
@@ -47,7 +46,9 @@ def one_node(layout: TrellisLayout, parts) -> onnx.ModelProto:
         [onnx.numpy_helper.from_array(array, name) for array, name in zip(parts, names)],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, functions=[trellis_function()], opset_imports=opsets, ir_version=IR_VERSION)
+    return helper.make_model(
+        graph, functions=TrellisLayout.function_bodies(), opset_imports=opsets, ir_version=IR_VERSION
+    )
 
 
 @settings(max_examples=40)

@@ -16,7 +16,6 @@ from onnx.reference import ReferenceEvaluator
 from export.contract.formats.base import DOMAIN, IR_VERSION, OPSET
 from export.contract.formats.vectors import VECTOR_MATMUL, VectorLayout
 from export.contract.packing import pack
-from export.graph.bodies.vectors import vector_function
 
 LAYOUTS = st.builds(
     VectorLayout,
@@ -49,7 +48,9 @@ def one_node(layout: VectorLayout, parts) -> onnx.ModelProto:
         [onnx.numpy_helper.from_array(array, name) for array, name in zip(parts, names)],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, functions=[vector_function()], opset_imports=opsets, ir_version=IR_VERSION)
+    return helper.make_model(
+        graph, functions=VectorLayout.function_bodies(), opset_imports=opsets, ir_version=IR_VERSION
+    )
 
 
 @settings(max_examples=40)

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from export.contract.body import Body, Value, function_proto
+from export.contract.body_parts import product
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +48,7 @@ class Layout:
     """The attributes of one stored matrix W [N, K]; formats add fields of their own."""
 
     SCHEME: ClassVar[str]  # the format's name in records
+    PARTS: ClassVar[tuple[str, ...]] = ("codes", "codebook", "scale")  # names of the parts, in their order
     OPERATOR: ClassVar[str] = ""  # X @ W^T, inputs X and the parts in their order; empty: integer products only
     LOOKUP: ClassVar[str] = ""  # the operator that looks up rows of W; empty: there is none
     KEPT: ClassVar[tuple[str, ...]] = ()  # parts that are the same arrays in the form of a codebook
@@ -93,9 +98,14 @@ class Layout:
         return layout, found
 
     @classmethod
-    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
-        """The format's operators as standard ONNX operators."""
+    def body(cls, b: Body, *parts: Value) -> Value:
+        """W float32 [N, K] from the parts in standard ONNX operators; attributes are those of the function."""
         raise NotImplementedError
+
+    @classmethod
+    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
+        """The format's operators as standard ONNX operators, so that every runtime has them."""
+        return (_product_body(cls),) if cls.OPERATOR else ()
 
     def check(self, *arrays: np.ndarray) -> None:
         """Raises ValueError when an array does not have the dtype, shape or range that the format asks for."""
@@ -149,6 +159,14 @@ class Layout:
     def weight_bits(self) -> float:
         """Bits of codes for one weight."""
         return self.bits
+
+
+@cache
+def _product_body(kind: type[Layout]) -> onnx.FunctionProto:
+    def write(b: Body, x: Value, *parts: Value) -> Value:
+        return product(b, x, b.named("weight", kind.body(b, *parts)))
+
+    return function_proto(DOMAIN, OPSET, kind.OPERATOR, ("X", *kind.PARTS), field_names(kind), write)
 
 
 def random_bytes(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -18,11 +18,24 @@ rows_per_scale is what a short row needs: at K = 64 one float16 scale per row wo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
+from export.contract.body import Body, Value, function_proto
+from export.contract.body_parts import all_rows, codebook_levels, column_groups, row_scales
+from export.contract.formats.base import (
+    DOMAIN,
+    FLOATS,
+    LARGEST,
+    OPSET,
+    Layout,
+    Part,
+    chunks,
+    field_names,
+    random_bytes,
+)
 from export.contract.packing import row_bytes, unpack
 
 if TYPE_CHECKING:
@@ -93,10 +106,13 @@ class CodebookLayout(Layout):
         return self
 
     @classmethod
-    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
-        from export.graph.bodies.codebook import function_bodies
+    def body(cls, b: Body, *parts: Value) -> Value:
+        codes, codebook, scale = parts
+        return _body_rows(b, codes, all_rows(b), codebook, scale)
 
-        return function_bodies()
+    @classmethod
+    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
+        return (*super().function_bodies(), _gather_body())
 
     def integer_attributes(self, group_size: int) -> dict[str, int] | None:
         if self.group_size:  # integer products add up whole rows
@@ -131,3 +147,24 @@ def codebook_gather(ids: np.ndarray, layout: CodebookLayout, *arrays: np.ndarray
     """Reference of CodebookGather: int64 [...] -> float32 [..., K]; arrays: codes, codebook, scale."""
     layout.check(*arrays)
     return layout.rows(ids.reshape(-1), *arrays).reshape(*ids.shape, layout.K)
+
+
+def _body_rows(b: Body, row_codes: Value, row: Value, codebook: Value, scale: Value) -> Value:
+    """float32 [R, K], the rows of W that lie in row_codes."""
+    columns = b.attribute("K")
+    groups = column_groups(b, columns, b.attribute("group_size"))
+    level = codebook_levels(b, row_codes, row, codebook, columns, groups).astype("float32")
+    by_column = b.Gather(row_scales(b, scale, row), groups.of_column, axis=1)
+    return b.named("weight", level * by_column.astype("float32"))
+
+
+@cache
+def _gather_body() -> onnx.FunctionProto:
+    def write(b: Body, ids: Value, codes: Value, codebook: Value, scale: Value) -> Value:
+        row = b.Reshape(ids, [-1], name="row")
+        weight = _body_rows(b, b.Gather(codes, row, name="row_codes"), row, codebook, scale)
+        shape = b.Concat(b.Shape(ids), b.Reshape(b.attribute("K"), [1]), axis=0)
+        return b.Reshape(weight, shape)
+
+    inputs = ("ids", *CodebookLayout.PARTS)
+    return function_proto(DOMAIN, OPSET, CODEBOOK_GATHER, inputs, field_names(CodebookLayout), write)

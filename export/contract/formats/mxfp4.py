@@ -13,16 +13,15 @@ refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from export.contract.body import Body, Value
+from export.contract.body_parts import unpacked
 from export.contract.formats.base import Layout, Part, chunks, random_bytes
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.packing import row_bytes, unpack
-
-if TYPE_CHECKING:
-    import onnx
 
 MXFP4_MATMUL = "Mxfp4MatMul"
 GROUP = 32
@@ -36,6 +35,7 @@ class Mxfp4Layout(Layout):
     """The attributes of one matrix W [N, K] of 4-bit floats."""
 
     SCHEME: ClassVar[str] = "mxfp4"
+    PARTS: ClassVar = ("codes", "scale")
     OPERATOR: ClassVar[str] = MXFP4_MATMUL
     KEPT: ClassVar = ("codes",)
     LIMITS: ClassVar = {"bits": 4}
@@ -70,8 +70,13 @@ class Mxfp4Layout(Layout):
         return np.tile(HALVES, (1, self.groups, 1)) if part == "codebook" else _half_steps(arrays[1])
 
     @classmethod
-    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
-        raise NotImplementedError
+    def body(cls, b: Body, *parts: Value) -> Value:
+        codes, scale = parts
+        columns = b.attribute("K")
+        halves = b.Gather(b.constant(HALVES.tolist()), unpacked(b, codes, columns).astype("int32")).astype("float32")
+        group = b.Range(0, columns, 1) // GROUP
+        exponent = b.Gather(scale, group, axis=1).astype("float32") - float(BIAS + 1)
+        return halves * b.Pow(2.0, exponent)
 
     def random(self, part: str, rng: np.random.Generator, deviation: float) -> np.ndarray:
         if part == "codes":

@@ -14,7 +14,7 @@ Products with such matrices are computed on integers alone (SdrMatMul of export/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from export.contract.formats.codebook import CodebookLayout, all_levels, level_l
 from export.contract.packing import row_bytes, unpack
 from export.contract.rotation import rotate_columns
 from export.contract.sdr import SdrFormat, code_table, pack_flags, restore, unpack_flags
-
-if TYPE_CHECKING:
-    import onnx
 
 BASIS = 8  # bits of the integers before they are razored
 _LEVEL_DEVIATION = 74  # of evenly spread int8 levels
@@ -36,6 +33,7 @@ class RazoredLayout(Layout):
     """The attributes of one razored matrix W [N, K]."""
 
     SCHEME: ClassVar[str] = "razored"
+    PARTS: ClassVar = ("codes", "codebook", "flags", "scale")
     KEPT: ClassVar = ("scale",)
     LIMITS: ClassVar = {"bits": 8, "group_size": 2**24}
     LEAST: ClassVar = {"bits": 2}
@@ -86,10 +84,6 @@ class RazoredLayout(Layout):
         if part == "codebook":
             return all_levels()
         return (self.levels(np.arange(self.N), *arrays[:3]) + 128).astype(np.uint8)
-
-    @classmethod
-    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
-        return ()  # those of the integer operators serve it
 
     def integer_attributes(self, group_size: int) -> dict[str, int] | None:
         if group_size != self.group_size:

@@ -21,16 +21,15 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from export.contract.body import Body, Value
+from export.contract.body_parts import all_rows, entries, one_dimension, row_scales, unpacked
 from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
 from export.contract.formats.codebook import CodebookLayout, all_levels, level_layout
 from export.contract.packing import row_bytes, unpack
-
-if TYPE_CHECKING:
-    import onnx
 
 TRELLIS_MATMUL = "TrellisCodebookMatMul"
 LEVEL_LIMIT = 127
@@ -124,10 +123,15 @@ class TrellisLayout(Layout):
         return self.levels(arrays[0], arrays[1]).view(np.uint8) ^ np.uint8(128)
 
     @classmethod
-    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
-        from export.graph.bodies.trellis import trellis_function
-
-        return (trellis_function(),)
+    def body(cls, b: Body, *parts: Value) -> Value:
+        codes, codebook, scale = parts
+        rows, row = b.attribute("N"), all_rows(b)
+        chunk_rows = b.Min(b.attribute("rows_per_codebook"), rows)
+        states = _body_states(b, unpacked(b, codes, b.attribute("K")).astype("uint32"), chunk_rows).astype("int32")
+        size = entries(b, b.attribute("state_bits")).astype("int64")
+        first = b.Unsqueeze(row // chunk_rows * size, [1]).astype("int32")
+        level = b.Gather(b.Reshape(codebook, [-1]), first + states, name="level").astype("float32")
+        return level * row_scales(b, scale, row).astype("float32")
 
     def with_rows(self, count: int) -> TrellisLayout:
         raise ValueError("its levels depend on the codes of several rows")
@@ -144,3 +148,22 @@ class TrellisLayout(Layout):
         if part == "codebook":
             return rng.integers(-LEVEL_LIMIT, LEVEL_LIMIT + 1, self.codebook_shape).astype(np.int8)
         return np.full(self.scale_shape, deviation / _LEVEL_DEVIATION, np.float16)
+
+
+def _body_states(b: Body, codes: Value, chunk_rows: Value) -> Value:
+    """From codes uint32 [N, K] to states of the same shape; a path starts anew after chunk_rows rows.
+
+    By doubling: a window of 2 codes from single ones, of 4 from 2, of 8 from 4, each time by looking up so many rows;
+    masks keep the window to state_bits.
+    """
+    rows, columns, nothing = b.attribute("N"), b.attribute("K"), b.constant(0, "uint32")
+    mask = b.named("state_mask", entries(b, b.attribute("state_bits")) - b.constant(1, "uint32"))
+    missing = (rows + chunk_rows - 1) // chunk_rows * chunk_rows - rows
+    whole = b.Pad(codes, b.Concat([0, 0], b.Reshape(missing, [1]), [0], axis=0), nothing)
+    window = b.Reshape(whole, one_dimension(b, [-1], chunk_rows, columns))
+    for count in (1, 2, 4):
+        above = b.Slice(b.Pad(window, [0, count, 0, 0, 0, 0], nothing), [0], b.Reshape(chunk_rows, [1]), [1])
+        moved = above << (b.attribute("bits") * count).astype("uint32")
+        window = b.named(f"window_{2 * count}", (window | moved) & mask)
+    by_row = b.Reshape(window, one_dimension(b, [-1], columns))
+    return b.Slice(by_row, [0], b.Reshape(rows, [1]), [0], name="states")

@@ -17,16 +17,15 @@ rows_per_codebook, rows_per_scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from export.contract.body import Body, Value
+from export.contract.body_parts import all_rows, entries, one_dimension, row_scales, unpacked
 from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
 from export.contract.formats.codebook import CodebookLayout, all_levels, level_layout
 from export.contract.packing import row_bytes, unpack
-
-if TYPE_CHECKING:
-    import onnx
 
 VECTOR_MATMUL = "VectorCodebookMatMul"
 SUM_LIMIT = 127
@@ -118,10 +117,10 @@ class VectorLayout(Layout):
         return out
 
     @classmethod
-    def function_bodies(cls) -> tuple[onnx.FunctionProto, ...]:
-        from export.graph.bodies.vectors import vector_function
-
-        return (vector_function(),)
+    def body(cls, b: Body, *parts: Value) -> Value:
+        codes, codebook, scale = parts
+        scales = row_scales(b, scale, all_rows(b)).astype("float32")
+        return _body_levels(b, codes, codebook) * scales
 
     def random(self, part: str, rng: np.random.Generator, deviation: float) -> np.ndarray:
         if part == "codes":
@@ -135,3 +134,21 @@ class VectorLayout(Layout):
 def book_sums(codebook: np.ndarray) -> np.ndarray:
     """Largest magnitude that the sum over books can reach, int [chunks]: what has to stay within SUM_LIMIT."""
     return np.abs(codebook.astype(np.int64)).max(axis=(2, 3)).sum(axis=1)
+
+
+def _body_levels(b: Body, codes: Value, codebook: Value) -> Value:
+    """From codes uint8 [N, books, bytes of a row] to the sums of their vectors, float32 [N, K]."""
+    columns, rows, dimension, books = map(b.attribute, ("K", "N", "dimension", "books"))
+    code_rows = rows * books
+    row_codes = b.Reshape(codes, one_dimension(b, code_rows, [-1]))
+    code = unpacked(b, row_codes, (columns + dimension - 1) // dimension)
+
+    code_row = b.Range(0, code_rows, 1)
+    row = code_row // books
+    book = row // b.attribute("rows_per_codebook") * books + (code_row - row * books)
+    size = entries(b, b.attribute("bits")).astype("int64")
+    first = b.Unsqueeze(book * size, [1]).astype("int32")
+    vectors = b.Gather(b.Reshape(codebook, one_dimension(b, [-1], dimension)), first + code.astype("int32"))
+    by_book = b.Reshape(vectors, one_dimension(b, rows, books, [-1]))
+    sums = b.ReduceSum(by_book.astype("float32"), [1], keepdims=0)
+    return b.Slice(sums, [0], b.Reshape(columns, [1]), [1], name="level")

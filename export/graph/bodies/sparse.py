@@ -1,41 +1,29 @@
-"""The function body of SparseMatMul, in ONNX's textual syntax: standard operators of opset 23 only."""
+"""The function body of SparseMatMul."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import onnx
-import onnx.parser
 
+from export.contract.body import Body, Value, function_proto
+from export.contract.body_parts import one_dimension, product
 from export.contract.formats.base import DOMAIN, OPSET
 from export.contract.sparse import SPARSE_MATMUL
 
-_TEXT = f"""
-<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
-{SPARSE_MATMUL} <K, N> (X, gaps, values) => (Y)
-{{
-    columns = Constant <value_int: int = @K> ()
-    rows = Constant <value_int: int = @N> ()
-    one_1d = Constant <value_ints: ints = [1]> ()
-    zero = Constant <value_int: int = 0> ()
-    size = Mul (columns, rows)
-    size_1d = Reshape (size, one_1d)
-    empty = ConstantOfShape <value: tensor = float[1] {{0}}> (size_1d)
-    steps = Cast <to = 7> (gaps)
-    places = CumSum (steps, zero)
-    numbers = Cast <to = 1> (values)
-    filled = ScatterElements <axis = 0> (empty, places, numbers)
-    rows_1d = Reshape (rows, one_1d)
-    columns_1d = Reshape (columns, one_1d)
-    shape = Concat <axis = 0> (rows_1d, columns_1d)
-    weight = Reshape (filled, shape)
-    transposed = Transpose <perm = [1, 0]> (weight)
-    Y = MatMul (X, transposed)
-}}
-"""
+
+def _matmul(b: Body, x: Value, gaps: Value, values: Value) -> Value:
+    columns, rows = b.attribute("K"), b.attribute("N")
+    empty = b.ConstantOfShape(b.Reshape(columns * rows, [1]))
+    places = b.CumSum(gaps.astype("int64"), 0, name="places")
+    filled = b.ScatterElements(empty, places, values.astype("float32"), axis=0)
+    return product(b, x, b.Reshape(filled, one_dimension(b, rows, columns), name="weight"))
 
 
 @cache
-def sparse_function() -> onnx.FunctionProto:
+def function_body() -> onnx.FunctionProto:
     """FunctionProto of SparseMatMul."""
-    return onnx.parser.parse_function(_TEXT)
+    return function_proto(DOMAIN, OPSET, SPARSE_MATMUL, ("X", "gaps", "values"), ("K", "N"), _matmul)
+
+
+sparse_function = function_body
