@@ -9,6 +9,7 @@ import sys
 import typer
 
 from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, native, quantize, run
+from toolchain.cli.signature import QuantizeCommand
 
 app = typer.Typer(
     name="athena-export",
@@ -18,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
 )
-app.command("export")(quantize.export)
-app.command("quantize")(quantize.quantize)
+app.command("export", cls=QuantizeCommand)(quantize.export)
+app.command("quantize", cls=QuantizeCommand)(quantize.quantize)
 app.command("package")(quantize.package)
 app.command("lower")(lower.lower)
 app.command("native")(native.native)

@@ -7,7 +7,6 @@ from their shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,12 @@ from toolchain.calibrate.ranges import measure as ranges_of
 from toolchain.pipeline.non_block import dense_record
 from toolchain.quantize import Matrix, method, needs_gradients, restored
 from toolchain.quantize.addons.outliers import with_outliers
+from toolchain.settings.calibration import Workers
+from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import HEAD
 from toolchain.system.progress import Reporter
-from toolchain.system.workers import Workers, solve_all
+from toolchain.system.workers import solve_all
 
 
 class BlockQuantizer:
@@ -86,7 +87,7 @@ class BlockQuantizer:
         if not razor.activation_bits and not razor.kv:
             return None
         names, prefix = self._spec.block.linears(), self._spec.block_name(number)
-        ranges, outputs = ranges_of(self._runner, block, names, hidden, razor.rotate)
+        ranges, outputs = ranges_of(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
         units: dict[str, np.ndarray] = {}
         if razor.activation_bits:
             limit = razor.format(razor.activation_basis, razor.activation_bits).limit
@@ -194,7 +195,7 @@ class BlockQuantizer:
 
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
         """A function that quantizes one layer, and its arguments."""
-        settings = replace(self._settings, bits=self._widths.get(full, self._settings.bits))
+        settings = self._settings.at_width(self._widths.get(full, self._settings.width))
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = (squares,) if squares is not None and needs_gradients(settings.method) else ()
         if not settings.outliers:

@@ -16,11 +16,11 @@ from runtime_py.system import jit_cache
 from toolchain.quantize.stored.codebook import QuantizedMatrix
 from toolchain.quantize.stored.compact import CompactMatrix
 from toolchain.quantize.stored.razored import RazoredMatrix
+from toolchain.settings.solver import METHODS
 
 jit_cache.install()  # before any module of this package compiles
 Matrix = QuantizedMatrix | RazoredMatrix | CompactMatrix
 Method = Callable[..., Matrix]
-METHODS = ("athena", "rtn", "gptq", "squeezellm", "aqlm", "qrazor")
 
 
 def method(name: str) -> Method:

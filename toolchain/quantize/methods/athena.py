@@ -24,7 +24,8 @@ from toolchain.quantize.solvers.trellis import quantize_trellis
 from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
 from toolchain.quantize.stored.codebook import QuantizedMatrix, assemble, code_scales, scale_dtype
 from toolchain.quantize.stored.compact import CompactMatrix
-from toolchain.settings.quantize import OVERHEAD_TARGET, QuantizeSettings
+from toolchain.settings.format import OVERHEAD_TARGET
+from toolchain.settings.quantize import QuantizeSettings
 
 _CODED_SCALE_BITS = 4  # ratios of about 1.15 between levels
 _BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
