@@ -9,7 +9,7 @@ import sys
 import typer
 
 from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, native, quantize, run
-from toolchain.cli.signature import QuantizeCommand
+from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(
     name="athena-export",
@@ -24,13 +24,13 @@ app.command("quantize", cls=QuantizeCommand)(quantize.quantize)
 app.command("package")(quantize.package)
 app.command("lower")(lower.lower)
 app.command("native")(native.native)
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("serve")(chat.serve)
-app.command("embed")(embed.embed)
-app.command("bench")(bench.bench)
+app.command("run", cls=OptionsCommand)(run.run)
+app.command("chat", cls=OptionsCommand)(chat.chat)
+app.command("serve", cls=OptionsCommand)(chat.serve)
+app.command("embed", cls=OptionsCommand)(embed.embed)
+app.command("bench", cls=OptionsCommand)(bench.bench)
 app.command("warmup")(bench.warmup)
-app.command("eval")(evaluate.evaluate)
+app.command("eval", cls=OptionsCommand)(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("cost")(cost.cost)

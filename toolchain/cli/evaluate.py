@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
+from toolchain.cli.signature import with_options
+from toolchain.settings.execution import INT8, Arithmetic
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@with_options
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder (float32).")],
     text: Annotated[Optional[Path], typer.Option(help="UTF-8 text file, .gz of one, or held-out (built in).")] = None,
@@ -30,7 +33,7 @@ def evaluate(
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
     stride: Annotated[Optional[int], typer.Option(help="Tokens between overlapping windows.")] = None,
     limit: Annotated[Optional[int], typer.Option(help="Most windows or questions to score.")] = None,
-    activations: Annotated[str, typer.Option(help="int8 (what `run` uses) or float32, for a model folder.")] = "int8",
+    arithmetic: Arithmetic = INT8,
     emulate: Annotated[
         Optional[str], typer.Option(help="With the arithmetic of an accelerator: rap, attentionlego.")
     ] = None,
@@ -51,7 +54,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be 1 or more, not {limit}")
     if choices is not None:
-        answered = _answer_questions(model, choices, limit, activations, quiet=json)
+        answered = _answer_questions(model, choices, limit, arithmetic.activations, quiet=json)
         if json:
             print_json({"model": model, "choices": str(choices), **answered.to_json()})
             return
@@ -60,7 +63,7 @@ def evaluate(
         print(f"questions            {answered.questions}")
         return
     if task:
-        results = _run_tasks(Path(model), task, task_folder, limit, activations)
+        results = _run_tasks(Path(model), task, task_folder, limit, arithmetic.activations)
         if json:
             print_json({"model": model, "tasks": results})
             return
@@ -74,15 +77,15 @@ def evaluate(
         return
     assert text is not None
     result = evaluate_folder(
-        Path(model), text, part, reference, window, limit, save and not emulate, quiet=json, activations=activations,
-        stride=stride, emulation=(emulate, noise) if emulate else None,
+        Path(model), text, part, reference, window, limit, save and not emulate, quiet=json,
+        activations=arithmetic.activations, stride=stride, emulation=(emulate, noise) if emulate else None,
     )  # fmt: skip
     if json:
         print_json({"model": model, "text": str(text), **result.to_json()})
         return
-    arithmetic = f", arithmetic of {emulate}" if emulate else ""
+    emulated = f", arithmetic of {emulate}" if emulate else ""
     shown = f"{figure(result.perplexity, 4)} +- {figure(result.stderr, 4)}"
-    print(f"perplexity {shown}  ({result.tokens} tokens{arithmetic})")
+    print(f"perplexity {shown}  ({result.tokens} tokens{emulated})")
     if math.isinf(result.perplexity):
         print(f"loss       {figure(result.nats_per_token, 4)} nats per token")
     if result.kl is not None:

@@ -1,4 +1,4 @@
-"""Settings classes to typer parameters and back: an option is declared once, as a field (export/contract/option.py).
+"""Settings classes to typer parameters and back: an option is declared once, as a field (toolchain/settings/option.py).
 
     @guarded
     @with_options
@@ -23,9 +23,9 @@ from typing import Annotated, Any, Optional, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from export.contract.option import Declared, as_text, assembled, declared, default_text
 from toolchain.cli.common import whole_numbers
 from toolchain.cli.former import modern_arguments
+from toolchain.settings.option import Declared, as_text, assembled, declared, default_text
 
 Command = Callable[..., None]
 
@@ -63,13 +63,16 @@ def with_options(command: Command) -> Command:
 
 
 class OptionsCommand(TyperCommand):
-    """A command whose help names an option's --no form in the text: a column for it leaves a narrow terminal no room."""
+    """A command whose help has an option's --no form in the text: a column of its own would be too wide."""
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         shown = copy.copy(self)
         shown.params = [copy.copy(one) for one in self.params]
+        one: Any
         for one in shown.params:
-            one.secondary_opts = []
+            if one.secondary_opts:
+                one.help = f"{(one.help or '').rstrip('.')}; or {one.secondary_opts[0]}."
+                one.secondary_opts = []
         super(OptionsCommand, shown).format_help(ctx, formatter)
 
 
@@ -110,15 +113,13 @@ def _parameter(one: Declared, kind: Any) -> inspect.Parameter:
     names = f": {', '.join(about.choices)}" if about.choices and isinstance(about.choices[0], str) else ""
     inner, default = _typed(one)
     switch = inner is bool and about.negative
-    if switch and told:
-        told += f"; --no-{one.flag[2:]}: no"
     info = typer.Option(
         f"{one.flag}/--no-{one.flag[2:]}" if switch else one.flag,
         help=f"{about.help}{names}" + (f" (default {told})." if told else "."),
         rich_help_panel=one.panel,
         hidden=not about.common,
         show_default=False,
-        metavar=about.metavar or None,
+        metavar=about.metavar or _metavar(one),
         envvar=about.envvar or None,
         show_envvar=bool(about.envvar),
     )
@@ -146,6 +147,10 @@ def _value(one: Declared, given: Any) -> Any:
     if _is_tuple(one, int):
         return whole_numbers(given, one.flag)
     return tuple(given or ()) if _is_tuple(one, str) else given
+
+
+def _metavar(one: Declared) -> str | None:
+    return "n,n" if _is_tuple(one, int) else "text" if _is_tuple(one, str) else None
 
 
 def _is_tuple(one: Declared, of: type) -> bool:

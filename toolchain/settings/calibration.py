@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
-from export.contract.option import check_limits, option
+from toolchain.settings.option import check_limits, option
 
 BUILT_IN = "built-in"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 from export.contract.errors import InputError
-from export.contract.option import option
+from toolchain.settings.option import option
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED = "codebook", "vectors", "trellis", "mixed", "razored"
 FORMATS = (CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED)  # what --format takes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from export.contract.errors import InputError
-from export.contract.option import option
+from toolchain.settings.option import option
 
 VALUES, RESIDUAL, ACTIVATIONS = "values", "residual", "activations"
 ROTATIONS = (VALUES, RESIDUAL, ACTIVATIONS)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from export.contract.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.calibration import BUILT_IN, CalibrationChoice, Workers
 from toolchain.settings.format import MIXED
+from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import METHOD_FORMATS
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.contract.option import check_limits
 from toolchain.settings.calibration import CalibrationSettings
 from toolchain.settings.format import DEFAULT_BITS, FormatSettings
+from toolchain.settings.option import check_limits
 from toolchain.settings.preparation import ACTIVATIONS, PreparationSettings
 from toolchain.settings.razor import RazorSettings
 from toolchain.settings.solver import METHOD_FORMATS, SolverSettings

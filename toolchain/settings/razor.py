@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from export.contract.errors import InputError
-from export.contract.option import check_limits, option
+from toolchain.settings.option import check_limits, option
 
 if TYPE_CHECKING:
     from export.contract.sdr import SdrFormat

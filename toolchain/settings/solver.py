@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from export.contract.errors import InputError
-from export.contract.option import option
 from toolchain.settings.format import CODEBOOK, MIXED, RAZORED, TRELLIS, VECTORS
+from toolchain.settings.option import option
 
 # The formats that each method can fill, its own first. A method is a file of this name in toolchain/quantize/methods.
 METHOD_FORMATS: dict[str, tuple[str, ...]] = {

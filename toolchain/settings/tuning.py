@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from export.contract.option import option
+from toolchain.settings.option import option
 
 
 @dataclass(frozen=True)
