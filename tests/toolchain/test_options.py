@@ -23,7 +23,8 @@ from toolchain.cli import app
 from toolchain.cli.former import modern_arguments
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
-from toolchain.settings.execution import Execution
+from toolchain.settings.evaluation import EvaluationSettings
+from toolchain.settings.execution import Arithmetic, Execution, Threads
 from toolchain.settings.former import modern_settings
 from toolchain.settings.generation import GenerationSettings
 from toolchain.settings.option import Option, declared
@@ -35,10 +36,12 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SHARED = {
     "export": (Quantization,),
     "quantize": (Quantization,),
-    "run": (GenerationSettings, Execution),
+    "run": (GenerationSettings, Execution, Arithmetic),
     "chat": (GenerationSettings, Execution),
     "serve": (ServeOptions, Execution),
     "bench": (BenchOptions, Execution),
+    "eval": (EvaluationSettings, Arithmetic),
+    "embed": (Threads, Arithmetic),
 }
 
 

@@ -2,7 +2,7 @@
 
     @guarded
     @with_options
-    def run(folder: Folder, generation: GenerationSettings = CONTINUATION, execution: Execution = DEFAULT) -> None: ...
+    def run(folder: Folder, asked: GenerationSettings = CONTINUATION, execution: Execution = AS_IT_IS) -> None: ...
 
 A parameter whose type is a dataclass becomes one option for each field of it, its bases and its nested dataclasses;
 the command gets the object back. The parameter's default gives the options' defaults. A class with a classmethod

@@ -1,12 +1,14 @@
 """A setting declared once: default, help, limits. The command line is made from it (toolchain/cli/signature.py).
 
-@dataclass(frozen=True)
-class SolverSettings:
-    PANEL: ClassVar[str] = "Solver"
-    passes: int = option(4, "Rounds of least squares", low=0, high=100)
+    @dataclass(frozen=True)
+    class SolverSettings:
+        PANEL: ClassVar[str] = "Solver"  # the group in --help
+        passes: int = option(4, "Rounds of least squares", low=0, high=100)
 
-    def __post_init__(self) -> None:
-        check_limits(self)
+        def __post_init__(self) -> None:
+            check_limits(self)
+
+A new option is a new field; rules about several options stand in the class, or in rules.py where they cross classes.
 """
 
 from __future__ import annotations
