@@ -94,6 +94,17 @@ def test_the_engine_plans_it_and_agrees(razored: Path) -> None:
     assert model.cache_bytes_per_token * 3 < 4 * 2 * 2 * 32 * 2  # against float16: 4 layers, 2 heads of 32 (padded)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+def test_every_width_that_is_exported_runs(bits: int, tmp_path: Path) -> None:
+    """Flags and codes beyond what the compiled product reads go to the interpreter, not to an error."""
+    folder = _folder(DEMO, tmp_path, bits=bits, sequences=4, sequence_length=64)
+    model, _ = open_model(folder)
+    ids = np.random.default_rng(3).integers(3, 500, 30)
+    found, plain = model.forward(model.new_state(), ids), Session(folder).forward(Session(folder).new_state(), ids)
+    assert np.isfinite(found).all()
+    assert np.mean(found.argmax(1) == plain.argmax(1)) > 0.85
+
+
 def test_codes_that_plain_avx2_cannot_multiply_are_left_to_the_interpreter(razored: Path) -> None:
     graph = read_graph(razored)
     change = {"basis": 16, "width": 8, "twos_complement": 1}

@@ -91,9 +91,9 @@ def product(planner: Planner, node: Node) -> None:
     address, record = planner.record(node, layout.stored(), (node.inputs[3], node.inputs[4], node.inputs[6]))
     stride = flags.shape[1] if flags.shape[0] == layout.N else 0
     if int((flags & 15).max(initial=0)) > 4 or int((flags >> 4).max(initial=0)) > 4:
-        raise InputError(f"node {node.name}: weights and flags do not fit 8 bits")
+        raise Unplannable(f"razored weights with flags beyond 4 ({node.name})")
     if stride and int(np.abs(book.astype(np.int64)).max()) > 8:
-        raise InputError(f"node {node.name}: weights and flags do not fit 8 bits")
+        raise Unplannable(f"razored weights of more than 4 bits ({node.name})")
     # Flags are read two bytes at a time: where that may go beyond the last one, a copy has room for it.
     if layout.group_size != 16 or layout.K % 64:
         wide = np.zeros(flags.size + 2, np.uint8)
