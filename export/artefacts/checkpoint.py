@@ -28,7 +28,7 @@ from export.contract.errors import InputError
 from export.files.access import MANIFEST, checked_path, read_json, replacing
 
 FORMAT_VERSION = 2
-_READ_VERSIONS = (1, 2)  # 1: records with one flat list of fields, `layers` for what is now `blocks`
+READ_VERSIONS = (1, 2)  # 1: records with one flat list of fields, `layers` for what is now `blocks`
 OUTSIDE_SHARD = "outside.safetensors"
 _MAX_BLOCKS = 10_000
 
@@ -84,8 +84,8 @@ class QuantizedCheckpoint:
         self.folder = folder
         self.manifest = read_manifest(folder)
         version = self.manifest.get("format_version")
-        if version not in _READ_VERSIONS:
-            readable = " and ".join(map(str, _READ_VERSIONS))
+        if version not in READ_VERSIONS:
+            readable = " and ".join(map(str, READ_VERSIONS))
             raise InputError(f"{folder / MANIFEST}: format_version is {version!r}, this tool reads {readable}")
         self.config = read_json(folder / "config.json")
         self.records: dict[str, TensorRecord] = {}

@@ -25,10 +25,10 @@ from runtime_py.text.generator import context_length
 class BenchSettings:
     """What is measured."""
 
-    prompts: tuple[int, ...] = (128, 512)  # tokens of each prefill
-    depths: tuple[int, ...] = (64, 2048)  # tokens in the cache before decode starts
-    tokens: int = 32  # decoded per round
-    rounds: int = 5
+    prompts: tuple[int, ...]  # tokens of each prefill
+    depths: tuple[int, ...]  # tokens in the cache before decode starts
+    tokens: int  # decoded per round
+    rounds: int
     threads: int | None = None  # None: every processor
     mapped: bool | None = None  # weights in the mapped file, or read into memory; None: load.py chooses
     processors: tuple[int, ...] = ()  # that keep one thread each; empty: left to the system

@@ -19,9 +19,9 @@ SHARED = Path("../shared")
 MODELS = {"scribe-6M": "scribe_valid.txt", "stories260K": "tinystories_val.txt"}
 CHOSEN = {"scribe-6M": (10, 13, 20, 34), "stories260K": (3, 6)}  # in forward order
 CODES: dict[int, list[dict[str, Any]]] = {
-    2: [{}, {"vector": 2}, {"vector": 4}, {"trellis": "all"}],
-    3: [{}, {"vector": 2}, {"trellis": "all"}],
-    4: [{}, {"vector": 2}, {"trellis": "all"}],
+    2: [{}, {"format": "vectors", "dimension": 2}, {"format": "vectors", "dimension": 4}, {"format": "trellis"}],
+    3: [{}, {"format": "vectors", "dimension": 2}, {"format": "trellis"}],
+    4: [{}, {"format": "vectors", "dimension": 2}, {"format": "trellis"}],
 }
 
 

@@ -80,7 +80,8 @@ def measure(bits: int, folder: Path, reference: np.ndarray, texts: list[str], ou
     from runtime_py.text.encoder import TextEncoder
     from toolchain.pipeline.packaging import package_checkpoint
     from toolchain.pipeline.run import CalibrationChoice, quantize_model
-    from toolchain.settings.quantize import PRESETS, QuantizeSettings
+    from toolchain.settings.presets import PRESETS
+    from toolchain.settings.quantize import QuantizeSettings
 
     settings = QuantizeSettings(**{**PRESETS[preset], "bits": bits})
     checkpoint = quantize_model(str(folder), out / "quantized", settings, CalibrationChoice(), quiet=True)

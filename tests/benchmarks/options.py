@@ -22,16 +22,16 @@ ROWS = {
     "0.45 % apart, by sensitivity": "--outliers 0.0045",
     "0.45 % apart, by gradient": "--outliers 0.0045 --outliers-by gradient",
     "0.45 % apart, by magnitude": "--outliers 0.0045 --outliers-by magnitude",
-    "values rotated": "--incoherence values",
+    "values rotated": "--rotation values",
     "equalized": "--equalize",
     "blocks tuned, 100 steps": "--block-steps 100",
-    "trellis": "--trellis all",
-    "trellis, guided": "--trellis all --guided",
-    "trellis, guided, budget": "--trellis all --guided --bits 3.1",
-    "trellis, guided, 0.45 % apart": "--trellis all --guided --outliers 0.0045",
-    "trellis, guided, values rotated": "--trellis all --guided --incoherence values",
-    "trellis, guided, equalized": "--trellis all --guided --equalize",
-    "trellis, guided, blocks tuned": "--trellis all --guided --block-steps 100",
+    "trellis": "--format trellis",
+    "trellis, guided": "--format trellis --guided",
+    "trellis, guided, budget": "--format trellis --guided --budget 3.1",
+    "trellis, guided, 0.45 % apart": "--format trellis --guided --outliers 0.0045",
+    "trellis, guided, values rotated": "--format trellis --guided --rotation values",
+    "trellis, guided, equalized": "--format trellis --guided --equalize",
+    "trellis, guided, blocks tuned": "--format trellis --guided --block-steps 100",
 }
 
 
@@ -47,7 +47,7 @@ def main() -> None:
             folder = args.output / f"{model}-option-{name.replace(' ', '-').replace('%', 'percent')}"
             kept = folder / "option.json"
             if not kept.exists():
-                bits = "" if "--bits" in options else "--bits 3"
+                bits = "" if "--budget" in options else "--bits 3"
                 command = f"athena-export export {source} -o {folder} {bits} {options} --calibration {text}"
                 size = athena(f"{command} --calibration-part 0:0.5 --force")[0]["size"]
                 score = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source}"

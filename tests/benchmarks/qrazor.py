@@ -108,7 +108,6 @@ def measure(bench: Bench) -> None:
         ("cache per head", {"kv_unit": "head"}),
         ("twos-complement", {"razor_variant": "twos-complement"}),
         ("half-even", {"razor_ties": "half-even"}),
-        ("rotated", {"rotate": True}),
     ):
         razor = RazorSettings(activation_bits=4, kv=4, **more)  # type: ignore[arg-type]
         bench.row(
@@ -116,6 +115,9 @@ def measure(bench: Bench) -> None:
             lambda r=razor, n=name: bench.quantized(n, QuantizeSettings(method="qrazor", bits=4, razor=r)),
             razor.arithmetic(),
         )
+    razor = RazorSettings(activation_bits=4, kv=4)
+    rotated = QuantizeSettings(method="qrazor", bits=4, rotation="activations", razor=razor)
+    bench.row("W4A4KV4 g16, rotated", lambda: bench.quantized("rotated", rotated), rotated.arithmetic())
     for bits in (4, 3):
         for activations in (16, 8, 4):
             razor = RazorSettings(activation_bits=activations)

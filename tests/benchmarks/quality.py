@@ -71,14 +71,12 @@ def measure(model: str, method: str, bits: int, out: Path, best_steps: int) -> d
     """One row, run or read from an earlier run."""
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
     folder = out / f"{model}-{method.replace(',', '').replace(' ', '-')}-{bits}"
-    asked = bits + 0.1 if method.endswith("budget") else bits
-    export = f"athena-export export {source} -o {folder} --bits {asked} --method {method.split()[0]}"
+    asked = f"--budget {bits + 0.1}" if method.endswith("budget") else f"--bits {bits}"
+    export = f"athena-export export {source} -o {folder} {asked} --method {method.split()[0]}"
     if method in ("rtn", "gptq") and UNIFORM_GROUP[model]:
         export += f" --group-size {UNIFORM_GROUP[model]}"
     if method.startswith("athena best"):
-        codes = {"scalar": " --trellis no --vector 0", "trellis all": " --trellis all"}.get(
-            method.partition(", ")[2], ""
-        )
+        codes = {"scalar": " --format vectors", "trellis all": " --format trellis"}.get(method.partition(", ")[2], "")
         export += f" --preset best{codes} --tune-steps {best_steps}"
     export += f" --calibration {text} --calibration-part 0:0.5"
     evaluate = f"athena-export eval {folder} --text {text} --part 0.5:1 --reference {source} --limit {WINDOWS[model]}"

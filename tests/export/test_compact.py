@@ -25,7 +25,11 @@ from tests.runtime_py.test_session import OnnxRuntime
 from toolchain.cli import app
 
 # Pairs of weights by 4-bit codes, a sum of two vectors of eight, levels picked by 4 to 6 bits.
-CHOICES = {"vector": {"vector": 2}, "aqlm": {"method": "aqlm", "passes": 1}, "trellis": {"trellis": "all"}}
+CHOICES = {
+    "vector": {"format": "vectors", "dimension": 2},
+    "aqlm": {"method": "aqlm", "passes": 1},
+    "trellis": {"format": "trellis"},
+}
 
 
 @pytest.fixture(scope="module", params=list(CHOICES))

@@ -76,7 +76,7 @@ def test_hostile_parts_are_refused(gaps, values, message):
         SparseLayout(8, 8).places(np.array(gaps, np.uint16), np.array(values, np.float16))
 
 
-@pytest.fixture(scope="module", params=[{}, {"trellis": "all"}, {"method": "squeezellm", "outliers_by": "gradient"}])
+@pytest.fixture(scope="module", params=[{}, {"format": "trellis"}, {"method": "squeezellm", "outliers_by": "gradient"}])
 def folder(request, demo_model, demo_text, tmp_path_factory):
     """The bundled model at 3 bits with 1 % of the weights apart."""
     work = tmp_path_factory.mktemp("sparse")

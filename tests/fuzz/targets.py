@@ -177,7 +177,7 @@ def make_folders(root: Path) -> dict[str, Target]:
     settings = QuantizeSettings(method="aqlm", bits=2, passes=1, sequences=2, sequence_length=16)
     checkpoint = quantize_model(str(source), root / "vectors-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "vectors-built", quiet=True).rename(root / "vectors")
-    settings = QuantizeSettings(bits=2, trellis="all", outliers=0.02, passes=1, sequences=2, sequence_length=16)
+    settings = QuantizeSettings(bits=2, format="trellis", outliers=0.02, passes=1, sequences=2, sequence_length=16)
     checkpoint = quantize_model(str(source), root / "trellis-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "trellis-built", quiet=True).rename(root / "trellis")
     targets = [

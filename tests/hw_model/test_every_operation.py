@@ -20,8 +20,8 @@ SCHEMES = {
     "codebooks": {"bits": 3, "scale_bits": 4},
     "groups, float16 embeddings": {"bits": 2, "group_size": 16, "method": "rtn", "embedding_bits": 16},
     "outliers and low rank": {"bits": 3, "outliers": 0.02, "rank": 2},
-    "vectors": {"bits": 2, "vector": 2},
-    "trellis": {"bits": 3, "trellis": "all", "outliers": 0.01},
+    "vectors": {"bits": 2, "format": "vectors", "dimension": 2},
+    "trellis": {"bits": 3, "format": "trellis", "outliers": 0.01},
     "razored": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8, kv=8, kv_unit="head")},
 }  # fmt: skip
 

@@ -14,7 +14,8 @@ from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from toolchain.cli import app
-from toolchain.cli.generating import TokenOptions, check_counts, template_variables
+from toolchain.cli.generating import template_variables
+from toolchain.settings.generation import GenerationSettings
 
 MODEL = SimpleNamespace(
     session=SimpleNamespace(vocab_size=50), stop=frozenset([2]), rules=LogitRules(1.3, suppress_tokens=(9,))
@@ -70,6 +71,8 @@ def test_what_the_model_asks_for_in_vain_is_said(served_folder, tmp_path):
     (folder / "generation_config.json").write_text('{"suppress_tokens": "none"}')
     done = command("run", folder, "--max-tokens", 2)
     assert done.exit_code == 2 and "suppress_tokens must be a list of token ids" in done.stderr
+    done = command("run", folder, "--stop-token-ids", "a")
+    assert done.exit_code == 2 and "--stop-token-ids must be whole numbers" in done.stderr
 
 
 def test_chat_takes_template_variables(served_folder, tmp_path):
@@ -86,27 +89,19 @@ def test_chat_takes_template_variables(served_folder, tmp_path):
     assert without.exit_code == 2 and "no chat template" in without.stderr
 
 
-def options(**more) -> TokenOptions:
-    values = {
-        "repetition_penalty": None, "frequency_penalty": 0.0, "presence_penalty": 0.0, "logit_bias": (),
-        "min_tokens": None, "ignore_eos": False, "stop_token_ids": "",
-    }  # fmt: skip
-    return TokenOptions(**{**values, **more})
-
-
 def test_options_replace_the_models_own_rules():
-    assert options().rules(MODEL) == MODEL.rules
-    assert options(repetition_penalty=1.0).rules(MODEL) == LogitRules(suppress_tokens=(9,))
-    assert options(logit_bias=["3=-5", "4=1e1", "3=2"]).rules(MODEL).logit_bias == ((3, 2.0), (4, 10.0))
-    assert options().stops(MODEL) == {2}
-    assert options(stop_token_ids="3,4").stops(MODEL) == {2, 3, 4}
-    assert options(stop_token_ids="3", ignore_eos=True).stops(MODEL) == {3}
+    assert GenerationSettings().rules(MODEL) == MODEL.rules
+    assert GenerationSettings(repetition_penalty=1.0).rules(MODEL) == LogitRules(suppress_tokens=(9,))
+    assert GenerationSettings(logit_bias=["3=-5", "4=1e1", "3=2"]).rules(MODEL).logit_bias == ((3, 2.0), (4, 10.0))
+    assert GenerationSettings().stops(MODEL) == {2}
+    assert GenerationSettings(stop_token_ids=(3, 4)).stops(MODEL) == {2, 3, 4}
+    assert GenerationSettings(stop_token_ids=(3,), ignore_eos=True).stops(MODEL) == {3}
 
 
 @pytest.mark.parametrize(
     ("name", "value", "named"),
     [
-        ("logit_bias", ["x"], "--logit-bias"),
+        ("logit_bias", ("x",), "--logit-bias"),
         ("logit_bias", ["3"], "--logit-bias"),
         ("logit_bias", ["3=nan"], "--logit-bias"),
         ("logit_bias", ["3=101"], "--logit-bias"),
@@ -117,14 +112,13 @@ def test_options_replace_the_models_own_rules():
         ("frequency_penalty", 3.0, "--frequency-penalty"),
         ("presence_penalty", float("inf"), "--presence-penalty"),
         ("min_tokens", -1, "--min-tokens"),
-        ("stop_token_ids", "50", "--stop-token-ids"),
-        ("stop_token_ids", "-1", "--stop-token-ids"),
-        ("stop_token_ids", "a", "--stop-token-ids"),
+        ("stop_token_ids", (50,), "--stop-token-ids"),
+        ("stop_token_ids", (-1,), "--stop-token-ids"),
     ],
 )
 def test_wrong_values_name_the_option(name, value, named):
     with pytest.raises(InputError, match=named):
-        asked = options(**{name: value})
+        asked = GenerationSettings(**{name: value})
         asked.rules(MODEL)
         asked.stops(MODEL)
 
@@ -136,4 +130,4 @@ def test_pairs_and_counts():
             template_variables([wrong])
     for most, least in ((0, None), (5, 6), (-1, 0)):
         with pytest.raises(InputError, match="-tokens"):
-            check_counts(most, least)
+            GenerationSettings(max_tokens=most, min_tokens=least)

@@ -40,7 +40,7 @@ def test_impossible_budget_is_refused():
 
 
 def test_fractional_bits_spend_the_budget_unevenly(demo_model, demo_text, tmp_path):
-    options = QuantizeSettings(bits=3.25, passes=1, sequences=16, sequence_length=128)
+    options = QuantizeSettings(budget=3.25, passes=1, sequences=16, sequence_length=128)
     text = CalibrationChoice(str(demo_text), "0:0.5")
     checkpoint = quantize_model(str(demo_model), tmp_path / "q", options, text, quiet=True)
     effective = checkpoint.manifest["totals"]["effective_bits"]

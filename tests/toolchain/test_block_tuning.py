@@ -29,20 +29,20 @@ class Block(nn.Module):
         return x + self.second(torch.relu(self.first(self.norm(x))))
 
 
-def quantized(trellis: str):
+def quantized(form: str):
     block, inputs = Block().requires_grad_(False), torch.randn(12, 16, 32, generator=torch.Generator().manual_seed(1))
     targets = block(inputs)
     for name in ("first", "second"):
         module = block.get_submodule(name)
         w = module.weight.numpy()
-        stored = method("athena")(w, np.eye(w.shape[1]), QuantizeSettings(bits=2, passes=1, trellis=trellis))
+        stored = method("athena")(w, np.eye(w.shape[1]), QuantizeSettings(bits=2, passes=1, format=form))
         block.set_submodule(name, trainable_layer(module, stored))
     return block, inputs, targets
 
 
-@pytest.mark.parametrize("trellis", ["no", "all"])
-def test_the_error_falls_and_what_is_stored_is_what_was_trained(trellis):
-    block, inputs, targets = quantized(trellis)
+@pytest.mark.parametrize("form", ["codebook", "trellis"])
+def test_the_error_falls_and_what_is_stored_is_what_was_trained(form):
+    block, inputs, targets = quantized(form)
     before, after = tune_block(block, block, inputs, targets, BlockTuneSettings(60, 0.0, 2))
     assert after < 0.8 * before
     size = targets.square().mean()

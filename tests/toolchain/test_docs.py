@@ -49,7 +49,7 @@ def test_links_between_pages_lead_somewhere():
 def test_the_readmes_uses_run(tmp_path):
     text = (ROOT / "README.md").read_text()
     block = text[text.index("## Use") :]
-    wanted = commands(block[: block.index("`--bits 3.25`")])
+    wanted = commands(block[: block.index("`--budget 3.25`")])
     assert len(wanted) >= 10
     (tmp_path / "FILE").write_text((ROOT / "README.md").read_text())
     athena("export", DEMO, "-o", tmp_path / "OUT2", "--method", "rtn", "--sequences", 4)

@@ -89,7 +89,7 @@ def test_an_equalized_model_is_quantized_tuned_and_exported(method, tmp_path):
     _uneven(folder, "llama")
     write_tokenizer(folder)
     options = {"method": method, "bits": 4, "sequences": 4, "sequence_length": 32, "equalize": True,
-               "incoherence": "values"}  # fmt: skip
+               "rotation": "values"}  # fmt: skip
     if method == "athena":
         options |= {"passes": 1, "guided": True, "tune_steps": 3, "tune_length": 32}
     checkpoint = _checkpoint(folder, str(text), None, tmp_path / "q", **options)
@@ -98,7 +98,7 @@ def test_an_equalized_model_is_quantized_tuned_and_exported(method, tmp_path):
 
 def test_layer_losses_fall_on_a_trained_model(tmp_path, demo_text):
     """The attention's layers of the bundled model, whose columns differ, at 3 bits."""
-    options, losses = {"bits": 3, "sequences": 16, "trellis": "all"}, []
+    options, losses = {"bits": 3, "sequences": 16, "format": "trellis"}, []
     for equalize in (False, True):
         folder = tmp_path / str(equalize)
         checkpoint = _checkpoint(DEMO, str(demo_text), "0:0.2", folder, equalize=equalize, **options)

@@ -125,7 +125,7 @@ def test_every_run_of_rows_gets_the_hessian_of_its_group():
     assert row_regions(one, 9, 2) == [(slice(0, 9), one)]
 
 
-@pytest.mark.parametrize("options", [{}, {"trellis": "all", "state_bits": 5}])
+@pytest.mark.parametrize("options", [{}, {"format": "trellis", "state_bits": 5}])
 def test_groups_of_rows_are_solved_under_their_own_hessians(options):
     """Two groups whose Hessians care about different columns; equal Hessians give what one gives."""
     rng = np.random.default_rng(0)

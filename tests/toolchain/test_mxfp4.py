@@ -24,9 +24,14 @@ from toolchain.settings.quantize import QuantizeSettings
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 9), columns=st.integers(1, 100), seed=st.integers(0, 99), scale=st.sampled_from([1e-30, 1, 1e30]))
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 100),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([1e-30, 1, 1e30]),
+)
 def test_rounding_takes_the_nearest_value_of_one_of_two_exponents(rows, columns, seed, scale):
-    w = np.random.default_rng(seed).standard_normal((rows, columns)) * scale
+    w = np.random.default_rng(seed).standard_normal((rows, columns)) * size
     stored = quantize(w, np.eye(columns), QuantizeSettings(method="rtn", bits=4))
     codes = unpack(stored["codes"], 4, columns)
     step = np.repeat(2.0 ** (stored["scale"].astype(np.float64) - BIAS - 1), GROUP, axis=1)[:, :columns]
@@ -75,7 +80,9 @@ def test_a_whole_model_is_the_same_in_every_runtime(folder):
 
 
 def test_it_is_lowered_and_priced(folder, tmp_path):
-    done = CliRunner().invoke(app, ["lower", str(folder), "--target", "onnxruntime", "-o", str(tmp_path / "o"), "--json"])
+    done = CliRunner().invoke(
+        app, ["lower", str(folder), "--target", "onnxruntime", "-o", str(tmp_path / "o"), "--json"]
+    )
     assert done.exit_code == 0, done.output
     priced = CliRunner().invoke(app, ["cost", str(folder), "--target", "rpi5", "--json"])
     assert priced.exit_code == 0, priced.output

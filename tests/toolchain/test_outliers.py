@@ -17,7 +17,13 @@ from toolchain.quantize.packed import weight_dtype
 from toolchain.settings.quantize import OUTLIER_SELECTORS, QuantizeSettings
 from toolchain.tune.trainable import trainable_layer
 
-METHODS = [{}, {"trellis": "all", "state_bits": 5}, {"vector": 2}, {"method": "gptq"}, {"method": "squeezellm"}]
+METHODS = [
+    {},
+    {"format": "trellis", "state_bits": 5},
+    {"format": "vectors", "dimension": 2},
+    {"method": "gptq"},
+    {"method": "squeezellm"},
+]
 
 
 @settings(max_examples=30)

@@ -133,7 +133,7 @@ def test_a_razored_cache_takes_a_quarter(tmp_path: Path) -> None:
     "settings",
     [
         {"razor": {"activation_bits": 16}},
-        {"razor": {"rotate": True, "activation_unit": "token", "kv": 8, "kv_unit": "head"}},
+        {"rotation": "activations", "razor": {"activation_unit": "token", "kv": 8, "kv_unit": "head"}},
         {"bits": 8, "razor": {"activation_bits": 8, "razor_group": 32, "refit": True}},
         {"method": "athena", "bits": 3, "razor": {"activation_bits": 8}},
     ],
@@ -202,8 +202,8 @@ def test_the_rotation_is_its_own_inverse(columns: int) -> None:
     [
         ({"razor": {"activation_bits": 0}}, "--activation-bits"),
         ({"group_size": 16}, "--razor-group"),
-        ({"bits": 3.5}, "--bits 2 to 8"),
-        ({"method": "athena", "bits": 3, "razor": {"rotate": True}}, "--rotate"),
+        ({"bits": None, "budget": 3.5}, "--bits 2 to 8"),
+        ({"method": "athena", "bits": 3, "rotation": "activations"}, "--rotation activations"),
         ({"razor": {"kv": 3}}, "--kv"),
         ({"tune_steps": 5}, "--tune-steps"),
         ({"razor": {"activation_unit": "row"}}, "--activation-unit"),

@@ -15,6 +15,7 @@ from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.rotation import RotatedSource, hadamard_rotation
 
+BOTH = "values,residual"
 UNTIED = {"tie_word_embeddings": False}
 
 
@@ -29,8 +30,8 @@ def test_the_rotation_is_orthogonal(size):
 
 @pytest.mark.parametrize(
     "variant, kind",
-    [("llama", "residual"), ("llama", "values"), ("llama", "all"), ("mistral", "all"), ("qwen2", "all"),
-     ("qwen3", "all"), ("smollm3", "residual"), ("granite", "all"), ("phi3", "residual"), ("gpt_neox", None),
+    [("llama", "residual"), ("llama", "values"), ("llama", BOTH), ("mistral", BOTH), ("qwen2", BOTH),
+     ("qwen3", BOTH), ("smollm3", "residual"), ("granite", BOTH), ("phi3", "residual"), ("gpt_neox", None),
      ("olmo2", "values"), ("opt", "values"), ("gemma2", "values")],
 )  # fmt: skip
 def test_the_rotated_model_computes_the_same(variant, kind, tmp_path):
@@ -65,8 +66,10 @@ def test_tied_heads_are_refused(tmp_path):
     tiny_model("llama", tmp_path, tie_word_embeddings=True)
     with pytest.raises(InputError, match="shares the embedding"):
         RotatedSource(SourceModel(tmp_path), model_spec(SourceModel(tmp_path).config), "residual", 0)
-    with pytest.raises(InputError, match="none, values, residual, all"):
-        QuantizeSettings(incoherence="some")
+    with pytest.raises(
+        InputError, match="--rotation 'some' is unknown; choose none, or some of values, residual, activations"
+    ):
+        QuantizeSettings(rotation="some")
 
 
 def test_outliers_of_a_channel_are_spread(tmp_path):
@@ -85,7 +88,7 @@ def test_a_rotated_model_is_quantized_tuned_and_exported(tmp_path):
     folder, text = tmp_path / "source", random_text(tmp_path / "text.txt")
     tiny_model("llama", folder, **UNTIED)
     write_tokenizer(folder)
-    options = {"bits": 4, "sequences": 4, "sequence_length": 32, "passes": 1, "incoherence": "all", "tune_steps": 3,
+    options = {"bits": 4, "sequences": 4, "sequence_length": 32, "passes": 1, "rotation": BOTH, "tune_steps": 3,
                "tune_length": 32, "block_steps": 2}  # fmt: skip
     checkpoint = _checkpoint(folder, str(text), None, tmp_path / "q", **options)
     check_folded_export(folder, checkpoint, _package(checkpoint, tmp_path / "model"))

@@ -72,12 +72,14 @@ def digests(threads: int, *arguments: str) -> str:
 def test_a_checkpoint_is_the_same_for_any_number_of_threads(demo_model, demo_text, tmp_path):
     """Trellis and scalar codes, guided, tuned by block and end to end."""
     tune = {"tune_steps": 2, "tune_batch": 4, "tune_length": 32, "own_text": 0.5}
-    options = json.dumps([{"trellis": "all", "bits": 2.5, "guided": True, **tune}, {"block_steps": 3}])
+    options = json.dumps(
+        [{"format": "trellis", "bits": None, "budget": 2.5, "guided": True, **tune}, {"block_steps": 3}]
+    )
     found = [digests(n, str(demo_model), str(demo_text), str(tmp_path / str(n)), options) for n in (1, 2, 3)]
     assert found[0] == found[1] == found[2] and len(found[0].splitlines()) == 10
 
 
-@pytest.mark.parametrize("options", [{}, {"trellis": "all"}])
+@pytest.mark.parametrize("options", [{}, {"format": "trellis"}])
 def test_long_rows_are_the_same_for_any_number_of_threads(options, monkeypatch):
     """The float32 solvers, whose sums BLAS would split over its threads."""
     rng = np.random.default_rng(0)

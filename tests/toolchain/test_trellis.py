@@ -55,7 +55,7 @@ def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns
     w, h = problem(seed, rows, columns)
     bits, state_bits = choice
     options = QuantizeSettings(
-        bits=bits, trellis="all", state_bits=state_bits, rows_per_codebook=shared, scale_bits=scale, passes=2
+        bits=bits, format="trellis", state_bits=state_bits, rows_per_codebook=shared, scale_bits=scale, passes=2
     )
     result = method("athena")(w, h, options)
     assert isinstance(result.layout, TrellisLayout)
@@ -73,7 +73,7 @@ def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns
 def test_long_rows_are_solved_in_float32_as_well():
     w, h = problem(0, 64, 1030)
     short, long = w[:, :1000], w
-    options = QuantizeSettings(bits=2, trellis="all", passes=1, scale_bits=16)
+    options = QuantizeSettings(bits=2, format="trellis", passes=1, scale_bits=16)
     parts = [(m, h[: m.shape[1], : m.shape[1]]) for m in (short, long)]
     losses = [relative_loss(method("athena")(m, own, options), m, own) for m, own in parts]
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
@@ -83,7 +83,7 @@ def test_long_rows_are_solved_in_float32_as_well():
 def test_a_trellis_beats_scalars_and_vectors_at_no_more_bits(bits, factor):
     w, h = problem(0, 256, 256)
     results = [method("athena")(w, h, QuantizeSettings(bits=bits, **o)) for o in (
-        {"trellis": "all"}, {}, {"vector": 8 // bits if bits < 4 else 2})]  # fmt: skip
+        {"format": "trellis"}, {}, {"format": "vectors", "dimension": 8 // bits if bits < 4 else 2})]  # fmt: skip
     stored = [result.stored("w")[1].effective_bits for result in results]
     losses = [relative_loss(result, w, h) for result in results]
     assert stored[0] <= stored[1] + 0.01
@@ -97,10 +97,10 @@ def test_a_trellis_beats_scalars_and_vectors_at_no_more_bits(bits, factor):
 )  # fmt: skip
 def test_automatic_layout(shape, bits, expected):
     """State bits, rows a codebook, whether the levels are the standard ones."""
-    found = choose_layout(*shape, QuantizeSettings(bits=bits, trellis="all"))
+    found = choose_layout(*shape, QuantizeSettings(bits=bits, format="trellis"))
     assert (found and (found[0].state_bits, found[0].rows_per_codebook, found[1])) == expected
     if bits <= 4:
-        own, standard = choose_layout(*shape, QuantizeSettings(bits=bits, trellis="all", state_bits=bits + 2))
+        own, standard = choose_layout(*shape, QuantizeSettings(bits=bits, format="trellis", state_bits=bits + 2))
         assert own.state_bits == bits + 2 and not standard
 
 
@@ -114,15 +114,15 @@ def test_records_with_standard_levels_are_trellises():
 
 def test_small_matrices_may_stay_scalar():
     large, small = (256, 128), (256, 127)
-    settings_ = QuantizeSettings(bits=3, trellis="large")
+    settings_ = QuantizeSettings(bits=3, format="mixed")
     assert choose_layout(*large, settings_) is not None and choose_layout(*small, settings_) is None
-    with pytest.raises(InputError, match="no, large, all"):
-        QuantizeSettings(trellis="some")
+    with pytest.raises(InputError, match="codebook, vectors, trellis, mixed"):
+        QuantizeSettings(format="some")
 
 
 def test_standard_levels_are_stored_once_for_the_model():
     w, h = problem(0, 60, 64)
-    result = method("athena")(w, h, QuantizeSettings(bits=3, trellis="all"))
+    result = method("athena")(w, h, QuantizeSettings(bits=3, format="trellis"))
     tensors, record = result.stored("w")
     assert record.parts["codebook"].how == STANDARD and "w.codebook" not in tensors
     assert record.bytes == sum(array.nbytes for array in tensors.values())
@@ -165,7 +165,7 @@ def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, s
     w = rng.standard_normal((rows, columns)) * 0.1
     x = rng.standard_normal((100, columns))
     options = QuantizeSettings(
-        bits=choice[0], trellis="all", state_bits=choice[1], scale_bits=scale_bits, passes=1, rows_per_codebook=16
+        bits=choice[0], format="trellis", state_bits=choice[1], scale_bits=scale_bits, passes=1, rows_per_codebook=16
     )
     stored = method("athena")(w, x.T @ x, options)
     layer = TrainableTrellis(nn.Linear(columns, rows), stored)
@@ -184,12 +184,12 @@ def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, s
 @pytest.mark.parametrize(
     "settings_, message",
     [
-        ({"trellis": "all", "method": "gptq"}, "for --method athena without --vector"),
-        ({"trellis": "all", "vector": 2}, "for --method athena without --vector"),
-        ({"trellis": "all", "rank": 4}, "--rank does not go with"),
-        ({"trellis": "all", "state_bits": 3}, "--state-bits must be 4 to 12"),
-        ({"trellis": "all", "state_bits": 6, "bits": 2.5}, "--state-bits takes whole --bits"),
-        ({"trellis": "all", "group_size": 64}, "--group-size does not go with"),
+        ({"format": "trellis", "method": "gptq"}, "--format trellis is for --method athena; gptq has codebook"),
+        ({"format": "trellis", "dimension": 2}, "--dimension is for --format vectors and mixed"),
+        ({"format": "trellis", "rank": 4}, "--rank does not go with"),
+        ({"format": "trellis", "state_bits": 3}, "--state-bits must be 4 to 12"),
+        ({"format": "trellis", "state_bits": 6, "bits": None, "budget": 2.5}, "--state-bits takes --bits"),
+        ({"format": "trellis", "group_size": 64}, "--group-size does not go with"),
     ],
 )
 def test_impossible_settings_are_refused(settings_, message):

@@ -105,7 +105,9 @@ def test_learning_rates_follow_the_width_of_each_layer():
 
     w = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
     student = nn.Sequential()
-    for i, options in enumerate(({"bits": 2}, {"bits": 4}, {"bits": 2, "vector": 4}, {"bits": 3, "trellis": "all"})):
+    for i, options in enumerate(
+        ({"bits": 2}, {"bits": 4}, {"bits": 2, "format": "vectors", "dimension": 4}, {"bits": 3, "format": "trellis"})
+    ):
         stored = method("athena")(w, np.eye(64), QuantizeSettings(passes=1, **options))
         student.add_module(str(i), trainable_layer(nn.Linear(64, 16), stored))
     widths = code_widths(student)

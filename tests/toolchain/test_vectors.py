@@ -43,7 +43,9 @@ def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns
 
 def test_vectors_beat_scalars_at_equal_bits():
     w, h = problem(0, 256, 256)
-    scalar, vector = (method("athena")(w, h, QuantizeSettings(bits=2, vector=d)) for d in (1, 4))
+    scalar, vector = (
+        method("athena")(w, h, QuantizeSettings(bits=2, **form)) for form in ({}, {"format": "vectors", "dimension": 4})
+    )
     bits = [result.stored("w")[1].effective_bits for result in (scalar, vector)]
     assert bits[1] <= bits[0] + 0.08
     assert relative_loss(vector, w, h) < 0.9 * relative_loss(scalar, w, h)
@@ -62,9 +64,9 @@ def test_vectors_beat_scalars_at_equal_bits():
     ],
 )
 def test_automatic_dimension(shape, bits, dimension):
-    assert choose_dimension(*shape, QuantizeSettings(bits=bits, vector=0)) == dimension
-    assert choose_dimension(*shape, QuantizeSettings(bits=bits, vector=0, rank=2)) == 1
-    assert choose_dimension(*shape, QuantizeSettings(bits=1, vector=8)) == 8
+    assert choose_dimension(*shape, QuantizeSettings(bits=bits, format="vectors")) == dimension
+    assert choose_dimension(*shape, QuantizeSettings(bits=bits, format="vectors", rank=2)) == 1
+    assert choose_dimension(*shape, QuantizeSettings(bits=1, format="vectors", dimension=8)) == 8
 
 
 def test_codebooks_are_the_least_squares_solution():

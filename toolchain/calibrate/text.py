@@ -18,9 +18,9 @@ from runtime_py.text import generator as generate
 from runtime_py.text.special_tokens import splits_special_tokens
 from runtime_py.text.tokenizing import encode
 from toolchain.calibrate.corpus import standard_library_text
+from toolchain.settings.calibration import BUILT_IN
 from toolchain.source.tokenizer import source_tokenizer
 
-BUILT_IN = "built-in"
 _BUILT_IN_CHARACTERS = 1_000_000
 
 

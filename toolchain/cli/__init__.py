@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
 from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, native, quantize, run
+from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(
     name="athena-export",
@@ -18,23 +20,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
 )
-app.command("export")(quantize.export)
-app.command("quantize")(quantize.quantize)
-app.command("package")(quantize.package)
-app.command("lower")(lower.lower)
-app.command("native")(native.native)
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("serve")(chat.serve)
-app.command("embed")(embed.embed)
-app.command("bench")(bench.bench)
-app.command("warmup")(bench.warmup)
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("inspect")(inspect.inspect)
-app.command("cost")(cost.cost)
-app.command("sweep")(cost.sweep)
-app.command("targets")(cost.targets)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "export": quantize.export,
+    "quantize": quantize.quantize,
+    "package": quantize.package,
+    "lower": lower.lower,
+    "native": native.native,
+    "run": run.run,
+    "chat": chat.chat,
+    "serve": chat.serve,
+    "embed": embed.embed,
+    "bench": bench.bench,
+    "warmup": bench.warmup,
+    "eval": evaluate.evaluate,
+    "compare": compare.compare,
+    "inspect": inspect.inspect,
+    "cost": cost.cost,
+    "sweep": cost.sweep,
+    "targets": cost.targets,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=QuantizeCommand if _name in ("export", "quantize") else OptionsCommand)(_command)
 
 
 def main() -> None:

@@ -6,28 +6,25 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from toolchain.cli.common import announce_compilation, guarded, print_json, print_table, whole_numbers
+from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
+from toolchain.cli.signature import with_options
+from toolchain.settings.execution import AS_IT_IS, Execution
+from toolchain.settings.serving import MEASURED, BenchOptions
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @guarded
+@with_options
 def bench(
     folder: Folder,
-    prompt_lengths: Annotated[str, typer.Option(help="Tokens of the prefills, comma separated.")] = "128,512",
-    depths: Annotated[str, typer.Option(help="Cached tokens before decode, comma separated.")] = "64,2048",
-    tokens: Annotated[int, typer.Option(help="Tokens decoded per round.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
-    threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
-    cpus: Annotated[str, typer.Option(help="Processors that keep one thread each, such as 0,2.")] = "",
-    mmap: Annotated[
-        Optional[bool], typer.Option("--mmap/--no-mmap", help="Map the weights or read them; default: what is faster.")
-    ] = None,
+    asked: BenchOptions = MEASURED,
+    execution: Execution = AS_IT_IS,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
 ) -> None:
@@ -37,14 +34,9 @@ def bench(
 
     announce_compilation()
     settings = BenchSettings(
-        whole_numbers(prompt_lengths, "--prompt-lengths"),
-        whole_numbers(depths, "--depths"),
-        tokens,
-        rounds,
-        threads,
-        mmap,
-        whole_numbers(cpus, "--cpus"),
-    )
+        asked.prompt_lengths, asked.depths, asked.tokens, asked.rounds, execution.threads, execution.mmap,
+        execution.cpus,
+    )  # fmt: skip
     result = measure(folder, settings)
     if save and (folder / "report.json").exists():
         from toolchain.report.model_report import add_speed

@@ -10,16 +10,19 @@ from typing import Annotated, Optional
 import typer
 
 from toolchain.cli.common import announce_compilation, guarded, print_json
+from toolchain.cli.signature import with_options
+from toolchain.settings.execution import EVERY_THREAD, INT8, Arithmetic, Threads
 
 
 @guarded
+@with_options
 def embed(
     folder: Annotated[Path, typer.Argument(help="Folder of an encoder made by `export`.")],
     text: Annotated[Optional[list[str]], typer.Option(help="A text; may be repeated.")] = None,
     file: Annotated[Optional[Path], typer.Option(help="Text file, one text a line.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the vectors here (.npy).")] = None,
-    activations: Annotated[str, typer.Option(help="int8, or float32 (slow, for comparison).")] = "int8",
-    threads: Annotated[Optional[int], typer.Option(help="Threads; default: every processor.")] = None,
+    threads: Threads = EVERY_THREAD,
+    arithmetic: Arithmetic = INT8,
     json: Annotated[bool, typer.Option("--json", help="Vectors and similarities as one JSON object.")] = False,
 ) -> None:
     """Print the vector of one text, or how similar several are (cosine)."""
@@ -36,7 +39,7 @@ def embed(
     if output is not None and output.suffix != ".npy":
         raise InputError(f"--output {output}: must end in .npy")
     announce_compilation()
-    encoder = TextEncoder(folder, activations, threads)
+    encoder = TextEncoder(folder, arithmetic.activations, threads.threads)
     start = time.perf_counter()
     vectors = encoder.embed(texts)
     seconds = time.perf_counter() - start

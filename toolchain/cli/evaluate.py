@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
+from toolchain.cli.signature import with_options
+from toolchain.settings.evaluation import EvaluationSettings
+from toolchain.settings.execution import INT8, Arithmetic
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
@@ -17,26 +20,11 @@ if TYPE_CHECKING:
 
 
 @guarded
+@with_options
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder (float32).")],
-    text: Annotated[Optional[Path], typer.Option(help="UTF-8 text file, .gz of one, or held-out (built in).")] = None,
-    choices: Annotated[
-        Optional[Path], typer.Option(help="Multiple-choice questions, JSONL with prompt, choices, answer.")
-    ] = None,
-    task: Annotated[Optional[list[str]], typer.Option(help="Task of lm-evaluation-harness; may be repeated.")] = None,
-    task_folder: Annotated[Optional[Path], typer.Option(help="Folder with the YAML files of own tasks.")] = None,
-    part: Annotated[Optional[str], typer.Option(help="Fraction of the text, such as 0.5:1.")] = None,
-    reference: Annotated[Optional[str], typer.Option(help="Source model, for KL and top-1 agreement.")] = None,
-    window: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
-    stride: Annotated[Optional[int], typer.Option(help="Tokens between overlapping windows.")] = None,
-    limit: Annotated[Optional[int], typer.Option(help="Most windows or questions to score.")] = None,
-    activations: Annotated[str, typer.Option(help="int8 (what `run` uses) or float32, for a model folder.")] = "int8",
-    emulate: Annotated[
-        Optional[str], typer.Option(help="With the arithmetic of an accelerator: rap, attentionlego.")
-    ] = None,
-    noise: Annotated[
-        float, typer.Option(help="Noise of rap's analog sums, in least significant bits per root of rows.")
-    ] = 0.0,
+    asked: EvaluationSettings,
+    arithmetic: Arithmetic = INT8,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -44,23 +32,17 @@ def evaluate(
 
     --text gives the perplexity; with --reference also KL divergence and top-1 agreement.
     """
-    from export.contract.errors import InputError
-
-    if sum((text is not None, choices is not None, bool(task))) != 1:
-        raise InputError("one of --text, --choices and --task is needed")
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be 1 or more, not {limit}")
-    if choices is not None:
-        answered = _answer_questions(model, choices, limit, activations, quiet=json)
+    if asked.choices is not None:
+        answered = _answer_questions(model, asked.choices, asked.limit, arithmetic.activations, quiet=json)
         if json:
-            print_json({"model": model, "choices": str(choices), **answered.to_json()})
+            print_json({"model": model, "choices": str(asked.choices), **answered.to_json()})
             return
         print(f"accuracy             {_percent(answered.accuracy, answered.accuracy_stderr)}")
         print(f"normalized by length {_percent(answered.accuracy_normalized, answered.accuracy_normalized_stderr)}")
         print(f"questions            {answered.questions}")
         return
-    if task:
-        results = _run_tasks(Path(model), task, task_folder, limit, activations)
+    if asked.task:
+        results = _run_tasks(Path(model), list(asked.task), asked.task_folder, asked.limit, arithmetic.activations)
         if json:
             print_json({"model": model, "tasks": results})
             return
@@ -72,17 +54,18 @@ def evaluate(
         ]
         print_table("", ("task", "metric", "value"), rows)
         return
-    assert text is not None
+    assert asked.text is not None
+    emulation = (asked.emulate, asked.noise) if asked.emulate else None
     result = evaluate_folder(
-        Path(model), text, part, reference, window, limit, save and not emulate, quiet=json, activations=activations,
-        stride=stride, emulation=(emulate, noise) if emulate else None,
+        Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit, save and not emulation,
+        quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation,
     )  # fmt: skip
     if json:
-        print_json({"model": model, "text": str(text), **result.to_json()})
+        print_json({"model": model, "text": str(asked.text), **result.to_json()})
         return
-    arithmetic = f", arithmetic of {emulate}" if emulate else ""
+    emulated = f", arithmetic of {asked.emulate}" if asked.emulate else ""
     shown = f"{figure(result.perplexity, 4)} +- {figure(result.stderr, 4)}"
-    print(f"perplexity {shown}  ({result.tokens} tokens{arithmetic})")
+    print(f"perplexity {shown}  ({result.tokens} tokens{emulated})")
     if math.isinf(result.perplexity):
         print(f"loss       {figure(result.nats_per_token, 4)} nats per token")
     if result.kl is not None:

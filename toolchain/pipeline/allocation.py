@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ def knapsack(losses: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], 
             if not front or entry[1] < front[-1][1]:
                 front.append(entry)
         if not front:
-            raise InputError(f"--bits: the budget of {budget} bytes is below the smallest possible size")
+            raise InputError(f"--budget: the budget of {budget} bytes is below the smallest possible size")
     return list(min(front, key=lambda entry: entry[1])[2])
 
 
@@ -62,12 +61,13 @@ def plan_widths(
     runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, gradients: Gradients, settings: QuantizeSettings,
     quantizer: Method, out: Path, quiet: bool,
 ) -> dict[str, int]:  # fmt: skip
-    """Code width of every linear layer for the budget `settings.bits`; kept in `out` for a resumed run."""
+    """Code width of every linear layer for the budget `settings.budget`; kept in `out` for a resumed run."""
     path = out / PLAN_FILE
     if path.exists():
         return {name: int(bits) for name, bits in read_json(path)["bits"].items()}
-    widths = candidate_widths(settings.bits)
-    quick = [replace(settings, bits=b, passes=0, rank=0) for b in widths]
+    budget = settings.budget or settings.width
+    widths = candidate_widths(budget)
+    quick = [settings.at_width(b, passes=0, rank=0) for b in widths]
     names, losses, sizes, weights = [], [], [], 0
     hidden = runner.embed(tokens)
     with Reporter("Allocating bits", spec.layers * len(spec.block.linears()), quiet) as report:
@@ -85,7 +85,7 @@ def plan_widths(
                 sizes.append([r.stored(name)[1].bytes for r in results])
                 weights += matrix.size
                 report.step(name)
-    bits = settings.bits - 32 * settings.outliers  # which come on top, of every layer
+    bits = budget - 32 * settings.outliers  # which come on top, of every layer
     chosen = knapsack(losses, sizes, int(bits * weights / 8))
     plan = {name: widths[option] for name, option in zip(names, chosen)}
     write_json(path, {"bits": plan})

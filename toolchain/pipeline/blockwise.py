@@ -7,7 +7,6 @@ from their shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,14 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure as ranges_of
 from toolchain.pipeline.non_block import dense_record
-from toolchain.quantize import method, needs_gradients
+from toolchain.quantize import needs_gradients, quantizer
 from toolchain.quantize.addons.outliers import with_outliers
+from toolchain.settings.calibration import Workers
+from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import HEAD
 from toolchain.system.progress import Reporter
-from toolchain.system.workers import Workers, solve_all
+from toolchain.system.workers import solve_all
 
 
 class BlockQuantizer:
@@ -49,7 +50,7 @@ class BlockQuantizer:
         self._workers = workers
         self._runner, self._spec, self._settings = runner, spec, settings
         self._gradients, self._widths = gradients, widths
-        self._quantizer = method(settings.method)
+        self._quantizer = quantizer(settings)
 
     def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
         """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
@@ -88,7 +89,7 @@ class BlockQuantizer:
         if not razor.activation_bits and not razor.kv:
             return None
         names, prefix = self._spec.block.linears(), self._spec.block_name(number)
-        ranges, outputs = ranges_of(self._runner, block, names, hidden, razor.rotate)
+        ranges, outputs = ranges_of(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
         units: dict[str, np.ndarray] = {}
         if razor.activation_bits:
             limit = razor.format(razor.activation_basis, razor.activation_bits).limit
@@ -196,7 +197,7 @@ class BlockQuantizer:
 
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
         """A function that quantizes one layer, and its arguments."""
-        settings = replace(self._settings, bits=self._widths.get(full, self._settings.bits))
+        settings = self._settings.at_width(self._widths.get(full, self._settings.width))
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = (squares,) if squares is not None and needs_gradients(settings.method) else ()
         if not settings.outliers:

@@ -28,6 +28,7 @@ from toolchain.quantize.methods.athena import choose_layout
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.trellis import scale_bits as trellis_scale_bits
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.rules import check_random
 from toolchain.source.config import resolved_config
 
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
@@ -62,8 +63,7 @@ class RandomCheckpoint:
         """`folder` receives config.json. Raises InputError on an unknown shape or a fractional width."""
         if name not in SHAPES:
             raise InputError(f"--random {name!r} is unknown; choose one of {', '.join(SHAPES)}")
-        if settings.is_budget:
-            raise InputError("--random needs a whole number of --bits")
+        check_random(settings)
         self.folder, self._seed = folder, settings.seed
         self.config = resolved_config(SHAPES[name], folder / "config.json")
         write_json(folder / "config.json", self.config)
@@ -77,7 +77,7 @@ class RandomCheckpoint:
             "format_version": FORMAT_VERSION,
             "source": {"name": f"random codes at the shape of {name}", "model_type": spec.model_type, "digest": ""},
             "settings": {**settings.to_json(), "method": "random"},
-            "integers": settings.razor.arithmetic().to_json(),
+            "integers": settings.arithmetic().to_json(),
             "blocks": spec.blocks,
             "totals": totals(list(self.records.values()), spec),
             "tensors": [record.to_json() for record in self.records.values()],
@@ -157,8 +157,7 @@ def _record(name: str, layout: Layout, scale_bits: int) -> TensorRecord:
 
 def write_random_folder(name: str, output: Path, settings: QuantizeSettings, force: bool, quiet: bool) -> None:
     """A complete model folder (without a tokenizer) of random codes. Raises InputError on an unknown shape."""
-    if settings.uses_vectors:
-        raise InputError("--random writes scalar or trellis codes; give it no --vector or --method aqlm")
+    check_random(settings)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = RandomCheckpoint(name, Path(scratch), settings)
         install_folder(package_checkpoint(checkpoint, output, quiet), output, force)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from export.artefacts.chat_templates import ADDITIONAL, additional_files
 from export.artefacts.checkpoint import (
     FORMAT_VERSION,
     OUTSIDE_SHARD,
+    READ_VERSIONS,
     QuantizedCheckpoint,
     block_shard,
     read_shard_records,
@@ -40,24 +40,21 @@ from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.pipeline.blockwise import BlockQuantizer
 from toolchain.pipeline.non_block import outside_tensors
-from toolchain.quantize import method, needs_gradients
+from toolchain.quantize import method, needs_gradients, quantizer
+from toolchain.settings.calibration import CalibrationChoice, Workers
+from toolchain.settings.former import modern_settings
+from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.rules import check_encoder
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.source.equalization import EqualizedSource
 from toolchain.source.heads import open_model
 from toolchain.source.quantization import FIELDS as QUANTIZED_FIELDS
-from toolchain.source.rotation import NONE, RotatedSource
+from toolchain.source.rotation import RotatedSource
 from toolchain.source.tokenizer import write_built_tokenizer
 from toolchain.system.threads import fixed_rounding
-from toolchain.system.workers import Workers
 
-
-@dataclass(frozen=True)
-class CalibrationChoice:
-    """Where calibration text comes from."""
-
-    source: str = calibration.BUILT_IN  # "built-in", a text file, or a hub dataset name
-    part: str | None = None  # fraction of a text file, START:STOP
+_IDENTITY = ("format_version", "source", "calibration", "settings", "integers")  # what a resumed run shares
 
 
 def quantize_model(
@@ -82,7 +79,7 @@ def _quantize_model(
     read_generation_config(folder)  # what packaging would refuse is refused before the work
     source, spec = open_source(folder, settings)
     if not spec.causal:
-        _refuse_for_encoders(settings)
+        check_encoder(settings)
     length = min(settings.sequence_length, spec.context_length)
     text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
     tokenizer = calibration.load_tokenizer(folder)
@@ -113,26 +110,9 @@ def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, 
     """The checkpoint as it is quantized (rotated and equalized where the settings say so), and what it describes."""
     source, spec = open_model(folder)
     source.print_notes()
-    if settings.incoherence != NONE:
-        source = RotatedSource(source, spec, settings.incoherence, settings.seed)
+    if settings.rotates(VALUES) or settings.rotates(RESIDUAL):
+        source = RotatedSource(source, spec, settings.rotation, settings.seed)
     return EqualizedSource(source, spec) if settings.equalize else source, spec
-
-
-def _refuse_for_encoders(settings: QuantizeSettings) -> None:
-    """What needs the loss of a language model. Raises InputError when it is asked for."""
-    asked = {
-        "--tune-steps": settings.tune_steps,
-        "--guided": settings.guided,
-        "--own-text": settings.own_text,
-        "a fractional --bits": settings.is_budget,
-        f"--method {settings.method}": needs_gradients(settings.method) or settings.method == "qrazor",
-        "--outliers-by gradient": settings.needs_weight_gradients,
-        "--activation-bits": settings.razor.activation_bits,
-        "--kv": settings.razor.kv,
-    }
-    for name, on in asked.items():
-        if on:
-            raise InputError(f"{name} needs a model that predicts the next token; this one is an encoder")
 
 
 def _quantize_blocks(
@@ -156,7 +136,7 @@ def _quantize_blocks(
     if settings.is_budget and gradients is not None:
         from toolchain.pipeline.allocation import plan_widths
 
-        widths = plan_widths(runner, spec, tokens, gradients, settings, method(settings.method), out, quiet)
+        widths = plan_widths(runner, spec, tokens, gradients, settings, quantizer(settings), out, quiet)
         give_back()
     BlockQuantizer(runner, spec, settings, gradients, widths, workers).run(tokens, out, quiet)
     give_back()
@@ -173,10 +153,22 @@ def _manifest(
         "source": about,
         "calibration": {"source": Path(data.source).name, "shape": list(data.tokens.shape), "digest": data.digest},
         "settings": settings.to_json(),
-        "integers": settings.razor.arithmetic().to_json(),
+        "integers": settings.arithmetic().to_json(),
     }
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return {"tool_version": __version__, **identity, "fingerprint": fingerprint, "blocks": spec.blocks}
+    return {"tool_version": __version__, **identity, "fingerprint": _fingerprint(identity), "blocks": spec.blocks}
+
+
+def _fingerprint(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _is_same_run(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a manifest found on disk, perhaps with settings by their former names, is of the run `new`."""
+    known = {name: old.get(name) for name in _IDENTITY}
+    if known["format_version"] in READ_VERSIONS:
+        known["format_version"] = FORMAT_VERSION
+    today = _fingerprint({**known, "settings": modern_settings(known["settings"])})
+    return new["fingerprint"] in (old.get("fingerprint"), today)
 
 
 def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: bool) -> None:
@@ -185,7 +177,7 @@ def _prepare(out: Path, source: SourceModel, manifest: dict[str, Any], restart: 
     shutil.rmtree(begun, ignore_errors=True)
     if (out / MANIFEST).exists():
         old = read_json(out / MANIFEST)
-        if not restart or old.get("fingerprint") == manifest["fingerprint"]:
+        if not restart or _is_same_run(old, manifest):
             _refuse_changes(out, old, manifest)
             _write_small_files(source, begun)
             _refresh(out, begun)
@@ -234,12 +226,14 @@ def _small_files(folder: Path) -> set[Path]:
 
 
 def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if old.get("fingerprint") == new["fingerprint"]:
+    if _is_same_run(old, new):
         return
+    before = modern_settings(old.get("settings"))
+    before = before if isinstance(before, dict) else {}
     changed = [
-        f"{name} was {old.get('settings', {}).get(name)!r}, now {value!r}"
+        f"{name} was {before.get(name)!r}, now {value!r}"
         for name, value in new["settings"].items()
-        if old.get("settings", {}).get(name) != value
+        if before.get(name) != value
     ]
     changed += [f"the {part} changed" for part in ("source", "calibration") if old.get(part) != new[part]]
     detail = "; ".join(changed) or "it was made by another version"

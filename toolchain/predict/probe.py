@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,10 +18,11 @@ from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.pipeline.allocation import candidate_widths
-from toolchain.pipeline.run import CalibrationChoice, open_source
+from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
-from toolchain.quantize import Method, method, needs_gradients
+from toolchain.quantize import Method, needs_gradients
 from toolchain.quantize.methods import rtn
+from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.system.threads import fixed_rounding, thread_count
@@ -56,7 +57,7 @@ def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -
 
 
 def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
-    quantizer = method(settings.method)
+    solver = quantizer(settings)
     folder = resolve(model)
     source, spec = open_source(folder, settings)
     length = min(settings.sequence_length, spec.context_length)
@@ -79,7 +80,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
     second, (hessians, _) = _timed(lambda: runner.hessians(block, names, hidden, guide))
     passing = _extrapolated((some, first), (len(few), second), sequences)
     running, _ = _timed(lambda: runner.run(block, hidden))
-    sizes = _Sizes.of(block, names, hessians, quantizer, settings)
+    sizes = _Sizes.of(block, names, hessians, solver, settings)
     held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
     weights = sizes.weights * spec.blocks
@@ -104,7 +105,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
         seconds=seconds,
         peak_bytes=max(peaks),
         output_bytes=int(sizes.stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
-        effective_bits=settings.bits if settings.is_budget else 8 * sizes.stored / sizes.weights,
+        effective_bits=8 * sizes.stored / sizes.weights if settings.budget is None else settings.budget,
         parameters=weights + matrices,
     )
 
@@ -145,7 +146,7 @@ class _Sizes:
             if weights.shape not in known:
                 known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings)
             seconds, stored, layer = known[weights.shape]
-            stored = settings.bits * weights.size / 8 if settings.is_budget else stored
+            stored = stored if settings.budget is None else settings.budget * weights.size / 8
             total = cls(
                 total.seconds + seconds, total.stored + stored, total.weights + weights.size, [*total.layers, layer]
             )
@@ -169,9 +170,9 @@ def _layer(
         return fixed + max(whole - fixed, 0.0) * factor, result
 
     seconds, result = run(settings)
-    if settings.is_budget:
-        for bits in candidate_widths(settings.bits):
-            seconds += run(replace(settings, bits=bits, passes=0, rank=0))[0]
+    if settings.budget is not None:
+        for bits in candidate_widths(settings.budget):
+            seconds += run(settings.at_width(bits, passes=0, rank=0))[0]
     return seconds, result.stored(name)[1].bytes * factor, Layer(name, result, weights.shape[0])
 
 

@@ -11,10 +11,12 @@ from importlib import import_module
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from runtime_py.system import jit_cache
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.solver import METHODS
 
 jit_cache.install()  # before any module of this package compiles
 Method = Callable[..., StoredMatrix]
-METHODS = ("athena", "rtn", "gptq", "squeezellm", "aqlm", "qrazor")
+SOLVERS = {"mxfp4": "mxfp4"}  # formats that a file of solvers/ fills for every method that may
 
 
 def method(name: str) -> Method:
@@ -22,6 +24,13 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"--method {name!r} is unknown; choose one of {', '.join(METHODS)}")
     return import_module(f"toolchain.quantize.methods.{name}").quantize
+
+
+def quantizer(settings: QuantizeSettings) -> Method:
+    """What quantizes a matrix by these settings: the solver of a format that has its own, else the method."""
+    if settings.format in SOLVERS:
+        return import_module(f"toolchain.quantize.solvers.{SOLVERS[settings.format]}").quantize
+    return method(settings.method)
 
 
 def needs_gradients(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Incoherence: a randomized Hadamard rotation folded into neighbouring weights, so that the model computes the same.
+"""A randomized Hadamard rotation folded into neighbouring weights, so that the model computes the same.
 
 Two places admit one without any work at run time (QuaRot, arXiv 2404.00456; QuIP, arXiv 2307.13304):
 
@@ -17,11 +17,9 @@ import torch
 
 from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
-from toolchain.settings.quantize import INCOHERENCE
+from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.folding import FoldedSource
-
-NONE, VALUES, RESIDUAL, ALL = INCOHERENCE
 
 
 def hadamard_rotation(size: int, seed: int) -> torch.Tensor:
@@ -38,12 +36,15 @@ def hadamard_rotation(size: int, seed: int) -> torch.Tensor:
 class RotatedSource(FoldedSource):
     """A checkpoint whose tensors come out rotated; everything else is the source's."""
 
-    def __init__(self, inner: SourceModel, spec: ModelSpec, kind: str, seed: int) -> None:
-        """Raises InputError when the architecture does not admit the rotation."""
+    def __init__(self, inner: SourceModel, spec: ModelSpec, rotation: str, seed: int) -> None:
+        """rotation: `values`, `residual` or both, comma separated; what else is named is not done here.
+
+        Raises InputError when the architecture does not admit the rotation.
+        """
         super().__init__(inner)
-        if kind in (RESIDUAL, ALL):
+        if RESIDUAL in rotation.split(","):
             self._plan_residual(spec, hadamard_rotation(spec.hidden_size, seed))
-        if kind in (VALUES, ALL):
+        if VALUES in rotation.split(","):
             self._plan_values(spec, hadamard_rotation(spec.head_dim, seed))
 
     def _plan_residual(self, spec: ModelSpec, turn: torch.Tensor) -> None:
@@ -51,9 +52,9 @@ class RotatedSource(FoldedSource):
         others = (block.attention_post_norm, block.mlp_post_norm, block.attention_sum_norm, block.mlp_sum_norm)
         plain = spec.norm == "rms" and not spec.norm_offset and not any(others) and block.attention_norm is not None
         if not plain or spec.position_embedding or spec.embedding_projection or spec.final_norm is None:
-            raise InputError(f"--incoherence residual needs RMSNorm in front of every layer; {spec.model_type} differs")
+            raise InputError(f"--rotation residual needs RMSNorm in front of every layer; {spec.model_type} differs")
         if spec.tied_head or spec.head is None:
-            raise InputError("--incoherence residual needs a head of its own; this model's shares the embedding")
+            raise InputError("--rotation residual needs a head of its own; this model's shares the embedding")
         self.change(f"{spec.embedding}.weight", lambda w: w @ turn.T)
         self._read(spec.head, spec.final_norm, turn)
         for prefix in map(spec.block_name, range(spec.blocks)):
@@ -82,7 +83,7 @@ class RotatedSource(FoldedSource):
     def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
         if spec.block.value is None or spec.linear_is_transposed:
             raise InputError(
-                f"--incoherence values needs a value layer of its own; {spec.model_type} has it in one with others"
+                f"--rotation values needs a value layer of its own; {spec.model_type} has it in one with others"
             )
 
         def rows(w: torch.Tensor) -> torch.Tensor:

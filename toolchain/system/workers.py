@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from export.contract.errors import InputError
+from toolchain.settings.calibration import Workers
 from toolchain.system.threads import in_fixed_rounding
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many layers are solved at once, and where. Not part of the fingerprint: it does not change the result."""
-
-    count: int = 1
-    scheduler: str | None = None  # address of a Dask scheduler; None: processes of this machine
-
-    def __post_init__(self) -> None:
-        """Raises InputError on a count that makes no sense."""
-        if not 1 <= self.count <= 4096:
-            raise InputError(f"--workers must be 1 to 4096, not {self.count}")
 
 
 def solve_all(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: Workers) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -161,7 +160,6 @@ class Layout:
         return self.bits
 
 
-@cache
 def _product_body(kind: type[Layout]) -> onnx.FunctionProto:
     def write(b: Body, x: Value, *parts: Value) -> Value:
         return product(b, x, b.named("weight", kind.body(b, *parts)))

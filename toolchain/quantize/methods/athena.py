@@ -24,7 +24,8 @@ from toolchain.quantize.solvers.scalar import LEVEL_LIMIT, refine, sort_codebook
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.trellis import quantize_trellis
 from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
-from toolchain.settings.quantize import OVERHEAD_TARGET, QuantizeSettings
+from toolchain.settings.format import OVERHEAD_TARGET
+from toolchain.settings.quantize import QuantizeSettings
 
 _BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
 

@@ -17,6 +17,7 @@ from export.contract.sdr import SdrFormat, code_table, pack_codes, pack_flags, r
 from export.contract.sdr import quantize as to_integers
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss
 from toolchain.quantize.packed import scale_dtype
+from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
 
 
@@ -39,7 +40,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     razor_settings = settings.razor
     form = razor_settings.format(8, settings.width)
     w, h = np.asarray(weights, np.float64), np.asarray(hessian, np.float64)
-    rotation = rotation_size(w.shape[1]) if razor_settings.rotate else 1
+    rotation = rotation_size(w.shape[1]) if settings.rotates(ACTIVATIONS) else 1
     w = rotate_columns(w, rotation)
     h = rotate_columns(rotate_columns(h, rotation).T, rotation)
     h, _ = damped(h, settings.damping)

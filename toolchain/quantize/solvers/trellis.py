@@ -12,6 +12,7 @@ from export.contract.packing import pack
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
 from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import trellis_solver
+from toolchain.settings.format import MIXED
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
 
@@ -31,7 +32,7 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     (`python -m toolchain.quantize.solvers.standard_trellis`; one level: 0.1175, 0.0345, 0.0095).
     """
     bits = settings.width
-    if bits > MOST_BITS or (settings.trellis == "large" and rows * columns < _LARGE):
+    if bits > MOST_BITS or (settings.format == MIXED and rows * columns < _LARGE):
         return None
     state_bits = settings.state_bits or STANDARD_STATE_BITS[bits]
     if not settings.state_bits and (8 << state_bits) > _ROOM * rows * columns:

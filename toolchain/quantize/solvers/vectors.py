@@ -12,6 +12,7 @@ from export.contract.packing import pack
 from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import vector_solver
+from toolchain.settings.format import MIXED, VECTORS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
 
@@ -27,8 +28,10 @@ def choose_dimension(rows: int, columns: int, settings: QuantizeSettings) -> int
     3 bits on scalars stay the automatic choice: they gain less and lose the memory and speed of codes under 8 bits.
     """
     plain = settings.group_size or settings.rank or settings.razor.activation_bits or settings.razor.razor_codebook
-    if settings.vector or plain or settings.width > 2:
-        return settings.vector or 1
+    if settings.format not in (VECTORS, MIXED):
+        return 1
+    if settings.dimension or plain or settings.width > 2:
+        return settings.dimension or 1
     for dimension in (4, 2):
         bits = settings.width * dimension
         if bits <= 8 and 8 * (dimension << bits) <= _ROOM * rows * columns:

@@ -1,0 +1,106 @@
+"""How weights are stored: width, format, and what a codebook or a scale is shared by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional
+
+from export.contract.errors import InputError
+from export.contract.formats import FORMATS
+from toolchain.settings.option import option
+
+CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED = "codebook", "vectors", "trellis", "mixed", "razored"
+CHOICES = (*FORMATS, MIXED)  # what --format takes
+OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
+DEFAULT_BITS = 3
+
+
+@dataclass(frozen=True)
+class FormatSettings:
+    """What the linear layers inside the blocks, and the embedding, are stored as."""
+
+    PANEL: ClassVar[str] = "Format"
+
+    # One width for all linear layers; after construction None only where a budget is given.
+    bits: Optional[int] = option(
+        None, "Code width of the linear layers, 1 to 8", low=1, high=8, common=True, unset=str(DEFAULT_BITS)
+    )
+    # Every layer gets its own width (toolchain/pipeline/allocation.py).
+    budget: Optional[float] = option(
+        None, "Instead of --bits: effective bits, everything stored included, such as 3.25; every layer gets its own "
+        "width", low=1, high=8, common=True, unset="none",
+    )  # fmt: skip
+    # codebook: a code for every weight. vectors, trellis: better at equal bits, but runtimes expand such codes to 8
+    # bits in memory. mixed: trellis where a matrix is large and has 4 bits or fewer, else vectors or codebook, as
+    # --format vectors. After construction always a name in CHOICES.
+    format: Optional[str] = option(
+        None, "How weights are stored", choices=CHOICES, common=True, unset="the method's own"
+    )
+    # 0: at 1 and 2 bits the most whose codebooks a matrix has room for (quantize/solvers/vectors.py).
+    dimension: int = option(
+        0, "vectors, mixed: weights that one code stands for; 0: at 1 and 2 bits as many as a matrix has room for",
+        choices=(0, 1, 2, 4, 8),
+    )  # fmt: skip
+    state_bits: int = option(0, "trellis: bits that pick a level, up to 12; 0: 8", low=0, high=12)
+    group_size: int = option(0, "Columns that share a codebook or scale; 0: the whole row", low=0, high=2**24)
+    rows_per_codebook: int = option(
+        0, f"Rows that share a codebook; 0: as few as {OVERHEAD_TARGET} bit per weight allows", low=0, high=2**24
+    )
+    # 0: coded in 4 bits for rows under 1024, 6 for a trellis of 128 columns and more; float16 for longer rows.
+    scale_bits: int = option(
+        0, "Bits of a row's scale: 2 to 8 coded, 16 float16; 0: by the row's length", choices=(0, *range(2, 9), 16)
+    )
+    rank: int = option(0, "Rank of a low-rank term for what is left; 0: none", low=0, high=4096)
+    outliers: float = option(  # 32 bits each (quantize/addons/outliers.py)
+        0.0, "Share of the weights stored apart in float16, such as 0.0045", low=0.0, high=0.1
+    )
+    embedding_bits: int = option(
+        8, "Embedding and head: 2 to 8, or 16 for float16", choices=(*range(2, 9), 16), common=True
+    )
+
+    @property
+    def width(self) -> int:
+        """The code width where one is needed; a budget is turned into widths before any matrix is quantized."""
+        return int(self.budget or 0) if self.bits is None else self.bits
+
+    @property
+    def is_budget(self) -> bool:
+        return self.budget is not None
+
+    @property
+    def uses_trellis(self) -> bool:
+        """Whether trellis codes are used where a matrix admits them."""
+        return self.format in (TRELLIS, MIXED)
+
+    @property
+    def fixed_bits(self) -> int | None:
+        """The width of a format that has only one."""
+        kind = FORMATS.get(self.format or "")
+        return kind.LIMITS["bits"] if kind and kind.LIMITS.get("bits") == kind.LEAST.get("bits", 1) else None
+
+    def check_format(self) -> None:
+        """What a format asks of the other fields. Raises InputError naming the options."""
+        if self.bits is not None and self.budget is not None:
+            raise InputError("--bits and --budget exclude each other")
+        if self.fixed_bits and (self.is_budget or self.width != self.fixed_bits):
+            raise InputError(f"--format {self.format} takes --bits {self.fixed_bits}")
+        self._check_dimension()
+        if not self.state_bits:
+            return
+        if not self.uses_trellis:
+            raise InputError(f"--state-bits is for --format {TRELLIS} and {MIXED}")
+        if self.is_budget:
+            raise InputError("--state-bits takes --bits: a budget gives layers different widths")
+        low, high = self.width + 1, min(12, 8 * self.width)
+        if not low <= self.state_bits <= high:
+            raise InputError(f"--state-bits must be {low} to {high} at {self.width} bits, not {self.state_bits}")
+
+    def _check_dimension(self) -> None:
+        if self.dimension and self.format not in (VECTORS, MIXED):
+            raise InputError(f"--dimension is for --format {VECTORS} and {MIXED}")
+        if self.dimension == 1 and self.format == VECTORS:
+            raise InputError(f"--format {VECTORS} with --dimension 1 is --format {CODEBOOK}")
+        if self.dimension > 1 and self.format == MIXED:
+            raise InputError(f"--format {MIXED} takes --dimension 0 (automatic) or 1 (no vectors)")
+        if self.dimension > 1 and (self.is_budget or self.width * self.dimension > 8):
+            raise InputError("--dimension takes codes of 8 bits at most: whole --bits times --dimension")

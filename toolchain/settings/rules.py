@@ -1,0 +1,106 @@
+"""Which settings go together: every rule about a combination of options that concerns more than one of their rooms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from export.contract.errors import InputError
+from toolchain.settings.preparation import ACTIVATIONS
+from toolchain.settings.solver import METHOD_FORMATS
+
+if TYPE_CHECKING:
+    from toolchain.settings.quantize import QuantizeSettings
+
+
+def check(settings: QuantizeSettings) -> None:
+    """Raises InputError naming the options that exclude each other."""
+    _check_method(settings)
+    settings.check_format()
+    settings.check_solver()
+    _check_several(settings)
+    _check_outliers(settings)
+    _check_integers(settings)
+
+
+def check_encoder(settings: QuantizeSettings) -> None:
+    """What needs the loss of a language model. Raises InputError when it is asked for."""
+    from toolchain.quantize import needs_gradients
+
+    asked = {
+        "--tune-steps": settings.tune_steps,
+        "--guided": settings.guided,
+        "--own-text": settings.own_text,
+        "--budget": settings.is_budget,
+        f"--method {settings.method}": needs_gradients(settings.method) or settings.method == "qrazor",
+        "--outliers-by gradient": settings.needs_weight_gradients,
+        "--activation-bits": settings.razor.activation_bits,
+        "--kv": settings.razor.kv,
+    }
+    for name, on in asked.items():
+        if on:
+            raise InputError(f"{name} needs a model that predicts the next token; this one is an encoder")
+
+
+def check_random(settings: QuantizeSettings) -> None:
+    """What random codes cannot be. Raises InputError when it is asked for."""
+    if settings.is_budget:
+        raise InputError("--random takes --bits, no --budget")
+    if settings.uses_vectors:
+        raise InputError("--random writes codebook, trellis or razored codes; give it no --dimension or --method aqlm")
+
+
+def _check_method(settings: QuantizeSettings) -> None:
+    able = METHOD_FORMATS[settings.method]
+    if settings.format not in able:
+        others = ", ".join(name for name, formats in METHOD_FORMATS.items() if settings.format in formats)
+        raise InputError(f"--format {settings.format} is for --method {others}; {settings.method} has {able[0]}")
+    if settings.dimension and settings.method != "athena":
+        raise InputError("--dimension is for --method athena")
+    if settings.method == "qrazor":
+        _check_qrazor(settings)
+    elif settings.rotates(ACTIVATIONS) or settings.razor.refit:
+        raise InputError(f"--rotation {ACTIVATIONS} and --refit are for --method qrazor")
+
+
+def _check_qrazor(settings: QuantizeSettings) -> None:
+    if settings.is_budget or settings.width < 2:
+        raise InputError(f"--method qrazor takes --bits 2 to 8, not {settings.budget or settings.width}")
+    if not settings.razor.activation_bits:
+        raise InputError("--method qrazor computes on integers: --activation-bits must be 2 to 8, or 16")
+    for name in ("group_size", "rank", "block_steps", "tune_steps"):
+        if getattr(settings, name):
+            hint = "; its groups are set by --razor-group" if name == "group_size" else ""
+            raise InputError(f"--{name.replace('_', '-')} is not for --method qrazor{hint}")
+
+
+def _check_outliers(settings: QuantizeSettings) -> None:
+    integers = settings.method == "qrazor" or settings.razor.activation_bits
+    if settings.outliers and (settings.guided_groups > 1 or integers):
+        raise InputError("--outliers does not go with integer activations or --guided-groups")
+    if settings.guided_groups > 1 and settings.rank:
+        raise InputError("--guided-groups does not go with --rank")
+
+
+def _check_several(settings: QuantizeSettings) -> None:
+    """What codes of several weights ask of the other settings."""
+    if not settings.uses_vectors and not settings.uses_trellis:
+        return
+    for name in ("group_size", "rank"):
+        if getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with codes of several weights")
+    if settings.uses_vectors and settings.is_budget:
+        raise InputError("vector codes take --bits, no --budget")
+    if settings.razor.activation_bits:
+        raise InputError("codes of several weights take float activations")
+
+
+def _check_integers(settings: QuantizeSettings) -> None:
+    """What integer arithmetic asks of the other settings."""
+    if settings.razor.activation_bits and settings.group_size and settings.method != "qrazor":
+        raise InputError("integer activations need one codebook along a row: no --group-size")
+    if not settings.razor.razor_codebook:
+        return
+    if settings.method != "athena":
+        raise InputError("--razor-codebook is for --method athena")
+    if settings.tune_steps or settings.block_steps:
+        raise InputError("--razor-codebook does not go with tuning, which would move the entries")

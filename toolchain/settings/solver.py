@@ -1,0 +1,41 @@
+"""How values are found: the method and what it minimizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from export.contract.errors import InputError
+from toolchain.settings.format import CODEBOOK, MIXED, RAZORED, TRELLIS, VECTORS
+from toolchain.settings.option import option
+
+# The formats that each method can fill, its own first. A method is a file of this name in toolchain/quantize/methods.
+METHOD_FORMATS: dict[str, tuple[str, ...]] = {
+    "athena": (CODEBOOK, VECTORS, TRELLIS, MIXED, "mxfp4"),
+    "rtn": (CODEBOOK, "mxfp4"),
+    "gptq": (CODEBOOK, "mxfp4"),
+    "squeezellm": (CODEBOOK,),
+    "aqlm": (VECTORS,),
+    "qrazor": (RAZORED,),
+}
+METHODS = tuple(METHOD_FORMATS)
+OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """What is minimized, and how long."""
+
+    PANEL: ClassVar[str] = "Solver"
+
+    method: str = option("athena", "How values are found", choices=METHODS, common=True)
+    passes: int = option(4, "Rounds of least squares and coordinate descent after the sweep", low=0, high=100)
+    damping: float = option(0.01, "Added to the Hessian's diagonal, in units of its mean", low=0.0, high=10.0)
+    guided: bool = option(False, "Weight tokens by the squared gradient of the end loss (GuidedQuant)")
+    guided_groups: int = option(1, "Runs of rows that have a guided Hessian of their own", low=1, high=1024)
+    outliers_by: str = option("sensitivity", "How --outliers are chosen", choices=OUTLIER_SELECTORS)
+
+    def check_solver(self) -> None:
+        """What the solver's settings ask of one another. Raises InputError naming the options."""
+        if self.guided_groups > 1 and (not self.guided or self.method != "athena"):
+            raise InputError("--guided-groups is for --method athena with --guided")
