@@ -31,7 +31,7 @@ from toolchain.settings.quantize import QuantizeSettings
     scale=st.sampled_from([1e-30, 1, 1e30]),
 )
 def test_rounding_takes_the_nearest_value_of_one_of_two_exponents(rows, columns, seed, scale):
-    w = np.random.default_rng(seed).standard_normal((rows, columns)) * size
+    w = np.random.default_rng(seed).standard_normal((rows, columns)) * scale
     stored = quantize(w, np.eye(columns), QuantizeSettings(method="rtn", bits=4))
     codes = unpack(stored["codes"], 4, columns)
     step = np.repeat(2.0 ** (stored["scale"].astype(np.float64) - BIAS - 1), GROUP, axis=1)[:, :columns]

@@ -20,7 +20,7 @@ from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.pipeline.allocation import candidate_widths
 from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
-from toolchain.quantize import Method, needs_gradients
+from toolchain.quantize import Method, needs_gradients, quantizer
 from toolchain.quantize.methods import rtn
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
