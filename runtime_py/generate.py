@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from export.archs import model_spec, supported_model_types
 from export.errors import InputError
 from export.files import MAX_JSON, checked_path, read_json
-from export.generation_config import GENERATION, end_tokens
+from export.generation_config import GENERATION, end_tokens, ignored
 from runtime_py.chat.special_tokens import splits_special_tokens
 from runtime_py.generation import Generation, GenerationRequest
 from runtime_py.generation_config import recommendation
@@ -114,7 +114,8 @@ class TextGenerator:
         """The options: see load.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
-        asks for in vain, `recommended` its values for sampling. `most_bytes`: of a prompt that can fit the context.
+        asks for in vain, `recommended` its values for sampling, `ignored` why the file is not used. `most_bytes`: of a
+        prompt that can fit the context.
         """
         self.folder = Path(folder)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
@@ -122,6 +123,7 @@ class TextGenerator:
         self.stop = stop_tokens(self.folder)
         asked = recommendation(self.folder, self.stop)
         self.rules, self.unsupported, self.recommended = asked.rules, asked.unsupported, asked.sampling
+        self.ignored = ignored(self.folder)
         self.context = context_length(self.folder)
         self.most_bytes = most_bytes(self.tokenizer, self.context)
 

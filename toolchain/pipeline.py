@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from export.checkpoint import (
 from export.errors import InputError
 from export.files import MANIFEST, is_temporary, read_json, write_bytes, write_json
 from export.folder import SMALL_FILES, copy_tokenizer
-from export.generation_config import read_generation_config
+from export.generation_config import ignored, read_generation_config
 from export.replace import refuse_foreign
 from export.spec import ModelSpec
 from export.trellis import STANDARD_STATE_BITS
@@ -81,6 +82,8 @@ def _quantize_model(
     method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
     read_generation_config(folder)  # what packaging would refuse is refused before the work
+    if why := ignored(folder):
+        print(f"{why}: the file is ignored", file=sys.stderr)
     source, spec = open_source(folder, settings)
     if not spec.causal:
         _refuse_for_encoders(settings)
