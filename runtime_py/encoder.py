@@ -25,6 +25,7 @@ from runtime_py.kernels import masked_softmax
 from runtime_py.load import ACTIVATIONS
 from runtime_py.tokenizing import encode, most_bytes
 
+_MOST_IDS = 2**31  # more than any vocabulary has
 VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
 
@@ -98,6 +99,8 @@ class TextEncoder:
         """The states of its tokens, float32 [tokens, hidden]. Raises InputError as embed_ids does."""
         if not 1 <= len(ids) <= self.limit:
             raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
+        if not all(0 <= token < _MOST_IDS for token in ids):
+            raise InputError("the text has a token that lies outside every vocabulary")
         if isinstance(self._runner, EncoderEngine):
             return self._runner.states(ids)
         tokens = np.asarray(ids, np.int64)[None]

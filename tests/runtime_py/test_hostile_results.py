@@ -165,3 +165,12 @@ def test_a_text_that_cannot_fit_an_encoder_is_not_tokenized(folders, tmp_path, m
     with pytest.raises(InputError, match="more than the"):
         encoder.encode(text, cut=False)
     assert not called
+
+
+@pytest.mark.parametrize("token", [-1, 96, 2**31, 2**63, 10**30, -(2**63) - 1])
+def test_ids_that_no_vocabulary_has_are_refused(folders, token):
+    encoder = TextEncoder(folders["bert"])
+    for activations in ("int8", "float32"):
+        with pytest.raises(InputError, match="token"):
+            TextEncoder(folders["bert"], activations).embed_ids([1, token])
+    assert encoder.embed_ids([1, 2]).size == encoder.width
