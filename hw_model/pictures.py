@@ -9,11 +9,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+from hw_model.plotting import Figure, matplotlib
 
-matplotlib.rcdefaults()  # not what a matplotlibrc in the current folder says
-matplotlib.use("svg")
 _LABEL = 8  # points
 
 

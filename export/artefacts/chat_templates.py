@@ -14,6 +14,7 @@ from export.contract.errors import InputError
 from export.files.access import MAX_TEMPLATE, read_json, read_text, write_bytes
 
 DEFAULT, TEMPLATE_FILE, ADDITIONAL = "default", "chat_template.jinja", "additional_chat_templates"
+_LONGEST_NAME = 255  # bytes, of every file system in use
 _CONFIG, _PROCESSOR = "tokenizer_config.json", "chat_template.json"
 
 
@@ -54,12 +55,16 @@ def write_templates(folder: Path) -> None:
     if found is None or where.suffix != ".json":
         return
     texts = {DEFAULT: found} if isinstance(found, str) else found
-    if any(Path(f"{name}.jinja").name != f"{name}.jinja" or "\0" in name for name in texts):
+    if not all(_is_file_name(f"{name}.jinja") for name in texts):
         return
     for name, text in texts.items():
         path = folder / TEMPLATE_FILE if name == DEFAULT else folder / ADDITIONAL / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, text.encode())
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and "\0" not in name and len(name.encode()) <= _LONGEST_NAME
 
 
 def _templates(value: Any, path: Path) -> str | dict[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _FIELDS = {
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The folder's file, {} where there is none that can be read, as in transformers.
+    """The folder's file, {} where there is none that can be read, as in transformers: see ignored().
 
     Raises InputError naming the field that is of another type.
     """
@@ -30,6 +31,18 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     check(config, _FIELDS, f"{path}: ")
     end_tokens(config, path)
     return config
+
+
+def ignored(folder: Path) -> str:
+    """Why the folder's file counts as absent, in one line; "" where it does not, or is absent."""
+    path = folder / GENERATION
+    if not os.path.lexists(path):
+        return ""
+    try:
+        read_json(path)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def end_tokens(config: Mapping[str, Any], path: Path) -> list[int]:

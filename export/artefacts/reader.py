@@ -7,7 +7,7 @@ name inside the folder, no link out of it, offset and length inside the file, le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,7 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int]
         sizes[part.location] = max(sizes.get(part.location, 0), part.offset + part.length)
     maps = _open_files(folder, sizes, mapped)
     weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in graph.initializer}
-    nodes = tuple(_node(node) for node in graph.node)
+    nodes = tuple(map(_node, graph.node, own_names([node.name for node in graph.node])))
     _check_order(nodes, {*weights, *(i.name for i in graph.input)})
     values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
     values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
@@ -179,12 +179,28 @@ def _check_text(model: onnx.ModelProto) -> None:
         raise InputError("model.onnx: holds a name that is not UTF-8")
 
 
-def _node(node: onnx.NodeProto) -> Node:
+def own_names(names: Sequence[str]) -> list[str]:
+    """The names of nodes, each made different from all others: a graph need not name its nodes, nor name them apart."""
+    taken, found = set(names), []
+    given = {""}
+    for number, name in enumerate(names):
+        own = name
+        if name in given:
+            own = f"{name}#{number}"
+            while own in taken:
+                own += "#"
+        taken.add(own)
+        given.add(name)
+        found.append(own)
+    return found
+
+
+def _node(node: onnx.NodeProto, name: str) -> Node:
     attributes = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return Node(node.op_type, node.domain, node.name, tuple(node.input), tuple(node.output), attributes)
+    return Node(node.op_type, node.domain, name, tuple(node.input), tuple(node.output), attributes)
 
 
 def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:

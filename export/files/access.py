@@ -26,6 +26,8 @@ MAX_TEMPLATE = 1 << 20
 MAX_TEXT = 128 << 20
 _MAX_CONTAINERS = 2_000_000  # lists and objects of a JSON file; a tokenizer with a million merges has one for each
 _TEMPORARY = ".tmp"
+# No room: of the disk, of the user's quota, of a file's size (ulimit -f).
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])})
 
 
 def expanded(name: str) -> Path:
@@ -183,7 +185,7 @@ def flush(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise
     finally:
         os.close(handle)

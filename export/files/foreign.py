@@ -6,12 +6,12 @@ are no Exception), memory or recursion that runs out. Within foreign() all of th
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from export.contract.errors import InputError, NotFiniteError
+from export.files.access import FULL
 
 _LONGEST_REASON = 300  # characters
 _OURS = (InputError, NotFiniteError, ImportError, BrokenPipeError)
@@ -33,7 +33,7 @@ def foreign(where: str | Path, problem: str = "cannot be read") -> Iterator[None
     except RecursionError as error:
         raise InputError(f"{where}: {problem} (it nests too deeply)") from error
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise InputError(f"{where}: {problem} ({reason(error)})") from error
 

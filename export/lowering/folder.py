@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from export.artefacts.manifest import read_manifest
-from export.artefacts.reader import read_graph
+from export.artefacts.reader import own_names, read_graph
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
@@ -58,7 +58,8 @@ def write_lowered_folder(
     manifest = read_manifest(source)
     if manifest.get("lowering"):
         raise InputError(f"{source}: was lowered to {manifest['lowering'].get('target')!r}; lower the original folder")
-    _carry(source, destination, graph.files)
+    with foreign(source, "its files cannot be copied"):
+        _carry(source, destination, graph.files)
     done: dict[str, Any] = {"target": lowering.name, "passes": list(lowering.passes)}
     if lowering.passes:
         with foreign(source / MODEL_FILE, "the graph is malformed"):
@@ -97,6 +98,9 @@ def _lower_graph(
     source: Path, destination: Path, lowering: Lowering, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     model = ir.load(source / MODEL_FILE)
+    nodes = list(model.graph)
+    for node, name in zip(nodes, own_names([node.name or "" for node in nodes])):
+        node.name = name  # passes name new tensors after nodes
     encoded: list[matmul_nbits.Encoded] = []
     kept: list[Kept] = []
     done: dict[str, Any] = {}

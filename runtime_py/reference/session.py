@@ -25,6 +25,7 @@ from runtime_py.reference.sdr import attend, attention_layout
 from runtime_py.system.finite import checked_logits
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
+_FLOATS = (np.float16, np.float32, np.float64)
 
 
 @dataclass
@@ -100,11 +101,14 @@ class Session:
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number reaches the logits and is said there
             self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
         logits = values.get("logits")
-        if logits is None or logits.ndim != 3 or logits.shape[0] != 1 or logits.shape[2] != self.vocab_size:
+        lengths = (1, ids.shape[1]) if last_only else (ids.shape[1],)
+        if logits is None or logits.shape not in [(1, length, self.vocab_size) for length in lengths]:
             raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")
-        checked_logits(logits[0])
+        if logits.dtype not in _FLOATS:
+            raise InputError(f"model.onnx: makes logits of type {logits.dtype}, which are no floating-point numbers")
+        found = checked_logits(logits[0].astype(np.float32, copy=False))
         state.length = total
-        return logits[0, -1:] if last_only else logits[0]
+        return found[-1:] if last_only else found
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Outputs of a node that is computed in another way than its operator says (toolchain/evaluate/emulate.py)."""

@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         found.listen(_BACKLOG)  # with SO_REUSEADDR two can bind, but only one can listen
-    except (OSError, UnicodeError) as error:
+    except (OSError, TypeError, UnicodeError) as error:  # TypeError: a name that IDNA cannot write
         found.close()
         raise InputError(f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error})") from None
     return found

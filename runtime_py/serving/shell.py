@@ -20,6 +20,7 @@ from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
 _PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings"})
+_MAX_CONTAINERS = 200_000  # of a request, and of the texts in it
 
 
 class Shell:
@@ -112,6 +113,8 @@ def json_object(body: bytes) -> Mapping[str, Any]:
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:  # nobody is answered while they are made
+        raise ApiError(400, f"the body has more than {_MAX_CONTAINERS:,} brackets of lists and objects")
     try:
         data = json.loads(body.decode("utf-8"), parse_constant=refuse)
     except UnicodeDecodeError:

@@ -23,8 +23,9 @@ from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.text.generator import context_length, load_tokenizer
-from runtime_py.text.tokenizing import encode
+from runtime_py.text.tokenizing import encode, most_bytes
 
+_MOST_IDS = 2**31  # more than any vocabulary has
 VECTOR, STATES = "sentence_embedding", "last_hidden_state"
 
 
@@ -51,6 +52,7 @@ class TextEncoder:
             )
         self.tokenizer = load_tokenizer(self.folder)
         self.limit = min(context_length(self.folder), _text_limit(self.folder))
+        self._most_bytes = most_bytes(self.tokenizer, self.limit)
         self.tokenizer.enable_truncation(self.limit)
         self.interpreted = ""  # why the interpreter runs it
         self._inputs = {info.name for info in graph.inputs}
@@ -58,6 +60,7 @@ class TextEncoder:
         with foreign(self.folder / "model.onnx", "the graph is malformed"):
             self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
         self._folder = Folder(graph)
+        self.width = 0  # not known yet
         self.width = self.embed_ids([0]).size
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -69,6 +72,8 @@ class TextEncoder:
 
         Raises InputError on a text without tokens, and with cut=False on one beyond the limit.
         """
+        if not cut and len(text.encode(errors="replace")) > self._most_bytes:  # not worth tokenizing
+            raise InputError(f"the text has more than the {self.limit} tokens that the model reads")
         encoding = encode(self.tokenizer, text)
         if not encoding.ids:
             raise InputError("the text is empty: at least one token is needed")
@@ -84,7 +89,7 @@ class TextEncoder:
         states = self.states(ids)
         mask = np.ones((1, len(ids)), np.int64)
         (vector,) = self._folder.given((VECTOR,), {STATES: states[None], "attention_mask": mask})
-        if vector.ndim != 2 or vector.shape[0] != 1:
+        if vector.shape != (1, self.width or vector.size) or vector.dtype != np.float32:
             raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
         if not np.isfinite(vector).all():
             raise NotFiniteError("the model gives a vector that is NaN or infinite: its weights or sums exceed float32")
@@ -94,6 +99,8 @@ class TextEncoder:
         """The states of its tokens, float32 [tokens, hidden]. Raises InputError as embed_ids does."""
         if not 1 <= len(ids) <= self.limit:
             raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
+        if not all(0 <= token < _MOST_IDS for token in ids):
+            raise InputError("the text has a token that lies outside every vocabulary")
         if isinstance(self._runner, EncoderEngine):
             return self._runner.states(ids)
         tokens = np.asarray(ids, np.int64)[None]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from export.artefacts.generation_config import GENERATION, end_tokens
+from export.artefacts.generation_config import GENERATION, end_tokens, ignored
 from export.contract.errors import InputError
 from export.files.access import MAX_JSON, checked_path, read_json
 from export.graph.archs import model_spec, supported_model_types
@@ -114,7 +114,8 @@ class TextGenerator:
         """The options: see load.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
-        asks for in vain, `recommended` its values for sampling. `most_bytes`: of a prompt that can fit the context.
+        asks for in vain, `recommended` its values for sampling, `ignored` why the file is not used. `most_bytes`: of a
+        prompt that can fit the context.
         """
         self.folder = Path(folder)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
@@ -122,6 +123,7 @@ class TextGenerator:
         self.stop = stop_tokens(self.folder)
         asked = recommendation(self.folder, self.stop)
         self.rules, self.unsupported, self.recommended = asked.rules, asked.unsupported, asked.sampling
+        self.ignored = ignored(self.folder)
         self.context = context_length(self.folder)
         self.most_bytes = most_bytes(self.tokenizer, self.context)
 

@@ -63,7 +63,8 @@ def test_numbers_that_no_float_holds_are_a_400(client, field, number):
     ['{"prompt":[1' + "0" * 400 + "]}", '{"prompt":"a","logit_bias":{"1":1' + "0" * 400 + "}}",
      '{"prompt":"a","stop_token_ids":[1' + "0" * 400 + "]}", '{"prompt":"a","logit_bias":{"1' + "0" * 400 + '":1}}',
      '{"prompt":' + "[" * 100_000 + "]" * 100_000 + "}", '{"a":' * 900 + "1" + "}" * 900,
-     '{"prompt":"a","chat_template_kwargs":{"x":1' + "0" * 4400 + "}}", '{"prompt":"\\ud800"}'],
+     '{"prompt":"a","chat_template_kwargs":{"x":1' + "0" * 4400 + "}}", '{"prompt":"\\ud800"}',
+     '{"prompt":[' + "[]," * 1_000_000 + "[]]}", '{"prompt":[' + "{}," * 1_000_000 + "{}]}"],
 )  # fmt: skip
 def test_other_json_that_is_too_much_is_a_400(client, body):
     assert client.post("/v1/completions", content=body).status_code == 400

@@ -109,6 +109,14 @@ def test_a_second_server_on_a_port_is_told_at_once(host):
     bind(host, port).close()  # free again
 
 
+@pytest.mark.parametrize("host", ["ü..x", "a" * 300, "a\nb", "", "\ud800", "a\0b", "1.2.3.4.5", ":::", "[::1"])
+def test_names_that_are_no_hosts_are_one_line(host):
+    try:
+        bind(host, 0).close()  # "" is every address
+    except InputError as error:
+        assert "cannot listen on" in str(error) and "\n" not in str(error)
+
+
 def test_both_bound_before_either_listens():
     """What two servers that start together can come to: the second has to notice before it loads its model."""
     with socket.socket() as other:
@@ -116,3 +124,38 @@ def test_both_bound_before_either_listens():
         other.bind(("127.0.0.1", 0))
         with bind("127.0.0.1", other.getsockname()[1]), pytest.raises(OSError):
             other.listen()
+
+
+OPENS = """
+import os, sys
+from toolchain import cli
+def app():
+    print("shown")
+    print("told", file=sys.stderr)
+    handle = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+    os.write(2, b"what a library says there")
+    os.write(1, b"and there")
+    os.write(handle, b"data")
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("streams", ["", "<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(streams, tmp_path):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-c", OPENS, str(tmp_path / "kept")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, (tmp_path / "kept").read_bytes()) == (0, b"data"), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["targets"], ["inspect", str(DEMO)]])
+def test_a_current_folder_that_was_deleted(arguments, tmp_path):
+    command = 'mkdir gone && cd gone && rmdir ../gone && exec "$PYTHON" -m toolchain "$@"'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *arguments], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr

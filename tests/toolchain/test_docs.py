@@ -45,6 +45,23 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_every_test_that_a_page_names_is_there():
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    functions = {name for text in sources.values() for name in re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)}
+    for page in (*PAGES, ROOT / "SECURITY.md"):
+        named = set(re.findall(r"\btest_\w+(?:\.py)?", page.read_text(encoding="utf-8")))
+        assert named <= functions | sources.keys(), f"{page.name}: {sorted(named - functions - sources.keys())}"
+
+
+def test_every_row_of_the_attacks_names_a_test_but_those_that_say_so():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\|$", text[text.index("## Attacks by kind") :], re.MULTILINE)[2:]
+    assert [row for row in rows if "`test_" not in row and "none yet" not in row] == []
+    found = set(re.findall(r"\bF\d+\b", " ".join(rows)))
+    gone = {"F11", "F14", "F22", "F36", "F45", "F46"}  # numbers that were never given
+    assert found == {f"F{number}" for number in range(1, 50)} - gone
+
+
 @pytest.mark.long
 def test_the_readmes_uses_run(tmp_path):
     text = (ROOT / "README.md").read_text()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,10 +14,13 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+from export.artefacts.chat_templates import read_templates, write_templates
+from export.artefacts.generation_config import ignored
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError, printable
 from targets import TargetError, load_target
 from toolchain.cli import app
+from toolchain.cli.common import guarded
 from toolchain.report.compare import compare
 
 WRONG = (None, 5, "x", [], [{}], {}, True, -1, 10**400, float("nan"))
@@ -182,3 +188,93 @@ def test_generation_numbers_are_refused_by_chat_and_export_alike(folder, name, v
     for read in (read_generation_config, lambda f: default_sampling(f, None, None, None, 0)):
         with pytest.raises(InputError, match=f"generation_config.json: {name} must be"):
             read(tmp_path)
+
+
+BROKEN = {
+    "nothing": b"",
+    "half": b'{"eos_token_id": 2',
+    "a list": b"[1]",
+    "zeros": bytes(100),
+    "no text": b'{"a": "\xff"}',
+    "deep": b"[" * 100_000,
+    "half a pair": b'{"a": "\\ud800"}',
+    "a long number": b'{"top_k": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_generation_config_that_is_not_used_is_told(folder, case, tmp_path):
+    """transformers generates without it, too, but says nothing: the model then does not end as it should."""
+    target = tmp_path / "m"
+    shutil.copytree(folder, target)
+    (target / "generation_config.json").write_bytes(BROKEN[case])
+    code, output = athena("run", target, "--max-tokens", 1)
+    assert code == 0 and output.count("generation_config.json: ") == 1 and "the file is ignored]" in output
+    (target / "generation_config.json").unlink()
+    assert ignored(target) == "" and "ignored" not in athena("run", target, "--max-tokens", 1)[1]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link out", "link to nothing", "link to itself"])
+def test_a_generation_config_that_is_no_file_is_told(kind, tmp_path):
+    path = tmp_path / "generation_config.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"link out": "/etc/hostname", "link to nothing": "x", "link to itself": path}[kind])
+    assert "generation_config.json: " in ignored(tmp_path)
+
+
+def test_a_tree_that_is_too_deep_is_one_line(folder, tmp_path, monkeypatch):
+    target = Path(shutil.copytree(folder, tmp_path / "m"))
+    monkeypatch.chdir(target)
+    for _ in range(1100):  # deeper than Python's own recursion
+        os.mkdir("d")
+        os.chdir("d")
+    monkeypatch.undo()
+    try:
+        assert refused("lower", target, "--target", "rpi5", "-o", tmp_path / "out") == 2
+        assert refused("inspect", target) == 0
+    finally:
+        subprocess.run(["rm", "-rf", str(target / "d")], check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "\u4e16" * 90, "../x", "a/b", "/tmp/x", "..", "\0", "a" * 250, "\U0001f600" * 63]
+)
+def test_names_of_templates_that_are_no_file_names_stay_in_the_config(name, tmp_path):
+    named = [{"name": "default", "template": "d"}, {"name": name, "template": "t"}]
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    before = read_templates(tmp_path / "m")[0]
+    write_templates(tmp_path / "m")
+    assert read_templates(tmp_path / "m")[0] == before == {"default": "d", name: "t"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+FAULTS = {
+    "memory": (MemoryError(), 1, "more memory than there is"),
+    "depth": (RecursionError("maximum recursion depth exceeded"), 2, "nests too deeply"),
+    "full": (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full"),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full"),
+    "limit of a file": (OSError(errno.EFBIG, "File too large"), 1, "the disk is full"),
+    "open files": (OSError(errno.EMFILE, "Too many open files"), 1, "the system refuses: Too many open files"),
+    "open files, named": (OSError(errno.EMFILE, "Too many open files", "a\x1b"), 2, "a\\x1b: Too many open files"),
+    "processes": (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 1, "the system refuses"),
+    "a broken disk": (OSError(errno.EIO, "Input/output error"), 1, "the system refuses: Input/output error"),
+    "read-only": (OSError(errno.EROFS, "Read-only file system"), 1, "the system refuses"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_limits_of_the_machine_are_one_line(case, capsys):
+    error, code, message = FAULTS[case]
+
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        guarded(fail)()
+    told = capsys.readouterr().err
+    assert stopped.value.code == code and message in told and len(told.splitlines()) == 1

@@ -50,7 +50,15 @@ def main() -> None:
         from toolchain.cli import common
 
         common.show_tracebacks = True
+    _open_closed_streams()
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers take no modules from the current folder
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # characters that the terminal's encoding lacks
     app()
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that the caller closed lead nowhere: the next file would get their number, and our lines."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # open() takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the whole process)

@@ -12,13 +12,16 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from export.contract.errors import InputError, NotFiniteError, printable
-from export.files.access import without_infinity
+from export.files.access import FULL, without_infinity
 
 P = ParamSpec("P")
 R = TypeVar("R")
 show_tracebacks = False
 _QUANTIZE_PACKAGES = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "onnx_ir"})
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_LIMITS = frozenset(  # of files, processes, memory and devices
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -48,8 +51,14 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             if _is_full(error):
                 _fail("the disk is full; free some space and run the same command again to continue", 1)
+            if isinstance(error, MemoryError):
+                _fail("this needs more memory than there is", 1)
+            if isinstance(error, RecursionError):
+                _fail("a file or folder that is read nests too deeply", 2)
             if isinstance(error, OSError) and error.filename is not None:
                 _fail(f"{error.filename}: {error.strerror}", 2)
+            if isinstance(error, OSError) and error.errno in _LIMITS:
+                _fail(f"the system refuses: {error.strerror}", 1)
             _fail(f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)", 1)
         raise AssertionError("unreachable")
 
@@ -59,7 +68,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 def _is_full(error: Exception) -> bool:
     """Whether the disk ran full, as the system says it, safetensors (Rust), or numpy after a short write."""
     text = str(error)
-    known = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    known = isinstance(error, OSError) and error.errno in FULL
     return known or "No space left" in text or ("requested and" in text and text.endswith("written"))
 
 

@@ -30,7 +30,9 @@ def template_variables(given: Sequence[str]) -> dict[str, Any]:
 
 
 def tell_unsupported(generator: TextGenerator) -> None:
-    """One line for what the model's generation_config.json asks for in vain."""
+    """One line for what the model's generation_config.json asks for in vain, or for why it is not used."""
+    if generator.ignored:
+        print(f"[{generator.ignored}: the file is ignored]", file=sys.stderr)
     if generator.unsupported:
         names = ", ".join(generator.unsupported)
         print(f"[generation_config.json asks for {names}, which this runtime does not have: ignored]", file=sys.stderr)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from export.artefacts.checkpoint import (
     shard_names,
     write_shard,
 )
-from export.artefacts.generation_config import read_generation_config
+from export.artefacts.generation_config import ignored, read_generation_config
 from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, is_temporary, read_json, write_bytes, write_json
@@ -77,6 +78,8 @@ def _quantize_model(
     method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
     read_generation_config(folder)  # what packaging would refuse is refused before the work
+    if why := ignored(folder):
+        print(f"{why}: the file is ignored", file=sys.stderr)
     source, spec = open_source(folder, settings)
     if not spec.causal:
         check_encoder(settings)

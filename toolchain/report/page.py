@@ -48,9 +48,8 @@ def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layer_picture(tensors: list[dict[str, Any]]) -> str | None:
-    from matplotlib.figure import Figure
-
     from hw_model.pictures import svg
+    from hw_model.plotting import Figure
 
     layers = [t for t in tensors if final_loss(t["losses"]) is not None]
     if not layers:
@@ -85,9 +84,9 @@ def _short_names(names: set[str]) -> dict[str, str]:
 def _heat_picture(tensors: Sequence[Mapping[str, Any]]) -> str | None:
     """Two maps, layer by matrix: logarithm of the final loss, and effective bits."""
     import numpy as np
-    from matplotlib.figure import Figure
 
     from hw_model.pictures import svg
+    from hw_model.plotting import Figure
 
     cells: dict[tuple[str, int], tuple[float, float]] = {}
     places = [(t, re.search(r"\.(\d+)\.(.+)$", t["name"])) for t in tensors if t["losses"]]
