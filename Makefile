@@ -8,17 +8,19 @@ OUT ?= demo-out
 
 # The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
 # alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
+# Only wheels: a source would be built by packages that no lock names.
 PIP = $(BIN)/python -m pip install -q --disable-pip-version-check
+BY_HASH = $(PIP) --require-hashes --no-deps --only-binary :all:
 
 $(VENV)/.quantize: pyproject.toml constraints.txt requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --no-deps -r requirements.lock
+	$(BY_HASH) -r requirements.lock
 	$(PIP) -c constraints.txt torch
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.quantize requirements-test.lock
-	$(PIP) --require-hashes --no-deps -r requirements-test.lock
+	$(BY_HASH) -r requirements-test.lock
 	@touch $@
 
 demo: $(VENV)/.quantize
