@@ -1,4 +1,4 @@
-"""What is installed: bounds of pyproject.toml, locks that name every file by its hash, and a Makefile that installs these."""
+"""What is installed: bounds of pyproject.toml, locks that name every file by its hash, and what make installs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ MACHINES = {
     "Linux ARM": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
     "macOS": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
 }
-# The first releases without the holes: sandbox escape (jinja2), files outside of the model's folder (onnx), recursion
-# (protobuf, CVE-2025-4565, CVE-2026-0994), code from config.json (transformers, CVE-2026-4372), unpickling (torch,
-# CVE-2026-24747; distributed, CVE-2024-10096), links in lock files (filelock, CVE-2026-22701), requests read in two ways
-# (h11, CVE-2025-43859; starlette, CVE-2026-48710), fonts (pillow, CVE-2026-42308), names of archives (setuptools).
+# The first releases without known holes: escapes from the sandbox (jinja2), files outside of the model's folder (onnx,
+# CVE-2026-27489), recursion (protobuf, CVE-2025-4565, CVE-2026-0994), code from config.json (transformers,
+# CVE-2026-4372), unpickling (torch, CVE-2026-24747; distributed, CVE-2024-10096; PyYAML), links in place of lock files
+# (filelock, CVE-2026-22701), requests that are read in two ways (h11, CVE-2025-43859; starlette, CVE-2026-48710), fonts
+# (pillow, CVE-2026-42308), names of archives (setuptools, CVE-2025-47273).
 SAFE = {
     "jinja2": "3.1.6",
     "onnx": "1.21",
@@ -125,10 +126,9 @@ def test_what_installed_packages_need_is_locked():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_make_installs_by_hash_only(tmp_path):
-    plan = subprocess.run(
-        ["make", "-n", f"VENV={tmp_path}/v", f"{tmp_path}/v/.test"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    installs = [line.split(" install ", 1)[1] for line in plan.stdout.splitlines() if " install " in line]
+    command = ["make", "-n", f"VENV={tmp_path}/v", f"{tmp_path}/v/.test"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installs = [line.split(" install ", 1)[1] for line in plan.splitlines() if " install " in line]
     free = [line for line in installs if not ("--require-hashes" in line and "--only-binary :all:" in line)]
     assert [re.sub("-q --disable-pip-version-check ", "", line) for line in free] == [
         "-c constraints.txt torch",
