@@ -74,8 +74,8 @@ $(VENV)-tools/.ready:
 	$(VENV)-tools/bin/pip install -q --disable-pip-version-check uv==0.13.9 cyclonedx-bom==7.5.0
 	@touch $@
 
-# The locks, from pyproject.toml and constraints.txt; what is locked and still allowed stays. torch is left out, and with it
-# what only its CUDA builds need; what all its builds need is named.
+# The locks, from pyproject.toml and constraints.txt; what is locked and still allowed stays. torch is left out, and with
+# it what only its CUDA builds need; what all its builds need is named.
 lock: $(VENV)-tools/.ready
 	echo 'torch; python_version < "3"' > $(VENV)-tools/without.txt
 	printf 'networkx\nsetuptools\n' > $(VENV)-tools/torch-needs.in
