@@ -84,10 +84,12 @@ lock: $(VENV)-tools/.ready
 	    --generate-hashes --no-header --no-annotate -c constraints.txt --override $(VENV)-tools/without.txt \
 	    --extra quantize --extra report -o $$lock; done
 
-# The software bill of materials of what `make demo` installs, CycloneDX 1.6 in JSON, checked against its schema.
-sbom: $(VENV)/.quantize $(VENV)-tools/.ready
+# The software bill of materials of what quantizes, exports and runs, as `make demo` installs it, without what tests need:
+# CycloneDX 1.6 in JSON, checked against its schema.
+sbom: $(VENV)-tools/.ready
+	$(MAKE) VENV=$(VENV)-sbom $(VENV)-sbom/.quantize
 	$(VENV)-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --spec-version 1.6 \
-	  --validate --output-file sbom.cdx.json $(BIN)/python
+	  --validate --output-file sbom.cdx.json $(VENV)-sbom/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools sbom.cdx.json $(OUT) $(OUT).partial build *.egg-info
+	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial build *.egg-info
