@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.errors import InputError
-from export.foreign import foreign
-from export.reader import read_graph
-from hw_model import attentionlego, cpu, pim, stream
-from hw_model.result import CostReport
-from hw_model.workload import Operation, Phase, operations
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.files.foreign import foreign
+from hw_model.graph_work.workload import Operation, Phase, operations
+from hw_model.machines import attentionlego, cpu, pim, stream
+from hw_model.machines.result import CostReport
 from targets import Target, TargetError, load_target
 
 OBJECTIVES = ("latency", "energy", "edp")

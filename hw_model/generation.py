@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import InputError
-from export.foreign import foreign
-from export.reader import Graph
+from export.artefacts.reader import Graph
+from export.contract.errors import InputError
+from export.files.foreign import foreign
 from hw_model.estimate import price
-from hw_model.workload import Phase, operations
+from hw_model.graph_work.workload import Phase, operations
 from targets import Target
 
 _POINTS = 9  # contexts at which decode is priced; between them cost is taken to be linear

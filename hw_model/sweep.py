@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from hw_model.estimate import price
-from hw_model.result import CostReport
-from hw_model.workload import Operation, Phase
+from hw_model.graph_work.workload import Operation, Phase
+from hw_model.machines.result import CostReport
 from targets import Target, TargetError
 
 Values = tuple[float | str, ...]

@@ -163,7 +163,7 @@ def _puma() -> list[Row]:
 
 def _arithmetic() -> list[Row]:
     """Checks without a fitted constant: products per cycle and time."""
-    from hw_model.attentionlego import published_cycles
+    from hw_model.machines.attentionlego import published_cycles
 
     keys = published_cycles()
     return [

@@ -6,7 +6,7 @@ import os
 # a prefill of 256 tokens ran ten times slower on two cores. Read when the OpenMP library loads, so it must come first.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import export.numba_import  # noqa: F401 (before anything that imports Numba)
-from runtime_py import jit_cache
+import export.native.numba_import  # noqa: F401 (before anything that imports Numba)
+from runtime_py.system import jit_cache
 
 jit_cache.install()

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from export.errors import InputError
-from export.files import MANIFEST, read_json
-from export.foreign import foreign
-from export.reader import Graph, read_graph
-from runtime_py.expansion import expand_compact
+from export.artefacts.reader import Graph, read_graph
+from export.contract.errors import InputError
+from export.files.access import MANIFEST, read_json
+from export.files.foreign import foreign
+from runtime_py.reference.expansion import expand_compact
 
 ACTIVATIONS = ("int8", "float32")
 
@@ -61,13 +61,13 @@ def open_model(
 
 
 def _runner(graph: Graph, activations: str, threads: int | None, processors: Sequence[int]) -> tuple[Runner, str]:
-    from runtime_py.session import Session
+    from runtime_py.reference.session import Session
 
     if activations == "float32":
         return Session(graph), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
-    from runtime_py.engine.paths import runs_directly
-    from runtime_py.engine.values import Unplannable
+    from runtime_py.engine.kernels.paths import runs_directly
+    from runtime_py.engine.plan.values import Unplannable
 
     try:
         return Engine(expand_compact(graph, keep=runs_directly), threads, processors), ""

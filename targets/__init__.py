@@ -15,7 +15,7 @@ from typing import Any
 from targets.toml_file import read_toml
 
 TAGS = ("measured", "published", "derived", "assumed")
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "devices"
 _LARGEST = 1e30  # products of a few constants stay within float64
 
 # The constants that each kind of model needs, with the unit it expects them in.

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from hypothesis import settings
 
-from toolchain.corpus import standard_library_text
+from toolchain.calibrate.corpus import standard_library_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # The first example of a property pays for just-in-time compilation: a deadline would measure the compiler.
@@ -91,7 +91,7 @@ def wide_folder(wide_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of the codebook operators' native library, compiled for this machine."""
-    from export.errors import InputError
+    from export.contract.errors import InputError
     from export.native.build import build_library, this_machine
 
     if importlib.util.find_spec("ziglang") is None:
@@ -104,16 +104,16 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _checkpoint(model: Path, text: str, part: str | None, out: Path, **settings):
-    from toolchain.pipeline import CalibrationChoice, quantize_model
-    from toolchain.quantize.settings import QuantizeSettings
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
+    from toolchain.settings.quantize import QuantizeSettings
 
     chosen = {"bits": 3, "sequences": 64, "sequence_length": 256, **settings}
     return quantize_model(str(model), out, QuantizeSettings(**chosen), CalibrationChoice(text, part), quiet=True)
 
 
 def _package(checkpoint, out: Path) -> Path:
-    from export.folder import install_folder
-    from toolchain.packaging import package_checkpoint
+    from export.model_folder import install_folder
+    from toolchain.pipeline.packaging import package_checkpoint
 
     install_folder(package_checkpoint(checkpoint, out, quiet=True), out, force=False)
     return out

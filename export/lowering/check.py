@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.archs import model_spec
-from export.contract import CODEBOOK_GATHER, DOMAIN
-from export.errors import InputError
-from export.files import read_json
-from export.folder import FOLDED_WEIGHTS
-from export.reader import Graph, read_graph
+from export.artefacts.reader import Graph, read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN
+from export.files.access import read_json
+from export.graph.archs import model_spec
+from export.model_folder import FOLDED_WEIGHTS
 
 _SCRIPT = Path(__file__).with_name("onnxruntime_run.py")
 _TOKENS = 4

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from export.compact import COMPACT_LAYOUTS, compact_layout
-from export.contract import CODEBOOK_MATMUL, DOMAIN
+from export.contract.formats.codebook import CODEBOOK_MATMUL, DOMAIN
+from export.contract.formats.compact import COMPACT_LAYOUTS, compact_layout
 from export.lowering.stored import lazy
 
 

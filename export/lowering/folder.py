@@ -12,20 +12,20 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL
-from export.errors import InputError
-from export.files import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
-from export.folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
-from export.foreign import foreign
-from export.integer_ops import SDR_ATTENTION, SDR_MATMUL
-from export.json_shape import check
+from export.artefacts.manifest import read_manifest
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
+from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
+from export.files.access import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
+from export.files.foreign import foreign
+from export.files.json_shape import check
 from export.lowering import cleanup, compact_codes, group_query_attention, matmul_nbits
 from export.lowering.check import EXACT, INT8, Check
 from export.lowering.matmul_nbits import NBits
 from export.lowering.stored import Kept
-from export.manifest import read_manifest
+from export.model_folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.native.build import build_library, library_name, local_machine
-from export.reader import read_graph
 
 _NATIVE = (CODEBOOK_MATMUL, CODEBOOK_GATHER)
 PASSES = ("group_query_attention", "matmul_nbits")

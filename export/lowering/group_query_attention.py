@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from export.contract import DOMAIN as ATHENA
-from export.errors import InputError
-from export.integer_ops import SDR_ATTENTION
+from export.contract.errors import InputError
+from export.contract.formats.codebook import DOMAIN as ATHENA
+from export.contract.operators.integers import SDR_ATTENTION
 from export.lowering.stored import Kept
 
 DOMAIN = "com.microsoft"
@@ -26,7 +26,7 @@ HEAD_MULTIPLE = 8  # what head sizes of the operator are multiples of
 _ATTRIBUTES = frozenset({"q_num_heads", "kv_num_heads", "scale", "softcap", "is_causal"})  # that have a counterpart
 _MASK = frozenset(
     {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
-)  # operators of the mask that export/decoder.py builds
+)  # operators of the mask that export/graph/decoder.py builds
 _NO_WINDOW = -1
 
 
@@ -128,7 +128,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value])
 
 
 def _window(mask: ir.Value | None) -> int:
-    """Keys a query may see by the mask our exporter builds (export/decoder.py); -1 for all. Raises ValueError."""
+    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); -1 for all. Raises ValueError."""
     waiting, seen, window = [mask], set(), _NO_WINDOW
     while waiting:
         value = waiting.pop()

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout, codebook_gather
-from export.contract import DOMAIN as ATHENA
-from export.errors import InputError
-from export.integer_ops import SDR_MATMUL
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout, codebook_gather
+from export.contract.formats.codebook import DOMAIN as ATHENA
+from export.contract.operators.integers import SDR_MATMUL
+from export.contract.packing import unpack
+from export.contract.sparse import SPARSE_MATMUL
 from export.lowering.stored import Kept, lazy
-from export.packing import unpack
-from export.sparse import SPARSE_MATMUL
 
 DOMAIN = "com.microsoft"
 _SMALLEST_BLOCK = 16  # columns; what the operator takes

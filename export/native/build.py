@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.cache_folder import NoCache, private_cache
-from export.errors import InputError
-from export.files import write_bytes
+from export.contract.errors import InputError
+from export.files.access import write_bytes
+from export.files.cache_folder import NoCache, private_cache
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")

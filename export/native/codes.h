@@ -1,4 +1,4 @@
-// Unpacking codes of 1 to 8 bits into vectors of weights (layout in export/packing.py, twin of runtime_py/simd/codes.py).
+// Unpacking codes of 1 to 8 bits into vectors of weights (layout in export/contract/packing.py, twin of runtime_py/simd/codes.py).
 // `bits` is always a constant at the call, so every width becomes its own straight code.
 #pragma once
 

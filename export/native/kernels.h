@@ -6,9 +6,9 @@
 
 enum { BLOCK = 256, LANES = 16, RAW = 9 };
 
-// One codebook matrix W [rows, columns], as export/contract.py defines it.
+// One codebook matrix W [rows, columns], as export/contract/formats/codebook.py defines it.
 typedef struct {
-    const uint8_t *codes;  // [rows, row_bytes], export/packing.py
+    const uint8_t *codes;  // [rows, row_bytes], export/contract/packing.py
     const int8_t *book;    // [ceil(rows / book_rows), groups, 1 << bits]
     const void *scale;     // [ceil(rows / scale_rows), groups], float32 or float16
     int64_t rows, columns, row_bytes, book_rows, scale_rows, group_size, groups;

@@ -1,4 +1,4 @@
-// CodebookMatMul and CodebookGather of the domain ai.athena as onnxruntime custom operators (export/contract.py).
+// CodebookMatMul and CodebookGather of the domain ai.athena as onnxruntime custom operators (export/contract/formats/codebook.py).
 //
 // onnxruntime calls RegisterCustomOps when the library is registered; from then on these kernels win over the function
 // bodies in the file. Every size is checked before a kernel trusts it: a file may be wrong or hostile.

@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.chat.template import NONE, Message, PlainTemplate, Template
-from runtime_py.tokenizing import TooLong, encode_prompt
+from runtime_py.text.tokenizing import TooLong, encode_prompt
 
 
 def prompt_ids(

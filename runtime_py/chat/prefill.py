@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.errors import InputError
+from export.contract.errors import InputError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning; templates read the first
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "

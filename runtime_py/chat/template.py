@@ -14,10 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from export.chat_templates import DEFAULT, read_template, read_templates
-from export.errors import InputError
+from export.artefacts.chat_templates import DEFAULT, read_template, read_templates
+from export.contract.errors import InputError
 from runtime_py.chat.prefill import REASONING, cut, tagged
-from runtime_py.chat.special_tokens import read_special_tokens
+from runtime_py.text.special_tokens import read_special_tokens
 
 Message = Mapping[str, Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -177,7 +177,7 @@ Template = ChatTemplate | PlainTemplate
 
 
 def open_template(folder: Path, override: Path | None = None, seconds: float = 5.0) -> Template:
-    """The folder's chat templates (export/chat_templates.py) with its special tokens, else PlainTemplate.
+    """The folder's chat templates (export/artefacts/chat_templates.py) with its special tokens, else PlainTemplate.
 
     override: a template file of the user's own. Raises InputError when one is there and broken.
     """

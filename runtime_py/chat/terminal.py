@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import InputError, NotFiniteError
-from export.files import expanded, read_json_value, write_json
+from export.contract.errors import InputError, NotFiniteError
+from export.files.access import expanded, read_json_value, write_json
 from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import Message, Template
-from runtime_py.generate import TextGenerator
-from runtime_py.generation import Generation, GenerationRequest, reusable
-from runtime_py.logit_processors import LogitRules
-from runtime_py.sampling import SamplingSettings
-from runtime_py.typed_text import typed_text
+from runtime_py.text.generation import Generation, GenerationRequest, reusable
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.logit_processors import LogitRules
+from runtime_py.text.sampling import SamplingSettings
+from runtime_py.text.typed_text import typed_text
 
 HELP = """\
 /reset        forget the conversation (the system message stays)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from export.errors import InputError
-from export.reader import Graph
-from runtime_py.engine.attention import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.fence import aligned_bytes, result_array, settled
-from runtime_py.engine.planner import Planner
+from export.artefacts.reader import Graph
+from export.contract.errors import InputError
+from runtime_py.engine.kernels.attention import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.plan.planner import Planner
 from runtime_py.engine.program import Program
-from runtime_py.engine.verifier import Case, Promise, Promises
+from runtime_py.engine.verify.verifier import Case, Promise, Promises
+from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 
 
 class EncoderEngine:

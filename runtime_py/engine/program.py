@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from runtime_py.engine import attention, matmul, razor_attention
-from runtime_py.engine.fence import aligned_bytes, settled
-from runtime_py.engine.machine import run_steps
-from runtime_py.engine.matrix import width_tag
-from runtime_py.engine.plan import finish
-from runtime_py.engine.planner import Planner
-from runtime_py.engine.team import Team, available_threads
-from runtime_py.engine.verifier import Case, Promises, verify
+from runtime_py.engine.kernels import attention, matmul, razor_attention
+from runtime_py.engine.kernels.matrix import width_tag
+from runtime_py.engine.plan.plan import finish
+from runtime_py.engine.plan.planner import Planner
+from runtime_py.engine.steps.loop import run_steps
+from runtime_py.engine.verify.verifier import Case, Promises, verify
 from runtime_py.simd.codes import RAW
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
+from runtime_py.system.guard_pages import aligned_bytes, settled
+from runtime_py.system.thread_pool import Team, available_threads
 
 _SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
 

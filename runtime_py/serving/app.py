@@ -15,22 +15,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.chat.conversation import prompt_ids
 from runtime_py.chat.template import Template
-from runtime_py.generate import TextGenerator
-from runtime_py.generation import GenerationRequest, Piece
-from runtime_py.serving import schema
-from runtime_py.serving.errors import ApiError, for_clients
 from runtime_py.serving.guard import App, tenant_of
-from runtime_py.serving.messages import messages as read_messages
-from runtime_py.serving.messages import template_variables
+from runtime_py.serving.requests import schema
+from runtime_py.serving.requests.errors import ApiError, for_clients
+from runtime_py.serving.requests.messages import messages as read_messages
+from runtime_py.serving.requests.messages import template_variables
+from runtime_py.serving.requests.schema import Served
 from runtime_py.serving.responses import DONE, Answer, closing_usage, event, whole
 from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Places, Scheduler
-from runtime_py.serving.schema import Served
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected, json_object
-from runtime_py.tokenizing import TooLong, encode_prompt
+from runtime_py.text.generation import GenerationRequest, Piece
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.tokenizing import TooLong, encode_prompt
 
 _WRITERS = 2  # prompts that are rendered and tokenized at a time
 _COMPLETION_TOKENS = 16  # the API's own default for completions

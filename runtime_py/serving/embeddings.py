@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from export.errors import InputError, NotFiniteError
-from runtime_py.encoder import TextEncoder
-from runtime_py.serving import fields
-from runtime_py.serving.errors import ApiError, for_clients
+from export.contract.errors import InputError, NotFiniteError
 from runtime_py.serving.guard import App
-from runtime_py.serving.schema import check_model
+from runtime_py.serving.requests import fields
+from runtime_py.serving.requests.errors import ApiError, for_clients
+from runtime_py.serving.requests.schema import check_model
+from runtime_py.serving.requests.values import integer, optional
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected, json_object
-from runtime_py.serving.values import integer, optional
+from runtime_py.text.encoder import TextEncoder
 
 _MAX_TEXTS = 2048  # of one request, as in the API
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from runtime_py.serving.errors import ApiError
+from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
 Message = MutableMapping[str, Any]

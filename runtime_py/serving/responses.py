@@ -12,8 +12,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from runtime_py.generation import Piece
-from runtime_py.token_bytes import TokenBytes
+from runtime_py.text.generation import Piece
+from runtime_py.text.token_bytes import TokenBytes
 
 
 @dataclass

@@ -20,10 +20,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export.errors import InputError, NotFiniteError
-from runtime_py.generation import Generation, GenerationRequest, Piece, reusable
+from export.contract.errors import InputError, NotFiniteError
 from runtime_py.load import Runner
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.text.generation import Generation, GenerationRequest, Piece, reusable
 
 
 class Busy(Exception):

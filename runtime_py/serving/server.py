@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.serving.app import Server
 from runtime_py.serving.embeddings import EmbeddingServer
 from runtime_py.serving.protocol import limited_protocol

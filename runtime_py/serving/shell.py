@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime_py.serving.errors import ApiError
 from runtime_py.serving.guard import App, Guard
 from runtime_py.serving.metrics import Metrics
+from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
 _PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings"})

@@ -1,4 +1,4 @@
-"""Unpacking codes of 1 to 8 bits into vectors and turning them into weights (layout in export/packing.py).
+"""Unpacking codes of 1 to 8 bits into vectors and turning them into weights (layout in export/contract/packing.py).
 
 segment(width, address, s): the codes of columns 64s..64s+63 of the full block at `address`, one a byte. Bits above the
 code's width are left as they fall; lookups ignore them because their tables repeat.
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
-from export.packing import BLOCK_COLUMNS, planes
+from export.contract.packing import BLOCK_COLUMNS, planes
 from runtime_py.simd.isa import WEIGHT_OFFSET, Tag, TagType
 from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
 from runtime_py.simd.vectors import I8, I16, I64, Bytes, load, shuffle

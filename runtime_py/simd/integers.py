@@ -6,20 +6,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from runtime_py.simd.vectors import (
-    I8,
-    I16,
-    I32,
-    I64,
-    Floats,
-    Ints,
-    _pure,
-    fold,
-    load,
-    pointer,
-    shuffle,
-    splat,
-)
+from runtime_py.simd.vectors import I8, I16, I32, I64, Floats, Ints, _pure, fold, load, pointer, shuffle, splat
 
 _LONGS = ir.VectorType(I64, 16)
 

@@ -17,7 +17,7 @@ from numba.core import config, types
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
-from export.errors import InputError
+from export.contract.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 import numba as nb
 import numpy as np
 
-from export.contract import CodebookLayout
-from export.packing import pack
-from runtime_py.engine import matmul
-from runtime_py.engine.fence import aligned_bytes
-from runtime_py.engine.matmul import matmul_item
-from runtime_py.engine.matrix import matrix_record, padded
-from runtime_py.engine.matvec import matvec_rows
-from runtime_py.engine.quantize import quantize_group, quantize_token
+from export.contract.formats.codebook import CodebookLayout
+from export.contract.packing import pack
+from runtime_py.engine.kernels import matmul
+from runtime_py.engine.kernels.matmul import matmul_item
+from runtime_py.engine.kernels.matrix import matrix_record, padded
+from runtime_py.engine.kernels.matvec import matvec_rows
+from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
 from runtime_py.load import open_model
 from runtime_py.simd.codes import WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET
+from runtime_py.system.guard_pages import aligned_bytes
 
 SHAPES = ((33, 640), (7, 300))  # rows, columns: whole blocks with a half one, and an odd tail
 TOKENS = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_py.engine.matvec import matvec_rows
+from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.simd.isa import pick
 from tests.arm.cases import generation, products
 

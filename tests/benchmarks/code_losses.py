@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize import athena
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.quantize.methods import athena
+from toolchain.settings.quantize import QuantizeSettings
 
 SHARED = Path("../shared")
 MODELS = {"scribe-6M": "scribe_valid.txt", "stories260K": "tinystories_val.txt"}

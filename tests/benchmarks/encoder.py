@@ -28,7 +28,7 @@ def minilm() -> Path:
 
 def sentences(count: int = SENTENCES) -> list[str]:
     """Distinct sentences of 5 to 40 words from the part of the standard library kept for tests."""
-    from toolchain.corpus import standard_library_text
+    from toolchain.calibrate.corpus import standard_library_text
 
     found: dict[str, None] = {}
     for line in standard_library_text("held-out").split("\n"):
@@ -44,7 +44,7 @@ def float_vectors(folder: Path, texts: list[str]) -> np.ndarray:
     import torch
     from transformers import AutoModel
 
-    from runtime_py.generate import load_tokenizer
+    from runtime_py.text.generator import load_tokenizer
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     tokenizer, rows = load_tokenizer(folder), []
@@ -77,10 +77,10 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measure(bits: int, folder: Path, reference: np.ndarray, texts: list[str], out: Path, preset: str) -> dict:
-    from runtime_py.encoder import TextEncoder
-    from toolchain.packaging import package_checkpoint
-    from toolchain.pipeline import CalibrationChoice, quantize_model
-    from toolchain.quantize.settings import PRESETS, QuantizeSettings
+    from runtime_py.text.encoder import TextEncoder
+    from toolchain.pipeline.packaging import package_checkpoint
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
+    from toolchain.settings.quantize import PRESETS, QuantizeSettings
 
     settings = QuantizeSettings(**{**PRESETS[preset], "bits": bits})
     checkpoint = quantize_model(str(folder), out / "quantized", settings, CalibrationChoice(), quiet=True)

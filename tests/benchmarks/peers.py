@@ -138,8 +138,8 @@ def hqq(model: str, bits: int) -> Made:
     import torch
     from hqq.core.quantize import Quantizer
 
-    from toolchain.quantize import rtn
-    from toolchain.quantize.settings import QuantizeSettings
+    from toolchain.quantize.methods import rtn
+    from toolchain.settings.quantize import QuantizeSettings
 
     tensors: Tensors = {}
     size = weights = 0

@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import QuantizedCheckpoint
-from export.integers import IntegerArithmetic
-from toolchain import calibration
-from toolchain.evaluate import FolderScorer, evaluate, open_scorer, windows_of
-from toolchain.packaging import package_checkpoint
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
+from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.graph.integers import IntegerArithmetic
+from toolchain.calibrate import text as calibration
+from toolchain.evaluate.perplexity import FolderScorer, evaluate, open_scorer, windows_of
+from toolchain.pipeline.packaging import package_checkpoint
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 
 SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}

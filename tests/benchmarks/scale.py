@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from export.archs import model_spec
+from export.graph.archs import model_spec
 from tests.benchmarks.quality import SHARED, athena
-from toolchain.synthetic import SHAPES
+from toolchain.pipeline.random import SHAPES
 
 _DEVIATION = 0.02
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.reader import read_graph
+from export.artefacts.reader import read_graph
 from runtime_py.engine.engine import Engine
-from runtime_py.expansion import expand_compact
 from runtime_py.load import open_model
+from runtime_py.reference.expansion import expand_compact
 
 _ROUNDS, _TOKENS, _PROMPT = 6, 4, np.arange(3, 131)
 

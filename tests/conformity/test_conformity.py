@@ -20,18 +20,18 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from transformers import AutoModel, AutoModelForCausalLM
 
-from export.checkpoint import QuantizedCheckpoint
-from export.files import read_json
-from export.folder import write_model_folder
+from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.files.access import read_json
+from export.model_folder import write_model_folder
 from hw_model.estimate import workload
-from runtime_py.encoder import TextEncoder
 from runtime_py.load import open_model
+from runtime_py.text.encoder import TextEncoder
 from tests.conformity import folders
 from tests.conftest import DEMO, _checkpoint, _package, shared
 from tests.export.families import FloatCheckpoint, compare, dequantized_model
 from tests.export.test_encoders import compare as compare_encoder
 from tests.runtime_py.generating import greedy_tokens
-from toolchain.quantize.razor_settings import RazorSettings
+from toolchain.settings.razor import RazorSettings
 
 pytestmark = pytest.mark.conformity
 PROMPT = [5, 9, 33, 60, 12, 7]

@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from transformers.activations import ACT2CLS
 from transformers.utils import logging
 
-from export.errors import InputError
-from export.folder import write_model_folder
+from export.contract.errors import InputError
+from export.model_folder import write_model_folder
 from tests.export.families import COMMON, TINY, TINY_ENCODERS, FloatCheckpoint, tiny_model
 
 TOKENS = np.random.default_rng(0).integers(5, 40, (1, 12))

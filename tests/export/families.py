@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from export.archs import model_spec
-from export.checkpoint import QuantizedCheckpoint, TensorRecord
-from export.errors import InputError
+from export.artefacts.checkpoint import QuantizedCheckpoint, TensorRecord
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
 from tests.runtime_py.test_session import OnnxRuntime
-from toolchain.blocks import BlockRunner, get_weight, set_weight
-from toolchain.heads import open_model
-from toolchain.quantize.result import QuantizedMatrix
-from toolchain.source import SourceModel
+from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
+from toolchain.quantize.stored.codebook import QuantizedMatrix
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.heads import open_model
 
 COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64, "pad_token_id": 0,

@@ -10,14 +10,14 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from export.compact import COMPACT_LAYOUTS
-from export.contract import DOMAIN
-from export.errors import InputError
-from export.reader import read_graph
-from hw_model.workload import Phase, operations
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import DOMAIN
+from export.contract.formats.compact import COMPACT_LAYOUTS
+from hw_model.graph_work.workload import Phase, operations
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
 from tests.conftest import _checkpoint, _package
 from tests.export.test_native import session
 from tests.runtime_py.test_session import OnnxRuntime

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from export.archs import supported_model_types
+from export.graph.archs import supported_model_types
 from tests.export.config_sweep import Evaluator, cells, default_config
-from toolchain.source_config import resolved_config
+from toolchain.source.config import resolved_config
 
 FAST = ("bert", "gemma3_text", "gpt2", "llama")
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation")

@@ -10,10 +10,10 @@ import json
 import onnx
 import pytest
 
-from export.archs import model_spec
-from export.errors import InputError
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
 from tests.export.families import compare, dequantized_model
-from toolchain.source import SourceModel
+from toolchain.source.checkpoint import SourceModel
 
 
 def test_logits_of_the_bundled_model(demo_model, demo_checkpoint, demo_folder):
@@ -49,7 +49,9 @@ def test_file_is_what_the_ecosystem_expects(demo_folder):
 
 
 def test_unknown_family_and_bad_fields_say_what_would_be_right(demo_model):
-    with pytest.raises(InputError, match=r"'rwkv' is not supported; supported are albert, bert.*export/archs/rwkv.py"):
+    with pytest.raises(
+        InputError, match=r"'rwkv' is not supported; supported are albert, bert.*export/graph/archs/rwkv.py"
+    ):
         model_spec({"model_type": "rwkv"})
     config = SourceModel(demo_model).config
     for field, value, message in [

@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from export.archs import model_spec, supported_model_types
-from export.errors import InputError
-from export.folder import write_model_folder
-from export.pooling import Pooling, read_pooling
-from runtime_py.encoder import TextEncoder, is_encoder
-from runtime_py.generate import TextGenerator
+from export.contract.errors import InputError
+from export.graph.archs import model_spec, supported_model_types
+from export.graph.pooling import Pooling, read_pooling
+from export.model_folder import write_model_folder
+from runtime_py.text.encoder import TextEncoder, is_encoder
+from runtime_py.text.generator import TextGenerator
 from tests.benchmarks import encoder as benchmark
 from tests.conftest import _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, FloatCheckpoint, dequantized_model, random_text, tiny_model

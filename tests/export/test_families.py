@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from export.archs import model_spec
-from export.errors import InputError
-from export.folder import write_model_folder
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
+from export.model_folder import write_model_folder
 from runtime_py.load import open_model
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
 from tests.conftest import _checkpoint, _package
 from tests.export.families import (
     COMMON,
@@ -27,10 +27,10 @@ from tests.export.families import (
     tiny_model,
 )
 from tests.runtime_py.test_session import OnnxRuntime
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.source_config import resolved_config
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
+from toolchain.source.config import resolved_config
 
 
 @pytest.mark.parametrize("variant", TINY)

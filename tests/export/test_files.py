@@ -13,23 +13,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export import files
-from export.chat_templates import read_templates
-from export.checkpoint import TensorRecord, read_shard_records, write_shard
-from export.errors import InputError
-from export.folder import copy_tokenizer
-from export.lock import locked
-from export.pooling import read_pooling
-from export.reader import read_graph
-from runtime_py.generate import load_tokenizer
+from export.artefacts.chat_templates import read_templates
+from export.artefacts.checkpoint import TensorRecord, read_shard_records, write_shard
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.files import access as files
+from export.files.lock import locked
+from export.graph.pooling import read_pooling
+from export.model_folder import copy_tokenizer
 from runtime_py.load import _stays_mapped
+from runtime_py.text.generator import load_tokenizer
 from targets import TargetError, load_target
 from targets.lowering import open_lowering
-from toolchain.calibration import read_text
-from toolchain.checkpoint_files import checkpoint_tensors
-from toolchain.choices import read_questions
-from toolchain.foreign_folders import refuse_adapter
-from toolchain.tokenizer import source_tokenizer
+from toolchain.calibrate.text import read_text
+from toolchain.evaluate.multiple_choice import read_questions
+from toolchain.source.checkpoint_files import checkpoint_tensors
+from toolchain.source.foreign_folders import refuse_adapter
+from toolchain.source.tokenizer import source_tokenizer
 
 
 def pipe(path: Path) -> None:

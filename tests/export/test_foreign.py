@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from export.errors import InputError, NotFiniteError, printable
-from export.foreign import foreign
-from export.json_shape import COUNT, FLAG, NUMBER, TEXT, Each, Maybe, check
+from export.contract.errors import InputError, NotFiniteError, printable
+from export.files.foreign import foreign
+from export.files.json_shape import COUNT, FLAG, NUMBER, TEXT, Each, Maybe, check
 
 
 def _panic() -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 from onnx.reference import ReferenceEvaluator
 
-from export.contract import (
+from export.contract.formats.codebook import (
     CODEBOOK_GATHER,
     CODEBOOK_MATMUL,
     DOMAIN,
@@ -20,8 +20,8 @@ from export.contract import (
     codebook_gather,
     codebook_matmul,
 )
-from export.functions import function_bodies
-from export.packing import pack
+from export.contract.packing import pack
+from export.graph.bodies.codebook import function_bodies
 
 
 def random_matrix(layout: CodebookLayout, seed: int):

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
-from export.integer_attention import AttentionLayout, append, sdr_attention
-from export.integer_functions import integer_function_bodies
-from export.integer_ops import (
+from export.contract.formats.codebook import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
+from export.contract.operators.attention import AttentionLayout, append, sdr_attention
+from export.contract.operators.integers import (
     SDR_ATTENTION,
     SDR_MATMUL,
     SDR_QUANTIZE,
@@ -24,8 +23,17 @@ from export.integer_ops import (
     sdr_sums,
     weight_integers,
 )
-from export.packing import pack
-from export.sdr import HALF_EVEN, SIGN_MAGNITUDE, TWOS_COMPLEMENT, SdrFormat, code_table, pack_flags, restore
+from export.contract.packing import pack
+from export.contract.sdr import (
+    HALF_EVEN,
+    SIGN_MAGNITUDE,
+    TWOS_COMPLEMENT,
+    SdrFormat,
+    code_table,
+    pack_flags,
+    restore,
+)
+from export.graph.bodies.integers import integer_function_bodies
 
 FORMATS = [
     SdrFormat(16, 4, 16),
@@ -119,7 +127,7 @@ def test_codes_multiply_like_the_integers_they_stand_for(columns: int, group: in
     codes, flags, _ = sdr_quantize(_values(rng, 2, columns), np.ones(1, np.float32), SdrFormat(16, 4, group), True)
     weights = weight_integers(layout, weight_codes, codebook)
     sums = sdr_sums(layout, codes, flags, weights, weight_flags)
-    from export.sdr import unpack_flags
+    from export.contract.sdr import unpack_flags
 
     a = restore(codes.reshape(2, -1), flags, group)
     w = restore(weights.reshape(3, -1), unpack_flags(weight_flags, layout.groups), group)

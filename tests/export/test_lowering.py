@@ -16,18 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract import CodebookLayout, dequantize
-from export.errors import InputError
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CodebookLayout, dequantize
+from export.contract.packing import pack
 from export.lowering.folder import Lowering, write_lowered_folder
 from export.lowering.matmul_nbits import Encoded, NBits, _Encoding, _even
-from export.packing import pack
 from runtime_py.load import open_model
 from targets.lowering import names, open_lowering
 from tests.conftest import _checkpoint, _package
 from tests.export.families import FloatCheckpoint, tiny_model
 from tests.runtime_py.test_session import OnnxRuntime
 from tests.toolchain.test_faults import contents
-from toolchain.quantize.razor_settings import RazorSettings
+from toolchain.settings.razor import RazorSettings
 
 FLOAT = NBits(accuracy_level=1)  # float32 activations: differences are those of summation order
 
@@ -60,7 +60,7 @@ def test_attention_of_every_kind(variant, tmp_path):
     """Windows, soft caps, two rotations, partial rotation, none: float weights, so only attention changes."""
     tiny_model(variant, tmp_path / "source")
     (tmp_path / "float").mkdir()
-    from export.folder import write_model_folder
+    from export.model_folder import write_model_folder
 
     write_model_folder(FloatCheckpoint(tmp_path / "source"), tmp_path / "float")
     done = lowered(tmp_path / "float", tmp_path / "out", passes=("group_query_attention",))
@@ -191,7 +191,7 @@ def test_what_is_refused(demo_folder, tmp_path):
         NBits(block_size=24)
     with pytest.raises(ValueError, match="is unknown"):
         open_lowering("nothing")
-    from runtime_py.generate import TextGenerator
+    from runtime_py.text.generator import TextGenerator
 
     with pytest.raises(InputError, match="com.microsoft::"):
         TextGenerator(tmp_path / "once")

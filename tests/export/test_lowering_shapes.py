@@ -12,18 +12,18 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.errors import InputError
-from export.folder import write_model_folder
+from export.contract.errors import InputError
 from export.lowering import check
 from export.lowering import folder as lowering_folder
 from export.lowering.matmul_nbits import NBits
+from export.model_folder import write_model_folder
 from targets.lowering import names
 from tests.conftest import _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, FloatCheckpoint, random_text, tiny_model
 from tests.export.test_lowering import lowered, run, same_logits
 from tests.runtime_py.test_session import OnnxRuntime
 from toolchain.cli.lower import lower
-from toolchain.quantize.razor_settings import RazorSettings
+from toolchain.settings.razor import RazorSettings
 
 VOCABULARY = 96
 SPEC = importlib.util.find_spec("json")

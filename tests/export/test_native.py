@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from export.contract import (
+from export.contract.errors import InputError
+from export.contract.formats.codebook import (
     CODEBOOK_GATHER,
     CODEBOOK_MATMUL,
     DOMAIN,
@@ -27,8 +28,7 @@ from export.contract import (
     codebook_matmul,
     dequantize,
 )
-from export.errors import InputError
-from export.functions import function_bodies
+from export.graph.bodies.codebook import function_bodies
 from export.native import build
 from runtime_py.simd.isa import available
 from tests.runtime_py.test_products import AMX, LAYOUTS, product, quantized_reference, random_parts

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract import dequantize
-from export.packing import row_bytes
+from export.contract.formats.codebook import dequantize
+from export.contract.packing import row_bytes
 from runtime_py.simd.isa import available
 from tests.export.test_native import GROUPED
 from tests.runtime_py.test_products import AMX, LAYOUTS, quantized_reference, random_parts

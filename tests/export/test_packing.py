@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.packing import pack, planes, row_bytes, unpack
+from export.contract.packing import pack, planes, row_bytes, unpack
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

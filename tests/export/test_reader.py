@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.errors import InputError
-from export.reader import read_graph
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_cycles_and_unknown_operators(folder):
     with pytest.raises(InputError, match="which nothing before it makes"):
         read_graph(folder)
 
-    from runtime_py.session import Session
+    from runtime_py.reference.session import Session
 
     def unknown(model):
         node = next(n for n in model.graph.node if n.op_type == "Cos")
@@ -127,7 +127,7 @@ def test_cycles_and_unknown_operators(folder):
 def test_garbage_is_refused(folder, content):
     (folder / "model.onnx").write_bytes(content)
     with pytest.raises(InputError):
-        from runtime_py.session import Session
+        from runtime_py.reference.session import Session
 
         Session(folder)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from export import replace
-from export.errors import InputError
-from export.replace import install_folder, is_ours, output_folder, recover
+from export.contract.errors import InputError
+from export.files import replace
+from export.files.replace import install_folder, is_ours, output_folder, recover
 
 
 def ours(path: Path, content: str = "old") -> Path:
@@ -244,7 +244,7 @@ def test_a_foreign_folder_in_the_place_for_the_old_one_stops_it(tmp_path, monkey
 
 
 def athena(*arguments: object, cwd: Path) -> tuple[int, str]:
-    root = Path(replace.__file__).parent.parent
+    root = Path(replace.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "toolchain", *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(root)},

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from export.archs import model_spec
+from export.graph.archs import model_spec
 from tests.export.config_sweep import Cell, Evaluator, default_config
-from toolchain.source_config import resolved_config
+from toolchain.source.config import resolved_config
 
 FAMILIES = ["llama", "mistral", "qwen2", "smollm3", "gpt_neox", "phi", "phi3", "stablelm", "gemma3_text"]
 LINEAR = {"rope_type": "linear", "factor": 2.5}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.packing import unpack
-from export.sdr import (
+from export.contract.packing import unpack
+from export.contract.sdr import (
     HALF_EVEN,
     HALF_UP,
     SIGN_MAGNITUDE,

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export.contract import DOMAIN, IR_VERSION, OPSET
-from export.errors import InputError
-from export.reader import read_graph
-from export.sparse import SPARSE_MATMUL, SparseLayout, sparse_parts
-from export.sparse_functions import sparse_function
-from hw_model.workload import Phase, operations
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import DOMAIN, IR_VERSION, OPSET
+from export.contract.sparse import SPARSE_MATMUL, SparseLayout, sparse_parts
+from export.graph.bodies.sparse import sparse_function
+from hw_model.graph_work.workload import Phase, operations
 from runtime_py.engine.engine import Engine
-from runtime_py.kernels import sparse_matmul
 from runtime_py.load import open_model
-from runtime_py.session import Session
+from runtime_py.reference.kernels import sparse_matmul
+from runtime_py.reference.session import Session
 from tests.conftest import _checkpoint, _package
 from tests.runtime_py.test_session import OnnxRuntime
 

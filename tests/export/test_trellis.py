@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export import contract
-from export.contract import DOMAIN, IR_VERSION, OPSET
-from export.packing import pack, unpack
-from export.trellis import TRELLIS_MATMUL, TrellisLayout
-from export.trellis_functions import trellis_function
+from export.contract.formats import codebook as contract
+from export.contract.formats.codebook import DOMAIN, IR_VERSION, OPSET
+from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
+from export.contract.packing import pack, unpack
+from export.graph.bodies.trellis import trellis_function
 
 LAYOUTS = st.integers(1, 4).flatmap(
     lambda bits: st.builds(

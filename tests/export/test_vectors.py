@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export import contract
-from export.contract import DOMAIN, IR_VERSION, OPSET
-from export.packing import pack
-from export.vector_functions import vector_function
-from export.vectors import VECTOR_MATMUL, VectorLayout, unpack_codes
+from export.contract.formats import codebook as contract
+from export.contract.formats.codebook import DOMAIN, IR_VERSION, OPSET
+from export.contract.formats.vectors import VECTOR_MATMUL, VectorLayout, unpack_codes
+from export.contract.packing import pack
+from export.graph.bodies.vectors import vector_function
 
 LAYOUTS = st.builds(
     VectorLayout,

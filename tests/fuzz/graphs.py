@@ -23,16 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
-from export.errors import InputError, NotFiniteError
-from export.foreign import foreign
-from export.packing import pack
-from export.reader import Graph, Node, ValueInfo
-from export.sparse import SPARSE_MATMUL
-from export.trellis import TRELLIS_MATMUL
+from export.artefacts.reader import Graph, Node, ValueInfo
+from export.contract.errors import InputError, NotFiniteError
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
+from export.contract.formats.trellis import TRELLIS_MATMUL
+from export.contract.packing import pack
+from export.contract.sparse import SPARSE_MATMUL
+from export.files.foreign import foreign
 from runtime_py.engine.engine import Engine
 from runtime_py.load import _runner
-from runtime_py.session import Session, State
+from runtime_py.reference.session import Session, State
 
 WIDTHS = (8, 24, 32, 63, 64, 65, 100, 192, 257, 320)
 _TOLERANCE = 0.1  # of the largest logit: int8 steps that fall to the other side of a half
@@ -434,7 +434,7 @@ def in_a_process(runs: int, seed: int, folders: list[Path], first: int = 0) -> s
 
 def main() -> None:
     """Command line."""
-    from export.reader import read_graph
+    from export.artefacts.reader import read_graph
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)

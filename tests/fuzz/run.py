@@ -29,7 +29,13 @@ _SHARES = {"model": 0.4, "cost": 0.1, "weights": 0.05, "safetensors": 0.15, "sha
            "razored": 0.2, "razored-manifest": 0.05, "vectors": 0.2, "trellis": 0.2,
            "trellis-manifest": 0.05}  # fmt: skip
 _OTHERS = 0.2 / 3  # the shares add up to 1.95: eight targets came later and took nothing from the others
-_INSTRUMENTED = ["export", "hw_model.workload", "runtime_py.generate", "runtime_py.chat", "toolchain.source"]
+_INSTRUMENTED = [
+    "export",
+    "hw_model.graph_work.workload",
+    "runtime_py.text.generator",
+    "runtime_py.chat",
+    "toolchain.source.checkpoint",
+]
 _COMPILED = ("model", "weights")  # their kernels cannot be compiled in a process that atheris has instrumented
 _SECONDS, _MEMORY, _CORPUS = 20, 3 << 30, 400
 GRAPHS, _GRAPHS_A_PROCESS = "graphs", 10_000
@@ -135,7 +141,7 @@ def main() -> None:
 
         with atheris.instrument_imports(include=_INSTRUMENTED):
             import runtime_py.load
-            import runtime_py.operators  # noqa: F401
+            import runtime_py.reference.operators  # noqa: F401
     root = WORK / f"athena-fuzz-{options.target or 'all'}-{options.seed}"
     targets = make_folders(root)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY + (8 << 30), resource.RLIM_INFINITY))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import AttributeProto, ModelProto
 
-from export.errors import InputError, NotFiniteError
+from export.contract.errors import InputError, NotFiniteError
 from tests.conftest import DEMO
 
 WORK = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
@@ -65,7 +65,7 @@ def use_vectors(folder: Path) -> None:
 
 def use_encoder(folder: Path) -> None:
     """Open an encoder and make a vector."""
-    from runtime_py.encoder import TextEncoder
+    from runtime_py.text.encoder import TextEncoder
 
     TextEncoder(folder).embed_ids([1, 2, 3])
 
@@ -82,9 +82,9 @@ def use_lower(folder: Path) -> None:
 
 def use_families(folder: Path) -> None:
     """config.json of every family in one file."""
-    from export.archs import model_spec
-    from export.files import read_json
-    from toolchain.source_config import resolved_config
+    from export.files.access import read_json
+    from export.graph.archs import model_spec
+    from toolchain.source.config import resolved_config
 
     configs = read_json(folder / "families.json").get("configs")
     for config in configs if isinstance(configs, list) else []:
@@ -106,7 +106,7 @@ def use_cost(folder: Path) -> None:
 
 def use_source(folder: Path) -> None:
     """What `quantize` reads of a Hugging Face checkpoint."""
-    from toolchain.source import SourceModel
+    from toolchain.source.checkpoint import SourceModel
 
     source = SourceModel(folder)
     source.fingerprint()
@@ -116,8 +116,8 @@ def use_source(folder: Path) -> None:
 
 def use_checkpoint(folder: Path) -> None:
     """What `package` reads of a quantized checkpoint."""
-    from export.checkpoint import QuantizedCheckpoint
-    from export.integers import IntegerArithmetic
+    from export.artefacts.checkpoint import QuantizedCheckpoint
+    from export.graph.integers import IntegerArithmetic
 
     checkpoint = QuantizedCheckpoint(folder)
     arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
@@ -132,11 +132,11 @@ def use_checkpoint(folder: Path) -> None:
 
 def use_json(folder: Path) -> None:
     """Every reader of the small JSON files."""
-    from export.archs import model_spec
-    from export.chat_templates import read_templates
-    from export.files import MANIFEST, read_json
-    from runtime_py.chat.special_tokens import read_special_tokens
-    from runtime_py.generate import context_length, default_sampling, stop_tokens
+    from export.artefacts.chat_templates import read_templates
+    from export.files.access import MANIFEST, read_json
+    from export.graph.archs import model_spec
+    from runtime_py.text.generator import context_length, default_sampling, stop_tokens
+    from runtime_py.text.special_tokens import read_special_tokens
 
     for step in (
         lambda: stop_tokens(folder),
@@ -156,10 +156,10 @@ def use_json(folder: Path) -> None:
 
 def make_folders(root: Path) -> dict[str, Target]:
     """The targets over small real folders: a random llama, exported, and the demo model's files."""
-    from toolchain.packaging import package_checkpoint
-    from toolchain.pipeline import CalibrationChoice, quantize_model
-    from toolchain.quantize.razor_settings import RazorSettings
-    from toolchain.quantize.settings import QuantizeSettings
+    from toolchain.pipeline.packaging import package_checkpoint
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
+    from toolchain.settings.quantize import QuantizeSettings
+    from toolchain.settings.razor import RazorSettings
 
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -208,7 +208,7 @@ def make_folders(root: Path) -> dict[str, Target]:
 
 def tiny_bert(root: Path) -> Path:
     """The model folder of a random bert."""
-    from export.folder import write_model_folder
+    from export.model_folder import write_model_folder
     from tests.export.families import FloatCheckpoint, tiny_model
 
     tiny_model("bert", root / "bert-source")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import InputError
-from runtime_py.generate import TextGenerator
+from export.contract.errors import InputError
+from runtime_py.text.generator import TextGenerator
 from tests.fuzz.targets import Target, make_folders, mutate
 
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").iterdir())

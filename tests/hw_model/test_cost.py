@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import InputError
-from export.folder import write_model_folder
+from export.contract.errors import InputError
 from export.lowering.folder import Lowering, write_lowered_folder
-from hw_model import attentionlego, cpu
+from export.model_folder import write_model_folder
 from hw_model.estimate import estimate, workload
-from hw_model.nodes import causal_pairs
-from hw_model.workload import Operation, Phase
+from hw_model.graph_work.nodes import causal_pairs
+from hw_model.graph_work.workload import Operation, Phase
+from hw_model.machines import attentionlego, cpu
 from targets import load_target
 from tests.export.families import FloatCheckpoint, tiny_model
 

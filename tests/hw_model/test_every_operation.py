@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from export.folder import write_model_folder
-from export.reader import read_graph
+from export.artefacts.reader import read_graph
+from export.model_folder import write_model_folder
 from hw_model.estimate import open_target, price
-from hw_model.nodes import FREE
-from hw_model.workload import Operation, Phase, operations
+from hw_model.graph_work.nodes import FREE
+from hw_model.graph_work.workload import Operation, Phase, operations
 from targets import target_names
 from tests.conftest import _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, FloatCheckpoint, random_text, tiny_model
-from toolchain.quantize.razor_settings import RazorSettings
+from toolchain.settings.razor import RazorSettings
 
 SCHEMES = {
     "codebooks": {"bits": 3, "scale_bits": 4},

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.errors import InputError
-from export.reader import read_graph
-from hw_model.array import build
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
 from hw_model.components.macro import Macro, energies
 from hw_model.estimate import OBJECTIVES, estimate, open_target, price
 from hw_model.generation import generation
+from hw_model.graph_work.workload import Operation, Phase, operations
+from hw_model.machines.array import build
 from hw_model.sweep import parse_variation, sweep
-from hw_model.workload import Operation, Phase, operations
 from targets import target_names
 
 DECODE = Phase.of("decode", 100)

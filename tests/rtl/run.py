@@ -29,10 +29,10 @@ def real_tensors() -> Tensors:
     model, text = SHARED / "models" / "scribe-6M", SHARED / "text" / "scribe_valid.txt"
     if not (model.exists() and text.exists()):
         return Tensors.random(7)
-    from export.archs import model_spec
-    from toolchain import calibration
-    from toolchain.blocks import BlockRunner, get_weight
-    from toolchain.source import SourceModel
+    from export.graph.archs import model_spec
+    from toolchain.calibrate import text as calibration
+    from toolchain.calibrate.blocks import BlockRunner, get_weight
+    from toolchain.source.checkpoint import SourceModel
 
     source = SourceModel(model)
     runner = BlockRunner(source, model_spec(source.config))

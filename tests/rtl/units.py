@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.sdr import SdrFormat, code_patterns, razor
+from export.contract.sdr import SdrFormat, code_patterns, razor
 
 WEIGHTS, ACTIVATIONS = SdrFormat(8, 4, 16), SdrFormat(16, 4, 16)
 Vectors = dict[str, np.ndarray]  # input port -> Python integers [cycles], object dtype where wider than 64 bits

@@ -11,10 +11,10 @@ from tests.conftest import DEMO
 
 @pytest.fixture(scope="session")
 def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from export.folder import install_folder
-    from toolchain.packaging import package_checkpoint
-    from toolchain.pipeline import CalibrationChoice, quantize_model
-    from toolchain.quantize.settings import QuantizeSettings
+    from export.model_folder import install_folder
+    from toolchain.pipeline.packaging import package_checkpoint
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
+    from toolchain.settings.quantize import QuantizeSettings
 
     root = tmp_path_factory.mktemp("served")
     settings = QuantizeSettings(bits=8, method="rtn", sequences=2, sequence_length=16)

@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import InputError, NotFiniteError
-from export.reader import read_graph
-from runtime_py.engine import matrix, program
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError, NotFiniteError
+from runtime_py.engine import program
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.paths import runs_directly
-from runtime_py.engine.steps import ARGUMENTS, FIELDS, NAMES, OPERATION
-from runtime_py.engine.values import Unplannable
-from runtime_py.engine.verifier import verify
-from runtime_py.expansion import expand_compact
+from runtime_py.engine.kernels import matrix
+from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.plan.values import Unplannable
+from runtime_py.engine.steps.table import ARGUMENTS, FIELDS, NAMES, OPERATION
+from runtime_py.engine.verify.verifier import verify
+from runtime_py.reference.expansion import expand_compact
 
 CHANGES = (1, -1, 4, -4, 16, 64, -64, 4096, -4096, 1 << 20, -(1 << 20), 1 << 40)
 

@@ -13,13 +13,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from runtime_py.chat.template import PlainTemplate, open_template
-from runtime_py.generate import TextGenerator
-from runtime_py.generation import GenerationRequest
-from runtime_py.sampling import SamplingSettings
 from runtime_py.serving.app import Server
-from runtime_py.serving.errors import for_clients
+from runtime_py.serving.requests.errors import for_clients
 from runtime_py.serving.scheduler import Failed, Finished, Scheduler
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.text.generation import GenerationRequest
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.sampling import SamplingSettings
 from tests.runtime_py.serving_helpers import ServerProcess
 
 
@@ -71,7 +71,7 @@ def test_other_json_that_is_too_much_is_a_400(client, body):
 
 def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(client, generator, monkeypatch):
     called = []
-    monkeypatch.setattr("runtime_py.tokenizing.encode", lambda *_: called.append(1))
+    monkeypatch.setattr("runtime_py.text.tokenizing.encode", lambda *_: called.append(1))
     for prompt in ("!?" * 1_500_000, "x" * (generator.most_bytes + 1)):
         answer = complete(client, prompt=prompt)
         assert answer.status_code == 400

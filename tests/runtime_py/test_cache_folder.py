@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from export import cache_folder
-from export.cache_folder import NoCache, private_cache, private_folder
-from runtime_py.jit_cache import WholeFiles
+from export.files import cache_folder
+from export.files.cache_folder import NoCache, private_cache, private_folder
+from runtime_py.system.jit_cache import WholeFiles
 from tests.runtime_py.test_jit_cache import BASE, make, run
 
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -253,7 +253,7 @@ f = numba.njit(lambda x: x + 1)
 print(f(1), repr(config.CACHE_LOCATOR_CLASSES), repr(config.CACHE_DIR))
 print(int(config.OPT), config.DISABLE_JIT, yaml.safe_load("1"))
 """
-    root = Path(cache_folder.__file__).parent.parent
+    root = Path(cache_folder.__file__).parents[2]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA")}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={**kept, "PYTHONPATH": str(root), "NUMBA_OPT": "2"},

@@ -13,11 +13,11 @@ import time
 
 import pytest
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.chat.template import ChatTemplate, PlainTemplate
 from runtime_py.chat.terminal import Chat, ChatSettings
-from runtime_py.generate import TextGenerator, default_sampling
-from runtime_py.sampling import SamplingSettings
+from runtime_py.text.generator import TextGenerator, default_sampling
+from runtime_py.text.sampling import SamplingSettings
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}bot: {% endif %}"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from export.chat_templates import read_templates, write_templates
-from export.errors import InputError
-from export.folder import copy_tokenizer
+from export.artefacts.chat_templates import read_templates, write_templates
+from export.contract.errors import InputError
+from export.model_folder import copy_tokenizer
 from runtime_py.chat.conversation import fit, prompt_ids
-from runtime_py.chat.special_tokens import read_special_tokens
 from runtime_py.chat.template import ChatTemplate, PlainTemplate, open_template
-from runtime_py.generate import load_tokenizer
+from runtime_py.text.generator import load_tokenizer
+from runtime_py.text.special_tokens import read_special_tokens
 from tests.conftest import DEMO
 
 CORPUS = sorted(path.stem for path in Path(__file__).with_name("chat_templates").glob("*.jinja"))
@@ -90,7 +90,7 @@ TOKENS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The bundled model's tokenizer with special tokens of its own, as `export` writes it."""
-    from toolchain.tokenizer import write_built_tokenizer
+    from toolchain.source.tokenizer import write_built_tokenizer
 
     source, written = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("written")
     for name in ("config.json", "tokenizer.json"):

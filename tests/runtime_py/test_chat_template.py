@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import ChatTemplate, PlainTemplate, open_template
 from tests.conftest import DEMO

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from export.archs import is_encoder_family, model_spec, supported_model_types
-from export.errors import InputError
-from runtime_py.generate import context_length
+from export.contract.errors import InputError
+from export.graph.archs import is_encoder_family, model_spec, supported_model_types
+from runtime_py.text.generator import context_length
 from tests.export.config_sweep import default_config
-from toolchain.source_config import resolved_config
+from toolchain.source.config import resolved_config
 
 
 @pytest.mark.parametrize("family", supported_model_types())

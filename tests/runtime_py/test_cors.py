@@ -7,12 +7,12 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.chat.template import PlainTemplate
-from runtime_py.generate import TextGenerator
 from runtime_py.serving.app import Server
 from runtime_py.serving.scheduler import Busy
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.text.generator import TextGenerator
 from tests.runtime_py.serving_helpers import ServerProcess
 
 PAGE = "https://page.example"

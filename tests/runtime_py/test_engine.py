@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract import CodebookLayout, dequantize
-from export.errors import InputError
-from export.packing import pack
-from export.reader import read_graph
-from runtime_py.engine import attention, elementwise
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CodebookLayout, dequantize
+from export.contract.packing import pack
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.fence import aligned_bytes
-from runtime_py.engine.grouped import grouped_rows
-from runtime_py.engine.matrix import matrix_record
-from runtime_py.engine.planner import Planner
-from runtime_py.engine.values import Unplannable
-from runtime_py.generate import TextGenerator
+from runtime_py.engine.kernels import attention, elementwise
+from runtime_py.engine.kernels.grouped import grouped_rows
+from runtime_py.engine.kernels.matrix import matrix_record
+from runtime_py.engine.plan.planner import Planner
+from runtime_py.engine.plan.values import Unplannable
 from runtime_py.load import open_model
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
+from runtime_py.system.guard_pages import aligned_bytes
+from runtime_py.text.generator import TextGenerator
 from tests.runtime_py.generating import greedy_tokens
 
 

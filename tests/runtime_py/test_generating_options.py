@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from export.errors import InputError
-from runtime_py.generate import TextGenerator
-from runtime_py.logit_processors import LogitRules
-from runtime_py.sampling import SamplingSettings
+from export.contract.errors import InputError
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.logit_processors import LogitRules
+from runtime_py.text.sampling import SamplingSettings
 from toolchain.cli import app
 from toolchain.cli.generating import TokenOptions, check_counts, template_variables
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from runtime_py.engine.engine import chunk_size
-from runtime_py.generate import TextGenerator
-from runtime_py.generation import Generation, GenerationRequest, common_prefix, reusable
-from runtime_py.sampling import SamplingSettings
+from runtime_py.text.generation import Generation, GenerationRequest, common_prefix, reusable
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.sampling import SamplingSettings
 from tests.runtime_py.small_tokenizers import small_tokenizer
 
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from export.errors import InputError
-from runtime_py.generate import default_sampling
-from runtime_py.generation_config import RULES, SAMPLING, UNSUPPORTED, recommendation
-from runtime_py.logit_processors import NEUTRAL, LogitRules
-from runtime_py.sampling import SamplingSettings
+from export.contract.errors import InputError
+from runtime_py.text.generation_config import RULES, SAMPLING, UNSUPPORTED, recommendation
+from runtime_py.text.generator import default_sampling
+from runtime_py.text.logit_processors import NEUTRAL, LogitRules
+from runtime_py.text.sampling import SamplingSettings
 
 # Fields that cannot change which text a request gets here, and those that other code reads.
 ELSEWHERE = {"eos_token_id", "bos_token_id", "pad_token_id", "max_length", "max_new_tokens", "do_sample"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py import jit_cache, sources
+from runtime_py.system import jit_cache, sources
 
 # A project of our own with the cache's real code: an answer that depends on every kind of import.
 FILES = {
@@ -83,7 +83,7 @@ def read():
     "toolchain/__init__.py": "",
     "toolchain/cli.py": "import runtime_py.engine.kernel\n",
     "toolchain/quantize/__init__.py": "from runtime_py import jit_cache\njit_cache.install()\n",
-    "toolchain/quantize/solver.py": """
+    "toolchain/quantize/solvers/scalar.py": """
 import numba as nb
 from toolchain.quantize.means import mean
 
@@ -94,8 +94,12 @@ def solve(x):
     "toolchain/quantize/means.py": "import numba as nb\n\n@nb.njit\ndef mean(a, b):\n    return (a + b) // 2\n",
 }
 REAL = (
-    "runtime_py/jit_cache.py", "runtime_py/sources.py", "export/cache_folder.py", "export/files.py", "export/errors.py",
-)  # fmt: skip
+    "runtime_py/system/jit_cache.py",
+    "runtime_py/system/sources.py",
+    "export/files/cache_folder.py",
+    "export/files/access.py",
+    "export/contract/errors.py",
+)
 PROGRAM = """
 from runtime_py.engine.kernel import answer
 from toolchain.quantize.solver import solve
@@ -174,10 +178,12 @@ def test_edits_that_no_kernel_sees_compile_nothing(compiled, tmp_path):
 def test_old_states_do_not_pile_up(compiled, tmp_path):
     root = shutil.copytree(compiled, tmp_path / "root")
     for number in range(6):
-        (root / "toolchain/quantize/solver.py").write_text(FILES["toolchain/quantize/solver.py"] + f"A = {number}\n")
+        (root / "toolchain/quantize/solvers/scalar.py").write_text(
+            FILES["toolchain/quantize/solvers/scalar.py"] + f"A = {number}\n"
+        )
         assert run(root) == [*BASE, 1, 0]
     folders = [p.name.rpartition("-")[0] for p in (root / "cache" / "kernels").iterdir()]
-    assert folders.count("toolchain.quantize.solver") == 4
+    assert folders.count("toolchain.quantize.solvers.scalar") == 4
     assert folders.count("runtime_py.engine.kernel") == 1
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export import contract
-from export.contract import CodebookLayout
-from export.packing import pack
-from runtime_py.kernels import codebook_gather, codebook_matmul, masked_softmax, rotate
+from export.contract.formats import codebook as contract
+from export.contract.formats.codebook import CodebookLayout
+from export.contract.packing import pack
+from runtime_py.reference.kernels import codebook_gather, codebook_matmul, masked_softmax, rotate
 
 
 @settings(max_examples=60, deadline=None)

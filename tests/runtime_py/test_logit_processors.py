@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
-from export.errors import InputError
-from runtime_py.logit_processors import NEUTRAL, LogitProcessor, LogitRules
-from runtime_py.sampling import Sampler, SamplingSettings
+from export.contract.errors import InputError
+from runtime_py.text.logit_processors import NEUTRAL, LogitProcessor, LogitRules
+from runtime_py.text.sampling import Sampler, SamplingSettings
 
 VOCABULARY = 12
 TOKENS = st.integers(0, VOCABULARY - 1)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.reader import read_graph
-from runtime_py.engine import paths
+from export.artefacts.reader import read_graph
 from runtime_py.engine.engine import Engine
-from runtime_py.expansion import expand_compact
+from runtime_py.engine.kernels import paths
 from runtime_py.load import open_model
+from runtime_py.reference.expansion import expand_compact
 from runtime_py.simd.isa import available
 from tests.conftest import _checkpoint, _package
 

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export.contract import CodebookLayout, dequantize
-from export.packing import pack
-from export.trellis import TrellisLayout
-from runtime_py.engine import matmul
-from runtime_py.engine.fence import aligned_bytes
-from runtime_py.engine.machine import _by_width
-from runtime_py.engine.matmul import matmul_item
-from runtime_py.engine.matrix import RAW_WIDTH, WIDTH, matrix_record, padded, width_tag
-from runtime_py.engine.matvec import matvec_rows
+from export.contract.formats.codebook import CodebookLayout, dequantize
+from export.contract.formats.trellis import TrellisLayout
+from export.contract.packing import pack
+from runtime_py.engine.kernels import matmul
+from runtime_py.engine.kernels.matmul import matmul_item
+from runtime_py.engine.kernels.matrix import RAW_WIDTH, WIDTH, matrix_record, padded, width_tag
+from runtime_py.engine.kernels.matvec import matvec_rows
+from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
 from runtime_py.engine.program import _allow_amx, _amx_config
-from runtime_py.engine.quantize import quantize_group, quantize_token
+from runtime_py.engine.steps.loop import _by_width
 from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.simd.tile import amx_configure, amx_release, has_amx
+from runtime_py.system.guard_pages import aligned_bytes
 
 AMX = has_amx() and _allow_amx()
 KINDS = [(isa, False) for isa in available()] + ([("avx512vbmi", True)] if AMX else [])

@@ -16,28 +16,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from export.errors import NotFiniteError
-from export.folder import write_model_folder
+from export.contract.errors import NotFiniteError
+from export.model_folder import write_model_folder
 from runtime_py.chat.template import open_template
 from runtime_py.chat.terminal import Chat, ChatSettings, converse
-from runtime_py.encoder import TextEncoder
-from runtime_py.engine import attention
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.fence import aligned_bytes
-from runtime_py.finite import checked_logits
-from runtime_py.generate import TextGenerator
-from runtime_py.generation import IMPOSSIBLE, Generation, GenerationRequest, reusable
+from runtime_py.engine.kernels import attention
 from runtime_py.load import open_model
-from runtime_py.sampling import SamplingSettings
 from runtime_py.serving.scheduler import Failed, Scheduler
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.system.finite import checked_logits
+from runtime_py.system.guard_pages import aligned_bytes
+from runtime_py.text.encoder import TextEncoder
+from runtime_py.text.generation import IMPOSSIBLE, Generation, GenerationRequest, reusable
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.sampling import SamplingSettings
 from tests.conftest import DEMO
 from tests.runtime_py.serving_helpers import ServerProcess
 from tests.runtime_py.test_engine import reference_attention
 from tests.runtime_py.tiny import Edit, filled, times, write_tiny
 from toolchain.cli import app
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 
 IDS = np.random.default_rng(0).integers(3, 1500, 120)
 
@@ -388,7 +388,7 @@ def test_encoders_with_huge_keys_and_values(powers, tmp_path):
     """A tiny BERT whose keys or values are scaled up and back: the same vector, also for the texts before and after."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    from toolchain.pipeline import CalibrationChoice, quantize_model
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
 
     config = transformers.BertConfig(
         vocab_size=1536, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,

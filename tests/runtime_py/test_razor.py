@@ -8,20 +8,28 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export.integer_attention import AttentionLayout, sdr_attention
-from export.integer_ops import IntegerLayout, format_attributes, sdr_matmul, sdr_quantize
-from export.packing import pack
-from export.sdr import HALF_EVEN, HALF_UP, SIGN_MAGNITUDE, TWOS_COMPLEMENT, SdrFormat, code_table, pack_flags
-from runtime_py.engine import matmul, razor_attention
-from runtime_py.engine.fence import aligned_bytes, settled
-from runtime_py.engine.matrix import RAW_WIDTH, WIDTH, matrix_record
-from runtime_py.engine.plan_razor import Razored, _form
-from runtime_py.engine.razor import razor_group_of_tokens, razor_token
-from runtime_py.engine.razor_attention import razor_attend_item, remember_head
-from runtime_py.engine.razor_products import TILE_ROWS, flag_places, razor_item, razor_rows
-from runtime_py.integers import IntegerWeights, attend
+from export.contract.operators.attention import AttentionLayout, sdr_attention
+from export.contract.operators.integers import IntegerLayout, format_attributes, sdr_matmul, sdr_quantize
+from export.contract.packing import pack
+from export.contract.sdr import (
+    HALF_EVEN,
+    HALF_UP,
+    SIGN_MAGNITUDE,
+    TWOS_COMPLEMENT,
+    SdrFormat,
+    code_table,
+    pack_flags,
+)
+from runtime_py.engine.kernels import matmul, razor_attention
+from runtime_py.engine.kernels.matrix import RAW_WIDTH, WIDTH, matrix_record
+from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
+from runtime_py.engine.kernels.razor_attention import razor_attend_item, remember_head
+from runtime_py.engine.kernels.razor_products import TILE_ROWS, flag_places, razor_item, razor_rows
+from runtime_py.engine.plan.razor import Razored, _form
+from runtime_py.reference.sdr import IntegerWeights, attend
 from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.system.guard_pages import aligned_bytes, settled
 
 NAMES = available()
 

@@ -18,12 +18,12 @@ from openai.types.chat import (
 from openai.types.chat.chat_completion_content_part_text_param import ChatCompletionContentPartTextParam
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
 
-from runtime_py.generation_config import RULES, SAMPLING, UNSUPPORTED
-from runtime_py.logit_processors import NEUTRAL, LogitRules
-from runtime_py.serving import fields, schema
-from runtime_py.serving.errors import ApiError
-from runtime_py.serving.messages import messages, template_variables
+from runtime_py.serving.requests import fields, schema
+from runtime_py.serving.requests.errors import ApiError
+from runtime_py.serving.requests.messages import messages, template_variables
 from runtime_py.serving.shell import json_object
+from runtime_py.text.generation_config import RULES, SAMPLING, UNSUPPORTED
+from runtime_py.text.logit_processors import NEUTRAL, LogitRules
 
 SERVED = schema.Served("m", 100, NEUTRAL, False, 68)
 LENIENT = schema.Served("m", 100, NEUTRAL, True, 68)

@@ -43,8 +43,8 @@ def test_models(client):
 
 
 def test_a_completion_equals_run(client, demo_folder):
-    from runtime_py.generate import TextGenerator
-    from runtime_py.sampling import SamplingSettings
+    from runtime_py.text.generator import TextGenerator
+    from runtime_py.text.sampling import SamplingSettings
 
     pairs = list(TextGenerator(demo_folder).stream("Once upon a time", SamplingSettings(), 24))
     answer = complete(client)
@@ -97,7 +97,7 @@ def test_log_probabilities(client):
 
 
 def test_token_ids_as_a_prompt(client, demo_folder):
-    from runtime_py.generate import load_tokenizer
+    from runtime_py.text.generator import load_tokenizer
 
     ids = load_tokenizer(demo_folder).encode("Once upon a time").ids
     assert complete(client, prompt=ids).choices[0].text == complete(client).choices[0].text

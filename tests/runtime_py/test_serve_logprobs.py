@@ -8,8 +8,8 @@ import shutil
 import openai
 import pytest
 
-from runtime_py.generate import load_tokenizer
-from runtime_py.token_bytes import TokenBytes
+from runtime_py.text.generator import load_tokenizer
+from runtime_py.text.token_bytes import TokenBytes
 from tests.conftest import DEMO
 from tests.runtime_py.serving_helpers import ServerProcess
 from tests.runtime_py.small_tokenizers import small_tokenizer
@@ -20,10 +20,10 @@ SETTINGS = {"model": "bytes", "max_tokens": 40, "temperature": 2.0}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The bundled model with a tokenizer of byte-fallback kind; what it says is noise, with many byte tokens."""
-    from export.folder import install_folder
-    from toolchain.packaging import package_checkpoint
-    from toolchain.pipeline import CalibrationChoice, quantize_model
-    from toolchain.quantize.settings import QuantizeSettings
+    from export.model_folder import install_folder
+    from toolchain.pipeline.packaging import package_checkpoint
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
+    from toolchain.settings.quantize import QuantizeSettings
 
     base = tmp_path_factory.mktemp("bytes")
     source, out = base / "source", base / "model"

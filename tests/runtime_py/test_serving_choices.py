@@ -12,14 +12,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from runtime_py.chat.template import ChatTemplate, PlainTemplate
-from runtime_py.generate import TextGenerator
-from runtime_py.generation import GenerationRequest
-from runtime_py.logit_processors import LogitRules
-from runtime_py.sampling import SamplingSettings
-from runtime_py.serving import schema
 from runtime_py.serving.app import Server
+from runtime_py.serving.requests import schema
 from runtime_py.serving.scheduler import Busy
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.text.generation import GenerationRequest
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.logit_processors import LogitRules
+from runtime_py.text.sampling import SamplingSettings
 
 TEMPLATE = "{% for m in messages %}{{ m.name or m.role }}: {{ m.content }}\n{% endfor %}{{ mood or 'calm' }}: "
 

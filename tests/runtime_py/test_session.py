@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from export.errors import InputError
-from runtime_py.generate import TextGenerator
-from runtime_py.sampling import Sampler, SamplingSettings
-from runtime_py.session import Session
+from export.contract.errors import InputError
+from runtime_py.reference.session import Session
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.sampling import Sampler, SamplingSettings
 from tests.runtime_py.generating import greedy_tokens
 
 
@@ -67,7 +67,8 @@ def test_prefill_in_pieces_equals_prefill_at_once(demo_folder):
 
 def test_runtime_imports_neither_torch_nor_transformers_nor_onnx_ir(demo_folder):
     code = (
-        "import sys; from runtime_py.generate import TextGenerator; from runtime_py.sampling import SamplingSettings\n"
+        "import sys; from runtime_py.text.generator import TextGenerator\n"
+        "from runtime_py.text.sampling import SamplingSettings\n"
         f"g = TextGenerator({str(demo_folder)!r})\n"
         "print(len(list(g.stream('Once', SamplingSettings(), 5))))\n"
         "print(sorted({'torch', 'transformers', 'onnx_ir', 'safetensors'} & set(sys.modules)))"

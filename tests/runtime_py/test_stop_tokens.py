@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from export.errors import InputError
-from runtime_py.generate import stop_tokens
+from export.contract.errors import InputError
+from runtime_py.text.generator import stop_tokens
 
 MISSING, BROKEN = object(), "{"
 

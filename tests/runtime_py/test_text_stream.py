@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
-from runtime_py.decoder_stages import _ALPHABET, _FusedStrip, _Waiting, stages
-from runtime_py.text_stream import TextStream
+from runtime_py.text.decoder_stages import _ALPHABET, _FusedStrip, _Waiting, stages
+from runtime_py.text.stream import TextStream
 from tests.conftest import DEMO, shared
 from tests.runtime_py.small_tokenizers import KINDS, small_tokenizer, token_ids
 

@@ -9,10 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from runtime_py.generation import Piece
 from runtime_py.serving.responses import Answer
-from runtime_py.text_stream import TextStream
-from runtime_py.token_bytes import TokenBytes
+from runtime_py.text.generation import Piece
+from runtime_py.text.stream import TextStream
+from runtime_py.text.token_bytes import TokenBytes
 from tests.runtime_py.small_tokenizers import BYTES, KINDS, small_tokenizer, token_ids
 from tests.runtime_py.test_text_stream import answer_text
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from export.errors import InputError
-from runtime_py.generate import load_tokenizer
-from runtime_py.tokenizer_limits import longest_prompt
-from runtime_py.tokenizing import TooLong, encode, encode_prompt, most_bytes, parsed_tokenizer
+from export.contract.errors import InputError
+from runtime_py.text.generator import load_tokenizer
+from runtime_py.text.tokenizer_limits import longest_prompt
+from runtime_py.text.tokenizing import TooLong, encode, encode_prompt, most_bytes, parsed_tokenizer
 from tests.conftest import DEMO
 
 BASE = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def test_what_fails_over_a_text_is_one_line(name, capfd):
 
 
 def test_what_takes_too_long_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("runtime_py.tokenizing._SECONDS", 0.5)
+    monkeypatch.setattr("runtime_py.text.tokenizing._SECONDS", 0.5)
     tokenizer = parsed_tokenizer(changed({"normalizer": replace("(a+)+c", "x", "Regex")}), "t")
     start = time.monotonic()
     with pytest.raises(InputError, match="takes longer than"):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from runtime_py.serving.server import bind
-from runtime_py.typed_text import typed_text
+from runtime_py.text.typed_text import typed_text
 from tests.conftest import DEMO
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def python(program: str, locale: str, *arguments: bytes) -> tuple[int, bytes, st
     return done.returncode, done.stdout, done.stderr.decode(errors="replace")
 
 
-TYPED = "import sys; from runtime_py.typed_text import typed_text; print(ascii(typed_text(sys.argv[1], 'it')))"
+TYPED = "import sys; from runtime_py.text.typed_text import typed_text; print(ascii(typed_text(sys.argv[1], 'it')))"
 
 
 @pytest.mark.parametrize("locale", ["utf-8", "C"])

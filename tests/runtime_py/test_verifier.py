@@ -13,22 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.contract import CODEBOOK_MATMUL, DOMAIN
-from export.errors import InputError
-from export.reader import Graph, read_graph
-from runtime_py.engine import program, verifier
-from runtime_py.engine import steps as op
+from export.artefacts.reader import Graph, read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_MATMUL, DOMAIN
+from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.values import Unplannable
+from runtime_py.engine.plan.values import Unplannable
+from runtime_py.engine.steps import table as op
+from runtime_py.engine.verify import verifier
 from runtime_py.load import _runner
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
 from tests.fuzz.graphs import Composer, agree, in_a_process, named
 from tests.fuzz.targets import tiny_bert, tiny_llama
 from tests.runtime_py.tiny import write_tiny
-from toolchain.packaging import package_checkpoint
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.pipeline.packaging import package_checkpoint
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 
 WIDTH = 64
 FORMATS = {

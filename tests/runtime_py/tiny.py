@@ -10,10 +10,10 @@ from unittest import mock
 
 import numpy as np
 
-from export.folder import write_model_folder
+from export.model_folder import write_model_folder
 from tests.conftest import DEMO
-from toolchain import synthetic
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.pipeline import random as synthetic
+from toolchain.settings.quantize import QuantizeSettings
 
 _CONFIG = {
     "model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_size": 64,

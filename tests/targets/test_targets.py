@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from hw_model.estimate import open_target
 from targets import KINDS, TargetError, load_target, target_names
 from targets.lowering import open_lowering

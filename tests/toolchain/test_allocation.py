@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import InputError
-from toolchain.allocation import candidate_widths, knapsack
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
+from export.contract.errors import InputError
+from toolchain.pipeline.allocation import candidate_widths, knapsack
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**31), st.floats(0.0, 1.0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolchain.quantize import batched, solver
-from toolchain.quantize.hessian import damped, inverse_factor, layer_loss
+from toolchain.numerics.hessian import damped, inverse_factor, layer_loss
+from toolchain.quantize.solvers import scalar as solver
+from toolchain.quantize.solvers import scalar_batched as batched
 
 
 def problem(rows, columns, seed):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from export.checkpoint import QuantizedCheckpoint
+from export.artefacts.checkpoint import QuantizedCheckpoint
 from tests.conftest import _checkpoint
 from toolchain.quantize import method
-from toolchain.quantize.block_tuning import BlockTuneSettings, tune_block
-from toolchain.quantize.microbatch import trainable_layer
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.tune.block import BlockTuneSettings, tune_block
+from toolchain.tune.microbatch import trainable_layer
 
 
 class Block(nn.Module):

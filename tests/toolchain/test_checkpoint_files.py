@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from export.errors import InputError
-from export.files import read_json
+from export.contract.errors import InputError
+from export.files.access import read_json
 from tests.export.families import TINY, TINY_ENCODERS, tiny_model
-from toolchain.own_text import whole_model
-from toolchain.source import SourceModel
+from toolchain.calibrate.own_text import whole_model
+from toolchain.source.checkpoint import SourceModel
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -238,7 +238,7 @@ def random_folder(tmp_path_factory):
 
 def test_random_codes_of_a_trellis(tmp_path):
     """Laid out as the quantizer lays them out; tests/runtime_py/test_paths.py runs such a folder."""
-    from export.reader import read_graph
+    from export.artefacts.reader import read_graph
 
     options = ("--bits", 3, "--trellis", "large", "-o", tmp_path / "OUT")
     assert 3.0 < athena_json("export", "--random", "scribe-6m", *options)["size"]["effective_bits"] < 3.1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.conftest import DEMO
-from toolchain.calibration import load_tokenizer
-from toolchain.corpus import standard_library_text
-from toolchain.evaluate import evaluate, open_scorer, windows_of
+from toolchain.calibrate.corpus import standard_library_text
+from toolchain.calibrate.text import load_tokenizer
+from toolchain.evaluate.perplexity import evaluate, open_scorer, windows_of
 
 
 def test_demo_model_is_small_and_knows_english():

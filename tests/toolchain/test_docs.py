@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from export.archs import supported_model_types
+from export.graph.archs import supported_model_types
 from tests.conftest import DEMO
 from tests.toolchain.test_cli import athena
 from toolchain.cli import app

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from export.archs import model_spec
+from export.graph.archs import model_spec
 from tests.conftest import DEMO, _checkpoint, _package
 from tests.export.families import TINY, TINY_ENCODERS, check_folded_export, random_text, tiny_model, write_tokenizer
-from toolchain.equalization import EqualizedSource, column_energy, column_factors
-from toolchain.own_text import whole_model
-from toolchain.rotation import RotatedSource
-from toolchain.source import SourceModel
+from toolchain.calibrate.own_text import whole_model
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.equalization import EqualizedSource, column_energy, column_factors
+from toolchain.source.rotation import RotatedSource
 
 
 def _uneven(folder, variant):

@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from export.errors import InputError, NotFiniteError
+from export.contract.errors import InputError, NotFiniteError
 from tests.conftest import DEMO
 from tests.runtime_py.tiny import write_tiny
-from toolchain import report as reports
-from toolchain.choices import (
+from toolchain.cli import app
+from toolchain.evaluate.multiple_choice import (
     Question,
     continuation_log_probability,
     encode_pair,
     evaluate_choices,
     read_questions,
 )
-from toolchain.cli import app
-from toolchain.compare import Line, compare
-from toolchain.evaluate import evaluate, open_scorer, perplexity_of, windows_of
-from toolchain.report_page import render
-from toolchain.units import engineering, figure, size_text
+from toolchain.evaluate.perplexity import evaluate, open_scorer, perplexity_of, windows_of
+from toolchain.report import model_report as reports
+from toolchain.report.compare import Line, compare
+from toolchain.report.page import render
+from toolchain.system.units import engineering, figure, size_text
 
 TEXT = "The quick brown fox jumps over the lazy dog and the old man sat down by the river to think. " * 12
 
@@ -167,9 +167,9 @@ def test_generation_and_rolling_of_the_harness(demo_folder):
     pytest.importorskip("lm_eval")
     from types import SimpleNamespace
 
-    from runtime_py.generate import TextGenerator
-    from runtime_py.sampling import SamplingSettings
-    from toolchain.lm_eval_adapter import AthenaModel
+    from runtime_py.text.generator import TextGenerator
+    from runtime_py.text.sampling import SamplingSettings
+    from toolchain.evaluate.harness import AthenaModel
 
     model = AthenaModel(demo_folder)
     options = {"until": ["."], "max_gen_toks": 40}
@@ -212,7 +212,7 @@ def reported(tmp_path_factory):
     """A model folder with a report but without pictures."""
     folder = write_tiny(tmp_path_factory.mktemp("reported") / "model", {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toolchain.report_page._pictures", lambda report: dict.fromkeys(PICTURES))
+        patch.setattr("toolchain.report.page._pictures", lambda report: dict.fromkeys(PICTURES))
         reports.save_report(folder, reports.new_report(folder))
         yield folder
 
@@ -250,7 +250,7 @@ def test_eval_says_what_is_infinite(losses, json_wanted, reported, monkeypatch, 
     (tmp_path / "text.txt").write_text(TEXT)
     ours, theirs = losses
     scorers = iter([LossScorer([ours] * 3), LossScorer([theirs] * 3)])
-    monkeypatch.setattr("toolchain.evaluate.open_scorer", lambda *_: next(scorers))
+    monkeypatch.setattr("toolchain.evaluate.perplexity.open_scorer", lambda *_: next(scorers))
     options = ["--text", str(tmp_path / "text.txt"), "--window", "32", "--limit", "3", "--reference", "mock"]
     done = CliRunner().invoke(app, ["eval", str(reported), *options, *(["--json"] if json_wanted else [])])
     assert done.exit_code == 0, done.output

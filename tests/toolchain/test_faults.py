@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import InputError
-from export.lock import locked
+from export.contract.errors import InputError
+from export.files.lock import locked
 from tests.fuzz.targets import tiny_llama
 
 FAST = ["--method", "rtn", "--sequences", "2", "--sequence-length", "16", "--rank", "2"]
@@ -59,7 +59,7 @@ def whole(model, tmp_path_factory) -> Path:
 def test_a_lock_is_exclusive_and_leaves_nothing_behind(tmp_path):
     out = tmp_path / "out"
     with locked(out):
-        code = f"from pathlib import Path; from export.lock import locked\nwith locked(Path({str(out)!r})): pass"
+        code = f"from pathlib import Path; from export.files.lock import locked\nwith locked(Path({str(out)!r})): pass"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert f"another athena-export (process {os.getpid()}) is working on it" in done.stderr
     with locked(out), pytest.raises(InputError, match="another athena-export"), locked(out):

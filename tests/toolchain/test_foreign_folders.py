@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from tests.export.families import tiny_model
-from toolchain.evaluate import open_scorer
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.source import SourceModel, resolve
+from toolchain.evaluate.perplexity import open_scorer
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.source.checkpoint import SourceModel, resolve
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from export.lowering.folder import Lowering, write_lowered_folder
 from export.lowering.matmul_nbits import NBits
 from hw_model.estimate import estimate
 from runtime_py.load import open_model as open_engine
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
 from tests.conftest import _package
 from tests.export.config_sweep import TOLERANCE, Evaluator
 from tests.export.families import (
@@ -28,9 +28,9 @@ from tests.export.families import (
     write_tokenizer,
 )
 from tests.runtime_py.test_session import OnnxRuntime
-from toolchain.heads import open_model
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.source.heads import open_model
 
 FAMILIES = [name for name in TINY if " " not in name]
 SAVED_HEAD = {"gpt_neox": "embed_out"}  # others: lm_head

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolchain.quantize import method, solver
-from toolchain.quantize.hessian import absorb_block, damped, inverse_factor, layer_loss, row_regions
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.numerics.hessian import absorb_block, damped, inverse_factor, layer_loss, row_regions
+from toolchain.quantize import method
+from toolchain.quantize.solvers import scalar as solver
+from toolchain.settings.quantize import QuantizeSettings
 
 H = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
 W = np.array([[0.9, -0.4, 0.3]])

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from export.errors import InputError, printable
-from export.reader import read_graph
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError, printable
 from targets import TargetError, load_target
 from toolchain.cli import app
-from toolchain.compare import compare
+from toolchain.report.compare import compare
 
 WRONG = (None, 5, "x", [], [{}], {}, True, -1, 10**400, float("nan"))
 
@@ -175,8 +175,8 @@ def test_hostile_targets_are_one_line(folder, tmp_path, text):
 @pytest.mark.parametrize("value", ["abc", float("nan"), float("inf"), 10**400, [1], True, {}], ids=lambda v: str(v)[:5])
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"])
 def test_generation_numbers_are_refused_by_chat_and_export_alike(folder, name, value, tmp_path):
-    from export.generation_config import read_generation_config
-    from runtime_py.generate import default_sampling
+    from export.artefacts.generation_config import read_generation_config
+    from runtime_py.text.generator import default_sampling
 
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, name: value}))
     for read in (read_generation_config, lambda f: default_sampling(f, None, None, None, 0)):

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from toolchain.quantize.kmeans import MAX_EXACT, kmeans_1d
+from toolchain.numerics.kmeans import MAX_EXACT, kmeans_1d
 
 
 def loss(values, weights, centroids):

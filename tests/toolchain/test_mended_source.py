@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoint import OUTSIDE_SHARD, block_shard
-from export.errors import InputError
+from export.artefacts.checkpoint import OUTSIDE_SHARD, block_shard
+from export.contract.errors import InputError
 from tests.fuzz.targets import tiny_llama
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
 
 FAST = QuantizeSettings(bits=3, method="rtn", sequences=2, sequence_length=16)
 

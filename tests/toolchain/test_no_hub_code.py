@@ -10,12 +10,12 @@ from contextlib import suppress
 
 import pytest
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from tests.conftest import DEMO
-from toolchain.blocks import BlockRunner
-from toolchain.heads import open_model
-from toolchain.own_text import whole_model
-from toolchain.tokenizer import source_tokenizer
+from toolchain.calibrate.blocks import BlockRunner
+from toolchain.calibrate.own_text import whole_model
+from toolchain.source.heads import open_model
+from toolchain.source.tokenizer import source_tokenizer
 
 HUB = "kernels-community/flash-attn"
 CHANGES = {

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from tests.toolchain.test_quantize import problem, relative_loss
 from toolchain.quantize import method, restored
-from toolchain.quantize.microbatch import trainable_layer
-from toolchain.quantize.outliers import with_outliers
-from toolchain.quantize.result import weight_dtype
-from toolchain.quantize.settings import OUTLIER_SELECTORS, QuantizeSettings
+from toolchain.quantize.addons.outliers import with_outliers
+from toolchain.quantize.stored.codebook import weight_dtype
+from toolchain.settings.quantize import OUTLIER_SELECTORS, QuantizeSettings
+from toolchain.tune.microbatch import trainable_layer
 
 METHODS = [{}, {"trellis": "all", "state_bits": 5}, {"vector": 2}, {"method": "gptq"}, {"method": "squeezellm"}]
 

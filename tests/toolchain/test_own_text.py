@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.export.families import TINY, tiny_model
-from toolchain.own_text import PROMPT, OwnText, continued
-from toolchain.quantize.tuning import Tuner, TuneSettings
-from toolchain.threads import fixed_rounding
+from toolchain.calibrate.own_text import PROMPT, OwnText, continued
+from toolchain.system.threads import fixed_rounding
+from toolchain.tune.end_to_end import Tuner, TuneSettings
 
 
 @pytest.fixture(scope="module")

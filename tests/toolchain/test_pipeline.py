@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import QuantizedCheckpoint, block_shard
-from export.errors import InputError
-from toolchain.calibration import sample_sequences, slice_text
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
+from export.artefacts.checkpoint import QuantizedCheckpoint, block_shard
+from export.contract.errors import InputError
+from toolchain.calibrate.text import sample_sequences, slice_text
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
 
 FAST = QuantizeSettings(bits=3, passes=1, sequences=16, sequence_length=128)
 
@@ -134,7 +134,7 @@ def test_calibration_text_too_short_or_of_another_vocabulary(demo_model, tmp_pat
     short.write_text("Once upon a time")
     with pytest.raises(InputError, match=r"short\.txt: calibration text has 5 tokens, one sequence needs 128"):
         quantize_model(str(demo_model), tmp_path / "q", FAST, CalibrationChoice(str(short)), quiet=True)
-    from toolchain.calibration import load_tokenizer
+    from toolchain.calibrate.text import load_tokenizer
 
     with pytest.raises(InputError, match="do not belong together"):
         sample_sequences("Once upon a time " * 50, load_tokenizer(demo_model), 1, 16, 0, 100, "text")
@@ -162,9 +162,9 @@ def test_hessian_accumulates_every_token(demo_model, demo_text):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from export.archs import model_spec
-    from toolchain.blocks import BlockRunner
-    from toolchain.source import SourceModel
+    from export.graph.archs import model_spec
+    from toolchain.calibrate.blocks import BlockRunner
+    from toolchain.source.checkpoint import SourceModel
 
     source = SourceModel(demo_model)
     spec = model_spec(source.config)

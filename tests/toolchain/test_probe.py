@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from toolchain.probe import _extrapolated
+from toolchain.predict.probe import _extrapolated
 
 MEASURED = """
 import json, sys

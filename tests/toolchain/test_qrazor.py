@@ -11,24 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.checkpoint import QuantizedCheckpoint
-from export.errors import InputError
-from export.folder import write_model_folder
-from export.integers import hadamard, rotation_size
-from export.reader import read_graph
-from export.sdr import SdrFormat
+from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
+from export.contract.sdr import SdrFormat
+from export.graph.integers import hadamard, rotation_size
+from export.model_folder import write_model_folder
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.planner import Planner
-from runtime_py.engine.values import Unplannable
+from runtime_py.engine.plan.planner import Planner
+from runtime_py.engine.plan.values import Unplannable
 from runtime_py.load import open_model
-from runtime_py.session import Session
+from runtime_py.reference.session import Session
 from tests.conftest import DEMO
 from tests.toolchain.test_quantize import problem
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize import athena, entries, qrazor
-from toolchain.quantize.hessian import damped, layer_loss
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.numerics.hessian import damped, layer_loss
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.quantize.methods import athena, qrazor
+from toolchain.quantize.solvers import razored_entries as entries
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 
 
 def _folder(model: Path, out: Path, **settings) -> Path:
@@ -91,6 +92,17 @@ def test_the_engine_plans_it_and_agrees(razored: Path) -> None:
     step = np.concatenate([model.forward(state, [t]) for t in ids[50:]])
     assert np.mean(step.argmax(1) == engine[50:].argmax(1)) > 0.8
     assert model.cache_bytes_per_token * 3 < 4 * 2 * 2 * 32 * 2  # against float16: 4 layers, 2 heads of 32 (padded)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+def test_every_width_that_is_exported_runs(bits: int, tmp_path: Path) -> None:
+    """Flags and codes beyond what the compiled product reads go to the interpreter, not to an error."""
+    folder = _folder(DEMO, tmp_path, bits=bits, sequences=4, sequence_length=64)
+    model, _ = open_model(folder)
+    ids = np.random.default_rng(3).integers(3, 500, 30)
+    found, plain = model.forward(model.new_state(), ids), Session(folder).forward(Session(folder).new_state(), ids)
+    assert np.isfinite(found).all()
+    assert np.mean(found.argmax(1) == plain.argmax(1)) > 0.85
 
 
 def test_codes_that_plain_avx2_cannot_multiply_are_left_to_the_interpreter(razored: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.errors import InputError
+from export.contract.errors import InputError
+from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.quantize import METHODS, method
-from toolchain.quantize.hessian import damped, layer_loss
-from toolchain.quantize.lowrank import factors
-from toolchain.quantize.razor_settings import RazorSettings
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.quantize.addons.low_rank import factors
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 
 
 def problem(seed, rows, columns):

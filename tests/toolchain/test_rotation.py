@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from export.archs import model_spec
-from export.errors import InputError
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
 from tests.conftest import _checkpoint, _package
 from tests.export.families import check_folded_export, random_text, tiny_model, write_tokenizer
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.rotation import RotatedSource, hadamard_rotation
-from toolchain.source import SourceModel
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.rotation import RotatedSource, hadamard_rotation
 
 UNTIED = {"tie_word_embeddings": False}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.errors import InputError
-from toolchain.source import SourceModel, resolve
+from export.contract.errors import InputError
+from toolchain.source.checkpoint import SourceModel, resolve
 
 
 @pytest.fixture

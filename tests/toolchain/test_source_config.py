@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from export.archs import model_spec
-from export.errors import InputError
-from toolchain.source_config import resolved_config
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
+from toolchain.source.config import resolved_config
 
 WHERE = Path("folder") / "config.json"
 

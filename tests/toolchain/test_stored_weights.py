@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.errors import InputError
-from export.files import read_json
+from export.contract.errors import InputError
+from export.files.access import read_json
 from tests.export.families import random_text, tiny_model
-from toolchain.checkpoint_files import checkpoint_tensors
-from toolchain.own_text import whole_model
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantized_source import source_quantization
-from toolchain.source import SourceModel
-from toolchain.stored_weights import StoredWeights
+from toolchain.calibrate.own_text import whole_model
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.checkpoint_files import checkpoint_tensors
+from toolchain.source.quantization import source_quantization
+from toolchain.source.stored_weights import StoredWeights
 
 LAYER = "model.layers.0.mlp.up_proj"  # 48 x 32
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)

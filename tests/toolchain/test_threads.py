@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from toolchain.quantize import method
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.threads import fixed_rounding, ordered, pieces, thread_count
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.system.threads import fixed_rounding, ordered, pieces, thread_count
 
 
 def test_results_come_in_order_whatever_finishes_first(monkeypatch):

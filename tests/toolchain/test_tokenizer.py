@@ -10,15 +10,15 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from typer.testing import CliRunner
 
-from export.errors import InputError
-from export.folder import copy_tokenizer
+from export.contract.errors import InputError
+from export.model_folder import copy_tokenizer
 from runtime_py.chat.conversation import prompt_ids
-from runtime_py.chat.special_tokens import read_special_tokens
 from runtime_py.chat.template import open_template
-from runtime_py.generate import load_tokenizer
+from runtime_py.text.generator import load_tokenizer
+from runtime_py.text.special_tokens import read_special_tokens
 from tests.conftest import DEMO
-from toolchain import calibration
-from toolchain.tokenizer import write_built_tokenizer
+from toolchain.calibrate import text as calibration
+from toolchain.source.tokenizer import write_built_tokenizer
 
 TEXTS = [
     "Hello world",

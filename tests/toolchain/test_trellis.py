@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.checkpoint import TensorRecord
-from export.errors import InputError
-from export.trellis import STANDARD_STATE_BITS, UNIT, TrellisLayout, standard_levels
+from export.artefacts.checkpoint import TensorRecord
+from export.contract.errors import InputError
+from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, TrellisLayout, standard_levels
 from tests.toolchain.test_quantize import problem, relative_loss
 from toolchain.quantize import method, restored
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantize.trainable_trellis import TrainableTrellis
-from toolchain.quantize.trellis import choose_layout
-from toolchain.quantize.trellis_paths import nearest, trellis_kind
-from toolchain.quantize.trellis_solver import Problem, State, _fit_book
+from toolchain.quantize.solvers.trellis import choose_layout
+from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
+from toolchain.quantize.solvers.trellis_solver import Problem, State, _fit_book
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.tune.trainable.trellis import TrainableTrellis
 
 CHOICES = [(1, 3), (2, 4), (2, 8), (3, 8), (4, 6)]
 

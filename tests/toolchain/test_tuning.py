@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.checkpoint import QuantizedCheckpoint
+from export.artefacts.checkpoint import QuantizedCheckpoint
 from toolchain.quantize import method
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantize.trainable import TrainableLinear
-from toolchain.quantize.tuning import STATE_FILE
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.tune.end_to_end import STATE_FILE
+from toolchain.tune.trainable.codebook import TrainableLinear
 
 
 @settings(max_examples=25)
@@ -55,10 +55,10 @@ def command(demo_model, text, out, steps):
 
 
 def test_tuning_lowers_the_divergence_on_unseen_text(demo_model, demo_text, tmp_path):
-    from export.folder import install_folder
-    from toolchain import calibration
-    from toolchain.evaluate import evaluate, open_scorer, windows_of
-    from toolchain.packaging import package_checkpoint
+    from export.model_folder import install_folder
+    from toolchain.calibrate import text as calibration
+    from toolchain.evaluate.perplexity import evaluate, open_scorer, windows_of
+    from toolchain.pipeline.packaging import package_checkpoint
 
     text = calibration.slice_text(calibration.read_text(demo_text), "0.5:1")
     windows = windows_of(text, calibration.load_tokenizer(demo_model), 128, 20, "text")
@@ -78,7 +78,7 @@ def test_tuning_lowers_the_divergence_on_unseen_text(demo_model, demo_text, tmp_
 @pytest.mark.long
 def test_kill_9_during_tuning_resumes_to_identical_bytes(demo_model, demo_text, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    code = "import toolchain.quantize.tuning as t; t._SAVE_INTERVAL = 0.0; from toolchain.cli import main; main()"
+    code = "import toolchain.tune.end_to_end as t; t._SAVE_INTERVAL = 0.0; from toolchain.cli import main; main()"
 
     def run(out):
         return [sys.executable, "-c", code, *command(demo_model, demo_text, out, 40)[3:]]
@@ -99,8 +99,8 @@ def test_kill_9_during_tuning_resumes_to_identical_bytes(demo_model, demo_text, 
 
 
 def test_learning_rates_follow_the_width_of_each_layer():
-    from toolchain.quantize.microbatch import code_widths, trainable_layer
-    from toolchain.quantize.tuning import TuneSettings, default_rate
+    from toolchain.tune.end_to_end import TuneSettings, default_rate
+    from toolchain.tune.microbatch import code_widths, trainable_layer
 
     w = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
     student = nn.Sequential()

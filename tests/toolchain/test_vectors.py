@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.errors import InputError
+from export.contract.errors import InputError
 from tests.toolchain.test_quantize import problem, relative_loss
 from toolchain.quantize import method, restored
-from toolchain.quantize.settings import QuantizeSettings
-from toolchain.quantize.trainable_vectors import TrainableVectors
-from toolchain.quantize.vector_solver import State, _fit_books, _gathered
-from toolchain.quantize.vectors import choose_dimension
+from toolchain.quantize.solvers.vector_solver import State, _fit_books, _gathered
+from toolchain.quantize.solvers.vectors import choose_dimension
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.tune.trainable.vectors import TrainableVectors
 
 CHOICES = [{"vector": 2}, {"vector": 4}, {"vector": 8, "bits": 1}, {"method": "aqlm"}]
 

@@ -11,13 +11,13 @@ import pytest
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from export.errors import InputError
-from export.files import read_json
-from export.vocabulary import kept_tokens, pruned_config, pruned_tokenizer
-from runtime_py.generate import TextGenerator
-from runtime_py.session import Session
+from export.artefacts.vocabulary import kept_tokens, pruned_config, pruned_tokenizer
+from export.contract.errors import InputError
+from export.files.access import read_json
+from runtime_py.reference.session import Session
+from runtime_py.text.generator import TextGenerator
 from tests.conftest import _package
-from toolchain.vocabulary import PrunedCheckpoint
+from toolchain.pipeline.pruned import PrunedCheckpoint
 
 
 def test_ids_of_the_paper_s_example():

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from export.errors import InputError
-from toolchain.workers import Workers, solve_all
+from export.contract.errors import InputError
+from toolchain.system.workers import Workers, solve_all
 
 
 def quantize(demo_model, text, out, *options):

@@ -32,8 +32,8 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, memory bandwidth used, and peak memory."""
-    from runtime_py.bench import BenchSettings
-    from runtime_py.bench import bench as measure
+    from runtime_py.bench.speed import BenchSettings
+    from runtime_py.bench.speed import bench as measure
 
     announce_compilation()
     settings = BenchSettings(
@@ -47,7 +47,7 @@ def bench(
     )
     result = measure(folder, settings)
     if save and (folder / "report.json").exists():
-        from toolchain.report import add_speed
+        from toolchain.report.model_report import add_speed
 
         add_speed(folder, result, "athena-export " + " ".join(shlex.quote(a) for a in sys.argv[1:]))
     if json:
@@ -75,8 +75,8 @@ def bench(
 @guarded
 def warmup(folder: Folder, json: Json = False) -> None:
     """Compile the kernels for this folder and machine ahead of time; later starts find them on disk."""
-    from runtime_py.jit_cache import cache_folder
     from runtime_py.load import open_model
+    from runtime_py.system.jit_cache import cache_folder
 
     announce_compilation()
     start = time.perf_counter()

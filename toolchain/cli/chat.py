@@ -69,8 +69,8 @@ def chat(
     """
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
-    from runtime_py.generate import TextGenerator, default_sampling
-    from runtime_py.typed_text import typed_text
+    from runtime_py.text.generator import TextGenerator, default_sampling
+    from runtime_py.text.typed_text import typed_text
 
     system, stop = typed_text(system, "--system"), [typed_text(text, "--stop") for text in stop or ()]
     check_counts(max_tokens, min_tokens)
@@ -142,7 +142,7 @@ def serve(
     mmap: Mmap = None,
 ) -> None:
     """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings for encoders; metrics."""
-    from export.errors import InputError, NotFiniteError
+    from export.contract.errors import InputError, NotFiniteError
 
     try:
         from runtime_py.serving.app import Server
@@ -152,9 +152,9 @@ def serve(
     except ModuleNotFoundError as error:
         raise InputError(f"this needs the package {error.name}: pip install 'athena-export[serve]'") from None
     from runtime_py.chat.template import PlainTemplate, open_template
-    from runtime_py.encoder import TextEncoder, is_encoder
-    from runtime_py.generate import TextGenerator
     from runtime_py.serving.settings import ServeSettings
+    from runtime_py.text.encoder import TextEncoder, is_encoder
+    from runtime_py.text.generator import TextGenerator
 
     settings = ServeSettings(
         sessions, queue, max_tokens, max_body, timeout, read_timeout, connections,

@@ -11,8 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 
-from export.errors import InputError, NotFiniteError, printable
-from export.files import without_infinity
+from export.contract.errors import InputError, NotFiniteError, printable
+from export.files.access import without_infinity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,7 +74,7 @@ def _fail(message: str, code: int) -> None:
 
 def announce_compilation() -> None:
     """One line before the first run on a machine, which compiles the kernels and would otherwise look stuck."""
-    from runtime_py.jit_cache import is_cold
+    from runtime_py.system.jit_cache import is_cold
 
     if is_cold():
         print("compiling kernels for this machine, once: about 15 seconds", file=sys.stderr)

@@ -18,9 +18,9 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Bits, size, quality, speed and modelled cost of several folders, from their reports. * marks the best."""
-    from export.errors import InputError
-    from toolchain.compare import compare as side_by_side
-    from toolchain.cost_page import write_page
+    from export.contract.errors import InputError
+    from toolchain.report.compare import compare as side_by_side
+    from toolchain.report.cost_page import write_page
 
     if len(folders) < 2:
         raise InputError("compare needs two folders or more")
@@ -49,7 +49,7 @@ def compare(
 
 def _trade(folders: list[Path], names: list[str]) -> str | None:
     """The picture; None where matplotlib (extra `report`) is missing or the reports hold too few costs."""
-    from toolchain.compare import cost_points
+    from toolchain.report.compare import cost_points
 
     try:
         from hw_model.pictures import trade

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
-from toolchain.units import engineering
+from toolchain.system.units import engineering
 
 if TYPE_CHECKING:
     from hw_model.generation import GenerationCost
-    from hw_model.result import CostReport
+    from hw_model.machines.result import CostReport
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
 PhaseName = Annotated[str, typer.Option(help="prefill or decode.")]
@@ -44,7 +44,7 @@ def cost(
     """Cost of one forward pass: `context` tokens of prefill, or one decode step at that context."""
     from hw_model.estimate import estimate
     from targets import target_names
-    from toolchain import report
+    from toolchain.report import model_report as report
 
     names = target or ["rpi5", "attentionlego"]
     names = target_names() if names == ["all"] else names
@@ -82,8 +82,8 @@ def cost(
 
 
 def _generations(folder: Path, names: list[str], lengths: str, profile: str, objective: str) -> list[GenerationCost]:
-    from export.errors import InputError
-    from export.reader import read_graph
+    from export.artefacts.reader import read_graph
+    from export.contract.errors import InputError
     from hw_model.estimate import open_target
     from hw_model.generation import generation
 
@@ -114,8 +114,8 @@ def _overview(reports: list[CostReport]) -> tuple[list[str], list[list[str]]]:
 def _write_page(
     page: Path, folder: Path, reports: list[CostReport], generations: list[GenerationCost], command: str
 ) -> None:
-    from export.errors import InputError
-    from toolchain.cost_page import write_page
+    from export.contract.errors import InputError
+    from toolchain.report.cost_page import write_page
 
     try:
         from hw_model import pictures
@@ -187,12 +187,12 @@ def sweep(
     """Price every combination of values for some of a target's constants; show those that nothing beats."""
     import math
 
-    from export.reader import read_graph
+    from export.artefacts.reader import read_graph
     from hw_model.estimate import open_target
+    from hw_model.graph_work.workload import Phase, operations
     from hw_model.sweep import parse_variation
     from hw_model.sweep import sweep as price_all
-    from hw_model.workload import Phase, operations
-    from toolchain.progress import Reporter
+    from toolchain.system.progress import Reporter
 
     variations = [parse_variation(text) for text in vary]
     chosen, one = open_target(target), Phase.of(phase, context)
@@ -227,8 +227,8 @@ def _sweep_page(
     page: Path, folder: Path, target: str, data: list[dict[str, Any]], names: list[str], columns: list[str],
     rows: list[list[str]], phase: str, context: int,
 ) -> None:  # fmt: skip
-    from export.errors import InputError
-    from toolchain.cost_page import write_page
+    from export.contract.errors import InputError
+    from toolchain.report.cost_page import write_page
 
     try:
         from hw_model import pictures

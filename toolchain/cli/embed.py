@@ -25,10 +25,10 @@ def embed(
     """Print the vector of one text, or how similar several are (cosine)."""
     import numpy as np
 
-    from export.errors import InputError
-    from runtime_py.encoder import TextEncoder
-    from runtime_py.tokenizing import encode
-    from runtime_py.typed_text import typed_text
+    from export.contract.errors import InputError
+    from runtime_py.text.encoder import TextEncoder
+    from runtime_py.text.tokenizing import encode
+    from runtime_py.text.typed_text import typed_text
 
     texts = [typed_text(one, "--text") for one in text or []] + (_lines(file) if file else [])
     if not texts:
@@ -57,7 +57,7 @@ def embed(
 
 
 def _lines(path: Path) -> list[str]:
-    from export.files import read_text
+    from export.files.access import read_text
 
     return [line for line in read_text(path).splitlines() if line.strip()]
 
@@ -67,7 +67,7 @@ def _write(path: Path, vectors: object) -> None:
 
     import numpy as np
 
-    from export.files import write_bytes
+    from export.files.access import write_bytes
 
     data = io.BytesIO()
     np.save(data, vectors)  # type: ignore[arg-type]

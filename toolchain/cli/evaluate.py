@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
-from toolchain.units import figure
+from toolchain.system.units import figure
 
 if TYPE_CHECKING:
-    from toolchain.choices import ChoiceResult
-    from toolchain.evaluate import EvalResult
+    from toolchain.evaluate.multiple_choice import ChoiceResult
+    from toolchain.evaluate.perplexity import EvalResult
 
 
 @guarded
@@ -44,7 +44,7 @@ def evaluate(
 
     --text gives the perplexity; with --reference also KL divergence and top-1 agreement.
     """
-    from export.errors import InputError
+    from export.contract.errors import InputError
 
     if sum((text is not None, choices is not None, bool(task))) != 1:
         raise InputError("one of --text, --choices and --task is needed")
@@ -96,10 +96,10 @@ def _percent(share: float, error: float) -> str:
 
 
 def _answer_questions(model: str, path: Path, limit: int | None, activations: str, quiet: bool) -> ChoiceResult:
-    from runtime_py.generate import context_length, stop_tokens
-    from toolchain import calibration
-    from toolchain.choices import evaluate_choices, read_questions
-    from toolchain.evaluate import open_scorer
+    from runtime_py.text.generator import context_length, stop_tokens
+    from toolchain.calibrate import text as calibration
+    from toolchain.evaluate.multiple_choice import evaluate_choices, read_questions
+    from toolchain.evaluate.perplexity import open_scorer
 
     folder = Path(model) if Path(model).is_dir() else _resolved(model)
     questions = read_questions(path)[:limit]
@@ -116,7 +116,7 @@ def _answer_questions(model: str, path: Path, limit: int | None, activations: st
 def _run_tasks(
     folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str
 ) -> dict[str, Any]:
-    from export.errors import InputError, NotFiniteError
+    from export.contract.errors import InputError, NotFiniteError
 
     if not (folder / "model.onnx").is_file():
         raise InputError(f"{folder}: --task needs a model folder made by `export`")
@@ -124,7 +124,7 @@ def _run_tasks(
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        from toolchain.lm_eval_adapter import AthenaModel
+        from toolchain.evaluate.harness import AthenaModel
     except ModuleNotFoundError as error:
         raise InputError(f"this needs the package {error.name}: pip install 'athena-export[lm-eval]'") from None
     manager = TaskManager(include_path=str(task_folder) if task_folder else None)
@@ -155,14 +155,15 @@ def evaluate_folder(
     emulation: tuple[str, float] | None = None,
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
-    from toolchain import calibration, report
-    from toolchain.evaluate import evaluate as score
-    from toolchain.evaluate import open_scorer, windows_of
+    from toolchain.calibrate import text as calibration
+    from toolchain.evaluate.perplexity import evaluate as score
+    from toolchain.evaluate.perplexity import open_scorer, windows_of
+    from toolchain.report import model_report as report
 
     source = calibration.read_text(text) if str(text) != "held-out" else _held_out_text()
     name = str(folder)
     if emulation is not None:
-        from toolchain.emulate import EmulatedScorer
+        from toolchain.evaluate.emulate import EmulatedScorer
 
         scorer: Any = EmulatedScorer(folder, *emulation)
     else:
@@ -183,12 +184,12 @@ def evaluate_folder(
 
 def _held_out_text() -> str:
     """The documentation strings that neither the built-in calibration text nor the demo model's training contains."""
-    from toolchain.corpus import standard_library_text
+    from toolchain.calibrate.corpus import standard_library_text
 
     return standard_library_text("held-out")
 
 
 def _resolved(name: str) -> Path:
-    from toolchain.source import resolve
+    from toolchain.source.checkpoint import resolve
 
     return resolve(name)

@@ -13,8 +13,8 @@ import typer
 from toolchain.cli.common import whole_numbers
 
 if TYPE_CHECKING:
-    from runtime_py.generate import TextGenerator
-    from runtime_py.logit_processors import LogitRules
+    from runtime_py.text.generator import TextGenerator
+    from runtime_py.text.logit_processors import LogitRules
 
 MinP = Annotated[
     Optional[float], typer.Option(help="Drop tokens below this share of the most likely one's probability.")
@@ -69,7 +69,7 @@ class TokenOptions:
 
 def check_counts(max_tokens: int, min_tokens: int | None) -> None:
     """Raises InputError when there is no answer of such a length."""
-    from export.errors import InputError
+    from export.contract.errors import InputError
 
     if max_tokens < 1:
         raise InputError(f"--max-tokens must be 1 or more, not {max_tokens}")
@@ -79,7 +79,7 @@ def check_counts(max_tokens: int, min_tokens: int | None) -> None:
 
 def template_variables(given: Sequence[str]) -> dict[str, Any]:
     """NAME=JSON pairs. Raises InputError for one that is none."""
-    from export.errors import InputError
+    from export.contract.errors import InputError
 
     found = {}
     for text in given:
@@ -103,7 +103,7 @@ def tell_unsupported(generator: TextGenerator) -> None:
 
 
 def _bias(text: str, vocabulary: int) -> tuple[int, float]:
-    from export.errors import InputError
+    from export.contract.errors import InputError
 
     token, _, bias = text.partition("=")
     try:
@@ -115,7 +115,7 @@ def _bias(text: str, vocabulary: int) -> tuple[int, float]:
 
 
 def _inside(tokens: set[int] | frozenset[int], vocabulary: int, option: str) -> None:
-    from export.errors import InputError
+    from export.contract.errors import InputError
 
     if any(not 0 <= token < vocabulary for token in tokens):
         raise InputError(f"{option}: token ids go from 0 to {vocabulary - 1}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from toolchain.cli.common import guarded, print_json, print_table
-from toolchain.units import size_text
+from toolchain.system.units import size_text
 
 
 @guarded
@@ -17,7 +17,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Every stored tensor with scheme, bits, effective bits and bytes, and the totals."""
-    from export.manifest import read_manifest
+    from export.artefacts.manifest import read_manifest
 
     manifest = read_manifest(folder, "tensors", "totals", "settings")
     totals, tensors = manifest["totals"], manifest["tensors"]

@@ -31,16 +31,16 @@ def lower(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Write FOLDER in the form a runtime likes best. The original stays the truth."""
-    from export.errors import InputError
-    from export.files import MANIFEST, read_json
-    from export.lock import locked
+    from export.contract.errors import InputError
+    from export.files.access import MANIFEST, read_json
+    from export.files.lock import locked
+    from export.files.replace import building_folder, install_folder, output_folder, recover, refuse_existing
     from export.lowering.check import describe
     from export.lowering.folder import Lowering, write_lowered_folder
     from export.lowering.matmul_nbits import NBits
     from export.native.build import this_machine
-    from export.replace import building_folder, install_folder, output_folder, recover, refuse_existing
     from targets.lowering import open_lowering
-    from toolchain.progress import Reporter
+    from toolchain.system.progress import Reporter
 
     try:
         data = open_lowering(target)

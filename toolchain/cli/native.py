@@ -19,9 +19,9 @@ def native(
 
     Any exported folder then runs at native speed: SessionOptions.register_custom_ops_library(FILE).
     """
-    from export.errors import InputError
+    from export.contract.errors import InputError
     from export.native.build import build_library, library_name, this_machine
-    from toolchain.progress import Reporter
+    from toolchain.system.progress import Reporter
 
     name = machine or this_machine()
     if output.exists() and not output.is_dir():

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from export.errors import InputError
-from export.lock import locked
+from export.contract.errors import InputError
+from export.files.lock import locked
 from toolchain.cli.common import guarded, print_json
-from toolchain.units import figure, size_text
+from toolchain.system.units import figure, size_text
 
 if TYPE_CHECKING:
-    from toolchain.quantize.settings import QuantizeSettings
+    from toolchain.settings.quantize import QuantizeSettings
 
 Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
@@ -142,7 +142,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write the model folder with its report. An interrupted run continues where it stopped."""
-    from export.replace import install_folder, output_folder, recover, refuse_existing
+    from export.files.replace import install_folder, output_folder, recover, refuse_existing
 
     settings = _settings(locals())
     inputs = _inputs(model, calibration, eval_text, vocabulary_text)
@@ -150,7 +150,7 @@ def export(
     if (model is None) == (random is None):
         raise InputError("give either MODEL or --random SHAPE")
     if model is None or random is not None:
-        from toolchain.synthetic import write_random_folder
+        from toolchain.pipeline.random import write_random_folder
 
         with locked(place):
             recover(place)
@@ -229,7 +229,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """First half of export: MODEL to a quantized checkpoint. Continues an interrupted run."""
-    from export.replace import output_folder
+    from export.files.replace import output_folder
 
     settings = _settings(locals())
     if dry_run:
@@ -254,9 +254,9 @@ def package(
     json: Json = False,
 ) -> None:
     """Second half of export: a quantized checkpoint to a model folder."""
-    from export.checkpoint import QuantizedCheckpoint
-    from export.replace import install_folder, output_folder, recover, refuse_existing
-    from toolchain.source_config import resolved_config
+    from export.artefacts.checkpoint import QuantizedCheckpoint
+    from export.files.replace import install_folder, output_folder, recover, refuse_existing
+    from toolchain.source.config import resolved_config
 
     place = output_folder(output, force, _inputs(checkpoint, vocabulary_text))
     quantized = QuantizedCheckpoint(checkpoint)
@@ -270,19 +270,19 @@ def package(
 
 def _inputs(*names: str | Path | None) -> list[Path]:
     """Those of the arguments that name files or folders which exist."""
-    from export.files import expanded
+    from export.files.access import expanded
 
     return [path for path in (expanded(str(name)) for name in names if name is not None) if path.exists()]
 
 
 def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet: bool) -> Path:
     """The model folder beside its destination, with a pruned vocabulary where a text is given."""
-    from toolchain.packaging import package_checkpoint
+    from toolchain.pipeline.packaging import package_checkpoint
 
     if vocabulary_text is None:
         return package_checkpoint(checkpoint, output, quiet)
-    from toolchain.calibration import read_text
-    from toolchain.vocabulary import PrunedCheckpoint
+    from toolchain.calibrate.text import read_text
+    from toolchain.pipeline.pruned import PrunedCheckpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         text = read_text(vocabulary_text)
@@ -294,9 +294,9 @@ def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet:
 
 def _settings(given: dict[str, Any]) -> QuantizeSettings:
     """Settings from a command's options: the preset's values where an option was not given."""
-    from toolchain.calibration import BUILT_IN
-    from toolchain.quantize.razor_settings import RazorSettings
-    from toolchain.quantize.settings import METHOD_DEFAULTS, PRESETS, QuantizeSettings
+    from toolchain.calibrate.text import BUILT_IN
+    from toolchain.settings.quantize import METHOD_DEFAULTS, PRESETS, QuantizeSettings
+    from toolchain.settings.razor import RazorSettings
 
     if given["preset"] not in PRESETS:
         raise InputError(f"--preset {given['preset']!r} is unknown; choose one of {', '.join(PRESETS)}")
@@ -315,16 +315,16 @@ def _quantize(
     model: str, out: Path, settings: Any, source: str, part: str | None, force: bool, quiet: bool,
     workers: tuple[int, str | None],
 ) -> Any:  # fmt: skip
-    from toolchain.pipeline import CalibrationChoice, quantize_model
-    from toolchain.workers import Workers
+    from toolchain.pipeline.run import CalibrationChoice, quantize_model
+    from toolchain.system.workers import Workers
 
     choice = CalibrationChoice(source, part)
     return quantize_model(model, out, settings, choice, restart=force, quiet=quiet, workers=Workers(*workers))
 
 
 def _predict(model: str, settings: Any, source: str, part: str | None, json: bool) -> None:
-    from toolchain.pipeline import CalibrationChoice
-    from toolchain.probe import predict
+    from toolchain.pipeline.run import CalibrationChoice
+    from toolchain.predict.probe import predict
 
     found = predict(model, settings, CalibrationChoice(source, part))
     if json:
@@ -338,7 +338,7 @@ def _predict(model: str, settings: Any, source: str, part: str | None, json: boo
 
 
 def _summary(output: Path, json: bool) -> None:
-    from toolchain.report import read_report
+    from toolchain.report.model_report import read_report
 
     report = read_report(output)
     if json:

@@ -56,9 +56,9 @@ def run(
 
     Penalties and forbidden tokens of the model's generation_config.json hold unless an option says otherwise.
     """
-    from runtime_py.generate import TextGenerator
-    from runtime_py.sampling import SamplingSettings
-    from runtime_py.typed_text import typed_text
+    from runtime_py.text.generator import TextGenerator
+    from runtime_py.text.sampling import SamplingSettings
+    from runtime_py.text.typed_text import typed_text
 
     prompt, stop = typed_text(prompt, "--prompt"), [typed_text(text, "--stop") for text in stop or ()]
     check_counts(max_tokens, min_tokens)

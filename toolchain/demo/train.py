@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from toolchain.corpus import standard_library_text
+from toolchain.calibrate.corpus import standard_library_text
 
 END_OF_TEXT = "<|endoftext|>"
 

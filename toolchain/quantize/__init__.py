@@ -10,12 +10,12 @@ from importlib import import_module
 
 import numpy as np
 
-from export.checkpoint import COMPACT, RAZORED, TensorRecord
-from export.errors import InputError
-from runtime_py import jit_cache
-from toolchain.quantize.compact import CompactMatrix
-from toolchain.quantize.razored import RazoredMatrix
-from toolchain.quantize.result import QuantizedMatrix
+from export.artefacts.checkpoint import COMPACT, RAZORED, TensorRecord
+from export.contract.errors import InputError
+from runtime_py.system import jit_cache
+from toolchain.quantize.stored.codebook import QuantizedMatrix
+from toolchain.quantize.stored.compact import CompactMatrix
+from toolchain.quantize.stored.razored import RazoredMatrix
 
 jit_cache.install()  # before any module of this package compiles
 Matrix = QuantizedMatrix | RazoredMatrix | CompactMatrix
@@ -27,12 +27,12 @@ def method(name: str) -> Method:
     """The quantization method called `name`. Raises InputError when there is none."""
     if name not in METHODS:
         raise InputError(f"--method {name!r} is unknown; choose one of {', '.join(METHODS)}")
-    return import_module(f"toolchain.quantize.{name}").quantize
+    return import_module(f"toolchain.quantize.methods.{name}").quantize
 
 
 def needs_gradients(name: str) -> bool:
     """Whether the method takes squared weight gradients as its fourth argument."""
-    return bool(getattr(import_module(f"toolchain.quantize.{name}"), "NEEDS_GRADIENTS", False))
+    return bool(getattr(import_module(f"toolchain.quantize.methods.{name}"), "NEEDS_GRADIENTS", False))
 
 
 def restored(record: TensorRecord, tensor: Callable[[str], np.ndarray | None]) -> Matrix:

@@ -1,0 +1,1 @@
+"""Quantized checkpoints, manifests, chat templates, and model.onnx read as plain data."""

@@ -1,0 +1,350 @@
+"""Reads a model folder's graph without trusting it: plain data classes, weights memory-mapped. Needs onnx and numpy.
+
+Serves the runtime and the cost model. Every external tensor is checked before a byte of it is touched: a plain file
+name inside the folder, no link out of it, offset and length inside the file, length equal to shape times element size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
+from export.contract.formats.compact import COMPACT_LAYOUTS, CompactLayout, compact_layout
+from export.contract.operators.integers import SDR_MATMUL, IntegerLayout, format_of
+from export.contract.sdr import SdrFormat
+from export.contract.sparse import SPARSE_MATMUL, SparseLayout
+from export.files.access import checked_path, open_file, read_bytes
+from export.files.foreign import foreign
+
+_MAX_FILE = 1 << 28  # bytes; weights are beside it
+_MAX_ELEMENTS = 2**40
+_MAX_DIMENSIONS = 32  # what every NumPy takes
+_MAX_NODES = 20_000  # three times what the largest published decoders need
+_READ_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call. Absent optional inputs are empty strings."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def layout(self) -> CodebookLayout:
+        """Attributes of an ai.athena node. Raises InputError when one is missing or out of range."""
+        try:
+            return CodebookLayout(**{name: self.attributes[name] for name in CodebookLayout.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether it is a product with vector or trellis codes."""
+        return self.domain == DOMAIN and self.op_type in COMPACT_LAYOUTS
+
+    def compact_layout(self) -> CompactLayout:
+        """Attributes of a product with vector or trellis codes. Raises InputError when one is missing or wrong."""
+        try:
+            return compact_layout(self.op_type, self.attributes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    def sparse_layout(self) -> SparseLayout:
+        """Attributes of a SparseMatMul node. Raises InputError when one is missing or out of range."""
+        try:
+            return SparseLayout(**{name: self.attributes[name] for name in SparseLayout.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    def integer_layout(self) -> IntegerLayout:
+        """Attributes of an SdrMatMul node. Raises InputError when one is missing or out of range."""
+        try:
+            return IntegerLayout(**{name: self.attributes[name] for name in IntegerLayout.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+    def sdr_format(self) -> SdrFormat:
+        """SDR format of an SdrQuantize or SdrAttention node. Raises InputError when it is none."""
+        try:
+            return format_of(self.attributes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """A graph input or output, or an inner value whose shape the file states."""
+
+    name: str
+    dtype: np.dtype | None
+    shape: tuple[int | str, ...] | None  # symbolic dimensions by name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph as plain data; weights are read-only views of the mapped file."""
+
+    folder: Path
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, np.ndarray]
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
+    values: Mapping[str, ValueInfo]  # every value whose shape is stated, weights included
+    metadata: Mapping[str, str]
+    opset: int
+    files: Mapping[str, int]  # those that hold weights, and how many of their bytes
+
+
+def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callable[[int], bool] = True) -> Graph:
+    """Read `folder`/model.onnx and map its weights, or read them into memory (mapped=False).
+
+    mapped may also decide by the number of bytes. Of a file, only what the tensors need is mapped or read. Raises
+    InputError when a file is missing, broken or hostile.
+    """
+    path = folder / filename
+    if not path.exists():
+        raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
+    with foreign(path, "not a readable ONNX file"):
+        model = onnx.load_from_string(read_bytes(path, _MAX_FILE, folder))
+    with foreign(path, "the graph is malformed"):
+        return _convert(model, folder, mapped)
+
+
+def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int], bool]) -> Graph:
+    graph = model.graph
+    if len(graph.node) > _MAX_NODES:
+        raise InputError(f"model.onnx: has {len(graph.node)} nodes; at most {_MAX_NODES} are read")
+    _check_text(model)
+    external = {t.name: _external(t) for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    sizes: dict[str, int] = {}
+    for part in external.values():
+        sizes[part.location] = max(sizes.get(part.location, 0), part.offset + part.length)
+    maps = _open_files(folder, sizes, mapped)
+    weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in graph.initializer}
+    nodes = tuple(_node(node) for node in graph.node)
+    _check_order(nodes, {*weights, *(i.name for i in graph.input)})
+    values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
+    values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
+    for node in nodes:
+        if node.is_compact or (node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)):
+            _check_codebook(node, weights)
+        elif node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
+            sparse_weights(node, weights)
+        elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
+            _check_integer_product(node, weights)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    return Graph(
+        folder=folder,
+        nodes=nodes,
+        weights=weights,
+        inputs=tuple(_value(v) for v in graph.input if v.name not in weights),
+        outputs=tuple(_value(v) for v in graph.output),
+        values=values,
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        opset=opsets.get("", 0),
+        files=sizes,
+    )
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """Names that are not UTF-8 come out of protobuf as bytes, which nothing after this expects."""
+    graph = model.graph
+    found: list[Any] = []
+    for node in graph.node:
+        found += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    for tensor in graph.initializer:
+        found += [tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value))]
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        found += [info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim)]
+    found += [text for entry in model.metadata_props for text in (entry.key, entry.value)]
+    found += [entry.domain for entry in model.opset_import]
+    if not all(isinstance(text, str) for text in found):
+        raise InputError("model.onnx: holds a name that is not UTF-8")
+
+
+def _node(node: onnx.NodeProto) -> Node:
+    attributes = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return Node(node.op_type, node.domain, node.name, tuple(node.input), tuple(node.output), attributes)
+
+
+def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise InputError(f"model.onnx: node {node.name} reads {name!r}, which nothing before it makes")
+        for name in node.outputs:
+            if name and name in known:
+                raise InputError(f"model.onnx: node {node.name} makes {name!r} a second time")
+            known.add(name)
+
+
+def _value(info: onnx.ValueInfoProto) -> ValueInfo:
+    tensor = info.type.tensor_type
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+    except (KeyError, TypeError):
+        dtype = None
+    shape: tuple[int | str, ...] | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+    return ValueInfo(info.name, dtype, shape)
+
+
+@dataclass(frozen=True)
+class _External:
+    """A tensor that another file holds."""
+
+    where: str
+    location: str  # a plain file name
+    offset: int
+    length: int  # bytes
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def of(self, files: Mapping[str, np.ndarray]) -> np.ndarray:
+        part = files[self.location][self.offset : self.offset + self.length]
+        if self.offset % self.dtype.itemsize:
+            part = part.copy()  # an unaligned tensor cannot be viewed in place
+        try:
+            return part.view(self.dtype).reshape(self.shape)
+        except (TypeError, ValueError) as error:  # too many dimensions; text, which has no fixed size
+            raise InputError(f"{self.where} cannot be read ({error})") from None
+
+
+def _kind(tensor: onnx.TensorProto) -> tuple[str, np.dtype, tuple[int, ...]]:
+    """How messages call a tensor, its type and its shape. Raises InputError when it has none."""
+    where, shape = f"model.onnx: tensor {tensor.name}", tuple(tensor.dims)
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, TypeError):
+        raise InputError(f"{where} has an unknown element type {tensor.data_type}") from None
+    elements = math.prod(shape)
+    if len(shape) > _MAX_DIMENSIONS or any(not 0 <= d <= _MAX_ELEMENTS for d in shape) or elements > _MAX_ELEMENTS:
+        raise InputError(f"{where} has an impossible shape {list(shape)}")
+    return where, dtype, shape
+
+
+def _inline(tensor: onnx.TensorProto) -> np.ndarray:
+    where, _, _ = _kind(tensor)
+    try:
+        array = onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise InputError(f"{where} cannot be read ({error})") from None
+    array.setflags(write=False)
+    return array
+
+
+def _external(tensor: onnx.TensorProto) -> _External:
+    where, dtype, shape = _kind(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if not location or "\0" in location or Path(location).name != location or location in (".", ".."):
+        raise InputError(
+            f"{where}: external data location {location!r} is refused; only a plain file name in the folder is allowed"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    try:
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", needed))
+    except ValueError:
+        raise InputError(f"{where}: offset and length of external data must be whole numbers") from None
+    if dtype.hasobject or length != needed:
+        raise InputError(f"{where}: external data has {length} bytes, its shape needs {needed}")
+    if not 0 <= offset < 2**62:
+        raise InputError(f"{where}: external data lies outside its file ({offset}+{length} bytes)")
+    return _External(where, location, offset, length, dtype, shape)
+
+
+def _open_files(folder: Path, sizes: Mapping[str, int], mapped: bool | Callable[[int], bool]) -> dict[str, np.ndarray]:
+    """The first bytes of each file, uint8, as many as the tensors need."""
+    for name, size in sizes.items():
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name}: this file is missing, model.onnx keeps its weights there")
+        with open_file(folder / name, folder=folder) as file:
+            there = file.seek(0, 2)
+        if size > there:
+            raise InputError(f"{folder / name}: external data lies outside its file ({size} of {there} bytes)")
+    keep = mapped(sum(sizes.values())) if callable(mapped) else mapped
+    try:
+        return {name: (_map if keep else _read)(folder, name, size) for name, size in sizes.items()}
+    except MemoryError:
+        raise InputError(f"{folder}: the weights need more memory than there is") from None
+
+
+def _map(folder: Path, name: str, size: int) -> np.ndarray:
+    if not size:
+        return np.empty(0, np.uint8)
+    try:
+        return np.memmap(checked_path(folder / name, folder=folder), dtype=np.uint8, mode="r", shape=(size,))
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{folder / name}: cannot be mapped ({error})") from None
+
+
+def _read(folder: Path, name: str, size: int) -> np.ndarray:
+    """In memory. Large arrays get huge pages where the system has them, which a mapped file never does."""
+    try:
+        data = np.empty(size, np.uint8)
+    except ValueError:  # beyond what a process can address
+        raise MemoryError from None
+    with open_file(folder / name, folder=folder) as file:
+        view, done = memoryview(data.data), 0
+        while done < size:
+            count = file.readinto(view[done : done + _READ_BYTES])  # type: ignore[attr-defined]
+            if not count:
+                raise InputError(f"{folder / name}: ended after {done} of {size} bytes")
+            done += count
+    data.setflags(write=False)
+    return data
+
+
+def _check_codebook(node: Node, weights: Mapping[str, np.ndarray]) -> None:
+    """Codes and codebook must be stored and fit the attributes; scales may be computed from other weights."""
+    layout = node.compact_layout() if node.is_compact else node.layout()
+    if len(node.inputs) != 4 or any(name not in weights for name in node.inputs[1:3]):
+        raise InputError(f"node {node.name}: {node.op_type} needs codes and codebook as stored weights")
+    codes, codebook = (weights[name] for name in node.inputs[1:3])
+    scale = weights.get(node.inputs[3], np.empty(layout.scale_shape, np.float32))
+    try:
+        layout.check(codes, codebook, scale)
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None
+    if node.inputs[3] in weights and not np.isfinite(scale).all():
+        raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
+
+
+def sparse_weights(node: Node, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Row-major places int64 [n] and values of a SparseMatMul node. Raises InputError when they do not fit."""
+    if len(node.inputs) != 3 or any(name not in weights for name in node.inputs[1:]):
+        raise InputError(f"node {node.name}: {node.op_type} needs gaps and values as stored weights")
+    gaps, values = (weights[name] for name in node.inputs[1:])
+    try:
+        return node.sparse_layout().places(gaps, values), values
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None
+
+
+def _check_integer_product(node: Node, weights: Mapping[str, np.ndarray]) -> None:
+    """Codes, codebook and flags must be stored and fit the attributes; scales may be computed from other weights."""
+    layout = node.integer_layout()
+    if len(node.inputs) != 7 or any(name not in weights for name in node.inputs[3:6]):
+        raise InputError(f"node {node.name}: {node.op_type} needs codes, codebook and flags as stored weights")
+    codes, codebook, flags = (weights[name] for name in node.inputs[3:6])
+    scale = weights.get(node.inputs[6], np.empty(layout.stored().scale_shape, np.float32))
+    try:
+        layout.check(codes, codebook, flags, scale)
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None

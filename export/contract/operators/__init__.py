@@ -1,0 +1,1 @@
+"""The ai.athena operators on integers, in numpy."""

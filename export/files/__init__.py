@@ -1,0 +1,1 @@
+"""Opening, replacing and locking files and folders that come from outside."""

@@ -1,0 +1,1 @@
+"""From a quantized checkpoint to the nodes of an ONNX graph."""

@@ -1,0 +1,190 @@
+"""One transformer block of any family as ONNX nodes: attention, feed-forward part, and how the residuals join them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from export.contract.formats.codebook import DOMAIN
+from export.contract.operators.attention import AttentionLayout
+from export.contract.operators.integers import SDR_ATTENTION, format_attributes
+from export.graph.layers import BATCH, SEQUENCE, Layers
+from export.graph.spec import ModelSpec
+from export.graph.writer import Dim
+
+TOTAL = "total_sequence_length"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a block gets beside the hidden states: values of the graph."""
+
+    mask: ir.Value  # bool, True where a query sees a key
+    rotation: tuple[ir.Value, ir.Value] | None = None  # cos and sin [batch, sequence, rotated / 2]
+    past: tuple[ir.Value, ir.Value] | None = None  # cached keys and values; None: every query sees the whole input
+
+
+class BlockBuilder:
+    """Writes the blocks of one model."""
+
+    def __init__(self, spec: ModelSpec, layers: Layers) -> None:
+        self.spec, self.layers, self.g = spec, layers, layers.g
+        self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
+
+    def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """Output of block `layer`, and its keys and values for the cache (none without a past)."""
+        names, width = self.spec.block, self.spec.hidden_size
+        at = f"/model/layers.{layer}"
+        normed = self._norm(layer, names.attention_norm, hidden)
+        inner_input = None
+        if self.spec.parallel_residual:
+            inner_input = normed if names.mlp_norm is None else self._norm(layer, names.mlp_norm, hidden)
+        attended, cache = self._attention(layer, normed, context)
+        attended = self._norm(layer, names.attention_post_norm, attended)
+        attended = self.layers.scaled(attended, self.spec.residual_scale, f"{at}/attention_scaled", width)
+        hidden = self.g.op("Add", f"{at}/attention_residual", [hidden, attended], self.hidden_shape)
+        hidden = self._norm(layer, names.attention_sum_norm, hidden)
+        if inner_input is None:
+            inner_input = self._norm(layer, names.mlp_norm, hidden)
+        inner = self._norm(layer, names.mlp_post_norm, self._feed_forward(layer, inner_input))
+        inner = self.layers.scaled(inner, self.spec.residual_scale, f"{at}/mlp_scaled", width)
+        hidden = self.g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
+        return self._norm(layer, names.mlp_sum_norm, hidden), cache
+
+    def _norm(self, layer: int, module: str | None, value: ir.Value) -> ir.Value:
+        """A norm over the hidden size; the value as it is where the family has none here."""
+        if module is None:
+            return value
+        name, full = f"/model/layers.{layer}/{module}", self.spec.prefix(layer) + module
+        spec = self.spec
+        return self.layers.norm(
+            spec.norm, value, full, name, self.hidden_shape, spec.norm_epsilon, offset=spec.norm_offset
+        )
+
+    def _attention(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        g, spec, names = self.g, self.spec, self.spec.block
+        at = f"/model/layers.{layer}/attention"
+        query, key, value = self._query_key_value(layer, normed)
+        query = self._head_norm(layer, names.query_norm, query, spec.heads)
+        key = self._head_norm(layer, names.key_norm, key, spec.kv_heads)
+        if context.rotation is not None:
+            query = self._rotate(query, f"{at}/rotate_query", spec.heads, context.rotation)
+            key = self._rotate(key, f"{at}/rotate_key", spec.kv_heads, context.rotation)
+        width = spec.heads * spec.head_dim
+        shapes: list[list[Dim]] = [[BATCH, SEQUENCE, width]]
+        if context.past is not None:
+            shapes += [[BATCH, spec.kv_heads, TOTAL, spec.head_dim]] * 2
+        attributes: dict[str, float] = {"scale": spec.attention_scale or 1 / math.sqrt(spec.head_dim)}
+        if spec.attention_softcap is not None:
+            attributes["softcap"] = spec.attention_softcap
+        if self.layers.arithmetic.cache is not None and context.past is not None:
+            out, *cache = self._razored_attention(layer, (query, key, value), context, attributes)
+            return self._linear(layer, names.attention_output, out, width, spec.hidden_size), tuple(cache)
+        outputs = g.op(
+            "Attention",
+            at,
+            [query, key, value, context.mask, *(context.past or ())],
+            shapes,
+            attributes=attributes,
+            q_num_heads=spec.heads,
+            kv_num_heads=spec.kv_heads,
+            is_causal=int(context.past is not None),
+        )
+        return self._linear(layer, names.attention_output, outputs[0], width, spec.hidden_size), outputs[1:]
+
+    def _razored_attention(
+        self, layer: int, qkv: tuple[ir.Value, ...], context: Context, attributes: dict[str, float]
+    ) -> tuple[ir.Value, ...]:
+        """Attention over a razored cache: its output, and keys and values with the new tokens behind."""
+        g, spec, layers = self.g, self.spec, self.layers
+        form = layers.arithmetic.cache
+        assert form is not None and context.past is not None
+        chosen: dict[str, Any] = {
+            "q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": attributes["scale"],
+            "softcap": attributes.get("softcap", 0.0), **format_attributes(form),
+        }  # fmt: skip
+        units = []
+        for name in ("key_unit", "value_unit"):
+            full = spec.prefix(layer) + name
+            units.append(g.constant(full, layers.unit(full, spec.kv_heads)))
+        row_bytes = AttentionLayout.of(chosen, spec.heads * spec.head_dim).row_bytes
+        cached: list[Dim] = [BATCH, spec.kv_heads, TOTAL, row_bytes]
+        outputs: tuple[tuple[str, list[Dim], ir.DataType], ...] = (
+            ("output_0", [BATCH, SEQUENCE, spec.heads * spec.head_dim], ir.DataType.FLOAT),
+            ("output_1", cached, ir.DataType.UINT8),
+            ("output_2", cached, ir.DataType.UINT8),
+        )
+        inputs = [*qkv, context.mask, *context.past, *units]
+        return g.typed_op(SDR_ATTENTION, f"/model/layers.{layer}/attention", inputs, outputs, DOMAIN, chosen)
+
+    def _query_key_value(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        g, spec, names = self.g, self.spec, self.spec.block
+        at = f"/model/layers.{layer}/attention"
+        q_width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        if names.fused_qkv is None:
+            assert names.query and names.key and names.value
+            return (
+                self._linear(layer, names.query, normed, spec.hidden_size, q_width),
+                self._linear(layer, names.key, normed, spec.hidden_size, kv_width),
+                self._linear(layer, names.value, normed, spec.hidden_size, kv_width),
+            )
+        total = q_width + 2 * kv_width
+        fused = self._linear(layer, names.fused_qkv, normed, spec.hidden_size, total)
+        if spec.fused_qkv_by_head:
+            by_head = np.arange(total, dtype=np.int64).reshape(spec.heads, 3, spec.head_dim)
+            order = g.constant("attention.qkv_order", by_head.transpose(1, 0, 2).reshape(-1))
+            fused = g.op("Gather", f"{at}/qkv_in_order", [fused, order], [BATCH, SEQUENCE, total], axis=2)
+        sizes = g.constant("attention.qkv_widths", np.asarray([q_width, kv_width, kv_width], np.int64))
+        shapes = [[BATCH, SEQUENCE, w] for w in (q_width, kv_width, kv_width)]
+        return g.op("Split", f"{at}/split_qkv", [fused, sizes], shapes, axis=-1)
+
+    def _rotate(self, value: ir.Value, name: str, heads: int, rotation: tuple[ir.Value, ir.Value]) -> ir.Value:
+        rotated = 2 * int(rotation[0].shape[-1])  # type: ignore[index, arg-type]
+        partial = {} if rotated == self.spec.head_dim else {"rotary_embedding_dim": rotated}
+        shape: list[Dim] = [BATCH, SEQUENCE, heads * self.spec.head_dim]
+        return self.g.op("RotaryEmbedding", name, [value, *rotation], shape, attributes=partial, num_heads=heads)
+
+    def _head_norm(self, layer: int, module: str | None, value: ir.Value, heads: int) -> ir.Value:
+        """RMSNorm on queries or keys [batch, sequence, heads * head_dim], over each head or over all of them."""
+        if module is None:
+            return value
+        g, spec, width = self.g, self.spec, heads * self.spec.head_dim
+        name, full = f"/model/layers.{layer}/{module}", self.spec.prefix(layer) + module
+        shape: list[Dim] = [BATCH, SEQUENCE, width]
+        if not spec.norm_each_head:
+            return self.layers.norm("rms", value, full, name, shape, spec.norm_epsilon, spec.norm_offset)
+        split: list[Dim] = [BATCH, SEQUENCE, heads, spec.head_dim]
+        by_head = g.constant(f"shape.heads_{heads}", np.asarray([0, 0, heads, spec.head_dim], np.int64))
+        flat = g.constant(f"shape.width_{width}", np.asarray([0, 0, width], np.int64))
+        parts = g.op("Reshape", f"{name}/split_heads", [value, by_head], split)
+        normed = self.layers.norm("rms", parts, full, name, split, spec.norm_epsilon, spec.norm_offset)
+        return g.op("Reshape", f"{name}/join_heads", [normed, flat], shape)
+
+    def _feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
+        g, spec, names = self.g, self.spec, self.spec.block
+        at, width = f"/model/layers.{layer}/mlp", spec.feed_forward
+        shape: list[Dim] = [BATCH, SEQUENCE, width]
+        if names.fused_gate_up is not None:
+            fused = self._linear(layer, names.fused_gate_up, value, spec.hidden_size, 2 * width)
+            sizes = g.constant("mlp.gate_up_widths", np.asarray([width, width], np.int64))
+            gate, up = g.op("Split", f"{at}/split_gate_up", [fused, sizes], [shape, shape], axis=-1)
+        else:
+            assert names.up
+            gate = None
+            if names.gate is not None:
+                gate = self._linear(layer, names.gate, value, spec.hidden_size, width)
+            up = self._linear(layer, names.up, value, spec.hidden_size, width)
+        if gate is None:
+            inner = self.layers.activate(spec.activation, up, f"{at}/activation", width)
+        else:
+            active = self.layers.activate(spec.activation, gate, f"{at}/activation", width)
+            inner = g.op("Mul", f"{at}/gated", [active, up], shape)
+        return self._linear(layer, names.down, inner, width, spec.hidden_size)
+
+    def _linear(self, layer: int, module: str, value: ir.Value, columns: int, rows: int) -> ir.Value:
+        name = f"/model/layers.{layer}/{module.replace('.', '/')}"
+        return self.layers.matmul(self.spec.prefix(layer) + module, value, name, columns, rows)

@@ -1,0 +1,1 @@
+"""Function bodies of the ai.athena operators: standard ONNX operators only."""

@@ -1,0 +1,1 @@
+"""What a graph has to compute and to move, operator by operator."""

@@ -1,0 +1,57 @@
+"""The work of the integer operators: razored codes are counted at their own width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from export.artefacts.reader import Node
+from export.contract.errors import InputError
+from export.contract.operators.attention import AttentionLayout
+from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
+from hw_model.graph_work.nodes import Context, attention, causal_pairs, linear, window_of
+from hw_model.graph_work.operation import ACTIVATION_BYTES, Operation
+
+_QUANTIZE_OPS = 8  # an element: scale, round, clip, magnitude, OR, shift, round, saturate
+
+
+def _quantize(node: Node, context: Context) -> Operation:
+    elements = context.elements(node.inputs[0])
+    coded = round(elements * node.sdr_format().effective_bits / 8)
+    return Operation(
+        node.name, "quantization", vector_ops=_QUANTIZE_OPS * elements,
+        activation_bytes=ACTIVATION_BYTES * elements + coded,
+    )  # fmt: skip
+
+
+def _product(node: Node, context: Context) -> Operation:
+    layout = node.integer_layout()
+    found = linear(node, context, layout.N, layout.K)
+    # codes are read from memory as bytes
+    return replace(found, activation_bytes=ACTIVATION_BYTES * context.made(node) + found.macs // layout.N)
+
+
+def _attention(node: Node, context: Context) -> Operation:
+    try:
+        layout = AttentionLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    window = window_of(context, node.inputs[3])
+    found = attention(
+        node, context, layout.heads, layout.kv_heads, layout.head_dim, causal_pairs(context.phase, window), window
+    )
+    share = layout.row_bytes / layout.head_dim  # bytes of one cached number
+    floats = found.cache_bytes_each
+    return replace(
+        found,
+        cache_read_bytes=round(found.cache_read_bytes / floats * share),
+        cache_write_bytes=round(found.cache_write_bytes / floats * share),
+        cache_bytes_each=share,
+    )
+
+
+INTEGER_OPERATORS: Mapping[str, Callable[[Node, Context], Operation]] = {
+    SDR_QUANTIZE: _quantize,
+    SDR_MATMUL: _product,
+    SDR_ATTENTION: _attention,
+}

@@ -1,0 +1,227 @@
+"""The work of one node: standard operators and the codebook operators.
+
+contrib.py has the operators of com.microsoft, integer_nodes.py those on integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.artefacts.reader import Graph, Node
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN
+from export.contract.sparse import SPARSE_MATMUL
+from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
+
+# Operations per output element of the elementwise and reduction operators; transcendental functions count as four.
+PER_ELEMENT: Mapping[str, tuple[str, int]] = {
+    "Add": ("elementwise", 1),
+    "Mul": ("elementwise", 1),
+    "Sub": ("elementwise", 1),
+    "Relu": ("elementwise", 1),
+    "Sigmoid": ("activation", 6),
+    "Gelu": ("activation", 10),
+    "Tanh": ("activation", 6),
+    "RMSNormalization": ("normalization", 4),
+    "SimplifiedLayerNormalization": ("normalization", 4),  # the name onnxruntime gave it before it was standard
+    "LayerNormalization": ("normalization", 6),
+    "RotaryEmbedding": ("rotary", 3),
+    "Cos": ("rotary", 4),
+    "Sin": ("rotary", 4),
+    "Div": ("elementwise", 1),
+    "Max": ("elementwise", 1),
+    "Where": ("elementwise", 1),
+    "ReduceSum": ("reduction", 1),
+    "ReduceMax": ("reduction", 1),
+    "ReduceL2": ("reduction", 2),
+    "CumSum": ("mask", 1),
+    "Expand": ("mask", 1),
+    "And": ("mask", 1),
+    "Less": ("mask", 1),
+    "LessOrEqual": ("mask", 1),
+    "Range": ("mask", 1),
+    "Cast": ("data movement", 1),
+    "Gather": ("data movement", 1),  # of activations: columns put in another order
+}
+FREE = frozenset({"Unsqueeze", "Squeeze", "Shape", "Split", "Identity", "Reshape", "Concat"})  # views and shapes
+
+
+@dataclass
+class Context:
+    """What the nodes of one graph have in common during one forward pass."""
+
+    graph: Graph
+    phase: Phase
+    constant: set[str] = field(default_factory=set)  # values that depend on weights alone
+    stored: dict[str, int] = field(default_factory=dict)  # bytes behind them in the file
+    makers: dict[str, Node] = field(default_factory=dict)  # the node that makes a value
+
+    @staticmethod
+    def of(graph: Graph, phase: Phase) -> Context:
+        # int64 initializers are indices and shapes, not weights
+        stored = {name: array.nbytes for name, array in graph.weights.items() if array.dtype != np.int64}
+        makers = {name: node for node in graph.nodes for name in node.outputs}
+        return Context(graph, phase, set(graph.weights), stored, makers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises InputError when the file does not state it."""
+        info = self.graph.values.get(name)
+        if info is None or info.shape is None:
+            raise InputError(
+                f"model.onnx: the shape of {name!r} is not stated; run ONNX shape inference on the file first"
+            )
+        sizes = {
+            "batch_size": 1,
+            "sequence_length": self.phase.tokens,
+            "past_sequence_length": self.phase.past,
+            "total_sequence_length": self.phase.total,
+        }
+        found = [sizes.get(dim) if isinstance(dim, str) else dim for dim in info.shape]
+        if None in found:
+            raise InputError(f"model.onnx: dimension {info.shape[found.index(None)]!r} of {name!r} is unknown")
+        return tuple(size for size in found if size is not None)
+
+    def elements(self, name: str) -> int:
+        return math.prod(self.shape(name))
+
+    def made(self, node: Node) -> int:
+        """Elements of the first output; those of its inputs together where the file does not state its shape."""
+        info = self.graph.values.get(node.outputs[0])
+        if info is not None and info.shape is not None:
+            return self.elements(node.outputs[0])
+        return math.prod(np.broadcast_shapes(*(self.shape(name) for name in self.dynamic(node))))
+
+    def dynamic(self, node: Node) -> list[str]:
+        """Inputs that are not constant."""
+        return [name for name in node.inputs if name and name not in self.constant]
+
+    def weight_bytes(self, node: Node) -> int:
+        return sum(self.stored.get(name, 0) for name in node.inputs)
+
+    def moved(self, node: Node) -> int:
+        """Bytes of activations read and written."""
+        return ACTIVATION_BYTES * (self.made(node) + sum(self.elements(name) for name in self.dynamic(node)))
+
+
+def operation_of(node: Node, context: Context) -> Operation:
+    """Raises InputError on an operator that has no price."""
+    ours = node.domain == DOMAIN
+    weight_bytes = context.weight_bytes(node)
+    if node.is_compact or (node.op_type == "MatMul" and not node.domain) or (ours and node.op_type == CODEBOOK_MATMUL):
+        return _linear(node, context)
+    if ours and node.op_type == SPARSE_MATMUL:
+        return _sparse(node, context)
+    if (ours and node.op_type == CODEBOOK_GATHER) or (node.op_type == "Gather" and weight_bytes):
+        rows = node.layout().N if ours else context.shape(node.inputs[0])[0]
+        return embedding(node, context, rows, node.inputs[0 if ours else 1])
+    if node.op_type == "Attention" and not node.domain:
+        return _attention(node, context)
+    if node.op_type in PER_ELEMENT and not node.domain:
+        return per_element(node, context, *PER_ELEMENT[node.op_type])
+    raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}) has no cost model")
+
+
+def per_element(node: Node, context: Context, kind: str, work: int) -> Operation:
+    """`work` operations for every element of the output, or of the input where the operator reduces it."""
+    elements = context.elements(node.inputs[0]) if kind == "reduction" else context.made(node)
+    return Operation(
+        node.name, kind, vector_ops=work * elements, weight_bytes=context.weight_bytes(node),
+        activation_bytes=context.moved(node),
+    )  # fmt: skip
+
+
+def embedding(node: Node, context: Context, rows: int, ids: str) -> Operation:
+    """A lookup of one row of a table for every id."""
+    made = context.made(node)
+    return Operation(
+        node.name, "embedding", vector_ops=made, activation_bytes=ACTIVATION_BYTES * made,
+        weight_bytes=context.weight_bytes(node) * context.elements(ids) // rows,
+    )  # fmt: skip
+
+
+def linear(node: Node, context: Context, rows: int, columns: int) -> Operation:
+    """A product with a stored matrix [rows, columns]."""
+    weight_bytes = context.weight_bytes(node)
+    return Operation(
+        node.name, "linear", macs=context.made(node) * columns, weight_bytes=weight_bytes,
+        activation_bytes=context.moved(node), rows=rows, columns=columns,
+        weight_bits=8 * weight_bytes / (rows * columns),
+    )  # fmt: skip
+
+
+def _linear(node: Node, context: Context) -> Operation:
+    if node.domain == DOMAIN:
+        layout = node.compact_layout() if node.is_compact else node.layout()
+        return linear(node, context, layout.N, layout.K)
+    if node.inputs[1] not in context.constant:
+        raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")
+    columns, rows = context.shape(node.inputs[1])[-2:]
+    return linear(node, context, rows, columns)
+
+
+def _sparse(node: Node, context: Context) -> Operation:
+    """One multiplication for every stored weight and token, counted beside the arrays: a vector unit does it."""
+    stored = context.elements(node.inputs[2])
+    tokens = context.made(node) // node.sparse_layout().N
+    return Operation(
+        node.name, "sparse", vector_ops=2 * stored * tokens, weight_bytes=context.weight_bytes(node),
+        activation_bytes=context.moved(node),
+    )  # fmt: skip
+
+
+def _attention(node: Node, context: Context) -> Operation:
+    heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
+    head_dim = context.shape(node.inputs[0])[-1] // heads
+    if not node.attributes.get("is_causal", 0):  # an encoder: every token sees every token, nothing is kept
+        return attention(node, context, heads, kv_heads, head_dim, pairs=context.phase.tokens**2, cached=False)
+    window = window_of(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
+    return attention(node, context, heads, kv_heads, head_dim, causal_pairs(context.phase, window), window=window)
+
+
+def causal_pairs(phase: Phase, window: int) -> int:
+    """Query-key pairs of one forward pass; window: keys a query sees at most, 0 for all."""
+    seen = [min(phase.past + t + 1, window or phase.total) for t in (0, phase.tokens - 1)]
+    if not window or seen[1] < window or seen[0] == seen[1]:
+        return (seen[0] + seen[1]) * phase.tokens // 2
+    growing = window - seen[0]  # queries before the window is full
+    return (seen[0] + window - 1) * growing // 2 + (phase.tokens - growing) * window
+
+
+def attention(
+    node: Node, context: Context, heads: int, kv_heads: int, head_dim: int, pairs: int, window: int = 0,
+    cached: bool = True,
+) -> Operation:  # fmt: skip
+    """Scores, softmax and the mix of values, with the cache read once."""
+    phase = context.phase
+    row = CACHE_BYTES * kv_heads * head_dim if cached else 0  # one token's keys (or values)
+    read = min(phase.total, window + phase.tokens - 1) if window else phase.total
+    return Operation(
+        node.name,
+        "attention",
+        macs=2 * pairs * heads * head_dim,
+        vector_ops=6 * pairs * heads,  # scale, maximum, exponential (as four with the sum), division
+        cache_read_bytes=2 * row * read,
+        cache_write_bytes=2 * row * phase.tokens,
+        activation_bytes=ACTIVATION_BYTES * phase.tokens * 2 * (heads + kv_heads) * head_dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+    )
+
+
+def window_of(context: Context, mask: str) -> int:
+    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); 0 for all."""
+    waiting, seen = [mask], set()
+    while waiting:
+        node = context.makers.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type == "Less" and node.inputs[1] in context.graph.weights:
+            return max(int(context.graph.weights[node.inputs[1]].reshape(-1)[0]), 0)
+        waiting += node.inputs
+    return 0

@@ -1,0 +1,118 @@
+"""AttentionLego by its published cycle counts (arXiv 2401.11459 and its RTL).
+
+Every weight matrix lies on 128 x 128-byte macros that all work at once, so a vector takes the same 66 cycles whatever
+the matrix's size: tiles scale out in space. Scores are serial in the RTL (profile `rtl`, 9 cycles a key) though its
+datapath holds the parallelism for 64 keys a cycle (profile `ideal`). The RTL ends after the softmax: the P.V engine
+here mirrors the score engine and is our addition, and so are the vector unit and all energy and area figures.
+
+Stored numbers that are no matrix (outliers, norm weights, biases, rows of tables) go to the vector unit, a byte a lane
+and cycle; reading a byte is taken to cost what one of its operations costs. All but tables lie in macros, too.
+"""
+
+from __future__ import annotations
+
+import math
+
+from export.contract.errors import InputError
+from hw_model.graph_work.workload import Operation, Phase, held_bytes, outlier_notes
+from hw_model.machines.result import ComponentCost, CostReport, group_by_kind
+from targets import Target, load_target
+
+PROFILES = ("rtl", "ideal")
+
+
+def cost(operations: list[Operation], phase: Phase, target: Target, profile: str) -> CostReport:
+    """Cost of one forward pass. Raises InputError on an unknown profile."""
+    if profile not in PROFILES:
+        raise InputError(f"--profile must be one of {', '.join(PROFILES)}, not {profile!r}")
+    clock = target.constants["clock"]
+    macro_bytes = target["macro_rows"] * target["macro_columns"] * target["weight_bits"] / 8
+    held = held_bytes((op, 1) for op in operations)
+    macros = sum(_macros(op, target) for op in operations) + _cache_macros(operations, phase, target)
+    macros += math.ceil(held / macro_bytes)
+    leakage = target["leakage"] * macros * macro_bytes
+    rows = []
+    for op in operations:
+        latency = _cycles(op, phase, target, profile) / clock.value
+        energy = op.macs * target["mac_energy"] + _vector_work(op) * target["vector_energy"] + latency * leakage
+        rows.append((op.kind, op.macs, op.bytes, latency, energy))
+    cycles = sum(_cycles(op, phase, target, profile) for op in operations)
+    stored = held + sum(op.weight_bytes for op in operations if op.kind == "linear")
+    return CostReport(
+        target=f"{target.name} ({profile})",
+        kind=target.kind,
+        phase=phase.name,
+        context=phase.total,
+        tokens=phase.tokens,
+        latency_s=cycles / clock.value,
+        energy_j=sum(row[4] for row in rows),
+        area_mm2=macros * target["macro_area"],
+        latency_low_s=cycles / (clock.high or clock.value),
+        latency_high_s=cycles / (clock.low or clock.value),
+        by_kind=group_by_kind(rows),
+        basis="modelled: published cycle counts; clock, energy and area assumed",
+        notes=(
+            f"{macros:,.0f} macros of {macro_bytes / 1024:.0f} KiB hold all weights and the cache at 8 bits",
+            "P.V engine, vector unit, energy and area are assumptions: the publication has none of them",
+            "weights are expanded from codes to 8 bits when loaded; loading reads the codes over a 32-bit bus once",
+            *outlier_notes(
+                ((op, 1) for op in operations), "the vector unit multiplies and adds them, a byte a lane and cycle"
+            ),
+        ),
+        components=_components(operations, target, cycles / clock.value * leakage, macros * target["macro_area"]),
+        macs=sum(op.macs for op in operations),
+        load_s=stored * 8 / target["bus_width"] / clock.value,
+    )
+
+
+def _components(operations: list[Operation], target: Target, leakage: float, area: float) -> tuple[ComponentCost, ...]:
+    macs = sum(op.macs for op in operations) * target["mac_energy"]
+    vector = sum(_vector_work(op) for op in operations) * target["vector_energy"]
+    parts = (("macros", macs, area), ("vector unit", vector, 0.0), ("leakage", leakage, 0.0))
+    return tuple(ComponentCost(*part) for part in parts)
+
+
+def _vector_work(op: Operation) -> int:
+    """Operations of the vector unit, and bytes that it reads of stored numbers."""
+    return op.vector_ops + (0 if op.kind == "linear" else op.weight_bytes)
+
+
+def _macros(op: Operation, target: Target) -> int:
+    if op.kind != "linear":
+        return 0
+    return math.ceil(op.columns / target["macro_rows"]) * math.ceil(op.rows / target["macro_columns"])
+
+
+def _cache_macros(operations: list[Operation], phase: Phase, target: Target) -> int:
+    """Macros' worth of storage for the 8-bit keys and values of the whole context."""
+    size = sum(2 * phase.total * op.kv_heads * op.head_dim for op in operations if op.kind == "attention")
+    return math.ceil(size / (target["macro_rows"] * target["macro_columns"]))
+
+
+def _cycles(op: Operation, phase: Phase, target: Target, profile: str) -> float:
+    """Cycles of one node for all tokens of the phase, nodes one after another, heads side by side."""
+    if op.kind == "linear":
+        return phase.tokens * target["projection_cycles"]
+    if op.kind == "attention":
+        return sum(_attention_cycles(phase.past + t + 1, target, profile) for t in range(phase.tokens))
+    return math.ceil(max(op.vector_ops, op.weight_bytes) / target["vector_lanes"])
+
+
+def published_cycles() -> dict[str, float]:
+    """What the RTL takes for its own shapes: scores of 2,048 keys, one projection, one key written."""
+    target = load_target("attentionlego")
+    return {
+        "scores": 2048 * target["score_cycles_per_key"] + 1,
+        "projection": target["projection_cycles"],
+        "key": target["key_write_cycles"],
+    }
+
+
+def _attention_cycles(keys: int, target: Target, profile: str) -> float:
+    """K and V write, scores, softmax and P.V of one query over `keys` keys."""
+    if profile == "rtl":
+        score = keys * target["score_cycles_per_key"] + 1
+    else:
+        score = math.ceil(keys / 64) * target["ideal_cycles_per_64_keys"]
+    softmax = 2 * math.ceil(keys / target["softmax_lanes"])
+    return 2 * target["key_write_cycles"] + 2 * score + softmax

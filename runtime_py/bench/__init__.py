@@ -1,0 +1,1 @@
+"""How fast the machine is and how fast a model runs on it."""

@@ -1,0 +1,1 @@
+"""Compiled kernels, and how stored matrices lie before them."""

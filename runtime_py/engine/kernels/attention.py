@@ -1,0 +1,327 @@
+"""Causal attention over a key-value cache: grouped queries, sliding window, online softmax.
+
+Keys of one head lie as [capacity / 16][head_dim][16 positions], so that 16 scores are one vector and no sum crosses
+lanes; values as [capacity][padded head_dim]. A work item is up to 8 query rows that share one key-value head.
+
+A cached number is the float16 nearest to it, or beyond LIMIT the float32 number itself. A cache holds float16 numbers
+(HALF_ITEM bytes each) until one beyond LIMIT comes, which sets `overflow`; then the same numbers as float32
+(FLOAT_ITEM). So what is cached, and every result, depends on the tokens alone, not on how it is stored.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from runtime_py.engine.kernels.elementwise import exponential, hyperbolic_tangent, rotate_head
+from runtime_py.simd.vectors import (
+    FLOAT,
+    HALF,
+    I64,
+    Floats,
+    absolute,
+    add,
+    call,
+    divide,
+    first_lanes,
+    get_f32,
+    half_precision,
+    load,
+    load_floats,
+    load_some,
+    max_floats,
+    maximum,
+    multiply,
+    pointer,
+    prefetch,
+    put_f16,
+    put_f32,
+    put_i64,
+    splat,
+    splat_float,
+    store_floats,
+    store_halfs,
+    store_some,
+    subtract,
+    sum_floats,
+    zero_floats,
+)
+
+ROWS = 8  # query rows of one work item
+KEYS = 256  # keys per round of the online softmax
+HALF_ITEM, FLOAT_ITEM = 2, 4  # bytes of a cached number
+LIMIT = np.float32(65504.0)  # the largest float16
+_HIDDEN = np.finfo(np.float32).min
+_F = np.float32
+
+
+def key_block_bytes(head_dim: int) -> int:
+    """Bytes of 16 cached keys of one head as float16."""
+    return 32 * head_dim
+
+
+def value_block_bytes(head_dim: int) -> int:
+    """Bytes of 16 cached values of one head as float16."""
+    return 32 * value_width(head_dim)
+
+
+def value_width(head_dim: int) -> int:
+    """Floats of one cached value row, padded to whole vectors."""
+    return -(-head_dim // 16) * 16
+
+
+def scratch_bytes(head_dim: int) -> int:
+    """Bytes of scratch memory one thread needs: queries, scores, sums, maxima and totals."""
+    return 4 * (ROWS * head_dim + ROWS * KEYS + ROWS * value_width(head_dim) + 2 * 16) + 64
+
+
+@intrinsic(prefer_literal=True)
+def attention_product(
+    typingctx, rows, item, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, add_to
+):
+    """out[r] (16 floats) = sum over i < count of numbers[r, i] * vectors[i], for a literal number of rows.
+
+    A vector is 16 halfs (item HALF_ITEM) or floats (FLOAT_ITEM). Strides in bytes: between vectors, between numbers of
+    a row, between rows of numbers, between rows of out. With add_to (literal 1) the sums start from out.
+    """
+    height, start_from_out = rows.literal_value, add_to.literal_value
+
+    def codegen(context, builder, signature, args):
+        _, item, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, _ = args
+        zero = ir.Constant(Floats.llvm, [0.0] * 16)
+        out_at = [builder.add(out, builder.mul(out_stride, ir.Constant(I64, r))) for r in range(height)]
+        row_at = [builder.add(numbers, builder.mul(row_stride, ir.Constant(I64, r))) for r in range(height)]
+        acc = [cgutils.alloca_once(builder, Floats.llvm) for _ in range(height)]
+        for slot, where in zip(acc, out_at):
+            builder.store(load(builder, where, Floats.llvm) if start_from_out else zero, slot)
+
+        def add_products(stored):
+            with cgutils.for_range(builder, count) as loop:
+                at = builder.add(vectors, builder.mul(loop.index, vector_stride))
+                vector = load(builder, at, ir.VectorType(stored, 16))
+                vector = vector if stored is FLOAT else builder.fpext(vector, Floats.llvm)
+                offset = builder.mul(loop.index, number_stride)
+                for slot, base in zip(acc, row_at):
+                    number = splat(builder, load(builder, builder.add(base, offset), FLOAT), 16)
+                    total = call(builder, "llvm.fma.v16f32", Floats.llvm, [vector, number, builder.load(slot)])
+                    builder.store(total, slot)
+
+        with builder.if_else(builder.icmp_signed("==", item, ir.Constant(I64, HALF_ITEM))) as (halfs, floats):
+            with halfs:
+                add_products(HALF)
+            with floats:
+                add_products(FLOAT)
+        for slot, where in zip(acc, out_at):
+            builder.store(builder.load(slot), pointer(builder, where, Floats.llvm), align=1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(rows, i64, i64, i64, i64, i64, i64, i64, i64, i64, add_to), codegen
+
+
+@nb.njit(cache=True)
+def _scores(rows, item, keys, head_dim, queries, out):
+    """16 scores of each row: queries float32 [head_dim, ROWS], out float32 [ROWS, KEYS]."""
+    stride = 16 * item
+    if rows == 1:
+        attention_product(1, item, keys, stride, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
+    elif rows <= 4:
+        attention_product(4, item, keys, stride, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
+    else:
+        attention_product(8, item, keys, stride, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
+
+
+@nb.njit(cache=True)
+def _mix(rows, item, values, width, count, scores, totals):
+    """totals [ROWS, width] += scores [ROWS, KEYS] times `count` value rows."""
+    stride = item * width
+    for d in range(0, width, 16):
+        v, out = values + item * d, totals + 4 * d
+        if rows == 1:
+            attention_product(1, item, v, stride, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+        elif rows <= 4:
+            attention_product(4, item, v, stride, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+        else:
+            attention_product(8, item, v, stride, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+
+
+@nb.njit(cache=True)
+def _limit(scores, count, cap):
+    """scores = cap * tanh(scores / cap)."""
+    inverse = splat_float(_F(1.0) / cap)
+    for k in range(0, count, 16):
+        s = hyperbolic_tangent(multiply(load_floats(scores + 4 * k), inverse))
+        store_floats(scores + 4 * k, multiply(s, splat_float(cap)))
+
+
+@nb.njit(cache=True)
+def _soften(scores, count, low, high, top, width, totals):
+    """Online softmax of one row: scores of keys low..high - 1 become weights, others zero; (new top, factor, sum)."""
+    best = splat_float(_HIDDEN)
+    for k in range(0, count, 16):
+        s = first_lanes(load_floats(scores + 4 * k), high - k, splat_float(_HIDDEN))
+        if k < low:
+            s = first_lanes(splat_float(_HIDDEN), low - k, s)
+        store_floats(scores + 4 * k, s)
+        best = maximum(best, s)
+    new_top = max(top, max_floats(best))
+    shift, total = splat_float(new_top), zero_floats()
+    for k in range(0, count, 16):
+        weight = exponential(subtract(load_floats(scores + 4 * k), shift))
+        weight = first_lanes(weight, high - k, zero_floats())
+        if k < low:
+            weight = first_lanes(zero_floats(), low - k, weight)
+        store_floats(scores + 4 * k, weight)
+        total = add(total, weight)
+    factor = exponential(splat_float(top - new_top))
+    for d in range(0, width, 16):
+        store_floats(totals + 4 * d, multiply(load_floats(totals + 4 * d), factor))
+    return new_top, max_floats(factor), sum_floats(total)
+
+
+@nb.njit(cache=True)
+def attend_item(
+    item,
+    query,
+    query_stride,
+    keys,
+    values,
+    key_item,
+    value_item,
+    capacity,
+    heads,
+    kv_heads,
+    head_dim,
+    past,
+    tokens,
+    window,
+    scale,
+    cap,
+    causal,
+    out,
+    out_stride,
+    scratch,
+):
+    """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
+
+    query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each; window:
+    keys a query may see, 0 for all; cap: soft cap on the scores, 0 for none; causal: whether a query sees no key behind
+    its own.
+    """
+    repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
+    tiles = (repeat * tokens + ROWS - 1) // ROWS
+    group, first = item // tiles, item % tiles * ROWS
+    rows = min(ROWS, repeat * tokens - first)
+    queries, scores = scratch, scratch + 4 * ROWS * head_dim
+    totals = scores + 4 * ROWS * KEYS
+    tops, sums = totals + 4 * ROWS * width, totals + 4 * ROWS * width + 64
+    for r in range(ROWS):
+        token, head = (first + min(r, rows - 1)) // repeat, group * repeat + (first + min(r, rows - 1)) % repeat
+        source = query + 4 * (token * query_stride + head * head_dim)
+        for d in range(head_dim):
+            put_f32(queries + 4 * (d * ROWS + r), get_f32(source + 4 * d) * scale)
+        for d in range(0, width, 16):
+            store_floats(totals + 4 * (r * width + d), zero_floats())
+        put_f32(tops + 4 * r, _HIDDEN)
+        put_f32(sums + 4 * r, _F(0.0))
+    stop = past + (first + rows - 1) // repeat + 1 if causal else past + tokens
+    begin = past + first // repeat + 1 - window if window > 0 else 0
+    begin = max(begin, 0) // KEYS * KEYS
+    key_head, value_head = keys + key_item * group * capacity * head_dim, values + value_item * group * capacity * width
+    for block in range(begin, stop, KEYS):
+        count = min(KEYS, stop - block)
+        ahead = stop - block > KEYS
+        for k in range(0, count, 16):
+            if ahead:  # the next round's keys and values come closer meanwhile
+                for line in range(0, 16 * key_item * width, 64):
+                    prefetch(key_head + key_item * (block + KEYS + k) * head_dim + line)
+                for line in range(0, 16 * value_item * width, 64):
+                    prefetch(value_head + value_item * (block + KEYS + k) * width + line)
+            key_block = key_head + key_item * (block + k) * head_dim
+            _scores(rows, key_item, key_block, head_dim, queries, scores + 4 * k)
+        for r in range(rows):
+            position = past + (first + r) // repeat
+            low = max(position + 1 - window - block, 0) if window > 0 else 0
+            high = min(position + 1 - block, count) if causal else count
+            if cap > 0:
+                _limit(scores + 4 * r * KEYS, count, cap)
+            top, factor, total = _soften(
+                scores + 4 * r * KEYS, count, low, high, get_f32(tops + 4 * r), width, totals + 4 * r * width
+            )
+            put_f32(tops + 4 * r, top)
+            put_f32(sums + 4 * r, get_f32(sums + 4 * r) * factor + total)
+        _mix(rows, value_item, value_head + value_item * block * width, width, count, scores, totals)
+    for r in range(rows):
+        token, head = (first + r) // repeat, group * repeat + (first + r) % repeat
+        target = out + 4 * (token * out_stride + head * head_dim)
+        total = splat_float(get_f32(sums + 4 * r))
+        for d in range(0, head_dim, 16):
+            value = divide(load_floats(totals + 4 * (r * width + d)), total)
+            store_some(target + 4 * d, value, head_dim - d)
+
+
+@nb.njit(cache=True, inline="always")
+def _cached(x):
+    """The number that a cache holds for x."""
+    return x if abs(x) > LIMIT else half_precision(x)
+
+
+@nb.njit(cache=True)
+def _exceeds(source, count):
+    """Whether one of `count` floats lies beyond LIMIT."""
+    top = zero_floats()
+    for k in range(0, count, 16):
+        top = maximum(top, absolute(load_some(source + 4 * k, min(count - k, 16))))
+    return max_floats(top) > LIMIT
+
+
+@nb.njit(cache=True)
+def _store_key(source, head_dim, item, to):
+    """One key of a head at its place `to` in a block of 16 positions."""
+    for d in range(head_dim):
+        if item == HALF_ITEM:
+            put_f16(to + 32 * d, get_f32(source + 4 * d))
+        else:
+            put_f32(to + 64 * d, _cached(get_f32(source + 4 * d)))
+
+
+@nb.njit(cache=True)
+def _store_value(source, head_dim, item, row):
+    """One value of a head, padded with zeros to whole vectors."""
+    for d in range(0, head_dim, 16):
+        if item == HALF_ITEM:
+            store_halfs(row + 2 * d, load_some(source + 4 * d, head_dim - d))
+        else:
+            store_floats(row + 4 * d, load_some(source + 4 * d, head_dim - d))
+            for i in range(d, min(d + 16, head_dim)):
+                put_f32(row + 4 * i, _cached(get_f32(source + 4 * i)))
+
+
+@nb.njit(cache=True)
+def remember_token(
+    query, key, value, cos, sin, half, keys, values, key_item, value_item, capacity, heads, kv_heads, head_dim,
+    position, overflow,
+):  # fmt: skip
+    """Rotate one token's queries and keys in place (half > 0) and write its keys and values into the cache.
+
+    key_item, value_item: bytes of a number in each cache. overflow: two int64, of the keys and of the values, set to 1
+    where a cache of float16 is too narrow; what it holds of this token is useless then.
+    """
+    width = (head_dim + 15) // 16 * 16
+    if half > 0:
+        for h in range(heads):
+            rotate_head(query + 4 * h * head_dim, cos, sin, half)
+        for h in range(kv_heads):
+            rotate_head(key + 4 * h * head_dim, cos, sin, half)
+    if key_item == HALF_ITEM and _exceeds(key, kv_heads * head_dim):
+        put_i64(overflow, 1)
+    if value_item == HALF_ITEM and _exceeds(value, kv_heads * head_dim):
+        put_i64(overflow + 8, 1)
+    for h in range(kv_heads):
+        place = h * capacity * head_dim + position // 16 * head_dim * 16 + position % 16
+        _store_key(key + 4 * h * head_dim, head_dim, key_item, keys + key_item * place)
+        row = values + value_item * (h * capacity + position) * width
+        _store_value(value + 4 * h * head_dim, head_dim, value_item, row)

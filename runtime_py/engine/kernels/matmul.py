@@ -1,0 +1,157 @@
+"""Many tokens times a codebook matrix: bound by arithmetic, so a tile of rows is decoded once and used for all tokens.
+
+A work item is one tile of rows: its codes become bytes in scratch memory (first-level cache), then every group of 16
+tokens passes by in the register tile of simd/tile.py, one block of 256 columns after the other; inside a block the
+integers are exact.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.kernels.matrix import (
+    BITS,
+    BLOCKS,
+    BOOK,
+    BOOK_BYTES,
+    BOOK_ROWS,
+    CODES,
+    COLUMNS,
+    PLACES,
+    ROW_BYTES,
+    ROWS,
+    SCALE,
+    SCALE_ROWS,
+    TAIL,
+    padded,
+    tail_codes,
+    unpack_block,
+)
+from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.simd.codes import lookup, table
+from runtime_py.simd.tile import AMX_ROWS, TILE, amx_block, tile_block, transpose16
+from runtime_py.simd.vectors import (
+    add,
+    get_f32,
+    get_i64,
+    load_floats,
+    load_some,
+    multiply,
+    prefetch,
+    put_f32,
+    store_bytes,
+    store_floats,
+    store_some,
+    zero_floats,
+)
+
+MAX_ROWS = 32  # of any register tile
+_SPILL = 4096
+_AHEAD = 4096  # as in matvec.py
+# Scratch of one thread: sums, their transpose, scales, biases, AMX spill; then the decoded rows
+# [MAX_ROWS, columns], an unpacked block and the states of trellis codes [columns].
+TOTALS, TURNED, SCALES, BIASES, SPILL, SCRATCH_BYTES = 0, 4096, 6144, 6272, 6400, 6400 + _SPILL
+
+
+def scratch_bytes(columns: int) -> int:
+    """Bytes of scratch memory one thread needs for matrices of up to `columns` columns."""
+    return SCRATCH_BYTES + (MAX_ROWS + 1) * padded(columns) + 256
+
+
+def tile_shape(isa: str, amx: bool) -> tuple[int, int]:
+    """(rows, vectors of 16 tokens) of the register tile."""
+    return (AMX_ROWS, 2) if amx else TILE[isa]
+
+
+@nb.njit(cache=True)
+def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
+    """Rows first..last - 1 as bytes (weights plus the instruction set's offset), `stride` bytes apart, at target."""
+    codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
+    book, book_bytes = get_i64(matrix + 8 * BOOK), get_i64(matrix + 8 * BOOK_BYTES)
+    book_rows, blocks = get_i64(matrix + 8 * BOOK_ROWS), get_i64(matrix + 8 * BLOCKS)
+    tail, places, bits = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * BITS)
+    block_bytes = 32 * bits
+    states = scratch + 256
+    begin(width, matrix, first, states, scratch)
+    for n in range(first, last):
+        enter_row(width, matrix, n, states)
+        state = states
+        entries = table(isa, width, book + n // book_rows * book_bytes)
+        at, to = codes + n * row_bytes, target + (n - first) * stride
+        for _ in range(blocks):
+            prefetch(at + _AHEAD)
+            prefetch(at + _AHEAD + 64)
+            store_bytes(to, weights(isa, width, entries, at, 0, state))
+            store_bytes(to + 64, weights(isa, width, entries, at, 1, state + 64))
+            store_bytes(to + 128, weights(isa, width, entries, at, 2, state + 128))
+            store_bytes(to + 192, weights(isa, width, entries, at, 3, state + 192))
+            at += block_bytes
+            to += 256
+            state += 256
+        if tail > 0:
+            if places == 0:
+                unpack_block(at, bits, tail, scratch)
+            for s in range((tail + 63) // 64):
+                code = follow(width, tail_codes(width, bits, at, places, scratch, s), state + 64 * s)
+                store_bytes(to + 64 * s, lookup(isa, width, entries, code))
+
+
+@nb.njit(cache=True, inline="always")
+def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch):
+    """Sums of one row tile and up to `vectors` token groups, into scratch + TOTALS: float32 [rows, vectors, 16]."""
+    totals, blocks = scratch + TOTALS, (columns + 255) // 256
+    for i in range(rows * vectors):
+        store_floats(totals + 64 * i, zero_floats())
+    base, place, per_group = quantized + group * wide * 16, group * blocks * 64, blocks * 64
+    for b in range(blocks):
+        left = (min(columns - 256 * b, 256) + 63) // 64
+        w, a, at = weights + 256 * b, base + 4096 * b, place + 64 * b
+        if amx:
+            amx_block(w, wide, a, wide * 16, sums + at, scales + at, per_group, left, totals, scratch + SPILL)
+        else:
+            tile_block(isa, w, wide, a, wide * 16, sums + at, scales + at, per_group, 16 * left, totals)
+
+
+@nb.njit(cache=True)
+def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):
+    """Scale the tile's sums and write (or add) them to out [tokens, row_stride], rows first..first + count - 1."""
+    scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
+    for r in range(count):
+        put_f32(scratch + SCALES + 4 * r, get_f32(scale + (first + r) // scale_rows * 4))
+        put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
+    for v in range(min(vectors, groups - group)):
+        for start in range(0, count, 16):
+            transpose16(scratch + TOTALS + 64 * (start * vectors + v), 64 * vectors, scratch + TURNED, 64)
+            factor, shift = load_floats(scratch + SCALES + 4 * start), load_floats(scratch + BIASES + 4 * start)
+            some = min(count - start, 16)
+            for t in range(min(tokens - 16 * (group + v), 16)):
+                where = out + 4 * ((16 * (group + v) + t) * row_stride + first + start)
+                value = add(multiply(load_floats(scratch + TURNED + 64 * t), factor), shift)
+                if accumulate:
+                    value = add(value, load_some(where, some))
+                store_some(where, value, some)
+
+
+@nb.njit(cache=True)
+def matmul_item(
+    isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, bias, accumulate, threads, scratch
+):
+    """Row tile number `item` for all tokens. tile: (rows, vectors, AMX), tile_shape(); scratch: scratch_bytes()."""
+    rows, vectors, amx = tile
+    row_stride = get_i64(matrix + 8 * ROWS)
+    columns = get_i64(matrix + 8 * COLUMNS)
+    wide = (columns + 63) // 64 * 64
+    first = item * rows
+    count = min(rows, get_i64(matrix + 8 * ROWS) - first)
+    weights = scratch + SCRATCH_BYTES
+    decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
+    groups = (tokens + 15) // 16
+    # The codes of the tile that this thread will probably take next come closer while this one is computed.
+    ahead = get_i64(matrix + 8 * CODES) + (first + rows * threads) * get_i64(matrix + 8 * ROW_BYTES)
+    share = (rows * get_i64(matrix + 8 * ROW_BYTES) * vectors + groups - 1) // groups
+    for group in range(0, groups, vectors):
+        for k in range(0, share, 64):
+            prefetch(ahead + k)
+        ahead += share
+        _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch)
+        _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch)

@@ -1,0 +1,125 @@
+"""Trellis codes in the kernels: the states of a row follow from its codes and the states of the row above.
+
+state[n, k] = (state[n - 1, k] << bits | code[n, k]) mod 256 (export/contract/formats/trellis.py). A thread goes down
+its rows in order
+and keeps one row of states, a byte a column, in its scratch memory, which stays in the first-level cache. A run that
+begins inside a codebook's rows first follows the few rows above that still show in a state. For every other width the
+functions here leave nothing behind in the compiled code.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+from export.artefacts.reader import Node
+from export.contract.formats.trellis import TRELLIS_MATMUL
+from runtime_py.engine.kernels.matrix import (
+    BITS,
+    BLOCKS,
+    BOOK_ROWS,
+    CODES,
+    COLUMNS,
+    PLACES,
+    ROW_BYTES,
+    TAIL,
+    tail_codes,
+    unpack_block,
+)
+from runtime_py.simd.codes import TRELLIS_STATE_BITS, keep, lookup, segment, shift_words
+from runtime_py.simd.isa import pick
+from runtime_py.simd.vectors import Bytes, get_i64, load, pointer, put_i8
+
+# Where 256 levels are looked up faster than their 8-bit codes would be read from memory.
+_DIRECT = ("avx512vbmi",)
+
+
+def runs_directly(node: Node) -> bool:
+    """Whether the kernels take this node's trellis codes as they are stored, on this machine."""
+    return (
+        node.op_type == TRELLIS_MATMUL and node.attributes.get("state_bits") == TRELLIS_STATE_BITS and pick() in _DIRECT
+    )
+
+
+@intrinsic
+def follow(typingctx, width, code, states):
+    """64 codes as indices of the table: themselves, or for trellis codes the states at address `states`, moved on."""
+
+    def codegen(context, builder, signature, args):
+        kind = signature.args[0]
+        if kind.kind != "trellis":
+            return args[1]
+        new = (1 << kind.value) - 1  # the bits of a state that the code gives
+        moved = shift_words(builder, load(builder, args[2], Bytes.llvm), [-kind.value] * 32)
+        state = builder.or_(keep(builder, moved, 255 - new), keep(builder, args[1], new))
+        builder.store(state, pointer(builder, args[2], state.type), align=1)
+        return state
+
+    return Bytes(width, Bytes, types.int64), codegen
+
+
+@nb.njit(cache=True, inline="always")
+def weights(isa, width, entries, codes, number, states):
+    """Weights of the 64 columns of segment `number` (a literal 0..3) of a full block; states: address of theirs."""
+    return lookup(isa, width, entries, follow(width, segment(width, codes, number), states))
+
+
+@nb.njit(cache=True)
+def _clear(states, columns):
+    for k in range((columns + 63) // 64 * 64):
+        put_i8(states + k, nb.int32(0))
+
+
+@nb.njit(cache=True)
+def _pass_by(width, matrix, n, states, scratch):
+    """Move the states on by row n."""
+    at = get_i64(matrix + 8 * CODES) + n * get_i64(matrix + 8 * ROW_BYTES)
+    tail, places, bits = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * BITS)
+    for _ in range(get_i64(matrix + 8 * BLOCKS)):
+        follow(width, segment(width, at, 0), states)
+        follow(width, segment(width, at, 1), states + 64)
+        follow(width, segment(width, at, 2), states + 128)
+        follow(width, segment(width, at, 3), states + 192)
+        at += 32 * bits
+        states += 256
+    if tail > 0:
+        if places == 0:
+            unpack_block(at, bits, tail, scratch)
+        for s in range((tail + 63) // 64):
+            follow(width, tail_codes(width, bits, at, places, scratch, s), states + 64 * s)
+
+
+def begin(width, matrix, first, states, scratch):
+    """Set the states to those above row `first`. Stands for the code that Numba makes below."""
+
+
+@overload(begin)
+def _begin(width, matrix, first, states, scratch):
+    if width.kind != "trellis":
+        return lambda width, matrix, first, states, scratch: None
+    shown = -(-8 // width.value) - 1  # rows above that a state shows
+
+    def code(width, matrix, first, states, scratch):
+        _clear(states, get_i64(matrix + 8 * COLUMNS))
+        book_rows = get_i64(matrix + 8 * BOOK_ROWS)
+        for n in range(max(first - shown, first // book_rows * book_rows), first):
+            _pass_by(width, matrix, n, states, scratch)
+
+    return code
+
+
+def enter_row(width, matrix, n, states):
+    """Paths start anew with every codebook. Stands for the code that Numba makes below."""
+
+
+@overload(enter_row)
+def _enter_row(width, matrix, n, states):
+    if width.kind != "trellis":
+        return lambda width, matrix, n, states: None
+
+    def code(width, matrix, n, states):
+        if n % get_i64(matrix + 8 * BOOK_ROWS) == 0:
+            _clear(states, get_i64(matrix + 8 * COLUMNS))
+
+    return code

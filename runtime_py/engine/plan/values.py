@@ -1,0 +1,160 @@
+"""What the planner knows of values: tokens in a buffer, activations not computed yet, masks, stored matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.artefacts.reader import Graph
+from export.contract.errors import InputError
+from runtime_py.engine.plan.plan import Buffer, Place
+from runtime_py.reference.constants import Folder
+
+_LONGEST_TRIED = 1 << 17  # positions over which a window is tried
+
+
+class Unplannable(Exception):
+    """The graph holds something the compiled machine has no step for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A float32 value [tokens, width] in a buffer, rows `stride` floats apart, starting `column` floats in."""
+
+    buffer: Buffer
+    width: int
+    stride: int
+    column: int = 0
+    rotation: tuple[str, str] | None = None  # names of cos and sin that are still to be applied
+    heads: int = 1  # parts of the width that a norm treats one by one
+
+    turned_heads: int = 0  # into how many parts that rotation divides the width
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of its buffer's rows."""
+        return self.column == 0 and self.stride == self.width
+
+    @property
+    def place(self) -> Place:
+        return Place(self.buffer, 4 * self.column)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An activation not computed yet: it is fused with the gate that follows. kind -1: a bare sigmoid."""
+
+    kind: int
+    source: Tokens
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What the key-value cache of one attention node needs."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    key_block: int  # bytes of 16 cached keys of one head, as float16 or razored
+    value_block: int
+    razored: bool = False
+
+
+def stored_rows(folder: Folder, graph: Graph, name: str) -> np.ndarray:
+    """The matrix [N, K] whose transpose is `name`, without a float32 copy where the file holds float16 rows."""
+    node = folder.producer(name)
+    if node is not None and node.op_type == "Transpose" and list(node.attributes["perm"]) == [1, 0]:
+        inner = node.inputs[0]
+        cast = folder.producer(inner)
+        if cast is not None and cast.op_type == "Cast" and cast.inputs[0] in graph.weights:
+            inner = cast.inputs[0]
+        rows = folder.constant(inner)
+        if rows.dtype in (np.float16, np.float32):
+            return np.ascontiguousarray(rows)
+    return np.ascontiguousarray(folder.constant(name).T, dtype=np.float32)
+
+
+def window_of_mask(folder: Folder, mask: str) -> int:
+    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); 0 for all."""
+    allowed_types = {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
+    limits, seen, waiting = [], set(), [mask]
+    while waiting:
+        node = folder.producer(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type not in allowed_types:
+            raise Unplannable(f"{node.op_type} in the attention mask")
+        if node.op_type == "Less":
+            limits.append(int(folder.constant(node.inputs[1])))
+        waiting += node.inputs
+    if len(limits) > 1 or any(limit < 1 for limit in limits):
+        raise Unplannable("the attention mask")
+    window = limits[0] if limits else 0
+    for tokens, past in ((3, 0), (2, min(window, _LONGEST_TRIED) + 1)):
+        keys, queries = np.arange(past + tokens), np.arange(past, past + tokens)[:, None]
+        expected = (keys <= queries) & ((queries - keys < window) if window else True)
+        if not np.array_equal(_tried(folder, mask, tokens, past, (tokens, past + tokens)), expected):
+            raise Unplannable("the attention mask")
+    return window
+
+
+def _tried(folder: Folder, name: str, tokens: int, past: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What a mask or positions are for `tokens` tokens behind `past` others, as this shape."""
+    total = past + tokens
+    inputs = {
+        "input_ids": np.zeros((1, tokens), np.int64),
+        "attention_mask": np.ones((1, total), np.int64),
+        "position_ids": np.arange(past, total, dtype=np.int64)[None],
+    }
+    try:
+        (found,) = folder.given((name,), inputs)
+        return np.broadcast_to(found.reshape(found.shape[-2:]), shape)
+    except (InputError, ValueError) as error:
+        raise Unplannable(f"{name}: {error}") from None
+
+
+def turns_by_position(folder: Folder, pair: tuple[str, str]) -> bool:
+    """Whether cos and sin are rows of numbers that depend on the position of their row alone."""
+    try:
+        several, some = (
+            folder.given(pair, {"position_ids": np.asarray([positions], np.int64)})
+            for positions in (range(6), (3, 5, 4))
+        )
+        return all(
+            a.shape == (1, 6, *b.shape[2:]) and b.shape[:2] == (1, 3) and np.allclose(a[:, [3, 5, 4]], b, atol=1e-6)
+            for a, b in zip(several, some)
+        )
+    except (InputError, IndexError, ValueError):
+        return False
+
+
+def _made_of(folder: Folder, name: str, allowed: frozenset[str]) -> bool:
+    """Whether a value is computed by these operators alone, from inputs and constants."""
+    waiting, seen = [name], set()
+    while waiting:
+        node = folder.producer(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type not in allowed:
+            return False
+        waiting += node.inputs
+    return bool(seen)
+
+
+def mask_hides_padding_only(folder: Folder, mask: str) -> bool:
+    """The mask of an encoder (export/graph/encoder.py): without padding, every token sees every token."""
+    made = _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
+    return made and all(np.array_equal(_tried(folder, mask, n, 0, (n, n)), np.ones((n, n), bool)) for n in (1, 3))
+
+
+def counts_positions(folder: Folder, ids: str) -> bool:
+    """The positions of an encoder (export/graph/encoder.py): 0, 1, ... for a text without padding."""
+    counted = frozenset({"Max", "Sub", "CumSum"})
+    ranged = frozenset({"Unsqueeze", "Range", "Squeeze", "Shape"})
+    if not (_made_of(folder, ids, ranged) or _made_of(folder, ids, counted)):
+        return False
+    return all(np.array_equal(_tried(folder, ids, n, 0, (1, n)), np.arange(n)[None]) for n in (1, 5))

@@ -1,0 +1,1 @@
+"""The steps and the compiled loop that runs them."""

@@ -1,0 +1,1 @@
+"""Proof that no step reads or writes outside its arrays."""

@@ -1,0 +1,1 @@
+"""The slow, obvious runtime: every operator in numpy, one node at a time."""

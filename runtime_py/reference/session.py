@@ -1,0 +1,170 @@
+"""A causal model on the interpreter: keys and values in preallocated arrays, one pair per attention node, batch one.
+
+It is what the compiled engine (engine/) is tested against, what `--activations float32` means, and what runs a graph
+that the engine cannot plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.artefacts.reader import Graph, Node, read_graph
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_MATMUL
+from export.contract.operators.integers import SDR_ATTENTION
+from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.interpreter import Interpreter
+from runtime_py.reference.kernels import masked_softmax
+from runtime_py.reference.sdr import attend, attention_layout
+from runtime_py.system.finite import checked_logits
+
+_CACHE_CHUNK = 256  # tokens by which a key-value cache grows
+
+
+@dataclass
+class State:
+    """Keys and values of the tokens seen so far, by attention node.
+
+    float32 [kv_heads, capacity, head_dim]; razored: uint8 [1, kv_heads, length, row_bytes], as in
+    export/contract/operators/attention.py.
+    """
+
+    length: int
+    keys: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+
+class Session:
+    """Runs one model folder. Holds no per-generation state, so several State objects can share it."""
+
+    def __init__(self, folder: str | Path | Graph) -> None:
+        """folder: a model folder, or the graph read from one.
+
+        Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
+        """
+        self.graph: Graph = expand_compact(folder if isinstance(folder, Graph) else read_graph(Path(folder)))
+        if not any(info.name == "logits" for info in self.graph.outputs):
+            raise InputError("model.onnx: has no output `logits`; encoders run by `athena-export embed`")
+        self._interpreter = Interpreter(self.graph)
+        self._head_values = self._find_head_values()
+        self.vocab_size = self._dimension("logits", 2)
+
+    def _find_head_values(self) -> set[str]:
+        """Outputs of the vocabulary product (and of the bias after it): computed for the last token when asked."""
+        names = {"logits"}
+        for node in reversed(self._interpreter.steps):
+            if names.intersection(node.outputs) and node.op_type == "Add":
+                names.update(node.inputs)
+        return names
+
+    def _dimension(self, name: str, axis: int) -> int:
+        info = self.graph.values.get(name)
+        size = info.shape[axis] if info is not None and info.shape is not None and len(info.shape) > axis else None
+        if not isinstance(size, int):
+            raise InputError(f"model.onnx: {name} does not state its dimension {axis}")
+        return size
+
+    def new_state(self) -> State:
+        """An empty key-value cache."""
+        return State(0, {}, {})
+
+    def forward(self, state: State, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
+        """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
+
+        Raises InputError on a token outside the vocabulary or an empty input, NotFiniteError on logits that are no
+        numbers. The state is then as long as before.
+        """
+        ids = np.asarray(tokens, dtype=np.int64).reshape(1, -1)
+        if ids.size == 0:
+            raise InputError("the prompt is empty: at least one token is needed")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            raise InputError(f"token {int(ids.max())} lies outside the vocabulary of {self.vocab_size}")
+        total = state.length + ids.shape[1]
+        values: dict[str, np.ndarray] = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(state.length, total, dtype=np.int64)[None],
+        }
+
+        def take_over(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
+            if last_only and node.outputs[0] in self._head_values and node.op_type in (CODEBOOK_MATMUL, "MatMul"):
+                inputs[0] = inputs[0][:, -1:]
+            return self._take_over(node, inputs)
+
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number reaches the logits and is said there
+            self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
+        logits = values.get("logits")
+        if logits is None or logits.ndim != 3 or logits.shape[0] != 1 or logits.shape[2] != self.vocab_size:
+            raise InputError("model.onnx: does not make logits [1, tokens, vocabulary]")
+        checked_logits(logits[0])
+        state.length = total
+        return logits[0, -1:] if last_only else logits[0]
+
+    def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
+        """Outputs of a node that is computed in another way than its operator says (toolchain/evaluate/emulate.py)."""
+        return None
+
+    def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
+        """ONNX Attention-23 or SdrAttention for 3-D inputs, batch one, cache held here: [1, T, heads * head_dim]."""
+        query, key, value, mask = inputs[:4]
+        if node.op_type == SDR_ATTENTION:
+            return _attend_razored(node, inputs, state)
+        heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
+        tokens, head_dim = query.shape[1], query.shape[2] // heads
+        shapes = key.shape == value.shape == (1, tokens, kv_heads * head_dim) and query.shape == (
+            1,
+            tokens,
+            heads * head_dim,
+        )
+        if not shapes or min(heads, kv_heads, head_dim) < 1 or heads % kv_heads:
+            raise ValueError("queries, keys and values do not fit the heads")
+        past, total = state.length, state.length + tokens
+        keys = _append(state.keys, node.name, key, past, kv_heads)
+        values = _append(state.values, node.name, value, past, kv_heads)
+        repeat = heads // kv_heads
+        grouped = query.reshape(tokens, kv_heads, repeat, head_dim).transpose(1, 2, 0, 3)
+        grouped = np.ascontiguousarray(grouped).reshape(kv_heads, repeat * tokens, head_dim)
+        scores = grouped @ keys[:, :total].transpose(0, 2, 1)
+        scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+        cap = np.float32(node.attributes.get("softcap", 0.0))
+        if cap > 0:
+            scores, scale = np.tanh(scores * (scale / cap)) * cap, np.float32(1.0)
+        masked_softmax(scores, mask.reshape(mask.shape[-2], total), past, repeat, scale)
+        mixed = (scores @ values[:, :total]).reshape(kv_heads, repeat, tokens, -1)
+        return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
+
+
+def _attend_razored(node: Node, inputs: list[Any], state: State) -> np.ndarray:
+    """SdrAttention with the cache in `state`. Raises ValueError where the inputs do not fit."""
+    query, key, value, mask = inputs[:4]
+    layout = attention_layout(node.attributes, query, key)
+    total = state.length + query.shape[1]
+    if value.shape != key.shape:
+        raise ValueError("keys and values do not fit each other")
+    empty = np.zeros((1, layout.kv_heads, 0, layout.row_bytes), np.uint8)
+    old_keys, old_values = (store.get(node.name, empty)[:, :, : state.length] for store in (state.keys, state.values))
+    visible = np.broadcast_to(mask.reshape(mask.shape[-2], total), (query.shape[1], total))
+    out, state.keys[node.name], state.values[node.name] = attend(
+        query, key, value, visible, (old_keys, old_values), (inputs[6], inputs[7]), layout
+    )
+    return out
+
+
+def _append(store: dict[str, np.ndarray], name: str, new: np.ndarray, past: int, kv_heads: int) -> np.ndarray:
+    """Write new keys or values [1, T, kv_heads * D] behind `past` tokens of the named cache, growing it as needed."""
+    tokens = new.shape[1]
+    cache = store.get(name)
+    if cache is None or cache.shape[1] < past + tokens:
+        capacity = max(-(-(past + tokens) // _CACHE_CHUNK) * _CACHE_CHUNK, 2 * past)
+        grown = np.empty((kv_heads, capacity, new.shape[2] // kv_heads), np.float32)
+        if cache is not None:
+            grown[:, :past] = cache[:, :past]
+        store[name] = cache = grown
+    cache[:, past : past + tokens] = new.reshape(tokens, kv_heads, -1).transpose(1, 0, 2)
+    return cache

@@ -1,0 +1,1 @@
+"""Processor, memory, threads and the cache of compiled kernels."""

@@ -1,0 +1,1 @@
+"""Text in, text out: tokenizing, sampling, streaming, embeddings."""

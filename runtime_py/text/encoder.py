@@ -1,0 +1,145 @@
+"""Runs an encoder folder: texts in, one vector each out. Texts run one by one, so nothing is padded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.artefacts.reader import Graph, Node, read_graph
+from export.contract.errors import InputError, NotFiniteError
+from export.files.access import read_json
+from export.files.foreign import foreign
+from export.graph.archs import is_encoder_family
+from runtime_py.engine.encoder import EncoderEngine
+from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.plan.values import Unplannable
+from runtime_py.load import ACTIVATIONS
+from runtime_py.reference.constants import Folder
+from runtime_py.reference.expansion import expand_compact
+from runtime_py.reference.interpreter import Interpreter
+from runtime_py.reference.kernels import masked_softmax
+from runtime_py.text.generator import context_length, load_tokenizer
+from runtime_py.text.tokenizing import encode
+
+VECTOR, STATES = "sentence_embedding", "last_hidden_state"
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether config.json names an encoder family. Raises InputError when it is missing."""
+    return is_encoder_family(read_json(folder / "config.json").get("model_type"))
+
+
+class TextEncoder:
+    """An encoder with its tokenizer and its limit of tokens."""
+
+    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
+        """activations: "int8" (the compiled engine, where it can plan the graph) or "float32" (the interpreter).
+
+        Raises InputError when the folder is incomplete, hostile or holds no encoder.
+        """
+        self.folder = Path(folder)
+        if activations not in ACTIVATIONS:
+            raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        graph = read_graph(self.folder)
+        if not {VECTOR, STATES} <= {info.name for info in graph.outputs}:
+            raise InputError(
+                f"{self.folder / 'model.onnx'}: has no output `{VECTOR}`; language models run by `athena-export run`"
+            )
+        self.tokenizer = load_tokenizer(self.folder)
+        self.limit = min(context_length(self.folder), _text_limit(self.folder))
+        self.tokenizer.enable_truncation(self.limit)
+        self.interpreted = ""  # why the interpreter runs it
+        self._inputs = {info.name for info in graph.inputs}
+        self._runner: Interpreter | EncoderEngine
+        with foreign(self.folder / "model.onnx", "the graph is malformed"):
+            self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
+        self._folder = Folder(graph)
+        self.width = self.embed_ids([0]).size
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, width]. A text beyond `limit` tokens is cut there, as sentence-transformers does."""
+        return np.stack([self.embed_ids(self.encode(text)) for text in texts])
+
+    def encode(self, text: str, cut: bool = True) -> list[int]:
+        """Token ids with the tokenizer's special tokens, cut at `limit`.
+
+        Raises InputError on a text without tokens, and with cut=False on one beyond the limit.
+        """
+        encoding = encode(self.tokenizer, text)
+        if not encoding.ids:
+            raise InputError("the text is empty: at least one token is needed")
+        if encoding.overflowing and not cut:
+            raise InputError(f"the text has more than the {self.limit} tokens that the model reads")
+        return encoding.ids
+
+    def embed_ids(self, ids: Sequence[int]) -> np.ndarray:
+        """The vector of one token sequence, float32 [width].
+
+        Raises InputError on ids or a length it cannot read, NotFiniteError on a vector that is no numbers.
+        """
+        states = self.states(ids)
+        mask = np.ones((1, len(ids)), np.int64)
+        (vector,) = self._folder.given((VECTOR,), {STATES: states[None], "attention_mask": mask})
+        if vector.ndim != 2 or vector.shape[0] != 1:
+            raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
+        if not np.isfinite(vector).all():
+            raise NotFiniteError("the model gives a vector that is NaN or infinite: its weights or sums exceed float32")
+        return vector[0]
+
+    def states(self, ids: Sequence[int]) -> np.ndarray:
+        """The states of its tokens, float32 [tokens, hidden]. Raises InputError as embed_ids does."""
+        if not 1 <= len(ids) <= self.limit:
+            raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
+        if isinstance(self._runner, EncoderEngine):
+            return self._runner.states(ids)
+        tokens = np.asarray(ids, np.int64)[None]
+        feeds = {
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "token_type_ids": np.zeros_like(tokens),
+        }
+        values = self._runner.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
+        states = values.get(STATES)
+        if states is None or states.ndim != 3 or states.shape[:2] != tokens.shape:
+            raise InputError(f"model.onnx: does not make {STATES} for every token")
+        return states[0]
+
+
+def _open(graph: Graph, activations: str, limit: int, threads: int | None) -> tuple[Interpreter | EncoderEngine, str]:
+    if activations == "float32":
+        return Interpreter(expand_compact(graph)), "float32 activations were asked for"
+    try:
+        return EncoderEngine(expand_compact(graph, keep=runs_directly), STATES, limit, threads), ""
+    except Unplannable as error:
+        return Interpreter(expand_compact(graph)), f"not planned: {error}"
+
+
+def _attend(node: Node, inputs: list[Any]) -> np.ndarray:
+    """ONNX Attention-23 for 3-D inputs of batch one, without a cache: [1, tokens, heads * head_dim]."""
+    query, key, value, mask = inputs[:4]
+    heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
+    tokens, head_dim = query.shape[1], query.shape[2] // heads
+    if key.shape != value.shape or key.shape != (1, tokens, kv_heads * head_dim) or heads % kv_heads:
+        raise ValueError("queries, keys and values do not fit the heads")
+    repeat = heads // kv_heads
+    grouped = query.reshape(tokens, kv_heads, repeat, head_dim).transpose(1, 2, 0, 3)
+    grouped = np.ascontiguousarray(grouped).reshape(kv_heads, repeat * tokens, head_dim)
+    keys, values = (a.reshape(tokens, kv_heads, head_dim).transpose(1, 0, 2) for a in (key, value))
+    scores = grouped @ keys.transpose(0, 2, 1)
+    scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+    visible = mask.reshape(mask.shape[-2], tokens)
+    masked_softmax(scores, visible, 0, repeat, scale, causal=bool(node.attributes.get("is_causal", 0)))
+    mixed = (scores @ values).reshape(kv_heads, repeat, tokens, head_dim)
+    return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
+
+
+def _text_limit(folder: Path) -> int:
+    """max_seq_length of sentence_bert_config.json; no limit where there is none."""
+    if not (folder / "sentence_bert_config.json").exists():
+        return 2**31
+    value = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 2 else 2**31

@@ -1,0 +1,173 @@
+"""Text in, text out: a model folder with its tokenizer, its limits and its stop tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from export.artefacts.generation_config import GENERATION, end_tokens
+from export.contract.errors import InputError
+from export.files.access import MAX_JSON, checked_path, read_json
+from export.graph.archs import model_spec, supported_model_types
+from runtime_py.load import open_model
+from runtime_py.text.generation import Generation, GenerationRequest
+from runtime_py.text.generation_config import recommendation
+from runtime_py.text.logit_processors import LogitRules
+from runtime_py.text.sampling import SamplingSettings
+from runtime_py.text.special_tokens import splits_special_tokens
+from runtime_py.text.tokenizing import TooLong, encode_prompt, most_bytes, open_tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer.json. Raises InputError when it is missing or broken."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"{path}: this file is missing; the folder needs its tokenizer to handle text")
+    tokenizer = open_tokenizer(checked_path(path, MAX_JSON, folder))
+    tokenizer.encode_special_tokens = splits_special_tokens(folder)
+    return tokenizer
+
+
+def stop_tokens(folder: Path) -> frozenset[int]:
+    """End-of-sequence ids from generation_config.json, and only without that file from config.json, as transformers.
+
+    Empty when the file names none. Raises InputError when they are not integers.
+    """
+    for path in (folder / GENERATION, folder / "config.json"):
+        try:
+            config = read_json(path)
+        except InputError:
+            continue
+        return frozenset(end_tokens(config, path))
+    return frozenset()
+
+
+def context_length(folder: Path) -> int:
+    """Positions the model was exported for. Raises InputError when config.json does not say.
+
+    Folders of earlier versions hold config.json as it came, where a field may be absent; genai_config.json says it too.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") in supported_model_types():
+        try:
+            return model_spec(config).context_length
+        except InputError:
+            length = _genai_context(folder)
+            if length is None:
+                raise
+            return length
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(config.get(name), int) and config[name] > 0:
+            return config[name]
+    raise InputError(f"{folder / 'config.json'}: max_position_embeddings is missing")
+
+
+def _genai_context(folder: Path) -> int | None:
+    """`context_length` of genai_config.json; None where there is none."""
+    try:
+        model = read_json(folder / "genai_config.json").get("model")
+    except InputError:
+        return None
+    length = model.get("context_length") if isinstance(model, dict) else None
+    return length if type(length) is int and length > 0 else None
+
+
+def default_sampling(
+    folder: Path,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    min_p: float | None = None,
+) -> SamplingSettings:
+    """What the user chose, else what generation_config.json recommends, else temperature 0.7 and top_p 0.95.
+
+    Raises InputError when a value is out of range.
+    """
+    recommended = recommendation(folder).sampling
+
+    def pick(given: float | None, name: str, fallback: float) -> float:
+        return recommended.get(name, fallback) if given is None else given
+
+    return SamplingSettings(
+        pick(temperature, "temperature", 0.7),
+        int(pick(top_k, "top_k", 0)),
+        pick(top_p, "top_p", 0.95),
+        seed,
+        pick(min_p, "min_p", 0.0),
+    )
+
+
+class TextGenerator:
+    """A session with its tokenizer and limits, for prompts given as text."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        activations: str = "int8",
+        threads: int | None = None,
+        mapped: bool | None = None,
+        processors: Sequence[int] = (),
+    ) -> None:
+        """The options: see load.py. Raises InputError when the folder is incomplete.
+
+        `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
+        asks for in vain, `recommended` its values for sampling. `most_bytes`: of a prompt that can fit the context.
+        """
+        self.folder = Path(folder)
+        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
+        self.tokenizer = load_tokenizer(self.folder)
+        self.stop = stop_tokens(self.folder)
+        asked = recommendation(self.folder, self.stop)
+        self.rules, self.unsupported, self.recommended = asked.rules, asked.unsupported, asked.sampling
+        self.context = context_length(self.folder)
+        self.most_bytes = most_bytes(self.tokenizer, self.context)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
+        try:
+            ids = encode_prompt(self.tokenizer, prompt, self.most_bytes)
+        except TooLong as error:
+            raise TooLong(f"{error}; the model's context is {self.context}") from None
+        if not ids:
+            raise InputError("the prompt is empty: at least one token is needed")
+        if len(ids) >= self.context:
+            raise InputError(f"the prompt has {len(ids)} tokens, the model's context is {self.context}")
+        return ids
+
+    def stream(
+        self,
+        prompt: str,
+        settings: SamplingSettings,
+        max_tokens: int,
+        rules: LogitRules | None = None,
+        stop: frozenset[int] | None = None,
+        stop_strings: tuple[str, ...] = (),
+    ) -> Iterator[tuple[int | None, str]]:
+        """Yield (token, new text); text comes when it is complete, so a split multi-byte character waits.
+
+        rules, stop: None for the model's own rules on logits and end-of-sequence tokens. The last pair may have no
+        token, only text that was still held back.
+        """
+        ids = self.encode(prompt)
+        request = GenerationRequest(
+            prompt=tuple(ids),
+            sampling=settings,
+            max_tokens=min(max_tokens, self.context - len(ids)),
+            stop_tokens=self.stop if stop is None else stop,
+            stop_strings=stop_strings,
+            rules=self.rules if rules is None else rules,
+        )
+        yield from self.answer(request)
+
+    def answer(self, request: GenerationRequest) -> Iterator[tuple[int | None, str]]:
+        """stream() for a request whose cache starts empty."""
+        generation = Generation(request, self.session, self.tokenizer, self.session.new_state())
+        while not generation.finish_reason:
+            piece = generation.step()
+            if piece is not None:
+                yield piece.token, piece.text
+        if generation.tail:
+            yield None, generation.tail

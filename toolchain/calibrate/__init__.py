@@ -1,0 +1,1 @@
+"""Texts, activations, Hessians and gradients that quantization is guided by."""

@@ -1,0 +1,259 @@
+"""Runs a checkpoint one transformer block at a time with transformers' own layers, holding one block in memory.
+
+The model is created on the meta device; a block's weights are read from the checkpoint when it is its turn and dropped
+afterwards. Only hidden states are kept between blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from export.contract.errors import InputError
+from export.graph.spec import ModelSpec
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.config import as_transformers, transformers_config
+from toolchain.system.threads import ordered
+
+
+class _Stop(Exception):
+    """Raised in place of the last block, once every block's arguments are known."""
+
+
+class _Recorder(nn.Module):
+    """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.hidden: torch.Tensor | None = None
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self._last = last
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.hidden = hidden.detach() if self.hidden is None else self.hidden
+        self.args, self.kwargs = args, kwargs
+        if self._last:
+            raise _Stop
+        return hidden
+
+
+def _with_cache(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a block with its cache argument replaced; families differ in its name and place."""
+    names = list(inspect.signature(block.forward).parameters)[1:]
+    name = next((n for n in ("past_key_values", "layer_past") if n in names), None)
+    if name is None:
+        raise InputError(f"{type(block).__name__} takes no key-value cache: --kv is not available for this family")
+    place = names.index(name)
+    if place < len(args):
+        return (*args[:place], cache, *args[place + 1 :]), kwargs
+    return args, {**kwargs, name: cache}
+
+
+class BlockRunner:
+    """Embeds token sequences and pushes them through one block after another."""
+
+    def __init__(self, source: SourceModel, spec: ModelSpec) -> None:
+        self.source, self.spec = source, spec
+        where = source.folder / "config.json"
+        config = as_transformers(lambda: transformers_config(source.config), where)
+        if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
+            config._attn_implementation = "eager"
+        kind = AutoModelForCausalLM if spec.causal else AutoModel
+        with torch.device("meta"):
+            self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
+        self._model.eval()
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
+        self._number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+    def _module(self, name: str) -> nn.Module:
+        return self._model.get_submodule(name.rstrip("."))
+
+    def embed(self, tokens: np.ndarray) -> torch.Tensor:
+        """Inputs of the first block, float32 [sequences, length, hidden], for tokens int64 [sequences, length].
+
+        Also keeps the arguments (mask, rotary angles) that the model hands to each block for one sequence.
+        """
+        names = [self.spec.block_name(i).rstrip(".") for i in range(self.spec.blocks)]
+        blocks = [self._module(name) for name in names]
+        recorders = [_Recorder(last=i == len(names) - 1) for i in range(len(names))]
+        hidden: list[torch.Tensor] = []
+        settings = {"use_cache": False} if self.spec.causal else {}
+        with self._outside_weights(), torch.no_grad():
+            try:
+                for name, recorder in zip(names, recorders):
+                    self._model.set_submodule(name, recorder)
+                for row in tokens:
+                    recorders[0].hidden = None
+                    with contextlib.suppress(_Stop):
+                        self._model(input_ids=torch.from_numpy(row[None]), **settings)
+                    assert recorders[0].hidden is not None
+                    hidden.append(recorders[0].hidden)
+            finally:
+                for name, block in zip(names, blocks):
+                    self._model.set_submodule(name, block)
+        for recorder in recorders:
+            recorder.hidden = None
+        self._arguments = [(recorder.args, recorder.kwargs) for recorder in recorders]
+        return torch.cat(hidden)
+
+    @contextlib.contextmanager
+    def _outside_weights(self) -> Iterator[None]:
+        """Give the embeddings their weights and recompute the buffers that the meta device left empty."""
+        spec = self.spec
+        names = [n for n in (spec.embedding, spec.position_embedding, spec.token_types, spec.embedding_norm) if n]
+        names += [spec.embedding_projection] if spec.embedding_projection else []
+        for name in names:
+            module = self._module(name)
+            for parameter, empty in list(module.named_parameters(recurse=False)):
+                values = self.source.tensor(f"{name}.{parameter}", tuple(empty.shape))
+                setattr(module, parameter, nn.Parameter(values, requires_grad=False))
+            if "embed_scale" in dict(module.named_buffers()):
+                module.embed_scale = torch.tensor(spec.embedding_scale)
+            self._fill_index_buffers(name)
+        for name, module in list(self._model.named_modules()):
+            if name.endswith("rotary_emb"):
+                parent_name, _, child = name.rpartition(".")
+                setattr(self._module(parent_name), child, type(module)(config=self._model.config))
+        yield
+        for name in names:
+            self._module(name).to("meta")
+
+    def _fill_index_buffers(self, name: str) -> None:
+        """Position and segment numbers that BERT-like embeddings keep beside their tables."""
+        parent = self._module(name.rpartition(".")[0])
+        for buffer, values in list(parent.named_buffers(recurse=False)):
+            if buffer == "position_ids":
+                parent.position_ids = torch.arange(values.shape[-1]).expand(1, -1)
+            elif buffer == "token_type_ids":
+                parent.token_type_ids = torch.zeros(values.shape, dtype=torch.long)
+
+    def load_block(self, number: int) -> nn.Module:
+        """A stored block with the checkpoint's weights, float32, on the CPU; the caller drops it when done."""
+        prefix = self.spec.block_name(number)
+        block: nn.Module = copy.deepcopy(self._module(prefix)).to_empty(device="cpu")
+        state = {}
+        for name, parameter in block.named_parameters():
+            state[name] = self.source.tensor(prefix + name, tuple(parameter.shape))
+        missing, unexpected = block.load_state_dict(state, strict=False)
+        buffers = {name for name, _ in block.named_buffers()}
+        if set(missing) - buffers or unexpected:
+            raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")
+        self._number_of[block] = number
+        return block.eval().requires_grad_(False)
+
+    def run(self, block: nn.Module, hidden: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Outputs of a block for all sequences, each alone in a thread: float32 [sequences, length, hidden].
+
+        cache: takes the place of the key-value cache, whose update() sees keys and values
+        (toolchain/calibrate/ranges.py); then the sequences run one after another.
+        """
+        out = torch.empty_like(hidden)
+        args, kwargs = self._arguments[self._number_of[block]]
+        if cache is not None:
+            args, kwargs = _with_cache(block, args, kwargs, cache)
+
+        def one(i: int) -> None:
+            with torch.no_grad():
+                result = block(hidden[i : i + 1], *args, **kwargs)
+            out[i : i + 1] = result[0] if isinstance(result, tuple) else result
+
+        sequences = range(hidden.shape[0])
+        for _ in ordered(one, sequences) if cache is None else map(one, sequences):
+            pass
+        return out
+
+    def forward(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Outputs of a block for one sequence [1, length, hidden], with gradients where they are on."""
+        args, kwargs = self._arguments[self._number_of[block]]
+        result = block(hidden, *args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    def hessians(
+        self,
+        block: nn.Module,
+        names: tuple[str, ...],
+        hidden: torch.Tensor,
+        token_weights: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+        """H = 2 / T sum x x^T over all T tokens, float64 [K, K], for each linear layer of the block in `names`.
+
+        token_weights [sequences, length] by name weight the terms of the sum (normalised to mean one); with
+        [groups, sequences, length] the Hessians are [groups, K, K]. Without them, layers that read the same input
+        share one array. Also returns the block's outputs.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        owner: dict[str, str] = {}
+        running = threading.local()  # the sequence of this thread and what its hooks have found
+
+        def hook(name: str) -> Callable[..., None]:
+            def accumulate(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                x = inputs[0]
+                if token_weights is None and id(x) in running.seen:  # query, key and value read the same tensor
+                    running.owner[name] = running.seen[id(x)][0]
+                    return
+                running.seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
+                running.owner[name] = name
+                rows = x.reshape(-1, x.shape[-1])
+                weights = None if token_weights is None else token_weights[name]
+                running.found[name] = _gram(rows, weights, running.sequence)  # float32 products over one sequence
+
+            return accumulate
+
+        def one(i: int) -> tuple[dict[str, torch.Tensor], dict[str, str], torch.Tensor]:
+            running.sequence, running.seen, running.owner, running.found = i, {}, {}, {}
+            output = self.run(block, hidden[i : i + 1])
+            running.seen = {}
+            return running.found, running.owner, output
+
+        handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+        outputs = torch.empty_like(hidden)
+        try:
+            for i, (found, owner_of, output) in enumerate(ordered(one, range(hidden.shape[0]))):
+                outputs[i : i + 1], owner = output, owner_of
+                for name, gram in found.items():  # float64 across sequences, in their order
+                    sums[name] = sums[name].add_(gram) if name in sums else gram.double()
+        finally:
+            for handle in handles:
+                handle.remove()
+        tokens = hidden.shape[0] * hidden.shape[1]
+        shared = {name: total.mul_(2.0 / tokens).numpy() for name, total in sums.items()}
+        return {name: shared[owner[name]] for name in names}, outputs
+
+
+def _gram(rows: torch.Tensor, weights: np.ndarray | None, sequence: int) -> torch.Tensor:
+    """rows^T rows of one sequence [length, K], each token weighted: float32 [K, K], or [groups, K, K]."""
+    if weights is None:
+        return rows.T @ rows
+    mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
+    shares = torch.from_numpy(weights[..., sequence, :] / mean).to(rows.dtype)
+    return torch.matmul(rows.T * shares[..., None, :], rows)
+
+
+def get_weight(module: nn.Module) -> np.ndarray:
+    """A linear layer's weight as float32 [out, in], whatever layout the module stores."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return (weight.T if isinstance(module, Conv1D) else weight).detach().contiguous().numpy()
+
+
+def set_weight(module: nn.Module, weights: np.ndarray) -> None:
+    """Replace a linear layer's weight by float32 [out, in]."""
+    value = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
+    target = module.weight
+    assert isinstance(target, torch.Tensor)
+    with torch.no_grad():
+        target.copy_(value.T if isinstance(module, Conv1D) else value)

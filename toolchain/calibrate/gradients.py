@@ -1,0 +1,87 @@
+"""Gradients of the language-model loss on the calibration sequences: which weights and which tokens matter.
+
+Runs the whole model forward and backward once per sequence, in float32, so it needs the model and one gradient in
+memory (about 8 bytes per parameter, 12 with squared gradients of every weight).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from export.graph.spec import ModelSpec
+from toolchain.calibrate.own_text import whole_model
+from toolchain.source.checkpoint import SourceModel
+from toolchain.system.progress import Reporter
+from toolchain.system.threads import ordered
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Squared gradients by full module name."""
+
+    weights: dict[str, np.ndarray]  # sum over sequences of the squared weight gradient, float32 [N, K]
+    # mean over a group of outputs of the squared output gradient, float32 [groups, sequences, length]
+    outputs: dict[str, np.ndarray]
+
+
+def measure(
+    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool, groups: int = 1
+) -> Gradients:
+    """Gradients for all linear layers of the blocks; tokens int64 [sequences, length].
+
+    Without `per_weight` only the output gradients are kept, averaged over `groups` runs of rows. Source of the two
+    uses: SqueezeLLM (arXiv 2306.07629) for weights, GuidedQuant (arXiv 2505.07004) for outputs.
+    """
+    model = whole_model(source)
+    modules = {name: model.get_submodule(name) for name in spec.quantizable()}
+    squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
+    outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}
+    running = threading.local()  # the layers' outputs of this thread's sequence
+
+    def hook(name: str):  # type: ignore[no-untyped-def]
+        def forward(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+            running.outputs[name] = output
+
+        return forward
+
+    def one(sequence: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Squared gradients of one sequence: of the layers' outputs by row group, and of their weights if asked."""
+        running.outputs = {}
+        ids = torch.from_numpy(tokens[sequence : sequence + 1])
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        wanted = [running.outputs[name] for name in modules]
+        weights = [weight_of(module) for module in modules.values()] if per_weight else []
+        found = torch.autograd.grad(loss, wanted + weights)
+        running.outputs = {}
+        by_group = [
+            torch.stack([part.square().mean(dim=-1) for part in g[0].tensor_split(groups, dim=-1)])
+            for g in found[: len(wanted)]
+        ]
+        return by_group, [g.square() for g in found[len(wanted) :]]
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    for module in modules.values():
+        weight_of(module).requires_grad_(True)
+    with Reporter("Gradients", len(tokens), quiet) as report:
+        for sequence, (by_output, by_weight_) in enumerate(ordered(one, range(len(tokens)))):
+            for name, values in zip(modules, by_output):
+                outputs[name][:, sequence] = values.numpy()
+            for name, values in zip(squares, by_weight_):
+                squares[name] += values
+            report.step("sequence")
+    for handle in handles:
+        handle.remove()
+    by_weight = {n: (s.T if isinstance(modules[n], Conv1D) else s).contiguous().numpy() for n, s in squares.items()}
+    return Gradients(by_weight, outputs)
+
+
+def weight_of(module: torch.nn.Module) -> torch.Tensor:
+    """A linear layer's weight, as the module keeps it."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight

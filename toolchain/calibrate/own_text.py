@@ -1,0 +1,109 @@
+"""Text that the model writes itself: as much calibration data as wanted, all in the model's own domain.
+
+A model that is calibrated and tuned on one text follows the source model closely there and less closely elsewhere.
+Continuations sampled at temperature one come from the very distribution that is to be kept (LLM-QAT,
+arXiv 2305.17888, section 3.1), and no window is seen twice. Needs the whole model in memory, 4 bytes a parameter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.utils import logging
+
+from export.contract.errors import InputError
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.config import as_transformers, transformers_config
+from toolchain.source.folding import FoldedSource
+from toolchain.system.threads import ordered, pieces
+
+PROMPT = 16  # tokens of the calibration text that each window begins with
+_BATCH = 64  # windows written together: enough to share the weights' way through memory
+_CHUNK = 4 * _BATCH  # windows made at a time
+
+
+def whole_model(source: SourceModel) -> PreTrainedModel:
+    """The source model in float32, with everything that is folded into its weights, without gradients.
+
+    transformers builds it from the tensors that the source gives, not from the files, which may be quantized.
+    """
+    logging.disable_progress_bar()
+    base = source
+    while isinstance(base, FoldedSource):
+        base = base.inner
+    tensors = {name: base.tensor(name) for name in base.parameters()}
+    config = as_transformers(lambda: transformers_config(source.config), source.folder / "config.json")
+    with torch.device("meta"):
+        model_class = type(AutoModelForCausalLM.from_config(config))
+    try:
+        model, report = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+        )
+    except RuntimeError as error:  # a tensor of another shape
+        raise InputError(f"{source.folder}: transformers refuses the checkpoint ({_last_line(error)})") from None
+    if report["missing_keys"]:  # it would have made them up
+        raise InputError(f"{source.folder}: the checkpoint has no tensor {min(report['missing_keys'])}")
+    model.eval().requires_grad_(False)
+    if isinstance(source, FoldedSource):
+        names = source.folded()
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.copy_(source.tensor(name, tuple(parameter.shape)))
+    return model
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Sequences int64 [count, length] with the first `share` of them replaced by the model's own text."""
+    count = round(share * len(tokens))
+    if count == 0:
+        return tokens
+    own = OwnText(whole_model(source), tokens.reshape(-1), tokens.shape[1], seed, chunk=count)
+    return np.concatenate([own.windows(0, count), tokens[count:]])
+
+
+class OwnText:
+    """An endless list of windows written by a model; window i depends on the seed, the text and the model alone."""
+
+    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = _CHUNK) -> None:
+        """text: token ids int64 [n], more than `length` of them; length: tokens a window, at most the context."""
+        self._model, self._text, self._length, self._seed, self._count = model, text, length, seed, chunk
+        self._place, self._chunk = -1, np.empty((0, length), np.int64)
+
+    def windows(self, first: int, count: int) -> np.ndarray:
+        """Windows first to first + count, int64 [count, length]; earlier chunks than the last asked for are redone."""
+        found = []
+        for i in range(first, first + count):
+            if i // self._count != self._place:
+                self._place = i // self._count
+                self._chunk = self._write(self._place)
+            found.append(self._chunk[i % self._count])
+        return np.stack(found) if found else np.empty((0, self._length), np.int64)
+
+    def _write(self, place: int) -> np.ndarray:
+        prompt = min(PROMPT, self._length)
+        starts = np.random.default_rng((self._seed, place)).integers(0, len(self._text) - prompt + 1, self._count)
+        prompts = np.stack([self._text[start : start + prompt] for start in starts])
+
+        def write(batch: slice) -> np.ndarray:
+            draws = torch.Generator().manual_seed((self._seed + place * self._count + batch.start) % 2**63)
+            return continued(self._model, prompts[batch], self._length, draws)
+
+        return np.concatenate(list(ordered(write, pieces(self._count, _BATCH))))
+
+
+def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
+    """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
+    rows = fresh = torch.from_numpy(prompts)
+    cache = DynamicCache()
+    with torch.no_grad():
+        while rows.shape[1] < length:
+            logits = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            fresh = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=draws)
+            rows = torch.cat([rows, fresh], dim=1)
+    return rows.numpy()

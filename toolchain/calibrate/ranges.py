@@ -1,0 +1,78 @@
+"""Largest magnitudes of what becomes integers: inputs of linear layers, and cached keys and values. Calibration."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.graph.integers import rotation_size
+from toolchain.calibrate.blocks import BlockRunner
+from toolchain.quantize.stored.razored import rotate_columns
+
+
+@dataclass
+class Ranges:
+    """inputs by layer name; keys and values float64 [kv_heads] (empty until a block with a cache has run)."""
+
+    inputs: dict[str, float] = field(default_factory=dict)
+    keys: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    values: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+class CacheRecorder:
+    """Stands for the key-value cache of one forward pass: sees keys after their rotation, keeps only their range."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self.is_compileable = False
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """keys, values: [batch, kv_heads, tokens, head_dim]."""
+        found = self._ranges
+        for name, tensor in (("keys", keys), ("values", values)):
+            top = tensor.detach().abs().amax(dim=(0, 2, 3)).double().numpy()
+            old = getattr(found, name)
+            setattr(found, name, np.maximum(old, top) if old.size else top)
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+
+def measure(
+    runner: BlockRunner, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor, rotated: bool
+) -> tuple[Ranges, torch.Tensor]:
+    """Ranges of one block over all sequences, and its outputs float32 [sequences, length, hidden].
+
+    rotated: ranges of inputs are those behind the Hadamard rotation.
+    """
+    ranges = Ranges()
+    seen: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+    tops: dict[int, float] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0]
+            if seen.get(id(x)) is not x:  # query, key and value (gate and up) read the same tensor
+                rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+                rows = rotate_columns(rows, rotation_size(rows.shape[1])) if rotated else rows
+                seen[id(x)], tops[id(x)] = x, float(np.abs(rows).max())
+            ranges.inputs[name] = max(ranges.inputs.get(name, 0.0), tops[id(x)])
+
+        return record
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        outputs = runner.run(block, hidden, CacheRecorder(ranges) if runner.spec.causal else None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ranges, outputs

@@ -1,0 +1,197 @@
+"""Perplexity, KL divergence and top-1 agreement of a model on a text.
+
+The text is tokenized whole and cut into windows of `window` tokens, each evaluated alone. Windows that follow one
+another score their last window - 1 positions. With a stride they overlap, and each scores only what no earlier one has:
+every position but those of the first window has at least window - stride tokens before it.
+
+A model is a model folder (through runtime_py) or a Hugging Face folder (float32, through transformers).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from export.contract.errors import InputError
+from runtime_py.system.finite import checked_logits
+from runtime_py.text.tokenizing import encode
+from toolchain.system.progress import Reporter
+
+
+class Scorer(Protocol):
+    """Anything that gives logits for one token window."""
+
+    vocab_size: int
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """int64 [T] -> float32 [T, vocabulary]; position t predicts token t + 1."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """kl and top1_agreement are None without a reference model.
+
+    A perplexity beyond 1.8e308 (a mean of more than 709.78 nats) is infinite; so are the mean and the KL divergence
+    where a model gives a token of the text the probability zero.
+    """
+
+    perplexity: float
+    stderr: float  # standard error of the perplexity, from the spread of window means
+    nats_per_token: float
+    tokens: int  # scored positions
+    windows: int
+    window: int
+    stride: int | None = None  # tokens between the starts of windows; None: they do not overlap
+    reference_perplexity: float | None = None
+    kl: float | None = None  # mean KL(reference || model) per position, nats
+    kl_stderr: float | None = None
+    top1_agreement: float | None = None  # share of positions where both pick the same most likely token
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class FolderScorer:
+    """A model folder run by runtime_py."""
+
+    def __init__(self, folder: Path, activations: str = "int8") -> None:
+        from runtime_py.load import open_model
+
+        self._session, _ = open_model(folder, activations)
+        self.vocab_size = self._session.vocab_size
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        return self._session.forward(self._session.new_state(), tokens)
+
+
+class HuggingFaceScorer:
+    """A Hugging Face folder run in float32 by transformers, with the weights that would be exported."""
+
+    def __init__(self, name: str) -> None:
+        import torch
+
+        from toolchain.calibrate.own_text import whole_model
+        from toolchain.source.checkpoint import resolve
+        from toolchain.source.heads import open_model
+
+        source, spec = open_model(resolve(name))
+        if not spec.causal:
+            raise InputError(f"{name}: an encoder, which predicts no next token; there is no perplexity to measure")
+        source.print_notes()
+        self._torch, self._model = torch, whole_model(source)
+        self.vocab_size = spec.vocab_size
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        with self._torch.no_grad():
+            ids = self._torch.from_numpy(np.asarray(tokens, np.int64)[None])
+            return self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
+
+
+def open_scorer(name: str, activations: str = "int8") -> Scorer:
+    """A model folder if it holds model.onnx (run with these activations), else a Hugging Face folder or hub name."""
+    if (Path(name) / "model.onnx").exists():
+        return FolderScorer(Path(name), activations)
+    return HuggingFaceScorer(name)
+
+
+def windows_of(
+    text: str, tokenizer: Tokenizer, window: int, limit: int | None, where: str, stride: int | None = None
+) -> np.ndarray:
+    """int64 [n, window], starting every `stride` tokens (default: every `window`).
+
+    Raises InputError when the text is shorter than one window or the stride is longer.
+    """
+    if window < 2:
+        raise InputError(f"--window must be 2 or more, not {window}")
+    if stride is not None and not 1 <= stride < window:
+        raise InputError(f"--stride must be 1 to {window - 1}, below the window of {window}; not {stride}")
+    ids = np.asarray(encode(tokenizer, text, special=False).ids, dtype=np.int64)
+    if ids.size < window:
+        raise InputError(f"{where}: has {ids.size} tokens, one window needs {window}; give more text or --window")
+    return np.lib.stride_tricks.sliding_window_view(ids, window)[:: stride or window][:limit].copy()
+
+
+def evaluate(
+    scorer: Scorer, windows: np.ndarray, reference: Scorer | None = None, quiet: bool = False, stride: int | None = None
+) -> EvalResult:
+    """Score all windows, which start `stride` tokens apart (None: they do not overlap).
+
+    Raises InputError when reference and model disagree on the vocabulary, NotFiniteError when one gives logits that are
+    no numbers.
+    """
+    if reference is not None and reference.vocab_size != scorer.vocab_size:
+        raise InputError(f"the reference has a vocabulary of {reference.vocab_size}, the model of {scorer.vocab_size}")
+    if int(windows.max()) >= scorer.vocab_size:
+        raise InputError(f"the text has token {int(windows.max())}, the model's vocabulary is {scorer.vocab_size}")
+    losses, reference_losses, divergences, agreements, counts = [], [], [], [], []
+    with Reporter("Evaluating", len(windows), quiet) as report:
+        for number, tokens in enumerate(windows):
+            first = len(tokens) - 1 - stride if stride and number else 0
+            predicted = _log_softmax(checked_logits(scorer.logits(tokens)[first:-1]))
+            rows, targets = np.arange(len(predicted)), tokens[first + 1 :]
+            counts.append(len(rows))
+            losses.append(-predicted[rows, targets].mean())
+            if reference is not None:
+                true = _log_softmax(checked_logits(reference.logits(tokens)[first:-1], "the reference"))
+                reference_losses.append(-true[rows, targets].mean())
+                divergences.append(_divergence(true, predicted))
+                agreements.append((true.argmax(axis=1) == predicted.argmax(axis=1)).mean())
+            report.step("window")
+    mean, error = _mean_and_error(losses, counts)
+    kl, kl_error = _mean_and_error(divergences, counts) if divergences else (None, None)
+    return EvalResult(
+        perplexity=perplexity_of(mean),
+        stderr=perplexity_of(mean) * error if error else 0.0,
+        nats_per_token=mean,
+        tokens=sum(counts),
+        windows=len(windows),
+        window=windows.shape[1],
+        stride=stride,
+        reference_perplexity=(
+            perplexity_of(float(np.average(reference_losses, weights=counts))) if reference_losses else None
+        ),
+        kl=kl,
+        kl_stderr=kl_error,
+        top1_agreement=float(np.average(agreements, weights=counts)) if agreements else None,
+    )
+
+
+def perplexity_of(nats: float) -> float:
+    """e**nats, infinite beyond what a float holds."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def _divergence(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean KL(true || predicted) of log probabilities [T, V]; what is impossible adds nothing."""
+    weights = np.exp(true)
+    possible = weights > 0
+    terms = np.zeros_like(true)
+    terms[possible] = weights[possible] * (true[possible] - predicted[possible])
+    return float(terms.sum(axis=1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 [T, V]; float64 because a KL of 1e-5 is a difference of numbers near 10."""
+    x = logits.astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def _mean_and_error(values: list[float], counts: list[int]) -> tuple[float, float]:
+    """Mean over positions and its standard error from the spread of the windows' means (0 for one window: unknown).
+
+    Windows that overlap are not independent; with a stride the error is too small by about sqrt(window / stride).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        return float(np.average(array, weights=counts)), math.inf
+    error = float(array.std(ddof=1) / math.sqrt(array.size)) if array.size > 1 else 0.0
+    return float(np.average(array, weights=counts)), error

@@ -1,0 +1,1 @@
+"""The way of one model from its source to a model folder."""

@@ -1,0 +1,221 @@
+"""Quantizes one transformer block after another and writes each block's shard as soon as it is done.
+
+Calibration states pass through the blocks that are already quantized; finished blocks of an earlier run are replayed
+from their shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from export.artefacts.checkpoint import TensorRecord, block_shard, read_shard_records, write_shard
+from export.graph.spec import ModelSpec
+from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
+from toolchain.calibrate.gradients import Gradients
+from toolchain.calibrate.ranges import measure as ranges_of
+from toolchain.pipeline.non_block import dense_record
+from toolchain.quantize import Matrix, method, needs_gradients, restored
+from toolchain.quantize.addons.outliers import with_outliers
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import HEAD
+from toolchain.system.progress import Reporter
+from toolchain.system.workers import Workers, solve_all
+
+
+class BlockQuantizer:
+    """The block loop of one run; what it writes depends on its arguments and the tokens alone."""
+
+    def __init__(
+        self,
+        runner: BlockRunner,
+        spec: ModelSpec,
+        settings: QuantizeSettings,
+        gradients: Gradients | None,
+        widths: Mapping[str, int],
+        workers: Workers = Workers(),  # noqa: B008 (frozen)
+    ) -> None:
+        """widths: code width by full layer name where it differs from the settings."""
+        self._workers = workers
+        self._runner, self._spec, self._settings = runner, spec, settings
+        self._gradients, self._widths = gradients, widths
+        self._quantizer = method(settings.method)
+
+    def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
+        """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
+        names = self._spec.block.linears()
+        pending = [i for i in range(self._spec.blocks) if not (out / block_shard(i)).exists()]
+        with Reporter("Quantizing", self._spec.blocks * len(names), quiet) as report:
+            if pending[0] > 0:
+                report.note(f"Resuming at block {pending[0]} of {self._spec.blocks}")
+            hidden = self._runner.embed(tokens)
+            for number in range(pending[-1] + 1):
+                block = self._runner.load_block(number)
+                path = out / block_shard(number)
+                if path.exists():
+                    self._replay(block, path, number)
+                    report.step(f"block {number + 1} replayed", len(names))
+                else:
+                    hessians, targets = self._hessians(block, number, hidden)
+                    results = self._quantize(block, number, hessians, report)
+                    if self._settings.block_steps:
+                        results = self._tune(block, number, results, hidden, targets, report)
+                    tensors, records = self._collect(block, number, results)
+                    outputs = self._measure(block, number, hidden, tensors, records)
+                    write_shard(path, tensors, records)
+                    if outputs is not None:
+                        hidden = outputs
+                        continue
+                for _ in range(self._spec.uses(number) if number < pending[-1] else 0):
+                    hidden = self._runner.run(block, hidden)
+
+    def _measure(
+        self, block: nn.Module, number: int, hidden: torch.Tensor, tensors: dict[str, np.ndarray],
+        records: list[TensorRecord],
+    ) -> torch.Tensor | None:  # fmt: skip
+        """Add the units of integer activations and cache to a block's tensors; its outputs, None without integers."""
+        razor = self._settings.razor
+        if not razor.activation_bits and not razor.kv:
+            return None
+        names, prefix = self._spec.block.linears(), self._spec.block_name(number)
+        ranges, outputs = ranges_of(self._runner, block, names, hidden, razor.rotate)
+        units: dict[str, np.ndarray] = {}
+        if razor.activation_bits:
+            limit = razor.format(razor.activation_basis, razor.activation_bits).limit
+            units = {f"{prefix}{name}.input_unit": np.array([ranges.inputs[name] / limit]) for name in names}
+        if razor.kv:
+            for name, tops in (("key_unit", ranges.keys), ("value_unit", ranges.values)):
+                units[prefix + name] = (tops if razor.kv_unit == HEAD else tops.max(keepdims=True)) / 127
+        for name, values in units.items():
+            tensors[name], record = dense_record(name, np.where(values > 0, values, 1.0))
+            records.append(record)
+        return outputs
+
+    def _hessians(
+        self, block: nn.Module, number: int, hidden: torch.Tensor
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor | None]:
+        """Hessians of the block's linear layers; where several layers use it, the mean over all of them.
+
+        Also the block's outputs where it is tuned on them; else dropping them saves one set of states.
+        """
+        names, uses = self._spec.block.linears(), self._spec.uses(number)
+        if uses == 1:
+            hessians, outputs = self._runner.hessians(block, names, hidden, self._guide(number))
+            return hessians, outputs if self._settings.block_steps else None
+        sums: dict[str, np.ndarray] = {}
+        for _ in range(uses):
+            found, hidden = self._runner.hessians(block, names, hidden)
+            sums = {name: sums.get(name, 0.0) + found[name] / uses for name in names}
+        return sums, None
+
+    def _guide(self, number: int) -> dict[str, np.ndarray] | None:
+        """Token weights of the block's Hessians, when the run is guided."""
+        if self._gradients is None or not self._settings.guided:
+            return None
+        prefix = self._spec.block_name(number)
+        outputs = {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
+        return {name: o if self._settings.guided_groups > 1 else o[0] for name, o in outputs.items()}
+
+    def _quantize(
+        self, block: nn.Module, number: int, hessians: Mapping[str, np.ndarray], report: Reporter
+    ) -> dict[str, Matrix]:
+        """Quantize the block's linear layers in place; the results by name."""
+        prefix, names = self._spec.block_name(number), self._spec.block.linears()
+        results: dict[str, Matrix] = {}
+        jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
+        for name, result in zip(names, solve_all(_call, jobs, self._workers)):
+            damping = result.losses.get("damping")
+            if damping is not None:
+                report.note(f"{prefix + name}: Hessian is singular, damping raised to {damping:g} of its mean diagonal")
+            set_weight(block.get_submodule(name), result.dequantized())
+            results[name] = result
+            report.step(f"block {number + 1}/{self._spec.blocks} {name}")
+        return results
+
+    def _tune(
+        self, block: nn.Module, number: int, results: Mapping[str, Matrix], hidden: torch.Tensor,
+        targets: torch.Tensor | None, report: Reporter,
+    ) -> dict[str, Matrix]:  # fmt: skip
+        """Tune the quantized block on its own output error, in place; the results after it."""
+        if targets is None:
+            report.note(f"block {number + 1}: several layers share it, so it is not tuned")
+            return dict(results)
+        from toolchain.tune.block import BlockTuneSettings, tune_block
+        from toolchain.tune.microbatch import trainable_layer
+
+        settings = self._settings
+        modules = {name: block.get_submodule(name) for name in results}
+        layers = {name: trainable_layer(module, results[name]) for name, module in modules.items()}
+        for name, layer in layers.items():
+            block.set_submodule(name, layer)
+        tune = BlockTuneSettings(
+            settings.block_steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed
+        )
+        before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
+        report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
+        tuned = {name: layer.to_stored(results[name].losses) for name, layer in layers.items()}
+        for name, module in modules.items():
+            block.set_submodule(name, module)
+            set_weight(module, tuned[name].dequantized())
+            bias = layers[name].bias
+            if bias is not None:
+                assert isinstance(module.bias, nn.Parameter)
+                module.bias.data.copy_(bias.detach())
+        return dict(tuned)
+
+    def _collect(
+        self, block: nn.Module, number: int, results: Mapping[str, Matrix]
+    ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
+        """Everything the block's shard stores."""
+        tensors: dict[str, np.ndarray] = {}
+        records: list[TensorRecord] = []
+        prefix = self._spec.block_name(number)
+        for name, result in results.items():
+            parts, record = result.stored(prefix + name)
+            tensors |= parts
+            records.append(record)
+        for name, parameter in self._others(block):
+            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().numpy())
+            records.append(record)
+        return tensors, records
+
+    def _others(self, block: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Norms and biases."""
+        linear_weights = {f"{name}.weight" for name in self._spec.block.linears()}
+        return [(name, p) for name, p in block.named_parameters() if name not in linear_weights]
+
+    def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
+        """A function that quantizes one layer, and its arguments."""
+        settings = replace(self._settings, bits=self._widths.get(full, self._settings.bits))
+        squares = self._gradients.weights.get(full) if self._gradients is not None else None
+        extra = (squares,) if squares is not None and needs_gradients(settings.method) else ()
+        if not settings.outliers:
+            return (self._quantizer, weights, hessian, settings, *extra)
+        return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)
+
+    def _replay(self, block: nn.Module, path: Path, number: int) -> None:
+        """Put the dequantized weights of a finished shard into the block."""
+        tensors = load_file(path)
+        records = {record.name: record for record in read_shard_records(path)}
+        for name in self._spec.block.linears():
+            full = self._spec.block_name(number) + name
+            stored = restored(records[full], partial(_part, tensors, full))
+            set_weight(block.get_submodule(name), stored.dequantized())
+        for name, parameter in self._others(block):  # tuned ones differ from the source's
+            parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
+
+
+def _call(function: Callable[..., Matrix], *arguments: Any) -> Matrix:
+    return function(*arguments)
+
+
+def _part(tensors: Mapping[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
+    return tensors.get(name + suffix)

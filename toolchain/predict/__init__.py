@@ -1,0 +1,1 @@
+"""What a run would cost: time, memory and size, before it starts."""

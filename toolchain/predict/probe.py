@@ -1,0 +1,187 @@
+"""Predicts what a quantization will take, by doing a small part of it: one block, six sequences, some rows a layer.
+
+Every figure is a measurement of the very code that will run, scaled to all blocks, sequences and rows; what runs
+backward is measured by probe_training.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from runtime_py.system.memory import peak_rss
+from toolchain.calibrate import text as calibration
+from toolchain.calibrate.blocks import BlockRunner, get_weight
+from toolchain.numerics.hessian import damped, inverse_factor
+from toolchain.pipeline.allocation import candidate_widths
+from toolchain.pipeline.run import CalibrationChoice, open_source
+from toolchain.predict.training import Layer, TrainingProbe
+from toolchain.quantize import Method, method, needs_gradients
+from toolchain.quantize.methods import rtn
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.source.checkpoint import SourceModel, resolve
+from toolchain.system.threads import fixed_rounding, thread_count
+
+_SEQUENCES = (2, 6)  # the difference tells what a sequence takes from what a block takes once
+_ROWS = 512  # of each layer and for each thread; the solvers work in slabs of about this size
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run will take on this machine."""
+
+    seconds: float
+    peak_bytes: int  # resident memory
+    output_bytes: int  # quantized checkpoint
+    effective_bits: float  # over the linear layers
+    parameters: int
+
+    @property
+    def seconds_per_million(self) -> float:
+        return self.seconds / (self.parameters / 1e6)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds_per_million": self.seconds_per_million}
+
+
+def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
+    """Probe this model and these settings. Raises InputError for what quantize_model would refuse."""
+    with fixed_rounding():
+        return _predict(model, settings, choice)
+
+
+def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
+    quantizer = method(settings.method)
+    folder = resolve(model)
+    source, spec = open_source(folder, settings)
+    length = min(settings.sequence_length, spec.context_length)
+    text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
+    tokenizer = calibration.load_tokenizer(folder)
+    data = calibration.sample_sequences(
+        text, tokenizer, vocab_size=spec.vocab_size, source=choice.source, count=settings.sequences, length=length,
+        seed=settings.seed,
+    )  # fmt: skip
+    sequences = data.tokens.shape[0]
+    few = data.tokens[: min(_SEQUENCES[-1], sequences)]
+    share = sequences / len(few)
+    runner, names, base = BlockRunner(source, spec), spec.block.linears(), peak_rss()
+    embedding, hidden = _timed(lambda: runner.embed(few))
+    loading, block = _timed(lambda: runner.load_block(0))
+    runner.run(block, hidden[:1])  # the first call of a block pays for set-up
+    guide = {name: np.ones(few.shape, np.float32) for name in names} if settings.guided else None
+    some = min(_SEQUENCES[0], sequences)
+    first, _ = _timed(lambda: runner.hessians(block, names, hidden[:some], guide))
+    second, (hessians, _) = _timed(lambda: runner.hessians(block, names, hidden, guide))
+    passing = _extrapolated((some, first), (len(few), second), sequences)
+    running, _ = _timed(lambda: runner.run(block, hidden))
+    sizes = _Sizes.of(block, names, hessians, quantizer, settings)
+    held = peak_rss()
+    matrices, rows = _outside(source, spec, settings)
+    weights = sizes.weights * spec.blocks
+    training = TrainingProbe(runner, spec, block, hidden)
+    seconds = share * (embedding + spec.layers * running) + spec.layers * passing
+    seconds += spec.blocks * (loading + sizes.seconds) + rows
+    peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)]
+    if settings.own_text:
+        seconds += training.own_text(round(settings.own_text * sequences)).seconds
+    per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
+    if per_weight or settings.guided or settings.is_budget:
+        cost = training.gradients(sequences, weights + matrices, per_weight)
+        seconds += cost.seconds
+        peaks.append(base + cost.bytes)
+    if settings.is_budget:
+        seconds += spec.layers * passing
+    if settings.tune_steps:
+        cost = training.tuning(settings, sizes.layers, weights, matrices)
+        seconds += cost.seconds
+        peaks.append(base + cost.bytes)
+    return Prediction(
+        seconds=seconds,
+        peak_bytes=max(peaks),
+        output_bytes=int(sizes.stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
+        effective_bits=settings.bits if settings.is_budget else 8 * sizes.stored / sizes.weights,
+        parameters=weights + matrices,
+    )
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _extrapolated(small: tuple[int, float], large: tuple[int, float], count: int) -> float:
+    """Seconds for `count` pieces from two measurements (pieces, seconds): a fixed part, and one for every piece."""
+    if large[0] == small[0]:
+        return large[1] * count / large[0]
+    each = max(large[1] - small[1], 0.0) / (large[0] - small[0])
+    return large[1] + each * (count - large[0])
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What one block's linear layers take."""
+
+    seconds: float
+    stored: float  # bytes
+    weights: int
+    layers: list[Layer]
+
+    @classmethod
+    def of(
+        cls, block: Any, names: tuple[str, ...], hessians: dict[str, np.ndarray], quantizer: Method,
+        settings: QuantizeSettings,
+    ) -> _Sizes:  # fmt: skip
+        """Quantize some rows of each shape. A budget is met to the byte, so its size is known beforehand."""
+        known: dict[tuple[int, ...], tuple[float, float, Layer]] = {}
+        total = cls(0.0, 0.0, 0, [])
+        for name in names:
+            weights = get_weight(block.get_submodule(name))
+            if weights.shape not in known:
+                known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings)
+            seconds, stored, layer = known[weights.shape]
+            stored = settings.bits * weights.size / 8 if settings.is_budget else stored
+            total = cls(
+                total.seconds + seconds, total.stored + stored, total.weights + weights.size, [*total.layers, layer]
+            )
+        return total
+
+
+def _layer(
+    name: str, weights: np.ndarray, hessian: np.ndarray, quantizer: Method, settings: QuantizeSettings
+) -> tuple[float, float, Layer]:
+    """Seconds and stored bytes of one linear layer, and its sample."""
+    rows = min(_ROWS * thread_count(), weights.shape[0])
+    sample, factor = weights[:rows], weights.shape[0] / rows
+    extra = (np.ones_like(sample),) if needs_gradients(settings.method) else ()
+    fixed = 0.0
+    if settings.method in ("athena", "gptq"):
+        fixed, _ = _timed(lambda: inverse_factor(damped(hessian, settings.damping)[0]))
+
+    def run(chosen: QuantizeSettings) -> tuple[float, Any]:
+        quantizer(sample[:8], hessian, chosen, *(e[:8] for e in extra))  # compiles
+        whole, result = _timed(lambda: quantizer(sample, hessian, chosen, *extra))
+        return fixed + max(whole - fixed, 0.0) * factor, result
+
+    seconds, result = run(settings)
+    if settings.is_budget:
+        for bits in candidate_widths(settings.bits):
+            seconds += run(replace(settings, bits=bits, passes=0, rank=0))[0]
+    return seconds, result.stored(name)[1].bytes * factor, Layer(name, result, weights.shape[0])
+
+
+def _outside(source: SourceModel, spec: Any, settings: QuantizeSettings) -> tuple[int, float]:
+    """Weights of the matrices outside the blocks, and the seconds to store them."""
+    shapes = spec.outside().values()
+    rows, weights = sum(shape[0] for shape in shapes), sum(shape[0] * shape[1] for shape in shapes)
+    sample = source.tensor(f"{spec.embedding}.weight")[:256].numpy()
+    if settings.embedding_bits > 8:
+        return weights, 0.0
+    one = QuantizeSettings(method="rtn", bits=settings.embedding_bits)
+    seconds, _ = _timed(lambda: rtn.quantize(sample, None, one))
+    return weights, seconds * rows / len(sample)

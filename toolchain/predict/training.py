@@ -1,0 +1,149 @@
+"""What backward passes will take: gradients of the calibration sequences, and end-to-end tuning, measured on one block.
+
+Times are taken in one thread, as every window has one (microbatch.py), and shared out over the threads.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.graph.spec import ModelSpec
+from toolchain.calibrate.blocks import BlockRunner
+from toolchain.calibrate.gradients import weight_of
+from toolchain.quantize import Matrix
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.system.threads import thread_count
+from toolchain.tune.microbatch import trainable_layer
+
+_HEAD_ROWS = 4096  # of the head at most; the rest is scaled
+_LOGIT_COPIES = 8  # float32 arrays of [length, vocabulary] that the divergence keeps, target and gradients included
+_DRAWING = 1.3  # a token that is drawn against one that is read: scribe-6M, 64 windows together, measured
+# A weight's latent value, gradient and two moments; the stored value, what it is made of (a level, a path's state of 8
+# bytes) and its summed gradient; the teacher's weight.
+_TUNED_BYTES = 40
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and the bytes held at the worst moment."""
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantized sample of one linear layer: its first rows."""
+
+    name: str
+    stored: Matrix
+    rows: int  # of the whole layer
+
+
+class TrainingProbe:
+    """Times block 0 and the head forward and backward, anew for each question, and scales."""
+
+    def __init__(self, runner: BlockRunner, spec: ModelSpec, block: nn.Module, hidden: torch.Tensor) -> None:
+        """hidden: inputs of the block, float32 [sequences, length, width]."""
+        self._runner, self._spec, self._block, self._hidden = runner, spec, block, hidden[:1]
+        self._length, self._width = int(hidden.shape[1]), int(hidden.shape[2])
+
+    def gradients(self, sequences: int, parameters: int, per_weight: bool) -> Cost:
+        """toolchain.calibrate.gradients.measure over `sequences` sequences."""
+        threads = min(thread_count(), sequences)
+        (reading, back), kept = self._block_times(self._length, per_weight)
+        head = self._head_times(self._length)
+        seconds = self._spec.layers * (reading + back) + sum(head)
+        held = self._spec.layers * kept + 3 * 4 * self._length * self._spec.vocab_size
+        extra = 2 * 4 * parameters if per_weight else 0  # one sequence's, and the sum
+        return Cost(seconds * sequences / threads, 4 * parameters + threads * held + extra)
+
+    def own_text(self, sequences: int) -> Cost:
+        """toolchain.calibrate.own_text for `sequences` calibration sequences; what it holds, gradients hold as well."""
+        (reading, _), _ = self._block_times(self._length, per_weight=False)
+        writing = (self._spec.layers * reading + self._head_times(self._length)[0]) * _DRAWING
+        return Cost(writing * sequences / thread_count(), 0)
+
+    def tuning(self, settings: QuantizeSettings, layers: list[Layer], weights: int, outside: int) -> Cost:
+        """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere."""
+        length = min(settings.tune_length, self._length)
+        threads = min(thread_count(), settings.tune_batch)
+        (reading, back), kept = self._block_times(length, per_weight=True)
+        head_forward, head_back = self._head_times(length)
+        window = self._spec.layers * (2 * reading + back) + 2 * head_forward + head_back
+        own = settings.own_text * (self._spec.layers * reading + head_forward) * _DRAWING
+        making = self._spec.blocks * sum(map(_making, layers)) / thread_count()
+        adam = weights * _adam_seconds()
+        step = settings.tune_batch * (window + own) / threads + making + adam
+        held = self._spec.layers * kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
+        waiting = 4 * (threads + 1) * weights  # gradients of windows that are done (threads.ordered)
+        return Cost(settings.tune_steps * step, _TUNED_BYTES * weights + waiting + 2 * 4 * outside + threads * held)
+
+    def _block_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:
+        """Seconds forward and backward of one sequence, and bytes kept for the way back."""
+        weights = [weight_of(self._block.get_submodule(name)) for name in self._spec.block.linears()]
+        kept: dict[int, int] = {}
+
+        def pack(value: torch.Tensor) -> torch.Tensor:
+            if not any(value is weight for weight in weights):
+                kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        for weight in weights:
+            weight.requires_grad_(True)
+        times = []
+        for _ in range(2):  # the first call pays for set-up
+            kept.clear()
+            hidden = self._hidden[:, : self._length].clone().requires_grad_()
+            begun = time.perf_counter()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+                out = self._runner.forward(self._block, hidden)
+            middle = time.perf_counter()
+            torch.autograd.grad(out.sum(), [hidden, *(weights if per_weight else [])])
+            times = [middle - begun, time.perf_counter() - middle]
+        for weight in weights:
+            weight.requires_grad_(False)
+        share = length / self._length
+        return (times[0] * share, times[1] * share), int(sum(kept.values()) * share)
+
+    def _head_times(self, length: int) -> tuple[float, float]:
+        """Seconds of the logits and their log-softmax for one sequence, forward and backward."""
+        rows = min(_HEAD_ROWS, self._spec.vocab_size)
+        head, hidden = torch.randn(rows, self._width), torch.randn(length, self._width, requires_grad=True)
+        begun = time.perf_counter()
+        out = torch.log_softmax(hidden @ head.T, dim=-1)
+        middle = time.perf_counter()
+        torch.autograd.grad(out.square().sum(), [hidden])
+        factor = self._spec.vocab_size / rows
+        return (middle - begun) * factor, (time.perf_counter() - middle) * factor
+
+
+def _making(layer: Layer) -> float:
+    """Seconds to make a layer's stored weights and to take their gradient back, in one thread."""
+    rows, columns = layer.stored.dequantized().shape
+    trainable = trainable_layer(nn.Linear(columns, rows, bias=False), layer.stored)
+    seconds = 0.0
+    for _ in range(2):  # the first call compiles
+        begun = time.perf_counter()
+        weight = trainable.weight_matrix()
+        weight.backward(torch.ones_like(weight))
+        seconds = time.perf_counter() - begun
+    return seconds * layer.rows / rows
+
+
+def _adam_seconds() -> float:
+    """Seconds a parameter of one Adam step."""
+    parameter = nn.Parameter(torch.from_numpy(np.ones(1 << 20, np.float32)))
+    optimizer = torch.optim.Adam([parameter])
+    seconds = 0.0
+    for _ in range(2):
+        parameter.grad = torch.ones_like(parameter)
+        begun = time.perf_counter()
+        optimizer.step()
+        seconds = time.perf_counter() - begun
+    return seconds / parameter.numel()

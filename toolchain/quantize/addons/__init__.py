@@ -1,0 +1,1 @@
+"""What is stored beside the codes: low-rank terms and outliers."""

@@ -1,0 +1,166 @@
+"""Athena: inverse-Hessian guided codebook quantization (arXiv 2405.17470), in the form of the op contract.
+
+Per matrix: curvature-weighted k-means gives each codebook, its entries are rounded to int8 at once, columns are then
+rounded in order of curvature while all later columns absorb the error through the inverse Hessian, and rounds of
+least-squares codebooks and coordinate descent on the codes lower the same objective ||(W - W') X||^2 further
+(LNQ, arXiv 2505.07004). What is left can be stored as a low-rank term in the Hessian's metric.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from export.contract.formats.codebook import CodebookLayout
+from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
+from toolchain.quantize.addons.low_rank import low_rank
+from toolchain.quantize.solvers import razored_entries as entries
+from toolchain.quantize.solvers import scalar_batched as batched
+from toolchain.quantize.solvers.scalar import LEVEL_LIMIT, refine, sort_codebooks, start
+from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
+from toolchain.quantize.solvers.trellis import quantize_trellis
+from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
+from toolchain.quantize.stored.codebook import QuantizedMatrix, assemble, code_scales, scale_dtype
+from toolchain.quantize.stored.compact import CompactMatrix
+from toolchain.settings.quantize import OVERHEAD_TARGET, QuantizeSettings
+
+_CODED_SCALE_BITS = 4  # ratios of about 1.15 between levels
+_BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
+_FLOAT_SCALE_COLUMNS = 1024  # from this row length on a float16 scale costs under 0.016 bit per weight
+
+
+def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[CodebookLayout, int]:
+    """Layout and scale bits for a matrix [rows, columns]: as asked, or the fewest rows a codebook within the overhead.
+
+    Every row has its own scale, because rows differ in magnitude far more than in the shape of their distribution
+    (measured on stories260K at 3 bits: perplexity 1.99x float32 with shared scales, 1.37x with scales per row). A
+    float16 scale would cost 0.25 bit per weight at 64 columns, so short rows have theirs coded. The automatic choice
+    takes the smallest power of two of rows per codebook for which everything beside the codes costs at most
+    OVERHEAD_TARGET bits per weight.
+    """
+    width = min(settings.group_size, columns) or columns
+    groups = math.ceil(columns / width)
+    scale_bits = settings.scale_bits or (_CODED_SCALE_BITS if columns < _FLOAT_SCALE_COLUMNS else 16)
+    shared = settings.rows_per_codebook
+    if shared == 0:
+        room = OVERHEAD_TARGET - scale_bits * groups / columns
+        shared = 1
+        while shared < rows and 8 * 2**settings.width * groups / (shared * columns) > room:
+            shared *= 2
+    layout = CodebookLayout(
+        bits=settings.width,
+        K=columns,
+        N=rows,
+        group_size=0 if width >= columns else width,
+        rows_per_codebook=min(shared, rows),
+        rows_per_scale=1,
+    )
+    return layout, scale_bits
+
+
+def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> QuantizedMatrix | CompactMatrix:
+    """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite).
+
+    A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004).
+    """
+    if settings.uses_trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
+        return quantize_trellis(weights, hessian, settings, *trellis)
+    dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
+    if dimension > 1:
+        return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)
+    w = np.ascontiguousarray(weights, dtype=np.float64)
+    layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
+    shared, own_scales = layout.rows_per_codebook, layout.rows_per_codebook > 1
+    regions = [_Region.of(rows, h, layout, settings) for rows, h in row_regions(hessian, layout.N, shared)]
+    group_of = np.arange(layout.K) // layout.columns_per_group
+
+    chunks, groups, levels = layout.codebook_shape
+    codes = np.zeros(w.shape, np.uint8)
+    book = np.zeros((chunks, groups, levels))
+    scale = np.zeros((layout.N, groups))
+    started, refined = np.zeros((chunks, 2)), np.zeros(chunks)
+    dtype = scale_dtype(*_scale_range(w))
+    half = dtype is np.float16 and scale_bits == 16
+    in_batches = layout.groups == 1 and layout.K >= _BATCHED_COLUMNS
+
+    step: np.ndarray | None = None  # of razored codebooks
+    form = settings.razor.entry_format(1 << settings.width)
+
+    def refine_all(fixed_scale: bool, passes: int) -> None:
+        for region in regions:
+            rows, books = region.rows, region.chunks(shared)
+            state = codes[rows], book[books], scale[rows], refined[books]
+            if step is not None:
+                limit, own = form.code_limit, step[books]
+                entries.refine(w[rows], region.h, group_of, shared, own, limit, fixed_scale, half, passes, *state)
+            elif in_batches:
+                batched.refine(w[rows], region.h, shared, fixed_scale, own_scales, half, passes, *state)
+            else:
+                refine(w[rows], region.h, group_of, shared, fixed_scale, own_scales, half, passes, *state)
+
+    for region in regions:
+        rows, books = region.rows, region.chunks(shared)
+        state = codes[rows], book[books], scale[rows], started[books]
+        given = w[rows], region.h, region.factor, region.order, np.diag(region.h).copy()
+        if in_batches:
+            batched.start(*given, shared, own_scales, half, *state)
+        else:
+            start(*given, group_of, shared, own_scales, half, *state)
+    refine_all(False, settings.passes)
+    losses = {"clustering": started[:, 0].sum(), "sweep": started[:, 1].sum(), "refinement": refined.sum()}
+    if settings.razor.razor_codebook:
+        step = entries.razor_entries(book, scale, shared, form)
+        if half:
+            scale[:] = scale.astype(np.float16)
+        refine_all(False, settings.passes)
+        losses["razored_entries"] = refined.sum()
+    coded = None
+    if scale_bits < 16:
+        coded = code_scales(scale, scale_bits)
+        scale = np.ascontiguousarray(coded.dequantized().T, dtype=np.float64)
+        refine_all(True, settings.passes + 1)
+        losses["coded_scales"] = refined.sum()
+    sort_codebooks(group_of, shared, codes, book)
+    total = max(sum(layer_loss(w[region.rows], region.h) for region in regions), 1e-300)
+    record = {name: float(loss / total) for name, loss in losses.items()}
+    used_damping = max(region.damping for region in regions)
+    if used_damping != settings.damping:
+        record["damping"] = used_damping
+    stored_scale = scale.astype(np.float32 if coded else dtype)
+    result = replace(assemble(layout, codes, book, stored_scale, record), coded_scale=coded)
+    if settings.rank > 0:
+        result = low_rank(result, w, regions[0].h, settings.rank, total)  # one region: settings.py
+    return result
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Rows that have a Hessian in common, and what the sweep needs of it."""
+
+    rows: slice
+    h: np.ndarray  # damped
+    damping: float
+    order: np.ndarray  # of the columns in the sweep
+    factor: np.ndarray  # inverse_factor of h in that order
+
+    @staticmethod
+    def of(rows: slice, hessian: np.ndarray, layout: CodebookLayout, settings: QuantizeSettings) -> _Region:
+        h, used = damped(hessian, settings.damping)
+        # With one codebook a row the sweep may take any order; groups are fitted when reached, so they keep theirs.
+        order = np.argsort(-np.diag(h), kind="stable") if layout.groups == 1 else np.arange(layout.K)
+        return _Region(rows, h, used, order, inverse_factor(h[np.ix_(order, order)]))
+
+    def chunks(self, shared: int) -> slice:
+        """The codebooks of these rows, `shared` rows each."""
+        return slice(self.rows.start // shared, -(-self.rows.stop // shared))
+
+
+def _scale_range(w: np.ndarray) -> tuple[float, float]:
+    """Bounds on the scales that the rows can need, from each row's largest weight; rows of zeros do not count.
+
+    Least squares may shrink a codebook below the largest weight, hence the factor of four.
+    """
+    largest = np.abs(w).max(axis=1)
+    return float(largest[largest > 0].min(initial=1.0)) / (4 * LEVEL_LIMIT), float(largest.max()) / LEVEL_LIMIT

@@ -1,0 +1,1 @@
+"""Numerical solvers behind the quantization methods."""

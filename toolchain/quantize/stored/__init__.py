@@ -1,0 +1,1 @@
+"""What a method returns for one matrix, and how it is stored."""

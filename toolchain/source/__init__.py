@@ -1,0 +1,1 @@
+"""The source model: its files, names, stored weights, configuration, and transformations before quantization."""

@@ -1,0 +1,199 @@
+"""Reads a Hugging Face checkpoint tensor by tensor: a local folder, or a hub name through huggingface_hub.
+
+Only safetensors are read, never a pickle. Everything that comes out has been checked: the files are those that
+transformers loads, they hold every tensor that the model needs, each is stored in a known form, shapes agree, values
+are finite.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.contract.errors import InputError
+from export.files.access import expanded, read_json
+from toolchain.source.checkpoint_files import checkpoint_tensors
+from toolchain.source.config import resolved_config
+from toolchain.source.foreign_folders import foreign_file, without_config
+from toolchain.source.quantization import FIELDS, source_quantization, unreadable
+from toolchain.source.stored_names import ParameterNames, is_adapter, parameter_names
+from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
+
+_DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab*"]
+_NAMED = 3  # tensors that a line lists before it only counts them
+
+
+def resolve(name: str) -> Path:
+    """The local folder of a model: a path as it is, else the hub's snapshot (downloaded, or cached when offline).
+
+    Raises InputError when the name is neither.
+    """
+    path = expanded(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(foreign_file(path))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"{name}: no such folder")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=_DOWNLOAD))
+    except Exception as error:  # the hub client raises many kinds; all mean the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name}: neither a local folder nor a model that the hub or its cache gives ({reason})"
+        ) from None
+
+
+class SourceModel:
+    """Config and tensors of one checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError on a bad folder, and on one whose config.json names a format that cannot be read."""
+        self.folder = folder
+        if not (folder / "config.json").exists():
+            raise InputError(without_config(folder))
+        stated = read_json(folder / "config.json")
+        self.quantization = source_quantization(stated)
+        for field in FIELDS:  # what comes out is not quantized
+            stated.pop(field, None)
+        self.config: dict[str, Any] = resolved_config(stated, folder / "config.json")
+        self.aliases: dict[str, str] = {}  # names of tensors that are stored under another one only
+        self._weights = StoredWeights(checkpoint_tensors(folder, self.config), self.quantization)
+
+    @functools.cached_property
+    def _parameters(self) -> ParameterNames:
+        return parameter_names(self.config, len(self._weights.tensors))
+
+    @functools.cached_property
+    def _stored(self) -> dict[str, str]:
+        """Stored names by parameter. Raises InputError when a tensor is missing or in a form that cannot be read."""
+        self._refuse_adapters()
+        found: dict[str, str] = {}
+        for name in self._weights.names():
+            parameter = self._parameters.of(name)
+            if parameter is None:
+                self._refuse_parts_of_weights(name)
+            elif parameter in found:
+                raise InputError(f"{self.folder}: {found[parameter]} and {name} are stored for one and the same tensor")
+            else:
+                found[parameter] = name
+        for parameter in sorted(self._parameters.required - found.keys()):
+            tied = (other for other, first in self._parameters.expected.items() if first == parameter)
+            stored = next((found[other] for other in tied if other in found), None)
+            if stored is None:
+                raise InputError(f"{self.folder}: the checkpoint has no tensor {parameter}{self._alike(parameter)}")
+            found[parameter] = stored  # as transformers: of an embedding and its tied head either may be stored
+        for name in found.values():
+            if self._weights.check(name) and self._parameters.transposed:
+                raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.folder}: {name}")
+        return found
+
+    def _refuse_adapters(self) -> None:
+        """Of all that may be wrong with the names, an adapter explains most: it is said first."""
+        for name in self._weights.names():
+            if is_adapter(name):
+                raise InputError(
+                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
+                    "with merge_and_unload() of peft and save the model again"
+                )
+
+    def _alike(self, parameter: str) -> str:
+        """What to add where a parameter is missing: the stored name that ends like it."""
+        alike = (name for name in self._weights.names() if name.endswith(f".{parameter}"))
+        return next((f"; it has {name}, a name that transformers does not know" for name in alike), "")
+
+    def _refuse_parts_of_weights(self, name: str) -> None:
+        """What lies beside a weight, or in its place, and is not known would change it."""
+        if self._parameters.harmless(name) or not self._parameters.beside_a_parameter(name):
+            return
+        module = name.rpartition(".")[0].removesuffix(".weight")
+        title = format_of(other for other in self._weights.tensors if other.startswith(f"{module}."))
+        if title is not None:
+            raise unreadable(title, f"{self.folder}: {name}")
+        raise InputError(f"{self.folder}: {name} lies beside a weight and is not known; it may change the weight")
+
+    def notes(self) -> list[str]:
+        """What a user should know about the checkpoint, a line each."""
+        lines = []
+        if self.stored_as:
+            lines.append(f"{self.folder}: the weights are stored as {self.stored_as}; they are read as float32")
+        used, names = set(self._stored.values()), self._weights.names()
+        left = [name for name in names if name not in used and not self._parameters.harmless(name)]
+        if left:
+            lines.append(
+                f"{self.folder}: left out, the model has no place for them (as in transformers): {_some(left)}"
+            )
+        activations = [name for name in names if name not in used and changes_activations_only(name)]
+        if activations:
+            lines.append(f"{self.folder}: scales of activations or of the cache are not used: {_some(activations)}")
+        return lines
+
+    def print_notes(self) -> None:
+        for line in self.notes():
+            print(line, file=sys.stderr)
+
+    @functools.cached_property
+    def stored_as(self) -> str | None:
+        """How the weights are stored where they are quantized; None for plain floats."""
+        kinds = sorted({self._weights.check(name) for name in self._stored.values()} - {""})
+        return " and ".join(kinds) or None
+
+    def _stored_name(self, name: str) -> str | None:
+        """The tensor stored for this name of a parameter, in any spelling that transformers knows."""
+        name = self.aliases.get(name, name)
+        return self._stored.get(self._parameters.of(name) or name)
+
+    def has(self, name: str) -> bool:
+        return self._stored_name(name) is not None
+
+    def names(self) -> list[str]:
+        """Names of the model's tensors as stored."""
+        return sorted(set(self._stored.values()))
+
+    def parameters(self) -> list[str]:
+        """Names of the model's tensors as transformers names them."""
+        return sorted(self._stored)
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """One tensor, float32.
+
+        Raises InputError when it is missing, has another shape than `shape`, or holds NaN or infinity.
+        """
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
+        header = self._weights.tensors[stored]
+        if shape is not None and header.shape != shape:
+            raise InputError(
+                f"{header.path}: {name} has shape {list(header.shape)}, config.json asks for {list(shape)}"
+            )
+        return self._weights.read(stored)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the config and the shards' sizes and tensor headers: identifies the checkpoint, cheaply."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        if self.quantization is not None:
+            digest.update(json.dumps(self.quantization.raw, sort_keys=True).encode())
+        for path in sorted({tensor.path for tensor in self._weights.tensors.values()}):
+            with open(path, "rb") as file:
+                header = file.read(8)
+                header += file.read(min(int.from_bytes(header, "little"), 2**26))
+                size = path.stat().st_size
+                digest.update(path.name.encode() + header + size.to_bytes(8, "little"))
+                for at in range(0, size, max(1, size // 64)):  # a sample of the values themselves
+                    file.seek(at)
+                    digest.update(file.read(256))
+        return digest.hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,108 @@
+"""config.json as transformers' own class of the family reads it: defaults, nulls, older spellings, derived values.
+
+A field that is absent means what the family's class says, and classes differ, so no default stands anywhere else: the
+resolved dictionary has every field, and goes into checkpoints and model folders, whose readers need no transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from export.contract.errors import InputError
+from export.graph.archs import supported_model_types
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedConfig
+
+# What the class does not get: code, backends and data types are chosen here, labels and outputs do not matter.
+_NOT_FOR_THE_CLASS = frozenset(
+    [
+        "architectures", "attn_implementation", "auto_map", "dtype", "experts_implementation", "id2label", "label2id",
+        "num_labels", "output_attentions", "output_hidden_states", "problem_type", "quantization_config",
+        "return_dict", "torch_dtype", "transformers_version", "transformers_weights", "use_return_dict",
+    ]
+)  # fmt: skip
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
+_MOST_LAYERS = 10_000  # as export/artefacts/checkpoint.py: classes make lists of this length
+_LONGEST_REASON = 300  # characters
+T = TypeVar("T")
+
+
+def resolved_config(raw: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Every field of a config.json as transformers has it, over the keys that it had; unsupported families unchanged.
+
+    where: the file, for messages. Resolving twice changes nothing. Raises InputError, in one line, where the class
+    refuses a value or layers differ from each other in their settings (`per_layer_config`).
+    """
+    if raw.get("model_type") not in supported_model_types():
+        return raw
+    if raw.get("per_layer_config"):
+        raise InputError(f"{where}: per_layer_config is not supported")
+    for name in _LAYER_COUNTS:
+        count = raw.get(name)
+        if isinstance(count, int | float) and count > _MOST_LAYERS:
+            raise InputError(f"{where}: {name} must be at most {_MOST_LAYERS}, not {count!r}")
+    return {**raw, **as_transformers(lambda: _fields(raw), where), "model_type": raw["model_type"]}
+
+
+def _fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """What the class makes of the config, without what it keeps for itself."""
+    config = transformers_config(raw)
+    known = set(config.default_config_fields())
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in _NOT_FOR_THE_CLASS and (name in known or not name.startswith("_"))
+    }
+
+
+def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration object that AutoConfig makes of a config.json of a supported family, never with remote code.
+
+    Raises whatever transformers raises.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config["model_type"]
+    if kind == "mistral" and "layer_types" in config:
+        kind = "ministral"  # AutoConfig's rule
+    given = {
+        name: copy.deepcopy(value)
+        for name, value in config.items()
+        if name not in _NOT_FOR_THE_CLASS and not name.startswith(("_attn", "_experts")) and name != "model_type"
+    }
+    with _quiet():
+        made: PreTrainedConfig = CONFIG_MAPPING[kind](**given)
+        if getattr(made, "rope_parameters", None):
+            made.standardize_rope_params()  # once more, as the rotary embedding does: now it sees every key
+    return made
+
+
+def as_transformers(call: Callable[[], T], where: Path) -> T:
+    """What the call into transformers gives; whatever it raises over a bad config.json becomes one InputError line."""
+    try:
+        return call()
+    except InputError:
+        raise
+    except Exception as error:  # strict validation, assertions and plain slips of many kinds
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise InputError(f"{where}: transformers refuses it ({type(error).__name__}: {reason})") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' remarks about keys it does not know."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,98 @@
+"""Incoherence: a randomized Hadamard rotation folded into neighbouring weights, so that the model computes the same.
+
+Two places admit one without any work at run time (QuaRot, arXiv 2404.00456; QuIP, arXiv 2307.13304):
+
+- `values`: every head's values, undone by the columns of the attention's output layer;
+- `residual`: the residual stream. RMSNorm does not notice a rotation once its weight is folded into the layers behind
+  it; embedding and head take part, so a head that shares the embedding's table cannot.
+
+A rotation spreads outliers among weights and makes inputs alike. Whether that helps depends on the Hessian: error
+feedback gains from inputs that are not alike, and loses it (docs/quantizer.md has the figures).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from export.contract.errors import InputError
+from export.graph.spec import ModelSpec
+from toolchain.settings.quantize import INCOHERENCE
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.folding import FoldedSource
+
+NONE, VALUES, RESIDUAL, ALL = INCOHERENCE
+
+
+def hadamard_rotation(size: int, seed: int) -> torch.Tensor:
+    """An orthogonal matrix float32 [size, size]: random signs, then Hadamard matrices of the largest power of two."""
+    step = size & -size
+    block = np.ones((1, 1))
+    while len(block) < step:
+        block = np.block([[block, block], [block, -block]])
+    signs = np.random.default_rng((seed, size)).choice([-1.0, 1.0], size)
+    turned = np.kron(np.eye(size // step), block / np.sqrt(step)) * signs
+    return torch.from_numpy(turned.astype(np.float32))
+
+
+class RotatedSource(FoldedSource):
+    """A checkpoint whose tensors come out rotated; everything else is the source's."""
+
+    def __init__(self, inner: SourceModel, spec: ModelSpec, kind: str, seed: int) -> None:
+        """Raises InputError when the architecture does not admit the rotation."""
+        super().__init__(inner)
+        if kind in (RESIDUAL, ALL):
+            self._plan_residual(spec, hadamard_rotation(spec.hidden_size, seed))
+        if kind in (VALUES, ALL):
+            self._plan_values(spec, hadamard_rotation(spec.head_dim, seed))
+
+    def _plan_residual(self, spec: ModelSpec, turn: torch.Tensor) -> None:
+        block = spec.block
+        others = (block.attention_post_norm, block.mlp_post_norm, block.attention_sum_norm, block.mlp_sum_norm)
+        plain = spec.norm == "rms" and not spec.norm_offset and not any(others) and block.attention_norm is not None
+        if not plain or spec.position_embedding or spec.embedding_projection or spec.final_norm is None:
+            raise InputError(f"--incoherence residual needs RMSNorm in front of every layer; {spec.model_type} differs")
+        if spec.tied_head or spec.head is None:
+            raise InputError("--incoherence residual needs a head of its own; this model's shares the embedding")
+        self.change(f"{spec.embedding}.weight", lambda w: w @ turn.T)
+        self._read(spec.head, spec.final_norm, turn)
+        for prefix in map(spec.block_name, range(spec.blocks)):
+            attention_norm = prefix + str(block.attention_norm)
+            mlp_norm = attention_norm if block.mlp_norm is None else prefix + block.mlp_norm
+            for name in (block.query, block.key, block.value, block.fused_qkv):
+                if name:
+                    self._read(prefix + name, attention_norm, turn)
+            for name in (block.gate, block.up, block.fused_gate_up):
+                if name:
+                    self._read(prefix + name, mlp_norm, turn)
+            for name in (block.attention_output, block.down):
+                for part in ("weight", "bias"):
+                    self.change(f"{prefix}{name}.{part}", lambda w: turn @ w)
+
+    def _read(self, layer: str, norm: str, turn: torch.Tensor) -> None:
+        """The layer takes over the weight of the norm before it and reads the rotated stream."""
+        norm_weight = f"{norm}.weight"
+
+        def change(w: torch.Tensor) -> torch.Tensor:
+            return (w * self.inner.tensor(norm_weight)) @ turn.T
+
+        self.change(f"{layer}.weight", change)
+        self.change(norm_weight, torch.ones_like)
+
+    def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
+        if spec.block.value is None or spec.linear_is_transposed:
+            raise InputError(
+                f"--incoherence values needs a value layer of its own; {spec.model_type} has it in one with others"
+            )
+
+        def rows(w: torch.Tensor) -> torch.Tensor:
+            heads = w.reshape(spec.kv_heads, spec.head_dim, -1)
+            return torch.matmul(turn, heads).reshape(w.shape)
+
+        def columns(w: torch.Tensor) -> torch.Tensor:
+            return torch.matmul(w.reshape(len(w), spec.heads, spec.head_dim), turn.T).reshape(w.shape)
+
+        for prefix in map(spec.block_name, range(spec.blocks)):
+            for part in ("weight", "bias"):
+                self.change(f"{prefix}{spec.block.value}.{part}", rows)
+            self.change(f"{prefix}{spec.block.attention_output}.weight", columns)

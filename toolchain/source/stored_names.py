@@ -1,0 +1,125 @@
+"""Which parameter of the model each stored tensor becomes: transformers' own renaming, applied to the names.
+
+Checkpoints of one family come with several spellings: with or without the prefix of the base model, `gamma` and `beta`
+of old layer norms, heads that were renamed. transformers knows them (conversion_mapping), so it is asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
+from toolchain.source.config import transformers_config
+from toolchain.source.stored_weights import changes_activations_only
+
+# what tensors of PEFT's methods (0.21), kohya's tools and adapter-transformers begin with, as a part of a dotted name
+_ADAPTER_PREFIXES = (
+    "adamss_", "adaption_", "adapter", "ada3?lora_", "beft_", "boft_", "bone_", "c3a_", "deft_", "delora_",
+    "fourierft_", "frod_", "glora_", "gralora_", "hada_", "hira_", "hra_", "ia3_", "lily_", "ln_tuning_", "lokr_",
+    "lora_", "miss_", "oft_", "osf_", "peanut_", "poly_", "psoft_", "p?vera_lambda_", "randlora_", "road_", "shadow_",
+    "shira_", "supertuning_", "tinylora_", "trainable_tokens_", "unilora_", "vblora_", "waveft_",
+)  # fmt: skip
+_ADAPTER = re.compile(
+    rf"(^|\.)(_?({'|'.join(_ADAPTER_PREFIXES)})\w*|base_layer|modules_to_save|original_module|prompt_encoder"
+    r"|prompt_embeddings)(\.|$)|(^|\.)base_model\.model\."
+)
+# buffers of earlier versions, and what stands on an encoder in place of the head that is not exported
+_HARMLESS = re.compile(
+    r"(^|\.)(rotary_emb\.\w+|masked_bias|position_ids|token_type_ids|att(n|ention)\.bias|embed_scale)$"
+)
+_ENCODER_HEAD = re.compile(
+    r"^(cls|classifier|pre_classifier|qa_outputs|lm_head|vocab_\w+|predictions|sop_classifier|pooler|score)\."
+)
+
+
+@dataclass(frozen=True)
+class ParameterNames:
+    """The parameters of a model, and how transformers renames stored tensors to them."""
+
+    expected: dict[str, str]  # parameters and buffers that a checkpoint may hold: the first name of what is tied
+    required: frozenset[str]  # first names of those that a model must have; an untied head is not among them
+    causal: bool
+    transposed: bool  # linear weights are [in, out]
+    prefix: str
+    renamings: list[WeightRenaming]
+    ignored: re.Pattern[str] | None  # what the class itself takes for left over
+
+    def of(self, stored: str) -> str | None:
+        """The parameter that a stored tensor of this name becomes; None where the model has none."""
+        for renamings in (self.renamings, []):
+            name, _ = rename_source_key(stored, renamings, [], self.prefix, self.expected)
+            if name in self.expected:
+                return name
+        return None
+
+    def harmless(self, stored: str) -> bool:
+        """Whether a tensor that the model has no parameter for is known to change nothing."""
+        if _HARMLESS.search(stored) or changes_activations_only(stored):
+            return True
+        if self.ignored is not None and self.ignored.search(stored):
+            return True
+        return not self.causal and _ENCODER_HEAD.match(stored) is not None
+
+    def beside_a_parameter(self, stored: str) -> bool:
+        """Whether an unknown tensor belongs to a weight of the model, as scales do."""
+        module = stored.rpartition(".")[0]
+        return stored.rpartition(".")[2] != "bias" and any(
+            self.of(name) is not None for name in (module, f"{module}.weight")
+        )
+
+
+def is_adapter(stored: str) -> bool:
+    """Whether a tensor of this name belongs to an adapter of PEFT, or to the layer under one."""
+    return _ADAPTER.search(stored) is not None
+
+
+def parameter_names(config: dict[str, Any], stored: int) -> ParameterNames:
+    """Of the model that a config.json describes and of which `stored` tensors are there.
+
+    Raises InputError when the config is refused by this package or by transformers, or asks for more than is there.
+    """
+    blocks = model_spec(config).blocks
+    if blocks > stored:
+        raise InputError(f"config.json: asks for {blocks} blocks, the checkpoint has {stored} tensors in all")
+    return _parameter_names(json.dumps(config, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _parameter_names(config: str) -> ParameterNames:
+    settings = json.loads(config)
+    spec = model_spec(settings)
+    try:
+        with torch.device("meta"):
+            chosen = transformers_config(settings)
+            model = (AutoModelForCausalLM if spec.causal else AutoModel).from_config(chosen, dtype=torch.float32)
+    except Exception as error:  # the classes check their fields in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"config.json: transformers refuses it ({reason})") from None
+    first = {id(value): name for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
+    expected = {name: first[id(value)] for name, value in model.state_dict(keep_vars=True).items()}
+    optional = {expected[name] for name, _ in model.named_buffers() if name in expected}
+    optional |= {name for name in expected if name.startswith("pooler.")}  # not exported
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings() if spec.causal else None
+    if head is not None and head.weight is not embedding.weight:
+        optional.add(first[id(head.weight)])
+    transforms = get_model_conversion_mapping(model)
+    ignored = [f"({pattern})" for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    return ParameterNames(
+        expected=expected,
+        required=frozenset(expected.values()) - optional,
+        causal=spec.causal,
+        transposed=spec.linear_is_transposed,
+        prefix=model.base_model_prefix,
+        renamings=[entry for entry in transforms if isinstance(entry, WeightRenaming)],
+        ignored=re.compile("|".join(ignored)) if ignored else None,
+    )

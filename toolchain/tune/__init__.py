@@ -1,0 +1,1 @@
+"""Training what has been quantized: end to end, block by block."""

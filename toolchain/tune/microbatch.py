@@ -1,0 +1,103 @@
+"""Gradients of a quantized model's loss, one window a thread, summed in order: no thread count changes a bit.
+
+The stored weights of all trainable layers are made once a step. Each window then runs forward and backward alone, down
+to those weights; the sum of their gradients goes on to latent weights, codebooks and scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from export.contract.formats.trellis import TrellisLayout
+from export.contract.formats.vectors import VectorLayout
+from toolchain.quantize import Matrix
+from toolchain.quantize.stored.codebook import QuantizedMatrix
+from toolchain.quantize.stored.compact import CompactMatrix
+from toolchain.system.threads import ordered
+from toolchain.tune.trainable.codebook import TrainableLinear
+from toolchain.tune.trainable.trellis import TrainableTrellis
+from toolchain.tune.trainable.vectors import TrainableVectors
+
+TRAINABLE = (TrainableLinear, TrainableVectors, TrainableTrellis)
+
+
+def trainable_layer(module: nn.Module, stored: Matrix) -> TrainableLinear | TrainableVectors | TrainableTrellis:
+    """A trainable layer that stands for `module` with the stored weights."""
+    if isinstance(stored, CompactMatrix):
+        trellis = isinstance(stored.layout, TrellisLayout)
+        return TrainableTrellis(module, stored) if trellis else TrainableVectors(module, stored)
+    assert isinstance(stored, QuantizedMatrix)  # razored matrices are not tuned (settings.py)
+    return TrainableLinear(module, stored)
+
+
+def trainable_parameters(student: nn.Module) -> dict[str, nn.Parameter]:
+    """Everything inside trainable layers, and all vectors (norms, biases); the rest of the model is frozen."""
+    chosen: dict[str, nn.Parameter] = {}
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    for name, module in student.named_modules():
+        if isinstance(module, TRAINABLE):
+            chosen |= {f"{name}.{n}": p for n, p in module.named_parameters()}
+    chosen |= {n: p for n, p in student.named_parameters() if p.ndim == 1}
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return chosen
+
+
+def code_widths(student: nn.Module) -> dict[str, float]:
+    """Bits of a code for every weight, by the names of trainable_parameters; nothing for norms and biases."""
+    found: dict[str, float] = {}
+    for name, module in student.named_modules():
+        if isinstance(module, TRAINABLE):
+            layout = module.layout
+            bits = layout.bits * layout.books / layout.dimension if isinstance(layout, VectorLayout) else layout.bits
+            found |= {f"{name}.{n}": bits for n, _ in module.named_parameters() if n != "bias"}
+    return found
+
+
+def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windows: int) -> float:
+    """Set .grad of every trainable parameter to the mean gradient of loss_of(i) over the windows; the mean loss.
+
+    loss_of(i) runs the student on window i and returns a scalar; it is called in threads.
+    """
+    layers = [module for module in student.modules() if isinstance(module, TRAINABLE)]
+    made = list(ordered(_weight_of, layers))
+    inner = {id(p) for layer in layers for n, p in layer.named_parameters() if n != "bias"}
+    outer = [p for p in student.parameters() if p.requires_grad and id(p) not in inner]
+    leaves = [weight.detach().requires_grad_() for weight in made]
+    for layer, leaf in zip(layers, leaves):
+        layer.current = leaf
+
+    def one(i: int) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        loss = loss_of(i) / windows
+        return loss.detach(), torch.autograd.grad(loss, [*leaves, *outer], allow_unused=True)
+
+    total, sums = 0.0, [torch.zeros_like(p) for p in (*leaves, *outer)]
+    try:
+        for loss, gradients in ordered(one, range(windows)):
+            total += float(loss)
+            for sum_, gradient in zip(sums, gradients):
+                if gradient is not None:
+                    sum_ += gradient
+    finally:
+        for layer in layers:
+            layer.current = None
+    for parameter, gradient in zip(outer, sums[len(leaves) :]):
+        parameter.grad = gradient
+
+    def through(i: int) -> None:
+        made[i].backward(sums[i])
+
+    for _ in ordered(through, range(len(layers))):
+        pass
+    return total
+
+
+def _weight_of(layer: nn.Module) -> torch.Tensor:
+    with torch.enable_grad():
+        weight = layer.weight_matrix()  # type: ignore[operator]
+    assert isinstance(weight, torch.Tensor)
+    return weight

@@ -1,0 +1,1 @@
+"""Trainable forms of stored matrices, one file each."""

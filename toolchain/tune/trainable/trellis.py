@@ -1,0 +1,83 @@
+"""A linear layer of trellis codes that can be trained, and turned back into stored form exactly.
+
+As trainable.py: the forward pass uses the stored weights, gradients pass every rounding unchanged. Codes are the best
+paths (trellis_paths.py) for a latent weight, found anew at every step, so they follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from export.contract.formats.trellis import LEVEL_LIMIT, TrellisLayout
+from export.contract.packing import pack
+from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
+from toolchain.quantize.stored.compact import CompactMatrix
+from toolchain.quantize.stored.outliers import sparse_weight
+from toolchain.tune.trainable.scale import TrainableScale, through
+
+
+class TrainableTrellis(nn.Module):
+    """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
+
+    def __init__(self, module: nn.Module, stored: CompactMatrix) -> None:
+        super().__init__()
+        layout = stored.layout
+        assert isinstance(layout, TrellisLayout)
+        self.stored, self.layout = stored, layout
+        bias = module.bias
+        self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
+        self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
+        self.transposed = isinstance(module, Conv1D)
+        levels = torch.from_numpy(stored.codebook.astype(np.float32))
+        self.codebook = levels if stored.standard_levels else nn.Parameter(levels)
+        self.scale = TrainableScale(stored.scale, stored.coded_scale, layout.N, layout.rows_per_scale)
+        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
+        self.latent = nn.Parameter(torch.from_numpy(replace(stored, outliers=None).dequantized()))
+
+    def _levels(self) -> torch.Tensor:
+        """Codebooks [chunks, states] as they would be stored."""
+        rounded = self.codebook.detach().round().clamp(-LEVEL_LIMIT, LEVEL_LIMIT)
+        return through(self.codebook, rounded)
+
+    def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Best paths for the latent weight, int64 [N, K]."""
+        divisor = torch.where(scale == 0.0, 1.0, scale).detach()
+        target = (self.latent.detach() / divisor).T.contiguous().numpy()
+        squares = divisor[:, 0].square()
+        weight = (squares / squares.mean()).numpy()
+        book, shared = levels.detach().numpy(), self.layout.rows_per_codebook
+        parts, kind = [], trellis_kind(self.layout.bits, self.layout.state_bits)
+        for chunk in range(len(book)):
+            rows = slice(chunk * shared, min((chunk + 1) * shared, self.layout.N))
+            states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
+            nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
+            parts.append(states)
+        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64)).T
+
+    def weight_matrix(self) -> torch.Tensor:
+        """The stored weight [N, K] with gradients to every trainable part."""
+        levels, scale = self._levels(), self.scale.per_row()
+        states = self._states(levels, scale)
+        chunk = torch.arange(self.layout.N) // self.layout.rows_per_codebook
+        looked_up = levels.reshape(-1)[states + (chunk << self.layout.state_bits)[:, None]]
+        weight = looked_up * scale + (self.latent - self.latent.detach())
+        return weight if self.apart is None else weight + self.apart
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
+
+    @torch.no_grad()
+    def to_stored(self, losses: dict[str, float]) -> CompactMatrix:
+        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
+        levels = self._levels()
+        states = self._states(levels, self.scale.per_row()).numpy()
+        codes = pack((states & ((1 << self.layout.bits) - 1)).astype(np.uint8), self.layout.bits)
+        scale, coded = self.scale.to_stored()
+        book = levels.numpy().round().astype(np.int8)
+        return replace(self.stored, codes=codes, codebook=book, scale=scale, coded_scale=coded, losses=losses)
