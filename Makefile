@@ -4,15 +4,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test test-long test-conformity test-arm rtl fuzz bench lint clean
+.PHONY: demo test test-long test-conformity test-arm rtl fuzz bench lint lock sbom clean
 
-$(VENV)/.quantize: pyproject.toml constraints.txt
+# The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
+# alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
+# Only wheels: a source would be built by packages that no lock names.
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check
+BY_HASH = $(PIP) --require-hashes --no-deps --only-binary :all:
+
+$(VENV)/.quantize: pyproject.toml constraints.txt requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report]'
+	$(BY_HASH) -r requirements.lock
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.quantize
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantize,report,serve,test]'
+$(VENV)/.test: $(VENV)/.quantize requirements-test.lock
+	$(BY_HASH) -r requirements-test.lock
 	@touch $@
 
 demo: $(VENV)/.quantize
@@ -61,5 +69,27 @@ fuzz: $(VENV)/.test
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.quality
 
+$(VENV)-tools/.ready:
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/bin/pip install -q --disable-pip-version-check uv==0.13.9 cyclonedx-bom==7.5.0
+	@touch $@
+
+# The locks, from pyproject.toml and constraints.txt; what is locked and still allowed stays. torch is left out, and with
+# it what only its CUDA builds need; what all its builds need is named.
+lock: $(VENV)-tools/.ready
+	echo 'torch; python_version < "3"' > $(VENV)-tools/without.txt
+	printf 'networkx\nsetuptools\n' > $(VENV)-tools/torch-needs.in
+	set -e; for lock in "requirements.lock" "requirements-test.lock --extra serve --extra test"; do \
+	  $(VENV)-tools/bin/uv pip compile -q pyproject.toml $(VENV)-tools/torch-needs.in --universal --python-version 3.10 \
+	    --generate-hashes --no-header --no-annotate -c constraints.txt --override $(VENV)-tools/without.txt \
+	    --extra quantize --extra report -o $$lock; done
+
+# The software bill of materials of what quantizes, exports and runs, as `make demo` installs it, without what tests need:
+# CycloneDX 1.6 in JSON, checked against its schema.
+sbom: $(VENV)-tools/.ready
+	$(MAKE) VENV=$(VENV)-sbom $(VENV)-sbom/.quantize
+	$(VENV)-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --spec-version 1.6 \
+	  --validate --output-file sbom.cdx.json $(VENV)-sbom/bin/python
+
 clean:
-	rm -rf $(VENV) $(VENV)-optimum $(OUT) $(OUT).partial build *.egg-info
+	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial build *.egg-info

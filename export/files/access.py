@@ -60,7 +60,8 @@ def open_file(path: Path, limit: int | None = None, folder: Path | None = None) 
     try:
         real = os.path.realpath(path)
         if folder is not None and not _inside(Path(real), folder):
-            raise InputError(f"{path}: is a link out of the folder, which is refused; put the file itself there")
+            kind = "" if not os.path.exists(real) or os.path.isfile(real) else ", to what is not a regular file"
+            raise InputError(f"{path}: is a link out of the folder{kind}; put the file itself there")
         handle = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise InputError(f"{path}: this file is missing") from None

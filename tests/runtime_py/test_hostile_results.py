@@ -161,7 +161,7 @@ def test_a_text_that_cannot_fit_an_encoder_is_not_tokenized(folders, tmp_path, m
     folder = shutil.copytree(folders["bert"], tmp_path / "m")
     shutil.copyfile(DEMO / "tokenizer.json", folder / "tokenizer.json")  # no text vanishes in its tokens
     encoder, called = TextEncoder(folder), []
-    monkeypatch.setattr("runtime_py.encoder.encode", lambda *_: called.append(1))
+    monkeypatch.setattr("runtime_py.text.encoder.encode", lambda *_: called.append(1))
     with pytest.raises(InputError, match="more than the"):
         encoder.encode(text, cut=False)
     assert not called

@@ -333,12 +333,13 @@ def test_composed_graphs_under_fences(folders):
 
 
 def test_it_costs_little(folders, monkeypatch):
-    """22 layers as TinyLlama has; 30 ms on an idle machine, here with room for a busy one."""
+    """22 layers as TinyLlama-1.1B, whose table is as long; 28 ms of a processor there. Nothing depends on widths."""
     graph = read_graph(write_tiny(folders["codebook"].with_name("deep"), {}, FORMATS["codebook"], num_hidden_layers=22))
     arguments = spied(monkeypatch, graph)
+    assert len(arguments[0].steps) >= 289
     spent = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.process_time()
         verifier.verify(*arguments)
         spent.append(time.process_time() - start)
-    assert min(spent) < 0.15
+    assert min(spent) < 0.05
