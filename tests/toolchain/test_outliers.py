@@ -14,7 +14,8 @@ from tests.toolchain.test_quantize import problem, relative_loss
 from toolchain.quantize import method
 from toolchain.quantize.addons.outliers import with_outliers
 from toolchain.quantize.packed import weight_dtype
-from toolchain.settings.quantize import OUTLIER_SELECTORS, QuantizeSettings
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.solver import OUTLIER_SELECTORS
 from toolchain.tune.trainable import trainable_layer
 
 METHODS = [
