@@ -108,7 +108,7 @@ def restore(codes: np.ndarray, flags: np.ndarray, group_size: int) -> np.ndarray
     return codes.astype(np.int64) << shift
 
 
-def quantize(values: np.ndarray, unit: np.ndarray | float, form: SdrFormat) -> np.ndarray:
+def to_integers(values: np.ndarray, unit: np.ndarray | float, form: SdrFormat) -> np.ndarray:
     """float32 values to integers of the basis: divided by the unit, rounded half to even, clipped. int64."""
     scaled = np.asarray(values, np.float32) / np.asarray(unit, np.float32)
     return np.clip(np.rint(scaled), -form.limit, form.limit).astype(np.int64)

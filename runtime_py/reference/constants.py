@@ -13,7 +13,7 @@ from export.contract.formats.codebook import CODEBOOK_GATHER, codebook_gather
 from runtime_py.reference.operators import OPERATORS, run_operator
 
 
-class Folder:
+class ConstantFolder:
     """Computes values on demand and remembers those that are constant."""
 
     def __init__(self, graph: Graph) -> None:

@@ -19,7 +19,7 @@ from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QU
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.reference.kernels import codebook_gather, codebook_matmul, sparse_matmul
 from runtime_py.reference.operators import OPERATORS, run_operator
-from runtime_py.reference.sdr import IntegerWeights, quantize
+from runtime_py.reference.sdr import IntegerWeights, razor_activations
 
 Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
@@ -122,7 +122,7 @@ class Interpreter:
 
     def _run(self, node: Node, inputs: list[Any], attend: Attend) -> tuple[np.ndarray, ...]:
         if node.domain == DOMAIN and node.op_type == SDR_QUANTIZE:
-            return quantize(node, inputs[0], inputs[1])
+            return razor_activations(node, inputs[0], inputs[1])
         if node.domain == DOMAIN and node.op_type == SDR_MATMUL:
             if node.name not in self._integer_weights:
                 self._integer_weights[node.name] = IntegerWeights(node, *inputs[3:])

@@ -49,7 +49,7 @@ class IntegerWeights:
         return self.sums(codes, flags).astype(np.float32) * units * self.scale
 
 
-def quantize(node: Node, x: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, ...]:
+def razor_activations(node: Node, x: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, ...]:
     """SdrQuantize. Raises ValueError where the unit is not one positive number."""
     if unit.shape != (1,) or not (np.isfinite(unit).all() and unit[0] > 0):
         raise ValueError("its unit must be one positive number")

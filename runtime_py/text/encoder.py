@@ -18,7 +18,7 @@ from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.plan.values import Unplannable
 from runtime_py.load import ACTIVATIONS
-from runtime_py.reference.constants import Folder
+from runtime_py.reference.constants import ConstantFolder
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
@@ -59,7 +59,7 @@ class TextEncoder:
         self._runner: Interpreter | EncoderEngine
         with foreign(self.folder / "model.onnx", "the graph is malformed"):
             self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
-        self._folder = Folder(graph)
+        self._folder = ConstantFolder(graph)
         self.width = 0  # not known yet
         self.width = self.embed_ids([0]).size
 

@@ -29,7 +29,7 @@ class Gradients:
     outputs: dict[str, np.ndarray]
 
 
-def measure(
+def measure_gradients(
     source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool, groups: int = 1
 ) -> Gradients:
     """Gradients for all linear layers of the blocks; tokens int64 [sequences, length].

@@ -46,7 +46,7 @@ class CacheRecorder:
         return 0
 
 
-def measure(
+def measure_ranges(
     runner: BlockRunner, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor, rotated: bool
 ) -> tuple[Ranges, torch.Tensor]:
     """Ranges of one block over all sequences, and its outputs float32 [sequences, length, hidden].

@@ -61,7 +61,7 @@ class _Emulated(Session, ABC):
             self._weights[node.name] = _integers(node.layout(), *inputs[1:])
         weights, scale = self._weights[node.name]
         x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        q, unit = quantize(x)
+        q, unit = quantize_rows(x)
         self.ones += int(np.unpackbits(q.view(np.uint8)).sum())
         self.places += 8 * q.size
         out = self._multiply(q, weights) * unit * scale[:, 0]
@@ -91,12 +91,12 @@ class _Emulated(Session, ABC):
         out = np.empty((tokens, heads, head_dim), np.float32)
         for head in range(heads):
             group = head * kv_heads // heads
-            q, q_unit = quantize(query.reshape(tokens, heads, head_dim)[:, head])
-            k, k_unit = quantize(keys[group])
-            v, v_unit = quantize(values[group].T)  # a scale per channel: probabilities are summed over positions
+            q, q_unit = quantize_rows(query.reshape(tokens, heads, head_dim)[:, head])
+            k, k_unit = quantize_rows(keys[group])
+            v, v_unit = quantize_rows(values[group].T)  # a scale per channel: probabilities are summed over positions
             scores = (q.astype(np.int64) @ k.T.astype(np.int64)) * (q_unit * k_unit.T * scale)
             weights = self._softmax(np.where(visible, scores, -np.inf))
-            p, p_unit = quantize(weights)
+            p, p_unit = quantize_rows(weights)
             out[:, head] = (p.astype(np.int64) @ v.T.astype(np.int64)) * (p_unit * v_unit.T)
         return out.reshape(1, tokens, heads * head_dim)
 
@@ -126,7 +126,7 @@ class _Rap(_Emulated):
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         if node.op_type in ("RMSNormalization", "LayerNormalization") and inputs[0].dtype == np.float32:
-            q, _ = quantize(inputs[0], 16)
+            q, _ = quantize_rows(inputs[0], 16)
             norm = rap.rms_norm if node.op_type == "RMSNormalization" else rap.layer_norm
             values, places = norm(q)
             out = values * 2.0**-places * inputs[1]
@@ -153,7 +153,7 @@ class _Lego(_Emulated):
         return out
 
 
-def quantize(x: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def quantize_rows(x: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """float [..., K] to `bits`-bit integers with one power of two per vector: (int8 or int64, unit [..., 1])."""
     top = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64)
     limit = 2.0 ** (bits - 1) - 1

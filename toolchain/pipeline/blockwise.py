@@ -22,7 +22,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.gradients import Gradients
-from toolchain.calibrate.ranges import measure as ranges_of
+from toolchain.calibrate.ranges import measure_ranges
 from toolchain.pipeline.non_block import dense_record
 from toolchain.quantize import needs_gradients, quantizer
 from toolchain.quantize.addons.outliers import with_outliers
@@ -89,7 +89,7 @@ class BlockQuantizer:
         if not razor.activation_bits and not razor.kv:
             return None
         names, prefix = self._spec.block.linears(), self._spec.block_name(number)
-        ranges, outputs = ranges_of(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
+        ranges, outputs = measure_ranges(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
         units: dict[str, np.ndarray] = {}
         if razor.activation_bits:
             limit = razor.format(razor.activation_basis, razor.activation_bits).limit

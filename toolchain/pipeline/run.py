@@ -132,9 +132,9 @@ def _quantize_blocks(
     per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
     gradients, widths = None, {}
     if per_weight or settings.guided or settings.is_budget:
-        from toolchain.calibrate.gradients import measure
+        from toolchain.calibrate.gradients import measure_gradients
 
-        gradients = measure(source, spec, tokens, quiet, per_weight, settings.guided_groups)
+        gradients = measure_gradients(source, spec, tokens, quiet, per_weight, settings.guided_groups)
         give_back()
     if settings.is_budget and gradients is not None:
         from toolchain.pipeline.allocation import plan_widths

@@ -54,7 +54,7 @@ class TrainingProbe:
         self._length, self._width = int(hidden.shape[1]), int(hidden.shape[2])
 
     def gradients(self, sequences: int, parameters: int, per_weight: bool) -> Cost:
-        """toolchain.calibrate.gradients.measure over `sequences` sequences."""
+        """toolchain.calibrate.gradients.measure_gradients over `sequences` sequences."""
         threads = min(thread_count(), sequences)
         (reading, back), kept = self._block_times(self._length, per_weight)
         head = self._head_times(self._length)

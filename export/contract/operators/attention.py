@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from export.contract.operators.integers import format_of
-from export.contract.sdr import SdrFormat, pack_flags, quantize, razor, unpack_flags
+from export.contract.sdr import SdrFormat, pack_flags, razor, to_integers, unpack_flags
 
 QUERY_LIMIT = 32639  # 127 * 256 + 127
 EXPONENT_BITS = 12  # of the fraction of z
@@ -120,7 +120,7 @@ def append(new: np.ndarray, past: np.ndarray, unit: np.ndarray, layout: Attentio
     batch, tokens, _ = new.shape
     heads = new.reshape(batch, tokens, layout.kv_heads, layout.head_dim).transpose(0, 2, 1, 3)
     units = np.asarray(unit, np.float32).reshape(1, -1, 1, 1)
-    codes, flags = razor(quantize(heads, units, layout.form), layout.form)
+    codes, flags = razor(to_integers(heads, units, layout.form), layout.form)
     return np.concatenate([past, pack_rows(codes, flags, layout)], axis=2)
 
 

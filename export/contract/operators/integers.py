@@ -40,8 +40,8 @@ from export.contract.sdr import (
     SIGN_MAGNITUDE,
     TWOS_COMPLEMENT,
     SdrFormat,
-    quantize,
     razor,
+    to_integers,
     unpack_flags,
 )
 
@@ -120,7 +120,7 @@ def sdr_quantize(
     if per_token:
         top = np.abs(x).max(axis=-1, keepdims=True)
         units = np.where(top > 0, top / np.float32(form.limit), np.float32(1.0))
-    codes, flags = razor(quantize(x, units, form), form)
+    codes, flags = razor(to_integers(x, units, form), form)
     groups = flags.shape[-1]
     padded = np.zeros((*x.shape[:-1], groups * form.group_size), np.int8 if form.width <= 8 else np.int16)
     padded[..., : codes.shape[-1]] = codes

@@ -34,7 +34,7 @@ from runtime_py.engine.plan import (
 from runtime_py.engine.plan.plan import Argument, Buffer, External, Quantized, Step
 from runtime_py.engine.plan.values import AttentionShape, Pending, Tokens, Unplannable
 from runtime_py.engine.steps import table as op
-from runtime_py.reference.constants import Folder
+from runtime_py.reference.constants import ConstantFolder
 from runtime_py.system.guard_pages import settled
 
 Value = Tokens | Pending
@@ -59,7 +59,7 @@ class Planner:
         self._result = "logits"
         self.counted_positions = False  # whether positions may be counted from 0, as encoders do
         self._caches: dict[int, Buffer] = {}
-        self.folder = Folder(graph)
+        self.folder = ConstantFolder(graph)
         self.quantized: dict[Buffer, Quantized] = {}
         self.razored: dict[str, plan_razor.Razored] = {}  # codes, flags and units by name
         self.uses: dict[str, int] = {}

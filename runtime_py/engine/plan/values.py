@@ -9,7 +9,7 @@ import numpy as np
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from runtime_py.engine.plan.plan import Buffer, Place
-from runtime_py.reference.constants import Folder
+from runtime_py.reference.constants import ConstantFolder
 
 _LONGEST_TRIED = 1 << 17  # positions over which a window is tried
 
@@ -62,7 +62,7 @@ class AttentionShape:
     razored: bool = False
 
 
-def stored_rows(folder: Folder, graph: Graph, name: str) -> np.ndarray:
+def stored_rows(folder: ConstantFolder, graph: Graph, name: str) -> np.ndarray:
     """The matrix [N, K] whose transpose is `name`, without a float32 copy where the file holds float16 rows."""
     node = folder.producer(name)
     if node is not None and node.op_type == "Transpose" and list(node.attributes["perm"]) == [1, 0]:
@@ -76,7 +76,7 @@ def stored_rows(folder: Folder, graph: Graph, name: str) -> np.ndarray:
     return np.ascontiguousarray(folder.constant(name).T, dtype=np.float32)
 
 
-def window_of_mask(folder: Folder, mask: str) -> int:
+def window_of_mask(folder: ConstantFolder, mask: str) -> int:
     """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); 0 for all."""
     allowed_types = {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
     limits, seen, waiting = [], set(), [mask]
@@ -101,7 +101,7 @@ def window_of_mask(folder: Folder, mask: str) -> int:
     return window
 
 
-def _tried(folder: Folder, name: str, tokens: int, past: int, shape: tuple[int, ...]) -> np.ndarray:
+def _tried(folder: ConstantFolder, name: str, tokens: int, past: int, shape: tuple[int, ...]) -> np.ndarray:
     """What a mask or positions are for `tokens` tokens behind `past` others, as this shape."""
     total = past + tokens
     inputs = {
@@ -116,7 +116,7 @@ def _tried(folder: Folder, name: str, tokens: int, past: int, shape: tuple[int, 
         raise Unplannable(f"{name}: {error}") from None
 
 
-def turns_by_position(folder: Folder, pair: tuple[str, str]) -> bool:
+def turns_by_position(folder: ConstantFolder, pair: tuple[str, str]) -> bool:
     """Whether cos and sin are rows of numbers that depend on the position of their row alone."""
     try:
         several, some = (
@@ -131,7 +131,7 @@ def turns_by_position(folder: Folder, pair: tuple[str, str]) -> bool:
         return False
 
 
-def _made_of(folder: Folder, name: str, allowed: frozenset[str]) -> bool:
+def _made_of(folder: ConstantFolder, name: str, allowed: frozenset[str]) -> bool:
     """Whether a value is computed by these operators alone, from inputs and constants."""
     waiting, seen = [name], set()
     while waiting:
@@ -145,13 +145,13 @@ def _made_of(folder: Folder, name: str, allowed: frozenset[str]) -> bool:
     return bool(seen)
 
 
-def mask_hides_padding_only(folder: Folder, mask: str) -> bool:
+def mask_hides_padding_only(folder: ConstantFolder, mask: str) -> bool:
     """The mask of an encoder (export/graph/encoder.py): without padding, every token sees every token."""
     made = _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
     return made and all(np.array_equal(_tried(folder, mask, n, 0, (n, n)), np.ones((n, n), bool)) for n in (1, 3))
 
 
-def counts_positions(folder: Folder, ids: str) -> bool:
+def counts_positions(folder: ConstantFolder, ids: str) -> bool:
     """The positions of an encoder (export/graph/encoder.py): 0, 1, ... for a text without padding."""
     counted = frozenset({"Max", "Sub", "CumSum"})
     ranged = frozenset({"Unsqueeze", "Range", "Squeeze", "Shape"})

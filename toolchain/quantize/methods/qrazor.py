@@ -13,8 +13,7 @@ import numpy as np
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats import RazoredLayout
 from export.contract.rotation import rotate_columns, rotation_size
-from export.contract.sdr import SdrFormat, code_table, pack_codes, pack_flags, razor, restore
-from export.contract.sdr import quantize as to_integers
+from export.contract.sdr import SdrFormat, code_table, pack_codes, pack_flags, razor, restore, to_integers
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss
 from toolchain.quantize.packed import scale_dtype
 from toolchain.settings.preparation import ACTIVATIONS

@@ -20,7 +20,7 @@ from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
 _ROUNDS = 60
 
 
-def standard_levels(bits: int) -> tuple[np.ndarray, float]:
+def fit_levels(bits: int) -> tuple[np.ndarray, float]:
     """int8 [2**STANDARD_STATE_BITS], and their mean squared error on other numbers."""
     rng = np.random.default_rng(bits)
     sample, other = rng.standard_normal((2, 1024, 256)).astype(np.float32)
@@ -38,7 +38,7 @@ def standard_levels(bits: int) -> tuple[np.ndarray, float]:
 
 
 def main() -> None:
-    found = {bits: standard_levels(bits) for bits in STANDARD_STATE_BITS}
+    found = {bits: fit_levels(bits) for bits in STANDARD_STATE_BITS}
     path = Path(export.contract.formats.trellis.__file__).with_name(STANDARD_FILE)
     path.write_text(json.dumps({str(bits): levels.tolist() for bits, (levels, _) in found.items()}) + "\n")
     for bits, (_, error) in found.items():
