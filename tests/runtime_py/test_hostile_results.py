@@ -24,7 +24,7 @@ from toolchain.settings.razor import RazorSettings
 FORMATS = {
     "codebook": QuantizeSettings(bits=3, method="rtn"),
     "razored": QuantizeSettings(method="qrazor", bits=4, razor=RazorSettings(activation_bits=4, kv=4)),
-    "trellis": QuantizeSettings(bits=2, trellis="all"),
+    "trellis": QuantizeSettings(bits=2, format="trellis"),
 }
 NAMES = {
     "no names": lambda number, name: "",

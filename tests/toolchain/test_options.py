@@ -183,6 +183,13 @@ def test_other_arguments_are_left_as_they_are(words):
     assert sorted(found) == sorted(words.split()) and notes == []
 
 
+@pytest.mark.parametrize("value", ["x", "", "9" * 5000, "-1", "²"])
+@pytest.mark.parametrize("option", ["--vector", "--trellis", "--incoherence", "--bits"])
+def test_nonsense_is_refused(option, value, tmp_path):
+    done = CliRunner().invoke(app, ["quantize", str(DEMO), "-o", str(tmp_path / "O"), option, value, "--dry-run"])
+    assert done.exit_code == 2 and "Traceback" not in done.stderr and not (tmp_path / "O").exists()
+
+
 @pytest.mark.parametrize(
     "options, named",
     [

@@ -18,7 +18,12 @@ from toolchain.quantize.solvers.vectors import choose_dimension
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.tune.trainable.vectors import TrainableVectors
 
-CHOICES = [{"vector": 2}, {"vector": 4}, {"vector": 8, "bits": 1}, {"method": "aqlm"}]
+CHOICES = [
+    {"format": "vectors", "dimension": 2},
+    {"format": "vectors", "dimension": 4},
+    {"format": "vectors", "dimension": 8, "bits": 1},
+    {"method": "aqlm"},
+]
 
 
 @settings(max_examples=25)
@@ -110,13 +115,13 @@ def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, s
 @pytest.mark.parametrize(
     "settings_, message",
     [
-        ({"vector": 3}, "must be 0 .automatic., 1, 2, 4 or 8"),
-        ({"vector": 4, "bits": 3}, "8 bits at most"),
-        ({"vector": 2, "bits": 2.5}, "8 bits at most"),
-        ({"vector": 2, "bits": 2, "method": "gptq"}, "for --method athena"),
-        ({"vector": 2, "bits": 2, "rank": 4}, "--rank does not go with"),
+        ({"format": "vectors", "dimension": 3}, "--dimension must be one of 0, 1, 2, 4, 8"),
+        ({"format": "vectors", "dimension": 4, "bits": 3}, "8 bits at most"),
+        ({"format": "vectors", "dimension": 2, "budget": 2.5}, "8 bits at most"),
+        ({"format": "vectors", "dimension": 2, "bits": 2, "method": "gptq"}, "for --method athena"),
+        ({"format": "vectors", "dimension": 2, "bits": 2, "rank": 4}, "--rank does not go with"),
         ({"method": "aqlm", "bits": 2, "group_size": 64}, "--group-size does not go with"),
-        ({"method": "aqlm", "bits": 2.5}, "whole --bits"),
+        ({"method": "aqlm", "budget": 2.5}, "--bits"),
     ],
 )
 def test_impossible_settings_are_refused(settings_, message):

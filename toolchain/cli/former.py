@@ -23,11 +23,11 @@ def modern_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         old = " ".join(name if name in _SWITCHES else f"{name} {given[name]}" for name in names if name in given)
         if old:
             fresh.extend(spelling)
-            notes.append(f"{old} is now {' '.join(spelling) or 'the default'}")
+            notes.append(f"{old} is now {' '.join(spelling)}")
 
     trellis = given.get("--trellis", former.PRESET_TRELLIS.get(preset, "no"))
     vector = given.get("--vector", str(former.PRESET_VECTOR.get(preset, 1)))
-    if vector.isdecimal():
+    if vector.isdecimal() and len(vector) < 20:  # int() refuses thousands of digits
         form, dimension = former.format_of(method, trellis, int(vector))
         replaced(("--trellis", "--vector"), ["--format", form, *(["--dimension", str(dimension)] if dimension else [])])
     else:

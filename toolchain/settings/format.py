@@ -34,7 +34,11 @@ class FormatSettings:
     # bits in memory. mixed: trellis where a matrix is large and has 4 bits or fewer, else vectors or codebook, as
     # --format vectors. After construction always a name in CHOICES.
     format: Optional[str] = option(
-        None, "How weights are stored", choices=CHOICES, common=True, unset="the method's own"
+        None,
+        "How weights are stored (trellis up to 4 bits, else codebook)",
+        choices=CHOICES,
+        common=True,
+        unset="the method's own",
     )
     # 0: at 1 and 2 bits the most whose codebooks a matrix has room for (quantize/solvers/vectors.py).
     dimension: int = option(

@@ -30,7 +30,7 @@ def format_of(method: str, trellis: str, vector: int) -> tuple[str, int]:
 def rotation_of(incoherence: str, rotate: bool) -> str:
     """--rotation for what --incoherence and --rotate said."""
     parts = [*INCOHERENCE.get(incoherence, (incoherence,)), *([ACTIVATIONS] if rotate else [])]
-    return ",".join(parts) or NONE
+    return ",".join(parts) if parts else NONE
 
 
 def width_of(bits: float) -> dict[str, Any]:
