@@ -55,7 +55,7 @@ def test_the_error_falls_and_what_is_stored_is_what_was_trained(form):
 
 
 def test_a_block_that_only_gets_worse_stays_as_it_was():
-    block, inputs, targets = quantized("no")
+    block, inputs, targets = quantized("codebook")
     kept = {name: p.detach().clone() for name, p in block.named_parameters()}
     before, after = tune_block(block, block, inputs, targets, BlockTuneSettings(3, 1.0, 2))
     assert after == before

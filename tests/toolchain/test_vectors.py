@@ -115,7 +115,7 @@ def test_trained_weights_are_stored_exactly(choice, rows, columns, scale_bits, s
 @pytest.mark.parametrize(
     "settings_, message",
     [
-        ({"format": "vectors", "dimension": 3}, "--dimension must be one of 0, 1, 2, 4, 8"),
+        ({"format": "vectors", "dimension": 3}, "--dimension must be 0 to 2, 4 or 8"),
         ({"format": "vectors", "dimension": 4, "bits": 3}, "8 bits at most"),
         ({"format": "vectors", "dimension": 2, "budget": 2.5}, "8 bits at most"),
         ({"format": "vectors", "dimension": 2, "bits": 2, "method": "gptq"}, "for --method athena"),
