@@ -24,12 +24,13 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.pipeline.non_block import dense_record
-from toolchain.quantize import needs_gradients, quantizer
+from toolchain.quantize import quantizer
 from toolchain.quantize.addons.outliers import with_outliers
 from toolchain.settings.calibration import Workers
 from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import HEAD
+from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.system.progress import Reporter
 from toolchain.system.workers import solve_all
 
@@ -199,7 +200,7 @@ class BlockQuantizer:
         """A function that quantizes one layer, and its arguments."""
         settings = self._settings.at_width(self._widths.get(full, self._settings.width))
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
-        extra = (squares,) if squares is not None and needs_gradients(settings.method) else ()
+        extra = (squares,) if squares is not None and settings.method in GRADIENT_METHODS else ()
         if not settings.outliers:
             return (self._quantizer, weights, hessian, settings, *extra)
         return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)

@@ -41,12 +41,13 @@ from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.pipeline.blockwise import BlockQuantizer
 from toolchain.pipeline.non_block import outside_tensors
-from toolchain.quantize import method, needs_gradients, quantizer
+from toolchain.quantize import method, quantizer
 from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import check_encoder
+from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.source.equalization import EqualizedSource
 from toolchain.source.heads import open_model
@@ -129,7 +130,7 @@ def _quantize_blocks(
         tokens = mixed(source, tokens, settings.own_text, settings.seed)
         give_back()
     runner = BlockRunner(source, spec)
-    per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
+    per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, widths = None, {}
     if per_weight or settings.guided or settings.is_budget:
         from toolchain.calibrate.gradients import measure_gradients

@@ -20,10 +20,11 @@ from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.pipeline.allocation import candidate_widths
 from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
-from toolchain.quantize import Method, needs_gradients, quantizer
+from toolchain.quantize import Method, quantizer
 from toolchain.quantize.methods import rtn
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.system.threads import fixed_rounding, thread_count
 
@@ -90,7 +91,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
     peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)]
     if settings.own_text:
         seconds += training.own_text(round(settings.own_text * sequences)).seconds
-    per_weight = needs_gradients(settings.method) or settings.needs_weight_gradients
+    per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     if per_weight or settings.guided or settings.is_budget:
         cost = training.gradients(sequences, weights + matrices, per_weight)
         seconds += cost.seconds
@@ -159,7 +160,7 @@ def _layer(
     """Seconds and stored bytes of one linear layer, and its sample."""
     rows = min(_ROWS * thread_count(), weights.shape[0])
     sample, factor = weights[:rows], weights.shape[0] / rows
-    extra = (np.ones_like(sample),) if needs_gradients(settings.method) else ()
+    extra = (np.ones_like(sample),) if settings.method in GRADIENT_METHODS else ()
     fixed = 0.0
     if settings.method in ("athena", "gptq"):
         fixed, _ = _timed(lambda: inverse_factor(damped(hessian, settings.damping)[0]))

@@ -1,6 +1,7 @@
-"""Quantization methods, one file each: quantize(weights [N, K], hessian [K, K], settings) -> StoredMatrix.
+"""From weights and Hessian to a stored matrix: methods by name, solvers by format.
 
-A method whose file says NEEDS_GRADIENTS also takes the squared weight gradients [N, K].
+A method is a file of methods/ with quantize(weights [N, K], hessian [K, K], settings) -> StoredMatrix.
+Those in GRADIENT_METHODS also take the squared weight gradients [N, K].
 """
 
 from __future__ import annotations
@@ -31,8 +32,3 @@ def quantizer(settings: QuantizeSettings) -> Method:
     if settings.format in SOLVERS:
         return import_module(f"toolchain.quantize.solvers.{SOLVERS[settings.format]}").quantize
     return method(settings.method)
-
-
-def needs_gradients(name: str) -> bool:
-    """Whether the method takes squared weight gradients as its fourth argument."""
-    return bool(getattr(import_module(f"toolchain.quantize.methods.{name}"), "NEEDS_GRADIENTS", False))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from export.contract.errors import InputError
 from toolchain.settings.preparation import ACTIVATIONS
-from toolchain.settings.solver import METHOD_FORMATS
+from toolchain.settings.solver import GRADIENT_METHODS, METHOD_FORMATS
 
 if TYPE_CHECKING:
     from toolchain.settings.quantize import QuantizeSettings
@@ -24,14 +24,12 @@ def check(settings: QuantizeSettings) -> None:
 
 def check_encoder(settings: QuantizeSettings) -> None:
     """What needs the loss of a language model. Raises InputError when it is asked for."""
-    from toolchain.quantize import needs_gradients
-
     asked = {
         "--tune-steps": settings.tune_steps,
         "--guided": settings.guided,
         "--own-text": settings.own_text,
         "--budget": settings.is_budget,
-        f"--method {settings.method}": needs_gradients(settings.method) or settings.method == "qrazor",
+        f"--method {settings.method}": settings.method in GRADIENT_METHODS or settings.method == "qrazor",
         "--outliers-by gradient": settings.needs_weight_gradients,
         "--activation-bits": settings.razor.activation_bits,
         "--kv": settings.razor.kv,

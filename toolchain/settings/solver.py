@@ -19,6 +19,7 @@ METHOD_FORMATS: dict[str, tuple[str, ...]] = {
     "qrazor": (RAZORED,),
 }
 METHODS = tuple(METHOD_FORMATS)
+GRADIENT_METHODS = ("squeezellm",)  # their fourth argument: squared gradients of the weights [N, K]
 OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
 
 

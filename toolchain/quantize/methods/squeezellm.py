@@ -19,8 +19,6 @@ from toolchain.quantize.packed import assemble, scale_dtype
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT
 from toolchain.settings.quantize import QuantizeSettings
 
-NEEDS_GRADIENTS = True
-
 
 @nb.njit(cache=True, parallel=True)
 def _cluster(w, weights, levels):  # type: ignore[no-untyped-def]
