@@ -39,7 +39,7 @@ from export.files.cache_folder import NoCache, private_cache
 from runtime_py.system.sources import ROOT, digest
 
 _COVERED = tuple(ROOT / package for package in ("runtime_py", "toolchain"))
-_MACHINE = ROOT / "runtime_py" / "engine" / "machine.py"
+_MACHINE = ROOT / "runtime_py" / "engine" / "steps" / "loop.py"
 _KEPT = 4  # states of one file's sources that are kept: other versions and checkouts may be in use beside this one
 _DIGEST = hashlib.sha256
 

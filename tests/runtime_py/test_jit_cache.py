@@ -217,7 +217,7 @@ def test_kernels_depend_on_no_server_and_no_command():
         used = {place.relative_to(sources.ROOT).as_posix() for place in sources.closure(file)}
         assert not [name for name in used if name.startswith(apart)]
     lowering = sources.ROOT / "runtime_py" / "simd" / "lowering.py"
-    assert lowering in sources.closure(sources.ROOT / "runtime_py" / "engine" / "machine.py")
+    assert lowering in sources.closure(sources.ROOT / "runtime_py" / "engine" / "steps" / "loop.py")
 
 
 def test_functions_outside_the_project_are_left_to_numba(tmp_path):

@@ -138,4 +138,4 @@ def test_what_cannot_be_pruned_is_said(demo_checkpoint):
     from dataclasses import replace
 
     with pytest.raises(InputError, match="cannot be removed"):
-        pruned._record(replace(record, rows_per_scale=4))
+        pruned._record(replace(record, layout={**record.layout, "rows_per_scale": 4}))

@@ -1,7 +1,7 @@
 """The step table: what one step of the compiled machine is, and the names of its numbers.
 
 A step is one row of STEP int64 numbers: its operation, whether all threads meet before it, whether it only concerns the
-last token when asked, and up to 21 arguments, mostly addresses. planner.py writes the table, machine.py runs it.
+last token when asked, and up to 21 arguments, mostly addresses. plan/ writes the table, loop.py runs it.
 """
 
 from __future__ import annotations
