@@ -15,7 +15,11 @@ from runtime_py.system import jit_cache, sources
 
 # A project of our own with the cache's real code: an answer that depends on every kind of import.
 FILES = {
-    "runtime_py/__init__.py": "from runtime_py import jit_cache\njit_cache.install()\n",
+    "runtime_py/__init__.py": "from runtime_py.system import jit_cache\njit_cache.install()\n",
+    "runtime_py/system/__init__.py": "",
+    "export/files/__init__.py": "",
+    "export/contract/__init__.py": "",
+    "toolchain/quantize/solvers/__init__.py": "",
     "runtime_py/serving/__init__.py": "",
     "runtime_py/serving/app.py": "from runtime_py.engine import kernel\n",
     "runtime_py/engine/__init__.py": "",
@@ -82,7 +86,7 @@ def read():
     "export/unrelated.py": "A = 1\n",
     "toolchain/__init__.py": "",
     "toolchain/cli.py": "import runtime_py.engine.kernel\n",
-    "toolchain/quantize/__init__.py": "from runtime_py import jit_cache\njit_cache.install()\n",
+    "toolchain/quantize/__init__.py": "from runtime_py.system import jit_cache\njit_cache.install()\n",
     "toolchain/quantize/solvers/scalar.py": """
 import numba as nb
 from toolchain.quantize.means import mean
@@ -102,7 +106,7 @@ REAL = (
 )
 PROGRAM = """
 from runtime_py.engine.kernel import answer
-from toolchain.quantize.solver import solve
+from toolchain.quantize.solvers.scalar import solve
 print(answer(10), solve(10), *(sum(f.stats.cache_hits.values()) for f in (answer, solve)))
 """
 BASE = (2 * (10 * 5 + 1) + 30 + 70 + 1000 + 20000, 12)
