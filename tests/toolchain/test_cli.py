@@ -167,6 +167,10 @@ def test_help_shows_what_it_says():
     assert len(texts) > 100 and [text for text in texts if re.search(r"\[[a-zA-Z/#@]", text)] == []
 
 
+def test_the_version_is_told():
+    assert athena("--version").stdout == f"athena-export {__version__}\n"
+
+
 def test_help_is_instant_and_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['athena-export', '--help']\n"
@@ -238,7 +242,8 @@ def random_folder(tmp_path_factory):
 
 def test_random_codes_of_a_trellis(tmp_path):
     """Laid out as the quantizer lays them out; tests/runtime_py/test_paths.py runs such a folder."""
-    from export.artefacts.reader import read_graph
+    from export import __version__
+from export.artefacts.reader import read_graph
 
     options = ("--bits", 3, "--format", "mixed", "-o", tmp_path / "OUT")
     assert 3.0 < athena_json("export", "--random", "scribe-6m", *options)["size"]["effective_bits"] < 3.1

@@ -6,9 +6,11 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from export import __version__
 from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, native, quantize, run
 from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
@@ -20,6 +22,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"athena-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "export": quantize.export,
     "quantize": quantize.quantize,

@@ -1,6 +1,6 @@
 """What every step of the table reads and writes: addresses and bytes, from its numbers alone.
 
-A declaration restates what a kernel of steps/loop.py touches. It shares nothing with the planner, so that a mistake there
+A declaration restates what a kernel of the loop touches. It shares nothing with the planner, so that a mistake there
 is not repeated here; verifier.py holds the declarations against the memory there is. Kernels load and store without
 alignment, so none is asked for. Sizes never shrink when tokens (from 2 on), capacity or numbers of a cache grow.
 """
