@@ -45,6 +45,7 @@ def made(scheme: str, extra: dict, bits: int, rows: int, columns: int) -> Layout
 
 def test_every_format_is_tested():
     assert SHAPES.keys() == FORMATS.keys()
+    assert all(scheme == kind.SCHEME for scheme, kind in FORMATS.items())
 
 
 @pytest.mark.parametrize("scheme, extra", CASES)

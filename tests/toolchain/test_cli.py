@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from export import __version__
 from runtime_py.load import open_model
 from tests.conftest import shared
 
@@ -242,8 +243,7 @@ def random_folder(tmp_path_factory):
 
 def test_random_codes_of_a_trellis(tmp_path):
     """Laid out as the quantizer lays them out; tests/runtime_py/test_paths.py runs such a folder."""
-    from export import __version__
-from export.artefacts.reader import read_graph
+    from export.artefacts.reader import read_graph
 
     options = ("--bits", 3, "--format", "mixed", "-o", tmp_path / "OUT")
     assert 3.0 < athena_json("export", "--random", "scribe-6m", *options)["size"]["effective_bits"] < 3.1

@@ -17,7 +17,8 @@ from export import __version__
 from export.artefacts.checkpoint import FORMAT_VERSION
 from export.artefacts.records import CODES, StoredPart, TensorRecord
 from export.contract.errors import InputError
-from export.contract.formats import CodebookLayout, Layout, RazoredLayout
+from export.contract.formats import CodebookLayout, Layout
+from export.contract.formats.razored import RazoredLayout
 from export.files.access import write_json
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 from export.contract.errors import InputError
-from export.contract.formats import FORMATS
+from export.contract.registry import FORMAT_CLASSES
 from toolchain.settings.option import option
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED = "codebook", "vectors", "trellis", "mixed", "razored"
-CHOICES = (*FORMATS, MIXED)  # what --format takes
+CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 DEFAULT_BITS = 3
 
@@ -79,6 +79,8 @@ class FormatSettings:
     @property
     def fixed_bits(self) -> int | None:
         """The width of a format that has only one."""
+        from export.contract.formats import FORMATS  # numpy
+
         kind = FORMATS.get(self.format or "")
         return kind.LIMITS["bits"] if kind and kind.LIMITS.get("bits") == kind.LEAST.get("bits", 1) else None
 

@@ -11,7 +11,7 @@ import numba as nb
 import numpy as np
 
 from export.artefacts.stored_matrix import StoredMatrix
-from export.contract.formats import RazoredLayout
+from export.contract.formats.razored import RazoredLayout
 from export.contract.rotation import rotate_columns, rotation_size
 from export.contract.sdr import SdrFormat, code_table, pack_codes, pack_flags, razor, restore, to_integers
 from toolchain.numerics.hessian import damped, inverse_factor, layer_loss
