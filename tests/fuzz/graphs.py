@@ -4,7 +4,8 @@ python -m tests.fuzz.graphs --runs 200000 [--seed 0] [--first 0] [--log FILE] FO
 
 compose.py makes the graphs, half of them from those of the folders, and compare.py runs them. A number is one graph: a
 process that dies or hangs says at which it was, that one is run again alone, and the run goes on behind it. --log keeps
-the tally of each process as a line of JSON; what is in it already is not run again, so a run can be cut off and go on.
+the tally of each process as a line of JSON; what these sources have done already is not run again, so a run can be cut
+off and go on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from export.reader import Graph, read_graph
+from runtime_py.sources import digest
 from tests.fuzz.compare import agree
 from tests.fuzz.compose import graphs
 
@@ -141,6 +143,11 @@ def _child(runs: int, seed: int, folders: list[Path], first: int) -> tuple[Tally
     return _child(reached - first, seed, folders, first)[0] if reached > first else Tally(), died
 
 
+def state() -> str:
+    """Stands for the sources that a tally depends on: those of the product, of the comparison and of the composer."""
+    return "-".join(digest(Path(__file__).with_name(name)) for name in ("compare.py", "compose.py"))
+
+
 def campaign(runs: int, seed: int, folders: list[Path], first: int = 0, log: Path | None = None) -> Tally:
     """All of them, in processes of A_PROCESS; says what there was after each."""
     done: dict[str, Any] = {}
@@ -149,7 +156,7 @@ def campaign(runs: int, seed: int, folders: list[Path], first: int = 0, log: Pat
     whole = Tally()
     for start in range(first, first + runs, A_PROCESS):
         count = min(A_PROCESS, first + runs - start)
-        key = f"{seed} {start} {count}"
+        key = f"{state()} {seed} {start} {count}"
         tally = Tally.read(done[key]) if key in done else in_a_process(count, seed, folders, start)
         if log is not None and key not in done:
             with log.open("a", encoding="utf-8") as file:
