@@ -14,7 +14,7 @@ from export.contract.errors import InputError
 from runtime_py.engine.kernels import razor_attention
 from runtime_py.engine.kernels.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.plan.planner import Planner
-from runtime_py.engine.plan.values import AttentionShape
+from runtime_py.engine.plan.values import AttentionShape, Unplannable
 from runtime_py.engine.program import Program
 from runtime_py.engine.verify.verifier import Case, Promise, Promises
 from runtime_py.system.finite import checked_logits
@@ -60,6 +60,10 @@ class Engine:
         self._rotation_names = planner.rotations
         self.vocab_size = planner.result_width
         self._smallest_head = min((shape.head_dim for shape in self._attention), default=0)
+        for names in self._rotation_names if self._attention else ():
+            (cos, _) = self._folder.given(names, {"position_ids": np.zeros((1, 1), np.int64)})
+            if 2 * cos.shape[-1] > self._smallest_head:
+                raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {self._smallest_head}")
         calls = ((1, False, HALF_ITEM), (_CHUNK, False, FLOAT_ITEM), (_CHUNK, True, HALF_ITEM))
         cases = [Case(tokens, last_only, _CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
         self._program = Program(planner, self._promises, cases, threads, processors)

@@ -11,6 +11,7 @@ import ctypes
 import math
 import mmap
 import os
+from functools import cache
 
 import numpy as np
 
@@ -52,13 +53,17 @@ def settled(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _fenced(size: int) -> np.ndarray:
     wide = -(-max(size, 1) // ALIGN) * ALIGN
     pages = -(-wide // _PAGE)
     region = mmap.mmap(-1, (pages + 1) * _PAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(region))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(ctypes.c_void_p(address + pages * _PAGE), ctypes.c_size_t(_PAGE), _PROT_NONE) != 0:
+    if _libc().mprotect(ctypes.c_void_p(address + pages * _PAGE), ctypes.c_size_t(_PAGE), _PROT_NONE) != 0:
         raise OSError(ctypes.get_errno(), "mprotect failed")
     start = pages * _PAGE - wide
     return np.frombuffer(region, np.uint8)[start : start + size]

@@ -1,465 +1,189 @@
-"""Valid graphs nobody would export, run by the engine with every array fenced, and by the interpreter.
+"""Composed graphs by the thousand: engine against interpreter, every array fenced, in processes that may die.
 
-python -m tests.fuzz.graphs --runs 1000 [--seed 0] [--first 0]
+python -m tests.fuzz.graphs --runs 200000 [--seed 0] [--first 0] [--log FILE] FOLDER...
 
-A graph is composed of random nodes of the supported set with legal types and odd shapes, or is one of a real export
-with nodes inserted, edges moved and outputs renamed. The engine and the interpreter must give the same logits, up to
-the rounding of int8 activations and a float16 cache, which the interpreter copies; or refuse it in one line. A fault
-ends the process, by a signal where a fence was touched.
+compose.py makes the graphs, half of them from those of the folders, and compare.py runs them. A number is one graph: a
+process that dies or hangs says at which it was, that one is run again alone, and the run goes on behind it. --log keeps
+the tally of each process as a line of JSON; what these sources have done already is not run again, so a run can be cut
+off and go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import random
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from export.artefacts.reader import Graph, read_graph
+from runtime_py.system.sources import digest
+from tests.fuzz.compare import agree
+from tests.fuzz.compose import graphs
 
-from export.artefacts.reader import Graph, Node, ValueInfo
-from export.contract.errors import InputError, NotFiniteError
-from export.contract.formats.base import DOMAIN
-from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, CodebookLayout
-from export.contract.formats.trellis import TRELLIS_MATMUL
-from export.contract.packing import pack
-from export.contract.sparse import SPARSE_MATMUL
-from export.files.foreign import foreign
-from runtime_py.engine.engine import Engine
-from runtime_py.load import _runner
-from runtime_py.reference.session import Session, State
-
-WIDTHS = (8, 24, 32, 63, 64, 65, 100, 192, 257, 320)
-_TOLERANCE = 0.1  # of the largest logit: int8 steps that fall to the other side of a half
+A_PROCESS = 4000  # graphs
+_SECONDS = 300  # for one of them, and for a machine that is compiled meanwhile
+_EVERY = 8  # one graph of so many is written to a file and read by the product's reader
 
 
 @dataclass
-class Composer:
-    """Nodes and weights so far, and the widths of the values that may be read."""
+class Tally:
+    """What became of the graphs, and the findings."""
 
-    random: random.Random
-    nodes: list[Node] = field(default_factory=list)
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
-    masks: dict[int, str] = field(default_factory=dict)
-    attentions: int = 0
+    graphs: int = 0
+    seconds: float = 0.0  # of processor time
+    compared: int = 0  # values of the engine, against the interpreter's
+    results: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)  # compiled graphs that had them
+    findings: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.numbers = np.random.default_rng(self.random.randrange(1 << 32))
+    def add(self, other: Tally) -> None:
+        self.graphs += other.graphs
+        self.seconds += other.seconds
+        self.compared += other.compared
+        self.results += other.results
+        self.reasons += other.reasons
+        self.kinds += other.kinds
+        self.findings += other.findings
 
-    def weight(self, array: Any, dtype: Any = np.float32) -> str:
-        name = f"w{len(self.weights)}"
-        self.weights[name] = np.asarray(array, dtype, order="C")
-        return name
+    @staticmethod
+    def read(text: str) -> Tally:
+        found = json.loads(text)
+        counters = {name: Counter(found.pop(name)) for name in ("results", "reasons", "kinds")}
+        return Tally(**found, **counters)
 
-    def node(
-        self, op_type: str, inputs: tuple[str, ...], outputs: int = 1, domain: str = "", **attributes
-    ) -> list[str]:
-        at = f"n{len(self.nodes)}"
-        names = tuple(f"{at}.{i}" for i in range(outputs))
-        self.nodes.append(Node(op_type, domain, at, inputs, names, attributes))
-        return list(names)
+    def text(self) -> str:
+        """As JSON, in one line."""
+        return json.dumps(vars(self))
 
-    def value(self, width: int, *arguments, **attributes) -> str:
-        (name,) = self.node(*arguments, **attributes)
-        self.widths[name] = width
-        return name
+    def compiled(self) -> int:
+        return sum(count for result, count in self.results.items() if result.startswith("compiled"))
 
-    def some(self, width: int | None = None) -> str:
-        """A value, mostly a late one; of this width if there is one."""
-        names = [n for n, w in self.widths.items() if width is None or w == width]
-        return names[-1] if self.random.random() < 0.6 else self.random.choice(names)
+    def table(self) -> str:
+        """For people."""
+        parts = [("graphs", self.results), ("graphs, not compiled because of", self.reasons), ("with", self.kinds)]
+        lines = [f"{count:7d} {title}: {what}" for title, counter in parts for what, count in counter.most_common(70)]
+        return "\n".join([*lines, *self.findings, self.says()])
 
-    def _codebook(self, rows: int, columns: int, group: int) -> tuple[dict[str, int], tuple[str, ...]]:
-        bits = 3 if group == 0 else self.random.choice((2, 3, 5))
-        layout = CodebookLayout(bits, columns, rows, group, self.random.choice((rows, 7)), self.random.choice((1, 4)))
-        codes = pack(self.numbers.integers(0, 1 << bits, (rows, columns), dtype=np.uint8), bits)
-        book = self.numbers.integers(-100, 101, layout.codebook_shape)
-        scale = (self.numbers.random(layout.scale_shape) + 0.5) / (60 * columns**0.5)
-        stored = self.weight(codes, np.uint8), self.weight(book, np.int8), self.weight(scale)
-        return layout.attributes(), stored
-
-    def lookup(self, width: int, ids: str = "") -> str:
-        ids = ids or self.random.choice(("input_ids", "input_ids", "position_ids"))
-        rows = self.random.choice((1, 3, 40, 50)) if self.random.random() < 0.2 else 60
-        if self.random.random() < 0.5:
-            group = self.random.choice((0, 16)) if width >= 16 else 0
-            attributes, stored = self._codebook(rows, width, group)
-            return self.value(width, CODEBOOK_GATHER, (ids, *stored), domain=DOMAIN, **attributes)
-        table = self.weight(self.numbers.standard_normal((rows, width)), self.random.choice((np.float16, np.float32)))
-        name = self.value(width, "Gather", (table, ids))
-        return self.value(width, "Cast", (name,), to=1) if self.weights[table].dtype == np.float16 else name
-
-    def product(self, x: str, rows: int) -> str:
-        columns, kind = self.widths[x], self.random.randrange(6)
-        if kind <= 2:
-            attributes, stored = self._codebook(rows, columns, 0)
-            return self.value(rows, CODEBOOK_MATMUL, (x, *stored), domain=DOMAIN, **attributes)
-        if kind == 3 and columns > 16:
-            attributes, stored = self._codebook(rows, columns, 16)
-            return self.value(rows, CODEBOOK_MATMUL, (x, *stored), domain=DOMAIN, **attributes)
-        if kind == 4:
-            count = self.random.choice((0, 1, min(rows * columns, 40)))
-            gaps = self.numbers.integers(1, max(rows * columns // max(count, 1), 2), count)
-            stored = self.weight(gaps, np.uint16), self.weight(self.numbers.standard_normal(count))
-            return self.value(rows, SPARSE_MATMUL, (x, *stored), domain=DOMAIN, K=columns, N=rows)
-        matrix = self.weight(self.numbers.standard_normal((columns, rows)) / columns**0.5)
-        return self.value(rows, "MatMul", (x, matrix))
-
-    def norm(self, x: str) -> str:
-        width = self.widths[x]
-        scale = self.weight(self.numbers.random(width) + 0.5)
-        if self.random.random() < 0.6:
-            return self.value(width, "RMSNormalization", (x, scale), axis=-1, epsilon=1e-5)
-        bias = (self.weight(self.numbers.standard_normal(width)),) if self.random.random() < 0.5 else ()
-        return self.value(width, "LayerNormalization", (x, scale, *bias), axis=-1, epsilon=1e-5)
-
-    def step(self) -> None:
-        """One more node or a few that belong together."""
-        x = self.some()
-        width, kind = self.widths[x], self.random.randrange(16)
-        if kind == 0:
-            self.lookup(width)
-        elif kind == 1:
-            self.norm(x)
-        elif kind in (2, 3, 4):
-            self.product(x, self.random.choice((width, width, self.random.choice(WIDTHS))))
-        elif kind in (5, 6):
-            self.value(width, "Add", (x, self.some(width)))
-        elif kind == 7:
-            self.value(width, "Add", (x, self.weight(self.numbers.standard_normal(width))))
-        elif kind == 8:
-            self.value(width, "Mul", (x, self.weight(self.random.choice((0.5, 1.5)))))
-        elif kind == 9:
-            name = self.value(width, self.random.choice(("Gelu", "Relu", "Tanh")), (x,))
-            if self.random.random() < 0.5:
-                self.value(width, "Mul", (name, self.some(width)))
-        elif kind == 10:
-            gate = self.node("Sigmoid", (x,))[0]
-            if self.random.random() < 0.5:
-                self.step()
-            self.value(width, "Mul", (x, gate))
-        elif kind == 11 and width > 1:
-            self.split(x)
-        elif kind == 12:
-            self.value(width, "Cast", (x,), to=1)
-        elif kind == 13:
-            self.heads(x)
-        elif kind == 14:
-            order = self.weight(self.numbers.permutation(width), np.int64)
-            self.value(width, "Gather", (x, order), axis=2)
-        elif width % 8 == 0 and self.attentions < 2:
-            self.attention(x)
-
-    def split(self, x: str) -> None:
-        width = self.widths[x]
-        cuts = sorted(self.random.sample(range(1, width), min(self.random.choice((1, 1, 2)), width - 1)))
-        if width % 2 == 0 and self.random.random() < 0.5:
-            cuts = [width // 2]
-        sizes = [b - a for a, b in zip([0, *cuts], [*cuts, width])]
-        names = self.node("Split", (x, self.weight(sizes, np.int64)), len(sizes), axis=-1)
-        self.widths |= dict(zip(names, sizes))
-
-    def heads(self, x: str) -> None:
-        width = self.widths[x]
-        count = self.random.choice([n for n in (1, 2, 4) if width % n == 0])
-        (cut,) = self.node("Reshape", (x, self.weight([0, 0, count, width // count], np.int64)))
-        if self.random.random() < 0.8:
-            scale = self.weight(self.numbers.random(width // count) + 0.5)
-            (cut,) = self.node("RMSNormalization", (cut, scale), axis=-1, epsilon=1e-5)
-        self.value(width, "Reshape", (cut, self.weight([0, 0, width], np.int64)))
-
-    def attention(self, x: str) -> None:
-        width, r = self.widths[x], self.random
-        kv_heads, repeat = r.choice(((1, 1), (1, 2), (2, 2)))
-        heads, dim = kv_heads * repeat, 8 * r.choice((1, 2, 3))
-        if r.random() < 0.3 and width % heads == 0 and width // heads >= 2:
-            dim, kv_heads = width // heads, heads
-            query = key = value = x
-        else:
-            fused = self.product(x, (heads + 2 * kv_heads) * dim)
-            sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
-            query, key, value = self.node("Split", (fused, self.weight(sizes, np.int64)), 3, axis=-1)
-            self.widths |= dict(zip((query, key, value), sizes))
-            if r.random() < 0.3:
-                value = self.some(kv_heads * dim)
-        if r.random() < 0.7 and dim % 2 == 0:
-            angles = self.rotation(r.choice((dim // 2, dim // 4 or 1)))
-            query = self.node("RotaryEmbedding", (query, *angles), num_heads=heads)[0]
-            key = self.node("RotaryEmbedding", (key, *angles), num_heads=kv_heads)[0]
-        self.attentions += 1
-        inputs = (query, key, value, self.mask(r.choice((0, 0, 5))))
-        self.value(
-            heads * dim, "Attention", inputs, q_num_heads=heads, kv_num_heads=kv_heads, is_causal=1, scale=dim**-0.5
-        )
-
-    def rotation(self, half: int) -> tuple[str, str]:
-        (positions,) = self.node("Cast", ("position_ids",), to=1)
-        (column,) = self.node("Unsqueeze", (positions, self.weight([-1], np.int64)))
-        frequencies = self.weight(10.0 ** -np.linspace(0, 3, half))
-        (angle,) = self.node("Mul", (column, frequencies))
-        return self.node("Cos", (angle,))[0], self.node("Sin", (angle,))[0]
-
-    def mask(self, window: int) -> str:
-        if window in self.masks:
-            return self.masks[window]
-        zero, one, first = self.weight(0, np.int64), self.weight(1, np.int64), self.weight([0], np.int64)
-        (keep,) = self.node("Cast", ("attention_mask",), to=9)
-        (visible,) = self.node("Unsqueeze", (keep, self.weight([1, 2], np.int64)))
-        total, sequence = (
-            self.node("Squeeze", (self.node("Shape", (name,), start=1, end=2)[0], first))[0]
-            for name in ("attention_mask", "input_ids")
-        )
-        (past,) = self.node("Sub", (total, sequence))
-        (keys,) = self.node("Range", (zero, total, one))
-        (queries,) = self.node("Range", (past, total, one))
-        (column,) = self.node("Unsqueeze", (queries, self.weight([1], np.int64)))
-        (allowed,) = self.node("LessOrEqual", (keys, column))
-        if window:
-            (near,) = self.node("Less", (self.node("Sub", (column, keys))[0], self.weight(window, np.int64)))
-            (allowed,) = self.node("And", (allowed, near))
-        (self.masks[window],) = self.node("And", (visible, allowed))
-        return self.masks[window]
-
-    def graph(self) -> Graph:
-        """A whole one, with logits."""
-        self.lookup(self.random.choice(WIDTHS), "input_ids")
-        for _ in range(self.random.choice((1, 3, 6, 12, 20))):
-            self.step()
-        kind = self.random.randrange(8)
-        last = self.some() if kind == 0 else self.product(self.norm(self.some()), self.random.choice((1, 40, 60, 65)))
-        if kind == 1 and self.widths[last] > 1:
-            self.split(last)
-            last = self.nodes[-1].outputs[self.random.randrange(2)]
-        for _ in range(self.random.choice((0, 0, 1, 3)) if kind == 2 else 0):
-            self.step()  # of no use
-        return named(Graph(Path(), tuple(self.nodes), self.weights, (), (), {}, {}, 23, {}), last, self.widths[last])
+    def says(self) -> str:
+        """In one line."""
+        rate = f"{self.graphs / max(self.seconds, 1e-9):.0f} a second"
+        counts = f"{self.graphs} graphs, {self.compiled()} compiled, {self.compared} values compared"
+        return f"{counts}, {len(self.findings)} findings, {rate}"
 
 
-def named(graph: Graph, value: str, width: int) -> Graph:
-    """The graph with this value as its logits."""
-    swap = {value: "logits", "logits": "logits.before"}
-    nodes = tuple(
-        replace(
-            n,
-            inputs=tuple(swap.get(i, i) for i in n.inputs),
-            outputs=tuple(swap.get(o, o) for o in n.outputs),
-        )
-        for n in graph.nodes
-    )
-    info = ValueInfo("logits", np.dtype(np.float32), ("batch", "tokens", width))
-    return replace(graph, nodes=nodes, outputs=(info,), values={**graph.values, "logits": info})
-
-
-def widths_of(graph: Graph) -> dict[str, int]:
-    """Values [batch, tokens, width] of an export, by the shapes it states."""
-    found = {}
-    for node in graph.nodes:
-        for name in node.outputs:
-            shape = graph.values[name].shape if name in graph.values else None
-            floats = name in graph.values and graph.values[name].dtype == np.float32
-            if shape is not None and floats and len(shape) == 3 and isinstance(shape[2], int) and "rope" not in name:
-                found[name] = shape[2]
-    return found
-
-
-def changed(graph: Graph, random_: random.Random) -> Graph:
-    """A real graph with a few valid changes."""
-    for _ in range(random_.choice((1, 1, 2, 3))):
-        graph = _change(graph, random_)
-    return graph
-
-
-def _change(graph: Graph, r: random.Random) -> Graph:
-    widths = widths_of(graph)
-    composer = Composer(r, weights=dict(graph.weights), widths={})
-    at = r.randrange(len(graph.nodes))
-    made = {o for n in graph.nodes[: at + 1] for o in n.outputs}
-    composer.widths = {n: w for n, w in widths.items() if n in made}
-    if not composer.widths:
-        return graph
-    tag, kind = f"x{r.randrange(10**9)}", r.randrange(5)
-    before = len(composer.weights)
-    if kind == 0:  # a new value takes the place of one of its width, for some of those who read it
-        old = composer.some()
-        composer.step()
-        new = [n for n in composer.widths if n not in made and composer.widths[n] == composer.widths[old]]
-        swap = {old: new[-1]} if new else {}
-    elif kind == 1:  # another value of this width takes its place
-        old = composer.some()
-        swap = {old: composer.some(composer.widths[old])}
-    elif kind == 2:  # a part of a value, or all of it, becomes the result
-        last = composer.some(composer.widths.get("logits"))
-        if composer.widths[last] > 1 and r.random() < 0.6:
-            composer.split(last)
-            last = composer.nodes[-1].outputs[0]
-        nodes, weights, names = _apart(composer, before, tag)
-        rest = (*graph.nodes[: at + 1], *nodes, *graph.nodes[at + 1 :])
-        whole = replace(graph, nodes=rest, weights={**graph.weights, **weights})
-        return named(whole, names.get(last, last), composer.widths[last])
-    elif kind == 3:  # lookups beside the first one
-        old = next(iter(composer.widths))
-        new = composer.lookup(composer.widths[old], r.choice(("input_ids", "position_ids", "token_type_ids")))
-        swap = {old: composer.value(composer.widths[old], "Add", (old, new))}
-    else:  # nodes of no use
-        composer.step()
-        swap = {}
-    nodes, weights, names = _apart(composer, before, tag)
-    swap = {old: names.get(new, new) for old, new in swap.items()}
-    rest = []
-    for node in graph.nodes[at + 1 :]:
-        moved = r.random() < 0.8 and node.op_type != "Attention"
-        rest.append(replace(node, inputs=tuple(swap.get(i, i) for i in node.inputs)) if moved else node)
-    info = {new: replace(graph.values[old], name=new) for old, new in swap.items() if old in graph.values}
-    return replace(
-        graph, nodes=(*graph.nodes[: at + 1], *nodes, *rest), weights={**graph.weights, **weights},
-        values={**info, **graph.values},
-    )  # fmt: skip
-
-
-def _apart(composer: Composer, before: int, tag: str) -> tuple[list[Node], dict[str, np.ndarray], dict[str, str]]:
-    """The composer's nodes and new weights with names that nothing else has."""
-    weights = dict(list(composer.weights.items())[before:])
-    names = {name: f"{tag}.{name}" for name in (*weights, *(o for n in composer.nodes for o in n.outputs))}
-    nodes = [
-        replace(
-            n, name=f"{tag}.{n.name}", inputs=tuple(names.get(i, i) for i in n.inputs),
-            outputs=tuple(names[o] for o in n.outputs),
-        )
-        for n in composer.nodes
-    ]  # fmt: skip
-    return nodes, {names[name]: array for name, array in weights.items()}, names
-
-
-class Rounded(Session):
-    """The interpreter with int8 activations and a float16 cache, rounded as the engine does."""
-
-    def _take_over(self, node: Node, inputs: list[Any]) -> None:
-        whole = node.op_type == CODEBOOK_MATMUL and node.layout().groups == 1
-        if whole or node.op_type == TRELLIS_MATMUL:
-            inputs[0] = rounded(inputs[0])
-
-    def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
-        if node.op_type == "Attention":
-            for i in (1, 2):
-                if inputs[i] is not None:
-                    with np.errstate(over="ignore"):
-                        half = inputs[i].astype(np.float16).astype(np.float32)
-                    inputs[i] = np.where(np.abs(inputs[i]) > 65504, inputs[i], half)
-        return super()._attend(node, inputs, state)
-
-
-def rounded(x: np.ndarray) -> np.ndarray:
-    """x as int8 with a scale for each token and 256 columns."""
-    out = np.empty_like(x)
-    for start in range(0, x.shape[-1], 256):
-        part = x[..., start : start + 256]
-        scale = np.abs(part).max(axis=-1, keepdims=True) / np.float32(127)
-        out[..., start : start + 256] = np.rint(part / np.where(scale > 0, scale, 1)) * scale
-    return out
-
-
-def agree(graph: Graph, random_: random.Random) -> str:
-    """Run it both ways: "equal", or how it was refused. Raises AssertionError on different results."""
-    try:
-        with foreign(Path("model.onnx"), "the graph is malformed"):
-            engine, why = _runner(graph, "int8", 1, ())
-            session = Rounded(graph)
-    except InputError as error:
-        assert "\n" not in str(error), error
-        return "refused when opened"
-    if not isinstance(engine, Engine):
-        return f"interpreted: {why}"
-    states, past = (engine.new_state(), session.new_state()), 0
-    for tokens, last_only in random_.choice(_CALLS):
-        ids = [random_.randrange(min(session.vocab_size, 3 if random_.random() < 0.3 else 50)) for _ in range(tokens)]
-        found = []
-        for runner, state in zip((engine, session), states):
+def run_here(seed: int, first: int, runs: int, real: list[Graph], at: int) -> Tally:
+    """In this process; the number of the graph at work stands in the file of descriptor `at`."""
+    tally, start = Tally(), time.process_time()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for number, graph, random_ in graphs(seed, first, runs, real):
+            os.pwrite(at, f"{number:12d}".encode(), 0)  # what a crash leaves behind
             try:
-                found.append(runner.forward(state, ids, last_only))
-            except NotFiniteError:
-                found.append("not finite")
-            except InputError as error:
-                assert "\n" not in str(error), error
-                found.append("refused")
-        if any(isinstance(f, str) for f in found):
-            return f"after {past} tokens: {[f if isinstance(f, str) else 'a result' for f in found]}"
-        ours, theirs = found
-        assert ours.shape == theirs.shape == (1 if last_only else tokens, engine.vocab_size), (ours.shape, theirs.shape)
-        far = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-6)
-        assert far <= _TOLERANCE, f"logits differ by {far:.3f} of the largest after {past} tokens"
-        past += tokens
-    return "equal"
+                outcome = agree(graph, random_, Path(folder) if number % _EVERY == 0 else None)
+            except Exception as error:
+                tally.results["a finding"] += 1
+                tally.findings.append(f"graph {number} of seed {seed}: {type(error).__name__}: {error}")
+                continue
+            tally.results[outcome.result] += 1
+            tally.reasons.update([outcome.why] if outcome.why else ())
+            tally.kinds.update(outcome.kinds)
+            tally.compared += outcome.compared
+    tally.graphs, tally.seconds = runs, time.process_time() - start
+    return tally
 
 
-_CALLS = (
-    ((1, True), (1, True)), ((5, True), (1, True), (3, False)), ((17, False), (2, True)), ((33, True), (1, False)),
-    ((2, False), (16, True)), ((300, True), (1, True)),
-)  # fmt: skip
+def in_a_process(runs: int, seed: int, folders: list[Path], first: int = 0) -> Tally:
+    """A checked run in processes of their own: a graph that ends one is a finding, and the next process goes on."""
+    whole, last = Tally(), first + runs
+    while first < last:
+        tally, died = _child(last - first, seed, folders, first)
+        whole.add(tally)
+        first += tally.graphs
+        if died:
+            _, again = _child(1, seed, folders, first)
+            whole.findings.append(f"graph {first} of seed {seed}: {died}; alone: {again or 'nothing'}")
+            whole.results["a finding"] += 1
+            whole.graphs += 1
+            first += 1
+    return whole
 
 
-def graphs(seed: int, first: int, runs: int, real: list[Graph]) -> Iterator[tuple[int, Graph, random.Random]]:
-    """The graphs number first..first + runs - 1 of a seed: every second one is a real one that was changed."""
-    for number in range(first, first + runs):
-        random_ = random.Random(f"{seed} {number}")
-        if real and number % 2:
-            yield number, changed(random_.choice(real), random_), random_
-        else:
-            yield number, Composer(random_).graph(), random_
+def _child(runs: int, seed: int, folders: list[Path], first: int) -> tuple[Tally, str]:
+    """(tally of the graphs before the one at which the process died, how it died or "")."""
+    with (
+        tempfile.NamedTemporaryFile() as at,
+        tempfile.TemporaryFile("w+") as wrote,
+        tempfile.TemporaryFile("w+") as out,
+    ):
+        command = [sys.executable, "-m", "tests.fuzz.graphs", "--at", at.name, "--seed", str(seed)]
+        command += ["--first", str(first), "--runs", str(runs), *map(str, folders)]
+        environment = {**os.environ, "ATHENA_CHECK": "1"}
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=wrote)
+        reached = first - 1
+        while process.poll() is None:
+            try:
+                process.wait(_SECONDS)
+            except subprocess.TimeoutExpired:
+                before, reached = reached, int(Path(at.name).read_bytes() or first)
+                if before == reached:
+                    process.kill()  # it hangs
+        out.seek(0)
+        if process.returncode == 0:
+            return Tally.read(out.read()), ""
+        reached = int(Path(at.name).read_bytes() or first)
+        wrote.seek(0)
+        died = f"status {process.returncode}: {wrote.read()[-2000:]}"
+    return _child(reached - first, seed, folders, first)[0] if reached > first else Tally(), died
 
 
-def in_a_process(runs: int, seed: int, folders: list[Path], first: int = 0) -> str:
-    """The tally of a checked run in a process of its own. Raises AssertionError with what it wrote at a fault."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.fuzz.graphs",
-        "--runs",
-        str(runs),
-        "--seed",
-        str(seed),
-        "--first",
-        str(first),
-    ]
-    environment = {**os.environ, "ATHENA_CHECK": "1"}
-    done = subprocess.run([*command, *map(str, folders)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"status {done.returncode}: {done.stdout[-500:]} {done.stderr[-3000:]}"
-    return done.stdout
+def state() -> str:
+    """Stands for the sources that a tally depends on: those of the product, of the comparison and of the composer."""
+    return "-".join(digest(Path(__file__).with_name(name)) for name in ("compare.py", "compose.py"))
+
+
+def campaign(runs: int, seed: int, folders: list[Path], first: int = 0, log: Path | None = None) -> Tally:
+    """All of them, in processes of A_PROCESS; says what there was after each."""
+    done: dict[str, Any] = {}
+    for line in log.read_text(encoding="utf-8").split("\n") if log is not None and log.exists() else ():
+        done |= json.loads(line or "{}")
+    whole = Tally()
+    for start in range(first, first + runs, A_PROCESS):
+        count = min(A_PROCESS, first + runs - start)
+        key = f"{state()} {seed} {start} {count}"
+        tally = Tally.read(done[key]) if key in done else in_a_process(count, seed, folders, start)
+        if log is not None and key not in done:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({key: tally.text()}) + "\n")
+        whole.add(tally)
+        print("\n".join([whole.says(), *tally.findings]), flush=True)
+    return whole
 
 
 def main() -> None:
     """Command line."""
-    from export.artefacts.reader import read_graph
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--going-on", action="store_true", help="say which results differ, and go on")
+    parser.add_argument("--log", type=Path, help="a file of tallies; what stands in it is not run again")
+    parser.add_argument("--at", type=Path, help="run in this process, write the number at work there: for the parent")
     parser.add_argument("folders", nargs="*", type=Path, help="exports whose graphs are changed")
     options = parser.parse_args()
-    real, start = [read_graph(folder) for folder in options.folders], time.monotonic()
-    tally: dict[str, int] = {}
-    for number, graph, random_ in graphs(options.seed, options.first, options.runs, real):
-        os.write(1, f"\rgraph {number} of seed {options.seed} ".encode())  # what a crash leaves behind
-        try:
-            result = agree(graph, random_)
-        except AssertionError as error:
-            if not options.going_on:
-                raise
-            result = f"DIFFERENT {number}: {error}"
-            print(result, flush=True)
-        tally[result] = tally.get(result, 0) + 1
-    print()
-    for result, count in sorted(tally.items(), key=lambda item: -item[1])[:40]:
-        print(f"{count:7d} {result}")
-    print(f"{options.runs} graphs, {options.runs / (time.monotonic() - start):.0f} a second")
+    if options.at is not None:
+        at = os.open(options.at, os.O_WRONLY)
+        real = [read_graph(folder) for folder in options.folders]
+        print(run_here(options.seed, options.first, options.runs, real, at).text())
+        return
+    whole = campaign(options.runs, options.seed, options.folders, options.first, options.log)
+    print(whole.table())
+    sys.exit(1 if whole.findings else 0)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.fuzz.graphs import in_a_process
+from tests.fuzz.graphs import campaign
 from tests.fuzz.targets import WORK, Target, make_folders, mutate
 
 _SHARES = {"model": 0.4, "cost": 0.1, "weights": 0.05, "safetensors": 0.15, "shard": 0.05, "manifest": 0.05,
@@ -38,7 +38,7 @@ _INSTRUMENTED = [
 ]
 _COMPILED = ("model", "weights")  # their kernels cannot be compiled in a process that atheris has instrumented
 _SECONDS, _MEMORY, _CORPUS = 20, 3 << 30, 400
-GRAPHS, _GRAPHS_A_PROCESS = "graphs", 10_000
+GRAPHS = "graphs"
 
 
 class Hang(Exception):
@@ -115,12 +115,14 @@ def fuzz_with_coverage(target: Target, runs: int, seed: int, findings: Path) -> 
     atheris.Fuzz()
 
 
-def fuzz_graphs(runs: int, seed: int, root: Path) -> int:
-    """Composed graphs, in processes whose arrays are fenced; how many there were. Raises AssertionError at a fault."""
-    for first in range(0, runs, _GRAPHS_A_PROCESS):
-        some = min(_GRAPHS_A_PROCESS, runs - first)
-        print(in_a_process(some, seed, [root / "model", root / "razored"], first), flush=True)
-    return runs
+def fuzz_graphs(runs: int, seed: int, root: Path, findings: Path) -> int:
+    """Composed graphs, in processes whose arrays are fenced; how many there were. Exits with the findings if any."""
+    folders = [root / name for name in ("model", "razored", "vectors", "trellis")]
+    whole = campaign(runs, seed, folders, log=findings / f"graphs-{seed}.log")
+    print(whole.table(), flush=True)
+    if whole.findings:
+        sys.exit(1)
+    return whole.graphs
 
 
 def main() -> None:
@@ -157,7 +159,7 @@ def main() -> None:
         rate = runs / (time.monotonic() - start)
         print(f"{target.name}: {runs} inputs, {accepted} accepted, corpus {corpus}, {rate:.0f} a second", flush=True)
     if not options.target or options.target == GRAPHS:
-        total += fuzz_graphs(options.runs, options.seed, root)
+        total += fuzz_graphs(options.runs, options.seed, root, options.findings)
     print(f"{total} inputs, no finding")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def alias(planner: Planner, node: Node) -> None:
-    value = planner.values.get(node.inputs[0])
+    value = planner.values.get(node.inputs[0]) or planner.halves.get(node.inputs[0])
     if value is None or node.attributes.get("to") != TensorProto.FLOAT:
         raise Unplannable(f"the cast {node.name}")
     planner.give(node.outputs[0], value)

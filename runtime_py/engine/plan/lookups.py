@@ -47,6 +47,8 @@ def gather(planner: Planner, node: Node) -> None:
     if node.inputs[0] in planner.values:
         _reorder(planner, node)
         return
+    if node.inputs[0] in planner.halves:
+        raise Unplannable(f"the lookup {node.name} in float16")
     table = planner.folder.constant(node.inputs[0])
     if table.ndim != 2 or node.attributes.get("axis", 0) != 0 or table.dtype not in (np.float16, np.float32):
         raise Unplannable(f"the lookup {node.name}")
@@ -62,7 +64,8 @@ def gather(planner: Planner, node: Node) -> None:
         "out": out.place,
     }
     planner.emit(op.EMBED_DENSE, arguments, [], [out.buffer])
-    planner.give(node.outputs[0], out)
+    give = planner.give_half if table.dtype == np.float16 else planner.give
+    give(node.outputs[0], out)
 
 
 def _reorder(planner: Planner, node: Node) -> None:

@@ -55,6 +55,7 @@ class Planner:
         self.widest = 64  # columns of the widest matrix
         self.result_width = 0
         self.values: dict[str, Value] = {}
+        self.halves: dict[str, Tokens] = {}  # of float16 type
         self._names: dict[Buffer, list[str]] = {}  # values that lie in a buffer
         self._result = "logits"
         self.counted_positions = False  # whether positions may be counted from 0, as encoders do
@@ -95,7 +96,7 @@ class Planner:
     def _visit(self, node: Node) -> None:
         if all(name in self.graph.weights for name in node.inputs if name):
             return  # a constant: computed if somebody asks
-        known = any(name in self.values or name in self.razored for name in node.inputs)
+        known = any(name in self.values or name in self.razored or name in self.halves for name in node.inputs)
         if not known and node.op_type not in (CODEBOOK_GATHER, "Gather"):
             return  # masks and rotations: only attention reads them
         handler = {
@@ -145,6 +146,14 @@ class Planner:
     def give(self, name: str, value: Value) -> None:
         """Say what a name stands for."""
         self.values[name] = value
+        self._say_who_reads(name, value)
+
+    def give_half(self, name: str, value: Tokens) -> None:
+        """Say what a name of float16 type stands for: only a Cast may read it, because steps compute with float32."""
+        self.halves[name] = value
+        self._say_who_reads(name, value)
+
+    def _say_who_reads(self, name: str, value: Value) -> None:
         buffer = value.source.buffer if isinstance(value, Pending) else value.buffer
         self._names.setdefault(buffer, []).append(name)
 
