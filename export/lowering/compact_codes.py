@@ -39,8 +39,4 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
         scale,
     ]  # fmt: skip
     fresh = ir.node(CODEBOOK_MATMUL, inputs, wide.attributes(), domain=DOMAIN, name=node.name)
-    out, old = fresh.outputs[0], node.outputs[0]
-    out.name, out.shape, out.type = old.name, old.shape, old.type
-    graph.insert_before(node, fresh)
-    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)
