@@ -39,11 +39,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
         make = partial(_made, layout, part, list(given.values()))
         inputs.append(lazy(graph, f"{name}.expanded_{part}", dtype, shape.shape, make))
     fresh = ir.node(CODEBOOK_MATMUL, inputs, codebook.attributes(), domain=DOMAIN, name=node.name)
-    out, old = fresh.outputs[0], node.outputs[0]
-    out.name, out.shape, out.type = old.name, old.shape, old.type
-    graph.insert_before(node, fresh)
-    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)
 
 
 def _made(layout: Layout, part: str, given: list[ir.Value | None]) -> np.ndarray:

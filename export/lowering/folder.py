@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from export.artefacts.manifest import read_manifest
 from export.artefacts.reader import own_names, read_graph
@@ -20,7 +21,7 @@ from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.files.access import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.files.foreign import foreign
 from export.files.json_shape import check
-from export.lowering import cleanup, codebooks, group_query_attention, matmul_nbits
+from export.lowering import codebooks, group_query_attention, matmul_nbits
 from export.lowering.check import EXACT, INT8, Check
 from export.lowering.matmul_nbits import NBits
 from export.lowering.stored import Kept
@@ -29,6 +30,8 @@ from export.native.build import build_library, library_name, local_machine
 
 _NATIVE = (CODEBOOK_MATMUL, CODEBOOK_GATHER)
 PASSES = ("group_query_attention", "matmul_nbits")
+# What the passes left without a reader goes; inputs of the graph stay, used or not: runtimes feed them by name.
+_CLEANUP = (common.RemoveUnusedNodesPass, common.RemoveUnusedFunctionsPass, common.RemoveUnusedOpsetsPass)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def _lower_graph(
         else:
             raise InputError(f"pass {name!r} is unknown; there are {', '.join(PASSES)}")
         kept += left
-    cleanup.run(model)
+    for cleanup in _CLEANUP:
+        cleanup()(model)
     model.metadata_props["athena.lowered_to"] = lowering.name
     ir.save(
         model, destination / MODEL_FILE, external_data=DATA_FILE,

@@ -120,11 +120,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value])
         "GroupQueryAttention", [query, key, value, past_key, past_value, *lengths], attributes, domain=DOMAIN,
         num_outputs=3, name=node.name,
     )  # fmt: skip
-    for old, new in zip(node.outputs, fresh.outputs):
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-    graph.insert_before(node, fresh)
-    ir.convenience.replace_all_uses_with(list(node.outputs), list(fresh.outputs), replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)
 
 
 def _window(mask: ir.Value | None) -> int:

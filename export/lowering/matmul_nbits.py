@@ -116,11 +116,7 @@ def _replace(graph: ir.Graph, node: ir.Node, layout: CodebookLayout, settings: N
     attributes = {"K": layout.K, "N": layout.N, "bits": bits, "block_size": block,
                   "accuracy_level": settings.accuracy_level}  # fmt: skip
     fresh = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)
-    out, old = fresh.outputs[0], node.outputs[0]
-    out.name, out.shape, out.type = old.name, old.shape, old.type
-    graph.insert_before(node, fresh)
-    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)
     return result
 
 

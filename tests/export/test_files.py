@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -347,6 +349,16 @@ def test_a_lock_overwrites_nothing(kind, tmp_path):
     with pytest.raises(InputError, match="is no lock of ours"), locked(tmp_path / "out"):
         pass
     assert before == {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_place_without_locks_is_said(number, tmp_path, monkeypatch):
+    def flock(handle, kind):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path))}: its file system has no locks"):
+        locked(tmp_path / "out").__enter__()
 
 
 @pytest.mark.parametrize("left", ["", "4711\n"])

@@ -92,6 +92,23 @@ def test_pieces_joined_are_the_decoding_of_all_ids_for_any_cut(kind, data):
         assert "".join(pieces[: i + 1]) in before
 
 
+def settled(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
+    """The text so far without the U+FFFD at its end that further bytes could make a character of."""
+    text = answer_text(tokenizer, prompt, answer)
+    kept = text.rstrip("\ufffd")
+    if kept == text:
+        return text
+    names = {byte: name for name, byte in _ALPHABET.items()}
+    tokens = [
+        tokenizer.token_to_id(name) for b in (0x80, 0x90, 0xA0, 0xA9, 0xBF) for name in (f"<0x{b:02X}>", names[b])
+    ]
+    later = [[token] * n for token in tokens if token is not None for n in (1, 2, 3)]
+    ends = [answer_text(tokenizer, prompt, answer + more) for more in later]
+    while len(kept) < len(text) and all(end[len(kept) : len(kept) + 1] == "\ufffd" for end in ends):
+        kept += "\ufffd"
+    return kept
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @settings(max_examples=60)
@@ -106,8 +123,8 @@ def test_a_stop_string_ends_the_answer_at_the_first_token_that_completes_it(kind
     shown = "".join(streamed(stream, answer))
 
     waits = any(isinstance(stage, _Waiting) for stage in stages(tokenizer.decoder))
-    steps = [] if waits else [answer_text(tokenizer, prompt, answer[:i]).rstrip("\ufffd") for i in range(len(answer))]
-    for text in [*steps, answer_text(tokenizer, prompt, answer).rstrip("\ufffd"), whole]:
+    steps = [] if waits else [settled(tokenizer, prompt, answer[: i + 1]) for i in range(len(answer))]
+    for text in [*steps, whole]:
         found = [text.find(stop) for stop in stops if stop and stop in text]
         if found:
             assert stream.stopped and shown == text[: min(found)]
@@ -137,6 +154,16 @@ def test_whole_words_do_not_wait(kind):
     ids = [tokenizer.token_to_id("<tool>")] * 5
     pieces = streamed(TextStream(tokenizer, ids[:1]), ids[1:])
     assert all("<tool>" in piece for piece in pieces[1:4])  # a word's end is a space or nothing, so one token waits
+
+
+def test_a_stop_string_of_a_broken_byte_ends_the_answer_at_that_byte():
+    """No later byte can mend a byte that begins no character, so what follows does not decide which string is first."""
+    tokenizer = small_tokenizer("byte-level-prefix")
+    answer = [tokenizer.token_to_id(token) for token in "ĠðŁĺĢ¡!"]
+    assert tokenizer.decode(answer) == " 😀\ufffd!"
+    stream = TextStream(tokenizer, [], [" 😀\ufffd!", "\ufffd"])
+    pieces = [stream.push(token) for token in answer[:6]]
+    assert stream.stopped and pieces == [""] * 5 + [" 😀"]
 
 
 def test_broken_bytes_are_shown_when_no_later_byte_can_mend_them():
