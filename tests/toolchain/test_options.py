@@ -159,7 +159,7 @@ def test_former_spellings_mean_what_they_meant(former, modern, said, capsys):
         ("--vector 3", "--dimension must be 0 to 2, 4 or 8, not 3"),
         ("--vector 4", "codes of 8 bits at most"),
         ("--bits 2.5 --vector 2", "codes of 8 bits at most"),
-        ("--trellis some", "--format 'some' is unknown; choose one of codebook, vectors, trellis, mixed, razored"),
+        ("--trellis some", "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, mixed"),
         ("--trellis all --vector 2", "--dimension is for --format vectors and mixed"),
         ("--trellis all --method gptq", "--format trellis is for --method athena; gptq has codebook"),
         ("--incoherence some", "--rotation 'some' is unknown"),
@@ -281,12 +281,12 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
     shards = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
     former = {**FORMER, "sequences": 4, "sequence_length": 32, "passes": 0, "vector": 0, "bits": 2}
     identity = {name: manifest[name] for name in ("format_version", "source", "calibration", "integers")}
-    identity["settings"] = former
+    identity |= {"format_version": 1, "settings": former}
     old = {
         "tool_version": manifest["tool_version"],
         **identity,
         "fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        "layers": manifest["layers"],
+        "layers": manifest["blocks"],
     }
     (out / "athena.json").write_text(json.dumps(old))
     sorted(out.glob("*.safetensors"))[-1].unlink()
