@@ -159,7 +159,10 @@ def test_former_spellings_mean_what_they_meant(former, modern, said, capsys):
         ("--vector 3", "--dimension must be 0 to 2, 4 or 8, not 3"),
         ("--vector 4", "codes of 8 bits at most"),
         ("--bits 2.5 --vector 2", "codes of 8 bits at most"),
-        ("--trellis some", "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, mixed"),
+        (
+            "--trellis some",
+            "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, mixed",
+        ),
         ("--trellis all --vector 2", "--dimension is for --format vectors and mixed"),
         ("--trellis all --method gptq", "--format trellis is for --method athena; gptq has codebook"),
         ("--incoherence some", "--rotation 'some' is unknown"),

@@ -13,11 +13,10 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
 from runtime_py.system import jit_cache
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.solver import METHODS
+from toolchain.settings.solver import FORMAT_SOLVERS, METHODS
 
 jit_cache.install()  # before any module of this package compiles
 Method = Callable[..., StoredMatrix]
-SOLVERS = {"mxfp4": "mxfp4"}  # formats that a file of solvers/ fills for every method that may
 
 
 def method(name: str) -> Method:
@@ -29,6 +28,6 @@ def method(name: str) -> Method:
 
 def quantizer(settings: QuantizeSettings) -> Method:
     """What quantizes a matrix by these settings: the solver of a format that has its own, else the method."""
-    if settings.format in SOLVERS:
-        return import_module(f"toolchain.quantize.solvers.{SOLVERS[settings.format]}").quantize
+    if settings.format in FORMAT_SOLVERS:
+        return import_module(f"toolchain.quantize.solvers.{settings.format}").quantize
     return method(settings.method)

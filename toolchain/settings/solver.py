@@ -9,14 +9,20 @@ from export.contract.errors import InputError
 from toolchain.settings.format import CODEBOOK, MIXED, RAZORED, TRELLIS, VECTORS
 from toolchain.settings.option import option
 
+# Formats that have a solver of their own, toolchain/quantize/solvers/NAME.py, and the methods that it stands for.
+FORMAT_SOLVERS: dict[str, tuple[str, ...]] = {"mxfp4": ("athena", "rtn", "gptq")}
 # The formats that each method can fill, its own first. A method is a file of this name in toolchain/quantize/methods.
-METHOD_FORMATS: dict[str, tuple[str, ...]] = {
-    "athena": (CODEBOOK, VECTORS, TRELLIS, MIXED, "mxfp4"),
-    "rtn": (CODEBOOK, "mxfp4"),
-    "gptq": (CODEBOOK, "mxfp4"),
+_OWN_FORMATS: dict[str, tuple[str, ...]] = {
+    "athena": (CODEBOOK, VECTORS, TRELLIS, MIXED),
+    "rtn": (CODEBOOK,),
+    "gptq": (CODEBOOK,),
     "squeezellm": (CODEBOOK,),
     "aqlm": (VECTORS,),
     "qrazor": (RAZORED,),
+}
+METHOD_FORMATS = {
+    method: (*own, *(name for name, methods in FORMAT_SOLVERS.items() if method in methods))
+    for method, own in _OWN_FORMATS.items()
 }
 METHODS = tuple(METHOD_FORMATS)
 GRADIENT_METHODS = ("squeezellm",)  # their fourth argument: squared gradients of the weights [N, K]
