@@ -187,7 +187,7 @@ def test_an_interrupted_replacement_leaves_one_whole_folder(error, number, tmp_p
 KILLED = """
 import os, sys
 from pathlib import Path
-from export import replace
+from export.files import replace
 replace._exchange = lambda one, other: False
 real = os.rename
 def rename(source, target):

@@ -17,7 +17,7 @@ from export import __version__
 from export.artefacts.checkpoint import FORMAT_VERSION
 from export.artefacts.records import CODES, StoredPart, TensorRecord
 from export.contract.errors import InputError
-from export.contract.formats import CodebookLayout, Layout
+from export.contract.formats import CodebookLayout, Layout, layout_of
 from export.contract.formats.razored import RazoredLayout
 from export.files.access import write_json
 from export.graph.archs import model_spec
@@ -25,11 +25,15 @@ from export.graph.spec import ModelSpec
 from export.model_folder import install_folder
 from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.run import totals
+from toolchain.quantize.methods import aqlm
 from toolchain.quantize.methods.athena import choose_layout
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.trellis import scale_bits as trellis_scale_bits
+from toolchain.quantize.solvers.vectors import choose_dimension
+from toolchain.quantize.solvers.vectors import choose_layout as choose_vectors
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import check_random
+from toolchain.settings.solver import FORMAT_SOLVERS
 from toolchain.source.config import resolved_config
 
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
@@ -113,9 +117,16 @@ class RandomCheckpoint:
         """A linear layer in the layout that the quantizer would choose; trellis codes with levels of their own."""
         if settings.method == "qrazor":
             return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
+        if settings.format in FORMAT_SOLVERS:
+            return _record(name, layout_of(settings.format, {"bits": settings.width, "K": shape[1], "N": shape[0]}), 16)
+        if settings.method == "aqlm":
+            return _record(name, *choose_vectors(*shape, settings, aqlm.DIMENSION, aqlm.ENTRY_BITS, settings.width))
         trellis = choose_trellis(*shape, settings) if settings.uses_trellis else None
         if trellis is not None:
             return _record(name, trellis[0], trellis_scale_bits(shape[1], settings))
+        dimension = choose_dimension(*shape, settings)
+        if dimension > 1:
+            return _record(name, *choose_vectors(*shape, settings, dimension, settings.width * dimension, books=1))
         return _record(name, *choose_layout(*shape, settings))
 
     def _uniform(self, name: str, shape: tuple[int, int], bits: int) -> TensorRecord:

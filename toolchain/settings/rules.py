@@ -43,8 +43,6 @@ def check_random(settings: QuantizeSettings) -> None:
     """What random codes cannot be. Raises InputError when it is asked for."""
     if settings.is_budget:
         raise InputError("--random takes --bits, no --budget")
-    if settings.uses_vectors:
-        raise InputError("--random writes codebook, trellis or razored codes; give it no --dimension or --method aqlm")
 
 
 def _check_method(settings: QuantizeSettings) -> None:

@@ -39,6 +39,15 @@ def choose_dimension(rows: int, columns: int, settings: QuantizeSettings) -> int
     return 1
 
 
+def choose_layout(
+    rows: int, columns: int, settings: QuantizeSettings, dimension: int, bits: int, books: int
+) -> tuple[VectorLayout, int]:
+    """Layout and scale bits for a matrix [rows, columns]; arguments as of quantize_vectors."""
+    scale_bits = settings.scale_bits or (CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16)
+    shared = settings.rows_per_codebook or _shared_rows(rows, columns, scale_bits, books * dimension << bits)
+    return VectorLayout(bits, columns, rows, dimension, books, min(shared, rows)), scale_bits
+
+
 def quantize_vectors(
     weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, dimension: int, bits: int, books: int
 ) -> StoredMatrix:
@@ -47,9 +56,7 @@ def quantize_vectors(
     rows, columns = w.shape
     h, used_damping = damped(hessian if hessian.ndim == 2 else hessian.mean(axis=0), settings.damping)
     w, h = vector_solver.padded(w, h, dimension)
-    scale_bits = settings.scale_bits or (CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16)
-    shared = settings.rows_per_codebook or _shared_rows(rows, columns, scale_bits, books * dimension << bits)
-    layout = VectorLayout(bits, columns, rows, dimension, books, min(shared, rows))
+    layout, scale_bits = choose_layout(rows, columns, settings, dimension, bits, books)
     total = max(layer_loss(w, h), 1e-300)
     parts = pieces(rows, layout.rows_per_codebook)
 
