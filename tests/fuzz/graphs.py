@@ -1,11 +1,11 @@
-"""Valid graphs nobody would export, run by the engine with every array fenced, and by the interpreter.
+"""Valid graphs nobody would export, run by the engine with a guard page behind every array, and by the interpreter.
 
 python -m tests.fuzz.graphs --runs 1000 [--seed 0] [--first 0]
 
 A graph is composed of random nodes of the supported set with legal types and odd shapes, or is one of a real export
 with nodes inserted, edges moved and outputs renamed. The engine and the interpreter must give the same logits, up to
 the rounding of int8 activations and a float16 cache, which the interpreter copies; or refuse it in one line. A fault
-ends the process, by a signal where a fence was touched.
+ends the process, by a signal where a guard page was touched.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def fuzz_with_coverage(target: Target, runs: int, seed: int, findings: Path) -> 
 
 
 def fuzz_graphs(runs: int, seed: int, root: Path) -> int:
-    """Composed graphs, in processes whose arrays are fenced; how many there were. Raises AssertionError at a fault."""
+    """Composed graphs, in processes with guard pages; how many there were. Raises AssertionError at a fault."""
     for first in range(0, runs, _GRAPHS_A_PROCESS):
         some = min(_GRAPHS_A_PROCESS, runs - first)
         print(in_a_process(some, seed, [root / "model", root / "razored"], first), flush=True)
