@@ -34,7 +34,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The kernels' own tests run with every array fenced by protected pages: one byte too many ends the run.
+# The kernels' own tests run with a guard page behind every array: one byte too many ends the run.
 KERNEL_TESTS := tests/runtime_py/test_engine.py tests/runtime_py/test_products.py tests/runtime_py/test_paths.py tests/runtime_py/test_simd.py tests/runtime_py/test_razor.py
 
 test: lint

@@ -10,14 +10,14 @@ import numpy as np
 from runtime_py.simd.atomics import barrier
 from runtime_py.simd.vectors import add_ints, load_ints, prefetch, store_ints, zero_ints
 from runtime_py.system.guard_pages import aligned_bytes
-from runtime_py.system.thread_pool import Team
+from runtime_py.system.thread_pool import ThreadPool
 
 _BYTES = 1 << 29  # far more than any cache
 _AHEAD = 4096
 
 
 @nb.njit(cache=True, nogil=True)
-def _read(address, size, meeting, thread, threads, out):
+def _read(address, size, gate, thread, threads, out):
     """Add up every vector of this thread's share, so that no read can be left out."""
     part = size // threads // 256 * 256
     at, total = address + thread * part, zero_ints()
@@ -28,23 +28,23 @@ def _read(address, size, meeting, thread, threads, out):
         total = add_ints(total, add_ints(load_ints(at + 128), load_ints(at + 192)))
         at += 256
     store_ints(out + 64 * thread, total)
-    barrier(meeting, threads)
+    barrier(gate, threads)
 
 
 class Bandwidth:
-    """Measures the read bandwidth with a team of threads."""
+    """Measures the read bandwidth with a pool of threads."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._team = threads, Team(threads)
-        self._data, self._meeting = aligned_bytes(_BYTES), aligned_bytes(128)
+        self._threads, self._pool = threads, ThreadPool(threads)
+        self._data, self._gate = aligned_bytes(_BYTES), aligned_bytes(128)
         self._data[:] = 1
         self._out = aligned_bytes(64 * threads)
 
     def measure(self) -> float:
         """Bytes per second of one pass."""
-        data, meeting, out = self._data.ctypes.data, self._meeting.ctypes.data, self._out.ctypes.data
+        data, gate, out = self._data.ctypes.data, self._gate.ctypes.data, self._out.ctypes.data
         start = time.perf_counter()
-        self._team.run(lambda t, n: _read(data, _BYTES, meeting, t, n, out), self._threads)
+        self._pool.run(lambda t, n: _read(data, _BYTES, gate, t, n, out), self._threads)
         elapsed = time.perf_counter() - start
         if int(self._out.view(np.int32).astype(np.int64).sum()) == 0:
             raise RuntimeError("the memory was not read")

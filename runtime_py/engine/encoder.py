@@ -9,10 +9,11 @@ import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
-from runtime_py.engine.kernels.attention import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.plan.planner import Planner
+from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.plan.walk import plan_encoder
 from runtime_py.engine.program import Program
-from runtime_py.engine.verify.verifier import Case, Promise, Promises
+from runtime_py.engine.records.claims import Case
+from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 
 
@@ -24,23 +25,22 @@ class EncoderEngine:
         if threads is not None and not 1 <= threads <= 1024:
             raise InputError(f"--threads must be 1 to 1024, not {threads}")
         self.limit = -(-limit // 16) * 16
-        planner = Planner(graph, self.limit, ("input_ids", "position_ids", "token_type_ids"))
-        planner.plan_encoder(states)
-        self._attention = planner.attention
-        self._width = planner.result_width
+        planned = plan_encoder(graph, self.limit, states)
+        self._attention = planned.attention
+        self._width = planned.result_width
         calls = ((1, HALF_ITEM), (self.limit, FLOAT_ITEM))
         cases = [Case(tokens, False, self.limit, item, 1) for tokens, item in calls]
-        self._program = Program(planner, self._promises, cases, threads)
+        self._program = Program(planned, self._promises, cases, threads)
         limits = self._program.limits
         self._rows = limits.get("input_ids", 0)
         self._longest = min(limits.get("position_ids", self.limit), self.limit)
-        plan = self._program.plan
+        table = self._program.table
         self._ids = settled(np.zeros(self.limit, np.int64))
         positions = settled(np.arange(self.limit, dtype=np.int64))
         segments = settled(np.zeros(self.limit, np.int64))
         for name, array in (("input_ids", self._ids), ("position_ids", positions), ("token_type_ids", segments)):
-            plan.set(name, array.ctypes.data)
-        plan.set("capacity", self.limit)
+            table.set(name, array.ctypes.data)
+        table.set("capacity", self.limit)
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
         self._alive = (positions, segments)
@@ -51,7 +51,8 @@ class EncoderEngine:
         """What is set before the first text, and for each text its result. All layers share one cache."""
         memory = {n: Promise(lambda case: 8 * self.limit) for n in ("input_ids", "position_ids", "token_type_ids")}
         memory["result"] = Promise(lambda case: 4 * self._width * case.tokens, ready=False, result=True)
-        keys, values = (Promise(lambda case, k=k: self._cache_bytes(case.item)[k], ready=False) for k in range(2))
+        keys = Promise(lambda case: self._cache_bytes(case.item)[0], ready=False)
+        values = Promise(lambda case: self._cache_bytes(case.item)[1], ready=False)
         overflow = Promise(lambda case: 16)
         numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
         for i in range(len(self._attention)):
@@ -68,7 +69,7 @@ class EncoderEngine:
     def _new_cache(self, item: int) -> list[np.ndarray]:
         """One cache with which all layers take turns: each is done with it before the next one writes.
 
-        item: bytes of a cached number (attention.py).
+        item: bytes of a cached number (kernels/attention/attend.py).
         """
         cache = [aligned_bytes(size) for size in self._cache_bytes(item)]
         places = {
@@ -77,7 +78,7 @@ class EncoderEngine:
         }  # fmt: skip
         for i in range(len(self._attention)):
             for name, value in places.items():
-                self._program.plan.set(f"{name}.{i}", value)
+                self._program.table.set(f"{name}.{i}", value)
         return cache
 
     def states(self, ids: Sequence[int]) -> np.ndarray:
@@ -90,7 +91,7 @@ class EncoderEngine:
         out = result_array((tokens.size, self._width))
         with self._lock:
             self._ids[: tokens.size] = tokens
-            self._program.plan.set("result", out.ctypes.data)
+            self._program.table.set("result", out.ctypes.data)
             self._program.run(tokens.size, 0, False)
             if self._overflow.any():  # float16 is too narrow for this text: float32 from now on
                 self._overflow[:] = 0

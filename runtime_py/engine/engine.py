@@ -1,4 +1,4 @@
-"""A planned model folder: weights mapped, buffers allocated once, one compiled call a token on a team of threads."""
+"""A planned model folder: weights mapped, buffers allocated once, one compiled call a token on a pool of threads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
-from runtime_py.engine.kernels import razor_attention
-from runtime_py.engine.kernels.attention import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.plan.planner import Planner
-from runtime_py.engine.plan.values import AttentionShape, Unplannable
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.kernels.attention import razor_attend
+from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.plan.values import AttentionShape
+from runtime_py.engine.plan.walk import plan_decoder
 from runtime_py.engine.program import Program
-from runtime_py.engine.verify.verifier import Case, Promise, Promises
+from runtime_py.engine.records.claims import Case
+from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 
@@ -31,7 +33,7 @@ _STAMPS = itertools.count()
 class EngineState:
     """Keys and values of the tokens seen so far, one pair per layer: uint8 [kv_heads, capacity / 16, block bytes].
 
-    Blocks hold float16 or float32 numbers as attention.py lays them out, or razored codes as razor_attention.py does.
+    Blocks hold float16 or float32 numbers (kernels/attention/attend.py), or razored codes (razor_attend.py beside it).
     """
 
     length: int
@@ -53,12 +55,11 @@ class Engine:
 
         Raises Unplannable when the graph has something this cannot run.
         """
-        planner = Planner(graph, _CHUNK)
-        planner.plan()
-        self._folder = planner.folder
-        self._attention = planner.attention
-        self._rotation_names = planner.rotations
-        self.vocab_size = planner.result_width
+        planned = plan_decoder(graph, _CHUNK)
+        self._folder = planned.folder
+        self._attention = planned.attention
+        self._rotation_names = planned.rotations
+        self.vocab_size = planned.result_width
         self._smallest_head = min((shape.head_dim for shape in self._attention), default=0)
         for names in self._rotation_names if self._attention else ():
             (cos, _) = self._folder.given(names, {"position_ids": np.zeros((1, 1), np.int64)})
@@ -66,16 +67,16 @@ class Engine:
                 raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {self._smallest_head}")
         calls = ((1, False, HALF_ITEM), (_CHUNK, False, FLOAT_ITEM), (_CHUNK, True, HALF_ITEM))
         cases = [Case(tokens, last_only, _CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
-        self._program = Program(planner, self._promises, cases, threads, processors)
+        self._program = Program(planned, self._promises, cases, threads, processors)
         limits = self._program.limits
         self._lookup_rows, self._position_rows = limits.get("input_ids", 0), limits.get("position_ids")
-        self._plan = self._program.plan
+        self._table = self._program.table
         self._rotations: list[np.ndarray] = []
         self._rotated = 0  # positions in the table
         self._bound = -1  # stamp of the state whose cache is in the step table
         self._ids, self._positions = settled(np.zeros(_CHUNK, np.int64)), settled(np.zeros(_CHUNK, np.int64))
-        self._plan.set("input_ids", self._ids.ctypes.data)
-        self._plan.set("position_ids", self._positions.ctypes.data)
+        self._table.set("input_ids", self._ids.ctypes.data)
+        self._table.set("position_ids", self._positions.ctypes.data)
         self._lock = threading.Lock()
         self.instruction_set = self._program.instruction_set
         self.threads = self._program.threads
@@ -84,7 +85,7 @@ class Engine:
         self._items = ((HALF_ITEM, HALF_ITEM),) * len(self._attention)  # grows where float16 was once too narrow
         self._overflow = settled(np.zeros((len(self._attention), 2), np.int64))  # of keys and values, by layer
         for i, row in enumerate(self._overflow):
-            self._plan.set(f"overflow.{i}", row.ctypes.data)
+            self._table.set(f"overflow.{i}", row.ctypes.data)
         self._fits = self._overflow.tobytes()  # compared for every token: any() takes ten times as long
 
     def _promises(self, threads: int) -> Promises:
@@ -154,7 +155,7 @@ class Engine:
         tokens, past = ids.size, state.length
         self._ids[:tokens] = ids
         self._positions[:tokens] = np.arange(past, past + tokens)
-        self._plan.set("result", logits.ctypes.data)
+        self._table.set("result", logits.ctypes.data)
         if past + tokens > self._rotated:
             self._extend_rotations(past + tokens)
         while True:
@@ -186,17 +187,17 @@ class Engine:
 
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
-        self._plan.set("capacity", state.capacity)
+        self._table.set("capacity", state.capacity)
         if any(shape.razored for shape in self._attention):
             size = _scores_bytes(state.capacity, self.threads)
             if self._scores is None or self._scores.nbytes < size:
                 self._scores = aligned_bytes(size)
-            self._plan.set("scores", self._scores.ctypes.data)
+            self._table.set("scores", self._scores.ctypes.data)
         for i, (keys, values) in enumerate(zip(state.keys, state.values)):
-            self._plan.set(f"keys.{i}", keys.ctypes.data)
-            self._plan.set(f"values.{i}", values.ctypes.data)
-            self._plan.set(f"key_item.{i}", state.items[i][0])
-            self._plan.set(f"value_item.{i}", state.items[i][1])
+            self._table.set(f"keys.{i}", keys.ctypes.data)
+            self._table.set(f"values.{i}", values.ctypes.data)
+            self._table.set(f"key_item.{i}", state.items[i][0])
+            self._table.set(f"value_item.{i}", state.items[i][1])
         self._bound = state.stamp
 
     def _grow(self, state: EngineState, total: int) -> None:
@@ -229,7 +230,7 @@ class Engine:
             if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != self._rotated or 2 * cos.shape[1] > smallest:
                 raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")
             for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
-                self._plan.set(f"{name}.{number}", value)
+                self._table.set(f"{name}.{number}", value)
             tables += [cos, sin]
         self._rotations = tables
 
@@ -247,7 +248,7 @@ def _cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) -
 
 def _scores_bytes(capacity: int, threads: int) -> int:
     """Bytes of the scores of the queries at work over a razored cache."""
-    return 4 * razor_attention.ROWS * capacity * threads
+    return 4 * razor_attend.ROWS * capacity * threads
 
 
 def chunk_size(left: int) -> int:

@@ -1,4 +1,4 @@
-"""A plan with its memory and its threads: one call computes a chunk of tokens. What a cache is, the caller knows."""
+"""A step table with its memory and its threads: one call computes a chunk of tokens. The caller knows its caches."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from runtime_py.engine.kernels import attention, matmul, razor_attention
+from runtime_py.engine.kernels import matmul
+from runtime_py.engine.kernels.attention import attend, razor_attend
 from runtime_py.engine.kernels.matrix import width_tag
-from runtime_py.engine.plan.plan import finish
-from runtime_py.engine.plan.planner import Planner
-from runtime_py.engine.steps.loop import run_steps
-from runtime_py.engine.verify.verifier import Case, Promises, verify
+from runtime_py.engine.loop.loop import run_steps
+from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.placement import finish
+from runtime_py.engine.records.claims import Case
+from runtime_py.engine.verify.verifier import Promises, verify
 from runtime_py.simd.codes import RAW
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
 from runtime_py.system.guard_pages import aligned_bytes, settled
-from runtime_py.system.thread_pool import Team, available_threads
+from runtime_py.system.thread_pool import ThreadPool, available_threads
 
 _SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
 
@@ -28,7 +30,7 @@ class Program:
 
     def __init__(
         self,
-        planner: Planner,
+        planned: Context,
         promises: Callable[[int], Promises],
         cases: Sequence[Case],
         threads: int | None = None,
@@ -39,45 +41,45 @@ class Program:
         threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
         Raises Unplannable where the plan is not proven to stay inside its memory.
         """
-        self.plan = finish(planner.steps, planner.keep)
+        self.table = finish(planned.steps, planned.keep)
         isa = pick()
         amx = isa == "avx512vbmi" and has_amx() and _allow_amx()
         rows, vectors = matmul.tile_shape(isa, amx)
-        widths = tuple(map(width_tag, planner.widths())) or (RAW,)
+        widths = tuple(map(width_tag, planned.widths())) or (RAW,)
         self._config = _amx_config()
         self.threads = len(processors) or threads or available_threads()
-        self._team = Team(self.threads, processors)
-        head_dim = max((a.head_dim for a in planner.attention), default=16)
-        attending = max(attention.scratch_bytes(head_dim), razor_attention.scratch_bytes(head_dim))
-        per_thread = matmul.scratch_bytes(planner.widest) + 4 * planner.widest + attending + 4096
+        self._pool = ThreadPool(self.threads, processors)
+        head_dim = max((a.head_dim for a in planned.attention), default=16)
+        attending = max(attend.scratch_bytes(head_dim), razor_attend.scratch_bytes(head_dim))
+        per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
         cases = [case._replace(threads=self.threads) for case in cases]
-        self.limits = verify(self.plan, promises(self.threads), cases, self._scratch_stride)
-        self._counters = settled(np.zeros(len(self.plan.steps), np.int64))
-        self._meeting = aligned_bytes(128)
-        self._addresses = tuple(a.ctypes.data for a in (self._counters, self._meeting, self._scratch))
+        self.limits = verify(self.table, promises(self.threads), cases, self._scratch_stride)
+        self._counters = settled(np.zeros(len(self.table.steps), np.int64))
+        self._gate = aligned_bytes(128)
+        self._addresses = tuple(a.ctypes.data for a in (self._counters, self._gate, self._scratch))
         self._machine = (
             ISAS[isa], widths, WEIGHT_OFFSET[isa], (rows, vectors, amx), self._config.ctypes.data,
-            self.plan.steps.ctypes.data, len(self.plan.steps),
+            self.table.steps.ctypes.data, len(self.table.steps),
         )  # fmt: skip
         self.instruction_set = isa + (" with AMX" if amx else "")
         self.alone_below = _SMALL_WORK
-        self.bytes_per_token = planner.bytes_per_token  # weights read for one token
+        self.bytes_per_token = planned.bytes_per_token  # weights read for one token
 
     def run(self, tokens: int, past: int, last_only: bool) -> None:
-        """Compute `tokens` tokens behind `past` others; every External of the plan has its address by now."""
+        """Compute `tokens` tokens behind `past` others; every External of the table has its address by now."""
         self._counters[:] = 0
-        counters, meeting, scratch = self._addresses
+        counters, gate, scratch = self._addresses
 
         def work(thread: int, threads: int) -> None:
             run_steps(
-                *self._machine, tokens, past, last_only, counters, meeting, thread, threads,
+                *self._machine, tokens, past, last_only, counters, gate, thread, threads,
                 scratch + thread * self._scratch_stride,
             )  # fmt: skip
 
         alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
-        self._team.run(work, 1 if alone else self.threads)
+        self._pool.run(work, 1 if alone else self.threads)
 
 
 def _allow_amx() -> bool:

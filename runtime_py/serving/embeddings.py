@@ -34,7 +34,7 @@ class EmbeddingServer:
 
     def __init__(self, encoder: TextEncoder, model: str, settings: ServeSettings) -> None:
         self._encoder, self._model, self._settings = encoder, model, settings
-        self._worker = ThreadPoolExecutor(1, "athena-encoder")  # the kernels have one team of threads
+        self._worker = ThreadPoolExecutor(1, "athena-encoder")  # the kernels have one pool of threads
         self._closed = threading.Event()
         self._waiting = 0  # requests, the running one included; touched by the event loop only
         self._typical = 0.1  # seconds a request took, a running mean

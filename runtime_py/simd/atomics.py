@@ -1,4 +1,4 @@
-"""What a team of threads needs inside compiled code: a shared counter, a barrier, and giving up the processor."""
+"""What a pool of threads needs inside compiled code: a shared counter, a barrier, and giving up the processor."""
 
 from __future__ import annotations
 

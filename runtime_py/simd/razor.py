@@ -29,7 +29,7 @@ def razor_scores(
     typingctx, isa, rows, block, eights, per_group, groups, queries, query_stride, wide, corrections,
     correction_stride, out, out_stride,
 ):  # fmt: skip
-    """out[r] (16 int32) = scores of query row r against the 16 keys of a block (layout in engine/razor_attention.py).
+    """out[r] (16 int32) = scores of query row r against the 16 keys of a block (layout in razor_attend.py).
 
     queries: high bytes of row 0, its low bytes `wide` further; rows lie query_stride bytes apart. corrections: int32
     [groups] of row 0. A group is per_group times 8 dimensions, `eights` of them in all.

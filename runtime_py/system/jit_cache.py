@@ -18,6 +18,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -39,8 +40,9 @@ from export.files.cache_folder import NoCache, private_cache
 from runtime_py.system.sources import ROOT, digest
 
 _COVERED = tuple(ROOT / package for package in ("runtime_py", "toolchain"))
-_MACHINE = ROOT / "runtime_py" / "engine" / "steps" / "loop.py"
+_LOOP = ROOT / "runtime_py" / "engine" / "loop" / "loop.py"
 _KEPT = 4  # states of one file's sources that are kept: other versions and checkouts may be in use beside this one
+_GONE_DAYS = 30  # after which kernels of a file that this version does not have are removed
 _DIGEST = hashlib.sha256
 
 
@@ -68,20 +70,26 @@ def kernel_folder(path: Path) -> Path | None:
 
 def is_cold() -> bool:
     """Whether nothing has been compiled here yet by this version."""
-    folder = kernel_folder(_MACHINE)
+    folder = kernel_folder(_LOOP)
     return folder is None or not any(folder.glob("*run_steps*.nbi"))
 
 
 def _forget_old(folder: Path) -> None:
-    """Remove the kernels of earlier states of a file, all but the newest."""
+    """Remove the kernels of earlier states of a file, all but the newest, and those of files that are long gone."""
     stem = folder.name.rpartition("-")[0]
     try:
-        earlier = [p for p in folder.parent.iterdir() if p.name.rpartition("-")[0] == stem and p != folder]
-        earlier.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+        others = [(p, p.name.rpartition("-")[0], p.stat().st_mtime) for p in folder.parent.iterdir() if p != folder]
     except OSError:  # another process is doing the same
         return
-    for place in earlier[_KEPT - 1 :]:
+    earlier = sorted((written, p) for p, module, written in others if module == stem)
+    before = time.time() - 86400 * _GONE_DAYS
+    gone = [p for p, module, written in others if written < before and not _source(module).is_file()]
+    for place in (*(p for _, p in earlier[: -(_KEPT - 1)]), *gone):
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _source(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 
 class AthenaCacheLocator(UserProvidedCacheLocator):

@@ -1,4 +1,4 @@
-"""A team of threads that all run the same compiled function, each with its own number; one of them is the caller."""
+"""A pool of threads that all run the same compiled function, each with its own number; one of them is the caller."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _pin(processor: int) -> None:
         os.sched_setaffinity(0, {processor})
 
 
-class Team:
+class ThreadPool:
     """size - 1 waiting threads. They are daemons: an exiting interpreter does not wait for them."""
 
     def __init__(self, size: int, processors: Sequence[int] = ()) -> None:

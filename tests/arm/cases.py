@@ -11,9 +11,10 @@ from export.contract.formats.codebook import CodebookLayout
 from export.contract.packing import pack
 from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.matmul import matmul_item
-from runtime_py.engine.kernels.matrix import matrix_record, padded
+from runtime_py.engine.kernels.matrix import padded
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.records.stored_matrix import matrix_record
 from runtime_py.load import open_model
 from runtime_py.simd.codes import WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET

@@ -25,14 +25,15 @@ from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError, NotFiniteError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.files.foreign import foreign
-from runtime_py.engine import engine as engine_module
 from runtime_py.engine.engine import Engine, chunk_size
-from runtime_py.engine.plan.plan import Argument, Buffer, Step
-from runtime_py.engine.plan.planner import Planner, Value
+from runtime_py.engine.loop.loop import run_steps
+from runtime_py.engine.plan import walk
+from runtime_py.engine.plan.context import Context, Value
+from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.values import Tokens
 from runtime_py.engine.program import Program
-from runtime_py.engine.steps import table as op
-from runtime_py.engine.steps.loop import run_steps
+from runtime_py.engine.steps.attention import KvAppend, RazorKvAppend
+from runtime_py.engine.steps.step import Step
 from runtime_py.engine.steps.table import STEP
 from runtime_py.load import Runner, _runner
 from runtime_py.reference.session import Session, State
@@ -44,17 +45,17 @@ _BIT, _NOISES = 2.0**-22, 8  # a sum that cancels is as far as some bits in its 
 _CURVES, _ACTIVATION = ("Tanh", "Gelu", "Mul"), 4e-7  # what engine/elementwise.py says of them, near zero, and of gates
 
 
-class Traced(Planner):
-    """A planner that notes which names stand for what its buffers hold after each step."""
+class Traced(Context):
+    """A plan that notes which names stand for what its buffers hold after each step."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self._held: dict[Buffer, list[tuple[int, str, Tokens]]] = {}  # steps before, name, value
         self._op_type = ""
 
-    def _visit(self, node: Node) -> None:
+    def enter(self, node: Node) -> None:
         self._op_type = node.op_type
-        super()._visit(node)
+        super().enter(node)
 
     def give(self, name: str, value: Value) -> None:
         super().give(name, value)
@@ -64,16 +65,15 @@ class Traced(Planner):
                 held[:] = [entry for entry in held if entry[0] < now]
             held.append((now, name, value))
 
-    def emit(self, operation: int, arguments: dict[str, Argument], reads: list[Buffer], writes: list[Buffer]) -> Step:
-        step = super().emit(operation, arguments, reads, writes)
-        if operation in (op.REMEMBER, op.RAZOR_REMEMBER):
+    def emit(self, step: Step[Argument], reads: list[Buffer], writes: list[Buffer]) -> None:
+        super().emit(step, reads, writes)
+        if isinstance(step, KvAppend | RazorKvAppend):
             for buffer in {b for b in reads + writes if b in self._held}:  # rotated where they lie
                 turned = [(n, v) for _, n, v in self._held[buffer] if v.rotation is not None]
                 self._held[buffer] += [(len(self.steps), name, replace(v, rotation=None)) for name, v in turned]
-        return step
 
     def views(self, base: int) -> dict[int, list[View]]:
-        """What can be looked at after so many steps of the finished plan. base: where unfenced buffers begin."""
+        """What can be looked at after so many steps of the finished plan. base: where buffers without guard pages begin."""
         found: dict[int, list[View]] = {}
         for buffer, names in self._held.items():
             if buffer.offset < 0:
@@ -108,8 +108,8 @@ class Recorder:
 
     def __post_init__(self) -> None:
         program = self.engine._program
-        views = self.views = self.planner.views(0 if checking() else program.plan.memory[0].ctypes.data)
-        run, table = program.run, program.plan.steps
+        views = self.views = self.planner.views(0 if checking() else program.table.memory[0].ctypes.data)
+        run, table = program.run, program.table.steps
 
         def recorded(tokens: int, past: int, last_only: bool) -> None:
             run(tokens, past, last_only)
@@ -225,11 +225,11 @@ def opened(graph: Graph) -> tuple[Runner, str, Recorder | None]:
     """What load.py opens, why it is the interpreter, and the recorder of an engine. Raises InputError."""
     planners: list[Traced] = []
 
-    def plan(*arguments: Any) -> Traced:
-        planners.append(Traced(*arguments))
+    def plan(*arguments: Any, **named: Any) -> Traced:
+        planners.append(Traced(*arguments, **named))
         return planners[-1]
 
-    with mock.patch.object(engine_module, "Planner", plan), foreign(Path("model.onnx"), "the graph is malformed"):
+    with mock.patch.object(walk, "Context", plan), foreign(Path("model.onnx"), "the graph is malformed"):
         runner, why = _runner(graph, "int8", 1, ())
     return runner, why, Recorder(runner, planners[-1]) if isinstance(runner, Engine) else None
 
@@ -280,11 +280,11 @@ def without_names(message: str) -> str:
     return " ".join(word for word in message.split() if word.replace("-", "").rstrip(":,;").isalpha())[:80]
 
 
-def kinds_of(planner: Planner) -> set[str]:
+def kinds_of(planned: Context) -> set[str]:
     """Steps with what is fused into them, and the kinds of widths."""
     kinds = set()
-    for step in planner.steps:
-        name, a = op.NAMES[step.operation], step.arguments
+    for step in planned.steps:
+        name, a = type(step.step).__name__, vars(step.step)
         kinds |= {name} | {f"{name} with {field}" for field in ("bias", "accumulate", "quant") if a.get(field)}
         columns, stride = a.get("columns"), a.get("stride")
         if isinstance(columns, int) and isinstance(stride, int):

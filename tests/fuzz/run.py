@@ -116,7 +116,7 @@ def fuzz_with_coverage(target: Target, runs: int, seed: int, findings: Path) -> 
 
 
 def fuzz_graphs(runs: int, seed: int, root: Path, findings: Path) -> int:
-    """Composed graphs, in processes whose arrays are fenced; how many there were. Exits with the findings if any."""
+    """Composed graphs, in processes with guard pages; how many there were. Exits with the findings if any."""
     folders = [root / name for name in ("model", "razored", "vectors", "trellis")]
     whole = campaign(runs, seed, folders, log=findings / f"graphs-{seed}.log")
     print(whole.table(), flush=True)

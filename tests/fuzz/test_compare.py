@@ -15,6 +15,7 @@ from export.artefacts.reader import Graph
 from export.contract.formats.codebook import DOMAIN
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.steps import table as op
+from runtime_py.engine.steps.elementwise import Scale
 from runtime_py.load import _runner
 from tests.fuzz import compare, graphs
 from tests.fuzz.compare import agree, follow, opened
@@ -51,9 +52,9 @@ def test_a_fault_of_one_step_in_the_last_bits_is_found(tokens, last_only):
     for change, finds in ((0, False), (400, True)):
         runner, _, recorder = opened(graph)
         assert recorder is not None
-        row = next(i for i, s in enumerate(recorder.planner.steps) if s.operation == op.SCALE)
+        row = next(i for i, s in enumerate(recorder.planner.steps) if isinstance(s.step, Scale))
         column = op.ARGUMENTS + op.FIELDS[op.SCALE].index("factor")
-        recorder.engine._program.plan.steps[row, column] += change
+        recorder.engine._program.table.steps[row, column] += change
         ids = [i % 60 for i in range(tokens)]
         ours = runner.forward(runner.new_state(), ids, last_only)
         follower = compare.Follower(graph)
@@ -74,7 +75,7 @@ def test_a_value_that_is_written_over_is_compared_before(seed):
     made = composer.value(64, "CodebookMatMul", (x, *stored), domain=DOMAIN, **attributes)
     graph = done(composer, normed(composer, composer.value(64, "Add", (x, made))))
     _, _, recorder = opened(graph)
-    assert recorder is not None and any(s.arguments.get("accumulate") for s in recorder.planner.steps)
+    assert recorder is not None and any(getattr(s.step, "accumulate", 0) for s in recorder.planner.steps)
     names = {view.name for views in recorder.views.values() for view in views}
     assert {"n1.0", "n3.0"} <= names and "n2.0" not in names
     assert agree(graph, random.Random(seed)).result == "compiled: equal"

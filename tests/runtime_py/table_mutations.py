@@ -1,7 +1,7 @@
-"""Changes numbers of a verified table: what the verifier lets pass is run with every array fenced.
+"""Changes numbers of a verified table: what the verifier lets pass is run with a guard page behind every array.
 
 python -m tests.runtime_py.table_mutations FOLDER COUNT, with ATHENA_CHECK=1. COUNT: how many changes are sampled, 0 for
-all. A change that gets by the verifier and touches a fence ends the process by a signal; the last line says which.
+all. A change that gets by the verifier and touches a guard page ends the process by a signal; the last line says which.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine import program
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels import matrix
+from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.paths import runs_directly
-from runtime_py.engine.plan.values import Unplannable
+from runtime_py.engine.records.stored_matrix import NUMBERS, StoredMatrix
 from runtime_py.engine.steps.table import ARGUMENTS, FIELDS, NAMES, OPERATION
 from runtime_py.engine.verify.verifier import verify
 from runtime_py.reference.expansion import expand_products
@@ -35,11 +35,11 @@ def opened(folder: Path) -> tuple[tuple[Any, ...], Callable[[], None]]:
     """What the verifier was given, and a function that makes all kinds of calls."""
     given: list[tuple[Any, ...]] = []
 
-    def remember(*arguments: Any) -> dict[str, int]:
+    def keep(*arguments: Any) -> dict[str, int]:
         given.append(arguments)
         return verify(*arguments)
 
-    program.verify = remember
+    program.verify = keep
     graph = expand_products(read_graph(folder), keep=runs_directly)
     if any(info.name == "logits" for info in graph.outputs):
         engine = Engine(graph, 1)
@@ -60,7 +60,7 @@ def changes(plan: Any) -> Iterator[tuple[str, np.ndarray, tuple[int, ...], int]]
     """(what, array, place, new number) of every change of the table and of the matrix records."""
     fixed = {cell for cells in plan.externals.values() for cell in cells}
     for row, step in enumerate(plan.steps.tolist()):
-        names = ("operation", "meet", "last", *FIELDS[step[OPERATION]])
+        names = ("operation", "barrier", "last", *FIELDS[step[OPERATION]])
         for column in range(ARGUMENTS + len(FIELDS[step[OPERATION]])):
             if (row, column) not in fixed:
                 for change in CHANGES:
@@ -68,8 +68,8 @@ def changes(plan: Any) -> Iterator[tuple[str, np.ndarray, tuple[int, ...], int]]
                     yield what, plan.steps, (row, column), step[column] + change
                 yield f"step {row} {names[column]} = 0", plan.steps, (row, column), 0
     for number, record in enumerate(plan.constants):
-        if record.dtype == np.int64 and record.shape == (matrix.FIELDS,):
-            for place in range(14):
+        if record.dtype == np.int64 and record.shape == (NUMBERS,):
+            for place in range(len(StoredMatrix.names())):
                 for change in CHANGES:
                     yield f"record {number} field {place} {change:+d}", record, (place,), int(record[place]) + change
 

@@ -16,11 +16,13 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.packing import pack
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels import attention, elementwise
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.kernels import elementwise
+from runtime_py.engine.kernels.attention import attend as attention
+from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.grouped import grouped_rows
-from runtime_py.engine.kernels.matrix import matrix_record
-from runtime_py.engine.plan.planner import Planner
-from runtime_py.engine.plan.values import Unplannable
+from runtime_py.engine.plan.walk import plan_decoder
+from runtime_py.engine.records.stored_matrix import matrix_record
 from runtime_py.load import open_model
 from runtime_py.reference.session import Session
 from runtime_py.system.guard_pages import aligned_bytes
@@ -74,7 +76,7 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
         part[:] = 255  # float16 NaN: what lies behind the last token must not matter
     spare, overflow = np.zeros((heads, head_dim), np.float32), np.zeros(2, np.int64)
     for p in range(total):
-        attention.remember_token(
+        append_token(
             spare.ctypes.data, keys[p].ctypes.data, values[p].ctypes.data, 0, 0, 0, cache[0].ctypes.data,
             cache[1].ctypes.data, *items, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
         )  # fmt: skip
@@ -291,7 +293,7 @@ def test_a_graph_that_cannot_be_planned_says_why(demo_folder):
         replace(n, attributes={**n.attributes, "is_causal": 0}) if n.op_type == "Attention" else n for n in graph.nodes
     )
     with pytest.raises(Unplannable, match="attention"):
-        Planner(replace(graph, nodes=nodes), 32).plan()
+        plan_decoder(replace(graph, nodes=nodes), 32)
 
 
 @pytest.mark.parametrize(
@@ -318,4 +320,4 @@ def test_sizes_that_kernels_would_trust_are_checked(demo_folder, op_type, change
         )
         graph = replace(graph, nodes=nodes)
     with pytest.raises(Unplannable, match=message):
-        Planner(graph, 32).plan()
+        plan_decoder(graph, 32)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,6 @@ from runtime_py.system import jit_cache, sources
 FILES = {
     "runtime_py/__init__.py": "from runtime_py.system import jit_cache\njit_cache.install()\n",
     "runtime_py/system/__init__.py": "",
-    "export/files/__init__.py": "",
-    "export/contract/__init__.py": "",
-    "toolchain/quantize/solvers/__init__.py": "",
     "runtime_py/serving/__init__.py": "",
     "runtime_py/serving/app.py": "from runtime_py.engine import kernel\n",
     "runtime_py/engine/__init__.py": "",
@@ -87,6 +85,7 @@ def read():
     "toolchain/__init__.py": "",
     "toolchain/cli.py": "import runtime_py.engine.kernel\n",
     "toolchain/quantize/__init__.py": "from runtime_py.system import jit_cache\njit_cache.install()\n",
+    "toolchain/quantize/solvers/__init__.py": "",
     "toolchain/quantize/solvers/scalar.py": """
 import numba as nb
 from toolchain.quantize.means import mean
@@ -117,6 +116,7 @@ def make(root: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     for name in REAL:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(sources.ROOT / name, root / name)
     return root
 
@@ -191,6 +191,34 @@ def test_old_states_do_not_pile_up(compiled, tmp_path):
     assert folders.count("runtime_py.engine.kernel") == 1
 
 
+def test_kernels_of_files_that_are_long_gone_are_removed(compiled, tmp_path):
+    root = shutil.copytree(compiled, tmp_path / "root")
+    kernels, solver = root / "cache" / "kernels", root / "toolchain/quantize/solvers/scalar.py"
+    gone, kept = kernels / ("runtime_py.engine.gone-" + 16 * "0"), kernels / ("runtime_py.engine.other-" + 16 * "0")
+    still = next(kernels.glob("runtime_py.engine.kernel-*"))
+    for folder, days in ((gone, 31), (kept, 29), (still, 31)):
+        folder.mkdir(exist_ok=True)
+        os.utime(folder, (time.time() - 86400 * days,) * 2)
+    solver.write_text(solver.read_text() + "A = 1\n")
+    assert run(root) == [*BASE, 1, 0]
+    assert (gone.exists(), kept.exists(), still.exists()) == (False, True, True)
+
+
+COMPILED = """
+import importlib, sys
+from numba.core.dispatcher import Dispatcher
+module = importlib.import_module(sys.argv[1])
+own = [f for f in vars(module).values() if isinstance(f, Dispatcher) and f.py_func.__module__ == sys.argv[1]]
+print(*{type(f._cache).__name__ for f in own})
+"""
+
+
+@pytest.mark.parametrize("module", ["toolchain.numerics.kmeans", "toolchain.quantize.solvers.scalar"])
+def test_whoever_imports_a_module_first_its_kernels_are_kept_here(module):
+    done = subprocess.run([sys.executable, "-c", COMPILED, module], cwd=sources.ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["KernelCache"], done.stderr
+
+
 def imported(path: Path) -> set[Path]:
     """Project modules that Python's own parser finds imported, as files; packages without their __init__.py."""
     found = set()
@@ -221,7 +249,7 @@ def test_kernels_depend_on_no_server_and_no_command():
         used = {place.relative_to(sources.ROOT).as_posix() for place in sources.closure(file)}
         assert not [name for name in used if name.startswith(apart)]
     lowering = sources.ROOT / "runtime_py" / "simd" / "lowering.py"
-    assert lowering in sources.closure(sources.ROOT / "runtime_py" / "engine" / "steps" / "loop.py")
+    assert lowering in sources.closure(sources.ROOT / "runtime_py" / "engine" / "loop" / "loop.py")
 
 
 def test_functions_outside_the_project_are_left_to_numba(tmp_path):

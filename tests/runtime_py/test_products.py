@@ -15,11 +15,12 @@ from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import pack
 from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.matmul import matmul_item
-from runtime_py.engine.kernels.matrix import RAW_WIDTH, WIDTH, matrix_record, padded, width_tag
+from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.loop.dispatch import by_width
 from runtime_py.engine.program import _allow_amx, _amx_config
-from runtime_py.engine.steps.loop import _by_width
+from runtime_py.engine.records.stored_matrix import RAW_WIDTH, matrix_record, matrix_width
 from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.simd.tile import amx_configure, amx_release, has_amx
@@ -54,7 +55,7 @@ def quantized_reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def product(isa, amx, layout, parts, x, bias=None, start=None, runs=()):
     """The kernel's result: matvec for one token (its rows in the given runs), tiles for several."""
     record, keep = matrix_record(layout, *parts)
-    width = width_tag(int(record[WIDTH]))
+    width = width_tag(matrix_width(record))
     tokens, columns = x.shape
     blocks, wide = -(-columns // 256), padded(columns)
     groups = -(-tokens // 32) * 2
@@ -202,7 +203,7 @@ def test_by_width_calls_the_kernel_of_the_given_number():
     def kernel(isa, width, number, out):
         out[number] += 1
 
-    dispatch = _by_width(kernel)
+    dispatch = by_width(kernel)
 
     @nb.njit
     def go(isa, widths, number, out):

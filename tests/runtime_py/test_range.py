@@ -21,7 +21,8 @@ from export.model_folder import write_model_folder
 from runtime_py.chat.template import open_template
 from runtime_py.chat.terminal import Chat, ChatSettings, converse
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels import attention
+from runtime_py.engine.kernels.attention import attend as attention
+from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.load import open_model
 from runtime_py.serving.scheduler import Failed, Scheduler
 from runtime_py.serving.settings import ServeSettings
@@ -98,7 +99,7 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
         overflow = np.zeros(2, np.int64)
         cache = [aligned_bytes(item * kv_heads * n * capacity) for item, n in zip(items, (head_dim, width))]
         for p in range(total):
-            attention.remember_token(
+            append_token(
                 spare.ctypes.data, keys[p].ctypes.data, values[p].ctypes.data, 0, 0, 0, cache[0].ctypes.data,
                 cache[1].ctypes.data, *items, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
             )  # fmt: skip

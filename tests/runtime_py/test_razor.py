@@ -20,12 +20,14 @@ from export.contract.sdr import (
     code_table,
     pack_flags,
 )
-from runtime_py.engine.kernels import matmul, razor_attention
-from runtime_py.engine.kernels.matrix import RAW_WIDTH, WIDTH, matrix_record
+from runtime_py.engine.kernels import matmul
+from runtime_py.engine.kernels.attention import razor_attend as razor_attention
+from runtime_py.engine.kernels.attention.razor_attend import razor_attend_item
+from runtime_py.engine.kernels.attention.razor_kv_append import append_head
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
-from runtime_py.engine.kernels.razor_attention import razor_attend_item, remember_head
 from runtime_py.engine.kernels.razor_products import TILE_ROWS, flag_places, razor_item, razor_rows
-from runtime_py.engine.plan.razor import Razored, _form
+from runtime_py.engine.plan.values import Razored, form_of
+from runtime_py.engine.records.stored_matrix import RAW_WIDTH, matrix_record, matrix_width
 from runtime_py.reference.sdr import IntegerWeights, attend
 from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
@@ -50,20 +52,17 @@ def quantized(isa: str, x: np.ndarray, form: SdrFormat, unit: float) -> tuple[np
     tokens, columns = x.shape
     made = Razored.of(columns, form.group_size, tokens)
     memory, scratch = aligned_bytes(made.buffer.size), aligned_bytes(4096 + 256)
-    at = {
-        n: memory.ctypes.data + o
-        for n, o in (("codes", 0), ("sums", made.sums), ("shifts", made.shifts), ("units", made.units))
-    }
+    at = {n: memory.ctypes.data + getattr(made, n).offset for n in ("codes", "sums", "shifts", "units")}
     blocks, step = -(-columns // 256), np.float32(unit)
     head = (ISAS[isa], WEIGHT_OFFSET[isa], x.ctypes.data)
     tail = (at["codes"], at["sums"], at["shifts"], at["units"], scratch.ctypes.data)
-    for b in range(blocks):  # as the work items of the machine
+    for b in range(blocks):  # as the work items of the loop
         if tokens == 1:
-            razor_token(*head, columns, form.group_size, step, _form(form), b, b + 1, *tail)
+            razor_token(*head, columns, form.group_size, step, form_of(form), b, b + 1, *tail)
             continue
         for which in range(-(-tokens // 16)):
             razor_group_of_tokens(
-                *head, columns, columns, form.group_size, step, _form(form), which, tokens, b, b + 1, *tail
+                *head, columns, columns, form.group_size, step, form_of(form), which, tokens, b, b + 1, *tail
             )
     return memory, at
 
@@ -73,7 +72,7 @@ def product(isa, x, form, unit, layout, parts, bias=None, start=None):
     codes, book, flags, scale = parts
     memory, at = quantized(isa, x, form, unit)
     record, keep = matrix_record(layout.stored(), codes, book, scale)
-    width = RAW if record[WIDTH] == RAW_WIDTH else WIDTHS[layout.bits]
+    width = RAW if matrix_width(record) == RAW_WIDTH else WIDTHS[layout.bits]
     tokens, columns = x.shape
     scratch = aligned_bytes(matmul.scratch_bytes(columns) + 4096)
     out = np.zeros((tokens, layout.N), np.float32) if start is None else start.copy()
@@ -210,10 +209,10 @@ def test_attention(isa, tokens, past, kv_heads, repeat, shape, window, twos, eve
     for first, count in ((0, past), (past, tokens)):
         rows = [settled(x[0, first : first + count]) for x in (q, k, v)]
         for head in range(heads + kv_heads if count else 0):
-            remember_head(
+            append_head(
                 head, rows[0].ctypes.data, heads * head_dim, rows[1].ctypes.data, kv_heads * head_dim,
                 rows[2].ctypes.data, kv_heads * head_dim, 0, 0, 0, *addresses, capacity, heads, head_dim, first, count,
-                units[0].ctypes.data, units[1].ctypes.data, group, _form(form), scratch.ctypes.data,
+                units[0].ctypes.data, units[1].ctypes.data, group, form_of(form), scratch.ctypes.data,
             )  # fmt: skip
     for item in range(kv_heads * -(-repeat * tokens // razor_attention.ROWS)):
         razor_attend_item(

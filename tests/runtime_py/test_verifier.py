@@ -19,7 +19,7 @@ from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.plan.values import Unplannable
+from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.steps import table as op
 from runtime_py.engine.verify import verifier
 from runtime_py.load import _runner
@@ -287,18 +287,18 @@ def test_an_address_that_is_wrong_by_a_little_or_by_much_is_caught(folders, monk
     assert tried > 60
 
 
-def test_threads_that_do_not_meet_are_caught(folders, monkeypatch):
-    """No meeting that the planner set may be left out, but those before steps that nobody else disturbs."""
+def test_a_missing_barrier_is_caught(folders, monkeypatch):
+    """No barrier that the planner set may be left out, but those before steps that nobody else disturbs."""
     plan, *rest = spied(monkeypatch, read_graph(folders["codebook"]))
     caught = 0
-    for row in np.flatnonzero(plan.steps[:, op.MEET]):
-        plan.steps[row, op.MEET] = 0
+    for row in np.flatnonzero(plan.steps[:, op.BARRIER]):
+        plan.steps[row, op.BARRIER] = 0
         try:
             verifier.verify(plan, *rest)
         except Unplannable:
             caught += 1
-        plan.steps[row, op.MEET] = 1
-    assert caught == np.count_nonzero(plan.steps[:, op.MEET])
+        plan.steps[row, op.BARRIER] = 1
+    assert caught == np.count_nonzero(plan.steps[:, op.BARRIER])
 
 
 def test_what_nobody_sets_is_caught(folders, monkeypatch):
@@ -315,21 +315,21 @@ def mutated(folder: Path, count: int) -> None:
     done = subprocess.run(command, env={**os.environ, "ATHENA_CHECK": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-300:]} {done.stderr[-2000:]}"
     caught = int(done.stdout.split("\n")[-2].split()[0])
-    assert caught > (0.6 * count if count else 1000)  # the rest is harmless: it met no fence
+    assert caught > (0.6 * count if count else 1000)  # the rest is harmless: it touched no guard page
 
 
 @pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert"])
-def test_changed_tables_that_pass_touch_no_fence(folders, name):
+def test_changed_tables_that_pass_touch_no_guard_page(folders, name):
     mutated(folders[name], 500)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [*FORMATS, *FAMILIES, "outliers and rank", "bert"])
-def test_every_changed_table_that_passes_touches_no_fence(folders, name, tmp_path):
+def test_every_changed_table_that_passes_touches_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 0)
 
 
-def test_composed_graphs_under_fences(folders):
+def test_composed_graphs_with_guard_pages(folders):
     found = in_a_process(200, 0, [folders["codebook"], folders["outliers and rank"]])
     assert not found.findings
     assert found.results["compiled: equal"] > 80 and found.compared > 2000

@@ -18,8 +18,8 @@ from export.contract.sdr import SdrFormat
 from export.graph.integers import hadamard, rotation_size
 from export.model_folder import write_model_folder
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.plan.planner import Planner
-from runtime_py.engine.plan.values import Unplannable
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.plan.walk import plan_decoder
 from runtime_py.load import open_model
 from runtime_py.reference.session import Session
 from tests.conftest import DEMO
@@ -112,7 +112,7 @@ def test_codes_that_plain_avx2_cannot_multiply_are_left_to_the_interpreter(razor
         replace(n, attributes={**n.attributes, **change}) if n.op_type == "SdrQuantize" else n for n in graph.nodes
     )
     with pytest.raises(Unplannable, match="twos-complement activations of 8 bits"):
-        Planner(replace(graph, nodes=nodes), 32).plan()
+        plan_decoder(replace(graph, nodes=nodes), 32)
 
 
 def test_a_razored_cache_takes_a_quarter(tmp_path: Path) -> None:

@@ -1,1 +1,7 @@
 """Hessians and k-means."""
+
+from __future__ import annotations
+
+from runtime_py.system import jit_cache
+
+jit_cache.install()  # before any module of this package compiles

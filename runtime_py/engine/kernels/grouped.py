@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.matrix import (
-    BOOK,
-    BOOK_BYTES,
-    BOOK_ROWS,
-    CODES,
-    COLUMNS,
-    ROW_BYTES,
-    SCALE,
-    SCALE_ROWS,
-    WIDTH,
-    unpack_block,
-)
+from runtime_py.engine.kernels.matrix import unpack_block
+from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.vectors import (
     fused,
     get_f32,
     get_i8,
-    get_i64,
     get_u8,
     load_some,
     put_f32,
@@ -32,10 +21,11 @@ from runtime_py.simd.vectors import (
 @nb.njit(cache=True)
 def grouped_row(matrix, groups, group_size, row, target, scratch):
     """Dequantize one row to float32 [columns] at target; group_size columns share a codebook. scratch: 256 bytes."""
-    columns, bits = get_i64(matrix + 8 * COLUMNS), min(get_i64(matrix + 8 * WIDTH), 8)
-    at = get_i64(matrix + 8 * CODES) + row * get_i64(matrix + 8 * ROW_BYTES)
-    book = get_i64(matrix + 8 * BOOK) + row // get_i64(matrix + 8 * BOOK_ROWS) * get_i64(matrix + 8 * BOOK_BYTES)
-    scale = get_i64(matrix + 8 * SCALE) + row // get_i64(matrix + 8 * SCALE_ROWS) * 4 * groups
+    m = read_matrix(matrix)
+    columns, bits = m.columns, min(m.width, 8)
+    at = m.codes + row * m.row_bytes
+    book = m.book + row // m.book_rows * m.book_bytes
+    scale = m.scale + row // m.scale_rows * 4 * groups
     for start in range(0, columns, 256):
         some = min(columns - start, 256)
         unpack_block(at, bits, some, scratch)
@@ -51,7 +41,7 @@ def grouped_rows(
     source, stride, tokens, matrix, groups, group_size, first, last, out, out_stride, bias, accumulate, scratch
 ):
     """out[:, first:last] (= or +=) source [tokens, stride] times rows of the matrix, plus bias; float32 throughout."""
-    columns = get_i64(matrix + 8 * COLUMNS)
+    columns = read_matrix(matrix).columns
     weights = scratch + 256
     for n in range(first, last):
         grouped_row(matrix, groups, group_size, n, weights, scratch)

@@ -9,31 +9,14 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.matrix import (
-    BITS,
-    BLOCKS,
-    BOOK,
-    BOOK_BYTES,
-    BOOK_ROWS,
-    CODES,
-    COLUMNS,
-    PLACES,
-    ROW_BYTES,
-    ROWS,
-    SCALE,
-    SCALE_ROWS,
-    TAIL,
-    padded,
-    tail_codes,
-    unpack_block,
-)
+from runtime_py.engine.kernels.matrix import padded, tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.tile import AMX_ROWS, TILE, amx_block, tile_block, transpose16
 from runtime_py.simd.vectors import (
     add,
     get_f32,
-    get_i64,
     load_floats,
     load_some,
     multiply,
@@ -66,19 +49,16 @@ def tile_shape(isa: str, amx: bool) -> tuple[int, int]:
 @nb.njit(cache=True)
 def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
     """Rows first..last - 1 as bytes (weights plus the instruction set's offset), `stride` bytes apart, at target."""
-    codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
-    book, book_bytes = get_i64(matrix + 8 * BOOK), get_i64(matrix + 8 * BOOK_BYTES)
-    book_rows, blocks = get_i64(matrix + 8 * BOOK_ROWS), get_i64(matrix + 8 * BLOCKS)
-    tail, places, bits = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * BITS)
-    block_bytes = 32 * bits
+    m = read_matrix(matrix)
+    block_bytes = 32 * m.bits
     states = scratch + 256
     begin(width, matrix, first, states, scratch)
     for n in range(first, last):
         enter_row(width, matrix, n, states)
         state = states
-        entries = table(isa, width, book + n // book_rows * book_bytes)
-        at, to = codes + n * row_bytes, target + (n - first) * stride
-        for _ in range(blocks):
+        entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+        at, to = m.codes + n * m.row_bytes, target + (n - first) * stride
+        for _ in range(m.blocks):
             prefetch(at + _AHEAD)
             prefetch(at + _AHEAD + 64)
             store_bytes(to, weights(isa, width, entries, at, 0, state))
@@ -88,11 +68,11 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
             at += block_bytes
             to += 256
             state += 256
-        if tail > 0:
-            if places == 0:
-                unpack_block(at, bits, tail, scratch)
-            for s in range((tail + 63) // 64):
-                code = follow(width, tail_codes(width, bits, at, places, scratch, s), state + 64 * s)
+        if m.tail > 0:
+            if m.places == 0:
+                unpack_block(at, m.bits, m.tail, scratch)
+            for s in range((m.tail + 63) // 64):
+                code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), state + 64 * s)
                 store_bytes(to + 64 * s, lookup(isa, width, entries, code))
 
 
@@ -113,11 +93,11 @@ def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sum
 
 
 @nb.njit(cache=True)
-def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):
-    """Scale the tile's sums and write (or add) them to out [tokens, row_stride], rows first..first + count - 1."""
-    scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
+def _finish(out, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):
+    """Scale the tile's sums and write (or add) them to out [tokens, rows], rows first..first + count - 1."""
+    m = read_matrix(matrix)
     for r in range(count):
-        put_f32(scratch + SCALES + 4 * r, get_f32(scale + (first + r) // scale_rows * 4))
+        put_f32(scratch + SCALES + 4 * r, get_f32(m.scale + (first + r) // m.scale_rows * 4))
         put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
     for v in range(min(vectors, groups - group)):
         for start in range(0, count, 16):
@@ -125,7 +105,7 @@ def _finish(out, row_stride, tokens, group, groups, vectors, count, first, matri
             factor, shift = load_floats(scratch + SCALES + 4 * start), load_floats(scratch + BIASES + 4 * start)
             some = min(count - start, 16)
             for t in range(min(tokens - 16 * (group + v), 16)):
-                where = out + 4 * ((16 * (group + v) + t) * row_stride + first + start)
+                where = out + 4 * ((16 * (group + v) + t) * m.rows + first + start)
                 value = add(multiply(load_floats(scratch + TURNED + 64 * t), factor), shift)
                 if accumulate:
                     value = add(value, load_some(where, some))
@@ -138,20 +118,20 @@ def matmul_item(
 ):
     """Row tile number `item` for all tokens. tile: (rows, vectors, AMX), tile_shape(); scratch: scratch_bytes()."""
     rows, vectors, amx = tile
-    row_stride = get_i64(matrix + 8 * ROWS)
-    columns = get_i64(matrix + 8 * COLUMNS)
+    m = read_matrix(matrix)
+    columns = m.columns
     wide = (columns + 63) // 64 * 64
     first = item * rows
-    count = min(rows, get_i64(matrix + 8 * ROWS) - first)
+    count = min(rows, m.rows - first)
     weights = scratch + SCRATCH_BYTES
     decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
     groups = (tokens + 15) // 16
     # The codes of the tile that this thread will probably take next come closer while this one is computed.
-    ahead = get_i64(matrix + 8 * CODES) + (first + rows * threads) * get_i64(matrix + 8 * ROW_BYTES)
-    share = (rows * get_i64(matrix + 8 * ROW_BYTES) * vectors + groups - 1) // groups
+    ahead = m.codes + (first + rows * threads) * m.row_bytes
+    share = (rows * m.row_bytes * vectors + groups - 1) // groups
     for group in range(0, groups, vectors):
         for k in range(0, share, 64):
             prefetch(ahead + k)
         ahead += share
         _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch)
-        _finish(out, row_stride, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch)
+        _finish(out, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch)

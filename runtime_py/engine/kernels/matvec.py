@@ -8,29 +8,15 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.matrix import (
-    BITS,
-    BLOCKS,
-    BOOK,
-    BOOK_BYTES,
-    BOOK_ROWS,
-    CODES,
-    PLACES,
-    ROW_BYTES,
-    SCALE,
-    SCALE_ROWS,
-    TAIL,
-    tail_codes,
-    unpack_block,
-)
+from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
     broadcast_float,
     fused,
     get_f32,
-    get_i64,
     load_bytes,
     load_ints,
     prefetch,
@@ -50,28 +36,16 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, b
     matrix: address of a record of the given width; quantized, sums, scales: see quantize.py; scratch: 256 bytes,
     and one for each column rounded up to 64.
     """
-    codes, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
-    book, book_bytes, book_rows = (
-        get_i64(matrix + 8 * BOOK),
-        get_i64(matrix + 8 * BOOK_BYTES),
-        get_i64(matrix + 8 * BOOK_ROWS),
-    )
-    scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
-    blocks, tail, places, bits = (
-        get_i64(matrix + 8 * BLOCKS),
-        get_i64(matrix + 8 * TAIL),
-        get_i64(matrix + 8 * PLACES),
-        get_i64(matrix + 8 * BITS),
-    )
-    block_bytes = 32 * bits
+    m = read_matrix(matrix)
+    block_bytes = 32 * m.bits
     states = scratch + 256
     begin(width, matrix, first, states, scratch)
     for n in range(first, last):
         enter_row(width, matrix, n, states)
-        entries = table(isa, width, book + n // book_rows * book_bytes)
-        at = codes + n * row_bytes
+        entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+        at = m.codes + n * m.row_bytes
         total = zero_floats()
-        for b in range(blocks):
+        for b in range(m.blocks):
             q, state = quantized + 256 * b, states + 256 * b
             prefetch(at + _AHEAD)
             if block_bytes > 64:
@@ -83,16 +57,16 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, b
             acc = dot(isa, acc, weights(isa, width, entries, at, 3, state + 192), load_bytes(q + 192))
             total = fused(to_floats(acc), broadcast_float(scales + 4 * b), total)
             at += block_bytes
-        if tail > 0:
-            if places == 0:
-                unpack_block(at, bits, tail, scratch)
-            acc = load_ints(sums + 64 * blocks)
-            for s in range((tail + 63) // 64):
-                place = 256 * blocks + 64 * s
-                code = follow(width, tail_codes(width, bits, at, places, scratch, s), states + place)
+        if m.tail > 0:
+            if m.places == 0:
+                unpack_block(at, m.bits, m.tail, scratch)
+            acc = load_ints(sums + 64 * m.blocks)
+            for s in range((m.tail + 63) // 64):
+                place = 256 * m.blocks + 64 * s
+                code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + place)
                 acc = dot(isa, acc, lookup(isa, width, entries, code), load_bytes(quantized + place))
-            total = fused(to_floats(acc), broadcast_float(scales + 4 * blocks), total)
-        value = sum_floats(total) * get_f32(scale + n // scale_rows * 4)
+            total = fused(to_floats(acc), broadcast_float(scales + 4 * m.blocks), total)
+        value = sum_floats(total) * get_f32(m.scale + n // m.scale_rows * 4)
         if bias != 0:
             value += get_f32(bias + 4 * n)
         if accumulate:

@@ -15,21 +15,11 @@ from numba.extending import intrinsic, overload
 
 from export.artefacts.reader import Node
 from export.contract.formats.trellis import TRELLIS_MATMUL
-from runtime_py.engine.kernels.matrix import (
-    BITS,
-    BLOCKS,
-    BOOK_ROWS,
-    CODES,
-    COLUMNS,
-    PLACES,
-    ROW_BYTES,
-    TAIL,
-    tail_codes,
-    unpack_block,
-)
+from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import TRELLIS_STATE_BITS, keep, lookup, segment, shift_words
 from runtime_py.simd.isa import pick
-from runtime_py.simd.vectors import Bytes, get_i64, load, pointer, put_i8
+from runtime_py.simd.vectors import Bytes, load, pointer, put_i8
 
 # Where 256 levels are looked up faster than their 8-bit codes would be read from memory.
 _DIRECT = ("avx512vbmi",)
@@ -74,20 +64,20 @@ def _clear(states, columns):
 @nb.njit(cache=True)
 def _pass_by(width, matrix, n, states, scratch):
     """Move the states on by row n."""
-    at = get_i64(matrix + 8 * CODES) + n * get_i64(matrix + 8 * ROW_BYTES)
-    tail, places, bits = get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES), get_i64(matrix + 8 * BITS)
-    for _ in range(get_i64(matrix + 8 * BLOCKS)):
+    m = read_matrix(matrix)
+    at = m.codes + n * m.row_bytes
+    for _ in range(m.blocks):
         follow(width, segment(width, at, 0), states)
         follow(width, segment(width, at, 1), states + 64)
         follow(width, segment(width, at, 2), states + 128)
         follow(width, segment(width, at, 3), states + 192)
-        at += 32 * bits
+        at += 32 * m.bits
         states += 256
-    if tail > 0:
-        if places == 0:
-            unpack_block(at, bits, tail, scratch)
-        for s in range((tail + 63) // 64):
-            follow(width, tail_codes(width, bits, at, places, scratch, s), states + 64 * s)
+    if m.tail > 0:
+        if m.places == 0:
+            unpack_block(at, m.bits, m.tail, scratch)
+        for s in range((m.tail + 63) // 64):
+            follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + 64 * s)
 
 
 def begin(width, matrix, first, states, scratch):
@@ -101,9 +91,9 @@ def _begin(width, matrix, first, states, scratch):
     shown = -(-8 // width.value) - 1  # rows above that a state shows
 
     def code(width, matrix, first, states, scratch):
-        _clear(states, get_i64(matrix + 8 * COLUMNS))
-        book_rows = get_i64(matrix + 8 * BOOK_ROWS)
-        for n in range(max(first - shown, first // book_rows * book_rows), first):
+        m = read_matrix(matrix)
+        _clear(states, m.columns)
+        for n in range(max(first - shown, first // m.book_rows * m.book_rows), first):
             _pass_by(width, matrix, n, states, scratch)
 
     return code
@@ -119,7 +109,8 @@ def _enter_row(width, matrix, n, states):
         return lambda width, matrix, n, states: None
 
     def code(width, matrix, n, states):
-        if n % get_i64(matrix + 8 * BOOK_ROWS) == 0:
-            _clear(states, get_i64(matrix + 8 * COLUMNS))
+        m = read_matrix(matrix)
+        if n % m.book_rows == 0:
+            _clear(states, m.columns)
 
     return code

@@ -11,23 +11,8 @@ import numba as nb
 import numpy as np
 
 from runtime_py.engine.kernels.matmul import BIASES, MAX_ROWS, SCALES, SCRATCH_BYTES, TOTALS, TURNED, decode_rows
-from runtime_py.engine.kernels.matrix import (
-    BITS,
-    BLOCKS,
-    BOOK,
-    BOOK_BYTES,
-    BOOK_ROWS,
-    CODES,
-    COLUMNS,
-    PLACES,
-    ROW_BYTES,
-    ROWS,
-    SCALE,
-    SCALE_ROWS,
-    TAIL,
-    tail_codes,
-    unpack_block,
-)
+from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, segment, table
 from runtime_py.simd.integers import and_ints, flag_lanes, join16, shift_left, shift_right, splat_int, sum_wide
 from runtime_py.simd.lowering import dot
@@ -37,7 +22,6 @@ from runtime_py.simd.vectors import (
     add_ints,
     broadcast_dword,
     get_f32,
-    get_i64,
     get_u8,
     load_bytes,
     load_floats,
@@ -79,19 +63,14 @@ def razor_rows(
     accumulate, scratch,
 ):  # fmt: skip
     """out[first:last] (= or +=) rows of the matrix times one token, plus bias (an address, or 0)."""
-    stored, row_bytes = get_i64(matrix + 8 * CODES), get_i64(matrix + 8 * ROW_BYTES)
-    book, book_bytes = get_i64(matrix + 8 * BOOK), get_i64(matrix + 8 * BOOK_BYTES)
-    book_rows = get_i64(matrix + 8 * BOOK_ROWS)
-    scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
-    blocks, tail, tails = get_i64(matrix + 8 * BLOCKS), get_i64(matrix + 8 * TAIL), get_i64(matrix + 8 * PLACES)
-    bits = get_i64(matrix + 8 * BITS)
-    block_bytes = 32 * bits
+    m = read_matrix(matrix)
+    block_bytes = 32 * m.bits
     unit = get_f32(units)
     for n in range(first, last):
-        entries = table(isa, width, book + n // book_rows * book_bytes)
-        at, own = stored + n * row_bytes, flags + n * flag_stride
+        entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+        at, own = m.codes + n * m.row_bytes, flags + n * flag_stride
         total, whole = zero_ints(), np.int64(0)
-        for b in range(blocks):
+        for b in range(m.blocks):
             prefetch(at + _AHEAD)
             prefetch(at + _AHEAD + 64)
             q, place = codes + 256 * b, 256 * b
@@ -114,17 +93,17 @@ def razor_rows(
             if b % _LANE_BLOCKS == _LANE_BLOCKS - 1:
                 whole += sum_wide(total)
                 total = zero_ints()
-        if tail > 0:
-            if tails == 0:
-                unpack_block(at, bits, tail, scratch)
-            for s in range((tail + 63) // 64):
-                place = 256 * blocks + 64 * s
-                weights = lookup(isa, width, entries, tail_codes(width, bits, at, tails, scratch, s))
+        if m.tail > 0:
+            if m.places == 0:
+                unpack_block(at, m.bits, m.tail, scratch)
+            for s in range((m.tail + 63) // 64):
+                place = 256 * m.blocks + 64 * s
+                weights = lookup(isa, width, entries, tail_codes(width, m.bits, at, m.places, scratch, s))
                 acc = dot(isa, load_ints(sums + place), weights, load_bytes(codes + place))
-                by = add_ints(_flags(own, places, log_group, 4 * blocks + s), load_ints(shifts + place))
+                by = add_ints(_flags(own, places, log_group, 4 * m.blocks + s), load_ints(shifts + place))
                 total = add_ints(total, shift_left(acc, by))
         whole += sum_wide(total)
-        value = np.float32(whole) * unit * get_f32(scale + n // scale_rows * 4)
+        value = np.float32(whole) * unit * get_f32(m.scale + n // m.scale_rows * 4)
         if bias != 0:
             value += get_f32(bias + 4 * n)
         if accumulate:
@@ -180,15 +159,15 @@ def razor_item(
     scratch,
 ):  # fmt: skip
     """Row tile number `item` (TILE_ROWS rows) for all tokens; out float32 [tokens, rows]."""
-    rows, columns = get_i64(matrix + 8 * ROWS), get_i64(matrix + 8 * COLUMNS)
-    scale, scale_rows = get_i64(matrix + 8 * SCALE), get_i64(matrix + 8 * SCALE_ROWS)
+    m = read_matrix(matrix)
+    rows, columns = m.rows, m.columns
     wide, groups = (columns + 63) // 64 * 64, (columns + group - 1) // group
     first = item * TILE_ROWS
     count = min(TILE_ROWS, rows - first)
     weights = scratch + SCRATCH_BYTES
     decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
     for r in range(count):
-        put_f32(scratch + SCALES + 4 * r, get_f32(scale + (first + r) // scale_rows * 4))
+        put_f32(scratch + SCALES + 4 * r, get_f32(m.scale + (first + r) // m.scale_rows * 4))
         put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
     for which in range((tokens + 15) // 16):
         x, place = codes + which * wide * 16, which * groups * 64

@@ -1,4 +1,4 @@
-"""What the planner knows of values: tokens in a buffer, activations not computed yet, masks, stored matrices."""
+"""What the planner knows of values: tokens in a buffer, as integers, activations not computed yet, masks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
-from runtime_py.engine.plan.plan import Buffer, Place
+from export.contract.sdr import SdrFormat
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.kernels.matrix import padded
+from runtime_py.engine.kernels.razor import form_number
+from runtime_py.engine.plan.placement import Buffer, Place
 from runtime_py.reference.constants import ConstantFolder
 
 _LONGEST_TRIED = 1 << 17  # positions over which a window is tried
-
-
-class Unplannable(Exception):
-    """The graph holds something the compiled machine has no step for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,51 @@ class Pending:
 
     kind: int
     source: Tokens
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Places of a value as int8: layouts in kernels/quantize.py."""
+
+    buffer: Buffer
+    quant: Place
+    sums: Place
+    scales: Place
+
+    @staticmethod
+    def of(columns: int, chunk: int) -> Quantized:
+        tokens, blocks = -(-chunk // 32) * 32, -(-columns // 256)
+        data, sums = tokens * padded(columns), tokens * blocks * 4
+        buffer = Buffer(data + 2 * sums)
+        return Quantized(buffer, Place(buffer), Place(buffer, data), Place(buffer, data + sums))
+
+
+@dataclass(frozen=True)
+class Razored:
+    """Places of a value as razored codes: layouts in kernels/razor.py."""
+
+    buffer: Buffer
+    codes: Place
+    sums: Place
+    shifts: Place
+    units: Place
+    columns: int
+    group: int
+
+    @staticmethod
+    def of(columns: int, group: int, chunk: int) -> Razored:
+        tokens = -(-chunk // 32) * 32
+        data = tokens * padded(columns)
+        lanes = max(padded(columns), tokens // 16 * -(-columns // group) * 64)
+        buffer = Buffer(data + 2 * lanes + 4 * tokens)
+        codes, sums, shifts, units = (Place(buffer, at) for at in (0, data, data + lanes, data + 2 * lanes))
+        return Razored(buffer, codes, sums, shifts, units, columns, group)
+
+
+def form_of(form: SdrFormat) -> int:
+    """The number by which kernels know a format of codes (kernels/razor.py)."""
+    twos, even = form.variant != SdrFormat().variant, form.ties != SdrFormat().ties
+    return form_number(form.width, form.basis, int(twos), int(even))
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The steps and the compiled loop that runs them."""
+"""The steps, one declaration each: what the planner sets, what compiled code reads, what a step claims of memory."""

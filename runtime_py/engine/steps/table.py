@@ -1,58 +1,64 @@
-"""The step table: what one step of the compiled machine is, and the names of its numbers.
+"""The step table: one row of STEP int64 numbers for each step. plan/ writes it, verify/ proves it, loop/ runs it.
 
-A step is one row of STEP int64 numbers: its operation, whether all threads meet before it, whether it only concerns the
-last token when asked, and up to 21 arguments, mostly addresses. plan/ writes the table, loop.py runs it.
+A row is a head (its operation, whether all threads wait for one another before it, whether it only concerns the last
+token when asked) and the fields of its kind. A kind is declared in this room, listed here, and has its driver in loop/.
 """
 
 from __future__ import annotations
 
-STEP = 24
-OPERATION, MEET, LAST, ARGUMENTS = 0, 1, 2, 3
+from dataclasses import dataclass, field
+from typing import Any
 
-EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, REMEMBER, ATTEND, SCALE, REORDER = range(13)
-RAZOR, RAZOR_MATMUL, RAZOR_REMEMBER, RAZOR_ATTEND = range(13, 17)  # the integer operators
-SPARSE = 17
-NAMES = (
-    "EMBED", "EMBED_DENSE", "NORM", "QUANTIZE", "MATMUL", "GROUPED", "DENSE", "ACTIVATE", "ADD", "REMEMBER", "ATTEND",
-    "SCALE", "REORDER", "RAZOR", "RAZOR_MATMUL", "RAZOR_REMEMBER", "RAZOR_ATTEND", "SPARSE",
+import numpy as np
+
+from runtime_py.engine.records.record import Record, T, declared
+from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, RazorKvAppend
+from runtime_py.engine.steps.elementwise import Activate, Add, Norm, Scale
+from runtime_py.engine.steps.integers import Quantize, Razor
+from runtime_py.engine.steps.lookups import Embed, EmbedDense, Reorder
+from runtime_py.engine.steps.products import Dense, Grouped, MatMul, RazorMatMul, Sparse
+from runtime_py.engine.steps.step import Step
+
+KINDS: tuple[type[Step[Any]], ...] = (
+    Embed, EmbedDense, Norm, Quantize, MatMul, Grouped, Dense, Activate, Add, KvAppend, Attend, Scale, Reorder,
+    Razor, RazorMatMul, RazorKvAppend, RazorAttend, Sparse,
 )  # fmt: skip
+(
+    EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, KV_APPEND, ATTEND, SCALE, REORDER,
+    RAZOR, RAZOR_MATMUL, RAZOR_KV_APPEND, RAZOR_ATTEND, SPARSE,
+) = range(len(KINDS))  # fmt: skip
 
-# Arguments by operation. Strides count floats; `quant` stands for three addresses: bytes, sums, scales (0 for none).
-FIELDS: dict[int, tuple[str, ...]] = {
-    EMBED: ("ids", "matrix", "groups", "group_size", "columns", "out"),
-    EMBED_DENSE: ("ids", "table", "item_bytes", "columns", "out"),
-    NORM: (
-        "kind", "source", "stride", "scale", "bias", "epsilon", "columns", "out", "quant", "sums", "scales", "heads",
-    ),
-    QUANTIZE: ("source", "stride", "columns", "quant", "sums", "scales"),
-    MATMUL: ("matrix", "width", "quant", "sums", "scales", "out", "rows", "bias", "accumulate", "row_bytes"),
-    GROUPED: ("source", "stride", "matrix", "groups", "group_size", "out", "rows", "bias", "accumulate"),
-    DENSE: ("source", "stride", "weights", "item_bytes", "columns", "out", "rows", "bias", "accumulate"),
-    SPARSE: ("source", "stride", "starts", "columns", "weights", "out", "rows", "bias", "accumulate"),
-    ACTIVATE: ("kind", "source", "stride", "gated", "gated_stride", "columns", "out", "quant", "sums", "scales"),
-    SCALE: ("source", "stride", "factor", "columns", "out"),
-    ADD: ("a", "a_stride", "b", "b_stride", "columns", "out"),
-    REMEMBER: (
-        "query", "query_stride", "key", "key_stride", "value", "value_stride", "cos", "sin", "half",
-        "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "key_item", "value_item", "overflow",
-    ),
-    ATTEND: (
-        "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
-        "out", "out_stride", "softcap", "causal", "key_item", "value_item",
-    ),
-    REORDER: ("source", "stride", "order", "columns", "out"),
-    RAZOR: ("source", "stride", "columns", "group", "unit", "form", "codes", "sums", "shifts", "units"),
-    RAZOR_MATMUL: (  # the first ten as those of MATMUL
-        "matrix", "width", "codes", "sums", "units", "out", "rows", "bias", "accumulate", "row_bytes",
-        "shifts", "flags", "flag_stride", "group", "places",
-    ),
-    RAZOR_REMEMBER: (
-        "query", "query_stride", "key", "key_stride", "value", "value_stride", "cos", "sin", "half",
-        "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "key_units", "value_units", "group", "form",
-    ),
-    RAZOR_ATTEND: (
-        "query", "query_stride", "keys", "values", "capacity", "heads", "kv_heads", "head_dim", "window", "scale",
-        "out", "out_stride", "softcap", "key_units", "value_units", "group", "scores",
-    ),
-}  # fmt: skip
-RMS, LAYER = 0, 1  # kinds of NORM
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class Head(Record[T]):
+    """What every row begins with."""
+
+    operation: T
+    barrier: T
+    last: T
+
+
+OPERATION, BARRIER, LAST = range(len(Head.names()))
+ARGUMENTS = len(Head.names())
+NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+NAMES = tuple(kind.__name__ for kind in KINDS)
+FIELDS: dict[int, tuple[str, ...]] = {number: kind.names() for number, kind in enumerate(KINDS)}
+STEP = 24
+assert max(map(len, FIELDS.values())) <= STEP - ARGUMENTS
+
+
+@dataclass
+class StepTable:
+    """The finished table, its memory, and everything that must stay alive with it."""
+
+    steps: np.ndarray  # int64 [n, STEP]
+    constants: list[np.ndarray]  # arrays that steps only read
+    memory: list[np.ndarray]  # in which the buffers lie
+    buffers: list[list[tuple[int, int]]]  # of each step: first address and the one behind the last
+    externals: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # cells that the caller sets
+
+    def set(self, name: str, value: int) -> None:
+        """Give an External its address (or number)."""
+        for row, column in self.externals.get(name, ()):
+            self.steps[row, column] = value

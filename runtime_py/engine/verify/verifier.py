@@ -4,12 +4,12 @@ The table comes from a graph that may be hostile, and the kernels check nothing.
 pass here. What is read is the table, the buffers that each step names, the kept arrays and what the caller promises of
 the addresses it sets (`Promise`): never the planner's reasons. For every kind of call (one token, a whole chunk, a
 chunk of which only the last logits are asked for) all steps are gone through in order, and for each of their accesses
-(extents.py):
+(steps/):
 
 - an address is set, and the bytes lie in one buffer that the step names, in memory that the caller promised, or at the
   start of a kept array;
 - what is read was written before, by this call, for as many tokens, and not overwritten since;
-- what is written overlaps nothing else that the step touches, nor, without a meeting of the threads in between,
+- what is written overlaps nothing else that the step touches, nor, without a barrier in between,
   anything that an earlier step touches;
 - the results of the call are written in full;
 - indices are limited by the smallest table that they pick from.
@@ -24,20 +24,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime_py.engine.plan.plan import Plan
+from runtime_py.engine.errors import need
+from runtime_py.engine.records.claims import READ, WRITE, Access, Case
 from runtime_py.engine.steps import table as op
-from runtime_py.engine.verify.extents import (
-    ACCESSES,
-    BY_POSITION,
-    READ,
-    WRITE,
-    Access,
-    Case,
-    constants,
-    matrix_at,
-    need,
-    scratch,
-)
+from runtime_py.engine.steps.step import Step
+from runtime_py.engine.steps.table import StepTable
 
 _APART = 1 << 70  # promised memory gets addresses of its own, beyond any real one
 _INDICES = ("input_ids", "position_ids", "token_type_ids")
@@ -60,7 +51,7 @@ class Promises:
     numbers: Mapping[str, Callable[[Case], int]] = field(default_factory=dict)
 
 
-def verify(plan: Plan, promises: Promises, cases: Sequence[Case], scratch_bytes: int) -> dict[str, int]:
+def verify(plan: StepTable, promises: Promises, cases: Sequence[Case], scratch_bytes: int) -> dict[str, int]:
     """How many indices each of input_ids, position_ids and token_type_ids may hold, where a lookup reads them.
 
     cases: all kinds of calls. scratch_bytes: what each thread has. Raises Unplannable where something is not proven.
@@ -72,7 +63,7 @@ def verify(plan: Plan, promises: Promises, cases: Sequence[Case], scratch_bytes:
 
 
 class _Walk:
-    def __init__(self, plan: Plan, promises: Promises, scratch_bytes: int) -> None:
+    def __init__(self, plan: StepTable, promises: Promises, scratch_bytes: int) -> None:
         self._plan, self._promises, self._scratch = plan, promises, scratch_bytes
         self.limits: dict[str, int] = {}
         self._arrays: dict[int, np.ndarray] = {}
@@ -104,11 +95,11 @@ class _Walk:
         self._written: dict[int, list[tuple[int, int, int]]] = {-1: []}
         for i, (span, promise) in enumerate(zip(self._spans, self._promised)):
             self._written[i] = [(*span, 0)] if promise.ready else []
-        self._group: list[Access] = []  # what was touched since the threads last met
+        self._group: list[Access] = []  # what was touched since the last barrier
         for number, row in enumerate(table):
             try:
                 self._step(number, row, case, first)
-            except (KeyError, ValueError, IndexError):
+            except (KeyError, ValueError, IndexError, ArithmeticError):
                 need(False, f"step {number} cannot be understood")
         for i, (span, promise) in enumerate(zip(self._spans, self._promised)):
             whole = [(low, high) for low, high, _ in self._written[i]] == [span]
@@ -116,20 +107,20 @@ class _Walk:
 
     def _step(self, number: int, row: list[int], case: Case, first: bool) -> None:
         operation = row[op.OPERATION]
-        need(operation in ACCESSES, f"step {number} is of no known operation")
-        where = f"step {number}, {op.NAMES[operation]}"
-        a = dict(zip(op.FIELDS[operation], row[op.ARGUMENTS :]))
+        need(0 <= operation < len(op.KINDS), f"step {number} is of no known operation")
+        kind = op.KINDS[operation]
+        where, step = f"step {number}, {kind.__name__}", kind.of(row[op.ARGUMENTS :])
         if first:
-            self._check_constants(operation, a, where)
-            need(scratch(operation, a, self._arrays) <= self._scratch, f"{where}: not enough scratch memory")
+            self._check_constants(step, where)
+            need(step.scratch(self._arrays) <= self._scratch, f"{where}: not enough scratch memory")
         tokens = case.tokens  # of what it reads
         if row[op.LAST] and case.last_only:
-            need(operation not in BY_POSITION, f"{where} depends on positions and is made for the last token only")
+            need(not kind.by_position, f"{where} depends on positions and is made for the last token only")
             case = case._replace(tokens=1)
-            tokens = tokens if operation == op.NORM else 1
-        if row[op.MEET]:
+            tokens = tokens if kind.keeps_rows else 1
+        if row[op.BARRIER]:
             self._group = []
-        accesses = list(ACCESSES[operation](a, case, self._arrays))
+        accesses = list(step.accesses(case, self._arrays))
         if tokens != case.tokens:  # the norm picks the last token
             source = accesses[0]
             accesses[0] = source._replace(address=source.address + (tokens - 1) * source.stride)
@@ -140,24 +131,22 @@ class _Walk:
                     need(not _overlap(access, other), f"{where}: {access.name} overlaps {other.name}")
             for other in self._group:
                 clash = access.kind != READ or other.kind != READ
-                need(not clash or not _overlap(access, other), f"{where}: {access.name} meets an earlier step")
+                need(not clash or not _overlap(access, other), f"{where}: {access.name} disturbs an earlier step")
         for access in touched:
             if access.kind == WRITE:
                 self._write(*_span(access), case.tokens)
         self._group += touched
 
-    def _check_constants(self, operation: int, a: Mapping[str, int], where: str) -> None:
+    def _check_constants(self, step: Step[int], where: str) -> None:
         try:
-            for constant in constants(operation, a, self._arrays):
+            for constant in step.constants(self._arrays):
                 found = self._arrays.get(constant.address)
                 need(found is not None and 0 < constant.size <= found.nbytes, f"{constant.name} lies outside its array")
         except Exception as error:
             need(False, f"{where}: {error}")
-        if operation == op.EMBED:
-            self._limit(a["ids"], matrix_at(a["matrix"], self._arrays).rows, where)
-        elif operation == op.EMBED_DENSE:
-            size = a["item_bytes"] * a["columns"]
-            self._limit(a["ids"], self._arrays[a["table"]].nbytes // size, where)
+        looked_up = step.lookup(self._arrays)
+        if looked_up is not None:
+            self._limit(*looked_up, where)
 
     def _limit(self, ids: int, rows: int, where: str) -> None:
         name = next((n for n in _INDICES if self._bases.get(n) == ids), None)

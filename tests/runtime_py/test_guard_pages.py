@@ -12,7 +12,7 @@ import pytest
 TOUCH = """
 import ctypes, sys
 import numpy as np
-from runtime_py.engine.fence import aligned_bytes, settled
+from runtime_py.system.guard_pages import aligned_bytes, settled
 kept = settled(np.arange(48, dtype=np.float32)) if sys.argv[1] == "settled" else aligned_bytes(192)
 assert kept.ctypes.data % 64 == 0
 ctypes.string_at(kept.ctypes.data, 192)

@@ -55,11 +55,11 @@ class Kernels(c.Structure):
 
 
 @contextmanager
-def fences(at_end: bool) -> Iterator:
+def guard_pages(at_end: bool) -> Iterator:
     """A function that copies an array between two protected pages, to the end or the start of what lies between."""
     libc, regions = c.CDLL(None, use_errno=True), []
 
-    def fenced(array: np.ndarray) -> np.ndarray:
+    def guarded(array: np.ndarray) -> np.ndarray:
         array = np.ascontiguousarray(array)
         inner = -(-array.nbytes // PAGE) * PAGE
         region = mmap.mmap(-1, inner + 2 * PAGE)
@@ -72,7 +72,7 @@ def fences(at_end: bool) -> Iterator:
         copy[...] = array
         return copy
 
-    yield fenced
+    yield guarded
 
 
 @pytest.mark.parametrize("isa", [*available(), *(["amx"] if AMX else [])])
@@ -80,7 +80,7 @@ def fences(at_end: bool) -> Iterator:
 @given(st.one_of(LAYOUTS, GROUPED), st.integers(1, 40), st.booleans(), st.booleans(), st.integers(0, 2**31))
 def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, half, at_end, seed):
     rng = np.random.default_rng(seed)
-    with pytest.MonkeyPatch.context() as patch, fences(at_end) as fenced:
+    with pytest.MonkeyPatch.context() as patch, guard_pages(at_end) as guarded:
         patch.setenv("ATHENA_ISA", isa)
         find = c.CDLL(native_library).AthenaKernels
         find.restype = c.POINTER(Kernels)
@@ -88,35 +88,35 @@ def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, h
         assert kernels.name.decode() == isa
         codes, book, scale = random_parts(layout, rng)
         parts = (codes, book, scale.astype(np.float16) if half else scale)
-        stored = [fenced(part) for part in parts]
+        stored = [guarded(part) for part in parts]
         group_size = layout.group_size if 0 < layout.group_size < layout.K else layout.K
         matrix = Matrix(
             *(part.ctypes.data for part in stored), layout.N, layout.K, row_bytes(layout.K, layout.bits),
             layout.rows_per_codebook, layout.rows_per_scale, group_size, layout.groups, layout.bits, 0, half,
         )  # fmt: skip
         weights = layout.dequantized(*parts)
-        row = fenced(np.zeros(layout.K, np.float32))
+        row = guarded(np.zeros(layout.K, np.float32))
         for n in range(layout.N):
             kernels.decode_row(c.byref(matrix), n, row.ctypes.data)
             np.testing.assert_array_equal(row, weights[n])
-        x = fenced(rng.standard_normal((tokens, layout.K)).astype(np.float32))
+        x = guarded(rng.standard_normal((tokens, layout.K)).astype(np.float32))
         dot = kernels.float_dot(x.ctypes.data, row.ctypes.data, layout.K)
         assert abs(dot - float(x[0].astype(np.float64) @ row)) <= 2e-6 * float(np.abs(x[0]) @ np.abs(row)) + 1e-30
         if layout.groups > 1:
             return
         wide, blocks = -(-layout.K // 64) * 64, -(-layout.K // 256)
         groups = -(-tokens // 32) * 2
-        quantized = [fenced(np.zeros(groups * 16 * wide, np.int8))]
-        quantized += [fenced(np.zeros(groups * blocks * 16, kind)) for kind in (np.int32, np.float32)]
+        quantized = [guarded(np.zeros(groups * 16 * wide, np.int8))]
+        quantized += [guarded(np.zeros(groups * blocks * 16, kind)) for kind in (np.int32, np.float32)]
         activations = Activations(*(part.ctypes.data for part in quantized), wide, blocks)
-        y = fenced(np.zeros((tokens, layout.N), np.float32))
+        y = guarded(np.zeros((tokens, layout.N), np.float32))
         if tokens == 1:
             kernels.quantize_token(x.ctypes.data, layout.K, c.byref(activations))
             kernels.vector(c.byref(matrix), c.byref(activations), 0, layout.N, y.ctypes.data)
         else:
             for group in range(-(-tokens // 16)):
                 kernels.quantize_group(x.ctypes.data, layout.K, tokens, group, c.byref(activations))
-            scratch = fenced(np.zeros(kernels.tile_rows * wide + 64, np.uint8))
+            scratch = guarded(np.zeros(kernels.tile_rows * wide + 64, np.uint8))
             for first in range(0, layout.N, kernels.tile_rows):
                 kernels.product(
                     c.byref(matrix), c.byref(activations), tokens, first, scratch.ctypes.data, y.ctypes.data

@@ -4,7 +4,7 @@ Keys of one head lie in blocks of 16 positions: codes [ceil(D / 8)][64 bytes], b
 position p in its low half and dimension 8j + 4 + i in its high half, then the flags [groups][8 bytes], two positions a
 byte. Values of one head lie in blocks of 16 positions, too: codes [ceil(D / 16)][2][64 bytes], byte 4d + i of half h
 holding dimension d of position 8h + i low and of position 8h + 4 + i high; then the flags like those of the keys. Codes
-are stored plus 8. So one integer dot product meets 16 positions (or 16 dimensions) with four dimensions (positions), no
+are stored plus 8. So one integer dot product takes 16 positions (or 16 dimensions) with four dimensions (positions), no
 sum crosses lanes, and a cached number takes 4.25 bits in groups of 16.
 
 Razor groups are multiples of 16 dimensions, or the whole head.
@@ -16,17 +16,14 @@ import numba as nb
 import numpy as np
 
 from export.contract.operators.attention import EXPONENT_BITS, EXPONENT_LIMIT, LOG2E_STEPS, POWER, QUERY_LIMIT
-from runtime_py.engine.kernels.elementwise import hyperbolic_tangent, rotate_head
-from runtime_py.engine.kernels.razor import flag_of, form_limit, integers, razored, sixteen
+from runtime_py.engine.kernels.elementwise import hyperbolic_tangent
+from runtime_py.engine.kernels.razor import integers, sixteen
 from runtime_py.simd.integers import (
-    absolute_ints,
     and_ints,
     below,
     join7,
     multiply_ints,
     nibbles,
-    or_ints,
-    or_lanes,
     shift_left,
     shift_right,
     splat_int,
@@ -41,8 +38,6 @@ from runtime_py.simd.vectors import (
     divide,
     first_lanes,
     get_f32,
-    get_i32,
-    get_u8,
     load_floats,
     load_ints,
     max_floats,
@@ -51,7 +46,6 @@ from runtime_py.simd.vectors import (
     multiply,
     prefetch,
     put_f32,
-    put_i8,
     put_i32,
     rounded,
     splat_float,
@@ -90,83 +84,6 @@ def scratch_bytes(head_dim: int) -> int:
     """Bytes of scratch memory one thread needs beside the scores: digits of queries, corrections, sums."""
     wide = -(-head_dim // 16) * 16
     return ROWS * (2 * wide + wide // 4 + 8 + 4 + 48 + 12 * wide) + 128
-
-
-@nb.njit(cache=True)
-def _put_nibble(address, high, value):
-    """Replace the low or high half of a byte."""
-    old = get_u8(address)
-    put_i8(address, _I((old & 15) | (value << 4)) if high else _I((old & 240) | value))
-
-
-@nb.njit(cache=True)
-def _razor_head(source, head_dim, group, unit, form, codes, flags):
-    """Codes plus 8 as bytes [head_dim padded to 16] and flags int32 [groups] of one head of one token."""
-    limit = form_limit(form)
-    for g in range((head_dim + group - 1) // group):
-        stop = min((g + 1) * group, head_dim)
-        ored = zero_ints()
-        for k in range(g * group, stop, 16):
-            ored = or_ints(ored, absolute_ints(integers(sixteen(source, head_dim, k), unit, limit)))
-        flag = flag_of(or_lanes(ored), form)
-        put_i32(flags + 4 * g, _I(flag))
-        for k in range(g * group, stop, 16):
-            q = integers(sixteen(source, head_dim, k), unit, limit)
-            store_low_bytes(codes + k, add_ints(razored(q, flag, form), splat_int(_I(8))))
-
-
-@nb.njit(cache=True)
-def razor_key(source, head_dim, group, unit, form, block, position, scratch):
-    """One key into its block of 16 positions; scratch: head_dim + 16 bytes of codes, then the flags."""
-    wide, groups = (head_dim + 15) // 16 * 16, (head_dim + group - 1) // group
-    p, eights = position % 16, (head_dim + 7) // 8
-    _razor_head(source, head_dim, group, unit, form, scratch, scratch + wide)
-    for j in range(eights):
-        for i in range(4):
-            low, high = get_u8(scratch + 8 * j + i), get_u8(scratch + 8 * j + 4 + i)
-            put_i8(block + 64 * j + 4 * p + i, _I(low | (high << 4)))
-    for g in range(groups):
-        _put_nibble(block + 64 * eights + 8 * g + p // 2, p % 2 == 1, get_i32(scratch + wide + 4 * g))
-
-
-@nb.njit(cache=True)
-def razor_value(source, head_dim, group, unit, form, block, position, scratch):
-    """One value row into its block of 16 positions; scratch as for razor_key."""
-    wide, groups = (head_dim + 15) // 16 * 16, (head_dim + group - 1) // group
-    p, chunks = position % 16, (head_dim + 15) // 16
-    _razor_head(source, head_dim, group, unit, form, scratch, scratch + wide)
-    half, high, i = p // 8, (p % 8) // 4 == 1, p % 4
-    for d in range(wide):
-        at = block + 128 * (d // 16) + 64 * half + 4 * (d % 16) + i
-        _put_nibble(at, high, get_u8(scratch + d))
-    for g in range(groups):
-        _put_nibble(block + 128 * chunks + 8 * g + p // 2, p % 2 == 1, get_i32(scratch + wide + 4 * g))
-
-
-@nb.njit(cache=True)
-def remember_head(
-    head, query, query_stride, key, key_stride, value, value_stride, cos, sin, half, keys, values, capacity, heads,
-    head_dim, past, tokens, key_units, value_units, group, form, scratch,
-):  # fmt: skip
-    """Rotate one query head of all tokens (head < heads), or rotate and razor one key head and its values."""
-    key_bytes = (head_dim + 7) // 8 * 64 + 8 * ((head_dim + group - 1) // group)
-    value_bytes = (head_dim + 15) // 16 * 128 + 8 * ((head_dim + group - 1) // group)
-    for t in range(tokens):
-        position = past + t
-        row = 4 * position * half
-        if head < heads:
-            if half > 0:
-                rotate_head(query + 4 * (t * query_stride + head * head_dim), cos + row, sin + row, half)
-            continue
-        which = head - heads
-        source = key + 4 * (t * key_stride + which * head_dim)
-        if half > 0:
-            rotate_head(source, cos + row, sin + row, half)
-        number = which * (capacity // 16) + position // 16
-        unit = get_f32(key_units + 4 * which)
-        razor_key(source, head_dim, group, unit, form, keys + number * key_bytes, position, scratch)
-        source, unit = value + 4 * (t * value_stride + which * head_dim), get_f32(value_units + 4 * which)
-        razor_value(source, head_dim, group, unit, form, values + number * value_bytes, position, scratch)
 
 
 @nb.njit(cache=True)
@@ -269,7 +186,7 @@ def razor_attend_item(
 ):  # fmt: skip
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
-    scores: 4 * ROWS * capacity bytes; the other arguments as those of attend_item (attention.py).
+    scores: 4 * ROWS * capacity bytes; the other arguments as those of attend_item (attend.py).
     """
     repeat, wide = heads // kv_heads, (head_dim + 15) // 16 * 16
     groups, eights, chunks = (head_dim + group - 1) // group, (head_dim + 7) // 8, (head_dim + 15) // 16

@@ -1,0 +1,55 @@
+"""Drivers of attention, and of KV append where threads share out heads."""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.kernels.attention import attend, razor_attend
+from runtime_py.engine.kernels.attention.razor_kv_append import append_head
+from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.steps.attention import Attend, RazorAttend
+from runtime_py.simd.atomics import fetch_add
+
+ROWS = attend.ROWS  # query rows of one work item
+assert ROWS == razor_attend.ROWS
+
+
+def _plain_item(s, isa, item, past, tokens, thread, scratch):
+    attend.attend_item(
+        item, s.query, s.query_stride, s.keys, s.values, s.key_item, s.value_item, s.capacity, s.heads, s.kv_heads,
+        s.head_dim, past, tokens, s.window, s.scale, s.softcap, s.causal != 0, s.out, s.out_stride, scratch,
+    )  # fmt: skip
+
+
+def _razor_item(s, isa, item, past, tokens, thread, scratch):
+    scores = s.scores + thread * 4 * ROWS * s.capacity
+    razor_attend.razor_attend_item(
+        isa, item, s.query, s.query_stride, s.keys, s.values, s.capacity, s.heads, s.kv_heads, s.head_dim, past,
+        tokens, s.window, s.scale, s.softcap, s.key_units, s.value_units, s.group, s.out, s.out_stride, scores, scratch,
+    )  # fmt: skip
+
+
+_item = by_kind({Attend: _plain_item, RazorAttend: _razor_item})
+
+
+@nb.njit(cache=True)
+def run_attention(s, isa, past, tokens, thread, counter, scratch):
+    """An Attend or RazorAttend: work items are up to ROWS query rows that share a key-value head."""
+    items = s.kv_heads * ((s.heads // s.kv_heads * tokens + ROWS - 1) // ROWS)
+    item = fetch_add(counter, 1)
+    while item < items:
+        _item(s, isa, item, past, tokens, thread, scratch)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def run_razor_kv_append(s, past, tokens, counter, scratch):
+    """A RazorKvAppend: work items are heads, because a byte of the cache holds numbers of two tokens."""
+    head = fetch_add(counter, 1)
+    while head < s.heads + s.kv_heads:
+        append_head(
+            head, s.query, s.query_stride, s.key, s.key_stride, s.value, s.value_stride, s.cos, s.sin, s.half, s.keys,
+            s.values, s.capacity, s.heads, s.head_dim, past, tokens, s.key_units, s.value_units, s.group, s.form,
+            scratch,
+        )  # fmt: skip
+        head = fetch_add(counter, 1)

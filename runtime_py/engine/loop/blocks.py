@@ -1,0 +1,83 @@
+"""Drivers of norms, activations and quantization: work items are up to 16 tokens, which share lines of the cache."""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.kernels.elementwise import activate, layer_norm, rms_norm
+from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
+from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.steps.elementwise import LAYER, Activate
+from runtime_py.engine.steps.integers import Quantize, Razor
+from runtime_py.simd.atomics import fetch_add
+
+
+@nb.njit(cache=True)
+def _quantize(s, isa, offset, source, stride, group, tokens, first, last, scratch):
+    """Blocks first..last - 1 of a step with int8 parts."""
+    if tokens == 1:
+        quantize_token(isa, offset, source, s.columns, first, last, s.quant, s.sums, s.scales)
+    else:
+        quantize_group(
+            isa, offset, source, stride, s.columns, group, tokens, first, last, s.quant, s.sums, s.scales, scratch
+        )  # fmt: skip
+
+
+def _quantize_block(s, isa, offset, group, b, tokens, scratch):
+    _quantize(s, isa, offset, s.source, s.stride, group, tokens, b, b + 1, scratch)
+
+
+def _razor_block(s, isa, offset, group, b, tokens, scratch):
+    if tokens == 1:
+        razor_token(
+            isa, offset, s.source, s.columns, s.group, s.unit, s.form, b, b + 1, s.codes, s.sums, s.shifts, s.units,
+            scratch,
+        )  # fmt: skip
+    else:
+        razor_group_of_tokens(
+            isa, offset, s.source, s.stride, s.columns, s.group, s.unit, s.form, group, tokens, b, b + 1, s.codes,
+            s.sums, s.shifts, s.units, scratch,
+        )  # fmt: skip
+
+
+def _activate_block(s, isa, offset, group, b, tokens, scratch):
+    some = min(s.columns - 256 * b, 256)
+    for token in range(16 * group, min(16 * group + 16, tokens)):
+        other = s.gated + 4 * (token * s.gated_stride + 256 * b) if s.gated != 0 else 0
+        to = s.out + 4 * (token * s.columns + 256 * b)
+        activate(s.kind, s.source + 4 * (token * s.stride + 256 * b), other, some, to)
+    if s.quant != 0:
+        _quantize(s, isa, offset, s.out, s.columns, group, tokens, b, b + 1, scratch)
+
+
+_block = by_kind({Quantize: _quantize_block, Razor: _razor_block, Activate: _activate_block})
+
+
+@nb.njit(cache=True)
+def run_blocks(s, isa, offset, tokens, counter, scratch):
+    """Work items are blocks of 256 columns of 16 tokens, so that one token still keeps all threads busy."""
+    blocks = (s.columns + 255) // 256
+    item = fetch_add(counter, 1)
+    while item < (tokens + 15) // 16 * blocks:
+        _block(s, isa, offset, item // blocks, item % blocks, tokens, scratch)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def run_norm(s, isa, offset, first_token, tokens, counter, scratch):
+    """A Norm needs all of a row, so its work items are 16 tokens."""
+    blocks = (s.columns + 255) // 256
+    group = fetch_add(counter, 1)
+    while 16 * group < tokens:
+        for token in range(16 * group, min(16 * group + 16, tokens)):
+            for head in range(s.heads):
+                x = s.source + 4 * ((first_token + token) * s.stride + head * s.columns)
+                y = s.out + 4 * (token * s.heads + head) * s.columns
+                if s.kind == LAYER:
+                    layer_norm(x, s.scale, s.bias, s.columns, s.epsilon, y)
+                else:
+                    rms_norm(x, s.scale, s.columns, s.epsilon, y)
+        if s.quant != 0:
+            _quantize(s, isa, offset, s.out, s.columns, group, tokens, 0, blocks, scratch)
+        group = fetch_add(counter, 1)

@@ -1,0 +1,63 @@
+"""The driver of steps that treat tokens one by one."""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.kernels.attention.kv_append import append_token
+from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, scale_row
+from runtime_py.engine.kernels.grouped import grouped_row
+from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.steps.attention import KvAppend
+from runtime_py.engine.steps.elementwise import Add, Scale
+from runtime_py.engine.steps.lookups import Embed, EmbedDense, Reorder
+from runtime_py.simd.atomics import fetch_add
+from runtime_py.simd.vectors import get_i64
+
+
+def _embed(s, past, token, scratch):
+    row, to = get_i64(s.ids + 8 * token), s.out + 4 * token * s.columns
+    grouped_row(s.matrix, s.groups, s.group_size, row, to, scratch)
+
+
+def _embed_dense(s, past, token, scratch):
+    row, to = get_i64(s.ids + 8 * token), s.out + 4 * token * s.columns
+    dense_row(s.table, s.item_bytes, row, s.columns, to)
+
+
+def _scale(s, past, token, scratch):
+    scale_row(s.source + 4 * token * s.stride, s.factor, s.columns, s.out + 4 * token * s.columns)
+
+
+def _reorder(s, past, token, scratch):
+    reorder_row(s.source + 4 * token * s.stride, s.order, s.columns, s.out + 4 * token * s.columns)
+
+
+def _add(s, past, token, scratch):
+    a, b = s.a + 4 * token * s.a_stride, s.b + 4 * token * s.b_stride
+    add_rows(a, b, s.columns, s.out + 4 * token * s.columns)
+
+
+def _kv_append(s, past, token, scratch):
+    position = past + token
+    row = 4 * position * s.half
+    append_token(
+        s.query + 4 * token * s.query_stride, s.key + 4 * token * s.key_stride, s.value + 4 * token * s.value_stride,
+        s.cos + row, s.sin + row, s.half, s.keys, s.values, s.key_item, s.value_item, s.capacity, s.heads, s.kv_heads,
+        s.head_dim, position, s.overflow,
+    )  # fmt: skip
+
+
+_one = by_kind(
+    {Embed: _embed, EmbedDense: _embed_dense, Scale: _scale, Reorder: _reorder, Add: _add, KvAppend: _kv_append}
+)
+
+
+@nb.njit(cache=True)
+def run_tokens(s, past, tokens, counter, scratch):
+    """16 neighbours are one work item, because they share lines of the cache."""
+    first = 16 * fetch_add(counter, 1)
+    while first < tokens:
+        for token in range(first, min(first + 16, tokens)):
+            _one(s, past, token, scratch)
+        first = 16 * fetch_add(counter, 1)

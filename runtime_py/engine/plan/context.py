@@ -1,0 +1,201 @@
+"""What the handlers of operators work with: the values so far, and the primitives that make steps and constants.
+
+Fused here: quantization of activations into the step that makes them, an activation with its gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import numpy as np
+
+from export.artefacts.reader import Graph, Node
+from export.contract.errors import InputError
+from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
+from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.plan.placement import Argument, Buffer, PlannedStep
+from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Tokens
+from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
+from runtime_py.engine.steps.elementwise import Activate, Norm
+from runtime_py.engine.steps.integers import Quantize
+from runtime_py.engine.steps.products import CodeProduct
+from runtime_py.engine.steps.step import Step
+from runtime_py.reference.constants import ConstantFolder
+from runtime_py.system.guard_pages import settled
+
+Value = Tokens | Pending
+
+
+class Context:
+    """State of one plan. Afterwards: steps, attention shapes, names of each cos and sin, arrays to keep."""
+
+    def __init__(self, graph: Graph, chunk: int, indices: Sequence[str], result: str, counted_positions: bool) -> None:
+        """chunk: most tokens of a call. indices: inputs that the caller sets and lookups may read.
+
+        result: the value that is sent out. counted_positions: whether positions may be counted from 0, as encoders do.
+        """
+        self.graph, self.chunk, self.indices = graph, chunk, indices
+        self.result, self.counted_positions = result, counted_positions
+        self.steps: list[PlannedStep] = []
+        self.keep: list[np.ndarray] = []
+        self.attention: list[AttentionShape] = []
+        self.rotations: list[tuple[str, str]] = []
+        self.bytes_per_token = 0  # weights read for one token
+        self.widest = 64  # columns of the widest matrix
+        self.result_width = 0
+        self.values: dict[str, Value] = {}
+        self.halves: dict[str, Tokens] = {}  # of float16 type
+        self.folder = ConstantFolder(graph)
+        self.quantized: dict[Buffer, Quantized] = {}
+        self.razored: dict[str, Razored] = {}  # codes, flags and units by name
+        self._names: dict[Buffer, list[str]] = {}  # values that lie in a buffer
+        self._caches: dict[int, Buffer] = {}
+        self._uses: dict[str, int] = {}
+        self._seen: dict[str, int] = {}  # uses up to and including the node being visited
+        for node in graph.nodes:
+            for name in node.inputs:
+                self._uses[name] = self._uses.get(name, 0) + 1
+
+    def enter(self, node: Node) -> None:
+        """From now on this node is being planned."""
+        for name in node.inputs:
+            self._seen[name] = self._seen.get(name, 0) + 1
+
+    def widths(self) -> list[int]:
+        """Widths of the products of codes (stored_matrix.py), in order."""
+        return sorted({_number(s.step.width) for s in self.steps if isinstance(s.step, CodeProduct)})
+
+    # Constants
+
+    def stored(self, array: np.ndarray) -> int:
+        """Address of an array that steps read; it is kept alive."""
+        array = settled(array)
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def vector(self, name: str, size: int) -> int:
+        """Address of a constant of `size` numbers as contiguous float32."""
+        array = np.asarray(self.folder.constant(name), dtype=np.float32)
+        if array.size != size:
+            raise Unplannable(f"{name} has {array.size} numbers where {size} are needed")
+        return self.stored(array)
+
+    def record(self, node: Node, layout: CodebookLayout | TrellisLayout, inputs: tuple[str, ...]) -> tuple[int, int]:
+        """Address and width of a stored matrix's record (stored_matrix.py); inputs: codes, codebook, scale."""
+        codes, book = self.graph.weights[inputs[0]], self.graph.weights[inputs[1]]
+        scale = np.ascontiguousarray(self.folder.constant(inputs[2]), dtype=np.float32)
+        if scale.shape != layout.scale_shape:
+            raise Unplannable(f"the scales of {node.name} have shape {list(scale.shape)}")
+        if not np.isfinite(scale).all():
+            raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
+        record, alive = matrix_record(layout, codes, book, scale)
+        self.keep += [record, *alive]
+        if node.op_type in (CODEBOOK_MATMUL, TRELLIS_MATMUL):
+            self.bytes_per_token += codes.nbytes + book.nbytes + scale.nbytes
+        return record.ctypes.data, matrix_width(record)
+
+    # Values
+
+    def new(self, width: int) -> Tokens:
+        """A fresh buffer for a value of this width."""
+        return Tokens(Buffer(4 * width * self.chunk), width, width)
+
+    def cache_of(self, layer: int) -> Buffer:
+        """Stands for a layer's cache in the search for barriers; all layers of an encoder share one."""
+        return self._caches.setdefault(0 if self.counted_positions else layer, Buffer(0))
+
+    def give(self, name: str, value: Value) -> None:
+        """Say what a name stands for."""
+        self.values[name] = value
+        self._say_who_reads(name, value)
+
+    def give_half(self, name: str, value: Tokens) -> None:
+        """Say what a name of float16 type stands for: only a Cast may read it, because steps compute with float32."""
+        self.halves[name] = value
+        self._say_who_reads(name, value)
+
+    def _say_who_reads(self, name: str, value: Value) -> None:
+        buffer = value.source.buffer if isinstance(value, Pending) else value.buffer
+        self._names.setdefault(buffer, []).append(name)
+
+    def needed(self, buffer: Buffer) -> bool:
+        """Whether a later node reads a value that lies in this buffer, under any of its names, or it is the result."""
+        names = self._names.get(buffer, [])
+        while names:
+            if names[-1] == self.result or self._uses.get(names[-1], 0) > self._seen.get(names[-1], 0):
+                return True
+            names.pop()  # the uses left only shrink
+        return False
+
+    def tokens(self, name: str, in_heads: bool = False) -> Tokens:
+        """A value that steps can read; an activation that waited for its gate is computed now.
+
+        in_heads: whether it may be cut into heads.
+        """
+        value = self.values.get(name)
+        if isinstance(value, Pending):
+            value = self.activate(value, None)
+            self.give(name, value)
+        if value is None or value.rotation is not None or (value.heads != 1 and not in_heads):
+            raise Unplannable(f"{name} is not a plain value of the tokens")
+        return value
+
+    # Steps
+
+    def emit(self, step: Step[Argument], reads: list[Buffer], writes: list[Buffer]) -> None:
+        """Append a step; reads and writes are the buffers it touches."""
+        self.steps.append(PlannedStep(step, reads, writes))
+
+    def as_int8(self, value: Tokens) -> Quantized:
+        """The value quantized: by the step that makes it where that step can, else by a step of its own."""
+        found = self.quantized.get(value.buffer)
+        if found is not None and value.whole:
+            return found
+        made = Quantized.of(value.width, self.chunk)
+        last = self.steps[-1] if self.steps else None
+        if last is not None and value.whole and value.buffer in last.writes and _quantizes(last.step):
+            last.step.quant, last.step.sums, last.step.scales = made.quant, made.sums, made.scales
+            last.writes.append(made.buffer)
+        else:
+            step = Quantize[Argument](
+                source=value.place,
+                stride=value.stride,
+                columns=value.width,
+                quant=made.quant,
+                sums=made.sums,
+                scales=made.scales,
+            )
+            self.emit(step, [value.buffer], [made.buffer])
+        if value.whole:
+            self.quantized[value.buffer] = made
+        return made
+
+    def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
+        """A step for an activation, times its gate where there is one."""
+        x = pending.source
+        if pending.kind == -1 or (gated is not None and gated.width != x.width):
+            raise Unplannable("an activation of unexpected form")
+        out = self.new(x.width)
+        step = Activate[Argument](
+            kind=pending.kind,
+            source=x.place,
+            stride=x.stride,
+            gated=gated.place if gated else 0,
+            gated_stride=gated.stride if gated else 0,
+            columns=x.width,
+            out=out.place,
+        )
+        self.emit(step, [x.buffer, *([gated.buffer] if gated else [])], [out.buffer])
+        return out
+
+
+def _quantizes(step: Step[Argument]) -> TypeGuard[Norm[Argument] | Activate[Argument]]:
+    """Whether this step can also write what it makes as int8."""
+    return isinstance(step, Activate) or (isinstance(step, Norm) and step.heads == 1)
+
+
+def _number(value: Argument) -> int:
+    assert isinstance(value, int)
+    return value

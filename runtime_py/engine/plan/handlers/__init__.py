@@ -1,0 +1,8 @@
+"""One function for each operator that the compiled machine has steps for; importing this room registers them all."""
+
+from __future__ import annotations
+
+from runtime_py.engine.plan.handlers import attention, elementwise, lookups, products, razor
+from runtime_py.engine.plan.registry import handler_of
+
+__all__ = ["attention", "elementwise", "handler_of", "lookups", "products", "razor"]

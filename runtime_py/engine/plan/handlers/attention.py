@@ -1,0 +1,191 @@
+"""Rotary positions, the KV append, and attention over both kinds of caches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from export.artefacts.reader import Node
+from export.contract.errors import InputError
+from export.contract.formats.codebook import DOMAIN
+from export.contract.operators.attention import AttentionLayout
+from export.contract.operators.integers import SDR_ATTENTION
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.kernels.attention import attend, razor_attend
+from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.placement import Argument, External
+from runtime_py.engine.plan.registry import handles
+from runtime_py.engine.plan.values import (
+    AttentionShape,
+    Tokens,
+    form_of,
+    mask_hides_padding_only,
+    turns_by_position,
+    window_of_mask,
+)
+from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, RazorKvAppend
+from runtime_py.engine.steps.step import Step
+
+Maker = Callable[..., Step[Argument]]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Queries, keys and values of an attention node."""
+
+    query: Tokens
+    key: Tokens
+    value: Tokens
+
+    @staticmethod
+    def of(context: Context, node: Node) -> _Inputs:
+        found = [context.values.get(name) for name in node.inputs[:3]]
+        tokens = [value for value in found if isinstance(value, Tokens) and value.heads == 1]
+        if len(tokens) != 3:
+            raise Unplannable(f"the inputs of {node.name}")
+        return _Inputs(*tokens)
+
+
+@handles("", "RotaryEmbedding")
+def rotary(context: Context, node: Node) -> None:
+    x, heads = context.tokens(node.inputs[0]), int(node.attributes["num_heads"])
+    pair = (node.inputs[1], node.inputs[2])
+    if node.attributes.get("interleaved", 0) or len(node.inputs) != 3 or heads < 1:
+        raise Unplannable(f"the rotation {node.name}")
+    if pair not in context.rotations:
+        if not turns_by_position(context.folder, pair):
+            raise Unplannable(f"the angles of {node.name}")
+        context.rotations.append(pair)
+    context.give(node.outputs[0], replace(x, rotation=pair, turned_heads=heads))
+
+
+@handles("", "Attention")
+def attention(context: Context, node: Node) -> None:
+    """Over a cache of float16 or float32 numbers; the mask is causal, or an encoder's."""
+    inputs = _Inputs.of(context, node)
+    heads, kv_heads = int(node.attributes["q_num_heads"]), int(node.attributes["kv_num_heads"])
+    if heads < 1 or kv_heads < 1 or inputs.query.width % heads or heads % kv_heads:
+        raise Unplannable(f"the heads of {node.name}")
+    head_dim = inputs.query.width // heads
+    causal = node.attributes.get("is_causal", 0) == 1
+    if not causal and not mask_hides_padding_only(context.folder, node.inputs[3]):
+        raise Unplannable(f"the mask of {node.name}")
+    index = len(context.attention)
+    blocks = attend.key_block_bytes(head_dim), attend.value_block_bytes(head_dim)
+    items = {"key_item": External(f"key_item.{index}"), "value_item": External(f"value_item.{index}")}
+    _append_and_attend(
+        context,
+        node,
+        inputs,
+        AttentionShape(node.name, heads, kv_heads, head_dim, *blocks),
+        append=partial(KvAppend[Argument], overflow=External(f"overflow.{index}"), **items),
+        attend=partial(
+            Attend[Argument],
+            window=window_of_mask(context.folder, node.inputs[3]) if causal else 0,
+            scale=float(node.attributes.get("scale", 1 / math.sqrt(head_dim))),
+            softcap=float(node.attributes.get("softcap", 0.0)),
+            causal=int(causal),
+            **items,
+        ),
+    )
+
+
+@handles(DOMAIN, SDR_ATTENTION)
+def razor_attention(context: Context, node: Node) -> None:
+    """Over a cache of razored codes; the mask is causal."""
+    inputs = _Inputs.of(context, node)
+    try:
+        layout = AttentionLayout.of(node.attributes, inputs.query.width)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    head_dim, group = layout.head_dim, layout.form.group_size
+    if layout.form.width != 4 or layout.form.flag_limit > 4 or (layout.groups > 1 and group % 16):
+        raise Unplannable(f"a cache of {layout.form.width} bits in groups of {group} ({node.name})")
+    blocks = razor_attend.key_block_bytes(head_dim, group), razor_attend.value_block_bytes(head_dim, group)
+    shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, *blocks, razored=True)
+    codes = {
+        "key_units": _units(context, node, node.inputs[6], layout.kv_heads),
+        "value_units": _units(context, node, node.inputs[7], layout.kv_heads),
+        "group": group,
+    }
+    _append_and_attend(
+        context,
+        node,
+        inputs,
+        shape,
+        append=partial(RazorKvAppend[Argument], form=form_of(layout.form), **codes),
+        attend=partial(
+            RazorAttend[Argument],
+            window=window_of_mask(context.folder, node.inputs[3]),
+            scale=layout.scale,
+            softcap=layout.softcap,
+            scores=External("scores"),
+            **codes,
+        ),
+    )
+
+
+def _units(context: Context, node: Node, name: str, kv_heads: int) -> int:
+    """Address of a unit for each key-value head."""
+    units = np.asarray(context.folder.constant(name), np.float32)
+    if units.shape not in ((1,), (kv_heads,)) or not (np.isfinite(units).all() and (units > 0).all()):
+        raise InputError(f"node {node.name}: its units must be positive, one or one for each key-value head")
+    return context.stored(np.broadcast_to(units, kv_heads))
+
+
+def _append_and_attend(
+    context: Context, node: Node, inputs: _Inputs, shape: AttentionShape, append: Maker, attend: Maker
+) -> None:
+    """The two steps of any attention. append, attend: take the fields that both kinds of caches have."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    _check(context, node, inputs, shape)
+    index = len(context.attention)
+    context.attention.append(shape)
+    cache: dict[str, Argument] = {
+        "query": query.place,
+        "query_stride": query.stride,
+        "keys": External(f"keys.{index}"),
+        "values": External(f"values.{index}"),
+        "capacity": External("capacity"),
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+    }
+    rotation = {}
+    if query.rotation is not None:
+        number = context.rotations.index(query.rotation)
+        rotation = {name: External(f"{name}.{number}") for name in ("cos", "sin", "half")}
+    stored = context.cache_of(index)
+    step = append(
+        key=key.place,
+        key_stride=key.stride,
+        value=value.place,
+        value_stride=value.stride,
+        **rotation,
+        **cache,
+    )
+    context.emit(step, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
+    out = context.new(query.width)
+    step = attend(out=out.place, out_stride=out.stride, **cache)
+    context.emit(step, [query.buffer, stored], [out.buffer])
+    context.give(node.outputs[0], out)
+
+
+def _check(context: Context, node: Node, inputs: _Inputs, shape: AttentionShape) -> None:
+    """Whether the widths fit, and queries and keys may be rotated where they lie. Raises Unplannable."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    same = key.width == value.width == shape.kv_heads * shape.head_dim and query.rotation == key.rotation
+    if not same or value.rotation is not None:
+        raise Unplannable(f"the heads or the rotation of {node.name}")
+    if query.rotation is None:
+        return
+    if query.turned_heads != shape.heads or key.turned_heads != shape.kv_heads:
+        raise Unplannable(f"a rotation of other heads than {node.name} has")
+    if context.needed(query.buffer) or context.needed(key.buffer):
+        raise Unplannable(f"queries or keys of {node.name} that are read again")
+    for buffer in (query.buffer, key.buffer):
+        context.quantized.pop(buffer, None)

@@ -1,0 +1,117 @@
+"""Norms, activations with their gates, factors and views (splits, reshapes)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from onnx import TensorProto
+
+from export.artefacts.reader import Node
+from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
+from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.placement import Argument
+from runtime_py.engine.plan.registry import handles
+from runtime_py.engine.plan.values import Pending, Tokens
+from runtime_py.engine.steps.elementwise import LAYER, RMS, Norm, Scale
+
+
+@handles("", "Cast")
+def cast(context: Context, node: Node) -> None:
+    value = context.values.get(node.inputs[0]) or context.halves.get(node.inputs[0])
+    if value is None or node.attributes.get("to") != TensorProto.FLOAT:
+        raise Unplannable(f"the cast {node.name}")
+    context.give(node.outputs[0], value)
+
+
+@handles("", "Reshape")
+def reshape(context: Context, node: Node) -> None:
+    """Only the last dimension may be cut into heads, or joined again."""
+    x, shape = context.tokens(node.inputs[0], in_heads=True), context.folder.constant(node.inputs[1]).tolist()
+    heads = shape[2] if len(shape) == 4 else 1
+    if (
+        min(shape[2:], default=0) < 1
+        or shape[:2] != [0, 0]
+        or len(shape) not in (3, 4)
+        or math.prod(shape[2:]) != x.width
+    ):
+        raise Unplannable(f"the reshape {node.name}")
+    context.give(node.outputs[0], replace(x, heads=heads))
+
+
+@handles("", "RMSNormalization", "LayerNormalization")
+def norm(context: Context, node: Node) -> None:
+    x = context.tokens(node.inputs[0], in_heads=True)
+    out = context.new(x.width)
+    if node.attributes.get("axis", -1) not in (-1, 2 if x.heads == 1 else 3):
+        raise Unplannable(f"the axis of {node.name}")
+    has_bias = len(node.inputs) > 2 and bool(node.inputs[2])
+    if has_bias and node.op_type != "LayerNormalization":
+        raise Unplannable(f"the inputs of {node.name}")
+    step = Norm[Argument](
+        kind=LAYER if node.op_type == "LayerNormalization" else RMS,
+        source=x.place,
+        stride=x.stride,
+        scale=context.vector(node.inputs[1], x.width // x.heads),
+        bias=context.vector(node.inputs[2], x.width // x.heads) if has_bias else 0,
+        epsilon=float(node.attributes.get("epsilon", 1e-5)),
+        columns=x.width // x.heads,
+        heads=x.heads,
+        out=out.place,
+    )
+    context.emit(step, [x.buffer], [out.buffer])
+    context.give(node.outputs[0], replace(out, heads=x.heads))
+
+
+@handles("", "Sigmoid", "Gelu", "Relu", "Tanh")
+def activation(context: Context, node: Node) -> None:
+    tanh = node.attributes.get("approximate", "none") == "tanh"
+    kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
+    context.give(node.outputs[0], Pending(kind, context.tokens(node.inputs[0])))
+
+
+@handles("", "Mul")
+def mul(context: Context, node: Node) -> None:
+    constant = [context.folder.is_constant(name) for name in node.inputs]
+    if any(constant):
+        _scale(context, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
+        return
+    values = [context.values.get(name) for name in node.inputs]
+    for pending, other in (values, values[::-1]):
+        if not isinstance(pending, Pending):
+            continue
+        if pending.kind == -1:
+            if other is not pending.source:
+                raise Unplannable(f"the sigmoid gate of {node.name}")
+            context.give(node.outputs[0], Pending(SILU, pending.source))
+            return
+        if isinstance(other, Tokens) and other.rotation is None:
+            context.give(node.outputs[0], context.activate(pending, other))
+            return
+    raise Unplannable(f"the product {node.name}")
+
+
+def _scale(context: Context, node: Node, value: str, factor: str) -> None:
+    x, number = context.tokens(value), context.folder.constant(factor)
+    if number.size != 1 or number.ndim > 3:
+        raise Unplannable(f"the constant product {node.name}")
+    out = context.new(x.width)
+    step = Scale[Argument](
+        source=x.place, stride=x.stride, factor=float(number.reshape(-1)[0]), columns=x.width, out=out.place
+    )  # fmt: skip
+    context.emit(step, [x.buffer], [out.buffer])
+    context.give(node.outputs[0], out)
+
+
+@handles("", "Split")
+def split(context: Context, node: Node) -> None:
+    x, sizes = context.tokens(node.inputs[0]), context.folder.constant(node.inputs[1])
+    parts = sizes.reshape(-1).tolist()
+    fits = len(parts) == len(node.outputs) and sum(parts) == x.width and min(parts, default=0) >= 1
+    if node.attributes.get("axis", 0) not in (-1, 2) or not fits:
+        raise Unplannable(f"the split {node.name}")
+    column = x.column
+    for name, size in zip(node.outputs, parts):
+        context.give(name, Tokens(x.buffer, size, x.stride, column))
+        column += size

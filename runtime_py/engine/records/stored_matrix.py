@@ -1,0 +1,123 @@
+"""A stored matrix as the kernels see it: one row of int64 numbers, most of them addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.contract.formats.codebook import CodebookLayout
+from export.contract.formats.trellis import TrellisLayout
+from export.contract.packing import BLOCK_COLUMNS
+from runtime_py.engine.errors import need
+from runtime_py.engine.records.claims import Arrays, Constant
+from runtime_py.engine.records.record import Record, T, declared, reader
+from runtime_py.simd.codes import TRELLIS_STATE_BITS, tail_places
+from runtime_py.system.guard_pages import settled
+
+# Widths, each of which has a compiled kernel: bits of a code, or one of these (simd/codes.py).
+RAW_WIDTH = 9  # 8 bits without lookup
+TRELLIS_WIDTH = 16  # plus the bits of a trellis code
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class StoredMatrix(Record[T]):
+    """Codes [rows, row_bytes], codebooks and scales of a matrix."""
+
+    codes: T
+    row_bytes: T
+    book: T
+    book_bytes: T  # of the codebooks of one row
+    book_rows: T  # that share a codebook
+    scale: T
+    scale_rows: T
+    rows: T
+    columns: T
+    width: T
+    blocks: T  # of 256 columns
+    tail: T  # columns of the last, shorter block
+    places: T  # where the tail's codes lie, for tails of whole vectors; else 0
+    bits: T  # of a code as it is stored
+
+    @staticmethod
+    def at(address: int, arrays: Arrays) -> StoredMatrix[int]:
+        """The record at this address. Raises Unplannable where there is none."""
+        row = arrays.get(address)
+        need(row is not None and row.dtype == np.int64 and row.shape == (NUMBERS,), "no matrix record")
+        assert row is not None
+        return StoredMatrix.of(row.tolist())
+
+    def constants(self: StoredMatrix[int], groups: int, arrays: Arrays) -> Iterator[Constant]:
+        """What the record leads to. groups: codebooks along a row. Raises Unplannable on numbers that do not fit."""
+        need(min(self.rows, self.columns, self.book_rows, self.scale_rows, groups) >= 1, "a matrix of nothing")
+        fits = self.blocks * 256 + self.tail == self.columns and 0 <= self.tail < 256
+        need(fits, "a matrix whose blocks are not its columns")
+        trellis = self.width > TRELLIS_WIDTH
+        stored = self.width - TRELLIS_WIDTH if trellis else {RAW_WIDTH: 8}.get(self.width, self.width)
+        need(1 <= stored <= (4 if trellis else 8) and stored == self.bits, "a width that its codes do not have")
+        planes = [plane for plane in (8, 4, 2, 1) if self.bits & plane]
+        last_block = sum(-(-self.tail * plane // 8) for plane in planes)
+        need(self.row_bytes >= 32 * self.bits * self.blocks + last_block, "rows of codes that are too short")
+        need(self.book_bytes >= groups << (8 if trellis else self.bits), "codebooks that are too short")
+        yield Constant("codes", self.codes, self.rows * self.row_bytes)
+        yield Constant("codebook", self.book, -(-self.rows // self.book_rows) * self.book_bytes)
+        yield Constant("scale", self.scale, -(-self.rows // self.scale_rows) * 4 * groups)
+        if self.places:
+            count = 16 * len(planes) * -(-self.tail // 64)
+            yield Constant("places", self.places, 8 * count)
+            offsets = arrays[self.places][:count].reshape(-1, 2, 8)[:, 0]
+            need(int(offsets.min()) >= 0 and int(offsets.max()) + 8 <= last_block, "places outside a row of codes")
+
+
+NUMBERS = 16  # of the array that holds a record
+read_matrix = reader(StoredMatrix)
+
+
+def matrix_record(
+    layout: CodebookLayout | TrellisLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The record (int64 [NUMBERS]) and the arrays that must stay alive with it. scale must be float32."""
+    if not (codes.flags.c_contiguous and codebook.flags.c_contiguous and scale.flags.c_contiguous):
+        raise ValueError("codes, codebook and scale must be contiguous")
+    layout.check(codes, codebook, scale)
+    codes, codebook, scale = settled(codes), settled(codebook), settled(scale)
+    blocks, tail = divmod(layout.K, BLOCK_COLUMNS)
+    places = np.zeros(1, np.int64)
+    in_vectors = tail > 0 and tail % 64 == 0
+    if in_vectors:
+        places = settled(np.array(tail_places(tail, layout.bits), np.int64))
+    matrix = StoredMatrix(
+        codes=codes.ctypes.data,
+        row_bytes=codes.shape[1],
+        book=codebook.ctypes.data,
+        book_bytes=codebook[0].nbytes,
+        book_rows=layout.rows_per_codebook,
+        scale=scale.ctypes.data,
+        scale_rows=layout.rows_per_scale,
+        rows=layout.N,
+        columns=layout.K,
+        width=_width(layout, codebook),
+        blocks=blocks,
+        tail=tail,
+        places=places.ctypes.data if in_vectors else 0,
+        bits=layout.bits,
+    )
+    record = np.zeros(NUMBERS, np.int64)
+    matrix.write(record, lambda place, number: number)
+    return record, [codes, codebook, scale, places]
+
+
+def matrix_width(record: np.ndarray) -> int:
+    """The width of a written record."""
+    return StoredMatrix.of(record.tolist()).width
+
+
+def _width(layout: CodebookLayout | TrellisLayout, codebook: np.ndarray) -> int:
+    if isinstance(layout, TrellisLayout):
+        if layout.state_bits != TRELLIS_STATE_BITS:
+            raise ValueError(f"the kernels take trellis codes of {TRELLIS_STATE_BITS} state bits")
+        return TRELLIS_WIDTH + layout.bits
+    raw = layout.bits == 8 and np.array_equal(codebook, np.broadcast_to(np.arange(-128, 128), codebook.shape))
+    return RAW_WIDTH if raw else layout.bits
