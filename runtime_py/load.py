@@ -66,8 +66,8 @@ def _runner(graph: Graph, activations: str, threads: int | None, processors: Seq
     if activations == "float32":
         return Session(graph), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
-    from runtime_py.engine.errors import Unplannable
     from runtime_py.engine.kernels.paths import runs_directly
+    from runtime_py.engine.records.errors import Unplannable
 
     try:
         return Engine(expand_products(graph, keep=runs_directly), threads, processors), ""

@@ -11,14 +11,14 @@ import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.plan.values import AttentionShape
-from runtime_py.engine.plan.walk import plan_decoder
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.verify.verifier import Promise, Promises
+from runtime_py.engine.walk import plan_decoder
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 

@@ -15,8 +15,8 @@ from export.files.access import read_json
 from export.files.foreign import foreign
 from export.graph.archs import is_encoder_family
 from runtime_py.engine.encoder import EncoderEngine
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.load import ACTIVATIONS
 from runtime_py.reference.constants import ConstantFolder
 from runtime_py.reference.expansion import expand_products

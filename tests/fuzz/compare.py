@@ -25,9 +25,9 @@ from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError, NotFiniteError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.files.foreign import foreign
+from runtime_py.engine import walk
 from runtime_py.engine.engine import Engine, chunk_size
 from runtime_py.engine.loop.loop import run_steps
-from runtime_py.engine.plan import walk
 from runtime_py.engine.plan.context import Context, Value
 from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.values import Tokens
@@ -73,7 +73,7 @@ class Traced(Context):
                 self._held[buffer] += [(len(self.steps), name, replace(v, rotation=None)) for name, v in turned]
 
     def views(self, base: int) -> dict[int, list[View]]:
-        """What can be looked at after so many steps of the finished plan. base: where buffers without guard pages begin."""
+        """What can be looked at after so many steps of the finished plan. base: where buffers in the arena begin."""
         found: dict[int, list[View]] = {}
         for buffer, names in self._held.items():
             if buffer.offset < 0:

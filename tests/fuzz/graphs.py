@@ -1,4 +1,4 @@
-"""Composed graphs by the thousand: engine against interpreter, guard pages behind every array, in processes that may die.
+"""Composed graphs by the thousand: engine against interpreter, with guard pages, in processes that may die.
 
 python -m tests.fuzz.graphs --runs 200000 [--seed 0] [--first 0] [--log FILE] FOLDER...
 

@@ -21,8 +21,8 @@ from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine import program
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import NUMBERS, StoredMatrix
 from runtime_py.engine.steps.table import ARGUMENTS, FIELDS, NAMES, OPERATION
 from runtime_py.engine.verify.verifier import verify

@@ -16,13 +16,13 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.packing import pack
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels import elementwise
 from runtime_py.engine.kernels.attention import attend as attention
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.grouped import grouped_rows
-from runtime_py.engine.plan.walk import plan_decoder
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import matrix_record
+from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model
 from runtime_py.reference.session import Session
 from runtime_py.system.guard_pages import aligned_bytes

@@ -19,7 +19,7 @@ from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.errors import Unplannable
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps import table as op
 from runtime_py.engine.verify import verifier
 from runtime_py.load import _runner

@@ -18,8 +18,8 @@ from export.contract.sdr import SdrFormat
 from export.graph.integers import hadamard, rotation_size
 from export.model_folder import write_model_folder
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.errors import Unplannable
-from runtime_py.engine.plan.walk import plan_decoder
+from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model
 from runtime_py.reference.session import Session
 from tests.conftest import DEMO

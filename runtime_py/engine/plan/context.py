@@ -14,9 +14,9 @@ from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.plan.placement import Argument, Buffer, PlannedStep
 from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Tokens
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.engine.steps.elementwise import Activate, Norm
 from runtime_py.engine.steps.integers import Quantize

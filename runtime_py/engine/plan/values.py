@@ -9,10 +9,10 @@ import numpy as np
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from export.contract.sdr import SdrFormat
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.matrix import padded
 from runtime_py.engine.kernels.razor import form_number
 from runtime_py.engine.plan.placement import Buffer, Place
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.reference.constants import ConstantFolder
 
 _LONGEST_TRIED = 1 << 17  # positions over which a window is tried

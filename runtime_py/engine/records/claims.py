@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime_py.engine.errors import need
+from runtime_py.engine.records.errors import need
 
 READ, WRITE, UPDATE = range(3)  # an update reads what was there and leaves the same bytes written
 Arrays = Mapping[int, np.ndarray]  # kept arrays by address

@@ -10,8 +10,8 @@ import numpy as np
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import BLOCK_COLUMNS
-from runtime_py.engine.errors import need
 from runtime_py.engine.records.claims import Arrays, Constant
+from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T, declared, reader
 from runtime_py.simd.codes import TRELLIS_STATE_BITS, tail_places
 from runtime_py.system.guard_pages import settled

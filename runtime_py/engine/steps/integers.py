@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime_py.engine.errors import need
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case
+from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import REAL, T, declared
 from runtime_py.engine.steps.step import Step, int8_parts, razored_parts, rows
 

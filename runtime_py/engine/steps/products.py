@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime_py.engine.errors import need
 from runtime_py.engine.kernels.matmul import MAX_ROWS, SCRATCH_BYTES
 from runtime_py.engine.records.claims import READ, Access, Arrays, Case, Constant, highest, numbers
+from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, T, declared
 from runtime_py.engine.records.stored_matrix import StoredMatrix
 from runtime_py.engine.steps.integers import RAZOR_GROUPS

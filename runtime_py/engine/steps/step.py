@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from runtime_py.engine.errors import need
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
+from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T
 
 _SCRATCH = 4096 + 128  # of a kind that says nothing: quantization of 16 tokens

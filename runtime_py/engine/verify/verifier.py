@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime_py.engine.errors import need
 from runtime_py.engine.records.claims import READ, WRITE, Access, Case
+from runtime_py.engine.records.errors import need
 from runtime_py.engine.steps import table as op
 from runtime_py.engine.steps.step import Step
 from runtime_py.engine.steps.table import StepTable

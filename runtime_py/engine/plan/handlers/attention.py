@@ -14,7 +14,6 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.attention import attend, razor_attend
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
@@ -27,6 +26,7 @@ from runtime_py.engine.plan.values import (
     turns_by_position,
     window_of_mask,
 )
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, RazorKvAppend
 from runtime_py.engine.steps.step import Step
 

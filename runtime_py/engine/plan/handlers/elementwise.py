@@ -8,12 +8,12 @@ from dataclasses import replace
 from onnx import TensorProto
 
 from export.artefacts.reader import Node
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Tokens
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import LAYER, RMS, Norm, Scale
 
 

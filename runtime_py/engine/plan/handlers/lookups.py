@@ -6,11 +6,11 @@ import numpy as np
 
 from export.artefacts.reader import Node
 from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import counts_positions
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, Reorder
 
 

@@ -8,11 +8,11 @@ from export.artefacts.reader import Node, sparse_weights
 from export.contract.formats.codebook import CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from export.contract.sparse import SPARSE_MATMUL
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Tokens, stored_rows
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import Add
 from runtime_py.engine.steps.products import Dense, Grouped, MatMul, Product, Sparse
 

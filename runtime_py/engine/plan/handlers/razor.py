@@ -8,12 +8,12 @@ from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.kernels.razor_products import flag_places
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Razored, form_of
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.integers import Razor
 from runtime_py.engine.steps.products import RazorMatMul
 

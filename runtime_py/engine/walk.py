@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from export.artefacts.reader import Graph, Node
 from export.contract.formats.codebook import CODEBOOK_GATHER
-from runtime_py.engine.errors import Unplannable
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers import handler_of
 from runtime_py.engine.plan.placement import External
 from runtime_py.engine.plan.values import Tokens
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import Norm
 from runtime_py.engine.steps.products import Product
 from runtime_py.engine.steps.step import Making
