@@ -183,7 +183,8 @@ def test_razored_codebook_entries_are_short_codes(bits: int, width: int, rows: i
     plain = athena.quantize(w, h, chosen)
     book, scale = plain["codebook"].astype(np.float64), plain["scale"].astype(np.float64)
     entries.razor_entries(book, scale, plain.layout.rows_per_codebook, SdrFormat(8, width, 1 << bits))
-    razored = replace(plain, codebook=book.astype(np.int8), scale=scale.astype(np.float32)).dequantized()
+    parts = {**plain.parts, "codebook": book.astype(np.int8), "scale": scale.astype(np.float32)}
+    razored = replace(plain, parts=parts).dequantized()
     h, _ = damped(h, chosen.damping)
     # float16 scales: 2**-11 of the weights, 2.4e-7 of their loss, where the comparison has float32 ones
     assert result.losses["razored_entries"] <= layer_loss(w - razored, h) / layer_loss(w, h) * (1 + 1e-3) + 2e-6
