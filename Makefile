@@ -35,7 +35,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 # The kernels' own tests run with a guard page behind every array: one byte too many ends the run.
-KERNEL_TESTS := tests/runtime_py/test_engine.py tests/runtime_py/test_products.py tests/runtime_py/test_paths.py tests/runtime_py/test_simd.py tests/runtime_py/test_razor.py
+KERNEL_TESTS := tests/runtime_py/engine/test_engine.py tests/runtime_py/engine/test_products.py tests/runtime_py/engine/test_paths.py tests/runtime_py/engine/test_simd.py tests/runtime_py/engine/test_razor.py
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not conformity" $(KERNEL_TESTS:%=--ignore=%)

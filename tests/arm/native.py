@@ -25,8 +25,8 @@ def session(model: Path, library: Path):
 def write_cases(folder: Path, widths: tuple[int, ...], library: Path) -> None:
     """Models, inputs and x86's outputs: a product of one token, of 20, and a gather, in whole blocks and tails."""
     from export.contract.formats.codebook import CodebookLayout
-    from tests.export.test_native import one_node
-    from tests.runtime_py.test_products import random_parts
+    from tests.export.native.test_native import one_node
+    from tests.runtime_py.engine.test_products import random_parts
 
     rng = np.random.default_rng(0)
     for bits in widths:

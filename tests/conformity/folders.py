@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.conftest import DEMO, SHARED, _checkpoint, _package
-from tests.export.families import TINY, TINY_ENCODERS, random_text, tiny_model
+from tests.export.graph.families import TINY, TINY_ENCODERS, random_text, tiny_model
 
 REAL = {"stories260K": "models/stories260K", "scribe-6M": "models/scribe-6M"}
 BUNDLED = "athena-demo-2M"  # for single tests: there on every machine

@@ -28,9 +28,9 @@ from runtime_py.load import open_model
 from runtime_py.text.encoder import TextEncoder
 from tests.conformity import folders
 from tests.conftest import DEMO, _checkpoint, _package, shared
-from tests.export.families import FloatCheckpoint, compare, dequantized_model
-from tests.export.test_encoders import compare as compare_encoder
-from tests.runtime_py.generating import greedy_tokens
+from tests.export.graph.families import FloatCheckpoint, compare, dequantized_model
+from tests.export.graph.test_encoders import compare as compare_encoder
+from tests.runtime_py.text.generating import greedy_tokens
 from toolchain.settings.razor import RazorSettings
 
 pytestmark = pytest.mark.conformity

@@ -205,7 +205,7 @@ def make_folders(root: Path) -> dict[str, Target]:
 def tiny_bert(root: Path) -> Path:
     """The model folder of a random bert."""
     from export.model_folder import write_model_folder
-    from tests.export.families import FloatCheckpoint, tiny_model
+    from tests.export.graph.families import FloatCheckpoint, tiny_model
 
     tiny_model("bert", root / "bert-source")
     (root / "bert").mkdir()
@@ -218,7 +218,7 @@ def family_configs(folder: Path) -> Path:
     """The configurations of all tiny models."""
     from transformers import AutoConfig
 
-    from tests.export.families import COMMON, TINY, TINY_ENCODERS
+    from tests.export.graph.families import COMMON, TINY, TINY_ENCODERS
 
     found = []
     for variant, fields in {**TINY, **TINY_ENCODERS}.items():

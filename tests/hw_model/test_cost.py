@@ -17,7 +17,7 @@ from hw_model.graph_work.nodes import causal_pairs
 from hw_model.graph_work.workload import Operation, Phase
 from hw_model.machines import attentionlego, cpu
 from targets import load_target
-from tests.export.families import FloatCheckpoint, tiny_model
+from tests.export.graph.families import FloatCheckpoint, tiny_model
 
 LINEAR = 4 * (2 * 192 * 192 + 2 * 64 * 192 + 3 * 192 * 512)  # weights in the bundled model's blocks
 HEAD = 1536 * 192

@@ -13,7 +13,7 @@ from hw_model.graph_work.nodes import FREE
 from hw_model.graph_work.workload import Operation, Phase, operations
 from targets import target_names
 from tests.conftest import _checkpoint, _package
-from tests.export.families import TINY, TINY_ENCODERS, FloatCheckpoint, random_text, tiny_model
+from tests.export.graph.families import TINY, TINY_ENCODERS, FloatCheckpoint, random_text, tiny_model
 from toolchain.settings.razor import RazorSettings
 
 SCHEMES = {

@@ -11,7 +11,7 @@ import typer.main
 
 from export.graph.archs import supported_model_types
 from tests.conftest import DEMO
-from tests.toolchain.test_cli import athena
+from tests.toolchain.cli.test_cli import athena
 from toolchain.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]

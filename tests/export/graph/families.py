@@ -1,0 +1,202 @@
+"""Tiny random models of every family and variant, and the tools to compare their exports with transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.artefacts.records import TensorRecord
+from export.artefacts.stored_matrix import StoredMatrix
+from export.contract.errors import InputError
+from export.graph.archs import model_spec
+from tests.runtime_py.reference.test_session import OnnxRuntime
+from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.heads import open_model
+
+COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64, "pad_token_id": 0,
+          "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.7, 2.0], "long_factor": [2.0, 3.0, 9.0],
+            "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}  # fmt: skip
+TINY = {
+    "llama": {"rope_parameters": LLAMA3, "tie_word_embeddings": False},
+    "llama yarn": {"rope_parameters": YARN},
+    "llama dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    "llama linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "mistral": {"sliding_window": 6, "head_dim": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "olmo2": {"tie_word_embeddings": False},
+    "smollm3": {"num_hidden_layers": 4},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+                "logits_scaling": 4.0, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0,
+               "final_logit_softcapping": 5.0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 20,
+                    "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {"sliding_window": 7},
+    "phi3 longrope": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    "stablelm": {"use_qkv_bias": True},
+    "stablelm parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    "gpt_neox": {},
+    "gpt_neox sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
+    "opt": {"ffn_dim": 48},
+    "phi": {},
+    "phi tied": {"tie_word_embeddings": True},
+    "starcoder2": {"sliding_window": 6},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
+             "eos_token_id": 2},
+}  # fmt: skip
+TINY_ENCODERS = {
+    "bert": {},
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "albert": {"embedding_size": 24, "num_hidden_layers": 4},
+    "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
+}
+
+
+def tiny_model(variant: str, folder: Path, **more: object) -> None:
+    """A random tiny model with non-trivial norms and biases, saved with a tokenizer of one-letter words.
+
+    more: fields of the configuration beside those of the variant.
+    """
+    model_type = variant.split()[0]
+    chosen = TINY[variant] if variant in TINY else TINY_ENCODERS[variant]
+    config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen, **more})
+    torch.manual_seed(0)
+    model = (AutoModelForCausalLM if variant in TINY else AutoModel).from_config(config)
+    centre = 0.0 if model_type.startswith("gemma") else 1.0  # Gemma stores norm weights minus one
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            norm = "norm" in name.lower() or "ln_" in name
+            p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if norm else 0))
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+                 "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+                 "post_processor": None, "decoder": {"type": "Fuse"},
+                 "model": {"type": "WordLevel", "vocab": {chr(33 + i): i for i in range(90)} | {"<unk>": 90},
+                           "unk_token": "<unk>"}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def random_text(path: Path) -> Path:
+    path.write_text("".join(chr(33 + i) for i in np.random.default_rng(0).integers(0, 90, 4000)))
+    return path
+
+
+class FloatCheckpoint:
+    """A Hugging Face folder as the exporter sees a quantized checkpoint, every tensor in float32 as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        source, self.spec = open_model(folder)
+        self.folder, self.config, self.manifest = folder, source.config, {}
+        self._tensors = self._blocks(source) | self._outside(source)
+        self.records = {n: TensorRecord(n, "float32", v.shape, v.nbytes) for n, v in self._tensors.items()}
+
+    def _blocks(self, source: SourceModel) -> dict[str, np.ndarray]:
+        """What the quantizer takes of each block: what transformers' own block has."""
+        runner, linears, found = BlockRunner(source, self.spec), self.spec.block.linears(), {}
+        for number in range(self.spec.blocks):
+            prefix, block = self.spec.block_name(number), runner.load_block(number)
+            for name, parameter in block.named_parameters():
+                module = name.removesuffix(".weight")
+                linear = module in linears
+                found[prefix + (module if linear else name)] = (
+                    get_weight(block.get_submodule(module)) if linear else parameter.numpy()
+                )
+        return found
+
+    def _outside(self, source: SourceModel) -> dict[str, np.ndarray]:
+        found = {}
+        for name, (rows, columns) in self.spec.outside().items():
+            hidden = self.spec.position_offset if name == self.spec.position_embedding else 0
+            found[name] = source.tensor(f"{name}.weight", (rows + hidden, columns)).numpy()[hidden:]
+        return found | {n: source.tensor(n, (size,)).numpy() for n, size in self.spec.outside_vectors().items()}
+
+    def has(self, name: str) -> bool:
+        return name in self.records
+
+    def tensor(self, record_name: str, suffix: str) -> np.ndarray:
+        return self._tensors[record_name]
+
+
+def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
+    """transformers' model with the weights that the quantized checkpoint stands for."""
+    spec = model_spec(checkpoint.config)
+    kind = AutoModelForCausalLM if spec.causal else AutoModel
+    model = kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    for name, record in checkpoint.records.items():
+        module = model.get_output_embeddings() if spec.head and name == spec.head else None
+        if record.scheme == "codebook":
+
+            def part(suffix, name=name):
+                try:
+                    return checkpoint.tensor(name, suffix)
+                except InputError:
+                    return None
+
+            values = StoredMatrix.restored(record, part).dequantized()
+        elif record.scheme == "float16":
+            values = checkpoint.tensor(name, ".weight").astype(np.float32)
+        else:
+            continue
+        module = module or model.get_submodule(name)
+        if name == spec.position_embedding:
+            module.weight.data[spec.position_offset :] = torch.from_numpy(values)
+        else:
+            set_weight(module, values)
+    return model
+
+
+def compare(model, folder: Path, tolerance: float) -> None:
+    """The exported folder in onnxruntime against transformers' model: prefill, decode with the cache, padded batch."""
+    ours = OnnxRuntime(folder)
+    vocabulary = model.config.vocab_size
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, vocabulary, (1, 20))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    prefill, past = ours.run(ids[:, :19], np.ones((1, 19), np.int64), np.arange(19)[None], ours.empty())
+    decode, _ = ours.run(ids[:, 19:], np.ones((1, 20), np.int64), np.array([[19]]), past)
+    assert np.abs(np.concatenate([prefill, decode], 1) - expected).max() < tolerance
+    batch, mask = rng.integers(0, vocabulary, (2, 10)), np.ones((2, 10), np.int64)
+    mask[0, :4] = 0
+    positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
+    with torch.no_grad():
+        given = (torch.from_numpy(array) for array in (batch, mask, positions))
+        expected = model(input_ids=next(given), attention_mask=next(given), position_ids=next(given)).logits.numpy()
+    padded, cache = ours.run(batch, mask, positions, ours.empty(2))
+    assert np.abs((padded - expected)[mask > 0]).max() < tolerance
+    assert all(np.isfinite(c).all() for c in cache)
+
+
+def check_folded_export(source: Path, checkpoint: QuantizedCheckpoint, folder: Path) -> None:
+    """Norms and biases that took over a fold: the export is the checkpoint's model, and that is near the source."""
+    exported = OnnxRuntime(folder)
+    ids = np.arange(3, 23)[None]
+    logits = exported.run(ids, np.ones_like(ids), np.arange(20)[None], exported.empty())[0]
+    model = dequantized_model(source, checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # folded, and tuned
+                parameter.copy_(torch.from_numpy(checkpoint.tensor(name, "")))
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    assert np.abs(logits - expected).max() <= 1e-4
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():  # something folded wrongly would be far from it
+        wanted = original(torch.from_numpy(ids)).logits.numpy()
+    assert np.corrcoef(logits.ravel(), wanted.ravel())[0, 1] > 0.9
