@@ -1,7 +1,7 @@
 """A model folder as a model of lm-evaluation-harness (EleutherAI), so that its tasks run on exactly what `run` runs.
 
     import lm_eval
-    from toolchain.lm_eval_adapter import AthenaModel
+    from toolchain.evaluate.harness import AthenaModel
     lm_eval.simple_evaluate(model=AthenaModel("OUT"), tasks=["arc_easy"])
 
 `athena-export eval OUT --task arc_easy` does the same. Needs the extra `lm-eval`.

@@ -244,10 +244,11 @@ def random_folder(tmp_path_factory):
 def test_random_codes_of_a_trellis(tmp_path):
     """Laid out as the quantizer lays them out; tests/runtime_py/engine/test_paths.py runs such a folder."""
     from export.artefacts.reader import read_graph
+    from export.contract.formats.trellis import TRELLIS_MATMUL
 
     options = ("--bits", 3, "--format", "mixed", "-o", tmp_path / "OUT")
     assert 3.0 < athena_json("export", "--random", "scribe-6m", *options)["size"]["effective_bits"] < 3.1
-    layouts = [n.matrix_layout() for n in read_graph(tmp_path / "OUT").nodes if n.is_product]
+    layouts = [n.matrix_layout() for n in read_graph(tmp_path / "OUT").nodes if n.op_type == TRELLIS_MATMUL]
     assert len(layouts) == 42 and {layout.state_bits for layout in layouts} == {8}
 
 

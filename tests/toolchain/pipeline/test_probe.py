@@ -14,9 +14,10 @@ from toolchain.predict.probe import _extrapolated
 MEASURED = """
 import json, sys
 from pathlib import Path
-from runtime_py.memory import peak_rss
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
+from runtime_py.system.memory import peak_rss
+from toolchain.pipeline.run import quantize_model
+from toolchain.settings.calibration import CalibrationChoice
+from toolchain.settings.quantize import QuantizeSettings
 settings = QuantizeSettings(bits=3, sequences=64)
 checkpoint = quantize_model(sys.argv[1], Path(sys.argv[2]), settings, CalibrationChoice(), quiet=True)
 print(json.dumps({**checkpoint.manifest["totals"], "peak": peak_rss()}))

@@ -49,8 +49,9 @@ def test_a_failing_piece_ends_the_work(monkeypatch):
 _SCRIPT = """
 import hashlib, json, sys
 from pathlib import Path
-from toolchain.pipeline import CalibrationChoice, quantize_model
-from toolchain.quantize.settings import QuantizeSettings
+from toolchain.pipeline.run import quantize_model
+from toolchain.settings.calibration import CalibrationChoice
+from toolchain.settings.quantize import QuantizeSettings
 model, text, out = sys.argv[1:4]
 for i, options in enumerate(json.loads(sys.argv[4])):
     folder = Path(out) / str(i)
