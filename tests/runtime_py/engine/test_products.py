@@ -25,6 +25,7 @@ from runtime_py.simd.codes import RAW, WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.simd.tile import amx_configure, amx_release, has_amx
 from runtime_py.system.guard_pages import aligned_bytes
+from tests.runtime_py.engine.instruction_sets import all_or_one, at_width, with_widths
 
 AMX = has_amx() and _allow_amx()
 KINDS = [(isa, False) for isa in available()] + ([("avx512vbmi", True)] if AMX else [])
@@ -120,13 +121,13 @@ def weights_of(layout, parts):
     return layout.dequantized(*parts).astype(np.float64)
 
 
-@pytest.mark.parametrize("isa, amx", KINDS)
+@pytest.mark.parametrize("isa, amx, width", all_or_one(KINDS))
 @settings(max_examples=25)
 @given(st.one_of(LAYOUTS, PATHS), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 @example(CodebookLayout(4, 7, 1), 1, False, 0)  # one row, less than one vector
 @example(CodebookLayout(3, 64, 33), 33, True, 1)  # one row more than a tile, one token more than two groups
-def test_product_of_quantized_activations(isa, amx, layout, tokens, more, seed):
-    rng = np.random.default_rng(seed)
+def test_product_of_quantized_activations(isa, amx, width, layout, tokens, more, seed):
+    rng, layout = np.random.default_rng(seed), at_width(layout, width)
     parts = random_parts(layout, rng)
     x = (rng.standard_normal((tokens, layout.K)) * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
     bias = rng.standard_normal(layout.N).astype(np.float32) if more else None
@@ -141,8 +142,7 @@ def test_product_of_quantized_activations(isa, amx, layout, tokens, more, seed):
     assert np.all(np.abs(product(isa, amx, layout, parts, x, bias, start) - expected) <= 1e-6 * magnitude)
 
 
-@pytest.mark.parametrize("isa, amx", KINDS)
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("isa, amx, bits", with_widths(KINDS, range(1, 9)))
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_integers_of_one_block_are_exact(isa, amx, bits, tokens):
     """With scales of one a block's result is a whole number below 2**24, which float32 holds exactly."""

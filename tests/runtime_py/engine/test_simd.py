@@ -15,6 +15,7 @@ from runtime_py.simd.lowering import dot, lookup16, lookup64
 from runtime_py.simd.tile import transpose16
 from runtime_py.simd.vectors import load_bytes, load_ints, store_bytes, store_ints
 from runtime_py.system.guard_pages import aligned_bytes
+from tests.runtime_py.engine.instruction_sets import with_widths
 
 HERE = available()
 
@@ -86,8 +87,7 @@ def test_lookups_use_only_the_low_bits(isa):
         np.testing.assert_array_equal(out[64:], entries[64 + index % 64])
 
 
-@pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("bits", [*range(1, 9), "raw"])
+@pytest.mark.parametrize("isa, bits", with_widths(HERE, [*range(1, 9), "raw"]))
 def test_a_full_block_of_every_width(isa, bits):
     width, size = (RAW, 8) if bits == "raw" else (WIDTHS[bits], bits)
     rng = np.random.default_rng(size)
