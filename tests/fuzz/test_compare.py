@@ -164,7 +164,7 @@ def test_a_graph_that_ends_the_process_is_found_by_its_number(monkeypatch, tmp_p
         "import os, sys\n"
         "from tests.fuzz import graphs\n"
         "found = graphs.agree\n"
-        "graphs.agree = lambda graph, r: os.kill(os.getpid(), 11) if len(graph.nodes) == 4 else found(graph, r)\n"
+        "graphs.agree = lambda graph, *r: os.kill(os.getpid(), 11) if len(graph.nodes) == 4 else found(graph, *r)\n"
         "sys.argv = sys.argv[2:]\n"
         "graphs.main()\n"
     )
