@@ -10,7 +10,7 @@ import numpy as np
 
 from export.artefacts.former_records import from_former
 from export.contract.formats import FORMATS, CodebookLayout, Layout, layout_of
-from export.contract.formats.base import layout_from
+from export.contract.formats.base import FLOATS, Part, layout_from
 
 ARRAY, CODES, STANDARD = "array", "codes", "standard"
 LOW_RANK = ("lowrank_a", "lowrank_b")
@@ -54,9 +54,9 @@ class StoredPart:
         """Raises KeyError, TypeError or ValueError when the data is no such part."""
         part = StoredPart(**{**data, "shape": tuple(data["shape"])})
         numbers = (*part.shape, *part.layout.values())
-        if part.how not in (ARRAY, CODES, STANDARD) or not all(type(n) is int and 0 <= n < _MOST for n in numbers):
+        names = isinstance(part.dtype, str) and part.how in (ARRAY, CODES, STANDARD)
+        if not names or not all(type(n) is int and 0 <= n < _MOST for n in numbers):
             raise ValueError(f"impossible part {dict(data)!r:.200}")
-        np.dtype(part.dtype)
         if part.how == CODES and part.shape != _transposed(part.coded_layout()):
             raise ValueError("the codes of a part do not fit its shape")
         return part
@@ -97,12 +97,15 @@ class TensorRecord:
     @property
     def rank(self) -> int:
         """Of the low-rank term; 0 without one."""
-        return self.parts[LOW_RANK[0]].shape[0] if LOW_RANK[0] in self.parts else 0
+        return self._first_dimension(LOW_RANK[0])
 
     @property
     def outliers(self) -> int:
         """How many weights are stored apart."""
-        return self.parts[OUTLIERS[0]].shape[0] if OUTLIERS[0] in self.parts else 0
+        return self._first_dimension(OUTLIERS[0])
+
+    def _first_dimension(self, part: str) -> int:
+        return self.parts[part].shape[0] if part in self.parts and self.parts[part].shape else 0
 
     @property
     def effective_bits(self) -> float:
@@ -145,6 +148,8 @@ class TensorRecord:
             raise ValueError(f"the record of {record.name!r} is malformed")
         if not record.is_dense:
             _check_parts(record)
+        elif record.scheme not in FLOATS or record.layout or record.parts:
+            raise ValueError(f"the record of {record.name!r} has the unknown scheme {record.scheme!r:.50}")
         return record
 
 
@@ -153,7 +158,8 @@ def _check_parts(record: TensorRecord) -> None:
     layout = record.matrix_layout()
     for name, wanted in layout.parts().items():
         part = record.parts.get(name)
-        if part is None or part.shape != wanted.shape or (part.how != CODES and part.dtype not in wanted.dtypes):
+        dtypes = FLOATS if part is not None and part.how == CODES else wanted.dtypes
+        if part is None or part.shape != wanted.shape or part.dtype not in dtypes:
             raise ValueError(f"the record of {record.name!r} has an impossible part {name}")
         if part.how == STANDARD and layout.standard(name).shape != part.shape:
             raise ValueError(f"the record of {record.name!r} has no standard {name}")
@@ -166,14 +172,15 @@ def _check_parts(record: TensorRecord) -> None:
         if len(record.parts.keys() & set(pair)) == 1:
             raise ValueError(f"the record of {record.name!r} has one of {' and '.join(pair)}")
     rows, columns = record.shape
-    shapes = {
-        "lowrank_a": (record.rank, columns),
-        "lowrank_b": (rows, record.rank),
-        "outlier_gaps": (record.outliers,),
-        "outlier_values": (record.outliers,),
+    beside = {
+        "lowrank_a": Part((record.rank, columns), ("float16",)),
+        "lowrank_b": Part((rows, record.rank), ("float16",)),
+        "outlier_gaps": Part((record.outliers,), ("uint16",)),
+        "outlier_values": Part((record.outliers,), FLOATS),
     }
-    for name, shape in shapes.items():
-        if name in record.parts and (record.parts[name].shape != shape or record.parts[name].how != ARRAY):
+    for name, wanted in beside.items():
+        part = record.parts.get(name)
+        if part and (part.shape != wanted.shape or part.how != ARRAY or part.dtype not in wanted.dtypes):
             raise ValueError(f"the record of {record.name!r} has an impossible part {name}")
 
 
