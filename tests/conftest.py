@@ -89,6 +89,14 @@ def wide_folder(wide_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model in 8 bits, so that it behaves as its source."""
+    root = tmp_path_factory.mktemp("served")
+    settings = {"bits": 8, "method": "rtn", "sequences": 2, "sequence_length": 16}
+    return _package(_checkpoint(DEMO, "built-in", None, root / "quantized", **settings), root / "model")
+
+
+@pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of the codebook operators' native library, compiled for this machine."""
     from export.contract.errors import InputError

@@ -142,7 +142,7 @@ def test_what_cannot_be_pooled_or_quantized_is_said(tmp_path):
         read_pooling(tmp_path)
     tiny_model("bert", tmp_path / "source")
     text = random_text(tmp_path / "text.txt")
-    for settings, message in (({"guided": True}, "--guided"), ({"budget": 3.5}, "--budget")):
+    for settings, message in (({"guided": True}, "--guided"), ({"bits": None, "budget": 3.5}, "--budget")):
         with pytest.raises(InputError, match=f"{message} needs a model that predicts"):
             _checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", sequence_length=32, **settings)
     with pytest.raises(InputError, match="is_decoder True is not supported for bert"):
