@@ -91,4 +91,4 @@ def test_long_rows_are_the_same_for_any_number_of_threads(options, monkeypatch):
         with fixed_rounding():
             results.append(method("athena")(w, x.T @ x, QuantizeSettings(bits=2, passes=1, **options)))
     for part in ("codes", "codebook", "scale"):
-        np.testing.assert_array_equal(getattr(results[0], part), getattr(results[1], part))
+        np.testing.assert_array_equal(results[0][part], results[1][part])
