@@ -42,7 +42,9 @@ test: lint
 	HF_HUB_OFFLINE=1 ATHENA_CHECK=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(KERNEL_TESTS)
 
 # For every change: lint, types, and the tests that need no model and compile no kernel.
-CHECK_TESTS := tests/test_rooms.py tests/test_supply_chain.py tests/export/contract tests/export/artefacts tests/export/files tests/targets tests/toolchain/cli/test_options.py tests/toolchain/test_docs.py
+CHECK_TESTS := tests/test_rooms.py tests/test_supply_chain.py tests/targets tests/toolchain/test_docs.py \
+  tests/export/contract/test_packing.py tests/export/contract/test_formats.py tests/export/contract/test_body.py \
+  tests/export/artefacts/test_former_folders.py tests/export/files/test_access.py tests/export/files/test_foreign.py
 
 check: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not long and not conformity" $(CHECK_TESTS)
