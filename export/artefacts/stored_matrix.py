@@ -39,10 +39,6 @@ class StoredMatrix:
     def __getitem__(self, part: str) -> np.ndarray:
         return self.parts[part]
 
-    @property
-    def rank(self) -> int:
-        return 0 if self.low_rank is None else self.low_rank[0].shape[0]
-
     def codes_alone(self) -> np.ndarray:
         """float32 [N, K] of the format's parts, without what is stored beside them."""
         return self.layout.dequantized(*self.parts.values())

@@ -25,6 +25,7 @@ def expand_products(graph: Graph, keep: Callable[[Node], bool] = lambda node: Fa
     if not expanded:
         return graph
     weights, nodes = dict(graph.weights), []
+    made: dict[tuple[object, ...], list[str]] = {}  # a matrix that several layers share is expanded once
     for node in graph.nodes:
         if node.name not in expanded:
             nodes.append(node)
@@ -32,13 +33,15 @@ def expand_products(graph: Graph, keep: Callable[[Node], bool] = lambda node: Fa
         layout = node.matrix_layout()
         given = dict(zip(layout.parts(), node.inputs[1:]))
         codebook, inputs = layout.codebook_layout(), [node.inputs[0]]
-        arrays = [graph.weights.get(name, _COMPUTED) for name in given.values()]
-        for part in codebook.parts():
-            inputs.append(given[part] if part in layout.KEPT else f"{given['codes']}.expanded.{part}")
-            if part not in layout.KEPT:
-                weights[inputs[-1]] = np.ascontiguousarray(layout.codebook_part(part, *arrays))
-        for name in given.values():  # gone, unless another node reads them
-            if name not in inputs:
-                weights.pop(name, None)
+        key = (layout, *given.values())
+        if key not in made:
+            arrays = [graph.weights.get(name, _COMPUTED) for name in given.values()]
+            made[key] = [given[p] if p in layout.KEPT else f"#{len(made)}.expanded.{p}" for p in codebook.parts()]
+            for part, name in zip(codebook.parts(), made[key]):
+                if part not in layout.KEPT:
+                    weights[name] = np.ascontiguousarray(layout.codebook_part(part, *arrays))
+        inputs += made[key]
         nodes.append(replace(node, op_type=CODEBOOK_MATMUL, inputs=tuple(inputs), attributes=codebook.attributes()))
-    return replace(graph, nodes=tuple(nodes), weights=weights)
+    read = {name for node in nodes for name in node.inputs}
+    gone = {name for node in graph.nodes if node.name in expanded for name in node.inputs[1:]} - read
+    return replace(graph, nodes=tuple(nodes), weights={n: array for n, array in weights.items() if n not in gone})

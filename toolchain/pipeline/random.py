@@ -73,7 +73,6 @@ class RandomCheckpoint:
         self.config = resolved_config(SHAPES[name], folder / "config.json")
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
-        self._coded: dict[str, int] = {}
         self.records = {record.name: record for record in self._all_records(spec, settings)}
         self.manifest = {
             "tool_version": __version__,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from export.contract.errors import InputError
 from toolchain.settings.preparation import ACTIVATIONS
-from toolchain.settings.solver import GRADIENT_METHODS, METHOD_FORMATS
+from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, METHOD_FORMATS
 
 if TYPE_CHECKING:
     from toolchain.settings.quantize import QuantizeSettings
@@ -17,6 +17,7 @@ def check(settings: QuantizeSettings) -> None:
     _check_method(settings)
     settings.check_format()
     settings.check_solver()
+    _check_own_solver(settings)
     _check_several(settings)
     _check_outliers(settings)
     _check_integers(settings)
@@ -67,6 +68,19 @@ def _check_qrazor(settings: QuantizeSettings) -> None:
         if getattr(settings, name):
             hint = "; its groups are set by --razor-group" if name == "group_size" else ""
             raise InputError(f"--{name.replace('_', '-')} is not for --method qrazor{hint}")
+
+
+def _check_own_solver(settings: QuantizeSettings) -> None:
+    """A format with a solver of its own has neither codebooks nor scales to share, and no trainable form."""
+    if settings.format not in FORMAT_SOLVERS:
+        return
+    asked = {name: getattr(settings, name) for name in (
+        "group_size", "rows_per_codebook", "scale_bits", "rank", "tune_steps", "block_steps",
+    )}  # fmt: skip
+    asked |= {"activation_bits": settings.razor.activation_bits, "guided_groups": settings.guided_groups > 1}
+    for name, on in asked.items():
+        if on:
+            raise InputError(f"--{name.replace('_', '-')} does not go with --format {settings.format}")
 
 
 def _check_outliers(settings: QuantizeSettings) -> None:

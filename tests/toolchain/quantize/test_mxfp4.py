@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
 from export.contract.formats.mxfp4 import BIAS, GROUP, HALVES, MXFP4_MATMUL
 from export.contract.packing import unpack
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
+from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.session import Session
 from tests.runtime_py.reference.test_session import OnnxRuntime
 from tests.toolchain.quantize.test_quantize import problem, relative_loss
@@ -88,7 +91,34 @@ def test_it_is_lowered_and_priced(folder, tmp_path):
     assert priced.exit_code == 0, priced.output
 
 
-def test_it_is_not_tuned(demo_model, tmp_path):
-    arguments = ["export", str(demo_model), "-o", str(tmp_path / "x"), "--format", "mxfp4", "--bits", "4"]
-    done = CliRunner().invoke(app, [*arguments, "--tune-steps", "2"])
-    assert done.exit_code == 2
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("tune_steps", 2),
+        ("block_steps", 2),
+        ("rank", 4),
+        ("group_size", 32),
+        ("rows_per_codebook", 2),
+        ("scale_bits", 8),
+    ],
+)
+def test_what_it_cannot_have_is_refused_before_the_work(name, value):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} does not go with --format mxfp4"):
+        QuantizeSettings(format="mxfp4", bits=4, **{name: value})
+    with pytest.raises(InputError, match="--format mxfp4 takes --bits 4"):
+        QuantizeSettings(format="mxfp4", bits=3)
+
+
+def test_matrices_that_share_a_part_are_expanded_apart(folder):
+    """Two products of the same codes and other scales, and one that another node reads, too."""
+    graph = read_graph(folder)
+    first, second = [n for n in graph.nodes if n.op_type == MXFP4_MATMUL and n.attributes["N"] == n.attributes["K"]][:2]
+    mixed = replace(second, inputs=(second.inputs[0], first.inputs[1], second.inputs[2]))
+    changed = replace(graph, nodes=tuple(mixed if n is second else n for n in graph.nodes))
+    found = expand_products(changed)
+    expanded = {n.name: n for n in found.nodes}
+    for node in (first, mixed):
+        wide = expanded[node.name]
+        expected = node.matrix_layout().dequantized(*(graph.weights[name] for name in node.inputs[1:]))
+        given = wide.layout().dequantized(*(found.weights[name] for name in wide.inputs[1:]))
+        np.testing.assert_array_equal(given, expected)
