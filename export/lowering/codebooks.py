@@ -7,6 +7,7 @@ after   CodebookMatMul(X, codes, codebook, scale), the codes as export/contract/
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,24 +21,29 @@ from export.lowering.stored import lazy
 def run(model: ir.Model) -> int:
     """Replace every such product in place; how many there were. Codes are made when the model is saved."""
     graph, count = model.graph, 0
+    made: dict[Any, list[ir.Value | None]] = {}  # a matrix that several layers share is made once
     for node in list(graph):
         if node.domain == DOMAIN and node.op_type in PRODUCTS - {CODEBOOK_MATMUL}:
-            _replace(graph, node)
+            _replace(graph, node, made)
             count += 1
     return count
 
 
-def _replace(graph: ir.Graph, node: ir.Node) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, made: dict[Any, list[ir.Value | None]]) -> None:
     layout = operator_layout(node.op_type, {name: value.as_int() for name, value in node.attributes.items()})
     given = dict(zip(layout.parts(), node.inputs[1:]))
-    codebook, inputs = layout.codebook_layout(), [node.inputs[0]]
-    for part, shape in codebook.parts().items():
-        if part in layout.KEPT:
-            inputs.append(given[part])
-            continue
-        name, dtype = str(given["codes"].name).removesuffix(".codes"), np.dtype(shape.dtypes[-1])  # type: ignore[union-attr]
-        make = partial(_made, layout, part, list(given.values()))
-        inputs.append(lazy(graph, f"{name}.expanded_{part}", dtype, shape.shape, make))
+    codebook, key = layout.codebook_layout(), (layout, *given.values())
+    if key not in made:
+        parts: list[ir.Value | None] = []
+        for part, shape in codebook.parts().items():
+            if part in layout.KEPT:
+                parts.append(given[part])
+                continue
+            make = partial(_made, layout, part, list(given.values()))
+            name = f"expanded.{len(made)}.{part}"
+            parts.append(lazy(graph, name, np.dtype(shape.dtypes[-1]), shape.shape, make))
+        made[key] = parts
+    inputs = [node.inputs[0], *made[key]]
     fresh = ir.node(CODEBOOK_MATMUL, inputs, codebook.attributes(), domain=DOMAIN, name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)
 

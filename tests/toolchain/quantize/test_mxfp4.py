@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.contract.formats.mxfp4 import BIAS, GROUP, HALVES, MXFP4_MATMUL
 from export.contract.packing import unpack
+from export.lowering import codebooks
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
 from runtime_py.reference.expansion import expand_products
@@ -122,3 +124,15 @@ def test_matrices_that_share_a_part_are_expanded_apart(folder):
         expected = node.matrix_layout().dequantized(*(graph.weights[name] for name in node.inputs[1:]))
         given = wide.layout().dequantized(*(found.weights[name] for name in wide.inputs[1:]))
         np.testing.assert_array_equal(given, expected)
+
+
+def test_a_matrix_that_layers_share_is_lowered_once(folder):
+    model = ir.load(folder / "model.onnx")
+    products = [n for n in model.graph if n.op_type == MXFP4_MATMUL]
+    shared = [n for n in products if n.attributes["N"].as_int() == n.attributes["K"].as_int()]
+    for node in shared[1:]:
+        for place in (1, 2):
+            node.replace_input_with(place, shared[0].inputs[place])
+    assert codebooks.run(model) == 28
+    lowered = [n for n in model.graph if n.name in {node.name for node in shared}]
+    assert len(lowered) == len(shared) > 1 and len({tuple(n.inputs[1:]) for n in lowered}) == 1
