@@ -77,7 +77,7 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Value]
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
-def _loader(vector: Vector, stored: ir.Type, convert: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
+def loader(vector: Vector, stored: ir.Type, convert: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     @intrinsic
     def operation(typingctx, address):
         def codegen(context, builder, signature, args):
@@ -152,13 +152,13 @@ def _maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-load_bytes = _loader(Bytes, Bytes.llvm, _identity)
-load_ints = _loader(Ints, Ints.llvm, _identity)
-load_floats = _loader(Floats, Floats.llvm, _identity)
-load_halfs = _loader(Floats, ir.VectorType(HALF, 16), lambda b, v: b.fpext(v, Floats.llvm))
-load_int8s = _loader(Ints, ir.VectorType(I8, 16), lambda b, v: b.sext(v, Ints.llvm))
-broadcast_float = _loader(Floats, FLOAT, lambda b, v: splat(b, v, 16))
-broadcast_dword = _loader(Bytes, I32, lambda b, v: b.bitcast(splat(b, v, 16), Bytes.llvm))
+load_bytes = loader(Bytes, Bytes.llvm, _identity)
+load_ints = loader(Ints, Ints.llvm, _identity)
+load_floats = loader(Floats, Floats.llvm, _identity)
+load_halfs = loader(Floats, ir.VectorType(HALF, 16), lambda b, v: b.fpext(v, Floats.llvm))
+load_int8s = loader(Ints, ir.VectorType(I8, 16), lambda b, v: b.sext(v, Ints.llvm))
+broadcast_float = loader(Floats, FLOAT, lambda b, v: splat(b, v, 16))
+broadcast_dword = loader(Bytes, I32, lambda b, v: b.bitcast(splat(b, v, 16), Bytes.llvm))
 
 store_bytes = _storer(Bytes, _identity)
 store_ints = _storer(Ints, _identity)

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
+from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.system.threads import ordered
@@ -66,8 +67,9 @@ def _with_cache(
 class BlockRunner:
     """Embeds token sequences and pushes them through one block after another."""
 
-    def __init__(self, source: SourceModel, spec: ModelSpec) -> None:
-        self.source, self.spec = source, spec
+    def __init__(self, source: SourceModel, spec: ModelSpec, precision: str = FLOAT32) -> None:
+        """precision: of the linear layers' products (toolchain/numerics/products.py)."""
+        self.source, self.spec, self.precision = source, spec, precision
         where = source.folder / "config.json"
         config = as_transformers(lambda: transformers_config(source.config), where)
         if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
@@ -75,7 +77,7 @@ class BlockRunner:
         kind = AutoModelForCausalLM if spec.causal else AutoModel
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
-        self._model.eval()
+        with_precision(self._model, precision).eval()
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
         self._number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.own_text import whole_model
+from toolchain.numerics.products import FLOAT32
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
 from toolchain.system.threads import ordered
@@ -30,14 +31,15 @@ class Gradients:
 
 
 def measure_gradients(
-    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool, groups: int = 1
-) -> Gradients:
+    source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool, groups: int = 1,
+    precision: str = FLOAT32,
+) -> Gradients:  # fmt: skip
     """Gradients for all linear layers of the blocks; tokens int64 [sequences, length].
 
     Without `per_weight` only the output gradients are kept, averaged over `groups` runs of rows. Source of the two
     uses: SqueezeLLM (arXiv 2306.07629) for weights, GuidedQuant (arXiv 2505.07004) for outputs.
     """
-    model = whole_model(source)
+    model = whole_model(source, precision)
     modules = {name: model.get_submodule(name) for name in spec.quantizable()}
     squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
     outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from export.contract.errors import InputError
+from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.source.folding import FoldedSource
@@ -24,8 +25,10 @@ _BATCH = 64  # windows written together: enough to share the weights' way throug
 _CHUNK = 4 * _BATCH  # windows made at a time
 
 
-def whole_model(source: SourceModel) -> PreTrainedModel:
+def whole_model(source: SourceModel, precision: str = FLOAT32) -> PreTrainedModel:
     """The source model in float32, with everything that is folded into its weights, without gradients.
+
+    precision: of the linear layers' products (toolchain/numerics/products.py).
 
     transformers builds it from the tensors that the source gives, not from the files, which may be quantized.
     """
@@ -51,6 +54,7 @@ def whole_model(source: SourceModel) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if name in names:
                 parameter.copy_(source.tensor(name, tuple(parameter.shape)))
+    with_precision(model, precision)
     return model
 
 
@@ -58,12 +62,12 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int) -> np.ndarray:
+def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int, precision: str = FLOAT32) -> np.ndarray:
     """Sequences int64 [count, length] with the first `share` of them replaced by the model's own text."""
     count = round(share * len(tokens))
     if count == 0:
         return tokens
-    own = OwnText(whole_model(source), tokens.reshape(-1), tokens.shape[1], seed, chunk=count)
+    own = OwnText(whole_model(source, precision), tokens.reshape(-1), tokens.shape[1], seed, chunk=count)
     return np.concatenate([own.windows(0, count), tokens[count:]])
 
 

@@ -14,14 +14,15 @@ from tokenizers import Tokenizer
 from export.contract.errors import InputError
 from export.files import access as files
 from export.files.access import MANIFEST
+from runtime_py.chat.template import open_template
 from runtime_py.text import generator as generate
 from runtime_py.text.special_tokens import splits_special_tokens
 from runtime_py.text.tokenizing import encode
-from toolchain.calibrate.corpus import standard_library_text
+from toolchain.calibrate.built_in_text import built_in_text
 from toolchain.settings.calibration import BUILT_IN
 from toolchain.source.tokenizer import source_tokenizer
 
-_BUILT_IN_CHARACTERS = 1_000_000
+_DATASET_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,13 @@ def slice_text(text: str, part: str | None) -> str:
     return text[int(len(text) * start) : int(len(text) * stop)]
 
 
-def calibration_text(source: str) -> str:
-    """The text behind a calibration source: the built-in text, a local file, or a hub dataset's `text` column."""
+def calibration_text(source: str, folder: Path) -> str:
+    """The text behind a calibration source: the built-in text, a local file, or a hub dataset's `text` column.
+
+    folder: of the model, whose chat template renders the conversations of the built-in text.
+    """
     if source == BUILT_IN:
-        return standard_library_text("train", _BUILT_IN_CHARACTERS)
+        return built_in_text(open_template(folder))
     path = files.expanded(source)
     if path.exists() or path.suffix in (".txt", ".gz", ".md"):
         return read_text(path)
@@ -100,7 +104,7 @@ def _dataset_text(name: str) -> str:
         for row in rows:
             pieces.append(row["text"])
             size += len(pieces[-1])
-            if size > 4 * _BUILT_IN_CHARACTERS:
+            if size > _DATASET_CHARACTERS:
                 break
     except Exception as error:  # the datasets library raises many kinds
         raise InputError(f"{name}: this dataset cannot be read as text ({error})") from None

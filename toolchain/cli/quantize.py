@@ -174,7 +174,7 @@ def _quantize(model: str, out: Path, asked: Quantization, force: bool, quiet: bo
 def _predict(model: str, asked: Quantization, json: bool) -> None:
     from toolchain.predict.probe import predict
 
-    found = predict(model, asked.settings, asked.text)
+    found = predict(model, asked.settings, asked.text, asked.workers)
     if json:
         print_json(found.to_json())
         return

@@ -39,6 +39,7 @@ from export.model_folder import SMALL_FILES, copy_tokenizer
 from runtime_py.system.memory import give_back
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner
+from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.blockwise import BlockQuantizer
 from toolchain.pipeline.non_block import outside_tensors
 from toolchain.quantize import method, quantizer
@@ -85,19 +86,20 @@ def _quantize_model(
     if not spec.causal:
         check_encoder(settings)
     length = min(settings.sequence_length, spec.context_length)
-    text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
+    text = calibration.slice_text(calibration.calibration_text(choice.source, folder), choice.part)
     tokenizer = calibration.load_tokenizer(folder)
     sample = partial(
         calibration.sample_sequences, text, tokenizer, vocab_size=spec.vocab_size, source=choice.source,
         framed=not spec.causal,
     )  # fmt: skip
     data = sample(count=settings.sequences, length=length, seed=settings.seed)
-    manifest = _manifest(model, source, spec, settings, data)
+    precision = chosen_precision(workers.precision, spec.hidden_size)
+    manifest = {**_manifest(model, source, spec, settings, data), "precision": precision}
     _prepare(out, source, manifest, restart)
     if "totals" in read_json(out / MANIFEST):
         return QuantizedCheckpoint(out)
     if not all((out / block_shard(i)).exists() for i in range(spec.blocks)):
-        _quantize_blocks(source, spec, data.tokens, settings, out, quiet, workers)
+        _quantize_blocks(source, spec, data.tokens, settings, out, quiet, workers, precision)
     if not (out / OUTSIDE_SHARD).exists():
         write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
     prefix = ""
@@ -105,7 +107,7 @@ def _quantize_model(
         from toolchain.tune.checkpoint import TUNED_PREFIX, tune_checkpoint
 
         windows = sample(count=None, length=min(settings.tune_length, spec.context_length), seed=settings.seed)
-        tune_checkpoint(source, spec, out, settings, windows.tokens, quiet)
+        tune_checkpoint(source, spec, out, settings, windows.tokens, quiet, precision)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
 
@@ -121,21 +123,21 @@ def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, 
 
 def _quantize_blocks(
     source: SourceModel, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, out: Path, quiet: bool,
-    workers: Workers,
+    workers: Workers, precision: str,
 ) -> None:  # fmt: skip
     """Everything that needs the calibration tokens: gradients and bit allocation where asked, then block by block."""
     if settings.own_text:
         from toolchain.calibrate.own_text import mixed
 
-        tokens = mixed(source, tokens, settings.own_text, settings.seed)
+        tokens = mixed(source, tokens, settings.own_text, settings.seed, precision)
         give_back()
-    runner = BlockRunner(source, spec)
+    runner = BlockRunner(source, spec, precision)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, widths = None, {}
     if per_weight or settings.guided or settings.is_budget:
         from toolchain.calibrate.gradients import measure_gradients
 
-        gradients = measure_gradients(source, spec, tokens, quiet, per_weight, settings.guided_groups)
+        gradients = measure_gradients(source, spec, tokens, quiet, per_weight, settings.guided_groups, precision)
         give_back()
     if settings.is_budget and gradients is not None:
         from toolchain.pipeline.allocation import plan_widths

@@ -17,12 +17,13 @@ from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.numerics.hessian import damped, inverse_factor
+from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.allocation import candidate_widths
 from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
 from toolchain.quantize import Method, quantizer
 from toolchain.quantize.methods import rtn
-from toolchain.settings.calibration import CalibrationChoice
+from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.source.checkpoint import SourceModel, resolve
@@ -51,18 +52,21 @@ class Prediction:
         return {**asdict(self), "seconds_per_million": self.seconds_per_million}
 
 
-def predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
+def predict(
+    model: str, settings: QuantizeSettings, choice: CalibrationChoice, workers: Workers = Workers()  # noqa: B008 (frozen)
+) -> Prediction:  # fmt: skip
     """Probe this model and these settings. Raises InputError for what quantize_model would refuse."""
     with fixed_rounding():
-        return _predict(model, settings, choice)
+        return _predict(model, settings, choice, workers.precision)
 
 
-def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) -> Prediction:
+def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, asked_precision: str) -> Prediction:
     solver = quantizer(settings)
     folder = resolve(model)
     source, spec = open_source(folder, settings)
+    precision = chosen_precision(asked_precision, spec.hidden_size)
     length = min(settings.sequence_length, spec.context_length)
-    text = calibration.slice_text(calibration.calibration_text(choice.source), choice.part)
+    text = calibration.slice_text(calibration.calibration_text(choice.source, folder), choice.part)
     tokenizer = calibration.load_tokenizer(folder)
     data = calibration.sample_sequences(
         text, tokenizer, vocab_size=spec.vocab_size, source=choice.source, count=settings.sequences, length=length,
@@ -71,7 +75,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice) 
     sequences = data.tokens.shape[0]
     few = data.tokens[: min(_SEQUENCES[-1], sequences)]
     share = sequences / len(few)
-    runner, names, base = BlockRunner(source, spec), spec.block.linears(), peak_rss()
+    runner, names, base = BlockRunner(source, spec, precision), spec.block.linears(), peak_rss()
     embedding, hidden = _timed(lambda: runner.embed(few))
     loading, block = _timed(lambda: runner.load_block(0))
     runner.run(block, hidden[:1])  # the first call of a block pays for set-up

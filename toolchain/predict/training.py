@@ -16,6 +16,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import weight_of
+from toolchain.numerics.products import linear
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import thread_count
 from toolchain.tune.trainable import trainable_layer
@@ -116,7 +117,7 @@ class TrainingProbe:
         rows = min(_HEAD_ROWS, self._spec.vocab_size)
         head, hidden = torch.randn(rows, self._width), torch.randn(length, self._width, requires_grad=True)
         begun = time.perf_counter()
-        out = torch.log_softmax(hidden @ head.T, dim=-1)
+        out = torch.log_softmax(linear(hidden, head, None, self._runner.precision), dim=-1)
         middle = time.perf_counter()
         torch.autograd.grad(out.square().sum(), [hidden])
         factor = self._spec.vocab_size / rows

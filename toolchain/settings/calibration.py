@@ -43,7 +43,11 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many layers are solved at once, and where. Not part of the fingerprint: it does not change the result."""
+    """How many layers are solved at once, where, and how fast products are computed.
+
+    Not part of the fingerprint: a run goes on with others. The precision changes a result within rounding, so the
+    manifest records it.
+    """
 
     PANEL: ClassVar[str] = "Machine"
 
@@ -51,6 +55,10 @@ class Workers:
     scheduler: Optional[str] = option(
         None, "Dask scheduler that solves the layers", metavar="tcp://host:port", unset="processes of this machine"
     )
+    precision: str = option(  # toolchain/numerics/products.py
+        "auto", "Products of calibration and tuning; auto: bfloat16 where the processor multiplies it faster",
+        choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises InputError on a count that makes no sense."""

@@ -21,6 +21,7 @@ from export.artefacts.records import TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.own_text import whole_model
+from toolchain.numerics.products import FLOAT32
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
@@ -32,12 +33,13 @@ TUNED_PREFIX = "tuned-"
 
 
 def tune_checkpoint(
-    source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, windows: np.ndarray, quiet: bool
-) -> None:
+    source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, windows: np.ndarray, quiet: bool,
+    precision: str = FLOAT32,
+) -> None:  # fmt: skip
     """Write all tuned shards of the checkpoint in `out`; windows are token ids int64 [count, length]."""
     if all((out / name).exists() for name in shard_names(spec.blocks, TUNED_PREFIX)):
         return
-    teacher = whole_model(source)
+    teacher = whole_model(source, precision)
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)

@@ -18,7 +18,8 @@ from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, TrellisLa
 from tests.toolchain.quantize.test_quantize import problem, relative_loss
 from toolchain.quantize import method
 from toolchain.quantize.solvers.trellis import choose_layout
-from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
+from toolchain.quantize.solvers.trellis_column import trellis_kind
+from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.quantize.solvers.trellis_solver import Problem, State, _fit_book
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.tune.trainable.trellis import TrainableTrellis

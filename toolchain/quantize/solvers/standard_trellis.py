@@ -15,7 +15,8 @@ import numpy as np
 
 import export.contract.formats.trellis
 from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_FILE, STANDARD_STATE_BITS, UNIT
-from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
+from toolchain.quantize.solvers.trellis_column import trellis_kind
+from toolchain.quantize.solvers.trellis_paths import nearest
 
 _ROUNDS = 60
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_STATE_BITS, UNIT, standard_levels
-from toolchain.quantize.solvers.trellis_paths import Kind, descend, nearest, sweep, trellis_kind
+from toolchain.quantize.solvers.trellis_column import Kind, trellis_kind
+from toolchain.quantize.solvers.trellis_paths import descend, nearest, sweep
 
-_ROUNDS = 12  # of clustering
+_ROUNDS = 12  # of clustering at most; three for every pass of refinement
 _SAMPLE = 1 << 16  # weights that clustering looks at
 _BLOCK = 64  # columns treated exactly before the others hear of it
-_GRADIENT_STEPS = 10  # of conjugate gradients
+_GRADIENT_STEPS = 6  # of conjugate gradients
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def solve(
     problem: Problem, factor: np.ndarray, order: np.ndarray, passes: int, rng: np.random.Generator
 ) -> tuple[State, dict[str, float]]:
     """A solution and its losses by step; factor [K, K] = inverse_factor of the Hessian permuted by order [K]."""
-    state = _clustered(problem, rng)
+    state = _clustered(problem, min(3 * max(passes, 1), _ROUNDS), rng)
     losses = {"clustering": problem.loss(state)}
     swept = _swept(problem, factor, order, state)
     losses["sweep"] = problem.loss(swept)
@@ -92,7 +93,7 @@ def refined(problem: Problem, state: State, loss: float, passes: int, fixed_scal
     return best, best_loss
 
 
-def _clustered(problem: Problem, rng: np.random.Generator) -> State:
+def _clustered(problem: Problem, rounds: int, rng: np.random.Generator) -> State:
     w = problem.w
     columns, rows = w.shape
     scale = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0)).astype(w.dtype)
@@ -107,7 +108,7 @@ def _clustered(problem: Problem, rng: np.random.Generator) -> State:
     sample = np.ascontiguousarray(targets[chosen])
     mass_of = curvature[chosen][:, None] * weight.astype(np.float64)
     states = np.empty(sample.shape, np.int32)
-    for _ in range(0 if problem.standard else _ROUNDS):
+    for _ in range(0 if problem.standard else rounds):
         nearest(problem.kind, sample, weight, book, states)
         mass = np.bincount(states.ravel(), mass_of.ravel(), count)
         total = np.bincount(states.ravel(), (mass_of * sample).ravel(), count)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from export.artefacts.stored_matrix import Outliers, StoredMatrix
+from toolchain.numerics.products import linear, precision_of
 from toolchain.tune.trainable.scale import TrainableScale
 
 
@@ -24,6 +24,7 @@ class TrainableMatrix(nn.Module):
         bias = module.bias
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
+        self.precision = precision_of(module)
         self.scale = TrainableScale(stored["scale"], stored.coded.get("scale"), layout.N, layout.rows_per_scale)
         self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
 
@@ -36,7 +37,7 @@ class TrainableMatrix(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight_matrix() if self.current is None else self.current, self.bias)
+        return linear(x, self.weight_matrix() if self.current is None else self.current, self.bias, self.precision)
 
 
 def sparse_weight(outliers: Outliers | None, rows: int, columns: int) -> torch.Tensor | None:

@@ -15,7 +15,8 @@ from torch import nn
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import LEVEL_LIMIT
 from export.contract.packing import pack
-from toolchain.quantize.solvers.trellis_paths import nearest, trellis_kind
+from toolchain.quantize.solvers.trellis_column import trellis_kind
+from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
 from toolchain.tune.trainable.scale import through
 
