@@ -37,13 +37,16 @@ def chosen_precision(asked: str, width: int) -> str:
 
 
 class _Product(torch.autograd.Function):
-    """x [..., K] times weight [N, K] transposed; operands rounded to bfloat16, the gradients' alike."""
+    """x [..., K] times weight [N, K] transposed; operands rounded to bfloat16, the gradients' alike.
+
+    rounded: the weight in bfloat16. The gradient goes to `weight`, whose values are not read.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight):  # type: ignore[no-untyped-def]
-        x, weight = x.bfloat16(), weight.bfloat16()
-        ctx.save_for_backward(x, weight)
-        return (x @ weight.T).float()
+    def forward(ctx, x, weight, rounded):  # type: ignore[no-untyped-def]
+        x = x.bfloat16()
+        ctx.save_for_backward(x, rounded)
+        return (x @ rounded.T).float()
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -52,29 +55,45 @@ class _Product(torch.autograd.Function):
         of_x = (gradient @ weight).float() if ctx.needs_input_grad[0] else None
         rows = gradient.flatten(0, -2)
         of_weight = (rows.T @ x.flatten(0, -2)).float() if ctx.needs_input_grad[1] else None
-        return of_x, of_weight
+        return of_x, of_weight, None
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> torch.Tensor:
-    """x [..., K] times weight [N, K] transposed, plus bias; float32."""
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, precision: str,
+    rounded: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """x [..., K] times weight [N, K] transposed, plus bias; float32. rounded: the weight in bfloat16 if known."""
     if precision == FLOAT32:
         return functional.linear(x, weight, bias)
-    out: torch.Tensor = _Product.apply(x, weight)
+    out: torch.Tensor = _Product.apply(x, weight, weight.bfloat16() if rounded is None else rounded)
     return out if bias is None else out + bias
 
 
-class RoundedLinear(nn.Linear):
+class _Rounded:
+    """Keeps a weight in bfloat16 for as long as the weight is the same."""
+
+    # the weight, where its values lie and their version, and the weight in bfloat16
+    _kept: tuple[torch.Tensor, int, int, torch.Tensor] | None = None
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        place, version, kept = weight.data_ptr(), weight._version, self._kept
+        if kept is None or kept[0] is not weight or kept[1:3] != (place, version):
+            self._kept = kept = (weight, place, version, weight.detach().bfloat16())
+        return kept[3]
+
+
+class RoundedLinear(_Rounded, nn.Linear):
     """A linear layer that multiplies bfloat16."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias, BFLOAT16)
+        return linear(x, self.weight, self.bias, BFLOAT16, self.rounded(self.weight))
 
 
-class RoundedConv1D(Conv1D):
+class RoundedConv1D(_Rounded, Conv1D):
     """GPT-2's form of it, whose weight is stored transposed."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight.T, self.bias, BFLOAT16)
+        return linear(x, self.weight.T, self.bias, BFLOAT16, self.rounded(self.weight).T)
 
 
 def with_precision(model: nn.Module, precision: str) -> nn.Module:

@@ -88,7 +88,8 @@ def _install(student: PreTrainedModel, path: Path, spec: ModelSpec) -> None:
             weight = (head or student.get_submodule(record.name)).weight
             assert isinstance(weight, torch.Tensor)
             first = spec.position_offset if record.name == spec.position_embedding else 0
-            weight.data[first:].copy_(torch.from_numpy(values))
+            with torch.no_grad():
+                weight[first:].copy_(torch.from_numpy(values))
 
 
 def _collect(student: nn.Module, path: Path, spec: ModelSpec) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:

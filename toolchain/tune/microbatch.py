@@ -50,7 +50,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
     outer = [p for p in student.parameters() if p.requires_grad and id(p) not in inner]
     leaves = [weight.detach().requires_grad_() for weight in made]
     for layer, leaf in zip(layers, leaves):
-        layer.current = leaf
+        layer.use(leaf)
 
     def one(i: int) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
         loss = loss_of(i) / windows
@@ -65,7 +65,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
                     sum_ += gradient
     finally:
         for layer in layers:
-            layer.current = None
+            layer.use(None)
     for parameter, gradient in zip(outer, sums[len(leaves) :]):
         parameter.grad = gradient
 

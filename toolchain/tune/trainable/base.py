@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from export.artefacts.stored_matrix import Outliers, StoredMatrix
-from toolchain.numerics.products import linear, precision_of
+from toolchain.numerics.products import BFLOAT16, linear, precision_of
 from toolchain.tune.trainable.scale import TrainableScale
 
 
@@ -21,6 +21,7 @@ class TrainableMatrix(nn.Module):
         layout: Any = stored.layout
         self.stored, self.layout = stored, layout
         self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
+        self._rounded: torch.Tensor | None = None  # the same in bfloat16
         bias = module.bias
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
@@ -32,12 +33,18 @@ class TrainableMatrix(nn.Module):
         """The stored weight [N, K] with gradients to every trainable part."""
         raise NotImplementedError
 
+    def use(self, weight: torch.Tensor | None) -> None:
+        """Compute with this weight [N, K] until use(None): a step's windows share what weight_matrix() gave."""
+        self.current = weight
+        self._rounded = weight.detach().bfloat16() if weight is not None and self.precision == BFLOAT16 else None
+
     def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
         """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight_matrix() if self.current is None else self.current, self.bias, self.precision)
+        weight = self.weight_matrix() if self.current is None else self.current
+        return linear(x, weight, self.bias, self.precision, self._rounded)
 
 
 def sparse_weight(outliers: Outliers | None, rows: int, columns: int) -> torch.Tensor | None:
