@@ -157,6 +157,18 @@ def test_a_row_is_made_and_scored_once(tmp_path):
     assert rows.kept(yard) == [held]
 
 
+@pytest.mark.parametrize(("folder", "left"), [("peers/x", False), ("ours", True)])
+def test_dequantized_weights_go_once_they_are_scored(folder, left, tmp_path):
+    path = tmp_path / folder / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    made = rows.Made(folder, 3.0, 10, 1.0, 2.0, 3)
+    row = rows.Row("a", "b", "tool", lambda yard: made)
+    yard = quality.Yard(tmp_path, DEMO)
+    rows.run(row, yard, "c", lambda yard, scored: {"seen": (scored / "model.safetensors").exists()})
+    assert path.exists() == left and rows.kept(yard)[0]["scores"] == {"seen": True}
+
+
 def test_a_row_that_cannot_be_made_says_why(tmp_path):
     def make(yard):
         raise rows.CannotStore("rows of 576")

@@ -89,7 +89,10 @@ def run(row: Row, yard: Yard, commit: str, score: Callable[[Yard, Path], dict[st
         except CannotStore as error:
             keep(error=str(error), commit=commit)
     if "made" in held and "scores" not in held:
-        keep(scores=score(yard, yard.folder / held["made"]["folder"] if held["made"]["folder"] else yard.source))
+        folder = held["made"]["folder"]
+        keep(scores=score(yard, yard.folder / folder if folder else yard.source))
+        if folder.startswith("peers/"):  # dequantized, so as large as the source in float32
+            (yard.folder / folder / "model.safetensors").unlink(missing_ok=True)
     return held
 
 
