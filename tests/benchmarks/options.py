@@ -11,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, athena
+from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS
+from tests.benchmarks.running import athena
 
 ROWS = {
     "default": "",

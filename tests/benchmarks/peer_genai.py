@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from safetensors.numpy import load_file
 
-from tests.benchmarks.quality import watched
+from tests.benchmarks.running import watched
 
 PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.benchmarks.gguf_files import Tensors, read_gguf, write_gguf
 from tests.benchmarks.peer_genai import genai_int4
-from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, athena, other_text, watched
+from tests.benchmarks.quality import SHARED, TEXTS, WINDOWS, other_text
+from tests.benchmarks.running import athena, watched
 
 LLAMA_TYPES = {
     "stories260K": ("Q5_0", "Q4_0", "IQ4_NL"),
@@ -35,87 +35,7 @@ LLAMA_TYPES = {
         "IQ2_XXS",
     ),
 }  # fmt: skip
-NAMES = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-Tensors = dict[str, np.ndarray]
 Made = tuple[Tensors, float, int]  # dequantized tensors, stored bits per weight, peak memory in bytes (0: not known)
-
-
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of a Hugging Face tensor."""
-    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in fixed:
-        return fixed[name]
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
-    assert found is not None, name
-    return f"blk.{found[1]}.{NAMES[found[2]]}.weight"
-
-
-def rotary_rows(name: str, config: dict[str, Any]) -> np.ndarray | None:
-    """Order of the rows of a query or key matrix in llama.cpp's interleaved rotary layout; None for other tensors."""
-    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-    if heads is None:
-        return None
-    rows = config[heads] * config["head_dim"]
-    return np.arange(rows).reshape(config[heads], 2, -1).swapaxes(1, 2).ravel()
-
-
-def write_gguf(source: Path, path: Path) -> None:
-    """A float32 GGUF of a Hugging Face Llama folder."""
-    import gguf
-
-    config = json.loads((source / "config.json").read_text())
-    tokenizer = json.loads((source / "tokenizer.json").read_text())["model"]
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_vocab_size(config["vocab_size"])
-    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
-    special = {config["bos_token_id"], config["eos_token_id"]}
-    kinds = [gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in range(len(tokens))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tokenizer["merges"]])
-    writer.add_add_bos_token(False)
-    for name, tensor in load_file(source / "model.safetensors").items():
-        order = rotary_rows(name, config)
-        value = tensor.astype(np.float32)
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(value if order is None else value[order]))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def read_gguf(path: Path, source: Path) -> tuple[Tensors, float]:
-    """Dequantized tensors under their Hugging Face names, and stored bits per weight over the blocks' matrices."""
-    import gguf
-
-    config = json.loads((source / "config.json").read_text())
-    stored = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
-    tensors: Tensors = {}
-    size = weights = 0
-    for name, original in load_file(source / "model.safetensors").items():
-        part = stored[gguf_name(name)]
-        value = gguf.quants.dequantize(part.data, part.tensor_type).reshape(original.shape).astype(np.float32)
-        order = rotary_rows(name, config)
-        if order is not None:
-            value[order] = value.copy()
-        tensors[name] = value
-        if "layers" in name and original.ndim == 2:
-            size, weights = size + int(part.n_bytes), weights + original.size
-    return tensors, 8 * size / weights
 
 
 def llama_cpp(model: str, kind: str, tools: Path, work: Path) -> Made:
@@ -165,8 +85,8 @@ def auto_round(model: str, bits: int, python: Path, work: Path) -> Made:
     source, text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
     out = work / f"{model}-auto-round-{bits}.safetensors"
     script = Path(__file__).with_name("peer_auto_round.py")
-    printed, peak = watched([python, script, source, text, bits, 128, out])
-    return load_file(out), float(printed.split()[-1]), peak
+    printed, peak = watched([python, script, source, text, 0.5, 256, bits, 128, out])
+    return load_file(out), json.loads(printed.splitlines()[-1])["bits"], peak
 
 
 def measure(model: str, method: str, make: Callable[[], Made], out: Path, command: str) -> None:

@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.running import athena
 
 SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
@@ -38,25 +35,6 @@ METHODS = ("rtn", "gptq", "squeezellm", "aqlm", "athena", "athena best, scalar",
 SKIPPED = {("stories260K", "aqlm", bits) for bits in (2, 3, 4)} | {("scribe-6M", "aqlm", bits) for bits in (3, 4)}
 COLUMNS = ("model", "method", "bits", "eff. bits", "files", "perplexity", "KL", "top-1", "time", "peak memory",
            "wikitext2 perplexity", "wikitext2 KL")  # fmt: skip
-
-
-def watched(words: Sequence[object]) -> tuple[str, int]:
-    """Run a program: what it prints, and the peak of its memory in bytes. Ends with its words when it fails."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen([str(word) for word in words], stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise SystemExit(f"{words[0]} failed:\n{err.read().decode(errors='replace')[-2000:]}")
-        return out.read().decode(errors="replace"), usage.ru_maxrss * 1024
-
-
-def athena(command: str) -> tuple[dict, int]:
-    """Run one athena-export command with --json: what it prints, and the peak of its memory in bytes."""
-    printed, peak = watched([sys.executable, "-m", "toolchain", *command.split()[1:], "--json"])
-    return json.loads(printed), peak
 
 
 def other_text(folder: Path, source: Path) -> str:

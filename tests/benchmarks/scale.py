@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from export.graph.archs import model_spec
-from tests.benchmarks.quality import SHARED, athena
+from tests.benchmarks.quality import SHARED
+from tests.benchmarks.running import athena
 from toolchain.pipeline.random import SHAPES
 
 _DEVIATION = 0.02

@@ -30,6 +30,7 @@ from toolchain.pipeline.random import SHAPES
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 PROMPTS, DEPTHS, DECODED = (128, 512), (64, 2048), 32
 Row = dict[str, float]
+CLI = (sys.executable, "-m", "toolchain")
 GENAI = Path(__file__).with_name("genai_speed.py")
 
 
@@ -53,34 +54,24 @@ def capture(*command: object) -> str:
 
 def ours(shape: str, bits: int, work: Path, threads: int, mmap: str) -> Contender:
     folder = work / f"{shape}-{bits}"
-    cli = [sys.executable, "-m", "toolchain"]
     if not folder.exists():
-        capture(*cli, "export", "--random", shape, "-o", folder, "--bits", bits)
+        capture(*CLI, "export", "--random", shape, "-o", folder, "--bits", bits)
+    name = f"athena-export, {bits} bits" + (" --no-mmap" if mmap == "--no-mmap" else "")
+    return folder_contender(name, folder, threads, mmap)
+
+
+def folder_contender(name: str, folder: Path, threads: int, mmap: str) -> Contender:
+    """A model folder, run by `athena-export bench`."""
 
     def measure() -> Row:
         lengths = ["--prompt-lengths", ",".join(map(str, PROMPTS)), "--depths", ",".join(map(str, DEPTHS))]
-        data = json.loads(
-            capture(
-                *cli,
-                "bench",
-                folder,
-                *lengths,
-                "--rounds",
-                1,
-                "--tokens",
-                DECODED,
-                "--threads",
-                threads,
-                mmap,
-                "--json",
-            )
-        )
+        options = ["--rounds", 1, "--tokens", DECODED, "--threads", threads, mmap, "--json"]
+        data = json.loads(capture(*CLI, "bench", folder, *lengths, *options))
         row = {f"prefill {n}": one["median"] for n, one in data["prefill"]["by_length"].items()}
         row |= {f"decode at {n}": one["median"] for n, one in data["decode"]["by_depth"].items()}
         return row | {"bandwidth": data["decode"]["bandwidth_fraction"], "peak": data["peak_rss_bytes"] / 1e6}
 
     megabytes = sum(f.stat().st_size for f in folder.glob("model.onnx*")) / 1e6
-    name = f"athena-export, {bits} bits" + (" --no-mmap" if mmap == "--no-mmap" else "")
     return Contender(name, megabytes, measure)
 
 

@@ -23,7 +23,7 @@ from toolchain.evaluate.multiple_choice import (
     evaluate_choices,
     read_questions,
 )
-from toolchain.evaluate.perplexity import evaluate, open_scorer, perplexity_of, windows_of
+from toolchain.evaluate.perplexity import evaluate, evaluate_spans, open_scorer, perplexity_of, windows_of
 from toolchain.report import model_report as reports
 from toolchain.report.compare import Line, compare
 from toolchain.report.page import render
@@ -61,6 +61,53 @@ def test_every_position_is_scored_once(stride):
     assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-9)
     assert result.kl == 0 and result.top1_agreement == 1
     assert result.reference_perplexity == pytest.approx(result.perplexity)
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 70), st.floats(0, 30), st.floats(-200, 200),
+    st.sampled_from([0, 1e-4, 1, 9]),
+)  # fmt: skip
+@example(0, 3, 1e4, 0.0, 1)
+def test_figures_are_those_of_float64(seed, count, spread, shift, noise):
+    """Losses, KL and agreement of logits of any scale, some of them ruled out, against the textbook in float64."""
+    rng = np.random.default_rng(seed)
+    wanted = (rng.standard_normal((count + 1, 300)) * spread + shift).astype(np.float32)
+    given_ = (wanted + rng.standard_normal(wanted.shape) * noise - shift / 3).astype(np.float32)
+    targets = rng.integers(0, 299, count + 1)
+    for logits in (wanted, given_):
+        logits[:, 299] = -np.inf
+    wanted[:, 7] = np.where(targets == 7, wanted[:, 7], -np.inf)
+
+    def log_softmax(logits):
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+    class Fixed:
+        vocab_size = 300
+
+        def __init__(self, logits):
+            self.logits = lambda tokens: logits
+
+    found = evaluate_spans(Fixed(given_), [(targets, 0)], Fixed(wanted), quiet=True)
+    true, predicted, rows = log_softmax(wanted[:-1]), log_softmax(given_[:-1]), np.arange(count)
+    possible = np.exp(true) > 0
+    terms = np.exp(true[possible]) * (true[possible] - predicted[possible])
+    assert found.kl == pytest.approx(terms.sum() / count, rel=1e-9, abs=1e-10)
+    assert found.nats_per_token == pytest.approx(-predicted[rows, targets[1:]].mean(), rel=1e-9, abs=1e-10)
+    theirs = perplexity_of(float(-true[rows, targets[1:]].mean()))
+    assert found.reference_perplexity == pytest.approx(theirs, rel=1e-8)
+    assert found.top1_agreement == (wanted[:-1].argmax(axis=1) == given_[:-1].argmax(axis=1)).mean()
+    assert evaluate_spans(Fixed(given_), [(targets, 0)], quiet=True).nats_per_token == found.nats_per_token
+
+
+@pytest.mark.parametrize("first", [0, 5, 30, 62])
+def test_only_positions_from_the_first_on_count(first):
+    tokens = np.random.default_rng(first).integers(0, 64, 64)
+    whole = reference_loss(tokens)
+    result = evaluate_spans(TableScorer(), [(tokens, first), (tokens[:40], 0)], TableScorer(), quiet=True)
+    counted = whole[first:] + whole[:39]
+    assert result.tokens == len(counted) and result.windows == 2 and result.window == 64 and result.kl == 0
+    assert result.nats_per_token == pytest.approx(np.mean(counted), abs=1e-6)
 
 
 def test_a_stride_needs_a_longer_window():
