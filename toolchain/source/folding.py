@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from toolchain.source.checkpoint import SourceModel
+from toolchain.source.group_codes import GroupCodes
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,6 +30,9 @@ class FoldedSource(SourceModel):
         for change in self._changes.get(name, ()):
             value = change(value)
         return value.contiguous()
+
+    def group_codes(self, name: str) -> GroupCodes | None:
+        return None if name in self.folded() else self.inner.group_codes(name)
 
     def folded(self) -> set[str]:
         """Names of all tensors that come out changed; a model need not have every one (biases, for example)."""

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from export.contract.errors import InputError
 from toolchain.source.checkpoint_files import StoredTensor
+from toolchain.source.group_codes import GroupCodes
 from toolchain.source.quantization import DEFAULT_BLOCK, SourceQuantization, unreadable
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -60,6 +61,7 @@ class StoredWeights:
     tensors: Mapping[str, StoredTensor]
     quantization: SourceQuantization | None
     companions: dict[str, dict[str, str]] = field(default_factory=dict)  # of a weight: kind and stored name
+    in_layout = False  # matrices come out as they are stored
 
     def __post_init__(self) -> None:
         for name in self.tensors:
@@ -124,6 +126,10 @@ class StoredWeights:
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{where} holds NaN or infinite values")
         return value
+
+    def group_codes(self, name: str) -> GroupCodes | None:
+        """The codes and scales of a matrix of the model; None where it is not stored so."""
+        return None
 
     def _spread(self, name: str, weight: torch.Tensor, block: tuple[int, int] | None) -> torch.Tensor:
         """A companion as float32 that can be multiplied with the weight [rows, columns] or [rows]."""
