@@ -25,6 +25,7 @@ from toolchain.source.gguf.files import is_gguf, only_gguf
 from toolchain.source.gguf.folder import gguf_folder, gguf_of
 from toolchain.source.gguf_weights import GgufWeights, gguf_weights
 from toolchain.source.group_codes import GroupCodes
+from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
 from toolchain.source.stored_names import ParameterNames, is_adapter, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
@@ -197,6 +198,13 @@ class SourceModel:
         if stored is None:
             raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
         return self._weights.group_codes(stored)
+
+    def mxfp4_blocks(self, name: str) -> Microscaled | None:
+        """The codes and exponents of a matrix that is stored in MXFP4, else None; raises as group_codes() does."""
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
+        return self._weights.mxfp4(stored)
 
     def fingerprint(self) -> str:
         """SHA-256 over the config and the shards' sizes and tensor headers: identifies the checkpoint, cheaply."""

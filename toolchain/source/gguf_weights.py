@@ -22,6 +22,7 @@ from toolchain.source.gguf.blocks import PLAIN, codes, readable, values
 from toolchain.source.gguf.files import GgufModel
 from toolchain.source.gguf.folder import GgufFolder
 from toolchain.source.group_codes import GroupCodes
+from toolchain.source.packings.base import Microscaled
 
 _REORDERED = ("llama", "bloom")  # architectures with rows in llama.cpp's order; the others' rows are as they are
 _HARMLESS = (".rot_embd", ".freqs")  # of early files: frequencies that the metadata give, too
@@ -73,6 +74,10 @@ class GgufWeights:
         numbers = np.broadcast_to(np.arange(tensor.shape[0])[:, None], tensor.shape)
         order = self._processed(stored, numbers)
         return kept if order is numbers else kept.rows(order[:, 0])
+
+    def mxfp4(self, name: str) -> Microscaled | None:
+        """The codes and exponents of a matrix; None where it is not stored so. No family here has such weights."""
+        return None
 
     def _processed(self, stored: str, weights: np.ndarray) -> np.ndarray:
         """What transformers makes of a tensor of the file."""
