@@ -123,7 +123,7 @@ def _check_sizes(path: Path, raw: dict[str, Any], first: GgufHeader, architectur
         value = first.values.get(f"{architecture}.{name}")
         if type(value) is not int or value < 1:
             raise InputError(f"{path}: {architecture}.{name} must be a whole number of 1 or more, not {value!r}")
-    known: dict[str, dict[str, str | None]] = dict(GGUF_CONFIG_MAPPING)
+    known: Any = GGUF_CONFIG_MAPPING
     names = known.get(architecture, {})
     field = names.get("attention.head_count_kv")
     if field is not None and field not in raw:
