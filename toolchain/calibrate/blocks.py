@@ -28,7 +28,7 @@ from toolchain.source.config import as_transformers, transformers_config
 from toolchain.system.threads import ordered
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Raised in place of the last block, once every block's arguments are known."""
 
 
@@ -46,7 +46,7 @@ class _Recorder(nn.Module):
         self.hidden = hidden.detach() if self.hidden is None else self.hidden
         self.args, self.kwargs = args, kwargs
         if self._last:
-            raise _Stop
+            raise Stop
         return hidden
 
 
@@ -100,7 +100,7 @@ class BlockRunner:
                     self._model.set_submodule(name, recorder)
                 for row in tokens:
                     recorders[0].hidden = None
-                    with contextlib.suppress(_Stop):
+                    with contextlib.suppress(Stop):
                         self._model(input_ids=torch.from_numpy(row[None]), **settings)
                     assert recorders[0].hidden is not None
                     hidden.append(recorders[0].hidden)
@@ -211,7 +211,7 @@ class BlockRunner:
                 running.owner[name] = name
                 rows = x.reshape(-1, x.shape[-1])
                 weights = None if token_weights is None else token_weights[name]
-                running.found[name] = _gram(rows, weights, running.sequence)  # float32 products over one sequence
+                running.found[name] = gram(rows, weights, running.sequence)  # float32 products over one sequence
 
             return accumulate
 
@@ -226,8 +226,8 @@ class BlockRunner:
         try:
             for i, (found, owner_of, output) in enumerate(ordered(one, range(hidden.shape[0]))):
                 outputs[i : i + 1], owner = output, owner_of
-                for name, gram in found.items():  # float64 across sequences, in their order
-                    sums[name] = sums[name].add_(gram) if name in sums else gram.double()
+                for name, term in found.items():  # float64 across sequences, in their order
+                    sums[name] = sums[name].add_(term) if name in sums else term.double()
         finally:
             for handle in handles:
                 handle.remove()
@@ -236,7 +236,7 @@ class BlockRunner:
         return {name: shared[owner[name]] for name in names}, outputs
 
 
-def _gram(rows: torch.Tensor, weights: np.ndarray | None, sequence: int) -> torch.Tensor:
+def gram(rows: torch.Tensor, weights: np.ndarray | None, sequence: int) -> torch.Tensor:
     """rows^T rows of one sequence [length, K], each token weighted: float32 [K, K], or [groups, K, K]."""
     if weights is None:
         return rows.T @ rows

@@ -6,7 +6,7 @@ from their shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from export.artefacts.records import TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
+from toolchain.calibrate.drift import first_token_weights, input_moments, reading_order
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.pipeline.non_block import dense_record
@@ -52,6 +53,8 @@ class BlockQuantizer:
         self._runner, self._spec, self._settings = runner, spec, settings
         self._gradients, self._widths = gradients, widths
         self._quantizer = quantizer(settings)
+        # a block that several layers use has no one input that its quantized form could follow
+        self._follows = settings.asymmetric and all(spec.uses(i) == 1 for i in range(spec.blocks))
 
     def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
         """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
@@ -60,26 +63,49 @@ class BlockQuantizer:
         with Reporter("Quantizing", self._spec.blocks * len(names), quiet) as report:
             if pending[0] > 0:
                 report.note(f"Resuming at block {pending[0]} of {self._spec.blocks}")
-            hidden = self._runner.embed(tokens)
+            hidden = wanted = self._runner.embed(tokens)  # wanted: what the source computes
             for number in range(pending[-1] + 1):
-                block = self._runner.load_block(number)
-                path = out / block_shard(number)
+                block, path = self._runner.load_block(number), out / block_shard(number)
+                source = self._runner.load_block(number) if self._follows else None
+                outputs: torch.Tensor | None = None
                 if path.exists():
                     self._replay(block, path, number)
                     report.step(f"block {number + 1} replayed", len(names))
                 else:
-                    hessians, targets = self._hessians(block, number, hidden)
-                    results = self._quantize(block, number, hessians, report)
-                    if self._settings.block_steps:
-                        results = self._tune(block, number, results, hidden, targets, report)
-                    tensors, records = self._collect(block, number, results)
-                    outputs = self._measure(block, number, hidden, tensors, records)
-                    write_shard(path, tensors, records)
-                    if outputs is not None:
-                        hidden = outputs
-                        continue
-                for _ in range(self._spec.uses(number) if number < pending[-1] else 0):
+                    outputs = self._make(block, source, number, (hidden, wanted), path, report)
+                if number == pending[-1]:
+                    break
+                if source is not None:
+                    wanted = self._runner.run(source, wanted)
+                if outputs is not None:
+                    hidden = outputs
+                    continue
+                for _ in range(self._spec.uses(number)):
                     hidden = self._runner.run(block, hidden)
+
+    def _make(
+        self, block: nn.Module, source: nn.Module | None, number: int, hidden: tuple[torch.Tensor, torch.Tensor],
+        path: Path, report: Reporter,
+    ) -> torch.Tensor | None:  # fmt: skip
+        """Quantize a block in place and write its shard; its outputs where they are known already.
+
+        source: the same block as it was, which is to be followed; hidden: the inputs of both.
+        """
+        targets: torch.Tensor | None = None
+        if source is not None:
+            results = self._follow((block, source), number, hidden, report)
+            if self._settings.block_steps:
+                targets = self._runner.run(source, hidden[1])
+        else:
+            hessians, targets = self._hessians(block, number, hidden[0])
+            weights = self._weights(block, self._spec.block.linears())
+            results = self._quantize(block, number, weights, hessians, report)
+        if self._settings.block_steps:
+            results = self._tune(block, number, results, hidden[0], targets, report)
+        tensors, records = self._collect(block, number, results)
+        outputs = self._measure(block, number, hidden[0], tensors, records)
+        write_shard(path, tensors, records)
+        return outputs
 
     def _measure(
         self, block: nn.Module, number: int, hidden: torch.Tensor, tensors: dict[str, np.ndarray],
@@ -128,13 +154,35 @@ class BlockQuantizer:
         outputs = {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
         return {name: o if self._settings.guided_groups > 1 else o[0] for name, o in outputs.items()}
 
+    def _follow(
+        self, blocks: tuple[nn.Module, nn.Module], number: int, hidden: tuple[torch.Tensor, torch.Tensor],
+        report: Reporter,
+    ) -> dict[str, StoredMatrix]:  # fmt: skip
+        """Quantize the first block's linear layers in place so that it follows the second, the source's, on its inputs.
+
+        Layer after layer, as they are computed (toolchain/calibrate/drift.py); hidden: the inputs of both.
+        """
+        names, results = self._spec.block.linears(), dict[str, StoredMatrix]()
+        token_weights = self._guide(number) or dict.fromkeys(names, first_token_weights(*hidden[0].shape[:2]))
+        for part in reading_order(self._runner, blocks[1], names, hidden[1]):
+            moments = input_moments(self._runner, blocks, part, hidden, token_weights)
+            damping = self._settings.damping
+            weights = {n: moments[n].target(w, damping) for n, w in self._weights(blocks[0], part).items()}
+            hessians = {name: moments[name].hessian for name in part}
+            results |= self._quantize(blocks[0], number, weights, hessians, report)
+        return {name: results[name] for name in names}
+
+    def _weights(self, block: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
+        return {name: get_weight(block.get_submodule(name)) for name in names}
+
     def _quantize(
-        self, block: nn.Module, number: int, hessians: Mapping[str, np.ndarray], report: Reporter
-    ) -> dict[str, StoredMatrix]:
-        """Quantize the block's linear layers in place; the results by name."""
-        prefix, names = self._spec.block_name(number), self._spec.block.linears()
+        self, block: nn.Module, number: int, weights: Mapping[str, np.ndarray], hessians: Mapping[str, np.ndarray],
+        report: Reporter,
+    ) -> dict[str, StoredMatrix]:  # fmt: skip
+        """Quantize linear layers of the block in place, from these weights; the results by name."""
+        prefix, names = self._spec.block_name(number), list(weights)
         results: dict[str, StoredMatrix] = {}
-        jobs = [self._job(prefix + name, get_weight(block.get_submodule(name)), hessians[name]) for name in names]
+        jobs = [self._job(prefix + name, weights[name], hessians[name]) for name in names]
         for name, result in zip(names, solve_all(_call, jobs, self._workers)):
             damping = result.losses.get("damping")
             if damping is not None:

@@ -13,13 +13,18 @@ from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import METHOD_FORMATS
 
 # What a method sets; an option given beside it wins.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_bits": 4}}
+# Methods that are here for comparison do as their papers say.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qrazor": {"bits": 4, "activation_bits": 4, "asymmetric": False},
+    **{name: {"asymmetric": False} for name in ("rtn", "gptq", "squeezellm", "aqlm")},
+}
 # What --preset sets; an option given beside it wins.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
-    "balanced": {},
+    "balanced": {"asymmetric": True},
     "best": {
         "passes": 8,
+        "asymmetric": True,
         "guided": True,
         "tune_steps": 1000,
         "own_text": 0.5,

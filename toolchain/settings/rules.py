@@ -20,6 +20,7 @@ def check(settings: QuantizeSettings) -> None:
     _check_own_solver(settings)
     _check_several(settings)
     _check_outliers(settings)
+    _check_asymmetric(settings)
     _check_integers(settings)
 
 
@@ -89,6 +90,11 @@ def _check_outliers(settings: QuantizeSettings) -> None:
         raise InputError("--outliers does not go with integer activations or --guided-groups")
     if settings.guided_groups > 1 and settings.rank:
         raise InputError("--guided-groups does not go with --rank")
+
+
+def _check_asymmetric(settings: QuantizeSettings) -> None:
+    if settings.asymmetric and settings.guided_groups > 1:
+        raise InputError("--asymmetric does not go with --guided-groups")
 
 
 def _check_several(settings: QuantizeSettings) -> None:

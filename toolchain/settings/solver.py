@@ -38,6 +38,9 @@ class SolverSettings:
     method: str = option("athena", "How values are found", choices=METHODS, common=True)
     passes: int = option(4, "Rounds of least squares and coordinate descent after the sweep", low=0, high=100)
     damping: float = option(0.01, "Added to the Hessian's diagonal, in units of its mean", low=0.0, high=10.0)
+    asymmetric: bool = option(  # toolchain/calibrate/drift.py
+        False, "Aim at the source's outputs on its own inputs, layer after layer (GPTAQ, Qronos)"
+    )
     guided: bool = option(False, "Weight tokens by the squared gradient of the end loss (GuidedQuant)")
     guided_groups: int = option(1, "Runs of rows that have a guided Hessian of their own", low=1, high=1024)
     outliers_by: str = option("sensitivity", "How --outliers are chosen", choices=OUTLIER_SELECTORS)

@@ -92,8 +92,8 @@ def test_hessians_stay_positive_under_massive_activations():
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(2048, 96, generator=generator)
     rows[0] = 3000 * torch.randn(96, generator=generator).sign()
-    from toolchain.calibrate.blocks import _gram
+    from toolchain.calibrate.blocks import gram
 
-    hessian = _gram(rows, None, 0).double().numpy()
+    hessian = gram(rows, None, 0).double().numpy()
     assert damped(hessian, 1e-6)[1] == 1e-6
     assert np.isfinite(hessian).all()

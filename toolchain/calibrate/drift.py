@@ -1,0 +1,152 @@
+"""What a layer should compute when the layers before it are quantized: the source's outputs, from changed inputs.
+
+Minimizing ||(W - W') x'||^2 over the inputs x' that reach a layer of the quantized model keeps W, and every layer adds
+its error to those before it. Minimizing ||W x - W' x'||^2, x being the source's own inputs, lets a layer undo a part of
+them (GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695). It is the same problem for other weights,
+W + W D H^-1 with H = sum x' x'^T and D = sum (x - x') x'^T. The layers of a block are taken in the order in which they
+are computed, those that read the same input together, so that each also sees the errors of its own block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolchain.calibrate.blocks import BlockRunner, Stop, gram
+from toolchain.numerics.hessian import damped
+from toolchain.numerics.products import BFLOAT16
+from toolchain.system.threads import ordered
+
+# What the first token of a sequence weighs. All later ones attend to it, whatever it is (attention sinks,
+# arXiv 2309.17453), and its states are a hundred times as large: an error there reaches every token.
+_FIRST_TOKEN = 50.0
+
+
+def first_token_weights(sequences: int, length: int) -> np.ndarray:
+    """Token weights float32 [sequences, length]: all alike but the first of each sequence."""
+    weights = np.ones((sequences, length), np.float32)
+    weights[:, 0] = _FIRST_TOKEN
+    return weights
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's inputs x', and of how far the source's inputs x are from them."""
+
+    hessian: np.ndarray  # 2 / T sum x' x'^T, float64 [K, K]
+    drift: np.ndarray  # 2 / T sum (x - x') x'^T, float64 [K, K]
+
+    def target(self, weights: np.ndarray, damping: float) -> np.ndarray:
+        """The weights [N, K] that come closest to the source's outputs on the inputs x', float32."""
+        h, _ = damped(self.hessian, damping)
+        step = np.linalg.solve(h, self.drift.T).T
+        return (weights + weights @ step).astype(np.float32)
+
+
+def reading_order(
+    runner: BlockRunner, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor
+) -> list[tuple[str, ...]]:
+    """The linear layers of a block in the order in which they are computed, those of one input together.
+
+    hidden: inputs of the block, float32 [sequences, length, hidden]; the first sequence is run.
+    """
+    found: list[tuple[torch.Tensor, list[str]]] = []  # holding the input keeps its id from being reused
+
+    def note(name: str, x: torch.Tensor) -> None:
+        known = next((members for tensor, members in found if tensor is x), None)
+        if known is None:
+            found.append((x, [name]))
+        else:
+            known.append(name)
+
+    handles = [
+        block.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: note(name, inputs[0]))
+        for name in names
+    ]
+    try:
+        with torch.no_grad():
+            runner.forward(block, hidden[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [tuple(members) for _, members in found]
+
+
+class _Reader:
+    """Reads what enters one layer of a block; nothing behind it is computed."""
+
+    def __init__(self, runner: BlockRunner, block: nn.Module, name: str) -> None:
+        self._runner, self._block = runner, block
+        self._running = threading.local()
+        self._handle = block.get_submodule(name).register_forward_pre_hook(self._note)
+
+    def _note(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._running.rows = inputs[0]
+        raise Stop
+
+    def read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The layer's inputs [length, K] for one sequence [1, length, hidden]."""
+        with contextlib.suppress(Stop), torch.no_grad():
+            self._runner.forward(self._block, hidden)
+        rows: torch.Tensor = self._running.rows
+        self._running.rows = None
+        return rows.reshape(-1, rows.shape[-1])
+
+    def close(self) -> None:
+        self._handle.remove()
+
+
+def input_moments(
+    runner: BlockRunner,
+    blocks: tuple[nn.Module, nn.Module],
+    part: tuple[str, ...],
+    hidden: tuple[torch.Tensor, torch.Tensor],
+    token_weights: Mapping[str, np.ndarray],
+) -> dict[str, Moments]:
+    """Moments for layers that read the same input.
+
+    blocks: the one that is being quantized, and the source's; hidden: the inputs of each, float32
+    [sequences, length, hidden]. token_weights [sequences, length] by name weight the terms of the sums (normalised to
+    mean one); layers whose weights are the same array share their moments.
+    """
+    readers = [_Reader(runner, block, part[0]) for block in blocks]
+    owners = {id(token_weights[name]): name for name in reversed(part)}
+
+    def one(i: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        rows, wanted = (reader.read(states[i : i + 1]) for reader, states in zip(readers, hidden))
+        off = wanted - rows
+        return {
+            name: (gram(rows, token_weights[name], i), _drift(off, rows, token_weights[name], i, runner.precision))
+            for name in owners.values()
+        }
+
+    sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    try:
+        for found in ordered(one, range(len(hidden[0]))):
+            for name, pair in found.items():  # float64 across sequences, in their order
+                if name in sums:
+                    for total, term in zip(sums[name], pair):
+                        total += term
+                else:
+                    sums[name] = pair[0].double(), pair[1].double()
+    finally:
+        for reader in readers:
+            reader.close()
+    factor = 2.0 / (hidden[0].shape[0] * hidden[0].shape[1])
+    moments = {name: Moments((h * factor).numpy(), (d * factor).numpy()) for name, (h, d) in sums.items()}
+    return {name: moments[owners[id(token_weights[name])]] for name in part}
+
+
+def _drift(off: torch.Tensor, rows: torch.Tensor, weights: np.ndarray, sequence: int, precision: str) -> torch.Tensor:
+    """off^T rows of one sequence [length, K], each token weighted: float32 [K, K]."""
+    mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
+    left = off * torch.from_numpy(weights[sequence] / mean).to(off.dtype)[:, None]
+    if precision == BFLOAT16:  # a correction of the weights: nothing has to stay positive
+        return (left.T.bfloat16() @ rows.bfloat16()).float()
+    return left.T @ rows
