@@ -55,6 +55,7 @@ def _number(of):  # type: ignore[no-untyped-def]
 
 group_columns = _number(lambda width: 1 << _log_group(width))
 scale_bytes = _number(lambda width: 4 if _scale_type(width) is FLOAT else 2)
+weight_offset = _number(lambda isa: WEIGHT_OFFSET[isa.value])
 zero_base = _number(lambda width: 128 if code_bits(width) == 8 else 0)  # what codes have lost already
 tile_height = _number(lambda isa: GROUP_TILE[isa.value][0])
 tile_vectors = _number(lambda isa: GROUP_TILE[isa.value][1])
@@ -138,25 +139,25 @@ def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Val
 
 @intrinsic
 def group_tile(
-    typingctx, isa, width, weights, stride, activations, per_activations, columns, sums, per_sums, scales, per_scales,
-    factors, offsets, per_row, totals,
+    typingctx, isa, width, weights, stride, activations, per_activations, columns, zero, sums, per_sums, scales,
+    per_scales, factors, offsets, per_row, totals,
 ):  # fmt: skip
     """totals [rows, vectors, 16 tokens] float32 += one block: (sum over its groups) * (activation scale of each token).
 
     The sum over the groups, in order, is of integer sum * factor, then of offset * sum of the activations, each added
     with one rounding. rows and vectors are GROUP_TILE's. weights: address of the block in row 0, `stride` bytes between
     rows; activations as in tile.tile_block, `per_activations` bytes between groups of 16 tokens; columns: of the block,
-    a multiple of 4. sums: of the activations, int32 [groups, 16], `per_sums` bytes between groups of 16 tokens; scales:
-    float32 [16], `per_scales` bytes. factors, offsets: float32 of the block's first group in row 0, `per_row` bytes
-    between rows; offsets may be 0 for none.
+    a multiple of 4. zero: what all weights are too large by. sums: of the activations, int32 [groups, 16], `per_sums`
+    bytes between groups of 16 tokens; scales: float32 [16], `per_scales` bytes. factors, offsets: float32 of the
+    block's first group in row 0, `per_row` bytes between rows; offsets may be 0 for none.
     """
     name, kind = isa.value, width
     height, vectors = GROUP_TILE[name]
     zero = ir.Constant(Floats.llvm, [0.0] * 16)
 
     def codegen(context, builder, signature, args):
-        (weights, stride, activations, per_activations, columns, sums, per_sums, scales, per_scales, factors, offsets,
-         per_row, totals) = args[2:]  # fmt: skip
+        (weights, stride, activations, per_activations, columns, zero_point, sums, per_sums, scales, per_scales,
+         factors, offsets, per_row, totals) = args[2:]  # fmt: skip
 
         def placed(base, step, count):
             return [builder.add(base, builder.mul(step, ir.Constant(I64, i))) for i in range(count)]
@@ -164,6 +165,7 @@ def group_tile(
         def slots(value):
             return [[cgutils.alloca_once_value(builder, value) for _ in range(vectors)] for _ in range(height)]
 
+        negated = splat(builder, builder.neg(builder.trunc(zero_point, I32)), 16)
         acc, inner = slots(ir.Constant(Ints.llvm, [0] * 16)), slots(zero)
         for row in inner:
             for slot in row:
@@ -182,9 +184,7 @@ def group_tile(
             line = builder.mul(of_groups.index, ir.Constant(I64, 64))
             token_sums = [load(builder, builder.add(at, line), Ints.llvm) for at in sums_at]
             for v, own in enumerate(token_sums):
-                start = ir.Constant(Ints.llvm, [0] * 16)
-                if _is_offset(name, kind):
-                    start = builder.neg(builder.shl(own, ir.Constant(Ints.llvm, [7] * 16)))
+                start = builder.mul(own, negated)
                 for r in range(height):
                     builder.store(start, acc[r][v])
             with cgutils.for_range(builder, builder.udiv(some, ir.Constant(I64, 4))) as of_steps:
@@ -219,4 +219,4 @@ def group_tile(
                 builder.store(total, pointer(builder, where, Floats.llvm), align=1)
         return context.get_dummy_value()
 
-    return types.void(isa, width, *[types.int64] * 13), codegen
+    return types.void(isa, width, *[types.int64] * 14), codegen

@@ -10,7 +10,8 @@ an order that is the same on every machine (tests/runtime_py/engine/group_refere
 one token     16 lanes, lane l of columns 4l..4l + 3 of every 64. First the offsets times `shares` (scaled sums of the
               activations), 16 groups at a time; then for each block of 256 columns the sum over its four segments of
               integer * factor, times the activations' scale. At last the lanes in the tree of vectors.py.
-more tokens   for each block the sum over its groups of integer * factor, then offset * sum, times the scale.
+more tokens   for each block the sum over its groups of integer * factor, then offset * sum, times the scale. One zero
+              point for all is taken from the integers.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from runtime_py.simd.groups import (
     sixteen_scales,
     tile_height,
     tile_vectors,
+    weight_offset,
     zero_base,
 )
 from runtime_py.simd.lowering import dot
@@ -161,7 +163,7 @@ def _number(address, item, i):
 
 @nb.njit(cache=True)
 def _factors(width, m, first, count, groups, factors, offsets):
-    """Factors and offsets of some rows as float32 [count, groups]; whether there are offsets."""
+    """Factors and, where groups have their own, offsets of some rows as float32 [count, groups]."""
     item, base = scale_bytes(width), zero_base(width)
     for i in range(count * groups):
         g = first * groups + i
@@ -171,9 +173,6 @@ def _factors(width, m, first, count, groups, factors, offsets):
             put_f32(offsets + 4 * i, _number(m.offset, item, g))
         elif m.offset_kind == ZEROS:
             put_f32(offsets + 4 * i, factor * _F(base - get_u8(m.offset + g)))
-        else:
-            put_f32(offsets + 4 * i, factor * _F(base - m.zero))
-    return m.offset_kind != ONE_ZERO or m.zero != base
 
 
 @nb.njit(cache=True)
@@ -188,7 +187,10 @@ def group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, b
     decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
     factors = weights + GROUP_ROWS * wide
     offsets = factors + 4 * GROUP_ROWS * groups
-    if not _factors(width, m, first, count, groups, factors, offsets):
+    _factors(width, m, first, count, groups, factors, offsets)
+    zero = weight_offset(isa) if m.bits == 8 else 0
+    if m.offset_kind == ONE_ZERO:
+        zero += m.zero - zero_base(width)
         offsets = 0
     for r in range(GROUP_ROWS):
         put_f32(scratch + SCALES + 4 * r, _F(1.0))
@@ -209,7 +211,7 @@ def group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, b
                 own = 4 * (r * groups + place)
                 group_tile(
                     isa, width, weights + r * wide + 256 * b, wide, quantized + group * wide * 16 + 4096 * b, wide * 16,
-                    min((columns + 3) // 4 * 4 - 256 * b, 256), sums + 64 * (group * groups + place), 64 * groups,
+                    min((columns + 3) // 4 * 4 - 256 * b, 256), zero, sums + 64 * (group * groups + place), 64 * groups,
                     scales + 64 * (group * blocks + b), 64 * blocks, factors + own,
                     offsets + own if offsets != 0 else 0, 4 * groups, scratch + TOTALS + 64 * r * vectors,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The integer products with group-scaled codes in plain numpy, every rounding as runtime_py/engine/kernels/groups.py."""
+"""The integer products with group-scaled codes in plain numpy, every rounding as kernels/groups.py has it."""
 
 from __future__ import annotations
 
@@ -89,14 +89,16 @@ def several_tokens(x: np.ndarray, layout: GroupsLayout, arrays, size: int) -> np
     """x float32 [T, K] -> float32 [T, N]."""
     q, scales = quantized(x)
     integers, factors, offsets = _parts(layout, arrays, size)
-    total = np.zeros((len(x), layout.N), np.float32)
+    total, base = np.zeros((len(x), layout.N), np.float32), 128 if layout.bits == 8 else 0
     for b in range(scales.shape[1]):
         inner = np.zeros_like(total)
         for k in range(256 * b, min(256 * b + 256, layout.K), size):
             columns, g = slice(k, min(k + size, layout.K)), k // size
             acc = q[:, columns] @ integers[:, columns].T
+            if layout.offsets == ONE_ZERO:
+                acc -= q[:, columns].sum(axis=1, keepdims=True) * (int(arrays[2][0, 0]) - base)
             inner = fused(acc.astype(np.float32), factors[:, g], inner)
-            if _has_offsets(layout, arrays):
+            if layout.offsets != ONE_ZERO:
                 inner = fused(q[:, columns].sum(axis=1, keepdims=True).astype(np.float32), offsets[:, g], inner)
         total = fused(inner, scales[:, b : b + 1], total)
     return total

@@ -94,8 +94,10 @@ def layouts(bits, group_size):
 
 
 CASES = [(4, 32, np.float16), (8, 32, np.float16), (3, 128, np.float32)]  # of them every kernel is compiled anew
-RARE = [(2, 64, np.float16), (5, 32, np.float16), (4, 64, np.float16), (4, 128, np.float16), (8, 128, np.float32),
-        (4, 256, np.float16), (2, 16, np.float16), (1, 32, np.float16), (6, 64, np.float32), (7, 32, np.float16)]  # fmt: skip
+RARE = [
+    (2, 64, np.float16), (5, 32, np.float16), (4, 64, np.float16), (4, 128, np.float16), (8, 128, np.float32),
+    (4, 256, np.float16), (2, 16, np.float16), (1, 32, np.float16), (6, 64, np.float32), (7, 32, np.float16),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("isa", LONG)
@@ -187,9 +189,7 @@ def test_looked_up_rows_are_those_of_the_format(data, bits, group_size, seed):
     matrix = GroupMatrix.of(row.tolist())
     scratch, out, weights = aligned_bytes(256), np.zeros(layout.K, np.float32), layout.dequantized(*arrays)
     for n in range(layout.N):
-        group_row(
-            row.ctypes.data, matrix.group_columns, matrix.scale_bytes, n, out.ctypes.data, scratch.ctypes.data
-        )
+        group_row(row.ctypes.data, matrix.group_columns, matrix.scale_bytes, n, out.ctypes.data, scratch.ctypes.data)
         np.testing.assert_array_equal(out.view(np.uint32), weights[n].view(np.uint32))
     del keep
 
