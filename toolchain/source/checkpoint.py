@@ -1,6 +1,6 @@
-"""Reads a Hugging Face checkpoint tensor by tensor: a local folder, or a hub name through huggingface_hub.
+"""Reads a checkpoint tensor by tensor: a Hugging Face folder, a GGUF file, or a hub name through huggingface_hub.
 
-Only safetensors are read, never a pickle. Everything that comes out has been checked: the files are those that
+Only safetensors and GGUF are read, never a pickle. Everything that comes out has been checked: the files are those that
 transformers loads, they hold every tensor that the model needs, each is stored in a known form, shapes agree, values
 are finite.
 """
@@ -21,6 +21,11 @@ from export.files.access import expanded, read_json
 from toolchain.source.checkpoint_files import checkpoint_tensors
 from toolchain.source.config import resolved_config
 from toolchain.source.foreign_folders import foreign_file, without_config
+from toolchain.source.gguf.files import is_gguf, only_gguf
+from toolchain.source.gguf.folder import gguf_folder, gguf_of
+from toolchain.source.gguf_weights import GgufWeights, gguf_weights
+from toolchain.source.group_codes import GroupCodes
+from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
 from toolchain.source.stored_names import ParameterNames, is_adapter, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
@@ -32,9 +37,13 @@ _NAMED = 3  # tensors that a line lists before it only counts them
 def resolve(name: str) -> Path:
     """The local folder of a model: a path as it is, else the hub's snapshot (downloaded, or cached when offline).
 
-    Raises InputError when the name is neither.
+    For a GGUF file, or a folder that holds one, it is a folder that stands for it in this process (gguf/folder.py).
+    Raises InputError when the name is none of these.
     """
     path = expanded(name)
+    file = only_gguf(path) if path.is_dir() else path
+    if file is not None and is_gguf(file) and file.is_file():
+        return gguf_folder(file)
     if path.is_dir():
         return path
     if path.exists():
@@ -57,16 +66,21 @@ class SourceModel:
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError on a bad folder, and on one whose config.json names a format that cannot be read."""
-        self.folder = folder
+        self.folder, gguf = folder, gguf_of(folder)
+        self.where = folder if gguf is None else gguf.model.paths[0]  # for messages
         if not (folder / "config.json").exists():
             raise InputError(without_config(folder))
         stated = read_json(folder / "config.json")
         self.quantization = source_quantization(stated)
         for field in FIELDS:  # what comes out is not quantized
             stated.pop(field, None)
-        self.config: dict[str, Any] = resolved_config(stated, folder / "config.json")
+        self.config: dict[str, Any] = resolved_config(stated, folder / "config.json" if gguf is None else self.where)
         self.aliases: dict[str, str] = {}  # names of tensors that are stored under another one only
-        self._weights = StoredWeights(checkpoint_tensors(folder, self.config), self.quantization)
+        self._weights: StoredWeights | GgufWeights
+        if gguf is None:
+            self._weights = StoredWeights(checkpoint_tensors(folder, self.config), self.quantization)
+        else:
+            self._weights = gguf_weights(gguf, self.config)
 
     @functools.cached_property
     def _parameters(self) -> ParameterNames:
@@ -82,18 +96,18 @@ class SourceModel:
             if parameter is None:
                 self._refuse_parts_of_weights(name)
             elif parameter in found:
-                raise InputError(f"{self.folder}: {found[parameter]} and {name} are stored for one and the same tensor")
+                raise InputError(f"{self.where}: {found[parameter]} and {name} are stored for one and the same tensor")
             else:
                 found[parameter] = name
         for parameter in sorted(self._parameters.required - found.keys()):
             tied = (other for other, first in self._parameters.expected.items() if first == parameter)
             stored = next((found[other] for other in tied if other in found), None)
             if stored is None:
-                raise InputError(f"{self.folder}: the checkpoint has no tensor {parameter}{self._alike(parameter)}")
+                raise InputError(f"{self.where}: the checkpoint has no tensor {parameter}{self._alike(parameter)}")
             found[parameter] = stored  # as transformers: of an embedding and its tied head either may be stored
         for name in found.values():
-            if self._weights.check(name) and self._parameters.transposed:
-                raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.folder}: {name}")
+            if self._weights.check(name) and self._parameters.transposed and not self._weights.in_layout:
+                raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.where}: {name}")
         return found
 
     def _refuse_adapters(self) -> None:
@@ -101,7 +115,7 @@ class SourceModel:
         for name in self._weights.names():
             if is_adapter(name):
                 raise InputError(
-                    f"{self.folder}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
+                    f"{self.where}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
                     "with merge_and_unload() of peft and save the model again"
                 )
 
@@ -117,23 +131,21 @@ class SourceModel:
         module = name.rpartition(".")[0].removesuffix(".weight")
         title = format_of(other for other in self._weights.tensors if other.startswith(f"{module}."))
         if title is not None:
-            raise unreadable(title, f"{self.folder}: {name}")
-        raise InputError(f"{self.folder}: {name} lies beside a weight and is not known; it may change the weight")
+            raise unreadable(title, f"{self.where}: {name}")
+        raise InputError(f"{self.where}: {name} lies beside a weight and is not known; it may change the weight")
 
     def notes(self) -> list[str]:
         """What a user should know about the checkpoint, a line each."""
         lines = []
         if self.stored_as:
-            lines.append(f"{self.folder}: the weights are stored as {self.stored_as}; they are read as float32")
+            lines.append(f"{self.where}: the weights are stored as {self.stored_as}; they are read as float32")
         used, names = set(self._stored.values()), self._weights.names()
         left = [name for name in names if name not in used and not self._parameters.harmless(name)]
         if left:
-            lines.append(
-                f"{self.folder}: left out, the model has no place for them (as in transformers): {_some(left)}"
-            )
+            lines.append(f"{self.where}: left out, the model has no place for them (as in transformers): {_some(left)}")
         activations = [name for name in names if name not in used and changes_activations_only(name)]
         if activations:
-            lines.append(f"{self.folder}: scales of activations or of the cache are not used: {_some(activations)}")
+            lines.append(f"{self.where}: scales of activations or of the cache are not used: {_some(activations)}")
         return lines
 
     def print_notes(self) -> None:
@@ -169,13 +181,30 @@ class SourceModel:
         """
         stored = self._stored_name(name)
         if stored is None:
-            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
         header = self._weights.tensors[stored]
         if shape is not None and header.shape != shape:
             raise InputError(
                 f"{header.path}: {name} has shape {list(header.shape)}, config.json asks for {list(shape)}"
             )
         return self._weights.read(stored)
+
+    def group_codes(self, name: str) -> GroupCodes | None:
+        """What is stored of a tensor where that is codes with scales that groups of columns share, else None.
+
+        Raises InputError when the tensor is missing, or what lies beside it does not fit.
+        """
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
+        return self._weights.group_codes(stored)
+
+    def mxfp4_blocks(self, name: str) -> Microscaled | None:
+        """The codes and exponents of a matrix that is stored in MXFP4, else None; raises as group_codes() does."""
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
+        return self._weights.mxfp4(stored)
 
     def fingerprint(self) -> str:
         """SHA-256 over the config and the shards' sizes and tensor headers: identifies the checkpoint, cheaply."""

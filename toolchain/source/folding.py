@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from toolchain.source.checkpoint import SourceModel
+from toolchain.source.group_codes import GroupCodes
+from toolchain.source.packings.base import Microscaled
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,6 +31,12 @@ class FoldedSource(SourceModel):
         for change in self._changes.get(name, ()):
             value = change(value)
         return value.contiguous()
+
+    def group_codes(self, name: str) -> GroupCodes | None:
+        return None if name in self.folded() else self.inner.group_codes(name)
+
+    def mxfp4_blocks(self, name: str) -> Microscaled | None:
+        return None if name in self.folded() else self.inner.mxfp4_blocks(name)
 
     def folded(self) -> set[str]:
         """Names of all tensors that come out changed; a model need not have every one (biases, for example)."""

@@ -10,14 +10,20 @@ from export.contract.errors import InputError
 DEFAULT_BLOCK = (128, 128)  # of FP8 where nothing says another (FineGrainedFP8Config)
 FIELDS = ("quantization_config", "compression_config", "quantization")  # of today, of compressed-tensors before, of MLX
 _ADVICE = "give the model that it was quantized from"
-_READABLE = ("fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "bitsandbytes 8-bit", "modelopt")
+_READABLE = (
+    "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "bitsandbytes 8-bit", "bitsandbytes 4-bit", "modelopt", "gptq",
+    "awq", "auto-round",
+)  # fmt: skip
 _TITLES = {
-    "gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "bitsandbytes 4-bit": "bitsandbytes 4-bit", "mxfp4": "MXFP4",
+    "hqq": "HQQ", "mxfp4": "MXFP4",
     "nvfp4": "NVFP4", "aqlm": "AQLM", "quark": "Quark", "torchao": "torchao", "vptq": "VPTQ", "higgs": "HIGGS",
-    "spqr": "SpQR", "eetq": "EETQ", "quanto": "quanto", "bitnet": "BitNet", "auto-round": "AutoRound", "sinq": "SINQ",
+    "spqr": "SpQR", "eetq": "EETQ", "quanto": "quanto", "bitnet": "BitNet", "sinq": "SINQ",
     "mlx": "MLX", "exl2": "EXL2", "exl3": "EXL3", "fp_quant": "FP-Quant", "gguf": "GGUF",
 }  # fmt: skip
-_COMPRESSED = ("dense", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "mxfp8-quantized")
+_COMPRESSED = (
+    "dense", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "mxfp8-quantized",
+    "pack-quantized", "mxfp4-pack-quantized",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def _method(where: str, field: str, raw: dict[str, Any]) -> str:
 
 
 def _check_compressed(where: str, raw: dict[str, Any]) -> None:
-    """Formats that store each weight as it is or as 8-bit codes; no sparsity, no rotation of what is stored."""
+    """Formats that store each weight as it is, as 8-bit codes or in a packing; no sparsity, no rotation of it."""
     groups = raw.get("config_groups")
     groups = list(groups.values()) if isinstance(groups, dict) else []
     formats = [raw.get("format"), *(group.get("format") for group in groups if isinstance(group, dict))]
