@@ -10,10 +10,13 @@ from toolchain.settings.calibration import BUILT_IN, CalibrationChoice, Workers
 from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.solver import METHOD_FORMATS
+from toolchain.settings.solver import KEEP, METHOD_FORMATS
 
 # What a method sets; an option given beside it wins.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"qrazor": {"bits": 4, "activation_bits": 4}}
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qrazor": {"bits": 4, "activation_bits": 4},
+    KEEP: {"embedding_bits": 16},
+}
 # What --preset sets; an option given beside it wins.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
