@@ -100,4 +100,5 @@ def _offset(found: GroupCodes) -> tuple[int, np.ndarray]:
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether float32 arrays have the same shape and bits."""
-    return np.array_equal(*(np.ascontiguousarray(x, np.float32).view(np.uint32) for x in (a, b)))
+    first, second = (np.ascontiguousarray(x, np.float32).view(np.uint32) for x in (a, b))
+    return np.array_equal(first, second)
