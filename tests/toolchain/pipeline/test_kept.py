@@ -84,11 +84,11 @@ def test_the_folder_computes_what_transformers_does(tmp_path):
     np.testing.assert_allclose(reference.forward(reference.new_state(), ids), expected, atol=1e-5 * abs(expected).max())
     engine, why = open_model(built)
     assert why == "", "the compiled machine plans it"
-    state, spread = engine.new_state(), expected.std()
+    state, bound = engine.new_state(), 0.05 * expected.std()  # what int8 activations cost
     found = np.concatenate([engine.forward(state, ids[:9]), *(engine.forward(state, [i]) for i in ids[9:])])
-    assert np.abs(found - expected).max() < 0.1 * spread
+    assert np.sqrt(np.square(found - expected).mean()) < bound
     last = engine.forward(engine.new_state(), ids, last_only=True)
-    assert np.abs(last - expected[-1]).max() < 0.1 * spread
+    assert np.sqrt(np.square(last - expected[-1]).mean()) < bound
 
 
 def test_a_second_run_continues_and_is_the_same(tmp_path):
