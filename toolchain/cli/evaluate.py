@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @guarded
 @with_options
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder (float32).")],
+    model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder or GGUF file (float32).")],
     asked: EvaluationSettings,
     arithmetic: Arithmetic = INT8,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
@@ -84,7 +84,7 @@ def _answer_questions(model: str, path: Path, limit: int | None, activations: st
     from toolchain.evaluate.multiple_choice import evaluate_choices, read_questions
     from toolchain.evaluate.perplexity import open_scorer
 
-    folder = Path(model) if Path(model).is_dir() else _resolved(model)
+    folder = _resolved(model)
     questions = read_questions(path)[:limit]
     return evaluate_choices(
         open_scorer(model, activations),
@@ -151,7 +151,7 @@ def evaluate_folder(
         scorer: Any = EmulatedScorer(folder, *emulation)
     else:
         scorer = open_scorer(name, activations)
-    tokenizer = calibration.load_tokenizer(folder if folder.is_dir() else _resolved(name))
+    tokenizer = calibration.load_tokenizer(_resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text), stride)
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet, stride)
     if save and (folder / report.REPORT_JSON).exists():

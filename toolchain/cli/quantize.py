@@ -17,7 +17,7 @@ from toolchain.cli.signature import with_options
 from toolchain.settings.presets import Quantization
 from toolchain.system.units import figure, size_text
 
-Model = Annotated[str, typer.Argument(help="Model folder or Hugging Face name (safetensors).")]
+Model = Annotated[str, typer.Argument(help="Model folder, GGUF file or Hugging Face name.")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
 VocabularyText = Annotated[
     Optional[Path],
@@ -49,7 +49,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 def export(
     output: Out,
     quantization: Quantization,
-    model: Annotated[Optional[str], typer.Argument(help="Model folder or Hugging Face name (safetensors).")] = None,
+    model: Annotated[Optional[str], typer.Argument(help="Model folder, GGUF file or Hugging Face name.")] = None,
     eval_text: EvalText = None,
     vocabulary_text: VocabularyText = None,
     keep_quantized: KeepQuantized = None,

@@ -137,6 +137,8 @@ class SourceModel:
     def notes(self) -> list[str]:
         """What a user should know about the checkpoint, a line each."""
         lines = []
+        if isinstance(self._weights, GgufWeights):
+            lines += self._weights.notes()
         if self.stored_as:
             lines.append(f"{self.where}: the weights are stored as {self.stored_as}; they are read as float32")
         used, names = set(self._stored.values()), self._weights.names()

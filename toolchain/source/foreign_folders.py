@@ -20,7 +20,7 @@ _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "training_args", "scal
 _SIGNS = (
     (("adapter_model.*",), "a PEFT adapter without its adapter_config.json"),
     (("model.onnx", "onnx/*.onnx", "*.onnx"), "an ONNX model"),
-    (("*.gguf",), "a GGUF model (llama.cpp)"),
+    (("*.gguf",), "a GGUF model (llama.cpp), which is read where the file itself is given"),
     (("model_index.json",), "a diffusers pipeline"),
     (("consolidated*.safetensors", "consolidated*.pth", "params.json"), "weights in the format of Mistral or Meta"),
     (("weights*.npz",), "an MLX model"),
@@ -85,7 +85,6 @@ def foreign_file(path: Path) -> str:
     """The line for a file that was given as the model."""
     kinds = {
         ".safetensors": "one file of weights; give the folder with it, config.json and tokenizer.json",
-        ".gguf": f"a GGUF model (llama.cpp). {_wanted()}",
         ".onnx": f"an ONNX model. {_wanted()}",
         ".json": "a JSON file; give the folder that it lies in",
     }

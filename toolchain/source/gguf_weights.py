@@ -40,6 +40,16 @@ class GgufWeights:
     architecture: str
     in_layout = True  # matrices come out as the model's class has them
 
+    def notes(self) -> list[str]:
+        """What transformers does not read and llama.cpp does."""
+        values, where = self.model.first.values, self.model.paths[0]
+        scaling = values.get(f"{self.architecture}.rope.scaling.type", "none")
+        frequencies = sorted(name for name in self.model.tensors if name.startswith("rope_f"))
+        if scaling == "none" and not frequencies:
+            return []
+        found = ", ".join([*([f"rope.scaling.type {scaling}"] if scaling != "none" else []), *frequencies])
+        return [f"{where}: rotary positions are not scaled as the file says ({found}), as in transformers"]
+
     def names(self) -> list[str]:
         return sorted(self.tensors)
 
@@ -101,7 +111,7 @@ def gguf_weights(source: GgufFolder, config: dict[str, Any]) -> GgufWeights:
         raise InputError(f"{path}: {error}") from None
     processor = TENSOR_PROCESSORS.get(source.architecture, TensorProcessor)(config=source.raw)
     with foreign(path, f"transformers has no rules for GGUF models of architecture {source.architecture}"):
-        known = _parameters(source, config, processor)
+        known, shapes = _parameters(source, config, processor)
     names = {known.get(stored, f"{stored} (GGUF)"): stored for stored in source.model.tensors}
     for stored in source.model.tensors:
         if stored not in known and stored.startswith("blk.") and not stored.endswith(_HARMLESS):
@@ -113,17 +123,24 @@ def gguf_weights(source: GgufFolder, config: dict[str, Any]) -> GgufWeights:
         name: StoredTensor(source.model.tensors[stored].path, "GGUF", _shape(source, stored, processor))
         for name, stored in names.items()
     }
+    for name, stored in names.items():
+        if name in shapes and tensors[name].shape != shapes[name]:
+            found, wanted = list(tensors[name].shape), list(shapes[name])
+            raise InputError(f"{tensors[name].path}: {stored} has shape {found}, the metadata ask for {wanted}")
     return GgufWeights(source.model, names, tensors, processor, source.architecture)
 
 
-def _parameters(source: GgufFolder, config: dict[str, Any], processor: Any) -> dict[str, str]:
-    """Parameters by the names of the file."""
+def _parameters(
+    source: GgufFolder, config: dict[str, Any], processor: Any
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Parameters by the names of the file, and their shapes."""
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(transformers_config(config))
-    return get_gguf_hf_weights_map(model, processor)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return get_gguf_hf_weights_map(model, processor), shapes
 
 
 def _shape(source: GgufFolder, stored: str, processor: Any) -> tuple[int, ...]:

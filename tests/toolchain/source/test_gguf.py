@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from export.contract.errors import InputError
 from export.files.access import read_json
 from tests.toolchain.source.gguf_models import FAMILIES, QUANTIZED, write_gguf
 from toolchain.calibrate.own_text import whole_model
+from toolchain.cli import app
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel, resolve
@@ -120,3 +123,159 @@ def test_codes_of_a_changed_weight_are_not_the_stored_ones(tmp_path):
     assert source.group_codes(name) is not None
     source.change(name, lambda weight: weight * 2)
     assert source.group_codes(name) is None
+
+
+def edited(path: Path, *pairs: tuple[bytes, bytes], count: int = 1) -> Path:
+    """The file with bytes replaced by as many others, where they stand first."""
+    data = path.read_bytes()
+    for old, new in pairs:
+        assert old in data and len(old) == len(new)
+        data = data.replace(old, new, count)
+    path.write_bytes(data)
+    return path
+
+
+def number(value: int, size: int = 8) -> bytes:
+    return value.to_bytes(size, "little")
+
+
+def key(name: str) -> bytes:
+    return number(len(name)) + name.encode()
+
+
+HEADS = key("llama.attention.head_count") + number(4, 4)
+TENSOR = key("blk.0.ffn_up.weight") + number(2, 4)  # then 2 lengths, type, offset
+TOKENS = key("tokenizer.ggml.tokens") + number(9, 4) + number(8, 4)
+SHAPE = TENSOR + number(32) + number(64)
+HOSTILE = {
+    "no GGUF": (lambda p: p.write_bytes(b"GGML" + p.read_bytes()[4:]), "not a GGUF file"),
+    "nothing": (lambda p: p.write_bytes(b""), "not a GGUF file"),
+    "a header": (lambda p: p.write_bytes(p.read_bytes()[:24]), "ends in the middle"),
+    "version 1": (lambda p: edited(p, (b"GGUF" + number(3, 4), b"GGUF" + number(1, 4))), "version 1"),
+    "big-endian": (lambda p: edited(p, (b"GGUF" + number(3, 4), b"GGUF" + number(3 << 24, 4))), "big-endian"),
+    "many keys": (lambda p: p.write_bytes(p.read_bytes()[:16] + number(2**60) + p.read_bytes()[24:]), "metadata keys"),
+    "many tensors": (
+        lambda p: p.write_bytes(p.read_bytes()[:8] + number(2**60) + p.read_bytes()[16:]), "ends|name"),
+    "a long array": (lambda p: edited(p, (TOKENS + number(264), TOKENS + number(2**60))), "entries; at most"),
+    "an array past the end": (
+        lambda p: edited(p, (TOKENS + number(264), TOKENS + number(1 << 20))), "ends in the middle"),
+    "an array of arrays": (lambda p: edited(p, (TOKENS, TOKENS[:-4] + number(9, 4))), "array of arrays"),
+    "an array of nothing known": (lambda p: edited(p, (TOKENS, TOKENS[:-4] + number(77, 4))), "unknown type"),
+    "a key of nothing known": (lambda p: edited(p, (HEADS, HEADS[:-4] + number(13, 4))), "unknown type"),
+    "a string past the end": (lambda p: edited(p, (key("llama"), number(2**62) + b"llama")), "ends in the middle"),
+    "no text": (lambda p: edited(p, (b"{% for m", b"\xff\xfe for m")), "not text in UTF-8"),
+    "a token that is no text": (lambda p: edited(p, (key("hello"), number(5) + b"he\xff\xfe\xfd")), "tokenizer"),
+    "a name that is no text": (lambda p: edited(p, (b"blk.0.ffn_up.weight", b"blk.0.ffn_up.wei\xffht")), "UTF-8"),
+    "a name with a line end": (lambda p: edited(p, (b"blk.0.ffn_up.weight", b"blk.0.ffn_up.wei\nht")), "not printable"),
+    "a key twice": (lambda p: edited(p, (b"llama.context_length", b"llama.block_count\0\0\0")), "printable"),
+    "a tensor twice": (lambda p: edited(p, (b"blk.0.ffn_up.weight", b"blk.1.ffn_up.weight")), "twice"),
+    "many axes": (lambda p: edited(p, (TENSOR, TENSOR[:-4] + number(2**31, 4))), "dimensions"),
+    "a huge axis": (lambda p: edited(p, (TENSOR + number(32), TENSOR + number(2**61))), "ends before|cannot have"),
+    "an empty axis": (lambda p: edited(p, (TENSOR + number(32), TENSOR + number(0))), "cannot have"),
+    "an unknown type": (
+        lambda p: edited(p, (SHAPE + number(2, 4), SHAPE + number(99, 4))),
+        "type that the package gguf does not know"),
+    "a type without a rule": (
+        lambda p: edited(p, (SHAPE + number(2, 4), SHAPE + number(24, 4))),
+        "of type I8"),
+    "another shape": (lambda p: edited(p, (SHAPE, TENSOR + number(64) + number(32))), "shape"),
+    "half of it": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "ends"),
+    "without its last byte": (lambda p: p.write_bytes(p.read_bytes().rstrip(b"\0")[:-1]), "ends before the data"),
+    "another family": (lambda p: edited(p, (key("llama"), key("plamo"))), "plamo"),
+    "a newer family": (lambda p: edited(p, (key("llama"), number(5) + b"\0lfm2")), "lfm2"),
+    "no heads": (
+        lambda p: edited(p, (HEADS, HEADS.replace(b"head_count", b"head_cousX"))), "llama.attention.head_count must"),
+    "no heads at all": (
+        lambda p: edited(p, (HEADS + number(4, 4), HEADS + number(0, 4))), "llama.attention.head_count must be"),
+    "other heads": (lambda p: edited(p, (HEADS + number(4, 4), HEADS + number(3, 4))), "transformers|num_|shape"),
+    "no tokenizer": (
+        lambda p: edited(p, (b"ggml.tokens", b"ggml.tokenz")), "vocab|tokenizer"),
+    "another tokenizer": (lambda p: edited(p, (key("gpt2"), key("rwkv"))), "tokenizer"),
+    "a part of a model": (lambda p: p.rename(p.with_name("m-00002-of-00001.gguf")), "m.gguf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_line(tmp_path, name):
+    change, says = HOSTILE[name]
+    path = write_gguf(tmp_path / "m.gguf", type_of=lambda name: "Q4_0")
+    change(path)
+    with pytest.raises(InputError, match=says) as refused:
+        source = opened(path)
+        for parameter in source.parameters():
+            source.tensor(parameter)
+    assert "\n" not in str(refused.value) and "m.gguf" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("title", ["F32", "F16", "Q8_0"])
+def test_weights_that_are_not_finite(tmp_path, value, title):
+    path = write_gguf(tmp_path / "m.gguf", type_of=lambda name: title)
+    source = opened(path)
+    tensor = source._weights.model.tensors["blk.0.ffn_up.weight"]
+    data = bytearray(path.read_bytes())
+    stored = np.array([value], np.float32 if title == "F32" else np.float16).tobytes()
+    data[tensor.offset : tensor.offset + len(stored)] = stored
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"m.gguf: blk.0.ffn_up.weight holds NaN or infinite values"):
+        source.tensor("model.layers.0.mlp.up_proj.weight")
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    source = opened(path)
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(InputError, match="shorter"):
+        source.tensor("model.layers.1.mlp.down_proj.weight")
+
+
+def test_a_weight_without_a_place(tmp_path):
+    def change(writer):
+        writer.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32))
+
+    with pytest.raises(InputError, match=r"blk.0.attn_q.bias has no place in the llama model"):
+        opened(write_gguf(tmp_path / "m.gguf", change=change))
+
+
+def test_a_missing_weight(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    edited(path, (b"blk.0.ffn_up.weight", b"rope_freqs.ffn_upXX"))
+    with pytest.raises(InputError, match=r"m.gguf: the checkpoint has no tensor model.layers.0.mlp.up_proj.weight"):
+        opened(path)
+
+
+def test_a_name_that_only_looks_like_a_parameter(tmp_path):
+    """transformers goes by the names of GGUF alone, and would leave it out."""
+
+    def change(writer):
+        writer.add_tensor("model.norm.weight", np.full(32, 7, np.float32))
+
+    with pytest.raises(InputError, match="model.norm.weight .* is not known"):
+        opened(write_gguf(tmp_path / "m.gguf", change=change))
+
+
+def test_as_many_heads_of_keys_as_of_queries_where_nothing_is_said(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", num_key_value_heads=4)
+    before = opened(path).tensor("model.layers.0.self_attn.k_proj.weight")
+    edited(path, (b"llama.attention.head_count_kv", b"llama.attention.head_count_kx"))
+    assert torch.equal(opened(path).tensor("model.layers.0.self_attn.k_proj.weight"), before)
+
+
+def test_commands_take_it_wherever_they_take_a_source(tmp_path):
+    (tmp_path / "m").mkdir()
+    path, text = write_gguf(tmp_path / "m" / "m.gguf"), tmp_path / "text.txt"
+    text.write_text("hello world " * 200)
+    small = ["--calibration", text, "--sequences", 2, "--sequence-length", 16, "--bits", 4, "--method", "rtn"]
+    assert "peak memory" in command("export", path, "-o", tmp_path / "out", "--dry-run", *small)
+    command("quantize", path.parent, "-o", tmp_path / "out", *small)
+    assert read_json(tmp_path / "out" / "athena.json")["source"]["name"] == "m"
+    for name in (path, path.parent):
+        options = ["--text", text, "--window", 16, "--limit", 3, "--json"]
+        same = json.loads(command("eval", name, "--reference", path, *options))
+        assert same["kl"] == 0 and same["perplexity"] == same["reference_perplexity"]
+
+
+def command(*words: object) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    return done.stdout

@@ -101,6 +101,7 @@ def _config(path: Path, metadata: Path, model: GgufModel, architecture: str) -> 
         raise InputError(f"{path}: GGUF models of architecture {architecture} are not supported")
     with _quiet(), foreign(path, "transformers cannot read this GGUF model"):
         raw: dict[str, Any] = load_gguf_checkpoint(metadata, return_tensors=False)["config"]
+    _check_sizes(path, raw, model.first, architecture)
     if "vocab_size" not in raw and _TOKENS in model.first.lengths:
         raw["vocab_size"] = model.first.lengths[_TOKENS]
     raw["tie_word_embeddings"] = "output.weight" not in model.tensors or architecture in _UNTIED
@@ -109,6 +110,27 @@ def _config(path: Path, metadata: Path, model: GgufModel, architecture: str) -> 
         raw["use_qkv_bias"] = any(name.endswith(biases) for name in model.tensors)
         raw["use_parallel_residual"] = not any("ffn_norm" in name for name in model.tensors)
     return raw
+
+
+def _check_sizes(path: Path, raw: dict[str, Any], first: GgufHeader, architecture: str) -> None:
+    """What a file must say: where it says nothing, transformers would take its class's default, another model's.
+
+    Heads of keys and values may be left out: as many as heads of queries.
+    """
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+
+    for name in ("block_count", "embedding_length", "attention.head_count", "context_length"):
+        value = first.values.get(f"{architecture}.{name}")
+        if type(value) is not int or value < 1:
+            raise InputError(f"{path}: {architecture}.{name} must be a whole number of 1 or more, not {value!r}")
+    known: Any = GGUF_CONFIG_MAPPING
+    names = known.get(architecture, {})
+    field = names.get("attention.head_count_kv")
+    if field is not None and field not in raw:
+        raw[field] = first.values[f"{architecture}.attention.head_count"]
+    eps = [name for name in names if name.endswith("_epsilon")]
+    if eps and type(first.values.get(f"{architecture}.{eps[0]}")) is not float:
+        raise InputError(f"{path}: {architecture}.{eps[0]} is missing")
 
 
 def _write_tokenizer(path: Path, metadata: Path, folder: Path) -> None:
