@@ -9,4 +9,5 @@ FORMAT_CLASSES = {
     "vectors": "VectorLayout",
     "razored": "RazoredLayout",
     "mxfp4": "Mxfp4Layout",
+    "groups": "GroupsLayout",
 }

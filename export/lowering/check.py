@@ -18,8 +18,8 @@ from typing import Any
 
 from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
+from export.contract.formats import LOOKUPS
 from export.contract.formats.base import DOMAIN
-from export.contract.formats.codebook import CODEBOOK_GATHER
 from export.files.access import read_json
 from export.graph.archs import model_spec
 from export.model_folder import FOLDED_WEIGHTS
@@ -94,7 +94,7 @@ def _percent(share: float) -> str:
 
 def _unpacked(graph: Graph) -> int:
     """Weights that function bodies unpack to float32 when the graph runs; rows that are looked up are few."""
-    products = [n for n in graph.nodes if n.domain == DOMAIN and n.op_type != CODEBOOK_GATHER]
+    products = [n for n in graph.nodes if n.domain == DOMAIN and n.op_type not in LOOKUPS]
     sizes = [(node.attributes.get("K"), node.attributes.get("N")) for node in products]
     return sum(k * n for k, n in sizes if isinstance(k, int) and isinstance(n, int))
 

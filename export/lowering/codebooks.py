@@ -14,25 +14,35 @@ import onnx_ir as ir
 
 from export.contract.formats import PRODUCTS, Layout, operator_layout
 from export.contract.formats.base import DOMAIN
-from export.contract.formats.codebook import CODEBOOK_MATMUL
-from export.lowering.stored import lazy
+from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
+from export.lowering.stored import Kept, lazy
 
 
-def run(model: ir.Model) -> int:
-    """Replace every such product in place; how many there were. Codes are made when the model is saved."""
-    graph, count = model.graph, 0
+def run(model: ir.Model) -> tuple[int, list[Kept]]:
+    """Replace every such product in place; how many there were, and those that are no codes of a codebook.
+
+    Codes are made when the model is saved.
+    """
+    graph, count, kept = model.graph, 0, list[Kept]()
     made: dict[Any, list[ir.Value | None]] = {}  # a matrix that several layers share is made once
     for node in list(graph):
         if node.domain == DOMAIN and node.op_type in PRODUCTS - {CODEBOOK_MATMUL}:
-            _replace(graph, node, made)
+            layout = operator_layout(node.op_type, {name: value.as_int() for name, value in node.attributes.items()})
+            try:
+                codebook = layout.codebook_layout()
+            except ValueError as error:
+                kept.append(Kept(str(node.name), node.op_type, str(error)))
+                continue
+            _replace(graph, node, layout, codebook, made)
             count += 1
-    return count
+    return count, kept
 
 
-def _replace(graph: ir.Graph, node: ir.Node, made: dict[Any, list[ir.Value | None]]) -> None:
-    layout = operator_layout(node.op_type, {name: value.as_int() for name, value in node.attributes.items()})
+def _replace(
+    graph: ir.Graph, node: ir.Node, layout: Layout, codebook: CodebookLayout, made: dict[Any, list[ir.Value | None]]
+) -> None:
     given = dict(zip(layout.parts(), node.inputs[1:]))
-    codebook, key = layout.codebook_layout(), (layout, *given.values())
+    key = (layout, *given.values())
     if key not in made:
         parts: list[ir.Value | None] = []
         for part, shape in codebook.parts().items():

@@ -17,6 +17,7 @@ from export.artefacts.manifest import read_manifest
 from export.artefacts.reader import own_names, read_graph
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
+from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.files.access import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.files.foreign import foreign
@@ -24,7 +25,6 @@ from export.files.json_shape import check
 from export.lowering import codebooks, group_query_attention, matmul_nbits
 from export.lowering.check import EXACT, INT8, Check
 from export.lowering.matmul_nbits import NBits
-from export.lowering.stored import Kept
 from export.model_folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.native.build import build_library, library_name, local_machine
 
@@ -105,9 +105,9 @@ def _lower_graph(
     for node, name in zip(nodes, own_names([node.name or "" for node in nodes])):
         node.name = name  # passes name new tensors after nodes
     encoded: list[matmul_nbits.Encoded] = []
-    kept: list[Kept] = []
     done: dict[str, Any] = {}
-    if expanded := codebooks.run(model):
+    expanded, kept = codebooks.run(model)
+    if expanded:
         done["expanded"] = expanded
     for name in lowering.passes:
         if name == "group_query_attention":
@@ -154,7 +154,7 @@ def _adjust_genai(folder: Path, lowering: Lowering, done: dict[str, Any]) -> Non
     shared = lowering.share_cache and bool(done.get("attention_nodes")) and not kept & {"Attention", SDR_ATTENTION}
     config["search"]["past_present_share_buffer"] = shared
     session = config["model"]["decoder"]["session_options"]
-    unpacked = kept & {CODEBOOK_MATMUL, SDR_MATMUL}
+    unpacked = kept & {CODEBOOK_MATMUL, GROUP_MATMUL, SDR_MATMUL}
     if lowering.machine or ("matmul_nbits" in lowering.passes and not unpacked):  # nothing that folding would unpack
         session.pop(DISABLED_OPTIMIZERS, None)
     if lowering.machine:

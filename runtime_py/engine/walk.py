@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from export.artefacts.reader import Graph, Node
 from export.contract.formats.codebook import CODEBOOK_GATHER
+from export.contract.formats.groups import GROUP_GATHER
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers import handler_of
 from runtime_py.engine.plan.placement import External
@@ -18,7 +19,7 @@ from runtime_py.engine.steps.elementwise import Norm
 from runtime_py.engine.steps.products import Product
 from runtime_py.engine.steps.step import Making
 
-_LOOKUPS = (CODEBOOK_GATHER, "Gather")
+_LOOKUPS = (CODEBOOK_GATHER, GROUP_GATHER, "Gather")
 
 
 def plan_decoder(graph: Graph, chunk: int) -> Context:

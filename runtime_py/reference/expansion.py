@@ -15,13 +15,15 @@ import numpy as np
 
 from export.artefacts.reader import Graph, Node
 from export.contract.formats.codebook import CODEBOOK_MATMUL
+from export.contract.formats.groups import GROUP_MATMUL
 
+_KNOWN = (CODEBOOK_MATMUL, GROUP_MATMUL)  # what both machines take as it is
 _COMPUTED = np.empty(0, np.float32)  # in place of a part that other nodes make
 
 
 def expand_products(graph: Graph, keep: Callable[[Node], bool] = lambda node: False) -> Graph:
-    """The graph with codebooks alone, but for the products to keep; itself when there is nothing to do."""
-    expanded = {n.name for n in graph.nodes if n.is_product and n.op_type != CODEBOOK_MATMUL and not keep(n)}
+    """The graph with codebooks and group scales alone, and the products to keep; itself where nothing is to do."""
+    expanded = {n.name for n in graph.nodes if n.is_product and n.op_type not in _KNOWN and not keep(n)}
     if not expanded:
         return graph
     weights, nodes = dict(graph.weights), []

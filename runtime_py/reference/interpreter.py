@@ -15,8 +15,10 @@ from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
+from export.contract.formats.groups import GROUP_GATHER, GROUP_MATMUL, GroupsLayout
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.sparse import SPARSE_MATMUL
+from runtime_py.reference.groups import group_matmul, group_rows
 from runtime_py.reference.kernels import codebook_gather, codebook_matmul, sparse_matmul
 from runtime_py.reference.operators import OPERATORS, run_operator
 from runtime_py.reference.sdr import IntegerWeights, razor_activations
@@ -25,11 +27,12 @@ Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
 
 
-_OURS = (CODEBOOK_MATMUL, CODEBOOK_GATHER, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION)
+_CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_GATHER)
+_OURS = (*_CODEBOOKS, *_GROUPS, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION)
 
 
 def _is_codebook(node: Node) -> bool:
-    return node.domain == DOMAIN and node.op_type in (CODEBOOK_MATMUL, CODEBOOK_GATHER)
+    return node.domain == DOMAIN and node.op_type in _CODEBOOKS
 
 
 def _nothing(node: Node, inputs: list[Any]) -> None:
@@ -131,6 +134,8 @@ class Interpreter:
             return (sparse_matmul(node.sparse_layout(), *inputs),)
         if node.op_type in ("Attention", SDR_ATTENTION):
             return (attend(node, inputs),)
+        if node.domain == DOMAIN and node.op_type in _GROUPS:
+            return (_of_groups(node, *inputs),)
         if node.domain == DOMAIN:
             layout, (x, codes, codebook, scale) = self._layouts[node.name], inputs
             if node.op_type == CODEBOOK_GATHER:
@@ -139,6 +144,16 @@ class Interpreter:
             out = codebook_matmul(np.ascontiguousarray(x).reshape(-1, layout.K), layout, codes, codebook, scale)
             return (out.reshape(*x.shape[:-1], layout.N),)
         return run_operator(node.op_type, node.name, node.attributes, inputs)
+
+
+def _of_groups(node: Node, x: np.ndarray, *parts: np.ndarray) -> np.ndarray:
+    """A product with group-scaled codes, or rows of them."""
+    layout = node.matrix_layout()
+    assert isinstance(layout, GroupsLayout)
+    if node.op_type == GROUP_GATHER:
+        return group_rows(x.reshape(-1), layout, *parts).reshape(*x.shape, layout.K)
+    out = group_matmul(np.ascontiguousarray(x, np.float32).reshape(-1, layout.K), layout, *parts)
+    return out.reshape(*x.shape[:-1], layout.N)
 
 
 def _no_attention(node: Node, inputs: list[Any]) -> np.ndarray:

@@ -14,11 +14,11 @@ from export.contract.packing import BLOCK_COLUMNS
 from export.contract.sparse import SparseLayout
 
 _SMALL = 1 << 16  # weights below which starting threads costs more than they save
-_TILE_ROWS = 512  # rows decoded at once for a matrix product with several tokens
+TILE_ROWS = 512  # rows decoded at once for a matrix product with several tokens
 
 
 @nb.njit(cache=True, inline="always")
-def _decode_row(packed, bits, width, codes):  # type: ignore[no-untyped-def]
+def decode_row(packed, bits, width, codes):  # type: ignore[no-untyped-def]
     """Unpack one row of codes (layout in export/packing.py) into codes uint8 [width]."""
     at = 0
     for start in range(0, width, BLOCK_COLUMNS):
@@ -42,7 +42,7 @@ def _decode_row(packed, bits, width, codes):  # type: ignore[no-untyped-def]
 def _weights_row(n, codes, codebook, scale, bits, group, per_book, per_scale, code, out):  # type: ignore[no-untyped-def]
     """Dequantize row n into out float32 [K]; code is scratch uint8 [K]."""
     width = out.size
-    _decode_row(codes[n], bits, width, code)
+    decode_row(codes[n], bits, width, code)
     for g in range(codebook.shape[1]):
         s = scale[n // per_scale, g]
         book = codebook[n // per_book, g]
@@ -98,8 +98,8 @@ def codebook_matmul(
         else:
             _products_parallel(x, 4 * nb.get_num_threads(), codes, codebook, scale, *shape, out)
         return out
-    for first in range(0, layout.N, _TILE_ROWS):
-        rows = np.arange(first, min(first + _TILE_ROWS, layout.N))
+    for first in range(0, layout.N, TILE_ROWS):
+        rows = np.arange(first, min(first + TILE_ROWS, layout.N))
         tile = np.empty((rows.size, layout.K), np.float32)
         _dequantize_rows(rows, codes, codebook, scale, *shape, tile)
         out[:, first : first + rows.size] = x @ tile.T

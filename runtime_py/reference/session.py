@@ -17,6 +17,7 @@ import numpy as np
 from export.artefacts.reader import Graph, Node, read_graph
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
+from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
@@ -25,6 +26,7 @@ from runtime_py.reference.sdr import attend, attention_layout
 from runtime_py.system.finite import checked_logits
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
+_HEADS = (CODEBOOK_MATMUL, GROUP_MATMUL, "MatMul")  # products that can make logits
 _FLOATS = (np.float16, np.float32, np.float64)
 
 
@@ -94,7 +96,7 @@ class Session:
         }
 
         def take_over(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
-            if last_only and node.outputs[0] in self._head_values and node.op_type in (CODEBOOK_MATMUL, "MatMul"):
+            if last_only and node.outputs[0] in self._head_values and node.op_type in _HEADS:
                 inputs[0] = inputs[0][:, -1:]
             return self._take_over(node, inputs)
 

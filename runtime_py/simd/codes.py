@@ -22,12 +22,25 @@ WIDTHS = {bits: Tag("bits", bits) for bits in range(1, 9)}
 RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is the weight plus 128, no lookup
 TRELLIS = {bits: Tag("trellis", bits) for bits in range(1, 5)}  # codes that move a state on, which picks the level
 TRELLIS_STATE_BITS = 8
+# Codes that are the weights themselves, but for a zero point, with a scale for each run of columns. The value of the
+# tag: bits, log2 of the columns << 4, 1 << 8 where scales are float32.
+GROUP_LOGS = (4, 5, 6, 7, 8)
 _WORDS = ir.VectorType(I16, 32)
 
 
+def group_tag(bits: int, log_group: int, wide: bool) -> Tag:
+    """The width of group-scaled codes. wide: scales are float32, not float16."""
+    return Tag("groups", bits | log_group << 4 | int(wide) << 8)
+
+
+def code_bits(width: Tag | TagType) -> int:
+    """Bits of a code as it is stored."""
+    return int(width.value) & 15
+
+
 def _index_bits(width: TagType) -> int:
-    """Bits that pick an entry of the codebook."""
-    return TRELLIS_STATE_BITS if width.kind == "trellis" else int(width.value)
+    """Bits that pick an entry of the codebook; 0 where there is none."""
+    return {"trellis": TRELLIS_STATE_BITS, "groups": 0}.get(width.kind, int(width.value))
 
 
 class TableType(types.Type):
@@ -106,7 +119,7 @@ def segment(typingctx, width, address, number):
     which = number.literal_value
 
     def codegen(context, builder, signature, args):
-        return _emit_segment(builder, signature.args[0].value, args[1], which)
+        return _emit_segment(builder, code_bits(signature.args[0]), args[1], which)
 
     return Bytes(width, types.int64, number), codegen
 
@@ -120,9 +133,9 @@ def tail_segment(typingctx, width, address, places):
     """
 
     def codegen(context, builder, signature, args):
-        quads = ir.VectorType(I64, 8)
+        quads, widths = ir.VectorType(I64, 8), planes(code_bits(signature.args[0]))
         code = None
-        for i, plane in enumerate(planes(signature.args[0].value)):
+        for i, plane in enumerate(widths):
             row = builder.add(args[2], ir.Constant(I64, 128 * i))
             values = ir.Constant(quads, ir.Undefined)
             for e in range(8):
@@ -131,7 +144,7 @@ def tail_segment(typingctx, width, address, places):
                 values = builder.insert_element(values, load(builder, builder.add(args[1], offset), I64), lane)
             shifts = load(builder, builder.add(row, ir.Constant(I64, 64)), quads)
             fields = builder.bitcast(builder.lshr(values, shifts), Bytes.llvm)
-            if len(planes(signature.args[0].value)) > 1:
+            if len(widths) > 1:
                 fields = keep(builder, fields, (1 << plane) - 1)
             if code is None:
                 code = fields
@@ -169,9 +182,11 @@ def _emit_table(builder: ir.IRBuilder, isa: str, bits: int, address: ir.Value) -
 
 @intrinsic
 def table(typingctx, isa, width, address):
-    """The codebook of 2**width int8 entries at `address` as a lookup table."""
+    """The codebook of 2**width int8 entries at `address` as a lookup table; nothing is read where there is none."""
 
     def codegen(context, builder, signature, args):
+        if signature.args[1].kind == "groups":
+            return ir.Constant(ir.ArrayType(Bytes.llvm, 1), ir.Undefined)
         return _emit_table(builder, signature.args[0].value, _index_bits(signature.args[1]), args[2])
 
     return TableType(_index_bits(width))(isa, width, types.int64), codegen
@@ -194,11 +209,13 @@ def _emit_lookup(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, 
 
 @intrinsic
 def lookup(typingctx, isa, width, entries, code):
-    """Weights (Bytes, with the instruction set's offset) of 64 codes."""
+    """Weights (Bytes, with the instruction set's offset) of 64 codes; group-scaled ones of under 8 bits have none."""
 
     def codegen(context, builder, signature, args):
         name, kind = signature.args[0].value, signature.args[1]
-        if kind.kind == "raw":
+        if kind.kind == "groups" and code_bits(kind) < 8:
+            return keep(builder, args[3], (1 << code_bits(kind)) - 1)
+        if kind.kind in ("raw", "groups"):
             return builder.xor(args[3], ir.Constant(Bytes.llvm, [128 ^ WEIGHT_OFFSET[name]] * 64))
         return _emit_lookup(builder, name, _index_bits(kind), args[2], args[3])
 

@@ -8,12 +8,15 @@ import numba as nb
 import numpy as np
 
 from export.contract.formats.codebook import CodebookLayout
+from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from export.contract.packing import pack
 from runtime_py.engine.kernels import matmul
+from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
 from runtime_py.engine.kernels.matmul import matmul_item
-from runtime_py.engine.kernels.matrix import padded
+from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record
 from runtime_py.load import open_model
 from runtime_py.simd.codes import WIDTHS
@@ -61,6 +64,51 @@ def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.nda
         scratch.ctypes.data,
     )  # fmt: skip
     return out
+
+
+@nb.njit
+def _all_group_rows(isa, width, items, matrix, quantized, scales, sums, tokens, out, scratch):
+    for item in range(items):
+        group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, 0, False, 1, scratch)
+
+
+def group_product(isa: str, bits: int, offsets: int, rows: int, columns: int, tokens: int) -> np.ndarray:
+    """As product(), of codes with scales for groups of 32 columns."""
+    rng = np.random.default_rng(1000 * bits + 10 * offsets + tokens)
+    layout = GroupsLayout(bits, columns, rows, 32, offsets)
+    parts = [layout.random(part, rng, 0.02) for part in layout.parts()]
+    parts[1] = rng.standard_normal(layout.scale_shape).astype(np.float16)
+    x = rng.random((tokens, columns)).astype(np.float32) - np.float32(0.5)
+    row, _keep = group_record(layout, *parts)
+    matrix, blocks, wide = GroupMatrix.of(row.tolist()), -(-columns // 256), padded(columns)
+    pairs, size, width = -(-tokens // 32) * 2, matrix.group_columns, width_tag(matrix.width)
+    buffers = [aligned_bytes(pairs * n) for n in (16 * wide, blocks * 64, blocks * 64, 64 * wide, 64 * wide)]
+    q, sums, scales, starts, shares = (b.ctypes.data for b in buffers)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 4096)
+    tag, offset, at, to = ISAS[isa], WEIGHT_OFFSET[isa], row.ctypes.data, out.ctypes.data
+    if tokens == 1:
+        quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, q, sums, scales)
+        token_shares(tag, offset, columns, 0, blocks, size, q, scales, starts, shares)
+        group_rows(tag, width, at, q, scales, starts, shares, 0, rows, to, 0, False, scratch.ctypes.data)
+        return out
+    for group in range(-(-tokens // 16)):
+        quantize_group(
+            tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, q, sums, scales, scratch.ctypes.data
+        )
+        group_sums(tag, columns, group, 0, blocks, size, q, starts)
+    items = -(-rows // GROUP_ROWS)
+    _all_group_rows(tag, width, items, at, q, scales, starts, tokens, to, scratch.ctypes.data)
+    return out
+
+
+def group_products(isa: str) -> dict[str, np.ndarray]:
+    """Products with group scales, of the two kinds of codes and all kinds of offsets, by name."""
+    return {
+        f"groups-{bits}-{offsets}-{rows}x{columns}-{tokens}": group_product(isa, bits, offsets, rows, columns, tokens)
+        for bits, offsets in ((4, ONE_ZERO), (4, ZEROS), (4, MINIMA), (8, ONE_ZERO))
+        for rows, columns in SHAPES
+        for tokens in (1, 9)
+    }
 
 
 def products(isa: str, widths: tuple[int, ...]) -> dict[str, np.ndarray]:

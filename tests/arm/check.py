@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.simd.isa import pick
-from tests.arm.cases import generation, products
+from tests.arm.cases import generation, group_products, products
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     print(f"{isa}: assembly of the matrix-vector product has {counts}", flush=True)
     if not counts["tbl"] or not (counts["sdot"] if isa == "neondot" else counts["smull"] + counts["smull2"]):
         raise SystemExit("the expected instructions are missing")
-    found |= generation(Path(sys.argv[2]))
+    found |= group_products(isa) | generation(Path(sys.argv[2]))
     for name, value in found.items():
         if not np.array_equal(value, expected[name]):
             raise SystemExit(f"{isa}: {name} differs from x86:\n{value}\n{expected[name]}")

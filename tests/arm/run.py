@@ -16,7 +16,7 @@ import numpy as np
 
 from export.native.build import build_library, library_name, this_machine
 from runtime_py.simd.isa import pick
-from tests.arm.cases import generation, products
+from tests.arm.cases import generation, group_products, products
 from tests.arm.native import write_cases
 
 CPUS = {"neondot": ("cortex-a76", "+neon,+dotprod,+fullfp16"), "neon": ("cortex-a72", "+neon")}
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or _stories(Path(scratch))
         widths = tuple(int(b) for b in args.widths)
-        expected = products(pick(), widths) | generation(model)
+        expected = products(pick(), widths) | group_products(pick()) | generation(model)
         reference = Path(scratch) / "expected.npz"
         np.savez(reference, **expected)
         cases = Path(scratch) / "native"

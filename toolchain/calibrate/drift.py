@@ -23,16 +23,12 @@ from toolchain.numerics.hessian import damped
 from toolchain.numerics.products import BFLOAT16
 from toolchain.system.threads import ordered
 
-# What the first token of a sequence weighs. All later ones attend to it, whatever it is (attention sinks,
-# arXiv 2309.17453), and its states are a hundred times as large: an error there reaches every token.
-_FIRST_TOKEN = 50.0
-
-
-def first_token_weights(sequences: int, length: int) -> np.ndarray:
-    """Token weights float32 [sequences, length]: all alike but the first of each sequence."""
-    weights = np.ones((sequences, length), np.float32)
-    weights[:, 0] = _FIRST_TOKEN
-    return weights
+# The whole way fits the calibration text and little else. SmolLM2-135M at 3 bits, 64 sequences of 512 tokens: hidden
+# states after five blocks differ from the source's by a median square of 0.0240 on the calibration text, 0.0300 on
+# WikiText-2 and 0.0258 in chats without, and by 0.0177, 0.0255 and 0.0203 with these. The bundled model at 3 bits, 2,048
+# and 8,192 tokens, unseen text: 0.0523 and 0.0474 without, 0.0548 and 0.0421 with 1 and 0.01, 0.0487 and 0.0414 with
+# these.
+_STEP, _DAMPING = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,14 @@ class Moments:
     hessian: np.ndarray  # 2 / T sum x' x'^T, float64 [K, K]
     drift: np.ndarray  # 2 / T sum (x - x') x'^T, float64 [K, K]
 
-    def target(self, weights: np.ndarray, damping: float) -> np.ndarray:
-        """The weights [N, K] that come closest to the source's outputs on the inputs x', float32."""
+    def target(self, weights: np.ndarray, step: float = _STEP, damping: float = _DAMPING) -> np.ndarray:
+        """Weights [N, K] on the way to those that come closest to the source's outputs on the inputs x', float32.
+
+        step: how far, 1 is all the way; damping: as that of the Hessian.
+        """
         h, _ = damped(self.hessian, damping)
-        step = np.linalg.solve(h, self.drift.T).T
-        return (weights + weights @ step).astype(np.float32)
+        correction = np.linalg.solve(h, self.drift.T).T
+        return (weights + step * (weights @ correction)).astype(np.float32)
 
 
 def reading_order(
@@ -107,24 +106,25 @@ def input_moments(
     blocks: tuple[nn.Module, nn.Module],
     part: tuple[str, ...],
     hidden: tuple[torch.Tensor, torch.Tensor],
-    token_weights: Mapping[str, np.ndarray],
+    token_weights: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Moments]:
     """Moments for layers that read the same input.
 
     blocks: the one that is being quantized, and the source's; hidden: the inputs of each, float32
     [sequences, length, hidden]. token_weights [sequences, length] by name weight the terms of the sums (normalised to
-    mean one); layers whose weights are the same array share their moments.
+    mean one). Without them the layers share their moments.
     """
     readers = [_Reader(runner, block, part[0]) for block in blocks]
-    owners = {id(token_weights[name]): name for name in reversed(part)}
+    owners = part[:1] if token_weights is None else part
 
     def one(i: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         rows, wanted = (reader.read(states[i : i + 1]) for reader, states in zip(readers, hidden))
         off = wanted - rows
-        return {
-            name: (gram(rows, token_weights[name], i), _drift(off, rows, token_weights[name], i, runner.precision))
-            for name in owners.values()
-        }
+        found = {}
+        for name in owners:
+            weights = None if token_weights is None else token_weights[name]
+            found[name] = gram(rows, weights, i), _drift(off, rows, weights, i, runner.precision)
+        return found
 
     sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     try:
@@ -140,13 +140,17 @@ def input_moments(
             reader.close()
     factor = 2.0 / (hidden[0].shape[0] * hidden[0].shape[1])
     moments = {name: Moments((h * factor).numpy(), (d * factor).numpy()) for name, (h, d) in sums.items()}
-    return {name: moments[owners[id(token_weights[name])]] for name in part}
+    return {name: moments[part[0] if token_weights is None else name] for name in part}
 
 
-def _drift(off: torch.Tensor, rows: torch.Tensor, weights: np.ndarray, sequence: int, precision: str) -> torch.Tensor:
+def _drift(
+    off: torch.Tensor, rows: torch.Tensor, weights: np.ndarray | None, sequence: int, precision: str
+) -> torch.Tensor:
     """off^T rows of one sequence [length, K], each token weighted: float32 [K, K]."""
-    mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
-    left = off * torch.from_numpy(weights[sequence] / mean).to(off.dtype)[:, None]
+    left = off
+    if weights is not None:
+        mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
+        left = off * torch.from_numpy(weights[sequence] / mean).to(off.dtype)[:, None]
     if precision == BFLOAT16:  # a correction of the weights: nothing has to stay positive
         return (left.T.bfloat16() @ rows.bfloat16()).float()
     return left.T @ rows

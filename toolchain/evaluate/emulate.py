@@ -16,6 +16,7 @@ import numpy as np
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
+from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.packing import unpack
 from hw_model.estimate import open_target
 from hw_model.functional import attentionlego, rap
@@ -53,6 +54,8 @@ class _Emulated(Session, ABC):
         super().__init__(folder)
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
+        if node.op_type == GROUP_MATMUL:
+            raise InputError(f"node {node.name}: --emulate needs one scale along a row")
         return (self._product(node, inputs),) if node.op_type == CODEBOOK_MATMUL else None
 
     def _product(self, node: Node, inputs: list[Any]) -> np.ndarray:

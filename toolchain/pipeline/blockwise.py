@@ -21,7 +21,7 @@ from export.artefacts.records import TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
-from toolchain.calibrate.drift import first_token_weights, input_moments, reading_order
+from toolchain.calibrate.drift import input_moments, reading_order
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.pipeline.non_block import dense_record
@@ -163,11 +163,10 @@ class BlockQuantizer:
         Layer after layer, as they are computed (toolchain/calibrate/drift.py); hidden: the inputs of both.
         """
         names, results = self._spec.block.linears(), dict[str, StoredMatrix]()
-        token_weights = self._guide(number) or dict.fromkeys(names, first_token_weights(*hidden[0].shape[:2]))
+        token_weights = self._guide(number)
         for part in reading_order(self._runner, blocks[1], names, hidden[1]):
             moments = input_moments(self._runner, blocks, part, hidden, token_weights)
-            damping = self._settings.damping
-            weights = {n: moments[n].target(w, damping) for n, w in self._weights(blocks[0], part).items()}
+            weights = {name: moments[name].target(w) for name, w in self._weights(blocks[0], part).items()}
             hessians = {name: moments[name].hessian for name in part}
             results |= self._quantize(blocks[0], number, weights, hessians, report)
         return {name: results[name] for name in names}

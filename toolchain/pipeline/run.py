@@ -41,6 +41,7 @@ from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.blockwise import BlockQuantizer
+from toolchain.pipeline.kept import keep_blocks, refuse_plain
 from toolchain.pipeline.non_block import outside_tensors
 from toolchain.quantize import method, quantizer
 from toolchain.settings.calibration import CalibrationChoice, Workers
@@ -48,7 +49,7 @@ from toolchain.settings.former import modern_settings
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import check_encoder
-from toolchain.settings.solver import GRADIENT_METHODS
+from toolchain.settings.solver import GRADIENT_METHODS, KEEP
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.source.equalization import EqualizedSource
 from toolchain.source.heads import open_model
@@ -77,7 +78,8 @@ def _quantize_model(
     model: str, out: Path, settings: QuantizeSettings, choice: CalibrationChoice, restart: bool, quiet: bool,
     workers: Workers,
 ) -> QuantizedCheckpoint:  # fmt: skip
-    method(settings.method)  # refuse an unknown one before anything is read
+    if settings.method != KEEP:
+        method(settings.method)  # refuse an unknown one before anything is read
     folder = resolve(model)
     read_generation_config(folder)  # what packaging would refuse is refused before the work
     if why := ignored(folder):
@@ -85,6 +87,8 @@ def _quantize_model(
     source, spec = open_source(folder, settings)
     if not spec.causal:
         check_encoder(settings)
+    if settings.method == KEEP:
+        return _keep_model(model, source, spec, settings, out, restart, quiet)
     length = min(settings.sequence_length, spec.context_length)
     text = calibration.slice_text(calibration.calibration_text(choice.source, folder), choice.part)
     tokenizer = calibration.load_tokenizer(folder)
@@ -110,6 +114,21 @@ def _quantize_model(
         tune_checkpoint(source, spec, out, settings, windows.tokens, quiet, precision)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
+
+
+def _keep_model(
+    model: str, source: SourceModel, spec: ModelSpec, settings: QuantizeSettings, out: Path, restart: bool, quiet: bool
+) -> QuantizedCheckpoint:
+    """The checkpoint of a source whose codes stay as they are: no text is read."""
+    refuse_plain(source)
+    manifest = _manifest(model, source, spec, settings, calibration.CalibrationData(np.zeros((0, 0)), "none", ""))
+    _prepare(out, source, manifest, restart)
+    if "totals" in read_json(out / MANIFEST):
+        return QuantizedCheckpoint(out)
+    keep_blocks(source, spec, out, quiet)
+    if not (out / OUTSIDE_SHARD).exists():
+        write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
+    return _finish(out, manifest, spec, "")
 
 
 def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, ModelSpec]:

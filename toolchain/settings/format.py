@@ -9,7 +9,7 @@ from export.contract.errors import InputError
 from export.contract.registry import FORMAT_CLASSES
 from toolchain.settings.option import option
 
-CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED = "codebook", "vectors", "trellis", "mixed", "razored"
+CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "trellis", "mixed", "razored", "groups"
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 DEFAULT_BITS = 3

@@ -10,13 +10,14 @@ from toolchain.settings.calibration import BUILT_IN, CalibrationChoice, Workers
 from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.solver import METHOD_FORMATS
+from toolchain.settings.solver import KEEP, METHOD_FORMATS
 
 # What a method sets; an option given beside it wins.
 # Methods that are here for comparison do as their papers say.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qrazor": {"bits": 4, "activation_bits": 4, "asymmetric": False},
     **{name: {"asymmetric": False} for name in ("rtn", "gptq", "squeezellm", "aqlm")},
+    KEEP: {"embedding_bits": 16, "asymmetric": False},
 }
 # What --preset sets; an option given beside it wins.
 PRESETS: dict[str, dict[str, Any]] = {

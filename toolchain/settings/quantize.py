@@ -10,7 +10,7 @@ from toolchain.settings.format import DEFAULT_BITS, FormatSettings
 from toolchain.settings.option import check_limits
 from toolchain.settings.preparation import ACTIVATIONS, PreparationSettings
 from toolchain.settings.razor import RazorSettings
-from toolchain.settings.solver import METHOD_FORMATS, SolverSettings
+from toolchain.settings.solver import KEEP, METHOD_FORMATS, SolverSettings
 from toolchain.settings.tuning import TuningSettings
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class QuantizeSettings(FormatSettings, SolverSettings, PreparationSettings, Cali
             decided["format"] = METHOD_FORMATS[self.method][0]
         for name, value in decided.items():
             object.__setattr__(self, name, value)  # frozen: nobody has seen the object yet
-        if self.bits is None and self.budget is None:
+        if self.bits is None and self.budget is None and self.method != KEEP:
             object.__setattr__(self, "bits", self.fixed_bits or DEFAULT_BITS)
         check(self)
 

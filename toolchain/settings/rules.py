@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from export.contract.errors import InputError
-from toolchain.settings.preparation import ACTIVATIONS
-from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, METHOD_FORMATS
+from toolchain.settings.preparation import ACTIVATIONS, NONE
+from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS
 
 if TYPE_CHECKING:
     from toolchain.settings.quantize import QuantizeSettings
@@ -18,6 +18,7 @@ def check(settings: QuantizeSettings) -> None:
     settings.check_format()
     settings.check_solver()
     _check_own_solver(settings)
+    _check_keep(settings)
     _check_several(settings)
     _check_outliers(settings)
     _check_asymmetric(settings)
@@ -43,6 +44,8 @@ def check_encoder(settings: QuantizeSettings) -> None:
 
 def check_random(settings: QuantizeSettings) -> None:
     """What random codes cannot be. Raises InputError when it is asked for."""
+    if settings.method == KEEP:
+        raise InputError(f"--random does not go with --method {KEEP}: there is nothing to keep")
     if settings.is_budget:
         raise InputError("--random takes --bits, no --budget")
 
@@ -82,6 +85,21 @@ def _check_own_solver(settings: QuantizeSettings) -> None:
     for name, on in asked.items():
         if on:
             raise InputError(f"--{name.replace('_', '-')} does not go with --format {settings.format}")
+
+
+def _check_keep(settings: QuantizeSettings) -> None:
+    """What is kept as it is has its own widths, and nothing may change it."""
+    if settings.method != KEEP:
+        return
+    asked = {name: getattr(settings, name) for name in (
+        "bits", "budget", "group_size", "rows_per_codebook", "scale_bits", "rank", "outliers", "tune_steps",
+        "block_steps", "guided", "own_text", "equalize",
+    )}  # fmt: skip
+    asked |= {"rotation": settings.rotation != NONE, "kv": settings.razor.kv}
+    asked |= {"activation_bits": settings.razor.activation_bits}
+    for name, on in asked.items():
+        if on:
+            raise InputError(f"--{name.replace('_', '-')} does not go with --method {KEEP}, which changes nothing")
 
 
 def _check_outliers(settings: QuantizeSettings) -> None:

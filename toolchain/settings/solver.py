@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from export.contract.errors import InputError
-from toolchain.settings.format import CODEBOOK, MIXED, RAZORED, TRELLIS, VECTORS
+from toolchain.settings.format import CODEBOOK, GROUPS, MIXED, RAZORED, TRELLIS, VECTORS
 from toolchain.settings.option import option
 
 # Formats that have a solver of their own, toolchain/quantize/solvers/NAME.py, and the methods that it stands for.
@@ -20,11 +20,13 @@ _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "aqlm": (VECTORS,),
     "qrazor": (RAZORED,),
 }
+KEEP = "keep"  # stores what a source has quantized already (toolchain/pipeline/kept.py): nothing is solved
 METHOD_FORMATS = {
     method: (*own, *(name for name, methods in FORMAT_SOLVERS.items() if method in methods))
     for method, own in _OWN_FORMATS.items()
 }
-METHODS = tuple(METHOD_FORMATS)
+METHODS = tuple(METHOD_FORMATS)  # those that solve
+METHOD_FORMATS[KEEP] = (GROUPS,)
 GRADIENT_METHODS = ("squeezellm",)  # their fourth argument: squared gradients of the weights [N, K]
 OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
 
@@ -35,7 +37,9 @@ class SolverSettings:
 
     PANEL: ClassVar[str] = "Solver"
 
-    method: str = option("athena", "How values are found", choices=METHODS, common=True)
+    method: str = option(
+        "athena", "How values are found; keep: a quantized source stays as it is", choices=(*METHODS, KEEP), common=True
+    )
     passes: int = option(4, "Rounds of least squares and coordinate descent after the sweep", low=0, high=100)
     damping: float = option(0.01, "Added to the Hessian's diagonal, in units of its mean", low=0.0, high=10.0)
     asymmetric: bool = option(  # toolchain/calibrate/drift.py

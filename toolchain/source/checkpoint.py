@@ -191,6 +191,13 @@ class SourceModel:
             )
         return self._weights.read(stored)
 
+    def stored_form(self, name: str) -> str:
+        """How a tensor is stored: "" for plain floats, else a title. Raises InputError when the tensor is missing."""
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
+        return self._weights.check(stored)
+
     def group_codes(self, name: str) -> GroupCodes | None:
         """What is stored of a tensor where that is codes with scales that groups of columns share, else None.
 

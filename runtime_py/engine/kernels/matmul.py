@@ -93,19 +93,18 @@ def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sum
 
 
 @nb.njit(cache=True)
-def _finish(out, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch):
-    """Scale the tile's sums and write (or add) them to out [tokens, rows], rows first..first + count - 1."""
-    m = read_matrix(matrix)
-    for r in range(count):
-        put_f32(scratch + SCALES + 4 * r, get_f32(m.scale + (first + r) // m.scale_rows * 4))
-        put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
+def finish_tile(out, tokens, group, groups, vectors, count, first, rows, accumulate, scratch):
+    """Scale the tile's sums and write (or add) them to out [tokens, rows], rows first..first + count - 1.
+
+    scratch has the rows' SCALES and BIASES.
+    """
     for v in range(min(vectors, groups - group)):
         for start in range(0, count, 16):
             transpose16(scratch + TOTALS + 64 * (start * vectors + v), 64 * vectors, scratch + TURNED, 64)
             factor, shift = load_floats(scratch + SCALES + 4 * start), load_floats(scratch + BIASES + 4 * start)
             some = min(count - start, 16)
             for t in range(min(tokens - 16 * (group + v), 16)):
-                where = out + 4 * ((16 * (group + v) + t) * m.rows + first + start)
+                where = out + 4 * ((16 * (group + v) + t) * rows + first + start)
                 value = add(multiply(load_floats(scratch + TURNED + 64 * t), factor), shift)
                 if accumulate:
                     value = add(value, load_some(where, some))
@@ -125,6 +124,9 @@ def matmul_item(
     count = min(rows, m.rows - first)
     weights = scratch + SCRATCH_BYTES
     decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
+    for r in range(count):
+        put_f32(scratch + SCALES + 4 * r, get_f32(m.scale + (first + r) // m.scale_rows * 4))
+        put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
     groups = (tokens + 15) // 16
     # The codes of the tile that this thread will probably take next come closer while this one is computed.
     ahead = m.codes + (first + rows * threads) * m.row_bytes
@@ -134,4 +136,4 @@ def matmul_item(
             prefetch(ahead + k)
         ahead += share
         _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch)
-        _finish(out, tokens, group, groups, vectors, count, first, matrix, bias, accumulate, scratch)
+        finish_tile(out, tokens, group, groups, vectors, count, first, m.rows, accumulate, scratch)

@@ -4,6 +4,10 @@ One token: bytes in column order; sums int32 [blocks, 16] with lane l holding co
 scales float32 [blocks]. Several tokens: bytes [groups of 16 tokens, columns / 4, 16, 4]; sums int32 and scales float32
 [groups, blocks, 16 tokens]. Columns are padded with zeros to a multiple of 64. `sums` are minus the instruction set's
 weight offset times the activations: the start value that makes every integer sum exact (isa.py).
+
+Products with group-scaled codes read sums of shorter runs of columns, too. One token: `starts` int32 [columns / 64,
+16], as sums, of every 64 columns; `shares` float32 [groups rounded up to 16], sums of a group's activations. Several
+tokens: `starts` int32 [groups of 16 tokens, groups, 16], plain sums of a group's integers.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from runtime_py.simd.integers import below
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.tile import transpose16
 from runtime_py.simd.vectors import (
     absolute,
     add,
+    get_f32,
     load_bytes,
     load_floats,
     load_some,
@@ -96,3 +102,38 @@ def quantize_group(isa, offset, source, stride, columns, group, tokens, first, l
         target = quantized + group * wide * 16 + b * 4096
         for k in range(0, left_wide, 64):
             transpose16(scratch + k, 256, target + 16 * k, 64)
+
+
+@nb.njit(cache=True)
+def token_shares(isa, offset, columns, first, last, size, quantized, scales, starts, shares):
+    """Starts and shares of blocks first..last - 1 of one token that is quantized, for groups of `size` columns."""
+    groups = (columns + size - 1) // size
+    for b in range(first, last):
+        scale, done = get_f32(scales + 4 * b), np.int32(0)
+        for k in range(256 * b, min(256 * b + 256, (columns + 63) // 64 * 64), 64):
+            lanes = dot(isa, zero_ints(), one_bytes(), load_bytes(quantized + k))
+            store_ints(starts + k, negated_times(lanes, offset))
+            if size >= 64:
+                done += sum_ints(lanes)
+                put_f32(shares + 4 * (k // size), np.float32(done) * scale)
+                done = done if (k + 64) % size != 0 else np.int32(0)
+            else:
+                before = np.int32(0)
+                for g in range(k // size, min((k + 64) // size, groups)):
+                    until = sum_ints(below(lanes, ((g + 1) * size - k) // 4, zero_ints()))
+                    put_f32(shares + 4 * g, np.float32(until - before) * scale)
+                    before = until
+        if 256 * b + 256 >= columns:
+            for g in range(groups, (groups + 15) // 16 * 16):
+                put_f32(shares + 4 * g, np.float32(0.0))
+
+
+@nb.njit(cache=True)
+def group_sums(isa, columns, group, first, last, size, quantized, starts):
+    """Starts of blocks first..last - 1 of the tokens of a group that is quantized, for groups of `size` columns."""
+    groups, wide = (columns + size - 1) // size, (columns + 63) // 64 * 64
+    for g in range(256 * first // size, min(256 * last // size, groups)):
+        total = zero_ints()
+        for k in range(g * size, min((g + 1) * size, wide), 4):
+            total = dot(isa, total, one_bytes(), load_bytes(quantized + group * wide * 16 + 16 * k))
+        store_ints(starts + 64 * (group * groups + g), total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.elementwise import activate, layer_norm, rms_norm
-from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.steps.elementwise import LAYER, Activate
@@ -22,6 +22,10 @@ def _quantize(s, isa, offset, source, stride, group, tokens, first, last, scratc
         quantize_group(
             isa, offset, source, stride, s.columns, group, tokens, first, last, s.quant, s.sums, s.scales, scratch
         )  # fmt: skip
+    if s.group != 0 and tokens == 1:
+        token_shares(isa, offset, s.columns, first, last, s.group, s.quant, s.scales, s.starts, s.shares)
+    elif s.group != 0:
+        group_sums(isa, s.columns, group, first, last, s.group, s.quant, s.starts)
 
 
 def _quantize_block(s, isa, offset, group, b, tokens, scratch):

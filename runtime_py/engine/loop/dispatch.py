@@ -15,15 +15,21 @@ from numba.extending import overload
 from runtime_py.engine.kernels.matrix import width_number
 from runtime_py.engine.steps.step import Step
 
+LOOKED_UP = ("bits", "raw", "trellis")  # kinds of widths whose weights are entries of a codebook
 
-def by_width(kernel: Any) -> Any:
-    """kernel(isa, width, ...) as dispatch(isa, widths, number, ...): compiled once for each width of the tuple."""
+
+def by_width(kernel: Any, kinds: tuple[str, ...] = LOOKED_UP) -> Any:
+    """kernel(isa, width, ...) as dispatch(isa, widths, number, ...): compiled once for each width of these kinds."""
 
     def dispatch(isa, widths, number, arguments):
         """Stands for the code that Numba makes below; never called from Python."""
 
     @overload(dispatch)
     def choose(isa, widths, number, arguments):
+        if not any(width.kind in kinds for width in widths):
+            return lambda isa, widths, number, arguments: None
+        if widths[0].kind not in kinds:
+            return lambda isa, widths, number, arguments: dispatch(isa, widths[1:], number, arguments)
         if len(widths) == 1:
             return lambda isa, widths, number, arguments: kernel(isa, widths[0], *arguments)
         first = width_number(widths[0])

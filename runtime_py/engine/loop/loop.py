@@ -26,7 +26,7 @@ _APPROACH_BYTES = 32768
 _head = reader(table.Head)
 (
     _embed, _embed_dense, _norm, _quantize, _matmul, _grouped, _dense, _activate, _add, _kv_append, _attend, _scale,
-    _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse,
+    _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -39,6 +39,10 @@ def _approach(step, left, thread, threads):
         if operation == table.MATMUL:
             s = _matmul(later)
             _fetch(s, thread, threads)
+            return
+        if operation == table.GROUP_MATMUL:
+            g = _group_matmul(later)
+            _fetch(g, thread, threads)
             return
         if operation == table.RAZOR_MATMUL:
             r = _razor_matmul(later)
@@ -72,6 +76,8 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_attention(_razor_attend(step), isa, past, tokens, thread, counter, scratch)
     elif operation == table.EMBED:
         run_tokens(_embed(step), past, tokens, counter, scratch)
+    elif operation == table.EMBED_GROUPS:
+        run_tokens(_embed_groups(step), past, tokens, counter, scratch)
     elif operation == table.EMBED_DENSE:
         run_tokens(_embed_dense(step), past, tokens, counter, scratch)
     elif operation == table.SCALE:
@@ -101,7 +107,9 @@ def run_steps(
         counter = counters + 8 * i
         head = _head(step)
         operation = head.operation
-        product = operation == table.MATMUL or operation == table.RAZOR_MATMUL
+        product = (
+            operation == table.MATMUL or operation == table.GROUP_MATMUL or operation == table.RAZOR_MATMUL
+        )  # fmt: skip
         if head.barrier != 0:
             if tokens == 1 and not product:
                 _approach(step, count - i, thread, threads)
@@ -117,6 +125,8 @@ def run_steps(
             run_blocks(_activate(step), isa, offset, some, counter, scratch)
         elif operation == table.ATTEND:
             run_attention(_attend(step), isa, past, some, thread, counter, scratch)
+        elif operation == table.GROUP_MATMUL:
+            run_product(_group_matmul(step), isa, widths, tile, some, thread, threads, counter, scratch)
         elif operation == table.RAZOR_MATMUL:
             run_product(_razor_matmul(step), isa, widths, tile, some, thread, threads, counter, scratch)
         else:

@@ -9,11 +9,12 @@ import numba as nb
 
 from runtime_py.engine.kernels.elementwise import dense_rows, sparse_rows
 from runtime_py.engine.kernels.grouped import grouped_rows
+from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
 from runtime_py.engine.kernels.matmul import matmul_item
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.razor_products import TILE_ROWS, razor_item, razor_rows
 from runtime_py.engine.loop.dispatch import by_kind, by_width
-from runtime_py.engine.steps.products import Dense, Grouped, MatMul, RazorMatMul, Sparse
+from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.integers import leading
 
@@ -27,6 +28,8 @@ _matvec = by_width(matvec_rows)
 _matmul = by_width(matmul_item)
 _razor_vector = by_width(razor_rows)
 _razor_matrix = by_width(razor_item)
+_group_vector = by_width(group_rows, ("groups",))
+_group_matrix = by_width(group_item, ("groups",))
 
 
 def _int8_vector(s, isa, widths, first, last, scratch):
@@ -57,6 +60,20 @@ def _code_tile(s, isa, widths, tile, item, tokens, threads, scratch):
     _razor_matrix(isa, widths, s.width, arguments)
 
 
+def _group_vector_rows(s, isa, widths, first, last, scratch):
+    arguments = (
+        s.matrix, s.quant, s.scales, s.starts, s.shares, first, last, s.out, s.bias, s.accumulate != 0, scratch
+    )  # fmt: skip
+    _group_vector(isa, widths, s.width, arguments)
+
+
+def _group_tile(s, isa, widths, tile, item, tokens, threads, scratch):
+    arguments = (
+        s.matrix, item, s.quant, s.scales, s.starts, tokens, s.out, s.bias, s.accumulate != 0, threads, scratch
+    )  # fmt: skip
+    _group_matrix(isa, widths, s.width, arguments)
+
+
 def _int8_tile_rows(s, tile):
     return tile[0]
 
@@ -65,14 +82,18 @@ def _code_tile_rows(s, tile):
     return TILE_ROWS
 
 
-_vector = by_kind({MatMul: _int8_vector, RazorMatMul: _code_vector})
-_tile = by_kind({MatMul: _int8_tile, RazorMatMul: _code_tile})
-_tile_rows = by_kind({MatMul: _int8_tile_rows, RazorMatMul: _code_tile_rows})
+def _group_tile_rows(s, tile):
+    return GROUP_ROWS
+
+
+_vector = by_kind({MatMul: _int8_vector, RazorMatMul: _code_vector, GroupMatMul: _group_vector_rows})
+_tile = by_kind({MatMul: _int8_tile, RazorMatMul: _code_tile, GroupMatMul: _group_tile})
+_tile_rows = by_kind({MatMul: _int8_tile_rows, RazorMatMul: _code_tile_rows, GroupMatMul: _group_tile_rows})
 
 
 @nb.njit(cache=True)
 def run_product(s, isa, widths, tile, tokens, thread, threads, counter, scratch):
-    """A MatMul or RazorMatMul: runs of rows for one token, tiles of rows for several."""
+    """A MatMul, RazorMatMul or GroupMatMul: runs of rows for one token, tiles of rows for several."""
     if tokens == 1:
         size = max(_ITEM_BYTES // s.row_bytes, 1)
         run = int(RUN_SHARE * s.rows / threads)

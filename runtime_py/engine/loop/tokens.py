@@ -7,10 +7,11 @@ import numba as nb
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, scale_row
 from runtime_py.engine.kernels.grouped import grouped_row
+from runtime_py.engine.kernels.groups import group_row
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.steps.attention import KvAppend
 from runtime_py.engine.steps.elementwise import Add, Scale
-from runtime_py.engine.steps.lookups import Embed, EmbedDense, Reorder
+from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64
 
@@ -18,6 +19,11 @@ from runtime_py.simd.vectors import get_i64
 def _embed(s, past, token, scratch):
     row, to = get_i64(s.ids + 8 * token), s.out + 4 * token * s.columns
     grouped_row(s.matrix, s.groups, s.group_size, row, to, scratch)
+
+
+def _embed_groups(s, past, token, scratch):
+    row, to = get_i64(s.ids + 8 * token), s.out + 4 * token * s.columns
+    group_row(s.matrix, s.group, s.scale_bytes, row, to, scratch)
 
 
 def _embed_dense(s, past, token, scratch):
@@ -49,7 +55,15 @@ def _kv_append(s, past, token, scratch):
 
 
 _one = by_kind(
-    {Embed: _embed, EmbedDense: _embed_dense, Scale: _scale, Reorder: _reorder, Add: _add, KvAppend: _kv_append}
+    {
+        Embed: _embed,
+        EmbedGroups: _embed_groups,
+        EmbedDense: _embed_dense,
+        Scale: _scale,
+        Reorder: _reorder,
+        Add: _add,
+        KvAppend: _kv_append,
+    }
 )
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
+from export.contract.formats.groups import GroupsLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from runtime_py.engine.plan.placement import Argument, Buffer, PlannedStep
 from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Tokens
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.engine.steps.elementwise import Activate, Norm
 from runtime_py.engine.steps.integers import Quantize
@@ -48,7 +50,7 @@ class Context:
         self.values: dict[str, Value] = {}
         self.halves: dict[str, Tokens] = {}  # of float16 type
         self.folder = ConstantFolder(graph)
-        self.quantized: dict[Buffer, Quantized] = {}
+        self.quantized: dict[Buffer, list[Quantized]] = {}
         self.razored: dict[str, Razored] = {}  # codes, flags and units by name
         self._names: dict[Buffer, list[str]] = {}  # values that lie in a buffer
         self._caches: dict[int, Buffer] = {}
@@ -95,6 +97,17 @@ class Context:
         if node.op_type in (CODEBOOK_MATMUL, TRELLIS_MATMUL):
             self.bytes_per_token += codes.nbytes + book.nbytes + scale.nbytes
         return record.ctypes.data, matrix_width(record)
+
+    def group_matrix(self, node: Node, inputs: tuple[str, ...]) -> tuple[int, GroupMatrix[int]]:
+        """Address of the record of group-scaled codes, and the record; inputs: codes, scale, offset."""
+        layout = node.matrix_layout()
+        assert isinstance(layout, GroupsLayout)
+        parts = [self.graph.weights[name] for name in inputs]
+        row, alive = group_record(layout, *parts)
+        self.keep += [row, *alive]
+        if node.is_product:
+            self.bytes_per_token += sum(part.nbytes for part in parts)
+        return row.ctypes.data, GroupMatrix.of(row.tolist())
 
     # Values
 
@@ -148,15 +161,21 @@ class Context:
         """Append a step; reads and writes are the buffers it touches."""
         self.steps.append(PlannedStep(step, reads, writes))
 
-    def as_int8(self, value: Tokens) -> Quantized:
-        """The value quantized: by the step that makes it where that step can, else by a step of its own."""
-        found = self.quantized.get(value.buffer)
-        if found is not None and value.whole:
-            return found
-        made = Quantized.of(value.width, self.chunk)
+    def as_int8(self, value: Tokens, group: int = 0) -> Quantized:
+        """The value quantized: by the step that makes it where that step can, else by a step of its own.
+
+        group: columns of the groups whose sums are wanted, too; 0 for none.
+        """
+        known = self.quantized.get(value.buffer, []) if value.whole else []
+        for found in known:
+            if group in (0, found.group):
+                return found
+        made = Quantized.of(value.width, self.chunk, group)
         last = self.steps[-1] if self.steps else None
-        if last is not None and value.whole and value.buffer in last.writes and _quantizes(last.step):
+        if last is not None and value.whole and value.buffer in last.writes and _quantizes(last.step) and not known:
             last.step.quant, last.step.sums, last.step.scales = made.quant, made.sums, made.scales
+            if group:
+                last.step.group, last.step.starts, last.step.shares = group, made.starts, made.shares
             last.writes.append(made.buffer)
         else:
             step = Quantize[Argument](
@@ -166,10 +185,13 @@ class Context:
                 quant=made.quant,
                 sums=made.sums,
                 scales=made.scales,
+                group=group,
+                starts=made.starts if group else 0,
+                shares=made.shares if group else 0,
             )
             self.emit(step, [value.buffer], [made.buffer])
         if value.whole:
-            self.quantized[value.buffer] = made
+            self.quantized[value.buffer] = [*known, made]
         return made
 
     def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:

@@ -57,13 +57,19 @@ class Quantized:
     quant: Place
     sums: Place
     scales: Place
+    group: int  # columns of a group; 0 where nothing with group scales reads it
+    starts: Place
+    shares: Place
 
     @staticmethod
-    def of(columns: int, chunk: int) -> Quantized:
+    def of(columns: int, chunk: int, group: int = 0) -> Quantized:
         tokens, blocks = -(-chunk // 32) * 32, -(-columns // 256)
-        data, sums = tokens * padded(columns), tokens * blocks * 4
-        buffer = Buffer(data + 2 * sums)
-        return Quantized(buffer, Place(buffer), Place(buffer, data), Place(buffer, data + sums))
+        groups = -(-columns // group) if group else 0
+        sizes = (tokens * padded(columns), tokens * blocks * 4, tokens * blocks * 4, tokens * groups * 4)
+        ends = np.cumsum(sizes).tolist()
+        buffer = Buffer(ends[-1] + 64 * -(-groups // 16))
+        quant, sums, scales, starts, shares = (Place(buffer, at) for at in (0, *ends))
+        return Quantized(buffer, quant, sums, scales, group, starts, shares)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from runtime_py.system.guard_pages import settled
 # Widths, each of which has a compiled kernel: bits of a code, or one of these (simd/codes.py).
 RAW_WIDTH = 9  # 8 bits without lookup
 TRELLIS_WIDTH = 16  # plus the bits of a trellis code
+GROUPS_WIDTH = 1024  # plus the value of a tag of group-scaled codes
 
 
 @declared
@@ -44,26 +45,28 @@ class StoredMatrix(Record[T]):
     @staticmethod
     def at(address: int, arrays: Arrays) -> StoredMatrix[int]:
         """The record at this address. Raises Unplannable where there is none."""
-        row = arrays.get(address)
-        need(row is not None and row.dtype == np.int64 and row.shape == (NUMBERS,), "no matrix record")
-        assert row is not None
-        return StoredMatrix.of(row.tolist())
+        return StoredMatrix.of(row_of(address, arrays))
 
     def constants(self: StoredMatrix[int], groups: int, arrays: Arrays) -> Iterator[Constant]:
         """What the record leads to. groups: codebooks along a row. Raises Unplannable on numbers that do not fit."""
-        need(min(self.rows, self.columns, self.book_rows, self.scale_rows, groups) >= 1, "a matrix of nothing")
-        fits = self.blocks * 256 + self.tail == self.columns and 0 <= self.tail < 256
-        need(fits, "a matrix whose blocks are not its columns")
         trellis = self.width > TRELLIS_WIDTH
         stored = self.width - TRELLIS_WIDTH if trellis else {RAW_WIDTH: 8}.get(self.width, self.width)
-        need(1 <= stored <= (4 if trellis else 8) and stored == self.bits, "a width that its codes do not have")
+        need(min(self.book_rows, self.scale_rows, groups) >= 1, "a matrix of nothing")
+        yield from self.code_constants(stored, 4 if trellis else 8, arrays)
+        need(self.book_bytes >= groups << (8 if trellis else self.bits), "codebooks that are too short")
+        yield Constant("codebook", self.book, -(-self.rows // self.book_rows) * self.book_bytes)
+        yield Constant("scale", self.scale, -(-self.rows // self.scale_rows) * 4 * groups)
+
+    def code_constants(self: StoredMatrix[int], stored: int, most: int, arrays: Arrays) -> Iterator[Constant]:
+        """The codes. stored: their bits by the width, at most `most`. Raises Unplannable on numbers that do not fit."""
+        need(min(self.rows, self.columns) >= 1, "a matrix of nothing")
+        fits = self.blocks * 256 + self.tail == self.columns and 0 <= self.tail < 256
+        need(fits, "a matrix whose blocks are not its columns")
+        need(1 <= stored <= most and stored == self.bits, "a width that its codes do not have")
         planes = [plane for plane in (8, 4, 2, 1) if self.bits & plane]
         last_block = sum(-(-self.tail * plane // 8) for plane in planes)
         need(self.row_bytes >= 32 * self.bits * self.blocks + last_block, "rows of codes that are too short")
-        need(self.book_bytes >= groups << (8 if trellis else self.bits), "codebooks that are too short")
         yield Constant("codes", self.codes, self.rows * self.row_bytes)
-        yield Constant("codebook", self.book, -(-self.rows // self.book_rows) * self.book_bytes)
-        yield Constant("scale", self.scale, -(-self.rows // self.scale_rows) * 4 * groups)
         if self.places:
             count = 16 * len(planes) * -(-self.tail // 64)
             yield Constant("places", self.places, 8 * count)
@@ -71,8 +74,29 @@ class StoredMatrix(Record[T]):
             need(int(offsets.min()) >= 0 and int(offsets.max()) + 8 <= last_block, "places outside a row of codes")
 
 
-NUMBERS = 16  # of the array that holds a record
+NUMBERS = 24  # of the array that holds a record
 read_matrix = reader(StoredMatrix)
+
+
+def row_of(address: int, arrays: Arrays) -> list[int]:
+    """The numbers of the record at this address. Raises Unplannable where there is none."""
+    row = arrays.get(address)
+    need(row is not None and row.dtype == np.int64 and row.shape == (NUMBERS,), "no matrix record")
+    assert row is not None
+    numbers: list[int] = row.tolist()
+    return numbers
+
+
+def record_of(matrix: StoredMatrix[int]) -> np.ndarray:
+    """The row of a record, int64 [NUMBERS]."""
+    record = np.zeros(NUMBERS, np.int64)
+    matrix.write(record, lambda place, number: number)
+    return record
+
+
+def tail_table(tail: int, bits: int) -> np.ndarray | None:
+    """Where the codes of a shorter last block lie, where that is whole vectors; None for another or none."""
+    return settled(np.array(tail_places(tail, bits), np.int64)) if tail and tail % 64 == 0 else None
 
 
 def matrix_record(
@@ -84,10 +108,7 @@ def matrix_record(
     layout.check(codes, codebook, scale)
     codes, codebook, scale = settled(codes), settled(codebook), settled(scale)
     blocks, tail = divmod(layout.K, BLOCK_COLUMNS)
-    places = np.zeros(1, np.int64)
-    in_vectors = tail > 0 and tail % 64 == 0
-    if in_vectors:
-        places = settled(np.array(tail_places(tail, layout.bits), np.int64))
+    places = tail_table(tail, layout.bits)
     matrix = StoredMatrix(
         codes=codes.ctypes.data,
         row_bytes=codes.shape[1],
@@ -101,12 +122,10 @@ def matrix_record(
         width=_width(layout, codebook),
         blocks=blocks,
         tail=tail,
-        places=places.ctypes.data if in_vectors else 0,
+        places=0 if places is None else places.ctypes.data,
         bits=layout.bits,
     )
-    record = np.zeros(NUMBERS, np.int64)
-    matrix.write(record, lambda place, number: number)
-    return record, [codes, codebook, scale, places]
+    return record_of(matrix), [codes, codebook, scale, *([] if places is None else [places])]
 
 
 def matrix_width(record: np.ndarray) -> int:

@@ -31,6 +31,9 @@ class Norm(Making[T]):
     quant: T = NONE
     sums: T = NONE
     scales: T = NONE
+    group: T = NONE  # columns of a group whose sums are wanted, too; 0 for none
+    starts: T = NONE
+    shares: T = NONE
 
     def constants(self: Norm[int], arrays: Arrays) -> Iterator[Constant]:
         need(self.kind in (RMS, LAYER) and min(self.columns, self.heads) >= 1, "a norm of nothing")
@@ -60,6 +63,9 @@ class Activate(Making[T]):
     quant: T = NONE
     sums: T = NONE
     scales: T = NONE
+    group: T = NONE  # columns of a group whose sums are wanted, too; 0 for none
+    starts: T = NONE
+    shares: T = NONE
 
     def accesses(self: Activate[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         need(0 <= self.kind <= 4, "an unknown activation")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import REAL, T, declared
+from runtime_py.engine.records.record import NONE, REAL, T, declared
 from runtime_py.engine.steps.step import Step, int8_parts, razored_parts, rows
 
 RAZOR_GROUPS = (16, 32, 64, 128, 256)
@@ -24,6 +24,9 @@ class Quantize(Step[T]):
     quant: T
     sums: T
     scales: T
+    group: T = NONE  # columns of a group whose sums are wanted, too; 0 for none
+    starts: T = NONE
+    shares: T = NONE
 
     def accesses(self: Quantize[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield rows("source", READ, self.source, self.stride, self.columns, case.tokens)

@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime_py.engine.records.claims import READ, Access, Arrays, Case, Constant, highest, numbers
 from runtime_py.engine.records.errors import need
+from runtime_py.engine.records.group_matrix import GroupMatrix
 from runtime_py.engine.records.record import T, declared
 from runtime_py.engine.records.stored_matrix import RAW_WIDTH, StoredMatrix
 from runtime_py.engine.steps.step import Making, rows, whole
@@ -38,6 +39,34 @@ class Embed(Making[T]):
 
     def lookup(self: Embed[int], arrays: Arrays) -> tuple[int, int]:
         return self.ids, StoredMatrix.at(self.matrix, arrays).rows
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class EmbedGroups(Making[T]):
+    """out[t] = row ids[t] of a matrix of group-scaled codes, as float32."""
+
+    by_position = True
+
+    ids: T  # int64 [tokens]
+    matrix: T
+    group: T  # columns of a group
+    scale_bytes: T  # of one scale
+    columns: T
+
+    def constants(self: EmbedGroups[int], arrays: Arrays) -> Iterator[Constant]:
+        m = GroupMatrix.at(self.matrix, arrays)
+        need(self.columns == m.columns, "columns that are not the matrix's")
+        yield from m.constants(1, arrays)
+        own = self.group == m.group_columns and self.scale_bytes == m.scale_bytes
+        need(own, "groups that are not the matrix's")
+
+    def accesses(self: EmbedGroups[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        yield Access("ids", READ, self.ids, 8 * case.tokens)
+        yield whole("out", self.out, self.columns, case.tokens)
+
+    def lookup(self: EmbedGroups[int], arrays: Arrays) -> tuple[int, int]:
+        return self.ids, GroupMatrix.at(self.matrix, arrays).rows
 
 
 @declared

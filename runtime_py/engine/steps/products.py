@@ -10,6 +10,7 @@ import numpy as np
 from runtime_py.engine.kernels.matmul import MAX_ROWS, SCRATCH_BYTES
 from runtime_py.engine.records.claims import READ, Access, Arrays, Case, Constant, highest, numbers
 from runtime_py.engine.records.errors import need
+from runtime_py.engine.records.group_matrix import GroupMatrix
 from runtime_py.engine.records.record import NONE, T, declared
 from runtime_py.engine.records.stored_matrix import StoredMatrix
 from runtime_py.engine.steps.integers import RAZOR_GROUPS
@@ -41,8 +42,12 @@ class CodeProduct(Product[T]):
     width: T
     row_bytes: T
 
+    def stored(self: CodeProduct[int], arrays: Arrays) -> StoredMatrix[int]:
+        """The matrix's record. Raises Unplannable where there is none."""
+        return StoredMatrix.at(self.matrix, arrays)
+
     def constants(self: CodeProduct[int], arrays: Arrays) -> Iterator[Constant]:
-        m = StoredMatrix.at(self.matrix, arrays)
+        m = self.stored(arrays)
         need(self.width == m.width and self.row_bytes == m.row_bytes, "a width or row that is not the matrix's")
         need(self.rows == m.rows, "rows that are not the matrix's")
         yield from m.constants(1, arrays)
@@ -64,6 +69,29 @@ class MatMul(CodeProduct[T]):
 
     def accesses(self: MatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield from int8_parts(self, READ, StoredMatrix.at(self.matrix, arrays).columns, case.tokens)
+        yield self.result(case)
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class GroupMatMul(CodeProduct[T]):
+    """int8 activations times a matrix of group-scaled codes."""
+
+    quant: T
+    scales: T
+    group: T
+    starts: T
+    shares: T
+
+    def stored(self: GroupMatMul[int], arrays: Arrays) -> GroupMatrix[int]:
+        return GroupMatrix.at(self.matrix, arrays)
+
+    def constants(self: GroupMatMul[int], arrays: Arrays) -> Iterator[Constant]:
+        need(self.group == self.stored(arrays).group_columns, "sums of other groups than the matrix has")
+        yield from CodeProduct.constants(self, arrays)
+
+    def accesses(self: GroupMatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        yield from int8_parts(self, READ, self.stored(arrays).columns, case.tokens)
         yield self.result(case)
 
 

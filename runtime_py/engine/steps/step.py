@@ -21,7 +21,9 @@ from typing import Any, ClassVar
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T
+from runtime_py.simd.codes import GROUP_LOGS
 
+GROUP_SIZES = tuple(1 << log for log in GROUP_LOGS)  # columns that share a scale
 _SCRATCH = 4096 + 128  # of a kind that says nothing: quantization of 16 tokens
 
 
@@ -67,11 +69,22 @@ def whole(name: str, address: int, columns: int, tokens: int, accumulate: int = 
 
 
 def int8_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Access]:
-    """`quant`, `sums` and `scales`: int8 activations (quantize.py). Products load groups of 16 tokens in pairs."""
+    """`quant`, `sums` and `scales`: int8 activations (quantize.py). Products load groups of 16 tokens in pairs.
+
+    For a step with `group` columns in a group, `starts` and `shares` in place of the sums, or beside them where it
+    writes both.
+    """
     wide, blocks, groups = -(-columns // 64) * 64, -(-columns // 256), -(-tokens // 16)
     parts = {"quant": wide, "sums": 64 * blocks, "scales": 4 * blocks}
     if tokens > 1:
         parts = {"quant": 16 * wide, "sums": 64 * blocks, "scales": 64 * blocks}
+    size = getattr(step, "group", 0)
+    if size:
+        need(size in GROUP_SIZES, "groups of no known length")
+        shared = -(-columns // size)
+        parts |= {"starts": wide, "shares": 64 * -(-shared // 16)} if tokens == 1 else {"starts": 64 * shared}
+    if not hasattr(step, "sums"):
+        parts.pop("sums")
     pair = groups % 2 if kind == READ and tokens > 1 else 0
     for name, size in parts.items():
         yield Access(name, kind, getattr(step, name), size * groups, slack=size * pair)

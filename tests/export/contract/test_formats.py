@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.contract.formats import FORMATS, LOOKUPS, PRODUCTS, layout_of, operator_layout
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, FLOATS, IR_VERSION, OPSET, Layout, field_names
+from export.contract.formats.groups import MINIMA
 from export.contract.formats.mxfp4 import Mxfp4Layout
 from export.contract.packing import pack
 
@@ -30,6 +31,7 @@ SHAPES = {
     "vectors": [{"dimension": 2}, {"dimension": 3, "books": 2, "rows_per_codebook": 5}],
     "razored": [{"group_size": 4}, {"group_size": 16, "rotation": 1}],
     "mxfp4": [{}],
+    "groups": [{"group_size": 32, "offsets": 0}, {"group_size": 7, "offsets": 1}, {"group_size": 64, "offsets": 2}],
 }
 BITS = {"mxfp4": (4, 4), "trellis": (2, 4), "razored": (2, 8)}
 CASES = [(scheme, extra) for scheme, choices in SHAPES.items() for extra in choices]
@@ -57,8 +59,12 @@ def test_the_form_as_a_codebook_is_the_same_matrix(scheme, extra, bits, rows, co
     arrays = [layout.random(part, rng, 0.02) for part in layout.parts()]
     weights = layout.dequantized(*arrays)
     assert weights.shape == (rows, columns) and weights.dtype == np.float32 and np.isfinite(weights).all()
-    codebook, parts = layout.as_codebook(*arrays)
-    np.testing.assert_array_equal(codebook.dequantized(*parts), weights)
+    if extra.get("offsets") == MINIMA:
+        with pytest.raises(ValueError, match="minima are no levels"):
+            layout.as_codebook(*arrays)
+    else:
+        codebook, parts = layout.as_codebook(*arrays)
+        np.testing.assert_array_equal(codebook.dequantized(*parts), weights)
     chosen = rng.integers(0, rows, 5)
     np.testing.assert_array_equal(layout.rows(chosen, *arrays), weights[chosen])
 

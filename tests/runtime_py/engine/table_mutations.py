@@ -23,7 +23,8 @@ from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.records.stored_matrix import NUMBERS, StoredMatrix
+from runtime_py.engine.records.group_matrix import GroupMatrix
+from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, NUMBERS, StoredMatrix
 from runtime_py.engine.steps.table import ARGUMENTS, FIELDS, NAMES, OPERATION
 from runtime_py.engine.verify.verifier import verify
 from runtime_py.reference.expansion import expand_products
@@ -69,7 +70,8 @@ def changes(plan: Any) -> Iterator[tuple[str, np.ndarray, tuple[int, ...], int]]
                 yield f"step {row} {names[column]} = 0", plan.steps, (row, column), 0
     for number, record in enumerate(plan.constants):
         if record.dtype == np.int64 and record.shape == (NUMBERS,):
-            for place in range(len(StoredMatrix.names())):
+            own = GroupMatrix if StoredMatrix.of(record.tolist()).width >= GROUPS_WIDTH else StoredMatrix
+            for place in range(len(own.names())):
                 for change in CHANGES:
                     yield f"record {number} field {place} {change:+d}", record, (place,), int(record[place]) + change
 

@@ -6,12 +6,13 @@ import numpy as np
 
 from export.artefacts.reader import Node
 from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN
+from export.contract.formats.groups import GROUP_GATHER
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import counts_positions
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.steps.lookups import Embed, EmbedDense, Reorder
+from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
 
 
 def _ids(context: Context, name: str) -> External:
@@ -31,6 +32,23 @@ def codebook_gather(context: Context, node: Node) -> None:
         matrix=address,
         groups=layout.groups,
         group_size=layout.columns_per_group,
+        columns=layout.K,
+        out=out.place,
+    )
+    context.emit(step, [], [out.buffer])
+    context.give(node.outputs[0], out)
+
+
+@handles(DOMAIN, GROUP_GATHER)
+def group_gather(context: Context, node: Node) -> None:
+    layout = node.matrix_layout()
+    out = context.new(layout.K)
+    address, matrix = context.group_matrix(node, node.inputs[1:])
+    step = EmbedGroups[Argument](
+        ids=_ids(context, node.inputs[0]),
+        matrix=address,
+        group=matrix.group_columns,
+        scale_bytes=matrix.scale_bytes,
         columns=layout.K,
         out=out.place,
     )

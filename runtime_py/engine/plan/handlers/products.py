@@ -6,6 +6,7 @@ import numpy as np
 
 from export.artefacts.reader import Node, sparse_weights
 from export.contract.formats.codebook import CODEBOOK_MATMUL, DOMAIN, CodebookLayout
+from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.engine.plan.context import Context
@@ -14,9 +15,9 @@ from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Tokens, stored_rows
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import Add
-from runtime_py.engine.steps.products import Dense, Grouped, MatMul, Product, Sparse
+from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, Product, Sparse
 
-_WITH_BIAS = (MatMul, Grouped, Dense)
+_WITH_BIAS = (MatMul, GroupMatMul, Grouped, Dense)
 
 
 @handles(DOMAIN, CODEBOOK_MATMUL)
@@ -33,6 +34,30 @@ def trellis_matmul(context: Context, node: Node) -> None:
     layout = node.matrix_layout()
     assert isinstance(layout, TrellisLayout)
     _code_product(context, node, layout)
+
+
+@handles(DOMAIN, GROUP_MATMUL)
+def group_matmul(context: Context, node: Node) -> None:
+    layout = node.matrix_layout()
+    x = _input(context, node, layout.K)
+    address, matrix = context.group_matrix(node, node.inputs[1:])
+    out = context.new(layout.N)
+    context.widest = max(context.widest, layout.K)
+    q = context.as_int8(x, matrix.group_columns)
+    step = GroupMatMul[Argument](
+        matrix=address,
+        width=matrix.width,
+        quant=q.quant,
+        scales=q.scales,
+        group=q.group,
+        starts=q.starts,
+        shares=q.shares,
+        out=out.place,
+        rows=layout.N,
+        row_bytes=matrix.row_bytes,
+    )
+    context.emit(step, [q.buffer], [out.buffer])
+    context.give(node.outputs[0], out)
 
 
 def _input(context: Context, node: Node, columns: int) -> Tokens:
