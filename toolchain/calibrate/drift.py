@@ -25,7 +25,7 @@ from toolchain.system.threads import ordered
 
 # The whole way fits the calibration text and little else. SmolLM2-135M at 3 bits, 64 sequences of 512 tokens: hidden
 # states after five blocks differ from the source's by a median square of 0.0240 on the calibration text, 0.0300 on
-# WikiText-2 and 0.0258 in chats without, and by 0.0177, 0.0255 and 0.0203 with these. The bundled model at 3 bits, 2,048
+# WikiText-2 and 0.0258 in chats without, and by 0.0177, 0.0255 and 0.0203 with these. The bundled model, 3 bits, 2,048
 # and 8,192 tokens, unseen text: 0.0523 and 0.0474 without, 0.0548 and 0.0421 with 1 and 0.01, 0.0487 and 0.0414 with
 # these.
 _STEP, _DAMPING = 0.5, 0.1
