@@ -1,6 +1,6 @@
 """English text that is on every machine with Python: the standard library's documentation strings.
 
-Serves as the built-in calibration text and as the default training text of the demo model. Modules are parsed, never
+The default training text of the demo model, and what `eval --text held-out` takes. Modules are parsed, never
 imported. One module in sixteen (by a hash of its name) is held out, so that perplexity can be measured on text that
 neither calibration nor demo training has seen.
 """

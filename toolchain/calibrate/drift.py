@@ -44,8 +44,8 @@ class Moments:
         step: how far, 1 is all the way; damping: as that of the Hessian.
         """
         h, _ = damped(self.hessian, damping)
-        correction = np.linalg.solve(h, self.drift.T).T
-        return (weights + step * (weights @ correction)).astype(np.float32)
+        correction = np.linalg.solve(h, (weights @ self.drift).T).T
+        return (weights + step * correction).astype(np.float32)
 
 
 def reading_order(

@@ -166,7 +166,7 @@ def evaluate_folder(
 
 
 def _held_out_text() -> str:
-    """The documentation strings that neither the built-in calibration text nor the demo model's training contains."""
+    """The documentation strings that the demo model's training does not contain."""
     from toolchain.calibrate.corpus import standard_library_text
 
     return standard_library_text("held-out")

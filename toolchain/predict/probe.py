@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
+from toolchain.calibrate.drift import input_moments, reading_order
 from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.allocation import candidate_widths
@@ -81,10 +83,12 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     runner.run(block, hidden[:1])  # the first call of a block pays for set-up
     guide = {name: np.ones(few.shape, np.float32) for name in names} if settings.guided else None
     some = min(_SEQUENCES[0], sequences)
-    first, _ = _timed(lambda: runner.hessians(block, names, hidden[:some], guide))
-    second, (hessians, _) = _timed(lambda: runner.hessians(block, names, hidden, guide))
+    twin = runner.load_block(0) if settings.asymmetric else None
+    first, _ = _timed(lambda: _hessians(runner, block, twin, hidden[:some], guide))
+    second, hessians = _timed(lambda: _hessians(runner, block, twin, hidden, guide))
     passing = _extrapolated((some, first), (len(few), second), sequences)
-    running, _ = _timed(lambda: runner.run(block, hidden))
+    paths = 1 if twin is None else 2  # states that are kept and passed on: the quantized model's, and the source's
+    running = paths * _timed(lambda: runner.run(block, hidden))[0]
     sizes = _Sizes.of(block, names, hessians, solver, settings)
     held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
@@ -92,7 +96,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     training = TrainingProbe(runner, spec, block, hidden)
     seconds = share * (embedding + spec.layers * running) + spec.layers * passing
     seconds += spec.blocks * (loading + sizes.seconds) + rows
-    peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * 2)]
+    peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * (1 + paths))]
     if settings.own_text:
         seconds += training.own_text(round(settings.own_text * sequences)).seconds
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
@@ -113,6 +117,20 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         effective_bits=8 * sizes.stored / sizes.weights if settings.budget is None else settings.budget,
         parameters=weights + matrices,
     )
+
+
+def _hessians(
+    runner: BlockRunner, block: Any, twin: Any, hidden: torch.Tensor, guide: dict[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """Hessians of a block's layers in the way of the run; twin: the block again where layers follow the source."""
+    names = runner.spec.block.linears()
+    if twin is None:
+        return runner.hessians(block, names, hidden, guide)[0]
+    found: dict[str, np.ndarray] = {}
+    for part in reading_order(runner, twin, names, hidden):
+        moments = input_moments(runner, (block, twin), part, (hidden, hidden), guide)
+        found |= {name: one.hessian for name, one in moments.items()}
+    return found
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
