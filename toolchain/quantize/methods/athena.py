@@ -27,7 +27,7 @@ from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vector
 from toolchain.settings.format import OVERHEAD_TARGET
 from toolchain.settings.quantize import QuantizeSettings
 
-_BATCHED_COLUMNS = 1024  # from this row length on many rows are solved together, in float32 (batched.py)
+_BATCHED_COLUMNS = 256  # from this row length on many rows are solved together, in float32 (scalar_batched.py)
 
 
 def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[CodebookLayout, int]:
