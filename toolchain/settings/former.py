@@ -12,6 +12,7 @@ from toolchain.settings.solver import METHOD_FORMATS
 TRELLIS_FORMATS = {"no": VECTORS, "large": MIXED, "all": TRELLIS}
 # --incoherence and --rotate (of activations) are now --rotation.
 INCOHERENCE = {NONE: (), VALUES: (VALUES,), RESIDUAL: (RESIDUAL,), "all": (VALUES, RESIDUAL)}
+ADDED = {"asymmetric": False}  # settings that came later, as all did before
 PRESET_TRELLIS = {"best": "large"}  # what presets said then
 PRESET_VECTOR = {"best": 0}
 
@@ -41,7 +42,10 @@ def width_of(bits: float) -> dict[str, Any]:
 
 def modern_settings(found: Any) -> Any:
     """The settings of an athena.json by today's names. What is no settings of then comes back as it is."""
-    if not isinstance(found, dict) or "trellis" not in found:
+    if not isinstance(found, dict):
+        return found
+    found = {**ADDED, **found}
+    if "trellis" not in found:
         return found
     try:
         settings = {**found, "razor": dict(found["razor"])}

@@ -13,19 +13,16 @@ from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import KEEP, METHOD_FORMATS
 
 # What a method sets; an option given beside it wins.
-# Methods that are here for comparison do as their papers say.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "qrazor": {"bits": 4, "activation_bits": 4, "asymmetric": False},
-    **{name: {"asymmetric": False} for name in ("rtn", "gptq", "squeezellm", "aqlm")},
-    KEEP: {"embedding_bits": 16, "asymmetric": False},
+    "qrazor": {"bits": 4, "activation_bits": 4},
+    KEEP: {"embedding_bits": 16},
 }
 # What --preset sets; an option given beside it wins.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
-    "balanced": {"asymmetric": True},
+    "balanced": {},
     "best": {
         "passes": 8,
-        "asymmetric": True,
         "guided": True,
         "tune_steps": 1000,
         "own_text": 0.5,

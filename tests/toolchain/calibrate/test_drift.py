@@ -12,7 +12,6 @@ from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.drift import Moments, input_moments, reading_order
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
-from toolchain.settings.presets import Quantization
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 
@@ -141,9 +140,6 @@ def test_a_resumed_run_is_the_same_to_the_byte(tmp_path, demo_text):
         assert (cut / path.name).read_bytes() == path.read_bytes()
 
 
-def test_presets_and_rules():
-    assert Quantization.from_given({}).settings.asymmetric
-    assert not Quantization.from_given({"preset": "fast"}).settings.asymmetric
-    assert not Quantization.from_given({"method": "gptq"}).settings.asymmetric
+def test_rules():
     with pytest.raises(InputError, match="--asymmetric"):
         QuantizeSettings(asymmetric=True, guided=True, guided_groups=2)

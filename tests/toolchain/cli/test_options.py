@@ -161,7 +161,7 @@ def test_former_spellings_mean_what_they_meant(former, modern, said, capsys):
         ("--bits 2.5 --vector 2", "codes of 8 bits at most"),
         (
             "--trellis some",
-            "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, mixed",
+            "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, groups, mixed",
         ),
         ("--trellis all --vector 2", "--dimension is for --format vectors and mixed"),
         ("--trellis all --method gptq", "--format trellis is for --method athena; gptq has codebook"),
