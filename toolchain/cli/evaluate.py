@@ -173,6 +173,8 @@ def _held_out_text() -> str:
 
 
 def _resolved(name: str) -> Path:
+    if (Path(name) / "model.onnx").is_file():  # a machine that only runs models has nothing to resolve others with
+        return Path(name)
     from toolchain.source.checkpoint import resolve
 
     return resolve(name)
