@@ -176,14 +176,20 @@ class PlainTemplate:
 Template = ChatTemplate | PlainTemplate
 
 
-def open_template(folder: Path, override: Path | None = None, seconds: float = 5.0) -> Template:
+def open_template(
+    folder: Path, override: Path | None = None, seconds: float = 5.0, prologue: str = ""
+) -> Template:  # fmt: skip
     """The folder's chat templates (export/artefacts/chat_templates.py) with its special tokens, else PlainTemplate.
 
-    override: a template file of the user's own. Raises InputError when one is there and broken.
+    override: a template file of the user's own; prologue: Jinja source put before every template. Raises InputError
+    when one is there and broken.
     """
     found, where = (read_template(override), override) if override is not None else read_templates(folder)
     tokens = read_special_tokens(folder)
-    return PlainTemplate() if found is None else ChatTemplate(found, tokens, str(where), seconds)
+    if found is None:
+        return PlainTemplate()
+    texts = prologue + found if isinstance(found, str) else {name: prologue + text for name, text in found.items()}
+    return ChatTemplate(texts, tokens, str(where), seconds)
 
 
 def _check(arguments: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ some hundred tokens holds several kinds.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from importlib import resources
 
@@ -19,13 +20,27 @@ from runtime_py.chat.template import PlainTemplate, Template
 
 _TEXTS = ("prose.txt", "languages.txt", "code.txt")  # pieces separated by blank lines
 _CHATS = "chats.jsonl"  # one object a line: {"messages": [...]}
+_MOST_SECONDS, _MOST_CHARACTERS = 60.0, 1 << 23  # for all conversations: a template came with a download
+# Put before a template, so that those which write today's date give the same text tomorrow, when a run is continued.
+FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 _PIECE = 900  # characters at least, so that a piece is more than a heading
 
 
 def built_in_text(template: Template) -> str:
-    """All pieces in a fixed order, joined by blank lines; conversations as `template` renders them."""
+    """All pieces in a fixed order, joined by blank lines; conversations as `template` renders them.
+
+    Raises InputError for a template that takes minutes, or makes far more text than it is given.
+    """
     pieces = [piece for name in _TEXTS for piece in _pieces(_read(name))]
-    pieces += [_rendered(json.loads(line)["messages"], template) for line in _read(_CHATS).splitlines()]
+    begun, made = time.monotonic(), 0
+    for line in _read(_CHATS).splitlines():
+        pieces.append(_rendered(json.loads(line)["messages"], template))
+        made += len(pieces[-1])
+        if made > _MOST_CHARACTERS or time.monotonic() - begun > _MOST_SECONDS:
+            raise InputError(
+                "the chat template is too slow, or makes too much text, for the built-in calibration text; "
+                "give another by --calibration"
+            )
     order = np.random.default_rng(0).permutation(len(pieces))
     return "\n\n".join(pieces[i] for i in order)
 

@@ -18,7 +18,7 @@ from runtime_py.chat.template import open_template
 from runtime_py.text import generator as generate
 from runtime_py.text.special_tokens import splits_special_tokens
 from runtime_py.text.tokenizing import encode
-from toolchain.calibrate.built_in_text import built_in_text
+from toolchain.calibrate.built_in_text import FIXED_DATE, built_in_text
 from toolchain.settings.calibration import BUILT_IN
 from toolchain.source.tokenizer import source_tokenizer
 
@@ -83,7 +83,7 @@ def calibration_text(source: str, folder: Path) -> str:
     folder: of the model, whose chat template renders the conversations of the built-in text.
     """
     if source == BUILT_IN:
-        return built_in_text(open_template(folder))
+        return built_in_text(open_template(folder, prologue=FIXED_DATE))
     path = files.expanded(source)
     if path.exists() or path.suffix in (".txt", ".gz", ".md"):
         return read_text(path)

@@ -34,8 +34,7 @@ SAME_GRID = "Q4_1"  # of the source's own weights: nothing would be lost, so not
 SPLIT = "smollm"  # llama.cpp's name of how the tokenizer splits text
 GROUPS = (64, 128)  # of auto-round, which fills up the last group of a row of 576
 REFUSED = [
-    "gptqmodel 7.7.0 cannot be installed beside torch 2.13.0, with which all else here is measured: "
-    "`gptqmodel 7.7.0 depends on torch>=2.14.1`.",
+    "gptqmodel 7.7.0 was not tried: its metadata requires torch>=2.14.1, all else here is measured with torch 2.13.0.",
 ]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from export.contract.errors import InputError
-from runtime_py.chat.template import ChatTemplate, PlainTemplate
-from toolchain.calibrate.built_in_text import built_in_text
+from runtime_py.chat.template import ChatTemplate, PlainTemplate, open_template
+from toolchain.calibrate import built_in_text as module
+from toolchain.calibrate.built_in_text import FIXED_DATE, built_in_text
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
@@ -63,3 +64,17 @@ def test_windows_differ_in_kind():
     text = built_in_text(PlainTemplate())
     share = [np.mean([ord(c) > 0x250 for c in text[i : i + 20_000]]) for i in range(0, len(text) - 20_000, 20_000)]
     assert max(share) < 0.5  # no stretch is of foreign scripts alone
+
+
+def test_a_template_that_writes_the_date_gives_the_same_text_every_day(tmp_path):
+    """Else a run that is continued tomorrow would be refused: its calibration had changed."""
+    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}: " + TEMPLATE)
+    text = built_in_text(open_template(tmp_path, prologue=FIXED_DATE))
+    assert text.count("26 Jul 2024: <|") == len(conversations())
+
+
+@pytest.mark.parametrize("limit", ["_MOST_SECONDS", "_MOST_CHARACTERS"])
+def test_a_template_without_end_is_one_line(limit, monkeypatch):
+    monkeypatch.setattr(module, limit, 0)
+    with pytest.raises(InputError, match="chat template is too slow"):
+        built_in_text(ChatTemplate(TEMPLATE, {}, "here"))
