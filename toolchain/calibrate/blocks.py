@@ -210,8 +210,9 @@ class BlockRunner:
                 running.seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
                 running.owner[name] = name
                 rows = x.reshape(-1, x.shape[-1])
-                weights = None if token_weights is None else token_weights[name]
-                running.found[name] = gram(rows, weights, running.sequence)  # float32 products over one sequence
+                own = slice(running.sequence, running.sequence + 1)
+                shares = None if token_weights is None else token_shares(token_weights[name], own)
+                running.found[name] = gram(rows, shares)  # float32 products over one sequence
 
             return accumulate
 
@@ -236,13 +237,19 @@ class BlockRunner:
         return {name: shared[owner[name]] for name in names}, outputs
 
 
-def gram(rows: torch.Tensor, weights: np.ndarray | None, sequence: int) -> torch.Tensor:
-    """rows^T rows of one sequence [length, K], each token weighted: float32 [K, K], or [groups, K, K]."""
-    if weights is None:
-        return rows.T @ rows
+def token_shares(weights: np.ndarray, sequences: slice) -> torch.Tensor:
+    """What the tokens of some sequences weigh, mean one over all: float32 [T], or [groups, T].
+
+    weights: float32 [sequences, length], or [groups, sequences, length].
+    """
     mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
-    shares = torch.from_numpy(weights[..., sequence, :] / mean).to(rows.dtype)
-    return torch.matmul(rows.T * shares[..., None, :], rows)
+    own = weights[..., sequences, :] / mean
+    return torch.from_numpy(own.reshape(*own.shape[:-2], -1).astype(np.float32))
+
+
+def gram(rows: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    """rows^T rows of tokens [T, K], each weighted by its share [T]: float32 [K, K]; [groups, K, K] of [groups, T]."""
+    return rows.T @ rows if shares is None else torch.matmul(rows.T * shares[..., None, :], rows)
 
 
 def get_weight(module: nn.Module) -> np.ndarray:

@@ -18,7 +18,7 @@ from toolchain.system.threads import ordered, pieces
 
 _FINE_SCALE_COLUMNS = 128
 # Smaller matrices gain more from tuning with scalar codes, which follow a gradient more freely (docs/quantizer.md).
-_LARGE = 1 << 15
+LARGE = 1 << 15
 MOST_BITS = 4  # from 5 bits on levels lie so close that a trellis gains little
 _ROOM = 0.035  # bits per weight that a codebook of its own may cost a matrix; below it takes the standard levels
 _FEW = 0.02  # bits per weight of codebooks up to which a matrix gets several
@@ -32,7 +32,7 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     (`python -m toolchain.quantize.solvers.standard_trellis`; one level: 0.1175, 0.0345, 0.0095).
     """
     bits = settings.width
-    if bits > MOST_BITS or (settings.format == MIXED and rows * columns < _LARGE):
+    if bits > MOST_BITS or (settings.format == MIXED and rows * columns < LARGE):
         return None
     state_bits = settings.state_bits or STANDARD_STATE_BITS[bits]
     if not settings.state_bits and (8 << state_bits) > _ROOM * rows * columns:

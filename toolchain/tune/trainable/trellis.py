@@ -1,7 +1,7 @@
 """A linear layer of trellis codes that can be trained, and turned back into stored form exactly.
 
 As trainable.py: the forward pass uses the stored weights, gradients pass every rounding unchanged. Codes are the best
-paths (trellis_paths.py) for a latent weight, found anew at every step, so they follow it.
+paths (trellis_paths.py) for a latent weight, found anew whenever the weight is made unless they are held.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class TrainableTrellis(TrainableMatrix):
         levels = torch.from_numpy(stored["codebook"].astype(np.float32))
         self.codebook = levels if "codebook" in stored.standard else nn.Parameter(levels)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
+        self._holds, self._held = False, torch.empty(0)
+
+    def hold(self, held: bool) -> None:
+        self._holds, self._held = held, torch.empty(0)
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
@@ -52,7 +56,11 @@ class TrainableTrellis(TrainableMatrix):
 
     def weight_matrix(self) -> torch.Tensor:
         levels, scale = self._levels(), self.scale.per_row()
-        states = self._states(levels, scale)
+        if not len(self._held):
+            states = self._states(levels, scale)
+            self._held = states if self._holds else self._held
+        else:
+            states = self._held
         chunk = torch.arange(self.layout.N) // self.layout.rows_per_codebook
         looked_up = levels.reshape(-1)[states + (chunk << self.layout.state_bits)[:, None]]
         weight = looked_up * scale + (self.latent - self.latent.detach())
