@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from toolchain.calibrate.blocks import BlockRunner, Stop, gram, token_shares
+from toolchain.calibrate.blocks import BlockRunner, Stop, get_weight, gram, token_shares
 from toolchain.numerics.hessian import damped
 from toolchain.numerics.products import BFLOAT16
 from toolchain.system.threads import ordered, pieces
@@ -29,6 +29,7 @@ from toolchain.system.threads import ordered, pieces
 # and 8,192 tokens, unseen text: 0.0523 and 0.0474 without, 0.0548 and 0.0421 with 1 and 0.01, 0.0487 and 0.0414 with
 # these.
 _STEP, _DAMPING = 0.5, 0.1
+_ROOM = 1 << 29  # bytes that the source's inputs of a block's layers may take
 _TOGETHER = 4  # sequences whose moments are summed in float32
 
 
@@ -78,6 +79,41 @@ def reading_order(
     return [tuple(members) for _, members in found]
 
 
+def source_inputs(
+    runner: BlockRunner, source: nn.Module, parts: Sequence[tuple[str, ...]], hidden: torch.Tensor
+) -> tuple[dict[str, torch.Tensor] | None, torch.Tensor]:
+    """What enters the layers of the source's block, by the first name of each part, and the block's outputs.
+
+    hidden: inputs of the block, float32 [sequences, length, hidden]; inputs of layers are float32 [sequences, length,
+    K], or None where they would take more than _ROOM.
+    """
+    modules = {part[0]: source.get_submodule(part[0]) for part in parts}
+    columns = {name: get_weight(module).shape[1] for name, module in modules.items()}
+    if 4 * hidden.shape[0] * hidden.shape[1] * sum(columns.values()) > _ROOM:
+        return None, runner.run(source, hidden)
+    kept = {name: hidden.new_empty(*hidden.shape[:2], width) for name, width in columns.items()}
+    running = threading.local()
+
+    def note(name: str, x: torch.Tensor) -> None:
+        kept[name][running.sequence] = x.reshape(hidden.shape[1], -1)
+
+    def one(i: int) -> torch.Tensor:
+        running.sequence = i
+        with torch.no_grad():
+            return runner.forward(source, hidden[i : i + 1])
+
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, inputs[0]))
+        for name, module in modules.items()
+    ]
+    try:
+        outputs = torch.cat(list(ordered(one, range(len(hidden)))))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept, outputs
+
+
 class _Reader:
     """Reads what enters one layer of a block; nothing behind it is computed."""
 
@@ -108,21 +144,24 @@ def input_moments(
     part: tuple[str, ...],
     hidden: tuple[torch.Tensor, torch.Tensor],
     token_weights: Mapping[str, np.ndarray] | None = None,
+    known: torch.Tensor | None = None,
 ) -> dict[str, Moments]:
     """Moments for layers that read the same input.
 
     blocks: the one that is being quantized, and the source's; hidden: the inputs of each, float32
     [sequences, length, hidden]. token_weights [sequences, length] by name weight the terms of the sums (normalised to
-    mean one). Without them the layers share their moments.
+    mean one). Without them the layers share their moments. known: the source's inputs of these layers from
+    source_inputs; else they are computed anew.
     """
-    readers = [_Reader(runner, block, part[0]) for block in blocks]
+    readers = [_Reader(runner, block, part[0]) for block in (blocks if known is None else blocks[:1])]
     owners = part[:1] if token_weights is None else part
 
     def one(few: slice) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         sequences = range(few.start, few.stop)
-        rows, wanted = (
+        rows, *others = (
             torch.cat([reader.read(states[i : i + 1]) for i in sequences]) for reader, states in zip(readers, hidden)
         )
+        wanted = others[0] if known is None else known[few].flatten(0, 1)
         off, found = wanted - rows, {}
         for name in owners:
             shares = None if token_weights is None else token_shares(token_weights[name], few)

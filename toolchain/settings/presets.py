@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from toolchain.settings.calibration import CalibrationChoice, Workers
+from toolchain.settings.calibration import BUILT_IN, CalibrationChoice, Workers
 from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
@@ -24,8 +24,9 @@ _CAREFUL = {"format": MIXED, "asymmetric": True, "spread": True, "damping": 0.05
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {"passes": 2, **_CAREFUL},
-    "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.25},
+    "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.5},
 }
+OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in text is hardly the model's domain
 _ONLY_ATHENA = ("asymmetric", "spread", "damping")
 # What takes one code for every weight.
 _ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook")
@@ -71,6 +72,8 @@ class Quantization:
         preset, method = given.get("preset", "balanced"), given.get("method", "athena")
         defaults = _suited({**PRESETS.get(preset, {}), **METHOD_DEFAULTS.get(method, {})}, given)
         text: CalibrationChoice = assembled(CalibrationChoice, given)
+        if "own_text" in defaults and text.source == BUILT_IN:
+            defaults["own_text"] = OWN_TEXT_OF_BUILT_IN
         settings = assembled(QuantizeSettings, {**defaults, **given})
         return cls(preset, text, settings, assembled(Workers, given))
 
@@ -82,5 +85,6 @@ class Quantization:
             for chosen, values in (*PRESETS.items(), *METHOD_DEFAULTS.items())
             if one.name in values
         ]
+        own = [f"of the built-in text {as_text(OWN_TEXT_OF_BUILT_IN)}"] if one.name == "own_text" else []
         plain = default_text(one) or ("no" if others else "")
-        return "; ".join([plain, *([", ".join(others)] if others else [])]) if plain else ""
+        return "; ".join([plain, *([", ".join([*others, *own])] if others else [])]) if plain else ""

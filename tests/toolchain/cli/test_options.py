@@ -122,7 +122,7 @@ def test_the_server_takes_the_defaults_that_help_tells():
         ("--bits 3.0", "--bits 3", "--bits 3.0 is now --bits 3"),
         ("--trellis all", "--format trellis", "--trellis all is now --format trellis"),
         ("--trellis large", "--format mixed --dimension 1", "--format mixed --dimension 1"),
-        ("--trellis no", "", "--format codebook"),
+        ("--trellis no", "--format codebook", "--format codebook"),
         ("--vector 2", "--format vectors --dimension 2", "--vector 2 is now --format vectors --dimension 2"),
         ("--vector 0 --bits 2", "--format vectors --bits 2", "--format vectors"),
         ("--preset best --trellis no", "--preset best --format vectors", "--format vectors"),

@@ -70,7 +70,7 @@ def test_tuning_lowers_the_divergence_on_unseen_text(demo_model, demo_text, tmp_
         install_folder(package_checkpoint(QuantizedCheckpoint(out), folder, quiet=True), folder, force=False)
         results[steps] = evaluate(open_scorer(str(folder)), windows, open_scorer(str(demo_model)), quiet=True)
         bits = QuantizedCheckpoint(out).manifest["totals"]["effective_bits"]
-        assert bits == pytest.approx(2.07, abs=0.02)  # the same bits, better used
+        assert bits == pytest.approx(2.1, abs=0.01)  # the same bits, better used
     assert results[60].kl < 0.85 * results[0].kl
     assert sorted(p.name for p in (tmp_path / "q60").glob("*.safetensors"))[0].startswith("tuned-")
 
