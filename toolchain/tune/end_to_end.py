@@ -123,7 +123,7 @@ class Tuner:
 
     def _train_step(self) -> float:
         s = self.settings
-        factor = min(1.0, (self.step + 1) / _WARM_UP) * (1.0 - self.step / s.steps)
+        factor = min(1.0, (self.step + 1) / min(_WARM_UP, s.steps // 4 + 1)) * (1.0 - self.step / s.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * factor
         if self.step % HOLD == 0:
