@@ -21,6 +21,29 @@ from toolchain.tune.trainable.base import TrainableMatrix
 from toolchain.tune.trainable.scale import through
 
 
+class _StoredWeight(torch.autograd.Function):
+    """levels[states] * scale [N, K], with the gradient of a straight way to latent; keeps nothing as large but states.
+
+    levels float32 [entries]; scale [N, 1]; latent [N, K]; states int16 [N, K] in a row's codebook, first [N] of which
+    is in levels.
+    """
+
+    @staticmethod
+    def forward(ctx, levels, scale, latent, states, first):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(levels, scale, states, first)
+        return levels[states.int() + first] * scale
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        levels, scale, states, first = ctx.saved_tensors
+        index = states.int() + first
+        of_scale = (gradient * levels[index]).sum(dim=1, keepdim=True) if ctx.needs_input_grad[1] else None
+        of_levels = None
+        if ctx.needs_input_grad[0]:
+            of_levels = torch.bincount(index.flatten(), (gradient * scale).flatten(), len(levels)).to(levels.dtype)
+        return of_levels, of_scale, gradient, None, None
+
+
 class TrainableTrellis(TrainableMatrix):
     """Stands in for one linear layer (or GPT-2's Conv1D) of a Hugging Face model."""
 
@@ -40,7 +63,7 @@ class TrainableTrellis(TrainableMatrix):
         return through(self.codebook, rounded)
 
     def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Best paths for the latent weight, int64 [N, K]."""
+        """Best paths for the latent weight, int16 [N, K]."""
         divisor = torch.where(scale == 0.0, 1.0, scale).detach()
         target = (self.latent.detach() / divisor).T.contiguous().numpy()
         squares = divisor[:, 0].square()
@@ -52,7 +75,7 @@ class TrainableTrellis(TrainableMatrix):
             states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
             nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
             parts.append(states)
-        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64)).T
+        return torch.from_numpy(np.concatenate(parts, axis=1).T.astype(np.int16))
 
     def weight_matrix(self) -> torch.Tensor:
         levels, scale = self._levels(), self.scale.per_row()
@@ -61,9 +84,9 @@ class TrainableTrellis(TrainableMatrix):
             self._held = states if self._holds else self._held
         else:
             states = self._held
-        chunk = torch.arange(self.layout.N) // self.layout.rows_per_codebook
-        looked_up = levels.reshape(-1)[states + (chunk << self.layout.state_bits)[:, None]]
-        weight = looked_up * scale + (self.latent - self.latent.detach())
+        first = (torch.arange(self.layout.N, dtype=torch.int32) // self.layout.rows_per_codebook)[:, None]
+        first <<= self.layout.state_bits
+        weight: torch.Tensor = _StoredWeight.apply(levels.reshape(-1), scale, self.latent, states, first)
         return weight if self.apart is None else weight + self.apart
 
     @torch.no_grad()
