@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
 from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
@@ -105,7 +106,7 @@ def plan_widths(
     budget = settings.effective_budget
     widths = candidate_widths(budget)
     names, losses, sizes, weights = [], [], [], 0
-    known: dict[tuple[int, ...], list[int]] = {}  # bytes at every width by the shape of a matrix
+    known: dict[tuple[int, ...], list[TensorRecord]] = {}  # what a matrix of a shape is stored in, at every width
     hidden = runner.embed(tokens)
     with Reporter("Allocating bits", spec.layers * len(spec.block.linears()), quiet) as report:
         for layer in range(spec.layers):
@@ -117,24 +118,25 @@ def plan_widths(
             for name in spec.block.linears():
                 matrix = get_weight(block.get_submodule(name))
                 if matrix.shape not in known:
-                    known[matrix.shape] = [_bytes(matrix, settings.at_width(b), quantizer, name) for b in widths]
+                    known[matrix.shape] = [_stored(matrix, settings.at_width(b), quantizer, name) for b in widths]
                 cost = float(guide[name].mean()) * costs[name]
                 cost *= float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
                 trellis = settings.format == TRELLIS or (settings.format == MIXED and matrix.size >= LARGE)
                 names.append(prefix + name)
                 losses.append([cost * expected_error(b, trellis and b <= MOST_BITS) for b in widths])
-                sizes.append(known[matrix.shape])
+                sizes.append([record.bytes for record in known[matrix.shape]])
                 weights += matrix.size
                 report.step(name)
     bits = budget - 32 * settings.outliers  # which come on top, of every layer
-    chosen = knapsack(losses, sizes, int(bits * weights / 8))
+    tables = standard_bytes([record for records in known.values() for record in records])  # whichever are used
+    chosen = knapsack(losses, sizes, int(bits * weights / 8) - tables)
     plan = {name: widths[option] for name, option in zip(names, chosen)}
     write_json(path, {"bits": plan})
     return plan
 
 
-def _bytes(matrix: np.ndarray, settings: QuantizeSettings, quantizer: Method, name: str) -> int:
+def _stored(matrix: np.ndarray, settings: QuantizeSettings, quantizer: Method, name: str) -> TensorRecord:
     """What a matrix of this shape is stored in, found by rounding it as fast as can be."""
     quick = replace(settings, passes=0, rank=0)
     squares = (np.ones_like(matrix),) if settings.method in GRADIENT_METHODS else ()
-    return quantizer(matrix, np.eye(matrix.shape[1]), quick, *squares).stored(name)[1].bytes
+    return quantizer(matrix, np.eye(matrix.shape[1]), quick, *squares).stored(name)[1]
