@@ -66,6 +66,7 @@ class MatMul(CodeProduct[T]):
     quant: T
     sums: T
     scales: T
+    high: T
 
     def accesses(self: MatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield from int8_parts(self, READ, StoredMatrix.at(self.matrix, arrays).columns, case.tokens)
@@ -79,6 +80,7 @@ class GroupMatMul(CodeProduct[T]):
 
     quant: T
     scales: T
+    high: T
     group: T
     starts: T
     shares: T
