@@ -22,23 +22,32 @@ def _limits(size: np.ndarray) -> np.ndarray:
     padded = np.pad(size, ((0, 0), (0, -size.shape[1] % 16)))
     lanes = np.zeros((len(size), 16), np.float32)
     for k in range(0, padded.shape[1], 16):
-        lanes += padded[:, k : k + 16]
+        with np.errstate(over="ignore", invalid="ignore"):
+            lanes += padded[:, k : k + 16]
     return (tree(lanes) * (_LIMIT / F(size.shape[1])))[:, None]
+
+
+def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers float32 [T, K] and scales float32 [T, blocks of 256 columns]; NaN where a number is not finite."""
+    codes, scales = np.zeros(x.shape, np.float32), []
+    for start in range(0, x.shape[1], 256):
+        part = x[:, start : start + 256]
+        size = np.abs(part)
+        top, limit = size.max(axis=1, keepdims=True) + (part - part).sum(axis=1, keepdims=True), _limits(size)
+        rest = np.where(size <= limit, size, F(0)).max(axis=1, keepdims=True)
+        outliers = (top > limit) & (top >= F(2.0**-100))
+        unit = np.where(outliers, np.maximum(rest, top * F(1 / 256)), top)
+        with np.errstate(divide="ignore", over="ignore"):
+            inverse = np.where(unit > 0, F(127) / unit, F(0))
+        codes[:, start : start + 256] = np.rint(part * inverse)
+        scales.append((unit * F(1 / 127))[:, 0])
+    return codes, np.stack(scales, axis=1)
 
 
 def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int64 [T, K] and scales float32 [T, blocks of 256 columns] of finite numbers."""
-    codes, scales = np.zeros(x.shape, np.int64), []
-    for start in range(0, x.shape[1], 256):
-        part = x[:, start : start + 256]
-        size = np.abs(part)
-        top, limit = size.max(axis=1, keepdims=True), _limits(size)
-        rest = np.where(size <= limit, size, F(0)).max(axis=1, keepdims=True)
-        unit = np.where((top > limit) & (top >= F(2.0**-100)), np.maximum(rest, top * F(1 / 256)), top)
-        inverse = np.where(unit > 0, F(127) / np.where(unit > 0, unit, F(1)), F(0))
-        codes[:, start : start + 256] = np.rint(part * inverse)
-        scales.append((unit * F(1 / 127))[:, 0])
-    return codes, np.stack(scales, axis=1)
+    codes, scales = rounded(x)
+    return codes.astype(np.int64), scales
 
 
 def values(x: np.ndarray) -> np.ndarray:

@@ -22,8 +22,9 @@ from runtime_py.engine.loop.dispatch import by_width
 from runtime_py.engine.program import _allow_amx, _amx_config
 from runtime_py.engine.records.stored_matrix import RAW_WIDTH, matrix_record, matrix_width
 from runtime_py.simd.codes import RAW, WIDTHS
+from runtime_py.simd.digits import HIGH_BYTES
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
-from runtime_py.simd.tile import amx_configure, amx_release, has_amx
+from runtime_py.simd.tile import amx_block, amx_configure, amx_release, has_amx
 from runtime_py.system.guard_pages import aligned_bytes
 from tests.runtime_py.engine.activation_reference import quantized, values, with_outliers
 from tests.runtime_py.engine.instruction_sets import all_or_one, at_width, with_widths
@@ -230,6 +231,39 @@ def test_a_token_does_not_depend_on_those_beside_it():
     whole = product(KINDS[0][0], False, layout, parts, x)
     for first, last in ((0, 2), (5, 22), (16, 40), (31, 33)):
         np.testing.assert_array_equal(product(KINDS[0][0], False, layout, parts, x[first:last]), whole[first:last])
+
+
+@nb.njit
+def one_amx_block(weights, wide, low, sums, scales, high, per_high, totals, spill):
+    amx_block(weights, wide, low, 0, sums, scales, 64, high, per_high, 0, totals, spill)
+
+
+@pytest.mark.skipif(has_amx() or "avx512vbmi" not in available(), reason="the tiles themselves are tested with AMX")
+@pytest.mark.parametrize("filled", [(5, 0), (0, 64), (3, 1), (0, 0)])
+def test_high_digits_are_added_to_the_sums_of_amx_tiles(filled):
+    """Where there is no AMX the code of the tiles is left out, so the sums are those that lie there before."""
+    rng, wide = np.random.default_rng(sum(filled)), 320
+    weights = rng.integers(0, 256, (32, wide)).astype(np.uint8)
+    tiles = rng.integers(-1000, 1000, (2, 2, 16, 16)).astype(np.int32)  # of rows, of groups
+    sums, scales = rng.integers(-1000, 1000, (2, 16)).astype(np.int32), np.ones((2, 16), np.float32)
+    high, digits = np.zeros((2, HIGH_GROUP), np.uint8), np.zeros((2, 64, 16, 4), np.int8)
+    for v, count in enumerate(filled):
+        places = rng.choice(64, count, replace=False)
+        digits[v, places] = rng.integers(-2, 3, (count, 16, 4))
+        high[v, :8] = np.array([sum(1 << int(i) for i in places)], np.uint64).view(np.uint8)
+        noise = rng.integers(0, 256, (64, 16, 4)).astype(np.uint8)  # where no place says that there is a digit
+        noise[places] = digits[v, places].view(np.uint8)
+        high[v, HIGH_BYTES:] = noise.reshape(-1)
+    totals, spill = np.zeros((32, 2, 16), np.float32), tiles.copy()
+    one_amx_block(
+        weights.ctypes.data, wide, 0, sums.ctypes.data, scales.ctypes.data, high.ctypes.data, HIGH_GROUP,
+        totals.ctypes.data, spill.ctypes.data,
+    )  # fmt: skip
+    four = weights[:, :256].astype(np.int64).reshape(32, 64, 4)
+    upper = np.einsum("rkc,vktc->rvt", four, digits.astype(np.int64))
+    expected = tiles.transpose(0, 2, 1, 3).reshape(32, 2, 16) + sums + 255 * upper
+    assert np.abs(expected).max() < 1 << 24
+    np.testing.assert_array_equal(totals, expected)
 
 
 @settings(max_examples=200)
