@@ -61,7 +61,7 @@ class CodeProduct(Product[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class MatMul(CodeProduct[T]):
-    """int8 activations times a matrix with one codebook along each row."""
+    """Integer activations times a matrix with one codebook along each row."""
 
     quant: T
     sums: T
@@ -76,7 +76,7 @@ class MatMul(CodeProduct[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class GroupMatMul(CodeProduct[T]):
-    """int8 activations times a matrix of group-scaled codes."""
+    """Integer activations times a matrix of group-scaled codes."""
 
     quant: T
     scales: T
