@@ -150,21 +150,22 @@ def quantize_group(
         left = min(columns - 256 * b, 256)
         left_wide = (left + 63) // 64 * 64
         place, own = (group * blocks + b) * 64, high + (group * blocks + b) * HIGH_GROUP
-        places = np.int64(0)
+        places, with_digits = np.int64(0), np.int64(0)
         for t in range(count):
             x = source + 4 * ((16 * group + t) * stride + 256 * b)
             scale, lanes, some = _quantize_block(isa, x, left, left_wide, scratch + 256 * t, digits + 256 * t)
             put_f32(scales + place + 4 * t, scale)
             put_i32(sums + place + 4 * t, nb.int32(-offset * sum_ints(lanes)))
             places |= some
-            if some == 0:
-                for k in range(0, left_wide, 64):
-                    store_bytes(digits + 256 * t + k, zero_bytes())
+            with_digits |= np.int64(some != 0) << t
         target = quantized + group * wide * 16 + b * 4096
         put_i64(own, places)
         for k in range(0, left_wide, 64):
             transpose16(scratch + k, 256, target + 16 * k, 64)
             if (places >> (k // 4)) & 0xFFFF != 0:
+                for t in range(count):
+                    if (with_digits >> t) & 1 == 0:
+                        store_bytes(digits + 256 * t + k, zero_bytes())
                 transpose16(digits + k, 256, own + HIGH_BYTES + 16 * k, 64)
         if group % 2 == 0 and 16 * group + 16 >= tokens:
             put_i64(own + blocks * HIGH_GROUP, np.int64(0))
