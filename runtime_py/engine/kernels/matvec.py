@@ -1,7 +1,7 @@
 """One token times a codebook matrix: bound by reading the codes, so each byte is read once and used from registers.
 
-The activations are int8 with one scale per block of 256 columns (quantize.py). Inside a block everything is an exact
-integer; blocks are added as float32 in 16 fixed lanes.
+The activations are integers with one scale per block of 256 columns, most of them a byte (quantize.py). Inside a block
+everything is exact; blocks are added as float32 in 16 fixed lanes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import numba as nb
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.kernels.quantize import HIGH_TOKEN
 from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, table
+from runtime_py.simd.digits import HIGH_BYTES, times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
+    add_ints,
     broadcast_float,
     fused,
     get_f32,
+    get_i64,
     load_bytes,
     load_ints,
     prefetch,
@@ -24,16 +28,17 @@ from runtime_py.simd.vectors import (
     sum_floats,
     to_floats,
     zero_floats,
+    zero_ints,
 )
 
 _AHEAD = 4096  # bytes that the software asks for ahead of its reads: hardware stops at page ends (measured: +50 %)
 
 
 @nb.njit(cache=True)
-def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, bias, accumulate, scratch):
+def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch):
     """out[first:last] (= or +=) rows of the matrix times the token, plus bias (an address, or 0).
 
-    matrix: address of a record of the given width; quantized, sums, scales: see quantize.py; scratch: 256 bytes,
+    matrix: address of a record of the given width; quantized, sums, scales, high: see quantize.py; scratch: 256 bytes,
     and one for each column rounded up to 64.
     """
     m = read_matrix(matrix)
@@ -51,21 +56,37 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, b
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             acc = load_ints(sums + 64 * b)
-            acc = dot(isa, acc, weights(isa, width, entries, at, 0, state), load_bytes(q))
-            acc = dot(isa, acc, weights(isa, width, entries, at, 1, state + 64), load_bytes(q + 64))
-            acc = dot(isa, acc, weights(isa, width, entries, at, 2, state + 128), load_bytes(q + 128))
-            acc = dot(isa, acc, weights(isa, width, entries, at, 3, state + 192), load_bytes(q + 192))
+            w0 = weights(isa, width, entries, at, 0, state)
+            w1 = weights(isa, width, entries, at, 1, state + 64)
+            w2 = weights(isa, width, entries, at, 2, state + 128)
+            w3 = weights(isa, width, entries, at, 3, state + 192)
+            if get_i64(high + HIGH_TOKEN * b) != 0:
+                digits = high + HIGH_TOKEN * b + HIGH_BYTES
+                upper = dot(isa, zero_ints(), w0, load_bytes(digits))
+                upper = dot(isa, upper, w1, load_bytes(digits + 64))
+                upper = dot(isa, upper, w2, load_bytes(digits + 128))
+                upper = dot(isa, upper, w3, load_bytes(digits + 192))
+                acc = add_ints(acc, times_255(upper))
+            acc = dot(isa, acc, w0, load_bytes(q))
+            acc = dot(isa, acc, w1, load_bytes(q + 64))
+            acc = dot(isa, acc, w2, load_bytes(q + 128))
+            acc = dot(isa, acc, w3, load_bytes(q + 192))
             total = fused(to_floats(acc), broadcast_float(scales + 4 * b), total)
             at += block_bytes
         if m.tail > 0:
             if m.places == 0:
                 unpack_block(at, m.bits, m.tail, scratch)
-            acc = load_ints(sums + 64 * m.blocks)
+            acc, upper = load_ints(sums + 64 * m.blocks), zero_ints()
+            own = high + HIGH_TOKEN * m.blocks
+            outliers = get_i64(own) != 0
             for s in range((m.tail + 63) // 64):
                 place = 256 * m.blocks + 64 * s
                 code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + place)
-                acc = dot(isa, acc, lookup(isa, width, entries, code), load_bytes(quantized + place))
-            total = fused(to_floats(acc), broadcast_float(scales + 4 * m.blocks), total)
+                w = lookup(isa, width, entries, code)
+                acc = dot(isa, acc, w, load_bytes(quantized + place))
+                if outliers:
+                    upper = dot(isa, upper, w, load_bytes(own + HIGH_BYTES + 64 * s))
+            total = fused(to_floats(add_ints(acc, times_255(upper))), broadcast_float(scales + 4 * m.blocks), total)
         value = sum_floats(total) * get_f32(m.scale + n // m.scale_rows * 4)
         if bias != 0:
             value += get_f32(bias + 4 * n)
