@@ -4,7 +4,7 @@
 #include "kernels.h"
 #include "vectors.h"
 
-static const float LIMIT = 6.0f;            // times the root mean square: beyond it a column has a high digit
+static const float LIMIT = 5.0f;            // times the root mean square: beyond it a column has a high digit
 static const float SMALL = 0x1p-50f;        // a largest magnitude below which nothing is told apart
 static const float TO_WHOLE = 12582912.0f;  // 1.5 * 2**23: adding and subtracting it rounds half to even
 

@@ -62,9 +62,7 @@ from runtime_py.simd.vectors import (
 )
 
 HIGH_TOKEN, HIGH_GROUP = HIGH_BYTES + 256, HIGH_BYTES + 4096  # bytes of the high digits of a block
-_LIMIT = np.float32(
-    6.0
-)  # times the root mean square of a block, so at most 7 columns of 256 are beyond; docs/runtime.md
+_LIMIT = np.float32(5.0)  # times the root mean square of a block: at most 10 of 256 columns are beyond
 _SMALL = np.float32(2.0**-50)  # a largest magnitude below which nothing is told apart
 
 
