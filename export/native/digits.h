@@ -4,8 +4,8 @@
 #include "kernels.h"
 #include "vectors.h"
 
-static const float LIMIT = 10.0f;           // times the mean magnitude: beyond it a column has a high digit
-static const float SMALL = 0x1p-100f;       // a largest magnitude below which nothing is told apart
+static const float LIMIT = 5.0f;            // times the root mean square: beyond it a column has a high digit
+static const float SMALL = 0x1p-50f;        // a largest magnitude below which nothing is told apart
 static const float TO_WHOLE = 12582912.0f;  // 1.5 * 2**23: adding and subtracting it rounds half to even
 
 INLINE int32_t whole(float value) { return (int32_t)(value + TO_WHOLE - TO_WHOLE); }
@@ -14,16 +14,17 @@ INLINE int32_t whole(float value) { return (int32_t)(value + TO_WHOLE - TO_WHOLE
 INLINE float block_unit(const float *x, int64_t columns, float largest, int *outliers) {
     Floats total = {};
     for (int64_t k = 0; k < columns; k += LANES) {
-        Floats sizes = {};
-        for (int64_t l = 0; l < LANES && k + l < columns; l++) sizes[l] = x[k + l] < 0 ? -x[k + l] : x[k + l];
-        total += sizes;
+        Floats some = {};
+        for (int64_t l = 0; l < LANES && k + l < columns; l++) some[l] = x[k + l];
+        Floats squares = some * some; // a statement of its own: rounded before it is added
+        total += squares;
     }
-    float limit = sum_floats(total) * (LIMIT / (float)columns), rest = 0;
-    *outliers = largest > limit && largest >= SMALL;
+    float limit = sum_floats(total) * (LIMIT * LIMIT / (float)columns), rest = 0; // of squares
+    *outliers = largest * largest > limit && largest >= SMALL;
     if (!*outliers) return largest;
     for (int64_t k = 0; k < columns; k++) {
         float size = x[k] < 0 ? -x[k] : x[k];
-        if (size <= limit && size > rest) rest = size;
+        if (size * size <= limit && size > rest) rest = size;
     }
     return rest > largest * (1.0f / 256.0f) ? rest : largest * (1.0f / 256.0f);
 }

@@ -1,8 +1,8 @@
 """Activations as integers with one scale per token and block of 256 columns, in the two layouts the products read.
 
 An integer is 255 * high + low, both digits within -127..127. The scale is that of int8 for what a block mostly holds:
-only columns beyond _LIMIT times the mean magnitude have a high digit. So an outlier does not take the precision of the
-255 columns beside it, and products read the high digits of few columns. A block without outliers is plain int8, its
+only columns beyond _LIMIT times the root mean square have a high digit. So an outlier does not take the precision of
+the 255 columns beside it, and products read the high digits of few columns. A block without outliers is plain int8, its
 largest magnitude 127. Sums of products over a block stay below 256 * 256 * 32512 < 2**31: 32 bits hold them exactly.
 
 One token: bytes of low digits in column order; sums int32 [blocks, 16] with lane l holding columns 4l..4l+3 (mod 64) of
@@ -33,7 +33,6 @@ from runtime_py.simd.vectors import (
     absolute,
     add,
     add_ints,
-    at_most,
     get_f32,
     get_i64,
     load_bytes,
@@ -49,6 +48,7 @@ from runtime_py.simd.vectors import (
     put_i64,
     rounded,
     splat_float,
+    squared_at_most,
     store_bytes,
     store_int8s,
     store_ints,
@@ -62,8 +62,8 @@ from runtime_py.simd.vectors import (
 )
 
 HIGH_TOKEN, HIGH_GROUP = HIGH_BYTES + 256, HIGH_BYTES + 4096  # bytes of the high digits of a block
-_LIMIT = np.float32(10.0)  # times the mean magnitude of a block; measured in docs/runtime.md
-_SMALL = np.float32(2.0**-100)  # a largest magnitude below which nothing is told apart
+_LIMIT = np.float32(5.0)  # times the root mean square of a block: at most 10 of 256 columns are beyond
+_SMALL = np.float32(2.0**-50)  # a largest magnitude below which nothing is told apart
 
 
 @nb.njit(cache=True, inline="always")
@@ -81,15 +81,15 @@ def _unit(source, columns, wide):
     for k in range(0, wide, 16):
         x = _part(source, columns, k)
         size = absolute(x)
-        top, none, total = maximum(top, size), add(none, subtract(x, x)), add(total, size)
+        top, none, total = maximum(top, size), add(none, subtract(x, x)), add(total, multiply(x, x))
     # NaN and infinity make a scale of NaN, so that they reach the logits instead of vanishing in a conversion.
     largest = max_floats(top) + sum_floats(none)
-    limit = sum_floats(total) * (_LIMIT / np.float32(columns))
-    if not (limit < largest < np.float32(np.inf)) or largest < _SMALL:
+    limit = sum_floats(total) * (_LIMIT * _LIMIT / np.float32(columns))  # of squares
+    if not (limit < largest * largest) or largest < _SMALL:
         return largest, False
     rest = zero_floats()
     for k in range(0, wide, 16):
-        rest = maximum(rest, at_most(absolute(_part(source, columns, k)), splat_float(limit)))
+        rest = maximum(rest, squared_at_most(absolute(_part(source, columns, k)), splat_float(limit)))
     return max(max_floats(rest), largest * np.float32(1.0 / 256.0)), True
 
 

@@ -18,13 +18,15 @@ def tree(lanes: np.ndarray) -> np.ndarray:
 
 
 def _limits(size: np.ndarray) -> np.ndarray:
-    """Magnitudes beyond which a column is an outlier, float32 [T, 1], of a block's magnitudes [T, up to 256]."""
-    padded = np.pad(size, ((0, 0), (0, -size.shape[1] % 16)))
+    """Squares beyond which a column is an outlier, float32 [T, 1], of a block's magnitudes [T, up to 256]."""
+    with np.errstate(over="ignore"):
+        squares = size * size
+    padded = np.pad(squares, ((0, 0), (0, -size.shape[1] % 16)))
     lanes = np.zeros((len(size), 16), np.float32)
     for k in range(0, padded.shape[1], 16):
         with np.errstate(over="ignore", invalid="ignore"):
             lanes += padded[:, k : k + 16]
-    return (tree(lanes) * (_LIMIT / F(size.shape[1])))[:, None]
+    return (tree(lanes) * (_LIMIT * _LIMIT / F(size.shape[1])))[:, None]
 
 
 def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -34,8 +36,9 @@ def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         part = x[:, start : start + 256]
         size = np.abs(part)
         top, limit = size.max(axis=1, keepdims=True) + (part - part).sum(axis=1, keepdims=True), _limits(size)
-        rest = np.where(size <= limit, size, F(0)).max(axis=1, keepdims=True)
-        outliers = (top > limit) & (top >= F(2.0**-100))
+        with np.errstate(over="ignore"):
+            rest = np.where(size * size <= limit, size, F(0)).max(axis=1, keepdims=True)
+            outliers = (top * top > limit) & (top >= F(2.0**-50))
         unit = np.where(outliers, np.maximum(rest, top * F(1 / 256)), top)
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.where(unit > 0, F(127) / unit, F(0))
