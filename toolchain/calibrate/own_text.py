@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
@@ -101,10 +102,32 @@ class OwnText:
         return np.concatenate(list(ordered(write, pieces(self._count, _BATCH))))
 
 
+class _RoomyLayer(DynamicLayer):
+    """Keys and values in arrays with room for more tokens, where transformers copies all of them for each."""
+
+    _room: list[torch.Tensor] | None = None  # keys and values [batch, heads, room, head dim]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        past, fresh = self.get_seq_length(), (key_states, value_states)
+        count = past + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < count:
+            room = [x.new_empty(*x.shape[:-2], 2 * count, x.shape[-1]) for x in fresh]
+            for larger, smaller in zip(room, self._room or ()):
+                larger[:, :, :past] = smaller[:, :, :past]
+            self._room, self.is_initialized = room, True
+            self.dtype, self.device = key_states.dtype, key_states.device
+        for array, x in zip(self._room, fresh):
+            array[:, :, past:count] = x
+        self.keys, self.values = (array[:, :, :count] for array in self._room)
+        return self.keys, self.values
+
+
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
     rows = fresh = torch.from_numpy(prompts)
-    cache = DynamicCache()
+    cache = Cache(layer_class_to_replicate=_RoomyLayer)
     with torch.no_grad():
         while rows.shape[1] < length:
             logits = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
