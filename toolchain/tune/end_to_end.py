@@ -3,7 +3,7 @@
 After the blocks have been quantized one by one, the whole quantized model is trained for some steps so that its output
 distribution follows the source model's on the calibration text (knowledge distillation, arXiv 1503.02531; the idea of
 tuning discrete codes by straight-through gradients is PV-tuning's, arXiv 2405.14852, in its simplest form). Needs the
-whole model in memory several times: 40 bytes per parameter, and 4 for each window under way.
+whole model in memory several times: 28 bytes per parameter, and what two windows under way take.
 
 The state is saved every minute, and the batch of a step depends on the seed and the step alone, so that a killed run
 continues to the same result.
