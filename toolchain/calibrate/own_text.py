@@ -22,8 +22,8 @@ from toolchain.source.folding import FoldedSource
 from toolchain.system.threads import ordered, pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
-_BATCH = 64  # windows written together: enough to share the weights' way through memory
-_CHUNK = 4 * _BATCH  # windows made at a time
+_BATCH = 64  # windows written together at most: enough to share the weights' way through memory
+CHUNK = 4 * _BATCH  # windows made at a time
 
 
 def whole_model(source: SourceModel, precision: str = FLOAT32) -> PreTrainedModel:
@@ -75,7 +75,7 @@ def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int, prec
 class OwnText:
     """An endless list of windows written by a model; window i depends on the seed, the text and the model alone."""
 
-    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = _CHUNK) -> None:
+    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = CHUNK) -> None:
         """text: token ids int64 [n], more than `length` of them; length: tokens a window, at most the context."""
         self._model, self._text, self._length, self._seed, self._count = model, text, length, seed, chunk
         self._place, self._chunk = -1, np.empty((0, length), np.int64)
@@ -99,7 +99,7 @@ class OwnText:
             draws = torch.Generator().manual_seed((self._seed + place * self._count + batch.start) % 2**63)
             return continued(self._model, prompts[batch], self._length, draws)
 
-        return np.concatenate(list(ordered(write, pieces(self._count, _BATCH))))
+        return np.concatenate(list(ordered(write, pieces(self._count, min(_BATCH, -(-self._count // 2))))))
 
 
 class _RoomyLayer(DynamicLayer):

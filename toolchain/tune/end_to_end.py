@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.files.access import replacing
-from toolchain.calibrate.own_text import OwnText
+from toolchain.calibrate.own_text import CHUNK, OwnText
 from toolchain.system.threads import pieces
 from toolchain.tune.microbatch import accumulate, code_widths, trainable_parameters
 from toolchain.tune.trainable.base import TrainableMatrix
@@ -107,7 +107,8 @@ class Tuner:
             base = settings.rate_of(widths.get(name)) * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
             groups.append({"params": [parameter], "lr": base, "base": base, "name": name})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed)
+        own = min(settings.steps * settings.own_windows, CHUNK) or 1
+        self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed, own)
         self.step = 0
         self._load()
 
