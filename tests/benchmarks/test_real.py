@@ -212,6 +212,16 @@ def test_the_page_and_its_plot(tmp_path):
     assert ET.parse(tmp_path / "plot.svg").getroot().tag.endswith("svg")
 
 
+def test_readme_gets_its_part_between_the_marks():
+    held = [made_row("float32", "source", 16.0, 0.0), made_row("three", rows.DEFAULTS, 3.1, 0.3)]
+    marked = "before\n" + "\nold\n".join(page.README_PART) + "\nafter\n"
+    found = page.readme(marked, held)
+    assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
+    assert "| three | 3.10 |" in found and found == page.readme(found, held)
+    with pytest.raises(ValueError, match="begin"):
+        page.readme("nothing", held)
+
+
 def test_the_page_of_no_rows_at_all():
     assert "| row |" in page.page([], {}, "x", [])
 

@@ -1,4 +1,4 @@
-"""The table of a real language model, docs/real-model.md: quality, size, time, memory and speed, ours and peers.
+"""The table of a real language model, docs/real-model.md and its part of README: quality, size, time and speed.
 
     python -m tests.benchmarks.real -o FOLDER [--tools FOLDER_OF_LLAMA_CPP] [--hqq PYTHON] [--auto-round PYTHON]
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of the speed measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
     args = parser.parse_args()
     yard = Yard(args.output, args.source or source_folder())
     if not args.page_only:
@@ -57,6 +58,8 @@ def main() -> None:
     args.docs.mkdir(exist_ok=True)
     text = page.page(held_rows, kept_speeds(yard), REFERENCE, REFUSED)
     (args.docs / "real-model.md").write_text(text, encoding="utf-8")
+    if args.readme.exists():
+        args.readme.write_text(page.readme(args.readme.read_text(encoding="utf-8"), held_rows), encoding="utf-8")
     page.picture(held_rows, args.docs / "real-model.svg")
 
 

@@ -1,4 +1,4 @@
-"""docs/real-model.md and its plot, from the rows that FOLDER holds."""
+"""docs/real-model.md, its plot and what README shows of it, from the rows that FOLDER holds."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ every byte that has to be shipped, tokenizer included.
 """
 QUALITY = ("row", "bits", "files, MB", "perplexity / float32", "KL", "KL, float32", "top-1", "chat KL", "chat top-1")
 CHOICES = ("row", "all", *CATEGORIES, "ten answers")
+README_QUALITY = (
+    "row", "bits", "files, MB", "perplexity / float32", "KL", "top-1", "chat KL", "questions", "ten answers", "minutes",
+)  # fmt: skip
 WORK = ("row", "time, s", "processor, s", "peak memory, MB", "decode, tokens/s", "prefill, tokens/s")
 
 
@@ -123,6 +126,37 @@ def page(rows: list[dict[str, Any]], speeds: dict[str, Any], reference: str, ref
         "```", *(row["command"] for row in ready), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+README_PART = ("<!-- real model: begin -->", "<!-- real model: end -->")  # what stands between is written by readme()
+
+
+def readme(text: str, rows: list[dict[str, Any]]) -> str:
+    """README's text with the table and the ten answers of these rows between its two marks. Raises ValueError."""
+    if any(text.count(mark) != 1 for mark in README_PART):
+        raise ValueError(f"README has not one {' and one '.join(README_PART)}")
+    before, rest = text.split(README_PART[0])
+    quality = table(README_QUALITY, [readme_cells(row) for row in scored(rows)])
+    lines = [README_PART[0], "", *quality, "", *answer_lines(rows), "", README_PART[1]]
+    return before + "\n".join(lines) + rest.split(README_PART[1])[1]
+
+
+def readme_cells(row: dict[str, Any]) -> list[str]:
+    name, bits, files, ratio, kl, _, top1, chat, _ = quality_cells(row)
+    _, answered, *_, ten = choice_cells(row)
+    made = row["made"]
+    return [
+        name,
+        bits,
+        files,
+        ratio,
+        kl,
+        top1,
+        chat,
+        answered,
+        ten,
+        f"{made['seconds'] / 60:.0f}" if made["seconds"] else "-",
+    ]
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
