@@ -14,6 +14,7 @@ from hw_model.machines.result import CostReport
 from targets import Target, TargetError, load_target
 
 OBJECTIVES = ("latency", "energy", "edp")
+_ONE_MATRIX_AFTER_ANOTHER = ("pim", "attentionlego")  # kinds of machines whose arrays hold what every token needs
 
 
 def estimate(
@@ -22,7 +23,8 @@ def estimate(
 ) -> list[CostReport]:  # fmt: skip
     """Cost of one forward pass of the model in `folder` on each target.
 
-    Raises InputError for an unknown target, phase, profile or objective, or a graph with an operator that has no price.
+    Raises InputError for an unknown target, phase, profile or objective, or a graph with an operator that has no price,
+    on one of the targets or at all.
     """
     work, phase = workload(folder, phase_name, context), Phase.of(phase_name, context)
     return [price(work, phase, open_target(name), profile, objective) for name in targets]
@@ -34,6 +36,8 @@ def price(
     """Cost of operations on one target. Raises InputError for an unknown profile or objective, or a zero divisor."""
     if objective not in OBJECTIVES:
         raise InputError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    if not has_rules(target, work):
+        raise InputError(f"{target.name}: there is no rule for a mixture of experts on machines of kind {target.kind}")
     try:
         if target.kind == "cpu":
             return cpu.cost(list(work), phase, target)
@@ -42,6 +46,11 @@ def price(
         return {"pim": pim.cost, "stream": stream.cost}[target.kind](work, phase, target, objective)
     except (ZeroDivisionError, OverflowError, KeyError):
         raise InputError(f"{target.path}: a constant that something is divided by is 0, or out of range") from None
+
+
+def has_rules(target: Target, work: Sequence[Operation]) -> bool:
+    """Whether the target prices everything that this work consists of."""
+    return target.kind not in _ONE_MATRIX_AFTER_ANOTHER or all(op.kind != "experts" for op in work)
 
 
 def open_target(name: str) -> Target:

@@ -19,6 +19,7 @@ import onnx
 from export.contract.errors import InputError
 from export.contract.formats import LOOKUPS, PRODUCTS, CodebookLayout, Layout, operator_layout
 from export.contract.formats.base import DOMAIN, FLOATS
+from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
 from export.contract.operators.integers import SDR_MATMUL, IntegerLayout, format_of
 from export.contract.sdr import SdrFormat
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
@@ -57,6 +58,15 @@ class Node:
     def matrix_layout(self) -> Layout:
         """Attributes of a product with a stored matrix, or of a lookup. Raises InputError when one is wrong."""
         return self._attributes(partial(operator_layout, self.op_type))
+
+    @property
+    def is_expert_product(self) -> bool:
+        """Whether it is a product with the matrices of picked experts."""
+        return self.domain == DOMAIN and self.op_type in EXPERT_PRODUCTS
+
+    def expert_layout(self) -> ExpertLayout:
+        """Attributes of a product with experts. Raises InputError when one is wrong."""
+        return self._attributes(partial(ExpertLayout.of, self.op_type))
 
     def layout(self) -> CodebookLayout:
         """Attributes of a CodebookMatMul or CodebookGather node. Raises InputError when one is wrong."""
@@ -144,7 +154,9 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int]
     values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
     for node in nodes:
         if node.is_product or node.is_lookup:
-            _check_matrix(node, weights)
+            _check_matrix(node, node.matrix_layout(), 1, weights)
+        elif node.is_expert_product:
+            _check_matrix(node, node.expert_layout(), 2, weights)
         elif node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
             sparse_weights(node, weights)
         elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
@@ -332,15 +344,17 @@ def _read(folder: Path, name: str, size: int) -> np.ndarray:
     return data
 
 
-def _check_matrix(node: Node, weights: Mapping[str, np.ndarray]) -> None:
-    """The parts must be stored and fit the attributes; those that can be may be computed from other weights."""
-    layout = node.matrix_layout()
+def _check_matrix(node: Node, layout: Layout | ExpertLayout, first: int, weights: Mapping[str, np.ndarray]) -> None:
+    """The parts must be stored and fit the attributes; those that can be may be computed from other weights.
+
+    first: which input of the node is the first part.
+    """
     parts = layout.parts()
     needed = " and ".join(name for name, part in parts.items() if not part.computed)
-    if len(node.inputs) != 1 + len(parts):
+    if len(node.inputs) != first + len(parts):
         raise InputError(f"node {node.name}: {node.op_type} needs {needed} as stored weights")
     arrays = []
-    for (name, part), given in zip(parts.items(), node.inputs[1:]):
+    for (name, part), given in zip(parts.items(), node.inputs[first:]):
         if given not in weights and not part.computed:
             raise InputError(f"node {node.name}: {node.op_type} needs {needed} as stored weights")
         arrays.append(weights[given] if given in weights else np.empty(part.shape, part.dtypes[0]))

@@ -100,6 +100,7 @@ class Body:
         self._attributes = frozenset(attributes)
         self._made: dict[Node, Value] = {}
         self._names: dict[Value, str] = {}
+        self._instead: dict[str, Value] = {}
 
     def __getattr__(self, operator: str) -> Callable[..., Value]:
         """The standard operator of this name, one with a single output: b.Gather(x, i, axis=1, name="rows")."""
@@ -118,7 +119,13 @@ class Body:
 
     def attribute(self, name: str) -> Value:
         """int64 [], an attribute of the function."""
+        if name in self._instead:
+            return self._instead[name]
         return self._node("Constant", (), {"value_int": self.reference(name)})
+
+    def replace(self, name: str, value: Value) -> None:
+        """From here on attribute(name) is this value, for a part of the body that is written for another size."""
+        self._instead[name] = value
 
     def float_attribute(self, name: str) -> Value:
         """float32 [], an attribute of the function."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
+from export.graph.experts import ExpertLayers
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.spec import ModelSpec
 from export.graph.writer import Dim
@@ -33,6 +34,7 @@ class BlockBuilder:
 
     def __init__(self, spec: ModelSpec, layers: Layers) -> None:
         self.spec, self.layers, self.g = spec, layers, layers.g
+        self.experts = ExpertLayers(spec, layers)
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
@@ -166,6 +168,8 @@ class BlockBuilder:
 
     def _feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
         g, spec, names = self.g, self.spec, self.spec.block
+        if names.experts is not None:
+            return self.experts.feed_forward(layer, value)
         at, width = f"/model/layers.{layer}/mlp", spec.feed_forward
         shape: list[Dim] = [BATCH, SEQUENCE, width]
         if names.fused_gate_up is not None:
@@ -179,9 +183,9 @@ class BlockBuilder:
                 gate = self._linear(layer, names.gate, value, spec.hidden_size, width)
             up = self._linear(layer, names.up, value, spec.hidden_size, width)
         if gate is None:
-            inner = self.layers.activate(spec.activation, up, f"{at}/activation", width)
+            inner = self.layers.activate(spec.activation, up, f"{at}/activation", shape)
         else:
-            active = self.layers.activate(spec.activation, gate, f"{at}/activation", width)
+            active = self.layers.activate(spec.activation, gate, f"{at}/activation", shape)
             inner = g.op("Mul", f"{at}/gated", [active, up], shape)
         return self._linear(layer, names.down, inner, width, spec.hidden_size)
 

@@ -14,6 +14,7 @@ from export.artefacts.records import CODES, STANDARD, StoredPart, TensorRecord
 from export.contract.errors import InputError
 from export.contract.formats import FORMATS, CodebookLayout
 from export.contract.formats.base import DOMAIN
+from export.contract.operators.experts import expert_functions
 from export.contract.operators.integers import IntegerLayout
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.graph.bodies.sparse import sparse_function
@@ -29,6 +30,7 @@ class Layers:
     def __init__(self, g: GraphWriter, checkpoint: StoredTensors) -> None:
         self.g, self.checkpoint = g, checkpoint
         self._decoded_parts: dict[tuple[str, str], ir.Value] = {}
+        self.expert_schemes: set[str] = set()  # formats that experts are stored in
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
 
@@ -37,6 +39,7 @@ class Layers:
         records = self.checkpoint.records.values()
         schemes = {CodebookLayout.SCHEME, *(record.scheme for record in records)}  # codes of scales are codebooks
         found = [body for scheme, kind in FORMATS.items() if scheme in schemes for body in kind.function_bodies()]
+        found += expert_functions(frozenset(self.expert_schemes))
         return (*found, sparse_function()) if any(record.outliers for record in records) else tuple(found)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
@@ -135,9 +138,8 @@ class Layers:
         divided = self.scaled(value, 1 / cap, f"{name}/divided", width)
         return self.scaled(self.g.op("Tanh", f"{name}/tanh", [divided], shape), cap, name, width)
 
-    def activate(self, kind: str, value: ir.Value, name: str, width: int) -> ir.Value:
+    def activate(self, kind: str, value: ir.Value, name: str, shape: list[Dim]) -> ir.Value:
         """ "silu", "gelu", "gelu_tanh" or "relu"."""
-        shape: list[Dim] = [BATCH, SEQUENCE, width]
         if kind == "silu":
             gate = self.g.op("Sigmoid", f"{name}/sigmoid", [value], shape)
             return self.g.op("Mul", name, [value, gate], shape)

@@ -14,8 +14,29 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A feed-forward part made of many, of which a router picks a few for every token.
+
+    The router's probabilities are the softmax of its products over all experts; the largest `per_token` are taken and
+    weight what those experts give.
+    """
+
+    count: int
+    per_token: int
+    normalised: bool  # the weights of a token are divided by their sum
+    router: str = "mlp.gate"  # its matrix [count, hidden_size] stays as it is
+
+    def names(self, template: str) -> tuple[str, ...]:
+        """The modules of all experts that a name with {expert} in it stands for."""
+        return tuple(template.format(expert=number) for number in range(self.count))
+
+
+@dataclass(frozen=True)
 class BlockNames:
-    """Module names inside one transformer block, relative to its prefix; None where the family has no such module."""
+    """Module names inside one transformer block, relative to its prefix; None where the family has no such module.
+
+    With experts, gate, up and down are names with {expert} in them.
+    """
 
     attention_norm: str | None  # before the attention
     attention_output: str
@@ -34,12 +55,32 @@ class BlockNames:
     query_norm: str | None = None  # RMSNorm on queries, over each head or all of them (ModelSpec.norm_each_head)
     key_norm: str | None = None
     fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
+    experts: Experts | None = None
 
     def linears(self) -> tuple[str, ...]:
         """The block's linear layers in the order of the forward pass."""
+        return (*self.everyones(), *(name for names in self.by_expert() for name in names))
+
+    def everyones(self) -> tuple[str, ...]:
+        """The linear layers that read every token."""
         attention = (self.query, self.key, self.value, self.fused_qkv, self.attention_output)
-        feed_forward = (self.gate, self.up, self.fused_gate_up, self.down)
+        feed_forward = (self.gate, self.up, self.fused_gate_up, self.down) if self.experts is None else ()
         return tuple(name for name in (*attention, *feed_forward) if name is not None)
+
+    def of_experts(self) -> tuple[str, ...]:
+        """Those that every expert has one of, with {expert} in their names; none without experts."""
+        return () if self.experts is None else tuple(name for name in (self.gate, self.up, self.down) if name)
+
+    def alike(self) -> tuple[tuple[str, ...], ...]:
+        """The linear layers, those together that are stored in one form: the same layer of all experts."""
+        one_by_one = tuple((name,) for name in self.everyones())
+        return one_by_one if self.experts is None else (*one_by_one, *map(self.experts.names, self.of_experts()))
+
+    def by_expert(self) -> tuple[tuple[str, ...], ...]:
+        """The linear layers of each expert."""
+        if self.experts is None:
+            return ()
+        return tuple(zip(*(self.experts.names(template) for template in self.of_experts())))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Max": ("elementwise", 1),
     "Where": ("elementwise", 1),
     "ReduceSum": ("reduction", 1),
+    "Softmax": ("reduction", 6),
+    "TopK": ("reduction", 4),
     "ReduceMax": ("reduction", 1),
     "ReduceL2": ("reduction", 2),
     "CumSum": ("mask", 1),
@@ -113,6 +115,8 @@ def operation_of(node: Node, context: Context) -> Operation:
     weight_bytes = context.weight_bytes(node)
     if node.is_product or (node.op_type == "MatMul" and not node.domain):
         return _linear(node, context)
+    if node.is_expert_product:
+        return _experts(node, context)
     if ours and node.op_type == SPARSE_MATMUL:
         return _sparse(node, context)
     if node.is_lookup or (node.op_type == "Gather" and weight_bytes):
@@ -161,6 +165,18 @@ def _linear(node: Node, context: Context) -> Operation:
         raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")
     columns, rows = context.shape(node.inputs[1])[-2:]
     return linear(node, context, rows, columns)
+
+
+def _experts(node: Node, context: Context) -> Operation:
+    """Products of every pick. Weights are read of the experts that have a pick, if picks are evenly spread."""
+    layout, stored = node.expert_layout(), context.weight_bytes(node)
+    picks = context.elements(node.inputs[1])
+    missed = (1 - picks / context.phase.tokens / layout.experts) ** context.phase.tokens
+    return Operation(
+        node.name, "experts", macs=picks * layout.rows * layout.K, weight_bytes=round(stored * (1 - missed)),
+        activation_bytes=context.moved(node), rows=layout.rows, columns=layout.K,
+        weight_bits=8 * stored / (layout.N * layout.K), stored_bytes=stored,
+    )  # fmt: skip
 
 
 def _sparse(node: Node, context: Context) -> Operation:

@@ -38,7 +38,9 @@ class Operation:
     """The work of one node in one forward pass, batch size one."""
 
     name: str
-    kind: str  # linear, sparse, attention, embedding, normalization, activation, rotary, elementwise, mask, ...
+    kind: (
+        str  # linear, experts, sparse, attention, embedding, normalization, activation, rotary, elementwise, mask, ...
+    )
     macs: int = 0  # multiply-accumulates
     vector_ops: int = 0  # other arithmetic
     weight_bytes: int = 0  # read from the stored model at their real bits
@@ -52,6 +54,7 @@ class Operation:
     heads: int = 0  # attention only
     kv_heads: int = 0
     head_dim: int = 0
+    stored_bytes: int = 0  # experts: of all of them, of which weight_bytes are read
 
     @property
     def bytes(self) -> int:
@@ -61,6 +64,16 @@ class Operation:
 def held_bytes(operations: Iterable[tuple[Operation, int]]) -> int:
     """Stored bytes, of operations with their counts, that no array of a matrix holds: outliers, norms and biases."""
     return sum(op.weight_bytes * count for op, count in operations if op.kind not in ("linear", "embedding"))
+
+
+def expert_notes(operations: Iterable[tuple[Operation, int]]) -> tuple[str, ...]:
+    """The line of a report that says what of the experts is read; none for a model without them."""
+    stored = read = 0
+    for op, count in operations:
+        stored, read = stored + op.stored_bytes * count, read + op.weight_bytes * count * (op.kind == "experts")
+    return (f"experts: {read / 1e6:.3g} of {stored / 1e6:.3g} MB are read, picks taken as evenly spread",) * (
+        stored > 0
+    )
 
 
 def outlier_notes(operations: Iterable[tuple[Operation, int]], assumption: str) -> tuple[str, ...]:

@@ -15,9 +15,26 @@ from export.contract.formats.base import DOMAIN
 from hw_model.graph_work import contrib, nodes
 from hw_model.graph_work.integer_nodes import INTEGER_OPERATORS
 from hw_model.graph_work.nodes import FREE, Context
-from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase, held_bytes, outlier_notes
+from hw_model.graph_work.operation import (
+    ACTIVATION_BYTES,
+    CACHE_BYTES,
+    Operation,
+    Phase,
+    expert_notes,
+    held_bytes,
+    outlier_notes,
+)
 
-__all__ = ["ACTIVATION_BYTES", "CACHE_BYTES", "Operation", "Phase", "held_bytes", "operations", "outlier_notes"]
+__all__ = [
+    "ACTIVATION_BYTES",
+    "CACHE_BYTES",
+    "Operation",
+    "Phase",
+    "expert_notes",
+    "held_bytes",
+    "operations",
+    "outlier_notes",
+]
 
 
 def operations(graph: Graph, phase: Phase) -> list[Operation]:

@@ -6,7 +6,7 @@ cache. Energy is board power times latency, an upper bound: DRAM itself is a few
 
 from __future__ import annotations
 
-from hw_model.graph_work.workload import Operation, Phase, outlier_notes
+from hw_model.graph_work.workload import Operation, Phase, expert_notes, outlier_notes
 from hw_model.machines.result import ComponentCost, CostReport, group_by_kind
 from targets import Target
 
@@ -39,6 +39,7 @@ def cost(operations: list[Operation], phase: Phase, target: Target) -> CostRepor
         basis="modelled: roofline with constants derived from published measurements",
         notes=(
             "energy is peak wall power of the board times latency, an upper bound",
+            *expert_notes((op, 1) for op in operations),
             *outlier_notes(
                 ((op, 1) for op in operations), "read in every pass, two operations each at the rate of the others"
             ),

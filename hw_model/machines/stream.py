@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hw_model.components.memory import bit_mask_bits
-from hw_model.graph_work.workload import Operation, Phase, outlier_notes
+from hw_model.graph_work.workload import Operation, Phase, expert_notes, outlier_notes
 from hw_model.machines.pim import collapse
 from hw_model.machines.result import ComponentCost, CostReport, group_by_kind
 from targets import Target
@@ -91,5 +91,6 @@ def _evaluate(
         )
     if cached < 1:
         notes.append(f"{100 * cached:.0f} % of the key-value cache fits into the buffer, the rest is in DRAM")
+    notes += [f"{note}, from DRAM as they are stored" for note in expert_notes(unique)]
     notes += outlier_notes(unique, "the vector unit multiplies and adds them, read from DRAM in every pass")
     return works, latency, parts, tuple(notes), dram_bytes

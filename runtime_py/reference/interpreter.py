@@ -18,6 +18,7 @@ from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_GATHER, GROUP_MATMUL, GroupsLayout
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.sparse import SPARSE_MATMUL
+from runtime_py.reference.experts import expert_matmul
 from runtime_py.reference.groups import group_matmul, group_rows
 from runtime_py.reference.kernels import codebook_gather, codebook_matmul, sparse_matmul
 from runtime_py.reference.operators import OPERATORS, run_operator
@@ -74,7 +75,7 @@ class Interpreter:
         return values
 
     def _admit(self, node: Node) -> None:
-        ours = node.domain == DOMAIN and node.op_type in _OURS
+        ours = node.domain == DOMAIN and (node.op_type in _OURS or node.is_expert_product)
         if not ours and (node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Attention"}):
             raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
         if _is_codebook(node):
@@ -124,6 +125,8 @@ class Interpreter:
             raise InputError(f"node {node.name}: {node.op_type} does not fit its inputs ({kind}: {error})") from None
 
     def _run(self, node: Node, inputs: list[Any], attend: Attend) -> tuple[np.ndarray, ...]:
+        if node.is_expert_product:
+            return (expert_matmul(inputs[0], inputs[1], node.expert_layout(), *inputs[2:]),)
         if node.domain == DOMAIN and node.op_type == SDR_QUANTIZE:
             return razor_activations(node, inputs[0], inputs[1])
         if node.domain == DOMAIN and node.op_type == SDR_MATMUL:

@@ -73,6 +73,23 @@ def _sigmoid(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]
         return (np.float32(1.0) / (np.float32(1.0) + np.exp(-x[0])),)
 
 
+def _softmax(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
+    axis = attributes.get("axis", -1)
+    powers = np.exp(x[0] - np.max(x[0], axis=axis, keepdims=True))
+    return (powers / np.sum(powers, axis=axis, keepdims=True),)
+
+
+def _top_k(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
+    """The largest along the last axis, largest first; of equal ones that with the lower index."""
+    if attributes.get("axis", -1) not in (-1, x[0].ndim - 1) or not attributes.get("largest", 1):
+        raise ValueError("only the largest along the last axis are found here")
+    count = int(np.reshape(x[1], ()))
+    if not 0 <= count <= x[0].shape[-1]:
+        raise ValueError(f"{count} of {x[0].shape[-1]} values are asked for")
+    order = np.argsort(-x[0], axis=-1, kind="stable")[..., :count]
+    return np.take_along_axis(x[0], order, axis=-1), order.astype(np.int64)
+
+
 def _axes(x: Arrays) -> tuple[int, ...]:
     return tuple(int(a) for a in np.atleast_1d(x[1]))
 
@@ -120,11 +137,13 @@ OPERATORS: Mapping[str, Operator] = {
     "Shape": _shape,
     "Sigmoid": _sigmoid,
     "Sin": lambda a, x: (np.sin(x[0]),),
+    "Softmax": _softmax,
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": lambda a, x: (x[0] - x[1],),
     "Tanh": lambda a, x: (np.tanh(x[0]),),
     "Transpose": lambda a, x: (np.ascontiguousarray(np.transpose(x[0], a["perm"])),),
+    "TopK": _top_k,
     "Unsqueeze": _unsqueeze,
     "Where": lambda a, x: (np.where(x[0], x[1], x[2]),),
 }

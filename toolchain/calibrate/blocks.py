@@ -25,6 +25,7 @@ from export.graph.spec import ModelSpec
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
+from toolchain.source.experts import tokens_at_hand, unpack_experts
 from toolchain.system.threads import ordered
 
 
@@ -77,6 +78,8 @@ class BlockRunner:
         kind = AutoModelForCausalLM if spec.causal else AutoModel
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
+        if spec.block.experts is not None:
+            unpack_experts(self._model)
         with_precision(self._model, precision).eval()
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
         self._number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -195,7 +198,8 @@ class BlockRunner:
 
         token_weights [sequences, length] by name weight the terms of the sum (normalised to mean one); with
         [groups, sequences, length] the Hessians are [groups, K, K]. Without them, layers that read the same input
-        share one array. Also returns the block's outputs.
+        share one array. An expert has the terms of its own tokens, and zeros where it has none. Also returns the
+        block's outputs.
         """
         sums: dict[str, torch.Tensor] = {}
         owner: dict[str, str] = {}
@@ -212,6 +216,8 @@ class BlockRunner:
                 rows = x.reshape(-1, x.shape[-1])
                 own = slice(running.sequence, running.sequence + 1)
                 shares = None if token_weights is None else token_shares(token_weights[name], own)
+                if shares is not None and (tokens := tokens_at_hand()) is not None:
+                    shares = shares[..., tokens]
                 running.found[name] = gram(rows, shares)  # float32 products over one sequence
 
             return accumulate
@@ -226,7 +232,7 @@ class BlockRunner:
         outputs = torch.empty_like(hidden)
         try:
             for i, (found, owner_of, output) in enumerate(ordered(one, range(hidden.shape[0]))):
-                outputs[i : i + 1], owner = output, owner_of
+                outputs[i : i + 1], owner = output, {**owner, **owner_of}
                 for name, term in found.items():  # float64 across sequences, in their order
                     sums[name] = sums[name].add_(term) if name in sums else term.double()
         finally:
@@ -234,7 +240,11 @@ class BlockRunner:
                 handle.remove()
         tokens = hidden.shape[0] * hidden.shape[1]
         shared = {name: total.mul_(2.0 / tokens).numpy() for name, total in sums.items()}
-        return {name: shared[owner[name]] for name in names}, outputs
+        found_of = {name: shared[owner[name]] for name in names if name in owner}
+        for name in names:
+            if name not in found_of:  # an expert that no token reached
+                found_of[name] = np.zeros((get_weight(block.get_submodule(name)).shape[1],) * 2)
+        return found_of, outputs
 
 
 def token_shares(weights: np.ndarray, sequences: slice) -> torch.Tensor:

@@ -17,6 +17,7 @@ from export.graph.spec import ModelSpec
 from toolchain.calibrate.own_text import whole_model
 from toolchain.numerics.products import FLOAT32
 from toolchain.source.checkpoint import SourceModel
+from toolchain.source.experts import tokens_at_hand
 from toolchain.system.progress import Reporter
 from toolchain.system.threads import ordered
 
@@ -43,28 +44,32 @@ def measure_gradients(
     modules = {name: model.get_submodule(name) for name in spec.quantizable()}
     squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
     outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}
-    running = threading.local()  # the layers' outputs of this thread's sequence
+    running = threading.local()  # the layers' outputs of this thread's sequence, and the tokens of experts
 
     def hook(name: str):  # type: ignore[no-untyped-def]
         def forward(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
-            running.outputs[name] = output
+            running.outputs[name], running.tokens[name] = output, tokens_at_hand()
 
         return forward
 
-    def one(sequence: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Squared gradients of one sequence: of the layers' outputs by row group, and of their weights if asked."""
-        running.outputs = {}
+    def one(sequence: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Squared gradients of one sequence: of the layers' outputs by row group, and of their weights if asked.
+
+        Nothing of experts that no token reaches.
+        """
+        running.outputs, running.tokens = {}, {}
         ids = torch.from_numpy(tokens[sequence : sequence + 1])
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        wanted = [running.outputs[name] for name in modules]
-        weights = [weight_of(module) for module in modules.values()] if per_weight else []
+        reached = [name for name in modules if name in running.outputs]
+        wanted = [running.outputs[name] for name in reached]
+        weights = [weight_of(modules[name]) for name in reached] if per_weight else []
         found = torch.autograd.grad(loss, wanted + weights)
+        by_group = {
+            name: _by_token(g, groups, running.tokens[name], ids.shape[1])
+            for name, g in zip(reached, found[: len(wanted)])
+        }
         running.outputs = {}
-        by_group = [
-            torch.stack([part.square().mean(dim=-1) for part in g[0].tensor_split(groups, dim=-1)])
-            for g in found[: len(wanted)]
-        ]
-        return by_group, [g.square() for g in found[len(wanted) :]]
+        return by_group, {name: g.square() for name, g in zip(reached, found[len(wanted) :])}
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     if per_weight:
@@ -74,15 +79,25 @@ def measure_gradients(
         handles.append(model.get_input_embeddings().register_forward_hook(_requires_gradient))
     with Reporter("Gradients", len(tokens), quiet) as report:
         for sequence, (by_output, by_weight_) in enumerate(ordered(one, range(len(tokens)))):
-            for name, values in zip(modules, by_output):
+            for name, values in by_output.items():
                 outputs[name][:, sequence] = values.numpy()
-            for name, values in zip(squares, by_weight_):
+            for name, values in by_weight_.items():
                 squares[name] += values
             report.step("sequence")
     for handle in handles:
         handle.remove()
     by_weight = {n: (s.T if isinstance(modules[n], Conv1D) else s).contiguous().numpy() for n, s in squares.items()}
     return Gradients(by_weight, outputs)
+
+
+def _by_token(gradient: torch.Tensor, groups: int, tokens: torch.Tensor | None, length: int) -> torch.Tensor:
+    """Mean squares of a layer's output gradient over runs of rows, float32 [groups, length].
+
+    gradient: [1, length, N], or of an expert [n, N] for these tokens; others have zeros.
+    """
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    found = torch.stack([part.square().mean(dim=-1) for part in rows.tensor_split(groups, dim=-1)])
+    return found if tokens is None else found.new_zeros(groups, length).index_copy(1, tokens, found)
 
 
 def _requires_gradient(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from export.contract.errors import InputError
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
+from toolchain.source.experts import unpack_experts
 from toolchain.source.folding import FoldedSource
 from toolchain.system.threads import ordered, pieces
 
@@ -37,7 +38,7 @@ def whole_model(source: SourceModel, precision: str = FLOAT32) -> PreTrainedMode
     base = source
     while isinstance(base, FoldedSource):
         base = base.inner
-    tensors = {name: base.tensor(name) for name in base.parameters()}
+    tensors = {base.packable_name(name): base.tensor(name) for name in base.parameters()}
     config = as_transformers(lambda: transformers_config(source.config), source.folder / "config.json")
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
@@ -49,7 +50,7 @@ def whole_model(source: SourceModel, precision: str = FLOAT32) -> PreTrainedMode
         raise InputError(f"{source.folder}: transformers refuses the checkpoint ({_last_line(error)})") from None
     if report["missing_keys"]:  # it would have made them up
         raise InputError(f"{source.folder}: the checkpoint has no tensor {min(report['missing_keys'])}")
-    model.eval().requires_grad_(False)
+    unpack_experts(model.eval().requires_grad_(False))
     if isinstance(source, FoldedSource):
         names = source.folded()
         for name, parameter in model.named_parameters():

@@ -42,12 +42,14 @@ def cost(
     json: Json = False,
 ) -> None:
     """Cost of one forward pass: `context` tokens of prefill, or one decode step at that context."""
-    from hw_model.estimate import estimate
+    from hw_model.estimate import estimate, has_rules, open_target, workload
     from targets import target_names
     from toolchain.report import model_report as report
 
     names = target or ["rpi5", "attentionlego"]
-    names = target_names() if names == ["all"] else names
+    if not target or target == ["all"]:
+        work = workload(folder, phase, context)
+        names = [name for name in (target_names() if target else names) if has_rules(open_target(name), work)]
     generations = _generations(folder, names, generate, profile, objective) if generate else []
     reports = estimate(folder, names, phase, context, profile, objective)
     command = f"athena-export cost {shlex.quote(str(folder))} " + " ".join(f"--target {shlex.quote(n)}" for n in names)

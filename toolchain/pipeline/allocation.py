@@ -24,8 +24,10 @@ from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.gradients import Gradients, measure_gradients
+from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.quantize import Method
+from toolchain.quantize.apart import apart
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
 from toolchain.settings.format import MIXED, TRELLIS
 from toolchain.settings.quantize import QuantizeSettings
@@ -96,6 +98,8 @@ def plan_widths(
 ) -> dict[str, int]:  # fmt: skip
     """Code width of every linear layer for the budget `settings.effective_budget`; kept in `out` for a resumed run.
 
+    All experts of a block have the same width in the same layer.
+
     tokens: the calibration sequences [sequences, length], some of which are looked at; gradients: of all of them, where
     they are known.
     """
@@ -116,25 +120,32 @@ def plan_widths(
         for layer in range(spec.layers):
             block, prefix = runner.load_block(layer), spec.block_name(layer)
             guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in spec.block.linears()}
-            hessians, hidden = runner.hessians(block, spec.block.linears(), hidden, guide)
-            cost_of = partial(unexplained, damping=settings.damping)
-            costs = dict(zip(hessians, ordered(cost_of, hessians.values())))
-            for name in spec.block.linears():
-                matrix = get_weight(block.get_submodule(name))
-                if matrix.shape not in known:
-                    known[matrix.shape] = [_stored(matrix, settings.at_width(b), quantizer, name) for b in widths]
-                cost = float(guide[name].mean()) * costs[name]
-                cost *= float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
-                trellis = settings.format == TRELLIS or (settings.format == MIXED and matrix.size >= LARGE)
-                names.append(prefix + name)
+            costs, inputs = dict[str, float](), hidden
+            for group in (spec.block.everyones(), *expert_groups(spec, block)):
+                hessians, hidden = runner.hessians(block, group, inputs, guide)
+                cost_of = partial(unexplained, damping=settings.damping)
+                costs |= zip(hessians, ordered(cost_of, hessians.values()))
+            for together in spec.block.alike():
+                cost, matrices = 0.0, [get_weight(block.get_submodule(name)) for name in together]
+                for name, matrix in zip(together, matrices):
+                    own = float(guide[name].mean()) * costs[name]
+                    cost += own * float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
+                    report.step(name)
+                shape, size = matrix.shape, matrix.size
+                kind = (*shape, len(together) > 1)
+                if kind not in known:
+                    at = [settings.at_width(b) for b in widths]
+                    at = [apart(s, *shape) for s in at] if len(together) > 1 else at
+                    known[kind] = [_stored(matrix, s, quantizer, name) for s in at]
+                trellis = settings.format == TRELLIS or (settings.format == MIXED and size >= LARGE)
+                names.append([prefix + name for name in together])
                 losses.append([cost * expected_error(b, trellis and b <= MOST_BITS) for b in widths])
-                sizes.append([record.bytes for record in known[matrix.shape]])
-                weights += matrix.size
-                report.step(name)
+                sizes.append([record.bytes * len(together) for record in known[kind]])
+                weights += size * len(together)
     bits = budget - 32 * settings.outliers  # which come on top, of every layer
     tables = standard_bytes([record for records in known.values() for record in records])  # whichever are used
     options = knapsack(losses, sizes, int(bits * weights / 8) - tables)
-    plan = {name: widths[option] for name, option in zip(names, options)}
+    plan = {name: widths[option] for together, option in zip(names, options) for name in together}
     write_json(path, {"bits": plan})
     return plan
 

@@ -7,6 +7,7 @@ from their shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.drift import input_moments, reading_order, source_inputs
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
+from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
 from toolchain.pipeline.non_block import dense_record
 from toolchain.quantize import quantizer
 from toolchain.quantize.addons.outliers import with_outliers
+from toolchain.quantize.apart import apart
 from toolchain.settings.calibration import Workers
 from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
@@ -34,6 +37,9 @@ from toolchain.settings.razor import HEAD
 from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.system.progress import Reporter
 from toolchain.system.workers import solve_all
+
+POOLED = "pooled_tokens"  # beside an expert's losses: the tokens that were too few for a Hessian of its own
+_NAMED = 8  # experts that a line lists before it only counts them
 
 
 class BlockQuantizer:
@@ -52,6 +58,8 @@ class BlockQuantizer:
         self._workers = workers
         self._runner, self._spec, self._settings = runner, spec, settings
         self._gradients, self._widths = gradients, widths
+        experts = {name for names in spec.block.by_expert() for name in names}
+        self._stacked = {spec.block_name(i) + name for i in range(spec.blocks) for name in experts}
         self._quantizer = quantizer(settings)
         # a block that several layers use has no one input that its quantized form could follow
         self._follows = settings.asymmetric and all(spec.uses(i) == 1 for i in range(spec.blocks))
@@ -97,8 +105,9 @@ class BlockQuantizer:
             results, targets = self._follow((block, source), number, hidden, report)
         else:
             hessians, targets = self._hessians(block, number, hidden[0])
-            weights = self._weights(block, self._spec.block.linears())
+            weights = self._weights(block, self._spec.block.everyones())
             results = self._quantize(block, number, weights, hessians, report)
+        results |= self._experts(block, number, hidden[0], report)
         if self._settings.block_steps:
             results = self._tune(block, number, results, hidden[0], targets, report)
         tensors, records = self._collect(block, number, results)
@@ -135,7 +144,7 @@ class BlockQuantizer:
 
         Also the block's outputs where it is tuned on them; else dropping them saves one set of states.
         """
-        names, uses = self._spec.block.linears(), self._spec.uses(number)
+        names, uses = self._spec.block.everyones(), self._spec.uses(number)
         if uses == 1:
             hessians, outputs = self._runner.hessians(block, names, hidden, self._guide(number))
             return hessians, outputs if self._settings.block_steps else None
@@ -144,6 +153,33 @@ class BlockQuantizer:
             found, hidden = self._runner.hessians(block, names, hidden)
             sums = {name: sums.get(name, 0.0) + found[name] / uses for name in names}
         return sums, None
+
+    def _experts(
+        self, block: nn.Module, number: int, hidden: torch.Tensor, report: Reporter
+    ) -> dict[str, StoredMatrix]:
+        """Quantize the experts of a block in place, whose other layers are quantized: the results by name.
+
+        They keep to their own outputs, whether the other layers follow the source or not: the tokens that the two
+        models' routers send to an expert are not the same.
+        """
+        spec, results = self._spec, dict[str, StoredMatrix]()
+        if spec.block.experts is None:
+            return results
+        tokens = expert_tokens(self._runner, block, hidden)
+        few = too_few(spec, block, tokens)
+        pooled = pooled_hessians(self._runner, block, hidden) if few else {}
+        guide = self._guide(number)
+        for names in expert_groups(spec, block, self._settings.guided_groups):
+            hessians, _ = self._runner.hessians(block, names, hidden, guide)
+            hessians |= {name: pooled[few[name]] for name in names if name in few}
+            results |= self._quantize(block, number, self._weights(block, names), hessians, report)
+        for name in few:
+            losses = {**results[name].losses, POOLED: float(tokens[expert_number(spec, name)])}
+            results[name] = replace(results[name], losses=losses)
+        if few:
+            experts = sorted({expert_number(spec, name) for name in few})
+            report.note(f"block {number + 1}: few tokens reached experts {_some(experts)}: they share a pooled Hessian")
+        return results
 
     def _guide(self, number: int) -> dict[str, np.ndarray] | None:
         """Token weights of the block's Hessians, when the run is guided."""
@@ -162,7 +198,7 @@ class BlockQuantizer:
         Layer after layer, as they are computed (toolchain/calibrate/drift.py); hidden: the inputs of both. Also the
         outputs of the source's.
         """
-        names, results = self._spec.block.linears(), dict[str, StoredMatrix]()
+        names, results = self._spec.block.everyones(), dict[str, StoredMatrix]()
         token_weights = self._guide(number)
         parts = reading_order(self._runner, blocks[1], names, hidden[1])
         inputs, outputs = source_inputs(self._runner, blocks[1], parts, hidden[1])
@@ -249,6 +285,8 @@ class BlockQuantizer:
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
         """A function that quantizes one layer, and its arguments."""
         settings = self._settings.at_width(self._widths.get(full, self._settings.width))
+        if full in self._stacked:
+            settings = apart(settings, *weights.shape)
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = (squares,) if squares is not None and settings.method in GRADIENT_METHODS else ()
         if not settings.outliers:
@@ -265,6 +303,11 @@ class BlockQuantizer:
             set_weight(block.get_submodule(name), stored.dequantized())
         for name, parameter in self._others(block):  # tuned ones differ from the source's
             parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
+
+
+def _some(numbers: list[int]) -> str:
+    more = len(numbers) - _NAMED
+    return ", ".join(map(str, numbers[:_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _call(function: Callable[..., StoredMatrix], *arguments: Any) -> StoredMatrix:

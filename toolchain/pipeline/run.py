@@ -48,7 +48,7 @@ from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.rules import check_encoder
+from toolchain.settings.rules import check_encoder, check_experts
 from toolchain.settings.solver import GRADIENT_METHODS, KEEP
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.source.equalization import EqualizedSource
@@ -134,6 +134,8 @@ def _keep_model(
 def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, ModelSpec]:
     """The checkpoint as it is quantized (rotated and equalized where the settings say so), and what it describes."""
     source, spec = open_model(folder)
+    if spec.block.experts is not None:
+        check_experts(settings)
     source.print_notes()
     if settings.rotates(VALUES) or settings.rotates(RESIDUAL):
         source = RotatedSource(source, spec, settings.rotation, settings.seed)

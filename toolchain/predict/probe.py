@@ -18,6 +18,7 @@ from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.drift import input_moments, reading_order
+from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.allocation import PLAN_SEQUENCES
@@ -129,10 +130,12 @@ def _hessians(
     runner: BlockRunner, block: Any, twin: Any, hidden: torch.Tensor, guide: dict[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
     """Hessians of a block's layers in the way of the run; twin: the block again where layers follow the source."""
-    names = runner.spec.block.linears()
+    names, found = runner.spec.block.everyones(), dict[str, np.ndarray]()
+    for number, group in enumerate(expert_groups(runner.spec, block)):
+        hessians = runner.hessians(block, group, hidden, guide)[0]
+        found |= hessians if number == 0 else {}  # all experts have the same shapes
     if twin is None:
-        return runner.hessians(block, names, hidden, guide)[0]
-    found: dict[str, np.ndarray] = {}
+        return found | runner.hessians(block, names, hidden, guide)[0]
     for part in reading_order(runner, twin, names, hidden):
         moments = input_moments(runner, (block, twin), part, (hidden, hidden), guide)
         found |= {name: one.hessian for name, one in moments.items()}

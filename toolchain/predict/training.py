@@ -108,7 +108,7 @@ class TrainingProbe:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
                 out = self._runner.forward(self._block, hidden)
             middle = time.perf_counter()
-            torch.autograd.grad(out.sum(), [hidden, *(weights if per_weight else [])])
+            torch.autograd.grad(out.sum(), [hidden, *(weights if per_weight else [])], allow_unused=True)
             times = [middle - begun, time.perf_counter() - middle]
         for weight in weights:
             weight.requires_grad_(False)

@@ -17,7 +17,8 @@ from export.files.access import read_json, without_infinity, write_bytes, write_
 from export.files.foreign import foreign
 from export.files.json_shape import COUNT, FLAG, NUMBER, TEXT, Each, Maybe, check
 from export.graph.archs import model_spec
-from hw_model.estimate import estimate
+from hw_model.estimate import has_rules, open_target, price, workload
+from hw_model.graph_work.workload import Phase
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _MEASURED = ("perplexity", "stderr", "nats_per_token")  # in every evaluation
@@ -80,8 +81,10 @@ def new_report(folder: Path) -> dict[str, Any]:
         "cost": [],
     }
     phase = "decode" if model_spec(config).causal else "prefill"
-    costs = [r.to_json() for r in estimate(folder, _DEFAULT_TARGETS, phase, context)]
-    names = " ".join(f"--target {name}" for name in _DEFAULT_TARGETS)
+    work = workload(folder, phase, context)
+    able = [name for name in _DEFAULT_TARGETS if has_rules(open_target(name), work)]
+    costs = [price(work, Phase.of(phase, context), open_target(name)).to_json() for name in able]
+    names = " ".join(f"--target {name}" for name in able)
     command = f"athena-export cost FOLDER {names} --phase {phase} --context {context}"
     report["cost"] = [{**c, "command": command} for c in costs]
     return report

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from export.contract.errors import InputError
 from toolchain.settings.format import CODEBOOK, MIXED, TRELLIS
-from toolchain.settings.preparation import ACTIVATIONS, NONE
+from toolchain.settings.preparation import ACTIVATIONS, NONE, RESIDUAL
 from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS
 from toolchain.settings.tuning import SHORT
 
@@ -43,6 +43,20 @@ def check_encoder(settings: QuantizeSettings) -> None:
     for name, on in asked.items():
         if on:
             raise InputError(f"{name} needs a model that predicts the next token; this one is an encoder")
+
+
+def check_experts(settings: QuantizeSettings) -> None:
+    """What the experts of a mixture do not have. Raises InputError when it is asked for."""
+    asked = {
+        f"--method {settings.method}": settings.method in ("qrazor", KEEP),
+        "--activation-bits": settings.razor.activation_bits,
+        "--outliers": settings.outliers,
+        "--equalize": settings.equalize,
+        f"--rotation {RESIDUAL}": settings.rotates(RESIDUAL),
+    }
+    for name, on in asked.items():
+        if on:
+            raise InputError(f"{name} is not available for models with a mixture of experts")
 
 
 def check_random(settings: QuantizeSettings) -> None:

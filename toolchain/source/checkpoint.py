@@ -172,6 +172,10 @@ class SourceModel:
         """Names of the model's tensors as stored."""
         return sorted(set(self._stored.values()))
 
+    def packable_name(self, parameter: str) -> str:
+        """The name under which transformers' loader takes a tensor of parameters(): that of its checkpoints."""
+        return self._parameters.packable_name(parameter)
+
     def parameters(self) -> list[str]:
         """Names of the model's tensors as transformers names them."""
         return sorted(self._stored)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from toolchain.source.config import transformers_config
+from toolchain.source.experts import unpack_experts
 from toolchain.source.stored_weights import changes_activations_only
 
 # what tensors of PEFT's methods (0.21), kohya's tools and adapter-transformers begin with, as a part of a dotted name
@@ -41,6 +43,8 @@ _ENCODER_HEAD = re.compile(
     r"^(cls|classifier|pre_classifier|qa_outputs|lm_head|vocab_\w+|predictions|sop_classifier|pooler|score)\."
 )
 
+_EXPERT = r"(\.experts\.\d+\.){}(\.\w+)$"  # with the name of a matrix
+
 
 @dataclass(frozen=True)
 class ParameterNames:
@@ -52,15 +56,24 @@ class ParameterNames:
     transposed: bool  # linear weights are [in, out]
     prefix: str
     renamings: list[WeightRenaming]
+    experts: tuple[tuple[str, str], ...]  # what checkpoints call the matrices of an expert, and what we do
     ignored: re.Pattern[str] | None  # what the class itself takes for left over
 
     def of(self, stored: str) -> str | None:
         """The parameter that a stored tensor of this name becomes; None where the model has none."""
+        for theirs, ours in self.experts:
+            stored = re.sub(_EXPERT.format(theirs), rf"\1{ours}\2", stored)
         for renamings in (self.renamings, []):
             name, _ = rename_source_key(stored, renamings, [], self.prefix, self.expected)
             if name in self.expected:
                 return name
         return None
+
+    def packable_name(self, parameter: str) -> str:
+        """What checkpoints call a parameter where that differs, so that transformers packs it."""
+        for theirs, ours in self.experts:
+            parameter = re.sub(_EXPERT.format(ours), rf"\1{theirs}\2", parameter)
+        return parameter
 
     def harmless(self, stored: str) -> bool:
         """Whether a tensor that the model has no parameter for is known to change nothing."""
@@ -105,6 +118,12 @@ def _parameter_names(config: str) -> ParameterNames:
     except Exception as error:  # the classes check their fields in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"config.json: transformers refuses it ({reason})") from None
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    experts: tuple[tuple[str, str], ...] = ()
+    if spec.block.experts is not None:
+        experts = tuple(_expert_names(entry for entry in transforms if isinstance(entry, WeightConverter)))
+        unpack_experts(model)
     first = {id(value): name for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
     expected = {name: first[id(value)] for name, value in model.state_dict(keep_vars=True).items()}
     optional = {expected[name] for name, _ in model.named_buffers() if name in expected}
@@ -112,7 +131,6 @@ def _parameter_names(config: str) -> ParameterNames:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings() if spec.causal else None
     if head is not None and head.weight is not embedding.weight:
         optional.add(first[id(head.weight)])
-    transforms = get_model_conversion_mapping(model)
     ignored = [f"({pattern})" for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return ParameterNames(
         expected=expected,
@@ -120,6 +138,17 @@ def _parameter_names(config: str) -> ParameterNames:
         causal=spec.causal,
         transposed=spec.linear_is_transposed,
         prefix=model.base_model_prefix,
-        renamings=[entry for entry in transforms if isinstance(entry, WeightRenaming)],
+        renamings=renamings,
+        experts=experts,
         ignored=re.compile("|".join(ignored)) if ignored else None,
     )
+
+
+def _expert_names(converters: Iterable[WeightConverter]) -> Iterator[tuple[str, str]]:
+    """What checkpoints of a family call the matrices of an expert, and what toolchain.source.experts.py does."""
+    ours = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+    for converter in converters:
+        packed = converter.target_patterns[0].rpartition(".")[2]
+        names = [pattern.removesuffix(".weight").rpartition(".")[2] for pattern in converter.source_patterns]
+        if packed in ours and len(names) == len(ours[packed]):
+            yield from zip(names, ours[packed])

@@ -80,7 +80,7 @@ def _install(student: PreTrainedModel, path: Path, spec: ModelSpec) -> None:
         if record.name in trainable:
             layer = trainable_layer(student.get_submodule(record.name), _stored(tensors, record))
             student.set_submodule(record.name, layer)
-        elif len(record.shape) == 1:  # tuned with its block, it may differ from the source's
+        elif len(record.shape) == 1 or record.name in tensors:  # tuned with its block; a router
             own = dict(student.named_parameters()).get(record.name)
             if own is not None:
                 own.data.copy_(torch.from_numpy(tensors[record.name]))

@@ -17,6 +17,7 @@ from export.graph.archs import model_spec
 from tests.runtime_py.reference.test_session import OnnxRuntime
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.source.checkpoint import SourceModel
+from toolchain.source.experts import unpack_experts
 from toolchain.source.heads import open_model
 
 COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -53,6 +54,13 @@ TINY = {
     "phi": {},
     "phi tied": {"tie_word_embeddings": True},
     "starcoder2": {"sliding_window": 6},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True,
+                  "head_dim": 16},
+    "qwen3_moe window": {"num_experts": 6, "num_experts_per_tok": 1, "moe_intermediate_size": 20,
+                         "use_sliding_window": True, "sliding_window": 6},
+    "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral all experts": {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 6},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -139,6 +147,7 @@ def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
     spec = model_spec(checkpoint.config)
     kind = AutoModelForCausalLM if spec.causal else AutoModel
     model = kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    unpack_experts(model)
     for name, record in checkpoint.records.items():
         module = model.get_output_embeddings() if spec.head and name == spec.head else None
         if record.scheme == "codebook":

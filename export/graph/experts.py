@@ -1,0 +1,196 @@
+"""The feed-forward part of a block whose router picks experts: nodes, and the experts' matrices stacked into one.
+
+Router, its softmax, the picks and their weights are standard ONNX; the experts' products are those of
+export/contract/operators/experts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from export.artefacts.records import CODES, LOW_RANK, STANDARD, StoredPart, TensorRecord
+from export.contract.errors import InputError
+from export.contract.formats.base import DOMAIN, Layout
+from export.contract.operators.experts import ExpertLayout
+from export.graph.layers import BATCH, SEQUENCE, Layers
+from export.graph.spec import ModelSpec
+from export.graph.writer import Dim
+
+LONG = ir.DataType.INT64
+
+
+class ExpertLayers:
+    """Writes the experts of one model. Values are float32 [batch, sequence, ...]."""
+
+    def __init__(self, spec: ModelSpec, layers: Layers) -> None:
+        self.spec, self.layers, self.g = spec, layers, layers.g
+
+    def feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
+        """What the picked experts of block `layer` give, added up with their weights."""
+        g, spec, block = self.g, self.spec, self.spec.block
+        experts, prefix, at = block.experts, spec.prefix(layer), f"/model/layers.{layer}/mlp"
+        assert experts is not None and block.gate and block.up
+        k, hidden, width = experts.per_token, spec.hidden_size, spec.feed_forward
+        weights, picked = self._route(layer, value)
+        axis = g.constant("axis.third", np.asarray([2], np.int64))
+        one = g.op("Unsqueeze", f"{at}/one_input", [value, axis], [BATCH, SEQUENCE, 1, hidden])
+        sides = []
+        for template, name in ((block.gate, "gate"), (block.up, "up")):
+            modules = [prefix + module for module in experts.names(template)]
+            sides.append(self._product(modules, one, picked, f"{at}/experts/{name}", (width, hidden)))
+        inner: list[Dim] = [BATCH, SEQUENCE, k, width]
+        active = self.layers.activate(spec.activation, sides[0], f"{at}/activation", inner)
+        gated = g.op("Mul", f"{at}/gated", [active, sides[1]], inner)
+        modules = [prefix + module for module in experts.names(block.down)]
+        out = self._product(modules, gated, picked, f"{at}/experts/down", (hidden, width))
+        last = g.constant("axis.last", np.asarray([-1], np.int64))
+        column = g.op("Unsqueeze", f"{at}/weight_column", [weights, last], [BATCH, SEQUENCE, k, 1])
+        weighted = g.op("Mul", f"{at}/weighted", [out, column], [BATCH, SEQUENCE, k, hidden])
+        return g.op("ReduceSum", f"{at}/sum", [weighted, axis], [BATCH, SEQUENCE, hidden], keepdims=0)
+
+    def _route(self, layer: int, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Weights float32 and numbers int64 of each token's experts, both [batch, sequence, k], largest weight first.
+
+        Of equal probabilities TopK takes the expert with the lower number.
+        """
+        g, experts = self.g, self.spec.block.experts
+        assert experts is not None
+        at = f"/model/layers.{layer}/mlp/router"
+        shape: list[Dim] = [BATCH, SEQUENCE, experts.count]
+        few: list[Dim] = [BATCH, SEQUENCE, experts.per_token]
+        matrix = self.layers.vector(f"{self.spec.prefix(layer)}{experts.router}.weight")
+        stated = (experts.count, self.spec.hidden_size)
+        if tuple(matrix.shape or ()) != stated:
+            raise InputError(f"{self.layers.checkpoint.folder}: {matrix.name} is {matrix.shape}, expected {stated}")
+        transposed = g.op("Transpose", f"{at}/transpose", [matrix], [stated[1], stated[0]], perm=[1, 0])
+        scores = g.op("MatMul", at, [value, transposed], shape)
+        shares = g.op("Softmax", f"{at}/softmax", [scores], shape, axis=-1)
+        count = g.constant(f"router.experts_per_token_{experts.per_token}", np.asarray([experts.per_token], np.int64))
+        outputs = (("output_0", few, ir.DataType.FLOAT), ("output_1", few, LONG))
+        weights, picked = g.typed_op("TopK", f"{at}/top", [shares, count], outputs, "", {"axis": -1})
+        if experts.normalised:
+            last = g.constant("axis.last", np.asarray([-1], np.int64))
+            total = g.op("ReduceSum", f"{at}/total", [weights, last], [BATCH, SEQUENCE, 1], keepdims=1)
+            weights = g.op("Div", f"{at}/normalised", [weights, total], few)
+        return weights, picked
+
+    def _product(
+        self, modules: Sequence[str], value: ir.Value, picked: ir.Value, name: str, shape: tuple[int, int]
+    ) -> ir.Value:
+        """The picked experts' products, float32 [batch, sequence, k, rows]; modules: of all experts, each `shape`."""
+        records = [self._record(module, shape) for module in modules]
+        first = records[0]
+        if any(record.outliers for record in records):
+            raise InputError(f"{self._folder}: {first.name}: experts with outliers stored apart are not supported")
+        rank = first.rank
+        alike = all((r.scheme, dict(r.layout), r.rank) == (first.scheme, dict(first.layout), rank) for r in records)
+        if not alike and not all(record.is_dense for record in records):
+            raise InputError(f"{self._folder}: {first.name} and the same layer of other experts differ in form")
+        parts, stored = self._stacked(records), None if first.is_dense else first.matrix_layout()
+        if stored is not None:
+            stored = replace(stored, N=stored.N * len(records))
+        out = self._node(len(records), stored, shape, (value, picked), parts, name)
+        if not rank:
+            return out
+        for factor, size in zip(LOW_RANK, ((rank, shape[1]), (shape[0], rank))):
+            dense = [self._joined(records, f".{factor}", "float16", size)]
+            value = self._node(len(records), None, size, (value, picked), dense, f"{name}/{factor}")
+        return self.g.op("Add", f"{name}/add_lowrank", [out, value], [BATCH, SEQUENCE, self._picks, shape[0]])
+
+    @property
+    def _picks(self) -> int:
+        experts = self.spec.block.experts
+        assert experts is not None
+        return experts.per_token
+
+    @property
+    def _folder(self) -> str:
+        return str(self.layers.checkpoint.folder)
+
+    def _record(self, module: str, shape: tuple[int, int]) -> TensorRecord:
+        checkpoint = self.layers.checkpoint
+        if not checkpoint.has(module):
+            raise InputError(f"{self._folder}: the quantized checkpoint has no tensor {module}")
+        record = checkpoint.records[module]
+        if record.shape != shape:
+            raise InputError(f"{self._folder}: {module} is {list(record.shape)}, expected {list(shape)}")
+        if checkpoint.has(f"{module}.bias") or checkpoint.has(f"{module}.input_unit"):
+            raise InputError(f"{self._folder}: {module}: experts have no biases and no integer activations here")
+        return record
+
+    def _node(
+        self, experts: int, stored: Layout | None, shape: tuple[int, int], inputs: tuple[ir.Value, ir.Value],
+        parts: list[ir.Value], name: str,
+    ) -> ir.Value:  # fmt: skip
+        rows, columns = shape
+        try:
+            layout = ExpertLayout(experts, columns, rows * experts, stored)
+            operator = layout.operator
+        except ValueError as error:
+            raise InputError(f"{self._folder}: the experts of {name} cannot be stacked: {error}") from None
+        out: list[Dim] = [BATCH, SEQUENCE, self._picks, rows]
+        self.layers.expert_schemes.add("float32" if stored is None else stored.SCHEME)
+        return self.g.op(operator, name, [*inputs, *parts], out, domain=DOMAIN, attributes=layout.attributes())
+
+    def _stacked(self, records: list[TensorRecord]) -> list[ir.Value]:
+        """The parts of all experts' matrices, one expert after another."""
+        first = records[0]
+        if first.is_dense:
+            dtype = "float32" if any(record.scheme == "float32" for record in records) else "float16"
+            return [self._joined(records, ".weight", dtype, first.shape)]
+        return [self._part(records, name) for name in first.matrix_layout().parts()]
+
+    def _part(self, records: list[TensorRecord], name: str) -> ir.Value:
+        first, count = records[0], len(records)
+        part = first.parts[name]
+        if part.how == STANDARD:
+            table = first.matrix_layout().standard(name)
+            repeated = np.repeat(table, count, axis=0)
+            return self.g.constant(f"{first.scheme}.levels_{first.bits}_of_{count}", repeated)
+        if part.how == CODES:
+            return self._decoded(records, name, part)
+        return self._joined(records, f".{name}", self._dtype(records, name), part.shape)
+
+    def _decoded(self, records: list[TensorRecord], name: str, part: StoredPart) -> ir.Value:
+        """A part that every expert stores as codes of its transpose: looked up at once, then turned for each expert."""
+        g, count, layout = self.g, len(records), part.coded_layout()
+        path = f"/{records[0].name.replace('.', '/')}/all_{name}"
+        tall, dtype = replace(layout, N=layout.N * count), self._dtype(records, name)
+        dtypes = {"codes": "uint8", "codebook": "int8", "scale": dtype}
+        inputs = [
+            self._joined(records, f".{name}.{own}", dtypes[own], shape.shape) for own, shape in layout.parts().items()
+        ]
+        ids = g.constant(f"scale.groups_{tall.N}", np.arange(tall.N, dtype=np.int64))
+        attributes = tall.attributes()
+        by_group = g.op(layout.LOOKUP, path, [ids, *inputs], [tall.N, tall.K], domain=DOMAIN, attributes=attributes)
+        split = g.constant(f"scale.experts_{count}_{layout.N}_{layout.K}", np.array([count, layout.N, layout.K]))
+        apart = g.op("Reshape", f"{path}/by_expert", [by_group, split], [count, layout.N, layout.K])
+        turned = g.op("Transpose", f"{path}/transpose", [apart], [count, layout.K, layout.N], perm=[0, 2, 1])
+        rows = g.constant(f"scale.rows_{count * layout.K}_{layout.N}", np.array([count * layout.K, layout.N]))
+        return g.op("Reshape", f"{path}/rows", [turned, rows], [count * layout.K, layout.N])
+
+    def _dtype(self, records: list[TensorRecord], name: str) -> str:
+        """The type that holds the part of every expert."""
+        found = {record.parts[name].dtype for record in records}
+        return found.pop() if len(found) == 1 else "float32"
+
+    def _joined(self, records: list[TensorRecord], suffix: str, dtype: str, shape: Sequence[int]) -> ir.Value:
+        """A stored part of every expert, joined along its first dimension when the file is written."""
+        checkpoint = self.layers.checkpoint
+        whole = (shape[0] * len(records), *shape[1:])
+        name = f"{records[0].name}{suffix}.of_{len(records)}_experts"
+
+        def load() -> np.ndarray:
+            out = np.empty(whole, dtype)
+            for number, record in enumerate(records):
+                found = checkpoint.tensor(record.name, suffix)
+                if found.shape != tuple(shape):
+                    raise InputError(f"{self._folder}: {record.name}{suffix} is {list(found.shape)}, not {list(shape)}")
+                out[number * shape[0] : (number + 1) * shape[0]] = found
+            return out
+
+        return self.g.lazy(name, dtype, whole, load)
