@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from toolchain.system.threads import ordered
+from toolchain.system.device import each
 from toolchain.tune.trainable.base import TrainableMatrix
 
 
@@ -42,10 +42,11 @@ def code_widths(student: nn.Module) -> dict[str, float]:
 def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windows: int) -> float:
     """Set .grad of every trainable parameter to the mean gradient of loss_of(i) over the windows; the mean loss.
 
-    loss_of(i) runs the student on window i and returns a scalar; it is called in threads.
+    loss_of(i) runs the student on window i and returns a scalar; it is called in threads of the processor.
     """
     layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
-    made = list(ordered(_weight_of, layers))
+    device = next(student.parameters()).device
+    made = list(each(_weight_of, layers, device))
     inner = {id(p) for layer in layers for n, p in layer.named_parameters() if n != "bias"}
     outer = [p for p in student.parameters() if p.requires_grad and id(p) not in inner]
     leaves = [weight.detach().requires_grad_() for weight in made]
@@ -58,7 +59,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
 
     total, sums = 0.0, [torch.zeros_like(p) for p in (*leaves, *outer)]
     try:
-        for loss, gradients in ordered(one, range(windows)):
+        for loss, gradients in each(one, range(windows), device):
             total += float(loss)
             for sum_, gradient in zip(sums, gradients):
                 if gradient is not None:
@@ -72,7 +73,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
     def through(i: int) -> None:
         made[i].backward(sums[i])
 
-    for _ in ordered(through, range(len(layers))):
+    for _ in each(through, range(len(layers)), device):
         pass
     return total
 

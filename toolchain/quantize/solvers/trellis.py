@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import STANDARD_STATE_BITS, TrellisLayout
 from export.contract.packing import pack
-from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
+from toolchain.numerics.factors import ready_hessian
+from toolchain.numerics.hessian import layer_loss, row_regions
 from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
-from toolchain.quantize.solvers import trellis_solver
+from toolchain.quantize.solvers import torch_trellis, trellis_solver
 from toolchain.settings.format import MIXED
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
@@ -55,9 +58,13 @@ def scale_bits(columns: int, settings: QuantizeSettings) -> int:
 
 
 def quantize_trellis(
-    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout, standard: bool = False
-) -> StoredMatrix:
-    """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]; standard: with the standard levels."""
+    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout, standard: bool = False,
+    device: torch.device | None = None,
+) -> StoredMatrix:  # fmt: skip
+    """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]; standard: with the standard levels.
+
+    device: where the form of the solver in torch works (torch_trellis.py); None: the processor.
+    """
     long = layout.K >= FLOAT_SCALE_COLUMNS
     kind = np.float32 if long else np.float64  # long rows: half the memory and twice the speed
     parts = pieces(layout.N, layout.rows_per_codebook)
@@ -65,11 +72,10 @@ def quantize_trellis(
     sweeps: list[tuple[np.ndarray, np.ndarray]] = []  # factor and order of each problem
     total, used_damping = 1e-300, settings.damping
     for rows, own in row_regions(hessian, layout.N, layout.rows_per_codebook):
-        h, used = damped(own, settings.damping)
-        order = np.argsort(-np.diag(h), kind="stable")
-        factor = inverse_factor(h[np.ix_(order, order)]).astype(kind)
-        total, used_damping = total + layer_loss(weights[rows].astype(np.float64), h), max(used, used_damping)
-        h = h.astype(kind)
+        ready = ready_hessian(own, settings.damping, device=device)
+        order, factor, h = ready.order, ready.factor.astype(kind), ready.h.astype(kind)
+        total += layer_loss(weights[rows].astype(np.float64), ready.h)
+        used_damping = max(ready.damping, used_damping)
         for part in parts:
             if rows.start <= part.start < rows.stop:
                 w = np.ascontiguousarray(weights[part].T, dtype=kind)
@@ -81,17 +87,26 @@ def quantize_trellis(
         return trellis_solver.solve(problems[chunk], *sweeps[chunk], settings.passes, rng)
 
     states, losses = [], {"clustering": 0.0, "sweep": 0.0, "refinement": 0.0}
-    for state, found in ordered(solve, range(len(parts))):
+    chunks = range(len(parts))
+    solved: Iterable[tuple[trellis_solver.State, dict[str, float]]] = ordered(solve, chunks)
+    if device is not None:
+        solved = torch_trellis.solve(problems, sweeps, settings.passes, settings.seed, device)
+    for state, found in solved:
         states.append(state)
         losses = {name: losses[name] + loss for name, loss in found.items()}
     scale, coded = stored_scales(np.concatenate([state.scale for state in states]), scale_bits(layout.K, settings))
 
-    def settle(chunk: int) -> tuple[trellis_solver.State, float]:
-        state = replace(states[chunk], scale=scale[parts[chunk], 0].astype(kind))
-        passes = settings.passes // 2 + 1 if coded else 0
-        return trellis_solver.refined(problems[chunk], state, problems[chunk].loss(state), passes, fixed_scale=True)
+    states = [replace(state, scale=scale[part, 0].astype(kind)) for state, part in zip(states, parts)]
+    passes = settings.passes // 2 + 1 if coded else 0
 
-    settled = list(ordered(settle, range(len(parts))))
+    def settle(chunk: int) -> tuple[trellis_solver.State, float]:
+        problem, state = problems[chunk], states[chunk]
+        return trellis_solver.refined(problem, state, problem.loss(state), passes, fixed_scale=True)
+
+    if device is not None:
+        settled = torch_trellis.settle(problems, states, passes, device)
+    else:
+        settled = list(ordered(settle, chunks))
     losses["stored_scales" if coded is None else "coded_scales"] = sum(loss for _, loss in settled)
     path = np.concatenate([state.states for state, _ in settled], axis=1).T
     codes = pack((path & ((1 << layout.bits) - 1)).astype(np.uint8), layout.bits)

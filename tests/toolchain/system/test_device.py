@@ -1,0 +1,135 @@
+"""--device: what it takes and refuses, and whole runs on a stand-in that lets nothing leave the device unsaid."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from export.contract.errors import InputError
+from tests.toolchain.system.stand_in import DEVICE, StandIn
+from toolchain.cli import app
+from toolchain.pipeline import run
+from toolchain.pipeline.run import quantize_model
+from toolchain.predict import probe
+from toolchain.settings.calibration import DEVICES, CalibrationChoice, Workers
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.system.device import batches, chosen_device, summed
+
+RUNS = {
+    "scalar": {"bits": 3},
+    "columns in groups, outliers": {"bits": 3, "group_size": 64, "outliers": 0.01},
+    "trellis, tuned by blocks": {"bits": 2, "format": "trellis", "block_steps": 2},
+    "vectors, guided, tuned": {"bits": 2, "dimension": 2, "guided": True, "tune_steps": 2, "own_text": 0.5},
+    "trellis, tuned": {"bits": 2, "format": "trellis", "tune_steps": 2},
+    "a budget, following the source": {"budget": 3.1, "asymmetric": True, "guided": True, "guided_groups": 2},
+    "integers": {"bits": 4, "method": "qrazor", "activation_bits": 4, "kv_bits": 4},
+    "squeezellm": {"bits": 3, "method": "squeezellm"},
+}
+
+
+def available(monkeypatch, *names):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in names)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in names)
+
+
+@pytest.mark.parametrize(
+    "here, chosen", [((), "cpu"), (("mps",), "mps"), (("cuda",), "cuda"), (("cuda", "mps"), "cuda")]
+)
+def test_auto_takes_the_first_there_is(monkeypatch, here, chosen):
+    available(monkeypatch, *here)
+    assert chosen_device(Workers(device="auto")).type == chosen
+    assert chosen_device(Workers()).type == chosen_device(Workers(device="cpu", count=4)).type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+@pytest.mark.parametrize("command", ["quantize", "export"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, tmp_path, demo_model, name, command, more):
+    available(monkeypatch)
+    found = CliRunner().invoke(app, [command, str(demo_model), "-o", str(tmp_path / "out"), "--device", name, *more])
+    assert found.exit_code == 2 and f"--device {name}: torch" in found.output and found.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_device_and_workers_beside_a_device_are_refused(monkeypatch):
+    for name in ("gpu", "cuda:1", "", "CPU"):
+        with pytest.raises(InputError, match=f"--device '{name}' is unknown; choose one of {', '.join(DEVICES)}"):
+            Workers(device=name)
+    available(monkeypatch, "cuda")
+    for workers in (Workers(device="cuda", count=2), Workers(device="auto", scheduler="tcp://a:1")):
+        with pytest.raises(InputError, match="are for --device cpu: cuda solves the layers itself"):
+            chosen_device(workers)
+
+
+def test_batches_cover_the_sequences():
+    assert [s.stop - s.start for s in batches(5, 512, torch.device("cpu"))] == [1] * 5
+    assert [s.stop - s.start for s in batches(19, 512, DEVICE)] == [8, 8, 3]
+    assert [s.stop - s.start for s in batches(3, 10_000, DEVICE)] == [1] * 3
+
+
+def test_sums_are_float64_even_where_the_device_has_none():
+    term = torch.full((2, 2), 1e-8)
+    total = summed(None, torch.ones(2, 2))
+    for _ in range(3):
+        total = summed(total, term)
+    assert total.dtype == torch.float64 and torch.allclose(total - 1, 3 * term.double(), rtol=1e-6)
+
+
+def quantized(model, text, out, options, workers=None):
+    settings = QuantizeSettings(sequences=6, sequence_length=48, tune_length=32, tune_batch=2, passes=1, **options)
+    return quantize_model(
+        str(model), out, settings, CalibrationChoice(str(text), "0:0.2"), quiet=True, workers=workers or Workers()
+    )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_the_device_is_that_of_the_processor(monkeypatch, tmp_path, demo_model, demo_text, name):
+    """Every tensor that a block, a solver in torch or a training step touches is on the device, or the run stops."""
+    options, float32 = RUNS[name], Workers(precision="float32")
+    plain = quantized(demo_model, demo_text, tmp_path / "plain", options, float32)
+    monkeypatch.setattr(run, "chosen_device", lambda workers: DEVICE)
+    with StandIn() as device:
+        there = quantized(demo_model, demo_text, tmp_path / "there", options, float32)
+    assert device.ran["aten::mm"] + device.ran["aten::bmm"] > 10
+    assert plain.manifest["device"] == "cpu" and there.manifest["device"] == DEVICE.type
+    assert plain.manifest["fingerprint"] == there.manifest["fingerprint"]
+    assert plain.manifest["totals"] == there.manifest["totals"]
+    names = [record.name for record in plain.records.values() if len(record.shape) == 2]
+    for record in names:
+        assert replace(plain.records[record], losses={}) == replace(there.records[record], losses={})
+    # solvers end in other codes after a tie, so the whole is compared by what it loses
+    losses = [sum(min(r.losses.values()) for r in c.records.values() if r.losses) for c in (plain, there)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_a_dry_run_measures_the_device(monkeypatch, demo_model, demo_text):
+    monkeypatch.setattr(probe, "chosen_device", lambda workers: DEVICE)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    settings = QuantizeSettings(
+        bits=2, format="trellis", sequences=6, sequence_length=32, passes=1, guided=True, tune_steps=2, own_text=0.5
+    )
+    with StandIn() as device:
+        found = probe.predict(str(demo_model), settings, CalibrationChoice(str(demo_text), "0:0.2"))
+    assert found.seconds > 0 and device.ran["aten::mm"] > 10
+
+
+def test_a_run_goes_on_on_another_device(monkeypatch, tmp_path, demo_model, demo_text):
+    options = {"bits": 3}
+    whole = quantized(demo_model, demo_text, tmp_path / "whole", options)
+    with monkeypatch.context() as patched, StandIn():
+        patched.setattr(run, "chosen_device", lambda workers: DEVICE)
+        quantized(demo_model, demo_text, tmp_path / "half", options)
+    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+    (tmp_path / "half" / "manifest.json").write_text(
+        json.dumps({k: v for k, v in manifest.items() if k not in ("totals", "tensors", "shard_prefix")})
+    )
+    for path in sorted((tmp_path / "half").glob("*.safetensors"))[2:]:
+        path.unlink()
+    again = quantized(demo_model, demo_text, tmp_path / "half", options)
+    assert again.manifest["totals"] == whole.manifest["totals"] and again.manifest["device"] == "cpu"
+    assert np.isfinite(sum(min(r.losses.values()) for r in again.records.values() if r.losses))
