@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from export.contract.errors import InputError
+from tests.conftest import DEMO
 from tests.toolchain.system.stand_in import DEVICE, StandIn
 from toolchain.cli import app
 from toolchain.pipeline import run
@@ -22,7 +25,7 @@ from toolchain.system.device import batches, chosen_device, summed
 
 RUNS = {
     "scalar": {"bits": 3},
-    "columns in groups, outliers": {"bits": 3, "group_size": 64, "outliers": 0.01},
+    "columns in groups, outliers": {"bits": 3, "group_size": 16, "outliers": 0.01},
     "trellis, tuned by blocks": {"bits": 2, "format": "trellis", "block_steps": 2},
     "vectors, guided, tuned": {"bits": 2, "dimension": 2, "guided": True, "tune_steps": 2, "own_text": 0.5},
     "trellis, tuned": {"bits": 2, "format": "trellis", "tune_steps": 2},
@@ -80,6 +83,21 @@ def test_sums_are_float64_even_where_the_device_has_none():
     assert total.dtype == torch.float64 and torch.allclose(total - 1, 3 * term.double(), rtol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    """Two layers of 32 with random weights and the bundled model's tokenizer."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    config = LlamaConfig(
+        vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder / name)
+    return folder
+
+
 def quantized(model, text, out, options, workers=None):
     settings = QuantizeSettings(sequences=6, sequence_length=48, tune_length=32, tune_batch=2, passes=1, **options)
     return quantize_model(
@@ -88,13 +106,13 @@ def quantized(model, text, out, options, workers=None):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_on_the_device_is_that_of_the_processor(monkeypatch, tmp_path, demo_model, demo_text, name):
+def test_a_run_on_the_device_is_that_of_the_processor(monkeypatch, tmp_path, small_model, demo_text, name):
     """Every tensor that a block, a solver in torch or a training step touches is on the device, or the run stops."""
     options, float32 = RUNS[name], Workers(precision="float32")
-    plain = quantized(demo_model, demo_text, tmp_path / "plain", options, float32)
+    plain = quantized(small_model, demo_text, tmp_path / "plain", options, float32)
     monkeypatch.setattr(run, "chosen_device", lambda workers: DEVICE)
     with StandIn() as device:
-        there = quantized(demo_model, demo_text, tmp_path / "there", options, float32)
+        there = quantized(small_model, demo_text, tmp_path / "there", options, float32)
     assert device.ran["aten::mm"] + device.ran["aten::bmm"] > 10
     assert plain.manifest["device"] == "cpu" and there.manifest["device"] == DEVICE.type
     assert plain.manifest["fingerprint"] == there.manifest["fingerprint"]
@@ -107,29 +125,29 @@ def test_a_run_on_the_device_is_that_of_the_processor(monkeypatch, tmp_path, dem
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
-def test_a_dry_run_measures_the_device(monkeypatch, demo_model, demo_text):
+def test_a_dry_run_measures_the_device(monkeypatch, small_model, demo_text):
     monkeypatch.setattr(probe, "chosen_device", lambda workers: DEVICE)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
     settings = QuantizeSettings(
         bits=2, format="trellis", sequences=6, sequence_length=32, passes=1, guided=True, tune_steps=2, own_text=0.5
     )
     with StandIn() as device:
-        found = probe.predict(str(demo_model), settings, CalibrationChoice(str(demo_text), "0:0.2"))
+        found = probe.predict(str(small_model), settings, CalibrationChoice(str(demo_text), "0:0.2"))
     assert found.seconds > 0 and device.ran["aten::mm"] > 10
 
 
-def test_a_run_goes_on_on_another_device(monkeypatch, tmp_path, demo_model, demo_text):
+def test_a_run_goes_on_on_another_device(monkeypatch, tmp_path, small_model, demo_text):
     options = {"bits": 3}
-    whole = quantized(demo_model, demo_text, tmp_path / "whole", options)
+    whole = quantized(small_model, demo_text, tmp_path / "whole", options)
     with monkeypatch.context() as patched, StandIn():
         patched.setattr(run, "chosen_device", lambda workers: DEVICE)
-        quantized(demo_model, demo_text, tmp_path / "half", options)
+        quantized(small_model, demo_text, tmp_path / "half", options)
     manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
     (tmp_path / "half" / "manifest.json").write_text(
         json.dumps({k: v for k, v in manifest.items() if k not in ("totals", "tensors", "shard_prefix")})
     )
     for path in sorted((tmp_path / "half").glob("*.safetensors"))[2:]:
         path.unlink()
-    again = quantized(demo_model, demo_text, tmp_path / "half", options)
+    again = quantized(small_model, demo_text, tmp_path / "half", options)
     assert again.manifest["totals"] == whole.manifest["totals"] and again.manifest["device"] == "cpu"
     assert np.isfinite(sum(min(r.losses.values()) for r in again.records.values() if r.losses))
