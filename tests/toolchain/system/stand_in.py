@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -40,12 +41,33 @@ class There(torch.Tensor):
         raise AssertionError(f"{function} of the device outside of StandIn")
 
 
+class _Making(TorchFunctionMode):
+    """torch.tensor(..., device=) allocates beneath what a dispatch mode sees."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):  # type: ignore[no-untyped-def]
+        named = dict(named or {})
+        if function is not torch.tensor or named.get("device") is None:
+            return function(*arguments, **named)
+        device = named.pop("device")
+        return function(*arguments, **named).to(device)
+
+
 class StandIn(TorchDispatchMode):
     """While it is on, `DEVICE` can be computed on. ran: how often each operation ran there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ran: Counter[str] = Counter()
+        self._making = _Making()
+
+    def __enter__(self) -> StandIn:
+        self._making.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._making.__exit__(*error)
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):  # type: ignore[no-untyped-def]
         named = dict(named or {})

@@ -21,18 +21,27 @@ from toolchain.pipeline.run import quantize_model
 from toolchain.predict import probe
 from toolchain.settings.calibration import DEVICES, CalibrationChoice, Workers
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
 from toolchain.system.device import batches, chosen_device, summed
 
 RUNS = {
     "scalar": {"bits": 3},
-    "columns in groups, outliers": {"bits": 3, "group_size": 16, "outliers": 0.01},
+    "columns in groups, outliers": {"bits": 3, "group_size": 8, "outliers": 0.01},
     "trellis, tuned by blocks": {"bits": 2, "format": "trellis", "block_steps": 2},
-    "vectors, guided, tuned": {"bits": 2, "dimension": 2, "guided": True, "tune_steps": 2, "own_text": 0.5},
+    "vectors, guided, tuned": {
+        "bits": 2,
+        "format": "vectors",
+        "dimension": 2,
+        "guided": True,
+        "tune_steps": 2,
+        "own_text": 0.5,
+    },
     "trellis, tuned": {"bits": 2, "format": "trellis", "tune_steps": 2},
-    "a budget, following the source": {"budget": 3.1, "asymmetric": True, "guided": True, "guided_groups": 2},
-    "integers": {"bits": 4, "method": "qrazor", "activation_bits": 4, "kv_bits": 4},
+    "a budget, following the source": {"budget": 3.1, "asymmetric": True, "guided": True},
+    "a Hessian for each run of rows": {"bits": 3, "guided": True, "guided_groups": 2},
+    "integers": {"bits": 4, "method": "qrazor", "razor": RazorSettings(activation_bits=4, kv=8)},
     "squeezellm": {"bits": 3, "method": "squeezellm"},
-}
+}  # fmt: skip
 
 
 def available(monkeypatch, *names):
@@ -85,10 +94,10 @@ def test_sums_are_float64_even_where_the_device_has_none():
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    """Two layers of 32 with random weights and the bundled model's tokenizer."""
+    """Two layers of 16 with random weights and the bundled model's tokenizer."""
     folder = tmp_path_factory.mktemp("small") / "model"
     config = LlamaConfig(
-        vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=1536, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
