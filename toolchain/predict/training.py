@@ -96,7 +96,7 @@ class TrainingProbe:
 
         def pack(value: torch.Tensor) -> torch.Tensor:
             if not any(value is weight for weight in weights):
-                kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+                kept[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
             return value
 
         for weight in weights:

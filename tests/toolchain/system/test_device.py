@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from export.contract.errors import InputError
+from export.files.access import MANIFEST
 from tests.conftest import DEMO
 from tests.toolchain.system.stand_in import DEVICE, StandIn
 from toolchain.cli import app
@@ -151,8 +152,8 @@ def test_a_run_goes_on_on_another_device(monkeypatch, tmp_path, small_model, dem
     with monkeypatch.context() as patched, StandIn():
         patched.setattr(run, "chosen_device", lambda workers: DEVICE)
         quantized(small_model, demo_text, tmp_path / "half", options)
-    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
-    (tmp_path / "half" / "manifest.json").write_text(
+    manifest = json.loads((tmp_path / "half" / MANIFEST).read_text())
+    (tmp_path / "half" / MANIFEST).write_text(
         json.dumps({k: v for k, v in manifest.items() if k not in ("totals", "tensors", "shard_prefix")})
     )
     for path in sorted((tmp_path / "half").glob("*.safetensors"))[2:]:
