@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
+_PROCESSOR = torch.device("cpu")
 _FEATURES = ("avx512bf16", "amx-bf16", "bf16")  # LLVM's names; the last is ARM's
 _LEAST_WIDTH = 256  # of the model; narrower products gain nothing
 
@@ -29,7 +30,7 @@ def processor_multiplies_bfloat16() -> bool:
     return any(features.get(name) for name in _FEATURES)
 
 
-def chosen_precision(asked: str, width: int, device: torch.device) -> str:
+def chosen_precision(asked: str, width: int, device: torch.device = _PROCESSOR) -> str:
     """FLOAT32 or BFLOAT16 for what was asked ("auto": what is faster here) and a model of this hidden size."""
     if asked != "auto":
         return asked

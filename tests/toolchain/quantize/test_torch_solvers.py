@@ -97,13 +97,13 @@ def test_what_is_stored_has_one_layout_and_a_true_loss(form, rows, columns, seed
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_losses_are_those_of_the_processor(form):
-    """Within a hundredth over a few matrices: single ones end in other valleys after a tie, up and down."""
+    """At most a hundredth above over a few matrices: single ones end in other valleys after a tie, up and down."""
     options, ratios = QuantizeSettings(passes=3, **form), []
     for seed, (rows, columns) in enumerate([(96, 130), (130, 96), (160, 200)]):
         w, h = problem(seed, rows, columns)
         losses = [relative_loss(method("athena")(w, h, options, *device), w, h) for device in ((), (CPU,))]
         ratios.append(losses[1] / losses[0])
-    assert np.mean(ratios) == pytest.approx(1.0, abs=0.01) and np.abs(np.array(ratios) - 1).max() < 0.04
+    assert 0.97 < np.mean(ratios) <= 1.01 and np.abs(np.array(ratios) - 1).max() < 0.04
 
 
 @pytest.mark.parametrize("form", [{"bits": 3}, {"bits": 2, "format": "trellis"}], ids=str)
