@@ -103,7 +103,7 @@ def test_losses_are_those_of_the_processor(form):
         w, h = problem(seed, rows, columns)
         losses = [relative_loss(method("athena")(w, h, options, *device), w, h) for device in ((), (CPU,))]
         ratios.append(losses[1] / losses[0])
-    assert 0.97 < np.mean(ratios) <= 1.01 and np.abs(np.array(ratios) - 1).max() < 0.04
+    assert 0.97 < np.mean(ratios) <= 1.01 and np.abs(np.array(ratios) - 1).max() < 0.06
 
 
 @pytest.mark.parametrize("form", [{"bits": 3}, {"bits": 2, "format": "trellis"}], ids=str)
