@@ -2,6 +2,7 @@
 // runtime_py/engine (quantize.py, matvec.py, matmul.py): inside a block of 256 columns exact integers, between blocks
 // float32 in 16 fixed lanes, so both give the same bits wherever there is a fused multiply-add.
 #include "codes.h"
+#include "digits.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -31,40 +32,23 @@ static const struct {
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// int8 of `columns` floats, padded with zeros to `wide`; the block's scale.
-static float quantize_block(const float *x, int64_t columns, int64_t wide, int8_t *out) {
-    float largest = 0;
-    int finite = 1;
-    for (int64_t k = 0; k < columns; k++) {
-        float size = x[k] < 0 ? -x[k] : x[k];
-        largest = size > largest ? size : largest;
-        finite &= size <= 3.0e38f;
-    }
-    // Infinite and undefined activations keep an infinite scale, so that they reach the logits as NaN instead of
-    // vanishing in a conversion.
-    float inverse = finite && largest > 0 ? 127.0f / largest : 0.0f;
-    for (int64_t k = 0; k < columns; k++) {
-        // Adding and subtracting 1.5 * 2**23 rounds half to even, without a library call on any instruction set.
-        float rounded = (finite ? x[k] * inverse : 0.0f) + 12582912.0f;
-        out[k] = (int8_t)(rounded - 12582912.0f);
-    }
-    for (int64_t k = columns; k < wide; k++) out[k] = 0;
-    return (finite ? largest : __builtin_inff()) * (1.0f / 127.0f);
-}
-
 // Minus OFFSET times the lane sums of a quantized block.
-INLINE Ints start_sums(const int8_t *bytes, int64_t wide) {
+INLINE Ints start_sums(const int8_t *low, const int8_t *high, uint64_t places, int64_t wide) {
     Ints lanes = {};
-    if (OFFSET)
-        for (int64_t k = 0; k < wide; k += 64) lanes = dot(lanes, each_byte(1), load_bytes(bytes + k));
+    if (!OFFSET) return lanes;
+    for (int64_t k = 0; places && k < wide; k += 64) lanes = dot(lanes, each_byte(1), load_bytes(high + k));
+    lanes *= 255;
+    for (int64_t k = 0; k < wide; k += 64) lanes = dot(lanes, each_byte(1), load_bytes(low + k));
     return lanes * -OFFSET;
 }
 
 static void quantize_token(const float *x, int64_t columns, const Activations *to) {
     for (int64_t b = 0; b < to->blocks; b++) {
         int64_t left = least(columns - BLOCK * b, BLOCK), wide = (left + 63) / 64 * 64;
-        to->scales[b] = quantize_block(x + BLOCK * b, left, wide, to->bytes + BLOCK * b);
-        Ints sums = start_sums(to->bytes + BLOCK * b, wide);
+        HighToken *high = (HighToken *)to->high + b;
+        int8_t *low = to->bytes + BLOCK * b;
+        to->scales[b] = quantize_block(x + BLOCK * b, left, wide, low, high->digits, &high->places);
+        Ints sums = start_sums(low, high->digits, high->places, wide);
         __builtin_memcpy(to->sums + LANES * b, &sums, sizeof sums);
     }
 }
@@ -74,20 +58,28 @@ static void quantize_group(const float *x, int64_t columns, int64_t tokens, int6
     for (int64_t b = 0; b < to->blocks; b++) {
         int64_t left = least(columns - BLOCK * b, BLOCK), wide = (left + 63) / 64 * 64;
         int64_t place = (group * to->blocks + b) * LANES;
-        int8_t *target = to->bytes + LANES * (group * to->wide + BLOCK * b), one[BLOCK];
+        int8_t *target = to->bytes + LANES * (group * to->wide + BLOCK * b), one[BLOCK] = {0};
+        int8_t digits[LANES][BLOCK];
+        HighGroup *high = (HighGroup *)to->high + group * to->blocks + b;
+        high->places = 0;
         for (int64_t t = 0; t < LANES; t++) {
-            if (t < count) {
-                to->scales[place + t] = quantize_block(x + (LANES * group + t) * columns + BLOCK * b, left, wide, one);
-            } else {
-                to->scales[place + t] = 0;
+            uint64_t places = 0;
+            to->scales[place + t] = 0;
+            if (t < count)
+                to->scales[place + t] = quantize_block(
+                    x + (LANES * group + t) * columns + BLOCK * b, left, wide, one, digits[t], &places);
+            else
                 __builtin_memset(one, 0, sizeof one);
-            }
-            Ints sums = start_sums(one, wide);
+            if (!places) __builtin_memset(digits[t], 0, BLOCK);
+            high->places |= places;
+            Ints sums = start_sums(one, digits[t], places, wide);
             int32_t sum = 0;
             for (int l = 0; l < LANES; l++) sum += sums[l];
             to->sums[place + t] = sum;
             for (int64_t k = 0; k < wide; k += 4) __builtin_memcpy(target + LANES * k + 4 * t, one + k, 4);
         }
+        for (int64_t t = 0; high->places && t < LANES; t++)
+            for (int64_t k = 0; k < wide; k += 4) __builtin_memcpy(high->digits[k / 4][t], digits[t] + k, 4);
     }
 }
 
@@ -132,6 +124,7 @@ INLINE Bytes tail_codes(int bits, const uint8_t *at, int tail, const uint8_t *sp
 INLINE void vector_rows(int bits, const Matrix *m, const Activations *a, int64_t first, int64_t last, float *y) {
     const int64_t full = m->columns / BLOCK, block_bytes = BLOCK / 8 * (bits == RAW ? 8 : bits);
     const int tail = (int)(m->columns % BLOCK);
+    const HighToken *high = a->high;
     uint8_t spare[BLOCK] = {0};
     for (int64_t n = first; n < last; n++) {
         Table table = book_table(bits, m->book + n / m->book_rows * (1 << m->bits));
@@ -142,20 +135,26 @@ INLINE void vector_rows(int bits, const Matrix *m, const Activations *a, int64_t
             __builtin_prefetch(at + AHEAD);
             if (block_bytes > 64) __builtin_prefetch(at + AHEAD + 64);
             Ints acc = load_ints(a->sums + LANES * b);
-            acc = dot(acc, lookup(bits, &table, segment(bits, at, 0)), load_bytes(q));
-            acc = dot(acc, lookup(bits, &table, segment(bits, at, 1)), load_bytes(q + 64));
-            acc = dot(acc, lookup(bits, &table, segment(bits, at, 2)), load_bytes(q + 128));
-            acc = dot(acc, lookup(bits, &table, segment(bits, at, 3)), load_bytes(q + 192));
+            Bytes w[4] = {lookup(bits, &table, segment(bits, at, 0)), lookup(bits, &table, segment(bits, at, 1)),
+                          lookup(bits, &table, segment(bits, at, 2)), lookup(bits, &table, segment(bits, at, 3))};
+            if (high[b].places) {
+                Ints upper = {};
+                for (int s = 0; s < 4; s++) upper = dot(upper, w[s], load_bytes(high[b].digits + 64 * s));
+                acc += 255 * upper;
+            }
+            for (int s = 0; s < 4; s++) acc = dot(acc, w[s], load_bytes(q + 64 * s));
             total = fused(__builtin_convertvector(acc, Floats), each_float(a->scales[b]), total);
             at += block_bytes;
         }
         if (tail) {
             if (tail % 64) unpack_block(at, m->bits, tail, spare);
-            Ints acc = load_ints(a->sums + LANES * full);
-            for (int s = 0; 64 * s < tail; s++)
-                acc = dot(acc, lookup(bits, &table, tail_codes(bits, at, tail, spare, s)),
-                          load_bytes(a->bytes + BLOCK * full + 64 * s));
-            total = fused(__builtin_convertvector(acc, Floats), each_float(a->scales[full]), total);
+            Ints acc = load_ints(a->sums + LANES * full), upper = {};
+            for (int s = 0; 64 * s < tail; s++) {
+                Bytes w = lookup(bits, &table, tail_codes(bits, at, tail, spare, s));
+                acc = dot(acc, w, load_bytes(a->bytes + BLOCK * full + 64 * s));
+                if (high[full].places) upper = dot(upper, w, load_bytes(high[full].digits + 64 * s));
+            }
+            total = fused(__builtin_convertvector(acc + 255 * upper, Floats), each_float(a->scales[full]), total);
         }
         y[n] = sum_floats(total) * scale_of(m, n / m->scale_rows);
     }
@@ -187,6 +186,24 @@ INLINE void decode_rows(int bits, const Matrix *m, int64_t first, int64_t last, 
     }
 }
 
+INLINE Ints four_weights(const uint8_t *w) {
+    int32_t four;
+    __builtin_memcpy(&four, w, 4);
+    return (Ints){} + four;
+}
+
+// 255 times the products with the high digits of a block, of which there are some; w: the block's weights.
+INLINE void high_digits(const uint8_t *w, int64_t wide, const HighGroup *high, Ints acc[ROWS]) {
+    for (int r = 0; r < ROWS; r++) acc[r] = (Ints){};
+    for (uint64_t places = high->places; places; places &= places - 1) {
+        int place = __builtin_ctzll(places);
+        Bytes tokens = load_bytes(high->digits[place]);
+#pragma clang loop unroll(full)
+        for (int r = 0; r < ROWS; r++) acc[r] = dot(acc[r], (Bytes)four_weights(w + r * wide + 4 * place), tokens);
+    }
+    for (int r = 0; r < ROWS; r++) acc[r] *= 255;
+}
+
 // totals [ROWS][VECTORS][16 tokens] += (integer sums of one block) * (activation scale of each token).
 INLINE void tile_block(const uint8_t *w, int64_t wide, const Activations *a, int64_t group, int64_t b, int64_t steps,
                        Floats totals[ROWS][VECTORS]) {
@@ -216,8 +233,11 @@ INLINE void tile_block(const uint8_t *w, int64_t wide, const Activations *a, int
         const int64_t place = ((group + v) * a->blocks + b) * LANES;
         Ints start = load_ints(a->sums + place);
         Floats scale = load_floats(a->scales + place);
+        const HighGroup *high = (const HighGroup *)a->high + (group + v) * a->blocks + b;
+        Ints upper[ROWS] = {};
+        if (high->places) high_digits(w, wide, high, upper);
         for (int r = 0; r < ROWS; r++) {
-            Ints acc = load_ints(sums[r / 16 * 2 + v][r % 16]) + start;
+            Ints acc = load_ints(sums[r / 16 * 2 + v][r % 16]) + start + upper[r];
             totals[r][v] = fused(__builtin_convertvector(acc, Floats), scale, totals[r][v]);
         }
     }
@@ -228,16 +248,17 @@ INLINE void tile_block(const uint8_t *w, int64_t wide, const Activations *a, int
     for (int v = 0; v < VECTORS; v++) {
         place[v] = ((group + v) * a->blocks + b) * LANES;
         x[v] = a->bytes + LANES * ((group + v) * a->wide + BLOCK * b);
-        for (int r = 0; r < ROWS; r++) acc[r][v] = load_ints(a->sums + place[v]);
+        const HighGroup *high = (const HighGroup *)a->high + (group + v) * a->blocks + b;
+        Ints start = load_ints(a->sums + place[v]), upper[ROWS] = {};
+        if (high->places) high_digits(w + BLOCK * b, wide, high, upper);
+        for (int r = 0; r < ROWS; r++) acc[r][v] = start + upper[r];
     }
     for (int64_t k = 0; k < steps; k++) {
         Bytes tokens[VECTORS];
         for (int v = 0; v < VECTORS; v++) tokens[v] = load_bytes(x[v] + 64 * k);
 #pragma clang loop unroll(full)
         for (int r = 0; r < ROWS; r++) {
-            int32_t four;
-            __builtin_memcpy(&four, w + r * wide + BLOCK * b + 4 * k, 4);
-            Bytes weights = (Bytes)((Ints){} + four);
+            Bytes weights = (Bytes)four_weights(w + r * wide + BLOCK * b + 4 * k);
 #pragma clang loop unroll(full)
             for (int v = 0; v < VECTORS; v++) acc[r][v] = dot(acc[r][v], weights, tokens[v]);
         }

@@ -17,14 +17,26 @@ typedef struct {
     int half_scale; // scale is float16
 } Matrix;
 
-// int8 activations with one scale per token and block of 256 columns. One token: bytes in column order, `sums` int32
+// Activations as integers 255 * high + low, with one scale per token and block of 256 columns, as
+// runtime_py/engine/kernels/quantize.py has them. One token: bytes (low digits) in column order, `sums` int32
 // [blocks, 16] (lane l: columns 4l..4l+3 mod 64), `scales` [blocks]. Several: bytes [groups of 16 tokens, columns / 4,
 // 16, 4], sums and scales [groups, blocks, 16]. Columns are padded with zeros to a multiple of 64. `sums` are minus the
-// instruction set's weight offset times the activations: the start value that makes every integer sum exact.
+// instruction set's weight offset times the integers: the start value that makes every integer sum exact.
+// `high`: one entry of HighToken a block, or of HighGroup for each group and block. Bit i of `places` says that columns
+// 4i..4i + 3 have high digits (of any of the 16 tokens); all digits of such a block are written.
+typedef struct {
+    uint64_t places;
+    int8_t digits[BLOCK];
+} HighToken;
+typedef struct {
+    uint64_t places;
+    int8_t digits[BLOCK / 4][LANES][4];
+} HighGroup;
 typedef struct {
     int8_t *bytes;
     int32_t *sums;
     float *scales;
+    void *high;
     int64_t wide, blocks; // padded columns; blocks of 256 columns
 } Activations;
 

@@ -214,19 +214,23 @@ static OrtStatus *integer_matmul(Call *call, const OrtKernelContext *context) {
     Activations *a = &call->activations;
     a->wide = parts(m->columns, 64) * 64;
     a->blocks = parts(m->columns, BLOCK);
-    // Bytes, then sums (16 for every block and group), then scales: each a multiple of 64 bytes but the last.
+    // Bytes, then sums (16 for every block and group), then scales and high digits: each a multiple of 64 bytes but
+    // the last.
     size_t bytes = (size_t)(groups * lanes * a->wide), sums = (size_t)(groups * a->blocks * LANES) * 4;
-    char *memory = malloc(bytes + 2 * sums + 64);
+    size_t high = (size_t)(groups * a->blocks) * (call->tokens == 1 ? sizeof(HighToken) : sizeof(HighGroup));
+    char *memory = malloc(bytes + 2 * sums + high + 64);
     if (!memory) return call->op->api->CreateStatus(ORT_FAIL, "ai.athena: out of memory");
     char *start = memory + (64 - (uintptr_t)memory % 64);
     a->bytes = (int8_t *)start;
     a->sums = (int32_t *)(start + bytes);
     a->scales = (float *)(start + bytes + sums);
+    a->high = start + bytes + 2 * sums;
     OrtStatus *status = NULL;
     int64_t filled = parts(call->tokens, lanes); // the group behind them is only there to complete a tile
     memset(a->bytes + filled * lanes * a->wide, 0, (size_t)((groups - filled) * lanes * a->wide));
     memset(a->sums + filled * a->blocks * LANES, 0, (size_t)((groups - filled) * a->blocks * LANES) * 4);
     memset(a->scales + filled * a->blocks * LANES, 0, (size_t)((groups - filled) * a->blocks * LANES) * 4);
+    for (int64_t i = filled * a->blocks; i < groups * a->blocks; i++) ((HighGroup *)a->high)[i].places = 0;
     if (call->tokens == 1) {
         call->op->kernels->quantize_token(call->x, m->columns, a);
         call->rows_per_item = VECTOR_BYTES / m->row_bytes + 1;

@@ -11,6 +11,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from runtime_py.simd.codes import code_bits
+from runtime_py.simd.digits import emit_high_digits, load_places
 from runtime_py.simd.isa import WEIGHT_OFFSET, TagType
 from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import FLOAT, HALF, I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle, splat
@@ -140,7 +141,7 @@ def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Val
 @intrinsic
 def group_tile(
     typingctx, isa, width, weights, stride, activations, per_activations, columns, zero, sums, per_sums, scales,
-    per_scales, factors, offsets, per_row, totals,
+    per_scales, high, per_high, factors, offsets, per_row, totals,
 ):  # fmt: skip
     """totals [rows, vectors, 16 tokens] float32 += one block: (sum over its groups) * (activation scale of each token).
 
@@ -148,8 +149,9 @@ def group_tile(
     with one rounding. rows and vectors are GROUP_TILE's. weights: address of the block in row 0, `stride` bytes between
     rows; activations as in tile.tile_block, `per_activations` bytes between groups of 16 tokens; columns: of the block,
     a multiple of 4. zero: what all weights are too large by. sums: of the activations, int32 [groups, 16], `per_sums`
-    bytes between groups of 16 tokens; scales: float32 [16], `per_scales` bytes. factors, offsets: float32 of the
-    block's first group in row 0, `per_row` bytes between rows; offsets may be 0 for none.
+    bytes between groups of 16 tokens; scales: float32 [16], `per_scales` bytes; high: the block's high digits,
+    `per_high` bytes. factors, offsets: float32 of the block's first group in row 0, `per_row` bytes between rows;
+    offsets may be 0 for none.
     """
     name, kind = isa.value, width
     height, vectors = GROUP_TILE[name]
@@ -157,7 +159,7 @@ def group_tile(
 
     def codegen(context, builder, signature, args):
         (weights, stride, activations, per_activations, columns, zero_point, sums, per_sums, scales, per_scales,
-         factors, offsets, per_row, totals) = args[2:]  # fmt: skip
+         high, per_high, factors, offsets, per_row, totals) = args[2:]  # fmt: skip
 
         def placed(base, step, count):
             return [builder.add(base, builder.mul(step, ir.Constant(I64, i))) for i in range(count)]
@@ -171,6 +173,8 @@ def group_tile(
             for slot in row:
                 builder.store(zero, slot)
         row_at, token_at = placed(weights, stride, height), placed(activations, per_activations, vectors)
+        high_at = placed(high, per_high, vectors)
+        all_places = [load_places(builder, at) for at in high_at]
         factor_at, offset_at, sums_at = (
             placed(base, step, count)
             for base, step, count in ((factors, per_row, height), (offsets, per_row, height), (sums, per_sums, vectors))
@@ -187,6 +191,15 @@ def group_tile(
                 start = builder.mul(own, negated)
                 for r in range(height):
                     builder.store(start, acc[r][v])
+                steps = builder.udiv(some, ir.Constant(I64, 4))
+                ones = builder.lshr(ir.Constant(I64, -1), builder.sub(ir.Constant(I64, 64), steps))
+                here = builder.shl(ones, builder.udiv(first, ir.Constant(I64, 4)))
+                places = builder.and_(all_places[v], here)
+                with builder.if_then(builder.icmp_signed("!=", places, ir.Constant(I64, 0)), likely=False):
+                    column = [acc[r][v] for r in range(height)]
+                    emit_high_digits(builder, name, places, high_at[v], row_at, column)
+                    for slot in column:
+                        builder.store(builder.add(builder.load(slot), start), slot)
             with cgutils.for_range(builder, builder.udiv(some, ir.Constant(I64, 4))) as of_steps:
                 column = builder.add(first, builder.mul(of_steps.index, ir.Constant(I64, 4)))
                 place = builder.mul(column, ir.Constant(I64, 16))
@@ -219,4 +232,4 @@ def group_tile(
                 builder.store(total, pointer(builder, where, Floats.llvm), align=1)
         return context.get_dummy_value()
 
-    return types.void(isa, width, *[types.int64] * 14), codegen
+    return types.void(isa, width, *[types.int64] * 16), codegen

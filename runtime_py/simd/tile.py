@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from runtime_py.simd.digits import emit_high_digits, load_places
 from runtime_py.simd.isa import AMX_FEATURES, machine_features
 from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle, splat
@@ -39,18 +40,21 @@ def _at(builder: ir.IRBuilder, base: ir.Value, offset: int) -> ir.Value:
 
 
 @intrinsic
-def tile_block(typingctx, isa, weights, stride, activations, group, sums, scales, per_group, steps, totals):
+def tile_block(
+    typingctx, isa, weights, stride, activations, group, sums, scales, per_group, high, per_high, steps, totals
+):
     """totals [rows, vectors, 16 tokens] float32 += (int sums of one block) * (activation scale of each token).
 
     rows and vectors are TILE's of the instruction set. weights: address of the block in row 0, `stride` bytes between
     rows. activations: address of the block in the first group of 16 tokens, `group` bytes between groups. sums int32
-    [16] and scales float32 [16] of the block, `per_group` bytes between groups. steps: columns / 4.
+    [16] and scales float32 [16] of the block, `per_group` bytes between groups; high: its high digits, `per_high` bytes
+    between groups. steps: columns / 4.
     """
     name = isa.value
     height, width = TILE[name]
 
     def codegen(context, builder, signature, args):
-        weights, stride, activations, group, sums, scales, per_group, steps, totals = args[1:]
+        weights, stride, activations, group, sums, scales, per_group, high, per_high, steps, totals = args[1:]
         start = [
             load(builder, builder.add(sums, builder.mul(per_group, ir.Constant(I64, v))), Ints.llvm)
             for v in range(width)
@@ -61,6 +65,14 @@ def tile_block(typingctx, isa, weights, stride, activations, group, sums, scales
                 builder.store(start[v], slot)
         row_at = [builder.add(weights, builder.mul(stride, ir.Constant(I64, r))) for r in range(height)]
         group_at = [builder.add(activations, builder.mul(group, ir.Constant(I64, v))) for v in range(width)]
+        for v in range(width):
+            own = builder.add(high, builder.mul(per_high, ir.Constant(I64, v)))
+            places = load_places(builder, own)
+            with builder.if_then(builder.icmp_signed("!=", places, ir.Constant(I64, 0)), likely=False):
+                column = [acc[r][v] for r in range(height)]
+                emit_high_digits(builder, name, places, own, row_at, column)
+                for slot in column:
+                    builder.store(builder.add(builder.load(slot), start[v]), slot)
         with cgutils.for_range(builder, steps) as loop:
             dword, line = builder.mul(loop.index, ir.Constant(I64, 4)), builder.mul(loop.index, ir.Constant(I64, 64))
             tokens = [load(builder, builder.add(g, line), Bytes.llvm) for g in group_at]
@@ -77,7 +89,7 @@ def tile_block(typingctx, isa, weights, stride, activations, group, sums, scales
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(isa, i64, i64, i64, i64, i64, i64, i64, i64, i64), codegen
+    return types.void(isa, *[i64] * 11), codegen
 
 
 def has_amx() -> bool:
@@ -114,11 +126,15 @@ def amx_release(typingctx):
 
 
 @intrinsic
-def amx_block(typingctx, weights, stride, activations, group, sums, scales, per_group, steps, totals, spill):
+def amx_block(
+    typingctx, weights, stride, activations, group, sums, scales, per_group, high, per_high, steps, totals, spill
+):
     """tile_block for 32 rows and 2 groups of tokens on AMX tiles; steps: columns / 64; spill: 4096 bytes of scratch."""
 
     def codegen(context, builder, signature, args):
-        weights, stride, activations, group, sums, scales, per_group, steps, totals, spill = args
+        if not has_amx():  # never reached there; other processors cannot even compile the rest
+            return context.get_dummy_value()
+        weights, stride, activations, group, sums, scales, per_group, high, per_high, steps, totals, spill = args
         line = ir.Constant(I64, 64)
         for tile in range(4):
             _tile_call(builder, "tilezero", [tile], [])
@@ -139,12 +155,31 @@ def amx_block(typingctx, weights, stride, activations, group, sums, scales, per_
             offset = builder.mul(per_group, ir.Constant(I64, v))
             start = load(builder, builder.add(sums, offset), Ints.llvm)
             scale = load(builder, builder.add(scales, offset), Floats.llvm)
+            own = builder.add(high, builder.mul(per_high, ir.Constant(I64, v)))
+            places = load_places(builder, own)
+            with builder.if_then(builder.icmp_signed("!=", places, ir.Constant(I64, 0)), likely=False):
+                for tile, base in ((v, weights), (2 + v, lower)):
+                    _add_high_digits(builder, places, own, base, stride, _at(builder, spill, 1024 * tile))
             for r in range(AMX_ROWS):
                 acc = load(builder, _at(builder, spill, 1024 * (r // 16 * 2 + v) + 64 * (r % 16)), Ints.llvm)
                 _add_scaled(builder, builder.add(acc, start), scale, _at(builder, totals, 64 * (2 * r + v)))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 10), codegen
+    return types.void(*[types.int64] * 12), codegen
+
+
+def _add_high_digits(
+    builder: ir.IRBuilder, places: ir.Value, high: ir.Value, weights: ir.Value, stride: ir.Value, sums: ir.Value
+) -> None:
+    """Add 255 times the products with high digits to the sums of one AMX tile: int32 [16 rows, 16 tokens]."""
+    slots = [cgutils.alloca_once(builder, Ints.llvm) for _ in range(16)]
+    rows = [builder.add(weights, builder.mul(stride, ir.Constant(I64, r))) for r in range(16)]
+    emit_high_digits(builder, "avx512vbmi", places, high, rows, slots)
+    for r, slot in enumerate(slots):
+        at = pointer(builder, _at(builder, sums, 64 * r), Ints.llvm)
+        low = builder.load(at)
+        low.align = 1
+        builder.store(builder.add(low, builder.load(slot)), at, align=1)
 
 
 @intrinsic

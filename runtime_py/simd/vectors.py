@@ -177,6 +177,11 @@ multiply = _pure(Floats, (Floats, Floats), lambda b, x, y: b.fmul(x, y))
 divide = _pure(Floats, (Floats, Floats), lambda b, x, y: b.fdiv(x, y))
 maximum = _pure(Floats, (Floats, Floats), _maximum)
 minimum = _pure(Floats, (Floats, Floats), lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
+squared_at_most = _pure(  # the lanes of the first whose square is not above the second, zero in the others
+    Floats,
+    (Floats, Floats),
+    lambda b, x, y: b.select(b.fcmp_ordered("<=", b.fmul(x, x), y), x, ir.Constant(Floats.llvm, [0.0] * 16)),
+)
 absolute = _pure(Floats, (Floats,), lambda b, x: call(b, "llvm.fabs.v16f32", Floats.llvm, [x]))
 fused = _pure(Floats, (Floats, Floats, Floats), lambda b, x, y, z: call(b, "llvm.fma.v16f32", Floats.llvm, [x, y, z]))
 to_floats = _pure(Floats, (Ints,), lambda b, v: b.sitofp(v, Floats.llvm))

@@ -15,7 +15,7 @@ from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
 from runtime_py.engine.kernels.matmul import matmul_item
 from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.kernels.quantize import HIGH_GROUP, group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record
 from runtime_py.load import open_model
@@ -28,9 +28,9 @@ TOKENS = 20
 
 
 @nb.njit
-def _all_rows(isa, width, tile, items, matrix, quantized, sums, scales, tokens, out, scratch):
+def _all_rows(isa, width, tile, items, matrix, quantized, sums, scales, high, tokens, out, scratch):
     for item in range(items):
-        matmul_item(isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, 0, False, 1, scratch)
+        matmul_item(isa, width, tile, matrix, item, quantized, sums, scales, high, tokens, out, 0, False, 1, scratch)
 
 
 def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.ndarray:
@@ -41,11 +41,12 @@ def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.nda
     book = rng.integers(-128, 128, layout.codebook_shape).astype(np.int8)
     scale = rng.random(layout.scale_shape).astype(np.float32)
     x = rng.random((tokens, columns)).astype(np.float32) - np.float32(0.5)
+    x[:, 5::100] *= np.float32(300)  # outliers
     record, _keep = matrix_record(layout, codes, book, scale)
     blocks, wide, groups = -(-columns // 256), padded(columns), -(-tokens // 32) * 2
-    buffers = [aligned_bytes(groups * n) for n in (16 * wide, blocks * 64, blocks * 64)]
+    buffers = [aligned_bytes(groups * n) for n in (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)]
     addresses = [b.ctypes.data for b in buffers]
-    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 4096)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 8192)
     tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, *addresses)
@@ -67,9 +68,9 @@ def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.nda
 
 
 @nb.njit
-def _all_group_rows(isa, width, items, matrix, quantized, scales, sums, tokens, out, scratch):
+def _all_group_rows(isa, width, items, matrix, quantized, scales, high, sums, tokens, out, scratch):
     for item in range(items):
-        group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, 0, False, 1, scratch)
+        group_item(isa, width, matrix, item, quantized, scales, high, sums, tokens, out, 0, False, 1, scratch)
 
 
 def group_product(isa: str, bits: int, offsets: int, rows: int, columns: int, tokens: int) -> np.ndarray:
@@ -79,25 +80,40 @@ def group_product(isa: str, bits: int, offsets: int, rows: int, columns: int, to
     parts = [layout.random(part, rng, 0.02) for part in layout.parts()]
     parts[1] = rng.standard_normal(layout.scale_shape).astype(np.float16)
     x = rng.random((tokens, columns)).astype(np.float32) - np.float32(0.5)
+    x[:, 5::100] *= np.float32(300)  # outliers
     row, _keep = group_record(layout, *parts)
     matrix, blocks, wide = GroupMatrix.of(row.tolist()), -(-columns // 256), padded(columns)
     pairs, size, width = -(-tokens // 32) * 2, matrix.group_columns, width_tag(matrix.width)
-    buffers = [aligned_bytes(pairs * n) for n in (16 * wide, blocks * 64, blocks * 64, 64 * wide, 64 * wide)]
-    q, sums, scales, starts, shares = (b.ctypes.data for b in buffers)
-    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 4096)
+    sizes = (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP, 64 * wide, 64 * wide)
+    buffers = [aligned_bytes(pairs * n) for n in sizes]
+    q, sums, scales, high, starts, shares = (b.ctypes.data for b in buffers)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 8192)
     tag, offset, at, to = ISAS[isa], WEIGHT_OFFSET[isa], row.ctypes.data, out.ctypes.data
     if tokens == 1:
-        quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, q, sums, scales)
-        token_shares(tag, offset, columns, 0, blocks, size, q, scales, starts, shares)
-        group_rows(tag, width, at, q, scales, starts, shares, 0, rows, to, 0, False, scratch.ctypes.data)
+        quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, q, sums, scales, high)
+        token_shares(tag, offset, columns, 0, blocks, size, q, scales, high, starts, shares)
+        group_rows(tag, width, at, q, scales, high, starts, shares, 0, rows, to, 0, False, scratch.ctypes.data)
         return out
     for group in range(-(-tokens // 16)):
         quantize_group(
-            tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, q, sums, scales, scratch.ctypes.data
+            tag,
+            offset,
+            x.ctypes.data,
+            columns,
+            columns,
+            group,
+            tokens,
+            0,
+            blocks,
+            q,
+            sums,
+            scales,
+            high,
+            scratch.ctypes.data,
         )
-        group_sums(tag, columns, group, 0, blocks, size, q, starts)
+        group_sums(tag, columns, group, 0, blocks, size, q, high, starts)
     items = -(-rows // GROUP_ROWS)
-    _all_group_rows(tag, width, items, at, q, scales, starts, tokens, to, scratch.ctypes.data)
+    _all_group_rows(tag, width, items, at, q, scales, high, starts, tokens, to, scratch.ctypes.data)
     return out
 
 

@@ -39,6 +39,7 @@ from runtime_py.load import Runner, _runner
 from runtime_py.reference.session import Session, State
 from runtime_py.system.guard_pages import checking
 from tests.fuzz.compose import through_a_file
+from tests.runtime_py.engine import activation_reference
 
 TOLERANCE = 1e-5  # of the largest number of a value: sums in float32, added in another order
 _BIT, _NOISES = 2.0**-22, 8  # a sum that cancels is as far as some bits in its inputs move it
@@ -199,15 +200,9 @@ class Follower(Session):
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """x as int8 with a scale for each token and 256 columns, to the bit as engine/quantize.py does it."""
-    out = np.empty_like(x)
-    for start in range(0, x.shape[-1], 256):
-        part = x[..., start : start + 256]
-        top = np.abs(part).max(axis=-1, keepdims=True) + (part - part).sum(axis=-1, keepdims=True)
-        with np.errstate(divide="ignore", over="ignore"):
-            inverse = np.where(top > 0, np.float32(127) / top, np.float32(0))
-        out[..., start : start + 256] = np.rint(part * inverse) * (top * np.float32(1 / 127))
-    return out
+    """x as the engine's integers with a scale for each token and 256 columns, to the bit."""
+    codes, scales = activation_reference.rounded(x.reshape(-1, x.shape[-1]))
+    return (codes * np.repeat(scales, 256, axis=1)[:, : x.shape[-1]]).reshape(x.shape)
 
 
 def close(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> bool:

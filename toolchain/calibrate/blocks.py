@@ -176,12 +176,12 @@ class BlockRunner:
                 result = block(hidden[own].to(self.device), *args, **kwargs)
             out[own] = (result[0] if isinstance(result, tuple) else result).to(out.device)
 
-        together = self._together(block, hidden)
+        together = self.together(block, hidden)
         for _ in each(one, together, self.device) if cache is None else map(one, together):
             pass
         return out
 
-    def _together(self, block: nn.Module, hidden: torch.Tensor) -> list[slice]:
+    def together(self, block: nn.Module, hidden: torch.Tensor) -> list[slice]:
         """The sequences that may pass a block together, where its arguments serve more than one."""
         count, length = hidden.shape[:2]
         shared = all(value.ndim < 2 or value.shape[0] == 1 for value in _tensors(self._arguments_of(block)))
@@ -191,7 +191,10 @@ class BlockRunner:
         return self._arguments[self._number_of[block]]
 
     def forward(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Outputs of a block for one sequence [1, length, hidden], with gradients where they are on; on the device."""
+        """Outputs of a block for sequences [few, length, hidden], with gradients where they are on; on the device.
+
+        few: one, or as many as together() has at once.
+        """
         args, kwargs = self._arguments_of(block)
         result = block(hidden.to(self.device), *args, **kwargs)
         return result[0] if isinstance(result, tuple) else result
@@ -222,8 +225,10 @@ class BlockRunner:
                 running.seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
                 running.owner[name] = name
                 rows = x.reshape(-1, x.shape[-1])
-                weights = None if token_weights is None else token_weights[name]
-                running.found[name] = gram(rows, weights, running.sequences)  # float32 products over a batch
+                shares = None
+                if token_weights is not None:
+                    shares = token_shares(token_weights[name], running.sequences, self.device)
+                running.found[name] = gram(rows, shares)  # float32 products over one sequence, or a device's batch
 
             return accumulate
 
@@ -236,7 +241,7 @@ class BlockRunner:
         handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         outputs = torch.empty_like(hidden)
         try:
-            for own, found, owner_of, output in each(one, self._together(block, hidden), self.device):
+            for own, found, owner_of, output in each(one, self.together(block, hidden), self.device):
                 outputs[own], owner = output, owner_of
                 for name, term in found.items():  # float64 across batches, in their order
                     sums[name] = summed(sums.get(name), term)
@@ -248,18 +253,19 @@ class BlockRunner:
         return {name: shared[owner[name]] for name in names}, outputs
 
 
-def gram(rows: torch.Tensor, weights: np.ndarray | None, sequences: slice) -> torch.Tensor:
-    """rows^T rows of the tokens of these sequences [tokens, K], each weighted: float32 [K, K], or [groups, K, K]."""
-    if weights is None:
-        return rows.T @ rows
-    return torch.matmul(rows.T * token_shares(weights, sequences, rows)[..., None, :], rows)
+def token_shares(weights: np.ndarray, sequences: slice, device: torch.device) -> torch.Tensor:
+    """What the tokens of some sequences weigh, mean one over all: float32 [T], or [groups, T], on the device.
 
-
-def token_shares(weights: np.ndarray, sequences: slice, like: torch.Tensor) -> torch.Tensor:
-    """What the tokens of these sequences weigh relative to the mean of all, where and as `like` is: [..., tokens]."""
+    weights: float32 [sequences, length], or [groups, sequences, length].
+    """
     mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
-    shares = weights[..., sequences, :].reshape(*weights.shape[:-2], -1) / mean
-    return torch.from_numpy(shares).to(like.dtype).to(like.device)
+    own = weights[..., sequences, :] / mean
+    return torch.from_numpy(own.reshape(*own.shape[:-2], -1).astype(np.float32)).to(device)
+
+
+def gram(rows: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    """rows^T rows of tokens [T, K], each weighted by its share [T]: float32 [K, K]; [groups, K, K] of [groups, T]."""
+    return rows.T @ rows if shares is None else torch.matmul(rows.T * shares[..., None, :], rows)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from toolchain.calibrate.blocks import BlockRunner, Stop, gram, token_shares
+from toolchain.calibrate.blocks import BlockRunner, Stop, get_weight, gram, token_shares
 from toolchain.numerics.hessian import damped
 from toolchain.numerics.products import BFLOAT16
 from toolchain.system.device import each, summed
+from toolchain.system.threads import pieces
 
 # The whole way fits the calibration text and little else. SmolLM2-135M at 3 bits, 64 sequences of 512 tokens: hidden
 # states after five blocks differ from the source's by a median square of 0.0240 on the calibration text, 0.0300 on
@@ -29,6 +30,8 @@ from toolchain.system.device import each, summed
 # and 8,192 tokens, unseen text: 0.0523 and 0.0474 without, 0.0548 and 0.0421 with 1 and 0.01, 0.0487 and 0.0414 with
 # these.
 _STEP, _DAMPING = 0.5, 0.1
+_ROOM = 1 << 29  # bytes that the source's inputs of a block's layers may take
+_TOGETHER = 4  # sequences whose moments are summed in float32
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,41 @@ def reading_order(
     return [tuple(members) for _, members in found]
 
 
+def source_inputs(
+    runner: BlockRunner, source: nn.Module, parts: Sequence[tuple[str, ...]], hidden: torch.Tensor
+) -> tuple[dict[str, torch.Tensor] | None, torch.Tensor]:
+    """What enters the layers of the source's block, by the first name of each part, and the block's outputs.
+
+    hidden: inputs of the block, float32 [sequences, length, hidden]; inputs of layers are float32 [sequences, length,
+    K], or None where they would take more than _ROOM.
+    """
+    modules = {part[0]: source.get_submodule(part[0]) for part in parts}
+    columns = {name: get_weight(module).shape[1] for name, module in modules.items()}
+    if 4 * hidden.shape[0] * hidden.shape[1] * sum(columns.values()) > _ROOM:
+        return None, runner.run(source, hidden)
+    kept = {name: hidden.new_empty(*hidden.shape[:2], width) for name, width in columns.items()}
+    running = threading.local()
+
+    def note(name: str, x: torch.Tensor) -> None:
+        kept[name][running.sequences] = x.reshape(-1, hidden.shape[1], columns[name]).to(hidden.device)
+
+    def one(own: slice) -> torch.Tensor:
+        running.sequences = own
+        with torch.no_grad():
+            return runner.forward(source, hidden[own]).to(hidden.device)
+
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, inputs[0]))
+        for name, module in modules.items()
+    ]
+    try:
+        outputs = torch.cat(list(each(one, runner.together(source, hidden), runner.device)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept, outputs
+
+
 class _Reader:
     """Reads what enters one layer of a block; nothing behind it is computed."""
 
@@ -107,30 +145,34 @@ def input_moments(
     part: tuple[str, ...],
     hidden: tuple[torch.Tensor, torch.Tensor],
     token_weights: Mapping[str, np.ndarray] | None = None,
+    known: torch.Tensor | None = None,
 ) -> dict[str, Moments]:
     """Moments for layers that read the same input.
 
     blocks: the one that is being quantized, and the source's; hidden: the inputs of each, float32
     [sequences, length, hidden]. token_weights [sequences, length] by name weight the terms of the sums (normalised to
-    mean one). Without them the layers share their moments.
+    mean one). Without them the layers share their moments. known: the source's inputs of these layers from
+    source_inputs; else they are computed anew.
     """
-    readers = [_Reader(runner, block, part[0]) for block in blocks]
+    readers = [_Reader(runner, block, part[0]) for block in (blocks if known is None else blocks[:1])]
     owners = part[:1] if token_weights is None else part
 
-    def one(i: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        own = slice(i, i + 1)
-        rows, wanted = (reader.read(states[own]) for reader, states in zip(readers, hidden))
-        off = wanted - rows
-        found = {}
+    def one(few: slice) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        sequences = range(few.start, few.stop)
+        rows, *others = (
+            torch.cat([reader.read(states[i : i + 1]) for i in sequences]) for reader, states in zip(readers, hidden)
+        )
+        wanted = others[0] if known is None else known[few].flatten(0, 1).to(rows.device)
+        off, found = wanted - rows, {}
         for name in owners:
-            weights = None if token_weights is None else token_weights[name]
-            found[name] = gram(rows, weights, own), _drift(off, rows, weights, own, runner.precision)
+            shares = None if token_weights is None else token_shares(token_weights[name], few, runner.device)
+            found[name] = gram(rows, shares), _drift(off, rows, shares, runner.precision)
         return found
 
     sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     try:
-        for found in each(one, range(len(hidden[0])), runner.device):
-            for name, (hessian, drift) in found.items():  # float64 across sequences, in their order
+        for found in each(one, pieces(len(hidden[0]), _TOGETHER), runner.device):
+            for name, (hessian, drift) in found.items():  # float64 across pieces, in their order
                 totals = sums.get(name, (None, None))
                 sums[name] = summed(totals[0], hessian), summed(totals[1], drift)
     finally:
@@ -141,11 +183,9 @@ def input_moments(
     return {name: moments[part[0] if token_weights is None else name] for name in part}
 
 
-def _drift(
-    off: torch.Tensor, rows: torch.Tensor, weights: np.ndarray | None, sequence: slice, precision: str
-) -> torch.Tensor:
-    """off^T rows of one sequence [length, K], each token weighted: float32 [K, K]."""
-    left = off if weights is None else off * token_shares(weights, sequence, off)[:, None]
+def _drift(off: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor | None, precision: str) -> torch.Tensor:
+    """off^T rows of tokens [T, K], each weighted by its share [T]: float32 [K, K]."""
+    left = off if shares is None else off * shares[:, None]
     if precision == BFLOAT16:  # a correction of the weights: nothing has to stay positive
         return (left.T.bfloat16() @ rows.bfloat16()).float()
     return left.T @ rows

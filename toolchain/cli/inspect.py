@@ -29,6 +29,7 @@ def inspect(
         "effective_bits": totals["effective_bits"],
         "bytes": totals["bytes"],
         "linear_bytes": totals["linear_bytes"],
+        "shared_bytes": totals["bytes"] - sum(t["bytes"] for t in tensors),
         "linear_weights": totals["linear_weights"],
         "effective_bits_all": totals["effective_bits_all"],
         "parameters": totals["parameters"],
@@ -53,6 +54,8 @@ def inspect(
     if vectors:
         label, size = f"{len(vectors)} norms and biases", sum(t["bytes"] for t in vectors)
         rows.append([label, "", "float32", "32.000", f"{size:,}", "-"])
+    if summary["shared_bytes"]:
+        rows.append(["standard levels, shared", "", "", "", f"{summary['shared_bytes']:,}", "-"])
     print_table("", ["matrix", "shape", "bits", "eff. bits", "bytes", "layer loss"], rows)
     print(f"linear layers: {totals['effective_bits']:.4f} effective bits, {size_text(totals['linear_bytes'])}")
     print(f"everything:    {totals['effective_bits_all']:.4f} bits per parameter, {size_text(totals['bytes'])}")

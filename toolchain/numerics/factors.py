@@ -5,8 +5,7 @@ On a device the factorizations run there in float64; one that has none leaves th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class ReadyHessian:
+class ReadyHessian(NamedTuple):
     """What a sweep needs of a Hessian [K, K]; float64."""
 
     h: np.ndarray  # damped

@@ -1,29 +1,45 @@
 """Spends a bit budget where it matters: one code width per linear layer, chosen exactly under a total-bytes budget.
 
-The cost of a width is the second-order estimate of the end loss: each layer is quantized quickly at every candidate
-width, and its error is weighed with the Hessian whose tokens carry their squared output gradients, so that layers can
-be compared. The choice is a multiple-choice knapsack, solved exactly on the Pareto front of (bytes, loss).
+The cost of a width is the second-order estimate of the end loss, from the Hessian whose tokens carry their squared
+output gradients, so that layers can be compared. Nothing is quantized for it: rounding column after column, later ones
+absorbing the errors, leaves the loss sum_j d_j e_j^2 with d_j the variance of column j's input that later columns do
+not explain (the diagonal of the Hessian's LDL factors; QuIP, arXiv 2307.13304, section 3), and a code of b bits leaves
+a known share of normally distributed weights' variance. The choice is a multiple-choice knapsack, solved exactly on the
+Pareto front of (bytes, loss).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
 from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
-from toolchain.calibrate.gradients import Gradients
-from toolchain.numerics.hessian import layer_loss
+from toolchain.calibrate.gradients import measure_gradients
+from toolchain.numerics.factors import ready_hessian
 from toolchain.quantize import Method
+from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
+from toolchain.settings.format import MIXED, TRELLIS
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.solver import GRADIENT_METHODS
+from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
 
 PLAN_FILE = "allocation.json"
+PLAN_SEQUENCES = 16  # of the calibration text that the plan looks at
+# Mean squared error of the best levels for a normal distribution of variance one, 1 to 8 bits (Max 1960; from 6 bits on
+# 2.72 * 4**-bits), and of trellis codes, 2 to 4 bits (toolchain/quantize/solvers/standard_trellis.py).
+_LEVEL_ERRORS = (0.3634, 0.1175, 0.03454, 0.009497, 0.002499, 0.000664, 0.000166, 0.0000415)
+_TRELLIS_ERRORS = {2: 0.0799, 3: 0.0218, 4: 0.0061}
 
 
 def candidate_widths(bits: float) -> list[int]:
@@ -57,36 +73,71 @@ def knapsack(losses: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], 
     return list(min(front, key=lambda entry: entry[1])[2])
 
 
+def expected_error(bits: int, trellis: bool) -> float:
+    """Share of normally distributed weights' variance that codes of `bits` leave."""
+    return _TRELLIS_ERRORS.get(bits, _LEVEL_ERRORS[bits - 1]) if trellis else _LEVEL_ERRORS[bits - 1]
+
+
+def unexplained(hessian: np.ndarray, damping: float, device: torch.device = CPU) -> float:
+    """sum_j d_j of a Hessian [K, K]: what errors of variance one cost when later columns absorb what they can."""
+    return float((np.diag(ready_hessian(hessian, damping, device=device).factor) ** -2.0).sum())
+
+
+def plan_tokens(tokens: np.ndarray) -> np.ndarray:
+    """The sequences that a plan looks at: PLAN_SEQUENCES of tokens [sequences, length], evenly spread."""
+    count = min(PLAN_SEQUENCES, len(tokens))
+    return tokens[np.arange(count) * len(tokens) // count]
+
+
 def plan_widths(
-    runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, gradients: Gradients, settings: QuantizeSettings,
-    quantizer: Method, out: Path, quiet: bool,
+    runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, quantizer: Method, out: Path,
+    quiet: bool,
 ) -> dict[str, int]:  # fmt: skip
-    """Code width of every linear layer for the budget `settings.budget`; kept in `out` for a resumed run."""
+    """Code width of every linear layer for the budget `settings.effective_budget`; kept in `out` for a resumed run.
+
+    tokens: the calibration sequences [sequences, length], some of which are looked at.
+    """
     path = out / PLAN_FILE
     if path.exists():
         return {name: int(bits) for name, bits in read_json(path)["bits"].items()}
-    budget = settings.budget or settings.width
+    tokens = plan_tokens(tokens)
+    gradients = measure_gradients(
+        runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision, device=runner.device
+    )
+    budget = settings.effective_budget
     widths = candidate_widths(budget)
-    quick = [settings.at_width(b, passes=0, rank=0) for b in widths]
     names, losses, sizes, weights = [], [], [], 0
+    known: dict[tuple[int, ...], list[TensorRecord]] = {}  # what a matrix of a shape is stored in, at every width
     hidden = runner.embed(tokens)
     with Reporter("Allocating bits", spec.layers * len(spec.block.linears()), quiet) as report:
         for layer in range(spec.layers):
             block, prefix = runner.load_block(layer), spec.block_name(layer)
             guide = {n: gradients.outputs[prefix + n].mean(axis=0) for n in spec.block.linears()}
             hessians, hidden = runner.hessians(block, spec.block.linears(), hidden, guide)
+            cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
+            costs = dict(zip(hessians, each(cost_of, hessians.values(), runner.device)))
             for name in spec.block.linears():
                 matrix = get_weight(block.get_submodule(name))
-                importance = float(guide[name].mean()) * matrix.shape[0]
-                results = [quantizer(matrix, hessians[name], s) for s in quick]
-                errors = [matrix - r.dequantized().astype(np.float64) for r in results]
+                if matrix.shape not in known:
+                    known[matrix.shape] = [_stored(matrix, settings.at_width(b), quantizer, name) for b in widths]
+                cost = float(guide[name].mean()) * costs[name]
+                cost *= float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
+                trellis = settings.format == TRELLIS or (settings.format == MIXED and matrix.size >= LARGE)
                 names.append(prefix + name)
-                losses.append([importance * layer_loss(e, hessians[name]) for e in errors])
-                sizes.append([r.stored(name)[1].bytes for r in results])
+                losses.append([cost * expected_error(b, trellis and b <= MOST_BITS) for b in widths])
+                sizes.append([record.bytes for record in known[matrix.shape]])
                 weights += matrix.size
                 report.step(name)
     bits = budget - 32 * settings.outliers  # which come on top, of every layer
-    chosen = knapsack(losses, sizes, int(bits * weights / 8))
+    tables = standard_bytes([record for records in known.values() for record in records])  # whichever are used
+    chosen = knapsack(losses, sizes, int(bits * weights / 8) - tables)
     plan = {name: widths[option] for name, option in zip(names, chosen)}
     write_json(path, {"bits": plan})
     return plan
+
+
+def _stored(matrix: np.ndarray, settings: QuantizeSettings, quantizer: Method, name: str) -> TensorRecord:
+    """What a matrix of this shape is stored in, found by rounding it as fast as can be."""
+    quick = replace(settings, passes=0, rank=0)
+    squares = (np.ones_like(matrix),) if settings.method in GRADIENT_METHODS else ()
+    return quantizer(matrix, np.eye(matrix.shape[1]), quick, *squares).stored(name)[1]

@@ -21,7 +21,7 @@ from export.artefacts.records import TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
-from toolchain.calibrate.drift import input_moments, reading_order
+from toolchain.calibrate.drift import input_moments, reading_order, source_inputs
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.pipeline.non_block import dense_record
@@ -68,15 +68,16 @@ class BlockQuantizer:
                 block, path = self._runner.load_block(number), out / block_shard(number)
                 source = self._runner.load_block(number) if self._follows else None
                 outputs: torch.Tensor | None = None
+                followed: torch.Tensor | None = None
                 if path.exists():
                     self._replay(block, path, number)
                     report.step(f"block {number + 1} replayed", len(names))
                 else:
-                    outputs = self._make(block, source, number, (hidden, wanted), path, report)
+                    outputs, followed = self._make(block, source, number, (hidden, wanted), path, report)
                 if number == pending[-1]:
                     break
                 if source is not None:
-                    wanted = self._runner.run(source, wanted)
+                    wanted = self._runner.run(source, wanted) if followed is None else followed
                 if outputs is not None:
                     hidden = outputs
                     continue
@@ -86,16 +87,14 @@ class BlockQuantizer:
     def _make(
         self, block: nn.Module, source: nn.Module | None, number: int, hidden: tuple[torch.Tensor, torch.Tensor],
         path: Path, report: Reporter,
-    ) -> torch.Tensor | None:  # fmt: skip
-        """Quantize a block in place and write its shard; its outputs where they are known already.
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+        """Quantize a block in place and write its shard; its outputs and the source's where they are known already.
 
         source: the same block as it was, which is to be followed; hidden: the inputs of both.
         """
         targets: torch.Tensor | None = None
         if source is not None:
-            results = self._follow((block, source), number, hidden, report)
-            if self._settings.block_steps:
-                targets = self._runner.run(source, hidden[1])
+            results, targets = self._follow((block, source), number, hidden, report)
         else:
             hessians, targets = self._hessians(block, number, hidden[0])
             weights = self._weights(block, self._spec.block.linears())
@@ -105,7 +104,7 @@ class BlockQuantizer:
         tensors, records = self._collect(block, number, results)
         outputs = self._measure(block, number, hidden[0], tensors, records)
         write_shard(path, tensors, records)
-        return outputs
+        return outputs, targets if source is not None else None
 
     def _measure(
         self, block: nn.Module, number: int, hidden: torch.Tensor, tensors: dict[str, np.ndarray],
@@ -157,19 +156,23 @@ class BlockQuantizer:
     def _follow(
         self, blocks: tuple[nn.Module, nn.Module], number: int, hidden: tuple[torch.Tensor, torch.Tensor],
         report: Reporter,
-    ) -> dict[str, StoredMatrix]:  # fmt: skip
+    ) -> tuple[dict[str, StoredMatrix], torch.Tensor]:  # fmt: skip
         """Quantize the first block's linear layers in place so that it follows the second, the source's, on its inputs.
 
-        Layer after layer, as they are computed (toolchain/calibrate/drift.py); hidden: the inputs of both.
+        Layer after layer, as they are computed (toolchain/calibrate/drift.py); hidden: the inputs of both. Also the
+        outputs of the source's.
         """
         names, results = self._spec.block.linears(), dict[str, StoredMatrix]()
         token_weights = self._guide(number)
-        for part in reading_order(self._runner, blocks[1], names, hidden[1]):
-            moments = input_moments(self._runner, blocks, part, hidden, token_weights)
+        parts = reading_order(self._runner, blocks[1], names, hidden[1])
+        inputs, outputs = source_inputs(self._runner, blocks[1], parts, hidden[1])
+        for part in parts:
+            known = None if inputs is None else inputs.pop(part[0])
+            moments = input_moments(self._runner, blocks, part, hidden, token_weights, known)
             weights = {name: moments[name].target(w) for name, w in self._weights(blocks[0], part).items()}
             hessians = {name: moments[name].hessian for name in part}
             results |= self._quantize(blocks[0], number, weights, hessians, report)
-        return {name: results[name] for name in names}
+        return {name: results[name] for name in names}, outputs
 
     def _weights(self, block: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
         return {name: get_weight(block.get_submodule(name)) for name in names}

@@ -20,7 +20,7 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.drift import input_moments, reading_order
 from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.products import chosen_precision
-from toolchain.pipeline.allocation import candidate_widths
+from toolchain.pipeline.allocation import PLAN_SEQUENCES
 from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
 from toolchain.quantize import Method, quantizer
@@ -91,7 +91,8 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     passing = _extrapolated((some, first), (len(few), second), sequences)
     paths = 1 if twin is None else 2  # states that are kept and passed on: the quantized model's, and the source's
     running = paths * _timed(lambda: runner.run(block, hidden))[0]
-    sizes = _Sizes.of(block, names, hessians, solver, settings, device)
+    plans = settings.is_budget or (settings.spread and spec.causal)
+    sizes = _Sizes.of(block, names, hessians, solver, settings, settings.effective_budget if plans else None, device)
     held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
     weights = sizes.weights * spec.blocks
@@ -102,12 +103,15 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     if settings.own_text:
         seconds += training.own_text(round(settings.own_text * sequences)).seconds
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
-    if per_weight or settings.guided or settings.is_budget:
+    if per_weight or settings.guided:
         cost = training.gradients(sequences, weights + matrices, per_weight)
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
-    if settings.is_budget:
-        seconds += spec.layers * passing
+    if plans:
+        looked_at = min(PLAN_SEQUENCES, sequences)
+        cost = training.gradients(looked_at, weights + matrices, per_weight=False)
+        seconds += cost.seconds + spec.layers * _extrapolated((some, first), (len(few), second), looked_at)
+        peaks.append(base + cost.bytes)
     if settings.tune_steps:
         cost = training.tuning(settings, sizes.layers, weights, matrices)
         seconds += cost.seconds
@@ -116,7 +120,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         seconds=seconds,
         peak_bytes=max(peaks),
         output_bytes=int(sizes.stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
-        effective_bits=8 * sizes.stored / sizes.weights if settings.budget is None else settings.budget,
+        effective_bits=8 * sizes.stored / sizes.weights,
         parameters=weights + matrices,
     )
 
@@ -161,7 +165,7 @@ class _Sizes:
     @classmethod
     def of(
         cls, block: Any, names: tuple[str, ...], hessians: dict[str, np.ndarray], quantizer: Method,
-        settings: QuantizeSettings, device: torch.device,
+        settings: QuantizeSettings, budget: float | None, device: torch.device,
     ) -> _Sizes:  # fmt: skip
         """Quantize some rows of each shape. A budget is met to the byte, so its size is known beforehand."""
         known: dict[tuple[int, ...], tuple[float, float, Layer]] = {}
@@ -169,9 +173,10 @@ class _Sizes:
         for name in names:
             weights = get_weight(block.get_submodule(name))
             if weights.shape not in known:
-                known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings, device)
+                planned = budget is not None
+                known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings, planned, device)
             seconds, stored, layer = known[weights.shape]
-            stored = stored if settings.budget is None else settings.budget * weights.size / 8
+            stored = stored if budget is None else budget * weights.size / 8
             total = cls(
                 total.seconds + seconds, total.stored + stored, total.weights + weights.size, [*total.layers, layer]
             )
@@ -179,7 +184,7 @@ class _Sizes:
 
 
 def _layer(
-    name: str, weights: np.ndarray, hessian: np.ndarray, quantizer: Method, settings: QuantizeSettings,
+    name: str, weights: np.ndarray, hessian: np.ndarray, quantizer: Method, settings: QuantizeSettings, planned: bool,
     device: torch.device,
 ) -> tuple[float, float, Layer]:  # fmt: skip
     """Seconds and stored bytes of one linear layer, and its sample: all of it on a device, where rows cost little."""
@@ -187,7 +192,7 @@ def _layer(
     sample, factor = weights[:rows], weights.shape[0] / rows
     extra = (np.ones_like(sample),) if settings.method in GRADIENT_METHODS else ()
     fixed = 0.0
-    if settings.method in ("athena", "gptq"):
+    if planned or settings.method in ("athena", "gptq"):
         fixed, _ = _timed(lambda: ready_hessian(hessian, settings.damping, device=device))
 
     def run(chosen: QuantizeSettings) -> tuple[float, Any]:
@@ -196,9 +201,7 @@ def _layer(
         return fixed + max(whole - fixed, 0.0) * factor, result
 
     seconds, result = run(settings)
-    if settings.budget is not None:
-        for bits in candidate_widths(settings.budget):
-            seconds += run(settings.at_width(bits, passes=0, rank=0))[0]
+    seconds += fixed if planned else 0.0
     return seconds, result.stored(name)[1].bytes * factor, Layer(name, result, weights.shape[0])
 
 

@@ -21,10 +21,11 @@ from toolchain.numerics.products import linear
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.device import synchronize
 from toolchain.system.threads import thread_count
+from toolchain.tune.end_to_end import HOLD, TOGETHER
 from toolchain.tune.trainable import trainable_layer
 
 _HEAD_ROWS = 4096  # of the head at most; the rest is scaled
-_LOGIT_COPIES = 8  # float32 arrays of [length, vocabulary] that the divergence keeps, target and gradients included
+_LOGIT_COPIES = 5  # float32 arrays of [length, vocabulary] at once: both logits, their logarithms, the difference
 _DRAWING = 1.3  # a token that is drawn against one that is read: scribe-6M, 64 windows together, measured
 # A weight's latent value, gradient and two moments; the stored value, what it is made of (a level, a path's state of 8
 # bytes) and its summed gradient; the teacher's weight.
@@ -77,17 +78,20 @@ class TrainingProbe:
     def tuning(self, settings: QuantizeSettings, layers: list[Layer], weights: int, outside: int) -> Cost:
         """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere."""
         length = min(settings.tune_length, self._length)
-        threads = min(self._threads, settings.tune_batch)
+        threads = min(self._threads, -(-settings.tune_batch // TOGETHER))
         (reading, back), kept = self._block_times(length, per_weight=True)
         head_forward, head_back = self._head_times(length)
         window = self._spec.layers * (2 * reading + back) + 2 * head_forward + head_back
         own = settings.own_text * (self._spec.layers * reading + head_forward) * _DRAWING
-        making = self._spec.blocks * sum(_making(layer, self._device) for layer in layers) / self._threads
+        making = self._spec.blocks * sum(_making(layer, self._device) for layer in layers) / self._threads / HOLD
         adam = weights * _adam_seconds(self._device)
         step = settings.tune_batch * (window + own) / threads + making + adam
         held = self._spec.layers * kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
         waiting = 4 * (threads + 1) * weights  # gradients of windows that are done (threads.ordered)
-        return Cost(settings.tune_steps * step, _TUNED_BYTES * weights + waiting + 2 * 4 * outside + threads * held)
+        return Cost(
+            settings.steps_for(weights + outside) * step,
+            _TUNED_BYTES * weights + waiting + 2 * 4 * outside + threads * held,
+        )
 
     def _block_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:
         """Seconds forward and backward of one sequence, and bytes kept for the way back."""

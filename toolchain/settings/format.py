@@ -13,6 +13,7 @@ CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "tre
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 DEFAULT_BITS = 3
+SPREAD_ROOM = 0.1  # what codebooks, scales and --spread may add to whole bits
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class FormatSettings:
     budget: Optional[float] = option(
         None, "Instead of --bits: effective bits, everything stored included, such as 3.25; every layer gets its own "
         "width", low=1, high=8, common=True, unset="none",
+    )  # fmt: skip
+    spread: bool = option(
+        False, "Wider codes for layers that the loss depends on, narrower ones for others; on average "
+        f"{SPREAD_ROOM} effective bits above --bits (decoders only)",
     )  # fmt: skip
     # codebook: a code for every weight. vectors, trellis: better at equal bits, but runtimes expand such codes to 8
     # bits in memory. mixed: trellis where a matrix is large and has 4 bits or fewer, else vectors or codebook, as
@@ -70,6 +75,16 @@ class FormatSettings:
     @property
     def is_budget(self) -> bool:
         return self.budget is not None
+
+    @property
+    def plans_widths(self) -> bool:
+        """Whether every layer gets a width of its own."""
+        return self.is_budget or self.spread
+
+    @property
+    def effective_budget(self) -> float:
+        """Effective bits that widths are planned for."""
+        return self.width + SPREAD_ROOM if self.budget is None else self.budget
 
     @property
     def uses_trellis(self) -> bool:

@@ -10,27 +10,43 @@ from toolchain.settings.calibration import BUILT_IN, CalibrationChoice, Workers
 from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.rules import admits_spread
 from toolchain.settings.solver import KEEP, METHOD_FORMATS
+from toolchain.settings.tuning import AUTOMATIC
 
 # What a method sets; an option given beside it wins.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qrazor": {"bits": 4, "activation_bits": 4},
     KEEP: {"embedding_bits": 16},
 }
-# What --preset sets; an option given beside it wins.
+# What --preset sets; an option given beside it wins, and what does not go with one that is given stays as it is.
+_CAREFUL = {"format": MIXED, "asymmetric": True, "spread": True, "damping": 0.05, "sequences": 64}
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
-    "balanced": {},
-    "best": {
-        "passes": 8,
-        "guided": True,
-        "tune_steps": 1000,
-        "own_text": 0.5,
-        "format": MIXED,
-        "equalize": True,
-    },
+    "balanced": {"passes": 2, **_CAREFUL},
+    "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.5},
 }
 OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in text is hardly the model's domain
+_ONLY_ATHENA = ("asymmetric", "spread", "damping")
+# What takes one code for every weight.
+_ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook")
+
+
+def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's values without those that exclude what was given."""
+    method, asked = given.get("method", "athena"), {name for name, value in given.items() if value}
+    dropped = {name for name in _ONLY_ATHENA if method != "athena"}
+    if defaults.get("format") not in METHOD_FORMATS.get(method, ()) or asked.intersection(_ONE_CODE):
+        dropped.add("format")
+    if "budget" in asked:
+        dropped.add("bits")
+    if asked.intersection(("budget", "state_bits", "activation_bits")):
+        dropped.add("spread")
+    if not admits_spread(method, given.get("format", None if "format" in dropped else defaults.get("format"))):
+        dropped.add("spread")
+    if given.get("guided_groups", 1) > 1:
+        dropped.add("asymmetric")
+    return {name: value for name, value in defaults.items() if name not in dropped}
 
 
 @dataclass(frozen=True)
@@ -54,11 +70,7 @@ class Quantization:
     def from_given(cls, given: Mapping[str, Any]) -> Quantization:
         """The preset's and the method's values where an option was not given. Raises InputError naming an option."""
         preset, method = given.get("preset", "balanced"), given.get("method", "athena")
-        defaults = {**PRESETS.get(preset, {}), **METHOD_DEFAULTS.get(method, {})}
-        if defaults.get("format") not in METHOD_FORMATS.get(method, ()):
-            defaults.pop("format", None)
-        if "budget" in given:
-            defaults.pop("bits", None)
+        defaults = _suited({**PRESETS.get(preset, {}), **METHOD_DEFAULTS.get(method, {})}, given)
         text: CalibrationChoice = assembled(CalibrationChoice, given)
         if "own_text" in defaults and text.source == BUILT_IN:
             defaults["own_text"] = OWN_TEXT_OF_BUILT_IN

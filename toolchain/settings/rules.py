@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from export.contract.errors import InputError
+from toolchain.settings.format import CODEBOOK, MIXED, TRELLIS
 from toolchain.settings.preparation import ACTIVATIONS, NONE
 from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS
 
@@ -22,6 +23,7 @@ def check(settings: QuantizeSettings) -> None:
     _check_several(settings)
     _check_outliers(settings)
     _check_asymmetric(settings)
+    _check_spread(settings)
     _check_integers(settings)
 
 
@@ -113,6 +115,18 @@ def _check_outliers(settings: QuantizeSettings) -> None:
 def _check_asymmetric(settings: QuantizeSettings) -> None:
     if settings.asymmetric and settings.guided_groups > 1:
         raise InputError("--asymmetric does not go with --guided-groups")
+
+
+def _check_spread(settings: QuantizeSettings) -> None:
+    if settings.spread and not admits_spread(settings.method, settings.format):
+        raise InputError(f"--spread does not go with --method {settings.method} --format {settings.format}")
+    if settings.spread and (settings.is_budget or settings.state_bits or settings.razor.activation_bits):
+        raise InputError("--spread does not go with --budget, --state-bits or --activation-bits")
+
+
+def admits_spread(method: str, format_: str | None) -> bool:
+    """Whether layers of this method and format can have different widths."""
+    return method in ("athena", "gptq") and format_ in (None, CODEBOOK, TRELLIS, MIXED)
 
 
 def _check_several(settings: QuantizeSettings) -> None:

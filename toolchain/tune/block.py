@@ -58,8 +58,8 @@ def tune_block(
         count = min(settings.batch, len(inputs))
         chosen = np.sort(np.random.default_rng((settings.seed, step)).choice(len(inputs), size=count, replace=False))
 
-        def loss_of(i: int, chosen: np.ndarray = chosen) -> torch.Tensor:
-            own = slice(int(chosen[i]), int(chosen[i]) + 1)
+        def loss_of(part: slice, chosen: np.ndarray = chosen) -> torch.Tensor:
+            own = slice(int(chosen[part.start]), int(chosen[part.start]) + 1)
             found = forward(inputs[own])
             return (found - targets[own].to(found.device)).square().mean() / size
 

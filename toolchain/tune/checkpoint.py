@@ -44,8 +44,9 @@ def tune_checkpoint(
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
+    steps = settings.steps_for(sum(p.numel() for p in teacher.parameters()))
     tune = TuneSettings(
-        settings.tune_steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed, settings.own_text
+        steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed, settings.own_text
     )
     tuner = Tuner(teacher, student, windows, tune, out)
     with Reporter("Tuning", tune.steps, quiet) as report:

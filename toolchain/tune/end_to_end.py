@@ -25,10 +25,13 @@ from torch import nn
 from export.files.access import replacing
 from toolchain.calibrate.own_text import OwnText
 from toolchain.tune.microbatch import accumulate, code_widths, trainable_parameters
+from toolchain.tune.trainable.base import TrainableMatrix
 
 STATE_FILE = "tuning-state.safetensors"
 _SAVE_INTERVAL = 60.0  # seconds
 _WARM_UP = 20  # steps
+HOLD = 4  # steps between two searches for the best paths of trellis codes, which take a fifth of a step
+TOGETHER = 2  # windows that share a pass: fewer sums of gradients, each as large as the model
 
 
 def default_rate(bits: float) -> float:
@@ -63,6 +66,26 @@ class TuneSettings:
         return self.rate or default_rate(self.bits if bits is None else bits)
 
 
+class _Divergence(torch.autograd.Function):
+    """Mean KL from softmax(wanted) to softmax(found) over rows [T, vocabulary]; its gradient is their difference.
+
+    One array of that size is kept, where automatic differentiation keeps five.
+    """
+
+    @staticmethod
+    def forward(ctx, found, wanted):  # type: ignore[no-untyped-def]
+        found, wanted = torch.log_softmax(found, dim=-1), torch.log_softmax(wanted, dim=-1)
+        target = wanted.exp()
+        loss = (target * (wanted - found)).sum() / len(found)
+        ctx.save_for_backward(found.exp_().sub_(target).div_(len(found)))
+        return loss
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (difference,) = ctx.saved_tensors
+        return difference * gradient, None
+
+
 class Tuner:
     """Trains a student model (its linear layers already trainable: TrainableLinear and its like) towards a teacher."""
 
@@ -88,25 +111,33 @@ class Tuner:
         while self.step < self.settings.steps:
             loss = self._train_step()
             yield self.step, loss
-            if time.monotonic() - saved > _SAVE_INTERVAL:
+            if self.step % HOLD == 0 and time.monotonic() - saved > _SAVE_INTERVAL:  # held paths are not saved
                 self._save()
                 saved = time.monotonic()
+        self._hold(False)
+
+    def _hold(self, held: bool) -> None:
+        for module in self.student.modules():
+            if isinstance(module, TrainableMatrix):
+                module.hold(held)
 
     def _train_step(self) -> float:
         s = self.settings
-        factor = min(1.0, (self.step + 1) / _WARM_UP) * (1.0 - self.step / s.steps)
+        factor = min(1.0, (self.step + 1) / min(_WARM_UP, s.steps // 4 + 1)) * (1.0 - self.step / s.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * factor
+        if self.step % HOLD == 0:
+            self._hold(True)
         tokens = torch.from_numpy(self._windows_of(self.step)).to(next(self.teacher.parameters()).device)
 
-        def loss_of(i: int) -> torch.Tensor:
-            window = tokens[i : i + 1]
+        def loss_of(part: slice) -> torch.Tensor:
             with torch.no_grad():
-                target = torch.log_softmax(self.teacher(input_ids=window, use_cache=False).logits, dim=-1)
-            predicted = torch.log_softmax(self.student(input_ids=window, use_cache=False).logits, dim=-1)
-            return (target.exp() * (target - predicted)).sum(dim=-1).mean()
+                wanted = self.teacher(input_ids=tokens[part], use_cache=False).logits.flatten(0, 1)
+            found = self.student(input_ids=tokens[part], use_cache=False).logits.flatten(0, 1)
+            loss: torch.Tensor = _Divergence.apply(found, wanted)
+            return loss
 
-        loss = accumulate(self.student, loss_of, len(tokens))
+        loss = accumulate(self.student, loss_of, len(tokens), TOGETHER)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1

@@ -1,7 +1,7 @@
-"""Gradients of a quantized model's loss, one window a thread, summed in order: no thread count changes a bit.
+"""Gradients of a quantized model's loss, a few windows a thread, summed in order: no thread count changes a bit.
 
-The stored weights of all trainable layers are made once a step. Each window then runs forward and backward alone, down
-to those weights; the sum of their gradients goes on to latent weights, codebooks and scales.
+The stored weights of all trainable layers are made once a step. Each piece of windows then runs forward and backward
+alone, down to those weights; the sum of their gradients goes on to latent weights, codebooks and scales.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from toolchain.system.device import each
+from toolchain.system.threads import pieces
 from toolchain.tune.trainable.base import TrainableMatrix
 
 
@@ -39,10 +40,11 @@ def code_widths(student: nn.Module) -> dict[str, float]:
     return found
 
 
-def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windows: int) -> float:
-    """Set .grad of every trainable parameter to the mean gradient of loss_of(i) over the windows; the mean loss.
+def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], windows: int, together: int = 1) -> float:
+    """Set .grad of every trainable parameter to the mean gradient over the windows; the mean loss.
 
-    loss_of(i) runs the student on window i and returns a scalar; it is called in threads of the processor.
+    loss_of(part) runs the student on a slice of at most `together` windows and returns their mean loss, a scalar; it is
+    called in threads of the processor.
     """
     layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
     device = next(student.parameters()).device
@@ -53,13 +55,13 @@ def accumulate(student: nn.Module, loss_of: Callable[[int], torch.Tensor], windo
     for layer, leaf in zip(layers, leaves):
         layer.use(leaf)
 
-    def one(i: int) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        loss = loss_of(i) / windows
+    def one(part: slice) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        loss = loss_of(part) * ((part.stop - part.start) / windows)
         return loss.detach(), torch.autograd.grad(loss, [*leaves, *outer], allow_unused=True)
 
     total, sums = 0.0, [torch.zeros_like(p) for p in (*leaves, *outer)]
     try:
-        for loss, gradients in each(one, range(windows), device):
+        for loss, gradients in each(one, pieces(windows, together), device):
             total += float(loss)
             for sum_, gradient in zip(sums, gradients):
                 if gradient is not None:

@@ -30,8 +30,10 @@ from runtime_py.engine.kernels.matmul import (
     finish_tile,
 )
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
 from runtime_py.engine.records.group_matrix import read_groups
 from runtime_py.simd.codes import lookup, segment, table
+from runtime_py.simd.digits import HIGH_BYTES, times_255
 from runtime_py.simd.groups import (
     block_scales,
     group_columns,
@@ -48,10 +50,12 @@ from runtime_py.simd.groups import (
 )
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
+    add_ints,
     broadcast_float,
     fused,
     get_f16,
     get_f32,
+    get_i64,
     get_u8,
     load_bytes,
     load_floats,
@@ -64,6 +68,7 @@ from runtime_py.simd.vectors import (
     sum_floats,
     to_floats,
     zero_floats,
+    zero_ints,
 )
 
 GROUP_ROWS = 12  # of a work item with several tokens; every GROUP_TILE's height divides it
@@ -103,12 +108,22 @@ def _offsets(width, m, n, groups, scale, shares, copy):
     return total
 
 
+@nb.njit(cache=True, inline="always")
+def _segment(isa, acc, codes, low, places, high, number):
+    """acc plus the products of 64 columns, segment `number` of a block; low, high: addresses of their digits."""
+    if (places >> (16 * number)) & 0xFFFF != 0:
+        acc = add_ints(acc, times_255(dot(isa, zero_ints(), codes, load_bytes(high))))
+    return dot(isa, acc, codes, load_bytes(low))
+
+
 @nb.njit(cache=True)
-def group_rows(isa, width, matrix, quantized, scales, starts, shares, first, last, out, bias, accumulate, scratch):
+def group_rows(
+    isa, width, matrix, quantized, scales, high, starts, shares, first, last, out, bias, accumulate, scratch
+):
     """out[first:last] (= or +=) rows of the matrix times one token, plus bias (an address, or 0).
 
-    matrix: address of a GroupMatrix; quantized, scales, starts, shares: see quantize.py; scratch: 256 bytes, and one
-    for each column rounded up to 64, and 128.
+    matrix: address of a GroupMatrix; quantized, scales, high, starts, shares: see quantize.py; scratch: 256 bytes, and
+    one for each column rounded up to 64, and 128.
     """
     m = read_groups(matrix)
     size, item, block_bytes = group_columns(width), scale_bytes(width), 32 * m.bits
@@ -119,21 +134,22 @@ def group_rows(isa, width, matrix, quantized, scales, starts, shares, first, las
         total = _offsets(width, m, n, groups, scale, shares, copies + 4 * (groups + 16))
         at = m.codes + n * m.row_bytes
         for b in range(m.blocks):
-            q, start = quantized + 256 * b, starts + 256 * b
+            q, start, own = quantized + 256 * b, starts + 256 * b, high + HIGH_TOKEN * b
+            places, h = get_i64(own), own + HIGH_BYTES
             prefetch(at + _AHEAD)
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             codes = lookup(isa, width, entries, segment(width, at, 0))
-            acc = dot(isa, group_start(isa, width, start), codes, load_bytes(q))
+            acc = _segment(isa, group_start(isa, width, start), codes, q, places, h, 0)
             inner = multiply(to_floats(acc), block_scales(width, scale, 0))
             codes = lookup(isa, width, entries, segment(width, at, 1))
-            acc = dot(isa, group_start(isa, width, start + 64), codes, load_bytes(q + 64))
+            acc = _segment(isa, group_start(isa, width, start + 64), codes, q + 64, places, h + 64, 1)
             inner = fused(to_floats(acc), block_scales(width, scale, 1), inner)
             codes = lookup(isa, width, entries, segment(width, at, 2))
-            acc = dot(isa, group_start(isa, width, start + 128), codes, load_bytes(q + 128))
+            acc = _segment(isa, group_start(isa, width, start + 128), codes, q + 128, places, h + 128, 2)
             inner = fused(to_floats(acc), block_scales(width, scale, 2), inner)
             codes = lookup(isa, width, entries, segment(width, at, 3))
-            acc = dot(isa, group_start(isa, width, start + 192), codes, load_bytes(q + 192))
+            acc = _segment(isa, group_start(isa, width, start + 192), codes, q + 192, places, h + 192, 3)
             inner = fused(to_floats(acc), block_scales(width, scale, 3), inner)
             total = fused(inner, broadcast_float(scales + 4 * b), total)
             at += block_bytes
@@ -141,11 +157,13 @@ def group_rows(isa, width, matrix, quantized, scales, starts, shares, first, las
         if m.tail > 0:
             if m.places == 0:
                 unpack_block(at, m.bits, m.tail, scratch)
-            inner = zero_floats()
+            inner, own = zero_floats(), high + HIGH_TOKEN * m.blocks
+            places = get_i64(own)
             for s in range((m.tail + 63) // 64):
                 place = 256 * m.blocks + 64 * s
                 codes = lookup(isa, width, entries, tail_codes(width, m.bits, at, m.places, scratch, s))
-                acc = dot(isa, group_start(isa, width, starts + place), codes, load_bytes(quantized + place))
+                acc = group_start(isa, width, starts + place)
+                acc = _segment(isa, acc, codes, quantized + place, places, own + HIGH_BYTES + 64 * s, s)
                 inner = fused(to_floats(acc), segment_scales(width, scale + 64 * s // size * item), inner)
             total = fused(inner, broadcast_float(scales + 4 * m.blocks), total)
         value = sum_floats(total)
@@ -176,7 +194,9 @@ def _factors(width, m, first, count, groups, factors, offsets):
 
 
 @nb.njit(cache=True)
-def group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, bias, accumulate, threads, scratch):
+def group_item(
+    isa, width, matrix, item, quantized, scales, high, sums, tokens, out, bias, accumulate, threads, scratch
+):
     """Row tile number `item` (GROUP_ROWS rows) for all tokens; sums: `starts` of quantize.py."""
     m = read_groups(matrix)
     size, height, vectors = group_columns(width), tile_height(isa), tile_vectors(isa)
@@ -212,7 +232,8 @@ def group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, b
                 group_tile(
                     isa, width, weights + r * wide + 256 * b, wide, quantized + group * wide * 16 + 4096 * b, wide * 16,
                     min((columns + 3) // 4 * 4 - 256 * b, 256), zero, sums + 64 * (group * groups + place), 64 * groups,
-                    scales + 64 * (group * blocks + b), 64 * blocks, factors + own,
+                    scales + 64 * (group * blocks + b), 64 * blocks, high + HIGH_GROUP * (group * blocks + b),
+                    HIGH_GROUP * blocks, factors + own,
                     offsets + own if offsets != 0 else 0, 4 * groups, scratch + TOTALS + 64 * r * vectors,
                 )  # fmt: skip
         finish_tile(out, tokens, group, token_groups, vectors, count, first, m.rows, accumulate, scratch)

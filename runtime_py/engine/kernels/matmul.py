@@ -11,6 +11,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.matrix import padded, tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.kernels.quantize import HIGH_GROUP
 from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.tile import AMX_ROWS, TILE, amx_block, tile_block, transpose16
@@ -77,7 +78,7 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
 
 
 @nb.njit(cache=True, inline="always")
-def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch):
+def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, high, scratch):
     """Sums of one row tile and up to `vectors` token groups, into scratch + TOTALS: float32 [rows, vectors, 16]."""
     totals, blocks = scratch + TOTALS, (columns + 255) // 256
     for i in range(rows * vectors):
@@ -86,10 +87,14 @@ def _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sum
     for b in range(blocks):
         left = (min(columns - 256 * b, 256) + 63) // 64
         w, a, at = weights + 256 * b, base + 4096 * b, place + 64 * b
+        own, next_own = high + (group * blocks + b) * HIGH_GROUP, blocks * HIGH_GROUP
         if amx:
-            amx_block(w, wide, a, wide * 16, sums + at, scales + at, per_group, left, totals, scratch + SPILL)
+            spill = scratch + SPILL
+            amx_block(w, wide, a, wide * 16, sums + at, scales + at, per_group, own, next_own, left, totals, spill)
         else:
-            tile_block(isa, w, wide, a, wide * 16, sums + at, scales + at, per_group, 16 * left, totals)
+            tile_block(
+                isa, w, wide, a, wide * 16, sums + at, scales + at, per_group, own, next_own, 16 * left, totals
+            )  # fmt: skip
 
 
 @nb.njit(cache=True)
@@ -113,7 +118,7 @@ def finish_tile(out, tokens, group, groups, vectors, count, first, rows, accumul
 
 @nb.njit(cache=True)
 def matmul_item(
-    isa, width, tile, matrix, item, quantized, sums, scales, tokens, out, bias, accumulate, threads, scratch
+    isa, width, tile, matrix, item, quantized, sums, scales, high, tokens, out, bias, accumulate, threads, scratch
 ):
     """Row tile number `item` for all tokens. tile: (rows, vectors, AMX), tile_shape(); scratch: scratch_bytes()."""
     rows, vectors, amx = tile
@@ -135,5 +140,5 @@ def matmul_item(
         for k in range(0, share, 64):
             prefetch(ahead + k)
         ahead += share
-        _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, scratch)
+        _tile(isa, rows, vectors, amx, weights, wide, columns, group, quantized, sums, scales, high, scratch)
         finish_tile(out, tokens, group, groups, vectors, count, first, m.rows, accumulate, scratch)

@@ -1,7 +1,7 @@
 """One token times a codebook matrix: bound by reading the codes, so each byte is read once and used from registers.
 
-The activations are int8 with one scale per block of 256 columns (quantize.py). Inside a block everything is an exact
-integer; blocks are added as float32 in 16 fixed lanes.
+The activations are integers with one scale per block of 256 columns, most of them a byte (quantize.py). Inside a block
+everything is exact; blocks are added as float32 in 16 fixed lanes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import numba as nb
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.kernels.quantize import HIGH_TOKEN
 from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, table
+from runtime_py.simd.digits import HIGH_BYTES, times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
+    add_ints,
     broadcast_float,
     fused,
     get_f32,
+    get_i64,
     load_bytes,
     load_ints,
     prefetch,
@@ -24,16 +28,30 @@ from runtime_py.simd.vectors import (
     sum_floats,
     to_floats,
     zero_floats,
+    zero_ints,
 )
 
 _AHEAD = 4096  # bytes that the software asks for ahead of its reads: hardware stops at page ends (measured: +50 %)
 
 
+@nb.njit(cache=True, inline="always")
+def _tail(isa, width, m, entries, at, scratch, states, low, high, acc, outliers):
+    """acc plus the products of the last, shorter block, whose codes are at `at` or unpacked in scratch."""
+    upper = zero_ints()
+    for s in range((m.tail + 63) // 64):
+        code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + 64 * s)
+        w = lookup(isa, width, entries, code)
+        acc = dot(isa, acc, w, load_bytes(low + 64 * s))
+        if outliers:
+            upper = dot(isa, upper, w, load_bytes(high + 64 * s))
+    return add_ints(acc, times_255(upper)) if outliers else acc
+
+
 @nb.njit(cache=True)
-def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, bias, accumulate, scratch):
+def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch):
     """out[first:last] (= or +=) rows of the matrix times the token, plus bias (an address, or 0).
 
-    matrix: address of a record of the given width; quantized, sums, scales: see quantize.py; scratch: 256 bytes,
+    matrix: address of a record of the given width; quantized, sums, scales, high: see quantize.py; scratch: 256 bytes,
     and one for each column rounded up to 64.
     """
     m = read_matrix(matrix)
@@ -51,20 +69,38 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, first, last, out, b
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             acc = load_ints(sums + 64 * b)
-            acc = dot(isa, acc, weights(isa, width, entries, at, 0, state), load_bytes(q))
-            acc = dot(isa, acc, weights(isa, width, entries, at, 1, state + 64), load_bytes(q + 64))
-            acc = dot(isa, acc, weights(isa, width, entries, at, 2, state + 128), load_bytes(q + 128))
-            acc = dot(isa, acc, weights(isa, width, entries, at, 3, state + 192), load_bytes(q + 192))
+            w0 = weights(isa, width, entries, at, 0, state)
+            w1 = weights(isa, width, entries, at, 1, state + 64)
+            w2 = weights(isa, width, entries, at, 2, state + 128)
+            w3 = weights(isa, width, entries, at, 3, state + 192)
+            places = get_i64(high + HIGH_TOKEN * b)
+            if places != 0:
+                digits, upper = high + HIGH_TOKEN * b + HIGH_BYTES, zero_ints()
+                if places & 0xFFFF != 0:
+                    upper = dot(isa, upper, w0, load_bytes(digits))
+                if (places >> 16) & 0xFFFF != 0:
+                    upper = dot(isa, upper, w1, load_bytes(digits + 64))
+                if (places >> 32) & 0xFFFF != 0:
+                    upper = dot(isa, upper, w2, load_bytes(digits + 128))
+                if (places >> 48) & 0xFFFF != 0:
+                    upper = dot(isa, upper, w3, load_bytes(digits + 192))
+                acc = add_ints(acc, times_255(upper))
+            acc = dot(isa, acc, w0, load_bytes(q))
+            acc = dot(isa, acc, w1, load_bytes(q + 64))
+            acc = dot(isa, acc, w2, load_bytes(q + 128))
+            acc = dot(isa, acc, w3, load_bytes(q + 192))
             total = fused(to_floats(acc), broadcast_float(scales + 4 * b), total)
             at += block_bytes
         if m.tail > 0:
             if m.places == 0:
                 unpack_block(at, m.bits, m.tail, scratch)
-            acc = load_ints(sums + 64 * m.blocks)
-            for s in range((m.tail + 63) // 64):
-                place = 256 * m.blocks + 64 * s
-                code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + place)
-                acc = dot(isa, acc, lookup(isa, width, entries, code), load_bytes(quantized + place))
+            place, own = 256 * m.blocks, high + HIGH_TOKEN * m.blocks
+            start, low, here = load_ints(sums + 64 * m.blocks), quantized + place, states + place
+            # Written twice, so that a tail without outliers asks for them once.
+            if get_i64(own) != 0:
+                acc = _tail(isa, width, m, entries, at, scratch, here, low, own + HIGH_BYTES, start, True)
+            else:
+                acc = _tail(isa, width, m, entries, at, scratch, here, low, own + HIGH_BYTES, start, False)
             total = fused(to_floats(acc), broadcast_float(scales + 4 * m.blocks), total)
         value = sum_floats(total) * get_f32(m.scale + n // m.scale_rows * 4)
         if bias != 0:

@@ -17,15 +17,16 @@ from runtime_py.simd.atomics import fetch_add
 def _quantize(s, isa, offset, source, stride, group, tokens, first, last, scratch):
     """Blocks first..last - 1 of a step with int8 parts."""
     if tokens == 1:
-        quantize_token(isa, offset, source, s.columns, first, last, s.quant, s.sums, s.scales)
+        quantize_token(isa, offset, source, s.columns, first, last, s.quant, s.sums, s.scales, s.high)
     else:
         quantize_group(
-            isa, offset, source, stride, s.columns, group, tokens, first, last, s.quant, s.sums, s.scales, scratch
+            isa, offset, source, stride, s.columns, group, tokens, first, last, s.quant, s.sums, s.scales, s.high,
+            scratch,
         )  # fmt: skip
     if s.group != 0 and tokens == 1:
-        token_shares(isa, offset, s.columns, first, last, s.group, s.quant, s.scales, s.starts, s.shares)
+        token_shares(isa, offset, s.columns, first, last, s.group, s.quant, s.scales, s.high, s.starts, s.shares)
     elif s.group != 0:
-        group_sums(isa, s.columns, group, first, last, s.group, s.quant, s.starts)
+        group_sums(isa, s.columns, group, first, last, s.group, s.quant, s.high, s.starts)
 
 
 def _quantize_block(s, isa, offset, group, b, tokens, scratch):

@@ -33,13 +33,16 @@ _group_matrix = by_width(group_item, ("groups",))
 
 
 def _int8_vector(s, isa, widths, first, last, scratch):
-    arguments = (s.matrix, s.quant, s.sums, s.scales, first, last, s.out, s.bias, s.accumulate != 0, scratch)
+    arguments = (
+        s.matrix, s.quant, s.sums, s.scales, s.high, first, last, s.out, s.bias, s.accumulate != 0, scratch
+    )  # fmt: skip
     _matvec(isa, widths, s.width, arguments)
 
 
 def _int8_tile(s, isa, widths, tile, item, tokens, threads, scratch):
     arguments = (
-        tile, s.matrix, item, s.quant, s.sums, s.scales, tokens, s.out, s.bias, s.accumulate != 0, threads, scratch
+        tile, s.matrix, item, s.quant, s.sums, s.scales, s.high, tokens, s.out, s.bias, s.accumulate != 0, threads,
+        scratch,
     )  # fmt: skip
     _matmul(isa, widths, s.width, arguments)
 
@@ -62,14 +65,14 @@ def _code_tile(s, isa, widths, tile, item, tokens, threads, scratch):
 
 def _group_vector_rows(s, isa, widths, first, last, scratch):
     arguments = (
-        s.matrix, s.quant, s.scales, s.starts, s.shares, first, last, s.out, s.bias, s.accumulate != 0, scratch
+        s.matrix, s.quant, s.scales, s.high, s.starts, s.shares, first, last, s.out, s.bias, s.accumulate != 0, scratch
     )  # fmt: skip
     _group_vector(isa, widths, s.width, arguments)
 
 
 def _group_tile(s, isa, widths, tile, item, tokens, threads, scratch):
     arguments = (
-        s.matrix, item, s.quant, s.scales, s.starts, tokens, s.out, s.bias, s.accumulate != 0, threads, scratch
+        s.matrix, item, s.quant, s.scales, s.high, s.starts, tokens, s.out, s.bias, s.accumulate != 0, threads, scratch
     )  # fmt: skip
     _group_matrix(isa, widths, s.width, arguments)
 

@@ -173,7 +173,8 @@ class Context:
         made = Quantized.of(value.width, self.chunk, group)
         last = self.steps[-1] if self.steps else None
         if last is not None and value.whole and value.buffer in last.writes and _quantizes(last.step) and not known:
-            last.step.quant, last.step.sums, last.step.scales = made.quant, made.sums, made.scales
+            last.step.quant, last.step.sums = made.quant, made.sums
+            last.step.scales, last.step.high = made.scales, made.high
             if group:
                 last.step.group, last.step.starts, last.step.shares = group, made.starts, made.shares
             last.writes.append(made.buffer)
@@ -185,6 +186,7 @@ class Context:
                 quant=made.quant,
                 sums=made.sums,
                 scales=made.scales,
+                high=made.high,
                 group=group,
                 starts=made.starts if group else 0,
                 shares=made.shares if group else 0,

@@ -10,6 +10,7 @@ from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from export.contract.sdr import SdrFormat
 from runtime_py.engine.kernels.matrix import padded
+from runtime_py.engine.kernels.quantize import HIGH_GROUP
 from runtime_py.engine.kernels.razor import form_number
 from runtime_py.engine.plan.placement import Buffer, Place
 from runtime_py.engine.records.errors import Unplannable
@@ -57,6 +58,7 @@ class Quantized:
     quant: Place
     sums: Place
     scales: Place
+    high: Place
     group: int  # columns of a group; 0 where nothing with group scales reads it
     starts: Place
     shares: Place
@@ -65,11 +67,12 @@ class Quantized:
     def of(columns: int, chunk: int, group: int = 0) -> Quantized:
         tokens, blocks = -(-chunk // 32) * 32, -(-columns // 256)
         groups = -(-columns // group) if group else 0
-        sizes = (tokens * padded(columns), tokens * blocks * 4, tokens * blocks * 4, tokens * groups * 4)
+        high = tokens // 16 * blocks * HIGH_GROUP
+        sizes = (tokens * padded(columns), tokens * blocks * 4, tokens * blocks * 4, high, tokens * groups * 4)
         ends = np.cumsum(sizes).tolist()
         buffer = Buffer(ends[-1] + 64 * -(-groups // 16))
-        quant, sums, scales, starts, shares = (Place(buffer, at) for at in (0, *ends))
-        return Quantized(buffer, quant, sums, scales, group, starts, shares)
+        quant, sums, scales, high_at, starts, shares = (Place(buffer, at) for at in (0, *ends))
+        return Quantized(buffer, quant, sums, scales, high_at, group, starts, shares)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Norm(Making[T]):
     quant: T = NONE
     sums: T = NONE
     scales: T = NONE
+    high: T = NONE
     group: T = NONE  # columns of a group whose sums are wanted, too; 0 for none
     starts: T = NONE
     shares: T = NONE
@@ -63,6 +64,7 @@ class Activate(Making[T]):
     quant: T = NONE
     sums: T = NONE
     scales: T = NONE
+    high: T = NONE
     group: T = NONE  # columns of a group whose sums are wanted, too; 0 for none
     starts: T = NONE
     shares: T = NONE

@@ -16,7 +16,7 @@ RAZOR_GROUPS = (16, 32, 64, 128, 256)
 @declared
 @dataclass(kw_only=True, eq=False)
 class Quantize(Step[T]):
-    """int8 with one scale for each token and 256 columns; layouts in kernels/quantize.py."""
+    """Integers with one scale for each token and 256 columns; layouts in kernels/quantize.py."""
 
     source: T
     stride: T
@@ -24,6 +24,7 @@ class Quantize(Step[T]):
     quant: T
     sums: T
     scales: T
+    high: T
     group: T = NONE  # columns of a group whose sums are wanted, too; 0 for none
     starts: T = NONE
     shares: T = NONE

@@ -61,11 +61,12 @@ class CodeProduct(Product[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class MatMul(CodeProduct[T]):
-    """int8 activations times a matrix with one codebook along each row."""
+    """Integer activations times a matrix with one codebook along each row."""
 
     quant: T
     sums: T
     scales: T
+    high: T
 
     def accesses(self: MatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield from int8_parts(self, READ, StoredMatrix.at(self.matrix, arrays).columns, case.tokens)
@@ -75,10 +76,11 @@ class MatMul(CodeProduct[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class GroupMatMul(CodeProduct[T]):
-    """int8 activations times a matrix of group-scaled codes."""
+    """Integer activations times a matrix of group-scaled codes."""
 
     quant: T
     scales: T
+    high: T
     group: T
     starts: T
     shares: T

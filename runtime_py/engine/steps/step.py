@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T
 from runtime_py.simd.codes import GROUP_LOGS
 
 GROUP_SIZES = tuple(1 << log for log in GROUP_LOGS)  # columns that share a scale
-_SCRATCH = 4096 + 128  # of a kind that says nothing: quantization of 16 tokens
+_SCRATCH = 8192 + 128  # of a kind that says nothing: quantization of 16 tokens
 
 
 class Step(Record[T]):
@@ -69,7 +70,8 @@ def whole(name: str, address: int, columns: int, tokens: int, accumulate: int = 
 
 
 def int8_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Access]:
-    """`quant`, `sums` and `scales`: int8 activations (quantize.py). Products load groups of 16 tokens in pairs.
+    """`quant`, `sums`, `scales` and `high`: activations as integers (quantize.py). Products load groups of 16 tokens in
+    pairs, of which a missing one has no high digits.
 
     For a step with `group` columns in a group, `starts` and `shares` in place of the sums, or beside them where it
     writes both.
@@ -88,6 +90,8 @@ def int8_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Acce
     pair = groups % 2 if kind == READ and tokens > 1 else 0
     for name, size in parts.items():
         yield Access(name, kind, getattr(step, name), size * groups, slack=size * pair)
+    high = HIGH_TOKEN * blocks if tokens == 1 else HIGH_GROUP * blocks * (groups + groups % 2)
+    yield Access("high", kind, step.high, high)
 
 
 def razored_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Access]:

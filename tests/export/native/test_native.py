@@ -27,7 +27,8 @@ from export.contract.formats.codebook import (
 )
 from export.native import build
 from runtime_py.simd.isa import available
-from tests.runtime_py.engine.test_products import AMX, LAYOUTS, product, quantized_reference, random_parts
+from tests.runtime_py.engine.activation_reference import values, with_outliers
+from tests.runtime_py.engine.test_products import AMX, LAYOUTS, product, random_parts
 from tests.runtime_py.reference.test_session import OnnxRuntime
 
 BEST = available()[0]
@@ -104,13 +105,14 @@ def test_product(native_library, isa, layout, tokens, raw, seed):
     half = scale.astype(np.float16)
     parts = (codes, book, half.astype(np.float32))
     x = (rng.standard_normal((tokens, layout.K)) * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
+    x = with_outliers(x, rng)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATHENA_ISA", isa)
         found = run(one_node(layout, (codes, book, half)), x, native_library)
-    _, values = quantized_reference(x)
+    given = values(x)
     weights = layout.dequantized(*parts).astype(np.float64)
     # Integers are exact; what remains are float32 roundings of one sum per block and of the scale.
-    assert np.all(np.abs(found - values @ weights.T) <= 1e-6 * (np.abs(values) @ np.abs(weights).T + 1))
+    assert np.all(np.abs(found - given @ weights.T) <= 1e-6 * (np.abs(given) @ np.abs(weights).T + 1))
     if isa in (BEST, "amx") and isa != "portable":  # the C fallback has no fused multiply-add
         np.testing.assert_array_equal(found, product(BEST, False, layout, parts, x))
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from export.contract.packing import row_bytes
 from runtime_py.simd.isa import available
 from tests.export.native.test_native import GROUPED
-from tests.runtime_py.engine.test_products import AMX, LAYOUTS, quantized_reference, random_parts
+from tests.runtime_py.engine.activation_reference import values, with_outliers
+from tests.runtime_py.engine.test_products import AMX, LAYOUTS, random_parts
 
 PAGE = mmap.PAGESIZE
 _NUMBERS = ("rows", "columns", "row_bytes", "book_rows", "scale_rows", "group_size", "groups")
@@ -31,7 +32,7 @@ class Matrix(c.Structure):
 
 class Activations(c.Structure):
     _fields_ = (
-        *((name, c.c_void_p) for name in ("bytes", "sums", "scales")),
+        *((name, c.c_void_p) for name in ("bytes", "sums", "scales", "high")),
         *((name, c.c_int64) for name in ("wide", "blocks")),
     )
 
@@ -99,7 +100,7 @@ def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, h
         for n in range(layout.N):
             kernels.decode_row(c.byref(matrix), n, row.ctypes.data)
             np.testing.assert_array_equal(row, weights[n])
-        x = guarded(rng.standard_normal((tokens, layout.K)).astype(np.float32))
+        x = guarded(with_outliers(rng.standard_normal((tokens, layout.K)).astype(np.float32), rng))
         dot = kernels.float_dot(x.ctypes.data, row.ctypes.data, layout.K)
         assert abs(dot - float(x[0].astype(np.float64) @ row)) <= 2e-6 * float(np.abs(x[0]) @ np.abs(row)) + 1e-30
         if layout.groups > 1:
@@ -108,6 +109,8 @@ def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, h
         groups = -(-tokens // 32) * 2
         quantized = [guarded(np.zeros(groups * 16 * wide, np.int8))]
         quantized += [guarded(np.zeros(groups * blocks * 16, kind)) for kind in (np.int32, np.float32)]
+        high = 8 + 256 if tokens == 1 else 8 + 4096  # HighToken and HighGroup
+        quantized.append(guarded(np.zeros(groups * blocks * high, np.int8)))
         activations = Activations(*(part.ctypes.data for part in quantized), wide, blocks)
         y = guarded(np.zeros((tokens, layout.N), np.float32))
         if tokens == 1:
@@ -121,6 +124,6 @@ def test_kernels_stay_within_their_arrays(native_library, isa, layout, tokens, h
                 kernels.product(
                     c.byref(matrix), c.byref(activations), tokens, first, scratch.ctypes.data, y.ctypes.data
                 )
-        _, values = quantized_reference(x)
-        bound = np.abs(values) @ np.abs(weights).astype(np.float64).T + 1
-        assert np.all(np.abs(y - values @ weights.astype(np.float64).T) <= 1e-6 * bound)
+        given = values(x)
+        bound = np.abs(given) @ np.abs(weights).astype(np.float64).T + 1
+        assert np.all(np.abs(y - given @ weights.astype(np.float64).T) <= 1e-6 * bound)

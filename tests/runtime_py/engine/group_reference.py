@@ -6,8 +6,7 @@ import numpy as np
 
 from export.contract.formats.groups import MINIMA, ONE_ZERO, GroupsLayout
 from export.contract.packing import unpack
-
-F = np.float32
+from tests.runtime_py.engine.activation_reference import quantized, tree
 
 
 def fused(a, b, c) -> np.ndarray:
@@ -22,18 +21,6 @@ def fused(a, b, c) -> np.ndarray:
     return np.where((error != 0) & even, np.nextafter(total, towards), total).astype(np.float32)
 
 
-def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [T, K] and scales float32 [T, blocks of 256 columns]."""
-    codes, scales = np.zeros(x.shape, np.int64), []
-    for start in range(0, x.shape[1], 256):
-        part = x[:, start : start + 256]
-        top = np.abs(part).max(axis=1, keepdims=True)
-        inverse = np.where(top > 0, F(127) / np.where(top > 0, top, F(1)), F(0))
-        codes[:, start : start + 256] = np.rint(part * inverse)
-        scales.append((top * F(1 / 127))[:, 0])
-    return codes, np.stack(scales, axis=1)
-
-
 def _parts(layout: GroupsLayout, arrays, size: int):  # type: ignore[no-untyped-def]
     """Integers int64 [N, K], factors and offsets float32 [N, groups of `size` columns]."""
     codes, scale, offset = arrays
@@ -45,14 +32,6 @@ def _parts(layout: GroupsLayout, arrays, size: int):  # type: ignore[no-untyped-
         return integers, factors, offset.astype(np.float32)[:, groups]
     zeros = np.broadcast_to(offset, layout.scale_shape).astype(np.int64)[:, groups]
     return integers, factors, factors * (base - zeros).astype(np.float32)
-
-
-def _tree(lanes: np.ndarray) -> np.ndarray:
-    """float32 [..., 16] to [...], halves added again and again."""
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0]
 
 
 def _has_offsets(layout: GroupsLayout, arrays) -> bool:  # type: ignore[no-untyped-def]
@@ -82,7 +61,7 @@ def one_token(x: np.ndarray, layout: GroupsLayout, arrays, size: int) -> np.ndar
             group = np.minimum((k + 4 * np.arange(16)) // size, factors.shape[1] - 1)
             inner = fused(acc.astype(np.float32), factors[:, group], inner)
         total = fused(inner, scales[0, b], total)
-    return _tree(total)[None]
+    return tree(total)[None]
 
 
 def several_tokens(x: np.ndarray, layout: GroupsLayout, arrays, size: int) -> np.ndarray:  # type: ignore[no-untyped-def]

@@ -140,7 +140,7 @@ def spied(monkeypatch, folder: Path) -> tuple:
 def test_wrong_addresses_are_caught(folder, monkeypatch, change):
     plan, *rest = spied(monkeypatch, folder)
     fixed = {cell for cells in plan.externals.values() for cell in cells}
-    addresses, tried = ("matrix", "quant", "scales", "starts", "shares", "out"), 0
+    addresses, tried = ("matrix", "quant", "scales", "high", "starts", "shares", "out"), 0
     for row, step in enumerate(plan.steps.tolist()):
         for name in set(addresses) & set(op.FIELDS[step[op.OPERATION]]):
             column = op.ARGUMENTS + op.FIELDS[step[op.OPERATION]].index(name)

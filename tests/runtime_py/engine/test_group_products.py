@@ -14,12 +14,13 @@ from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_row, group_rows
 from runtime_py.engine.kernels.matrix import padded, width_tag
-from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.kernels.quantize import HIGH_GROUP, group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record, kernel_group
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.system.guard_pages import aligned_bytes
 from tests.export.contract.test_groups import parts_of
+from tests.runtime_py.engine.activation_reference import with_outliers
 from tests.runtime_py.engine.group_reference import fused, one_token, several_tokens
 
 HERE = available()
@@ -28,9 +29,9 @@ LONG = [*BEST, *(pytest.param(isa, marks=pytest.mark.long) for isa in HERE[1:])]
 
 
 @nb.njit
-def all_items(isa, width, items, matrix, quantized, scales, sums, tokens, out, bias, accumulate, scratch):
+def all_items(isa, width, items, matrix, quantized, scales, high, sums, tokens, out, bias, accumulate, scratch):
     for item in range(items):
-        group_item(isa, width, matrix, item, quantized, scales, sums, tokens, out, bias, accumulate, 1, scratch)
+        group_item(isa, width, matrix, item, quantized, scales, high, sums, tokens, out, bias, accumulate, 1, scratch)
 
 
 def product(isa, layout, arrays, x, bias=None, start=None, runs=()):
@@ -41,32 +42,34 @@ def product(isa, layout, arrays, x, bias=None, start=None, runs=()):
     tokens, columns = x.shape
     blocks, wide, groups = -(-columns // 256), padded(columns), -(-columns // size)
     pairs = -(-tokens // 32) * 2
-    q, sums, scales = (aligned_bytes(pairs * n) for n in (16 * wide, blocks * 64, blocks * 64))
+    parts = (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)
+    q, sums, scales, high = (aligned_bytes(pairs * n) for n in parts)
     starts, shares = aligned_bytes(max(pairs * 64 * groups, wide)), aligned_bytes(64 * -(-groups // 16))
-    scratch = aligned_bytes(matmul.scratch_bytes(columns) + 4096)
+    scratch = aligned_bytes(matmul.scratch_bytes(columns) + 8192)
     out = np.zeros((tokens, layout.N), np.float32) if start is None else start.copy()
     tag, offset, x = ISAS[isa], WEIGHT_OFFSET[isa], np.ascontiguousarray(x)
-    at = {name: a.ctypes.data for name, a in (("q", q), ("sums", sums), ("scales", scales), ("scratch", scratch))}
+    named = (("q", q), ("sums", sums), ("scales", scales), ("high", high), ("scratch", scratch))
+    at = {name: a.ctypes.data for name, a in named}
     shift, more = 0 if bias is None else bias.ctypes.data, start is not None
     if tokens == 1:
-        quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, at["q"], at["sums"], at["scales"])
+        quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, at["q"], at["sums"], at["scales"], at["high"])
         more_sums = starts.ctypes.data, shares.ctypes.data
-        token_shares(tag, offset, columns, 0, blocks, size, at["q"], at["scales"], *more_sums)
+        token_shares(tag, offset, columns, 0, blocks, size, at["q"], at["scales"], at["high"], *more_sums)
         for first, last in runs or [(0, layout.N)]:
             group_rows(
-                tag, width, row.ctypes.data, at["q"], at["scales"], *more_sums, first, last, out.ctypes.data, shift,
-                more, at["scratch"],
+                tag, width, row.ctypes.data, at["q"], at["scales"], at["high"], *more_sums, first, last,
+                out.ctypes.data, shift, more, at["scratch"],
             )  # fmt: skip
         return out
     for group in range(-(-tokens // 16)):
         quantize_group(
             tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, at["q"], at["sums"], at["scales"],
-            at["scratch"],
+            at["high"], at["scratch"],
         )  # fmt: skip
-        group_sums(tag, columns, group, 0, blocks, size, at["q"], starts.ctypes.data)
+        group_sums(tag, columns, group, 0, blocks, size, at["q"], at["high"], starts.ctypes.data)
     all_items(
-        tag, width, -(-layout.N // GROUP_ROWS), row.ctypes.data, at["q"], at["scales"], starts.ctypes.data, tokens,
-        out.ctypes.data, shift, more, at["scratch"],
+        tag, width, -(-layout.N // GROUP_ROWS), row.ctypes.data, at["q"], at["scales"], at["high"],
+        starts.ctypes.data, tokens, out.ctypes.data, shift, more, at["scratch"],
     )  # fmt: skip
     del keep
     return out
@@ -78,7 +81,9 @@ def expected(layout, arrays, x):
 
 
 def activations(rng, tokens, columns):
-    return (rng.standard_normal((tokens, columns)) * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
+    """Numbers of different size from token to token, most with a few outliers."""
+    x = (rng.standard_normal((tokens, columns)) * np.exp(rng.standard_normal((tokens, 1)))).astype(np.float32)
+    return with_outliers(x, rng)
 
 
 def layouts(bits, group_size):

@@ -263,6 +263,7 @@ def test_an_address_that_is_wrong_by_a_little_or_by_much_is_caught(folders, monk
         "quant",
         "sums",
         "scales",
+        "high",
         "matrix",
         "scale",
         "bias",

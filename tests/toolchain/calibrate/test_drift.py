@@ -8,8 +8,9 @@ from export.artefacts.checkpoint import block_shard
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from tests.conftest import DEMO
+from toolchain.calibrate import drift
 from toolchain.calibrate.blocks import BlockRunner
-from toolchain.calibrate.drift import Moments, input_moments, reading_order
+from toolchain.calibrate.drift import Moments, input_moments, reading_order, source_inputs
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
@@ -143,3 +144,25 @@ def test_a_resumed_run_is_the_same_to_the_byte(tmp_path, demo_text):
 def test_rules():
     with pytest.raises(InputError, match="--asymmetric"):
         QuantizeSettings(asymmetric=True, guided=True, guided_groups=2)
+
+
+@pytest.mark.parametrize("room", [1 << 29, 0])
+def test_the_source_is_read_once_or_again(runner, monkeypatch, room):
+    """Its inputs of all layers, kept from one pass, give the moments that a pass for each layer gives."""
+    monkeypatch.setattr(drift, "_ROOM", room)
+    hidden = runner.embed(np.arange(3, 63).reshape(3, 20))
+    block, source = runner.load_block(0), runner.load_block(0)
+    with torch.no_grad():
+        block.self_attn.v_proj.weight.mul_(0.9)
+    parts = reading_order(runner, source, runner.spec.block.linears(), hidden)
+    inputs, outputs = source_inputs(runner, source, parts, hidden)
+    assert torch.equal(outputs, runner.run(source, hidden))
+    if room == 0:
+        assert inputs is None
+        return
+    for part in parts:
+        anew = input_moments(runner, (block, source), part, (hidden, hidden))
+        kept = input_moments(runner, (block, source), part, (hidden, hidden), None, inputs[part[0]])
+        for name in part:
+            assert np.array_equal(anew[name].hessian, kept[name].hessian)
+            assert np.array_equal(anew[name].drift, kept[name].drift)

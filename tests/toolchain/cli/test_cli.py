@@ -114,7 +114,8 @@ def test_inspect(exported):
     out, summary = exported
     data = athena_json("inspect", out)
     assert data["effective_bits"] == summary["size"]["effective_bits"]
-    assert sum(t["bytes"] for t in data["tensors"]) == data["bytes"]
+    assert sum(t["bytes"] for t in data["tensors"]) + data["shared_bytes"] == data["bytes"]
+    assert data["shared_bytes"] % 256 == 0 and data["shared_bytes"] <= 3 * 256  # levels of trellis codes, by width
     # every byte that inspect counts is in the two files, and nothing large is there that it does not count
     assert data["bytes"] <= sum(data["files"].values()) < data["bytes"] + 120_000
     table = athena("inspect", out).stdout

@@ -122,7 +122,7 @@ def test_the_server_takes_the_defaults_that_help_tells():
         ("--bits 3.0", "--bits 3", "--bits 3.0 is now --bits 3"),
         ("--trellis all", "--format trellis", "--trellis all is now --format trellis"),
         ("--trellis large", "--format mixed --dimension 1", "--format mixed --dimension 1"),
-        ("--trellis no", "", "--format codebook"),
+        ("--trellis no", "--format codebook", "--format codebook"),
         ("--vector 2", "--format vectors --dimension 2", "--vector 2 is now --format vectors --dimension 2"),
         ("--vector 0 --bits 2", "--format vectors --bits 2", "--format vectors"),
         ("--preset best --trellis no", "--preset best --format vectors", "--format vectors"),
@@ -297,3 +297,21 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
         quantized(format="codebook")
     assert quantized().manifest["fingerprint"] == manifest["fingerprint"] != old["fingerprint"]
     assert shards == {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("options", [
+    "--method rtn", "--method gptq", "--method squeezellm", "--method aqlm", "--method qrazor", "--method keep",
+    "--format codebook", "--format vectors", "--format trellis", "--format mxfp4 --bits 4", "--group-size 64",
+    "--rank 4", "--state-bits 8 --format trellis", "--activation-bits 8", "--outliers 0.01", "--bits 8",
+    "--guided --guided-groups 2", "--budget 3.5", "--no-spread", "--no-asymmetric", "--equalize", "--rotation values",
+    "--dimension 2 --bits 2 --format vectors",
+])  # fmt: skip
+def test_a_preset_gives_way_to_what_is_asked(preset, options):
+    """What a preset sets never makes an option fail that goes with a default of its own."""
+    if preset == "best" and {"qrazor", "keep", "mxfp4", "aqlm", "8"} & set(options.split()):
+        return  # tuning is what they exclude, and who asks for the best is told
+    settings = asked("--preset", preset, *options.split()).settings
+    assert not settings.spread or settings.effective_budget == settings.bits + 0.1
+    if options.startswith("--method"):
+        assert not settings.spread and not settings.asymmetric

@@ -19,9 +19,9 @@ from export.artefacts.checkpoint import QuantizedCheckpoint, block_shard
 from export.contract.errors import InputError
 from toolchain.calibrate.text import sample_sequences, slice_text
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
-from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.presets import Quantization
 
-FAST = QuantizeSettings(bits=3, passes=1, sequences=16, sequence_length=128)
+FAST = Quantization.from_given({"bits": 3, "passes": 1, "sequences": 16, "sequence_length": 128}).settings
 
 
 def command(demo_model, text, out, *extra):
@@ -124,9 +124,12 @@ def test_not_finite_weights_stop_before_anything_is_lost(demo_model, demo_text, 
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.3.self_attn.o_proj.weight"][0, 0] = float("nan")
     save_file(tensors, source / "model.safetensors")
+    equal = dataclasses.replace(FAST, spread=False)  # a plan would read all weights first
     with pytest.raises(InputError, match=r"layers\.3\.self_attn\.o_proj\.weight holds NaN"):
-        quantize_model(str(source), tmp_path / "q", FAST, CalibrationChoice(str(demo_text)), quiet=True)
+        quantize_model(str(source), tmp_path / "q", equal, CalibrationChoice(str(demo_text)), quiet=True)
     assert (tmp_path / "q" / block_shard(2)).exists() and not (tmp_path / "q" / block_shard(3)).exists()
+    with pytest.raises(InputError, match=r"layers\.3\.self_attn\.o_proj\.weight holds NaN"):
+        quantize_model(str(source), tmp_path / "planned", FAST, CalibrationChoice(str(demo_text)), quiet=True)
 
 
 def test_calibration_text_too_short_or_of_another_vocabulary(demo_model, tmp_path):

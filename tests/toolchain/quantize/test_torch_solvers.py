@@ -19,8 +19,8 @@ from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.numerics.kmeans import kmeans_1d
 from toolchain.quantize import IN_TORCH, method, quantizer
-from toolchain.quantize.solvers.torch_paths import best_paths
-from toolchain.quantize.solvers.torch_scalar import kmeans
+from toolchain.quantize.solvers.on_device.kmeans import kmeans
+from toolchain.quantize.solvers.on_device.paths import best_paths
 from toolchain.quantize.solvers.trellis_column import trellis_kind
 from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.settings.quantize import QuantizeSettings

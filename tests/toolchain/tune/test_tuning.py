@@ -17,8 +17,10 @@ from torch import nn
 from export.artefacts.checkpoint import QuantizedCheckpoint
 from toolchain.quantize import method
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.tune.end_to_end import STATE_FILE
+from toolchain.settings.tuning import AUTOMATIC
+from toolchain.tune.end_to_end import STATE_FILE, _Divergence
 from toolchain.tune.trainable.codebook import TrainableLinear
+from toolchain.tune.trainable.trellis import TrainableTrellis
 
 
 @settings(max_examples=25)
@@ -48,7 +50,19 @@ def test_trained_weights_are_stored_exactly(name, bits, rows, columns, group, sc
 
 
 def command(demo_model, text, out, steps):
-    base = [sys.executable, "-m", "toolchain", "quantize", str(demo_model), "-o", str(out), "--bits", "2"]
+    base = [
+        sys.executable,
+        "-m",
+        "toolchain",
+        "quantize",
+        str(demo_model),
+        "-o",
+        str(out),
+        "--bits",
+        "2",
+        "--preset",
+        "fast",
+    ]
     tune = ["--passes", "1", "--tune-steps", str(steps), "--tune-batch", "4", "--tune-length", "128"]
     return [*base, "--sequences", "16", "--sequence-length", "128", *tune, "--calibration", str(text),
             "--calibration-part", "0:0.5"]  # fmt: skip
@@ -115,3 +129,39 @@ def test_learning_rates_follow_the_width_of_each_layer():
     automatic, fixed = TuneSettings(10, 0.0, 3), TuneSettings(10, 0.001, 3)
     assert automatic.rate_of(4) == automatic.rate_of(2) / 4 == default_rate(4)
     assert automatic.rate_of(None) == default_rate(3) and fixed.rate_of(2) == fixed.rate_of(None) == 0.001
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 7), st.integers(2, 40), st.integers(0, 1000))
+def test_the_divergence_and_its_gradient_are_those_of_automatic_differentiation(rows, vocabulary, seed):
+    draws = torch.Generator().manual_seed(seed)
+    found = (5 * torch.randn(rows, vocabulary, generator=draws)).requires_grad_()
+    wanted = 5 * torch.randn(rows, vocabulary, generator=draws)
+    target = torch.log_softmax(wanted, -1)
+    expected = (target.exp() * (target - torch.log_softmax(found, -1))).sum(-1).mean()
+    loss = _Divergence.apply(found, wanted)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, found)[0], torch.autograd.grad(3 * expected, found)[0])
+
+
+def test_held_paths_stay_until_released():
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((16, 64))
+    stored = method("athena")(w, np.eye(64), QuantizeSettings(bits=2, format="trellis", passes=1))
+    layer = TrainableTrellis(nn.Linear(64, 16), stored)
+    layer.hold(True)
+    before = layer.weight_matrix().detach()
+    with torch.no_grad():
+        layer.latent.copy_(torch.from_numpy(rng.standard_normal((16, 64)).astype(np.float32)))
+    assert torch.equal(layer.weight_matrix().detach(), before)
+    layer.hold(False)
+    assert not torch.equal(layer.weight_matrix().detach(), before)
+    assert torch.equal(layer.weight_matrix().detach(), torch.from_numpy(layer.to_stored({}).dequantized()))
+
+
+def test_automatic_steps_fall_with_the_size():
+    def steps(parameters):
+        return QuantizeSettings(tune_steps=AUTOMATIC).steps_for(parameters)
+
+    assert [steps(10**6), steps(10**10)] == [1000, 60] and 60 < steps(134_000_000) < 120
+    assert QuantizeSettings(tune_steps=7).steps_for(10**10) == 7

@@ -22,10 +22,11 @@ from toolchain.quantize.addons.low_rank import low_rank
 from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, assemble, code_scales, scale_dtype
 from toolchain.quantize.solvers import razored_entries as entries
 from toolchain.quantize.solvers import scalar_batched as batched
+from toolchain.quantize.solvers.on_device.scalar import TorchScalar
+from toolchain.quantize.solvers.on_device.trellis import TorchTrellis
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT, refine, sort_codebooks, start
-from toolchain.quantize.solvers.torch_scalar import TorchScalar
+from toolchain.quantize.solvers.trellis import InThreads, quantize_trellis
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
-from toolchain.quantize.solvers.trellis import quantize_trellis
 from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
 from toolchain.settings.format import OVERHEAD_TARGET
 from toolchain.settings.quantize import QuantizeSettings
@@ -71,7 +72,8 @@ def quantize(
     forms in torch work; None: the processor, which also solves what has no such form (vectors, groups of columns).
     """
     if settings.uses_trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
-        return quantize_trellis(weights, hessian, settings, *trellis, device)
+        by = InThreads() if device is None else TorchTrellis(device)
+        return quantize_trellis(weights, hessian, settings, *trellis, by)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
     if dimension > 1:
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)
@@ -159,8 +161,7 @@ class _Region:
         device: torch.device | None,
     ) -> _Region:  # fmt: skip
         # With one codebook a row the sweep may take any order; groups are fitted when reached, so they keep theirs.
-        ready = ready_hessian(hessian, settings.damping, layout.groups == 1, device)
-        return _Region(rows, ready.h, ready.damping, ready.order, ready.factor)
+        return _Region(rows, *ready_hessian(hessian, settings.damping, layout.groups == 1, device))
 
     def chunks(self, shared: int) -> slice:
         """The codebooks of these rows, `shared` rows each."""

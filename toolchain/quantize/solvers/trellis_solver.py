@@ -25,6 +25,7 @@ ROUNDS = 12  # of clustering at most; three for every pass of refinement
 SAMPLE = 1 << 16  # weights that clustering looks at
 _BLOCK = 64  # columns treated exactly before the others hear of it
 _GRADIENT_STEPS = 6  # of conjugate gradients
+BOOK_ROWS = 128  # that a codebook is fitted to, at least: 2**state_bits unknowns need no more
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,23 @@ def solve(
 
 def refined(problem: Problem, state: State, loss: float, passes: int, fixed_scale: bool) -> tuple[State, float]:
     """Rounds of least-squares scales (unless fixed), codebooks and paths; the best state of all."""
+    if passes == 0:
+        return state, loss
     best, best_loss = state, loss
+    wanted = problem.h @ problem.w
+    gradient = (
+        wanted - problem.h @ state.weights()
+    )  # H (W - W'), kept up to date: products with H take most of the time
     for _ in range(passes):
         state = state.copy()
         if not fixed_scale:
-            _fit_scales(problem, state)
+            gradient = _fit_scales(problem, state, wanted, gradient)
         if not problem.standard:
-            _fit_book(problem, state)
+            _fit_book(problem, state, gradient)
             _round_book(state, fixed_scale)
-        _improve_paths(problem, state)
-        loss = problem.loss(state)
+            gradient = problem.h @ (problem.w - state.weights())
+        _improve_paths(problem, state, gradient)
+        loss = float(np.einsum("kr,kr->", gradient, problem.w - state.weights(), dtype=np.float64))
         if loss < best_loss:
             best, best_loss = state, loss
     return best, best_loss
@@ -135,9 +143,8 @@ def _swept(problem: Problem, factor: np.ndarray, order: np.ndarray, start: State
     return state
 
 
-def _improve_paths(problem: Problem, state: State) -> None:
-    """One pass of coordinate descent over the columns; never raises the loss."""
-    gradient = problem.h @ (problem.w - state.weights())
+def _improve_paths(problem: Problem, state: State, gradient: np.ndarray) -> None:
+    """One pass of coordinate descent over the columns; never raises the loss. gradient [K, R] follows."""
     for first in range(0, len(gradient), _BLOCK):
         own = slice(first, first + _BLOCK)
         step = np.empty_like(gradient[own])
@@ -151,12 +158,18 @@ def _gathered(values: np.ndarray, state: State) -> np.ndarray:
     return np.bincount(state.states.ravel(), (values * state.scale).ravel(), state.book.size)
 
 
-def _fit_book(problem: Problem, state: State) -> None:
-    """Least-squares codebook for fixed paths and scales; entries that no weight uses stay."""
-    own = np.broadcast_to(np.diag(problem.h)[:, None] * state.scale, problem.w.shape)
-    diagonal = _gathered(own, state)
+def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
+    """Least-squares codebook for fixed paths and scales, from some of the rows; entries that none uses stay.
+
+    gradient: H (W - W') [K, R].
+    """
+    few = slice(None, None, max(1, problem.w.shape[1] // BOOK_ROWS))
+    h = problem.h.astype(np.float32)  # only a direction; losses are measured with the full one
+    part = State(np.ascontiguousarray(state.states[:, few]), state.book, state.scale[few].astype(np.float32))
+    own = np.broadcast_to(np.diag(h)[:, None] * part.scale, part.states.shape)
+    diagonal = _gathered(own, part)
     diagonal[diagonal <= 0] = np.inf
-    residual = _gathered(problem.h @ (problem.w - state.weights()), state)
+    residual = _gathered(gradient[:, few], part)
     book = state.book.astype(np.float64)
     first = step = residual / diagonal
     length = float((residual * first).sum())
@@ -164,8 +177,8 @@ def _fit_book(problem: Problem, state: State) -> None:
     for _ in range(_GRADIENT_STEPS):
         if length <= goal:
             break
-        moved = State(state.states, step.astype(state.scale.dtype), state.scale).weights()
-        image = _gathered(problem.h @ moved, state)
+        moved = State(part.states, step.astype(np.float32), part.scale).weights()
+        image = _gathered(h @ moved, part)
         rate = length / max(float((step * image).sum()), 1e-300)
         book += rate * step
         residual = residual - rate * image
@@ -185,11 +198,13 @@ def _round_book(state: State, fixed_scale: bool) -> None:
     state.book = np.clip(np.rint(state.book), -LEVEL_LIMIT, LEVEL_LIMIT).astype(np.float32)
 
 
-def _fit_scales(problem: Problem, state: State) -> None:
-    """Least-squares scale of every row for fixed paths and codebook."""
+def _fit_scales(problem: Problem, state: State, wanted: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Least-squares scale of every row for fixed paths and codebook; wanted: H W. The gradient [K, R] after it."""
     levels = state.book[state.states].astype(problem.w.dtype)
-    image = problem.h @ levels
+    image = (wanted - gradient) / state.scale  # H times the levels
     size = np.einsum("kr,kr->r", image, levels, dtype=np.float64)
     slope = np.einsum("kr,kr->r", image, problem.w, dtype=np.float64)
     best = slope / np.where(size > 0, size, 1.0)
     state.scale = np.where((size > 0) & (best > 0), best, state.scale).astype(problem.w.dtype)
+    fresh: np.ndarray = wanted - image * state.scale
+    return fresh

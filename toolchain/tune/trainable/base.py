@@ -39,6 +39,9 @@ class TrainableMatrix(nn.Module):
         self.current = weight
         self._rounded = weight.detach().bfloat16() if weight is not None and self.precision == BFLOAT16 else None
 
+    def hold(self, held: bool) -> None:
+        """Whether codes that take long to find stay as they are found next, until hold(False)."""
+
     def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
         """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding.
 

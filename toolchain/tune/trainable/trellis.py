@@ -1,7 +1,7 @@
 """A linear layer of trellis codes that can be trained, and turned back into stored form exactly.
 
 As trainable.py: the forward pass uses the stored weights, gradients pass every rounding unchanged. Codes are the best
-paths (trellis_paths.py) for a latent weight, found anew at every step, so they follow it.
+paths (trellis_paths.py) for a latent weight, found anew whenever the weight is made unless they are held.
 """
 
 from __future__ import annotations
@@ -15,11 +15,34 @@ from torch import nn
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import LEVEL_LIMIT
 from export.contract.packing import pack
-from toolchain.quantize.solvers.torch_paths import best_paths
+from toolchain.quantize.solvers.on_device.paths import best_paths
 from toolchain.quantize.solvers.trellis_column import trellis_kind
 from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
 from toolchain.tune.trainable.scale import through
+
+
+class _StoredWeight(torch.autograd.Function):
+    """levels[states] * scale [N, K], with the gradient of a straight way to latent; keeps nothing as large but states.
+
+    levels float32 [entries]; scale [N, 1]; latent [N, K]; states int16 [N, K] in a row's codebook, first [N] of which
+    is in levels.
+    """
+
+    @staticmethod
+    def forward(ctx, levels, scale, latent, states, first):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(levels, scale, states, first)
+        return levels[states.int() + first] * scale
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        levels, scale, states, first = ctx.saved_tensors
+        index = states.int() + first
+        of_scale = (gradient * levels[index]).sum(dim=1, keepdim=True) if ctx.needs_input_grad[1] else None
+        of_levels = None
+        if ctx.needs_input_grad[0]:
+            of_levels = torch.bincount(index.flatten(), (gradient * scale).flatten(), len(levels)).to(levels.dtype)
+        return of_levels, of_scale, gradient, None, None
 
 
 class TrainableTrellis(TrainableMatrix):
@@ -34,6 +57,10 @@ class TrainableTrellis(TrainableMatrix):
         else:
             self.codebook = nn.Parameter(levels)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
+        self._holds, self._held = False, torch.empty(0)
+
+    def hold(self, held: bool) -> None:
+        self._holds, self._held = held, torch.empty(0)
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
@@ -41,7 +68,7 @@ class TrainableTrellis(TrainableMatrix):
         return through(self.codebook, rounded)
 
     def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Best paths for the latent weight, int64 [N, K]."""
+        """Best paths for the latent weight, int16 [N, K]."""
         divisor = torch.where(scale == 0.0, 1.0, scale).detach()
         squares = divisor[:, 0].square()
         if divisor.device.type != "cpu":
@@ -55,21 +82,25 @@ class TrainableTrellis(TrainableMatrix):
             states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
             nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
             parts.append(states)
-        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64)).T
+        return torch.from_numpy(np.concatenate(parts, axis=1).T.astype(np.int16))
 
     def _states_there(self, levels: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The same on a device: targets [N, K], weights [N]."""
         shared = self.layout.rows_per_codebook
         parts = zip(levels, target.split(shared), weight.split(shared))
         found = [best_paths(self.layout.bits, t.T[None], w[None], book[None])[0].T for book, t, w in parts]
-        return torch.cat(found)
+        return torch.cat(found).short()
 
     def weight_matrix(self) -> torch.Tensor:
         levels, scale = self._levels(), self.scale.per_row()
-        states = self._states(levels, scale)
-        chunk = torch.arange(self.layout.N, device=levels.device) // self.layout.rows_per_codebook
-        looked_up = levels.reshape(-1)[states + (chunk << self.layout.state_bits)[:, None]]
-        weight = looked_up * scale + (self.latent - self.latent.detach())
+        if not len(self._held):
+            states = self._states(levels, scale)
+            self._held = states if self._holds else self._held
+        else:
+            states = self._held
+        first = torch.arange(self.layout.N, dtype=torch.int32, device=levels.device) // self.layout.rows_per_codebook
+        first = first[:, None] << self.layout.state_bits
+        weight: torch.Tensor = _StoredWeight.apply(levels.reshape(-1), scale, self.latent, states, first)
         return weight if self.apart is None else weight + self.apart
 
     @torch.no_grad()

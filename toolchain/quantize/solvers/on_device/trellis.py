@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_STATE_BITS, UNIT, standard_levels
-from toolchain.quantize.solvers.torch_paths import best_paths, row_weights
-from toolchain.quantize.solvers.trellis_solver import ROUNDS, SAMPLE, Problem, State
+from toolchain.quantize.solvers.on_device.paths import best_paths, row_weights
+from toolchain.quantize.solvers.trellis_solver import BOOK_ROWS, ROUNDS, SAMPLE, Problem, State
 from toolchain.system.device import wide
 
 _BLOCK = 64  # columns treated exactly before the others hear of it
@@ -22,40 +22,41 @@ _GRADIENT_STEPS = 6  # of conjugate gradients
 _GOAL = 1e-10  # of the residual's square, relative to its first
 
 
-def solve(
-    problems: Sequence[Problem], sweeps: Sequence[tuple[np.ndarray, np.ndarray]], passes: int, seed: int,
-    device: torch.device,
-) -> list[tuple[State, dict[str, float]]]:  # fmt: skip
-    """trellis_solver.solve for each problem with its factor and order; problem i draws from the seed (seed, i)."""
-    found: dict[int, tuple[State, dict[str, float]]] = {}
-    for members in _alike(problems):
-        batch = _Batch.of([problems[i] for i in members], device)
-        factor, order = sweeps[members[0]]
-        draws = [np.random.default_rng((seed, i)) for i in members]
-        states = _clustered(batch, min(3 * max(passes, 1), ROUNDS), draws)
-        clustering = batch.losses(states)
-        upper = torch.from_numpy(factor.astype(np.float32)).to(device)
-        swept = _swept(batch, upper, torch.from_numpy(order).to(device), states)
-        sweep = batch.losses(swept)
-        swept, sweep = _better(states, clustering, swept, sweep)
-        states, refinement = _refined(batch, swept, sweep, passes, fixed_scale=False)
-        steps = torch.stack([clustering, sweep, refinement]).cpu().tolist()
-        for place, state, *losses in zip(members, states.parts(problems[members[0]]), *steps):
-            found[place] = state, dict(zip(("clustering", "sweep", "refinement"), losses))
-    return [found[i] for i in range(len(problems))]
+class TorchTrellis:
+    """What trellis.InThreads is on the processor."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device: torch.device | None = device
+        self._there = device
 
-def settle(
-    problems: Sequence[Problem], states: Sequence[State], passes: int, device: torch.device
-) -> list[tuple[State, float]]:
-    """trellis_solver.refined for each problem, scales as they are in its state."""
-    found: dict[int, tuple[State, float]] = {}
-    for members in _alike(problems):
-        batch = _Batch.of([problems[i] for i in members], device)
-        given = _States.of([states[i] for i in members], device)
-        best, losses = _refined(batch, given, batch.losses(given), passes, fixed_scale=True)
-        found |= dict(zip(members, zip(best.parts(problems[members[0]]), losses.cpu().tolist())))
-    return [found[i] for i in range(len(problems))]
+    def solve(
+        self, problems: Sequence[Problem], sweeps: Sequence[tuple[np.ndarray, np.ndarray]], passes: int, seed: int
+    ) -> list[tuple[State, dict[str, float]]]:
+        found: dict[int, tuple[State, dict[str, float]]] = {}
+        for members in _alike(problems):
+            batch = _Batch.of([problems[i] for i in members], self._there)
+            factor, order = sweeps[members[0]]
+            draws = [np.random.default_rng((seed, i)) for i in members]
+            states = _clustered(batch, min(3 * max(passes, 1), ROUNDS), draws)
+            clustering = batch.losses(states)
+            upper = torch.from_numpy(factor.astype(np.float32)).to(self._there)
+            swept = _swept(batch, upper, torch.from_numpy(order).to(self._there), states)
+            sweep = batch.losses(swept)
+            swept, sweep = _better(states, clustering, swept, sweep)
+            states, refinement = _refined(batch, swept, sweep, passes, fixed_scale=False)
+            steps = torch.stack([clustering, sweep, refinement]).cpu().tolist()
+            for place, state, *losses in zip(members, states.parts(problems[members[0]]), *steps):
+                found[place] = state, dict(zip(("clustering", "sweep", "refinement"), losses))
+        return [found[i] for i in range(len(problems))]
+
+    def settle(self, problems: Sequence[Problem], states: Sequence[State], passes: int) -> list[tuple[State, float]]:
+        found: dict[int, tuple[State, float]] = {}
+        for members in _alike(problems):
+            batch = _Batch.of([problems[i] for i in members], self._there)
+            given = _States.of([states[i] for i in members], self._there)
+            best, losses = _refined(batch, given, batch.losses(given), passes, fixed_scale=True)
+            found |= dict(zip(members, zip(best.parts(problems[members[0]]), losses.cpu().tolist())))
+        return [found[i] for i in range(len(problems))]
 
 
 def _alike(problems: Sequence[Problem]) -> list[list[int]]:
@@ -138,14 +139,20 @@ def _refined(
     batch: _Batch, states: _States, losses: torch.Tensor, passes: int, fixed_scale: bool
 ) -> tuple[_States, torch.Tensor]:
     """Rounds of least-squares scales (unless fixed), codebooks and paths; the best solution of each problem."""
+    if passes == 0:
+        return states, losses
     best, best_losses = states, losses
+    wanted = batch.h @ batch.w
+    gradient = wanted - batch.h @ states.weights()  # H (W - W'), kept up to date
     for _ in range(passes):
         if not fixed_scale:
-            states = _with_fitted_scales(batch, states)
+            states, gradient = _with_fitted_scales(batch, states, wanted, gradient)
         if not batch.standard:
-            states = _rounded(_with_fitted_books(batch, states), fixed_scale)
-        states = _with_improved_paths(batch, states)
-        best, best_losses = _better(best, best_losses, states, batch.losses(states))
+            states = _rounded(_with_fitted_books(batch, states, gradient), fixed_scale)
+            gradient = batch.h @ (batch.w - states.weights())
+        states, gradient = _with_improved_paths(batch, states, gradient)
+        found = (gradient * (batch.w - states.weights())).sum(dim=(1, 2), dtype=wide(gradient.device))
+        best, best_losses = _better(best, best_losses, states, found)
     return best, best_losses
 
 
@@ -195,11 +202,11 @@ def _swept(batch: _Batch, factor: torch.Tensor, order: torch.Tensor, start: _Sta
     return _States(path, start.book, scale)
 
 
-def _with_improved_paths(batch: _Batch, given: _States) -> _States:
-    """One pass of coordinate descent over the columns; never raises the loss."""
+def _with_improved_paths(batch: _Batch, given: _States, gradient: torch.Tensor) -> tuple[_States, torch.Tensor]:
+    """One pass of coordinate descent over the columns, which never raises the loss; the gradient [C, K, R] after it."""
     book, scale, path, h = given.book, given.scale, given.states.clone(), batch.h
     weight, diagonal = row_weights(scale), batch.h.diagonal()
-    gradient = h @ (batch.w - given.weights())
+    gradient = gradient.clone()
     for first in range(0, len(h), _BLOCK):
         last = min(first + _BLOCK, len(h))
         local, step = gradient[:, first:last].clone(), torch.empty_like(gradient[:, first:last])
@@ -213,7 +220,7 @@ def _with_improved_paths(batch: _Batch, given: _States) -> _States:
             path[:, k] = torch.where(gain, fresh, path[:, k])
             local[:, p:] -= h[k, k:last, None] * step[:, p, None, :]
         gradient -= h[:, first:last] @ step
-    return replace(given, states=path)
+    return replace(given, states=path), gradient
 
 
 def _by_state(values: torch.Tensor, path: torch.Tensor, count: int) -> torch.Tensor:
@@ -224,22 +231,24 @@ def _by_state(values: torch.Tensor, path: torch.Tensor, count: int) -> torch.Ten
     )
 
 
-def _with_fitted_books(batch: _Batch, given: _States) -> _States:
-    """Least-squares codebooks for fixed paths and scales; entries that no weight uses stay."""
-    count, scale = given.book.shape[1], given.scale[:, None, :]
+def _with_fitted_books(batch: _Batch, given: _States, gradient: torch.Tensor) -> _States:
+    """Least-squares codebooks for fixed paths and scales, from some of the rows; entries that none uses stay."""
+    few = slice(None, None, max(1, batch.w.shape[2] // BOOK_ROWS))
+    part = _States(given.states[:, :, few].contiguous(), given.book, given.scale[:, few])
+    count, scale = given.book.shape[1], part.scale[:, None, :]
 
     def gathered(values: torch.Tensor) -> torch.Tensor:
-        return _by_state(values * scale, given.states, count)
+        return _by_state(values * scale, part.states, count)
 
-    diagonal = gathered((batch.h.diagonal()[:, None] * scale).expand_as(batch.w))
+    diagonal = gathered((batch.h.diagonal()[:, None] * scale).expand(part.states.shape))
     diagonal = torch.where(diagonal > 0, diagonal, torch.inf)
-    residual = gathered(batch.h @ (batch.w - given.weights()))
+    residual = gathered(gradient[:, :, few])
     book = given.book.to(residual.dtype)
     step = residual / diagonal
     length = (residual * step).sum(dim=1, keepdim=True)
     goal = _GOAL * length
     for _ in range(_GRADIENT_STEPS):
-        image = gathered(batch.h @ _States(given.states, step.float(), given.scale).weights())
+        image = gathered(batch.h @ replace(part, book=step.float()).weights())
         slope = (step * image).sum(dim=1, keepdim=True)
         going = (length > goal) & (slope > 0)  # a problem that is done stays where it is
         rate = torch.where(going, length / torch.where(going, slope, 1.0), 0.0)
@@ -261,11 +270,14 @@ def _rounded(given: _States, fixed_scale: bool) -> _States:
     return _States(given.states, book.round().clamp(-LEVEL_LIMIT, LEVEL_LIMIT), scale)
 
 
-def _with_fitted_scales(batch: _Batch, given: _States) -> _States:
-    """Least-squares scale of every row for fixed paths and codebooks."""
+def _with_fitted_scales(
+    batch: _Batch, given: _States, wanted: torch.Tensor, gradient: torch.Tensor
+) -> tuple[_States, torch.Tensor]:
+    """Least-squares scale of every row for fixed paths and codebooks; wanted: H W. The gradient [C, K, R] after it."""
     levels = given.levels()
-    image = batch.h @ levels
+    image = (wanted - gradient) / given.scale[:, None, :]  # H times the levels
     size = (image * levels).sum(dim=1, dtype=wide(image.device))
     slope = (image * batch.w).sum(dim=1, dtype=wide(image.device))
     best = slope / torch.where(size > 0, size, 1.0)
-    return replace(given, scale=torch.where((size > 0) & (best > 0), best, given.scale.to(best.dtype)).float())
+    scale = torch.where((size > 0) & (best > 0), best, given.scale.to(best.dtype)).float()
+    return replace(given, scale=scale), wanted - image * scale[:, None, :]

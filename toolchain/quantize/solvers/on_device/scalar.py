@@ -1,8 +1,7 @@
 """The solver of scalar codes in torch, on whatever device: the moves of scalar_batched.py, all rows at once.
 
 For matrices with one codebook along a row. float32 throughout, sums and least squares in float64 where the device has
-it. Levels begin as exact k-means of a few hundred bins of the sorted values (kmeans.py has bins from 16,384 values on);
-rounds over all values follow.
+it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from toolchain.quantize.solvers.on_device.kmeans import bins, kmeans
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT
 from toolchain.system.device import wide
 from toolchain.system.threads import pieces
@@ -19,9 +19,6 @@ from toolchain.system.threads import pieces
 _BLOCK = 128  # columns treated exactly before the others hear of it
 _CONJUGATE_STEPS = 6  # of the least squares
 _CYCLES = 3  # of coordinate descent a pass
-_BINS = 256  # of the values that share a codebook, at least
-_BINS_A_LEVEL = 8
-_LLOYD_ROUNDS = 12
 _ROOM = 1 << 26  # numbers held at a time by k-means
 _LEAST_HALF = 2.0**-24  # the smallest float16
 
@@ -140,7 +137,7 @@ class _Problem:
                 scale = base[part, None]
                 values = (self.w[part] / scale).reshape(-1, rows * self.w.shape[1])
                 mass = (weight * scale.square()).reshape(values.shape)
-                step = max(1, _ROOM // max(values.shape[1] * 4, _bins(count) ** 2))
+                step = max(1, _ROOM // max(values.shape[1] * 4, bins(count) ** 2))
                 found += [kmeans(values[p], mass[p], count) for p in pieces(len(values), step)]
         return torch.cat(found)
 
@@ -249,60 +246,3 @@ def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
 def _half(values: torch.Tensor) -> torch.Tensor:
     """Rounded to float16; what is positive stays so."""
     return torch.where(values > 0, values.half().float().clamp_min(_LEAST_HALF), 0.0)
-
-
-def kmeans(values: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
-    """Weighted k-means of each row of values [C, n] with weights >= 0 [C, n]: centroids [C, count], ascending."""
-    values, order = values.sort(dim=1)
-    weights = weights.gather(1, order)
-    weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, 1.0)
-    none = torch.zeros(len(values), 1, dtype=wide(values.device), device=values.device)
-    sums = [torch.cat([none, (weights * values**k).cumsum(1, dtype=none.dtype)], dim=1) for k in range(3)]
-    n = values.shape[1]
-    edges = torch.from_numpy(_edges(n, _bins(count))).to(values.device)
-    cut = edges[_best_cuts(torch.stack([s[:, edges] for s in sums]), min(count, n))]
-    levels = _means(values, sums, cut)
-    for _ in range(_LLOYD_ROUNDS):
-        middles = ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous()
-        cut = torch.cat([cut[:, :1], torch.searchsorted(values, middles), cut[:, -1:]], dim=1)
-        levels = _means(values, sums, cut)
-    return torch.cat([levels, levels[:, -1:].expand(-1, count - levels.shape[1])], dim=1)
-
-
-def _bins(count: int) -> int:
-    return max(_BINS, _BINS_A_LEVEL * count)
-
-
-def _edges(values: int, bins: int) -> np.ndarray:
-    """Where the bins of sorted values begin and end, int64: single values at both ends, where few are far apart."""
-    if values <= bins:
-        return np.arange(values + 1)
-    ends = bins // 8
-    middle = np.linspace(ends, values - ends, bins - 2 * ends + 1).astype(np.int64)
-    return np.unique(np.concatenate([np.arange(ends), middle, np.arange(values - ends, values + 1)]))
-
-
-def _means(values: torch.Tensor, sums: list[torch.Tensor], cut: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of the sorted values between neighbours of cut [C, k + 1]; of an empty span, the value there."""
-    mass, total = (s.gather(1, cut[:, 1:]) - s.gather(1, cut[:, :-1]) for s in sums[:2])
-    last = values.shape[1] - 1
-    low, high = values.gather(1, cut[:, :-1].clamp_max(last)), values.gather(1, (cut[:, 1:] - 1).clamp(0, last))
-    mean = torch.where(mass > 0, (total / torch.where(mass > 0, mass, 1.0)).float(), low)
-    return torch.minimum(torch.maximum(mean, low), torch.maximum(low, high)).cummax(dim=1)[0]
-
-
-def _best_cuts(sums: torch.Tensor, count: int) -> torch.Tensor:
-    """Edges int64 [C, count + 1] of the best `count` spans of the bins whose prefix sums [3, C, bins + 1] these are."""
-    mass, total, square = (s[:, None, :] - s[:, :, None] for s in sums)  # [C, from, to]
-    cost = square - torch.where(mass > 0, total.square() / torch.where(mass > 0, mass, 1.0), 0.0)
-    edges = cost.shape[1]
-    backward = torch.ones(edges, edges, dtype=torch.bool, device=cost.device).tril()  # spans of one bin at least
-    cost = cost.clamp_min_(0.0).masked_fill_(backward, torch.inf)
-    best, splits = cost[:, 0], []
-    for _ in range(1, count):
-        best, split = (best[:, :, None] + cost).min(dim=1)
-        splits.append(split)
-    cut = [torch.full((len(cost), 1), edges - 1, dtype=torch.int64, device=cost.device)]
-    for split in reversed(splits):
-        cut.append(split.gather(1, cut[-1]))
-    return torch.cat([*cut, torch.zeros_like(cut[0])], dim=1).flip(1)
