@@ -11,7 +11,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from runtime_py.simd.digits import emit_high_digits, load_places
-from runtime_py.simd.isa import AMX_FEATURES, machine_features
+from runtime_py.simd.isa import AMX_FEATURES, FEATURES, machine_features
 from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle, splat
 
@@ -26,6 +26,7 @@ TILE = {
     "portable": (4, 1),
 }
 AMX_ROWS = 32  # and 32 tokens: four accumulator tiles of 16 x 16
+_AMX_BESIDE = "avx512vbmi"  # what every processor with AMX has, too
 
 
 def _add_scaled(builder: ir.IRBuilder, acc: ir.Value, scale: ir.Value, where: ir.Value) -> None:
@@ -132,7 +133,7 @@ def amx_block(
     """tile_block for 32 rows and 2 groups of tokens on AMX tiles; steps: columns / 64; spill: 4096 bytes of scratch."""
 
     def codegen(context, builder, signature, args):
-        if not has_amx():  # never reached there; other processors cannot even compile the rest
+        if not machine_features().issuperset(FEATURES[_AMX_BESIDE]):  # never reached, and it could not be compiled
             return context.get_dummy_value()
         weights, stride, activations, group, sums, scales, per_group, high, per_high, steps, totals, spill = args
         line = ir.Constant(I64, 64)
@@ -174,7 +175,7 @@ def _add_high_digits(
     """Add 255 times the products with high digits to the sums of one AMX tile: int32 [16 rows, 16 tokens]."""
     slots = [cgutils.alloca_once(builder, Ints.llvm) for _ in range(16)]
     rows = [builder.add(weights, builder.mul(stride, ir.Constant(I64, r))) for r in range(16)]
-    emit_high_digits(builder, "avx512vbmi", places, high, rows, slots)
+    emit_high_digits(builder, _AMX_BESIDE, places, high, rows, slots)
     for r, slot in enumerate(slots):
         at = pointer(builder, _at(builder, sums, 64 * r), Ints.llvm)
         low = builder.load(at)

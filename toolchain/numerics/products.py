@@ -8,6 +8,7 @@ same: tokens of massive activation own their largest entries, whose rounding wou
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 
 import torch
@@ -113,3 +114,14 @@ def with_precision(model: nn.Module, precision: str) -> nn.Module:
 def precision_of(module: nn.Module) -> str:
     """What with_precision made of a linear layer."""
     return BFLOAT16 if isinstance(module, RoundedLinear | RoundedConv1D) else FLOAT32
+
+
+def keep_rounded_only(model: nn.Module) -> None:
+    """Drop the float32 weights of layers that multiply bfloat16, in a model that is run but not trained.
+
+    Weights that other modules have as well, as a tied embedding, stay.
+    """
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for module in model.modules():
+        if isinstance(module, RoundedLinear | RoundedConv1D) and owners[id(module.weight)] == 1:
+            module.weight.data = module.weight.data.bfloat16()

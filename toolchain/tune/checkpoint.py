@@ -21,7 +21,7 @@ from export.artefacts.records import TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.own_text import whole_model
-from toolchain.numerics.products import FLOAT32
+from toolchain.numerics.products import FLOAT32, keep_rounded_only
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.device import CPU
@@ -44,6 +44,7 @@ def tune_checkpoint(
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
+    keep_rounded_only(teacher)
     steps = settings.steps_for(sum(p.numel() for p in teacher.parameters()))
     tune = TuneSettings(
         steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed, settings.own_text

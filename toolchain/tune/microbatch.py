@@ -1,15 +1,19 @@
 """Gradients of a quantized model's loss, a few windows a thread, summed in order: no thread count changes a bit.
 
 The stored weights of all trainable layers are made once a step. Each piece of windows then runs forward and backward
-alone, down to those weights; the sum of their gradients goes on to latent weights, codebooks and scales.
+alone, down to those weights, and adds its gradient of each to one sum as soon as it has it and its turn has come; the
+sums go on to latent weights, codebooks and scales. So one array is as large as the model, not one for each piece.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from toolchain.system.device import each
 from toolchain.system.threads import pieces
@@ -40,6 +44,61 @@ def code_widths(student: nn.Module) -> dict[str, float]:
     return found
 
 
+class _Sums:
+    """Gradients of a step by layer: float32 [N, K] each, of the pieces of windows in their order."""
+
+    def __init__(self, layers: int) -> None:
+        self.sums: list[torch.Tensor | None] = [None] * layers
+        self._next, self._change = [0] * layers, threading.Condition()  # whose turn it is, at each
+        self._piece, self._failed = threading.local(), False
+
+    def run(self, piece: int, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """function() as piece number `piece` of this thread; turns that it did not need are passed on."""
+        self._piece.number = piece
+        try:
+            found = function()
+            for layer in range(len(self.sums)):
+                self._take_turn(layer, piece)
+        except BaseException:
+            with self._change:
+                self._failed = True
+                self._change.notify_all()
+            raise
+        return found
+
+    def watched(self, layer: int, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as it is; its gradient comes here."""
+        found: torch.Tensor = _Watched.apply(weight, partial(self._add, layer, self._piece.number))
+        return found
+
+    def _add(self, layer: int, piece: int, gradient: torch.Tensor) -> None:
+        self._take_turn(layer, piece, gradient)
+
+    def _take_turn(self, layer: int, piece: int, gradient: torch.Tensor | None = None) -> None:
+        with self._change:
+            self._change.wait_for(lambda: self._next[layer] >= piece or self._failed)
+        if self._failed:
+            raise RuntimeError("another piece of the step failed")
+        if gradient is not None:
+            before = self.sums[layer]
+            self.sums[layer] = gradient.clone() if before is None else before.add_(gradient)
+        with self._change:
+            self._next[layer] = max(self._next[layer], piece + 1)
+            self._change.notify_all()
+
+
+class _Watched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, receive):  # type: ignore[no-untyped-def]
+        ctx.receive = receive
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        ctx.receive(gradient)
+        return None, None
+
+
 def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], windows: int, together: int = 1) -> float:
     """Set .grad of every trainable parameter to the mean gradient over the windows; the mean loss.
 
@@ -48,32 +107,44 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
     """
     layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
     device = next(student.parameters()).device
-    made = list(each(_weight_of, layers, device))
+    sums, edges = _Sums(len(layers)), []
+    for i, (layer, weight) in enumerate(zip(layers, each(_weight_of, layers, device))):
+        edges.append(get_gradient_edge(weight))  # the values are not needed to pass a gradient through
+        layer.use(weight.detach(), partial(sums.watched, i))
+    leaves = [layer.current for layer in layers if layer.current is not None]
     inner = {id(p) for layer in layers for n, p in layer.named_parameters() if n != "bias"}
     outer = [p for p in student.parameters() if p.requires_grad and id(p) not in inner]
-    leaves = [weight.detach().requires_grad_() for weight in made]
-    for layer, leaf in zip(layers, leaves):
-        layer.use(leaf)
+    of_outer = [torch.zeros_like(p) for p in outer]
 
-    def one(part: slice) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        loss = loss_of(part) * ((part.stop - part.start) / windows)
-        return loss.detach(), torch.autograd.grad(loss, [*leaves, *outer], allow_unused=True)
+    def one(numbered: tuple[int, slice]) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        piece, part = numbered
+        gradients: tuple[torch.Tensor | None, ...] = ()
 
-    total, sums = 0.0, [torch.zeros_like(p) for p in (*leaves, *outer)]
+        def passes() -> torch.Tensor:
+            nonlocal gradients
+            loss = loss_of(part) * ((part.stop - part.start) / windows)
+            gradients = torch.autograd.grad(loss, [*outer, *leaves], allow_unused=True)[: len(outer)]
+            return loss.detach()
+
+        return sums.run(piece, passes), gradients
+
+    total = 0.0
     try:
-        for loss, gradients in each(one, pieces(windows, together), device):
+        for loss, gradients in each(one, enumerate(pieces(windows, together)), device):
             total += float(loss)
-            for sum_, gradient in zip(sums, gradients):
+            for sum_, gradient in zip(of_outer, gradients):
                 if gradient is not None:
                     sum_ += gradient
     finally:
         for layer in layers:
             layer.use(None)
-    for parameter, gradient in zip(outer, sums[len(leaves) :]):
-        parameter.grad = gradient
+    for parameter, sum_ in zip(outer, of_outer):
+        parameter.grad = sum_
 
     def through(i: int) -> None:
-        made[i].backward(sums[i])
+        gradient, sums.sums[i] = sums.sums[i], None
+        if gradient is not None:
+            torch.autograd.backward([edges[i]], [gradient])
 
     for _ in each(through, range(len(layers)), device):
         pass

@@ -1,4 +1,4 @@
-"""Kernels compile for processors with fewer instructions than this one: LLVM aborts on an instruction it does not know."""
+"""Kernels compile for processors with fewer instructions: LLVM aborts the process over one that it does not know."""
 
 from __future__ import annotations
 

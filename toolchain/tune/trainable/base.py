@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class TrainableMatrix(nn.Module):
         self.stored, self.layout = stored, layout
         self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
         self._rounded: torch.Tensor | None = None  # the same in bfloat16
+        self._watched: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
         bias = module.bias
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
         self.transposed = isinstance(module, Conv1D)
@@ -34,10 +36,16 @@ class TrainableMatrix(nn.Module):
         """The stored weight [N, K] with gradients to every trainable part."""
         raise NotImplementedError
 
-    def use(self, weight: torch.Tensor | None) -> None:
-        """Compute with this weight [N, K] until use(None): a step's windows share what weight_matrix() gave."""
-        self.current = weight
-        self._rounded = weight.detach().bfloat16() if weight is not None and self.precision == BFLOAT16 else None
+    def use(self, weight: torch.Tensor | None, watched: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        """Compute with this weight [N, K] until use(None): a step's windows share what weight_matrix() gave.
+
+        watched(weight) gives the same weight, and gets its gradient. Where products are of bfloat16, only the rounded
+        weight is kept, and `current` has its shape alone.
+        """
+        self._rounded, self._watched = None, watched or _as_it_is
+        if weight is not None and self.precision == BFLOAT16:
+            self._rounded, weight = weight.bfloat16(), weight.new_zeros(1).expand(weight.shape)
+        self.current = None if weight is None else weight.requires_grad_()
 
     def hold(self, held: bool) -> None:
         """Whether codes that take long to find stay as they are found next, until hold(False)."""
@@ -50,8 +58,12 @@ class TrainableMatrix(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight_matrix() if self.current is None else self.current
+        weight = self.weight_matrix() if self.current is None else self._watched(self.current)
         return linear(x, weight, self.bias, self.precision, self._rounded)
+
+
+def _as_it_is(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def sparse_weight(outliers: Outliers | None, rows: int, columns: int) -> torch.Tensor | None:
