@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export.graph.archs import model_spec
@@ -19,7 +19,7 @@ from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import damped, inverse_factor
 from toolchain.numerics.kmeans import kmeans_1d
 from toolchain.quantize import IN_TORCH, method, quantizer
-from toolchain.quantize.solvers.on_device.kmeans import kmeans
+from toolchain.quantize.solvers.on_device.kmeans import bins, kmeans
 from toolchain.quantize.solvers.on_device.paths import best_paths
 from toolchain.quantize.solvers.trellis_column import trellis_kind
 from toolchain.quantize.solvers.trellis_paths import nearest
@@ -63,7 +63,10 @@ def test_paths_cost_what_those_in_numba_cost(kind, books, columns, rows, seed):
 
 @settings(max_examples=40)
 @given(st.integers(1, 700), st.sampled_from([2, 4, 8, 16, 64]), st.sampled_from([1.0, 3.0]), st.integers(0, 1000))
+@example(77, 64, 3.0, 816)  # squares summed in float32 lost a sixth here
+@example(514, 64, 3.0, 466)  # the worst of 5,000 with bins: 2.6 %
 def test_kmeans_comes_close_to_the_exact_one(count, levels, tail, seed):
+    """Exact where every value has a bin of its own; with eight bins a level within 3 %, mostly 0.1 %."""
     rng = np.random.default_rng(seed)
     values = np.sign(v := rng.standard_normal((2, count))) * np.abs(v) ** tail
     weights = rng.random((2, count))
@@ -74,7 +77,8 @@ def test_kmeans_comes_close_to_the_exact_one(count, levels, tail, seed):
         w = w if w.any() else np.ones_like(w)
         exact = kmeans_1d(v, w, levels)
         costs = [(w * np.abs(v[:, None] - book).min(axis=1) ** 2).sum() for book in (exact, own)]
-        assert costs[1] <= 1.05 * costs[0] + 1e-9 * (w * v * v).sum()
+        most = 1.00001 if count <= bins(levels) else 1.03
+        assert costs[1] <= most * costs[0] + 1e-9 * (w * v * v).sum()
 
 
 @settings(max_examples=30)
@@ -97,13 +101,31 @@ def test_what_is_stored_has_one_layout_and_a_true_loss(form, rows, columns, seed
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_losses_are_those_of_the_processor(form):
-    """At most a hundredth above over a few matrices: single ones end in other valleys after a tie, up and down."""
+    """Trellis codes are the same but for rounding: both forms draw the same columns and break ties alike.
+
+    Scalar codebooks begin from k-means of bins, not of all values, and refinement ends in the valley where it began: so
+    the mean over a few matrices is held to 1 % above, one of these small ones to 4 % (the worst of nine a form: 2.8 %).
+    How far below one may come has no bound, a better solution is no error: 5.6 % at 6 bits.
+    """
     options, ratios = QuantizeSettings(passes=3, **form), []
     for seed, (rows, columns) in enumerate([(96, 130), (130, 96), (160, 200)]):
         w, h = problem(seed, rows, columns)
         losses = [relative_loss(method("athena")(w, h, options, *device), w, h) for device in ((), (CPU,))]
         ratios.append(losses[1] / losses[0])
-    assert 0.97 < np.mean(ratios) <= 1.01 and np.abs(np.array(ratios) - 1).max() < 0.06
+    if form["format"] == "trellis":
+        np.testing.assert_allclose(ratios, 1.0, atol=1e-3)
+    assert 0.97 < np.mean(ratios) <= 1.01 and max(ratios) < 1.04
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_codebooks_fitted_to_some_of_many_rows(standard):
+    """From 256 rows on a codebook is fitted to every other, or fewer; standard levels are not fitted at all."""
+    w, h = problem(5, 260, 48)
+    own = {} if standard else {"state_bits": 5, "rows_per_codebook": 260}
+    options = QuantizeSettings(bits=2, format="trellis", passes=2, **own)
+    plain, there = method("athena")(w, h, options), method("athena")(w, h, options, CPU)
+    assert plain.standard == there.standard and bool(plain.standard) == standard
+    assert relative_loss(there, w, h) == pytest.approx(relative_loss(plain, w, h), rel=1e-3)
 
 
 @pytest.mark.parametrize("form", [{"bits": 3}, {"bits": 2, "format": "trellis"}], ids=str)

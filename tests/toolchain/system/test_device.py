@@ -17,13 +17,18 @@ from export.files.access import MANIFEST
 from tests.conftest import DEMO
 from tests.toolchain.system.stand_in import DEVICE, StandIn
 from toolchain.cli import app
+from toolchain.numerics.products import BFLOAT16, FLOAT32, with_precision
 from toolchain.pipeline import run
 from toolchain.pipeline.run import quantize_model
 from toolchain.predict import probe
+from toolchain.quantize import method
 from toolchain.settings.calibration import DEVICES, CalibrationChoice, Workers
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import RazorSettings
 from toolchain.system.device import batches, chosen_device, summed
+from toolchain.tune.end_to_end import _Divergence
+from toolchain.tune.microbatch import accumulate, trainable_parameters
+from toolchain.tune.trainable import trainable_layer
 
 RUNS = {
     "scalar": {"bits": 3},
@@ -37,7 +42,7 @@ RUNS = {
         "tune_steps": 2,
         "own_text": 0.5,
     },
-    "trellis, tuned": {"bits": 2, "format": "trellis", "tune_steps": 2},
+    "trellis, tuned": {"bits": 2, "format": "trellis", "tune_steps": 5},
     "a budget, following the source": {"budget": 3.1, "asymmetric": True, "guided": True},
     "a Hessian for each run of rows": {"bits": 3, "guided": True, "guided_groups": 2},
     "integers": {"bits": 4, "method": "qrazor", "razor": RazorSettings(activation_bits=4, kv=8)},
@@ -133,6 +138,41 @@ def test_a_run_on_the_device_is_that_of_the_processor(monkeypatch, tmp_path, sma
     # solvers end in other codes after a tie, so the whole is compared by what it loses
     losses = [sum(min(r.losses.values()) for r in c.records.values() if r.losses) for c in (plain, there)]
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def tuned_step(precision, device):
+    """Loss and gradients by name of one step over five windows, for a student of two formats."""
+    rng, torch_draws = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    layers = []
+    for own, shape in (({"state_bits": 4, "rows_per_codebook": 8}, (24, 16)), ({}, (32, 24))):
+        options = QuantizeSettings(bits=2, passes=1, format="trellis" if own else "codebook", **own)
+        stored = method("athena")(rng.standard_normal(shape), np.eye(shape[1]), options)
+        layer = with_precision(torch.nn.Sequential(torch.nn.Linear(shape[1], shape[0])), precision)[0]
+        with torch.no_grad():
+            layer.bias.copy_(torch.from_numpy(rng.standard_normal(shape[0])))
+        layers.append(trainable_layer(layer, stored))
+    student = torch.nn.Sequential(layers[0], torch.nn.GELU(), layers[1]).to(device)
+    trainable_parameters(student)
+    inputs = torch.randn(5, 7, 16, generator=torch_draws).to(device)
+    wanted = torch.randn(5, 7, 32, generator=torch_draws).to(device)
+
+    def loss_of(part):
+        return _Divergence.apply(student(inputs[part]).flatten(0, 1), wanted[part].flatten(0, 1))
+
+    loss = accumulate(student, loss_of, 5, 2)
+    return loss, {name: p.grad.cpu().clone() for name, p in student.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])
+def test_gradients_of_a_tuning_step_are_those_of_the_processor(precision):
+    plain = tuned_step(precision, torch.device("cpu"))
+    with StandIn() as device:
+        there = tuned_step(precision, DEVICE)
+    assert device.ran["aten::bincount"] == 1 and there[0] == pytest.approx(plain[0], rel=1e-6)
+    assert plain[1].keys() == there[1].keys() and len(plain[1]) >= 6
+    for name, gradient in plain[1].items():
+        assert float(gradient.abs().max()) > 0
+        torch.testing.assert_close(there[1][name], gradient)
 
 
 def test_a_dry_run_measures_the_device(monkeypatch, small_model, demo_text):

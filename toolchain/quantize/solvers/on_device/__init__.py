@@ -1,1 +1,1 @@
-"""Forms of the solvers in torch: the folder above is imported here, never the other way round."""
+"""Forms of the solvers in torch, for an accelerator."""

@@ -21,8 +21,9 @@ def kmeans(values: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Ten
     values, order = values.sort(dim=1)
     weights = weights.gather(1, order)
     weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, 1.0)
-    none = torch.zeros(len(values), 1, dtype=wide(values.device), device=values.device)
-    sums = [torch.cat([none, (weights * values**k).cumsum(1, dtype=none.dtype)], dim=1) for k in range(3)]
+    kind = wide(values.device)  # a spread of squares in float32 would drown what close levels leave
+    none, mass = torch.zeros(len(values), 1, dtype=kind, device=values.device), weights.to(kind)
+    sums = [torch.cat([none, (mass * values.to(kind) ** k).cumsum(1)], dim=1) for k in range(3)]
     n = values.shape[1]
     edges = torch.from_numpy(_edges(n, bins(count))).to(values.device)
     cut = edges[_best_cuts(torch.stack([s[:, edges] for s in sums]), min(count, n))]
