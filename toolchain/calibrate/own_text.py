@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
@@ -22,8 +23,8 @@ from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
-_BATCH = 64  # windows written together: enough to share the weights' way through memory
-_CHUNK = 4 * _BATCH  # windows made at a time
+_BATCH = 64  # windows written together at most: enough to share the weights' way through memory
+CHUNK = 4 * _BATCH  # windows made at a time
 
 
 def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.device = CPU) -> PreTrainedModel:
@@ -81,7 +82,7 @@ def mixed(
 class OwnText:
     """An endless list of windows written by a model; window i depends on the seed, the text and the model alone."""
 
-    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = _CHUNK) -> None:
+    def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = CHUNK) -> None:
         """text: token ids int64 [n], more than `length` of them; length: tokens a window, at most the context."""
         self._model, self._text, self._length, self._seed, self._count = model, text, length, seed, chunk
         self._device = next(model.parameters()).device
@@ -106,13 +107,36 @@ class OwnText:
             draws = torch.Generator().manual_seed((self._seed + place * self._count + batch.start) % 2**63)
             return continued(self._model, prompts[batch], self._length, draws)
 
-        return np.concatenate(list(each(write, pieces(self._count, _BATCH), self._device)))
+        parts = pieces(self._count, min(_BATCH, -(-self._count // 2)))  # what they draw depends on where they begin
+        return np.concatenate(list(each(write, parts, self._device)))
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values in arrays with room for more tokens, where transformers copies all of them for each."""
+
+    _room: list[torch.Tensor] | None = None  # keys and values [batch, heads, room, head dim]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        past, fresh = self.get_seq_length(), (key_states, value_states)
+        count = past + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < count:
+            room = [x.new_empty(*x.shape[:-2], 2 * count, x.shape[-1]) for x in fresh]
+            for larger, smaller in zip(room, self._room or ()):
+                larger[:, :, :past] = smaller[:, :, :past]
+            self._room, self.is_initialized = room, True
+            self.dtype, self.device = key_states.dtype, key_states.device
+        for array, x in zip(self._room, fresh):
+            array[:, :, past:count] = x
+        self.keys, self.values = (array[:, :, :count] for array in self._room)
+        return self.keys, self.values
 
 
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
     rows = fresh = torch.from_numpy(prompts)
-    cache, device = DynamicCache(), next(model.parameters()).device
+    cache, device = Cache(layer_class_to_replicate=_RoomyLayer), next(model.parameters()).device
     with torch.no_grad():
         while rows.shape[1] < length:
             ids = fresh.to(device)

@@ -110,11 +110,11 @@ def _quantize_model(
     if not (out / OUTSIDE_SHARD).exists():
         write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
     prefix = ""
-    if settings.tune_steps:
+    if spec.causal and (steps := settings.steps_for(_parameters(out, spec))):
         from toolchain.tune.checkpoint import TUNED_PREFIX, tune_checkpoint
 
         windows = sample(count=None, length=min(settings.tune_length, spec.context_length), seed=settings.seed)
-        tune_checkpoint(source, spec, out, settings, windows.tokens, quiet, precision, device)
+        tune_checkpoint(source, spec, out, settings, steps, windows.tokens, quiet, precision, device)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
 
@@ -272,13 +272,21 @@ def _refuse_changes(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 def _finish(out: Path, manifest: dict[str, Any], spec: ModelSpec, prefix: str) -> QuantizedCheckpoint:
     """Write the final manifest with every tensor's record and the totals; drop shards that were superseded."""
-    records = [r for shard in shard_names(spec.blocks, prefix) for r in read_shard_records(out / shard)]
+    records = _records(out, spec, prefix)
     summary = {"shard_prefix": prefix, "totals": totals(records, spec), "tensors": [r.to_json() for r in records]}
     write_json(out / MANIFEST, {**manifest, **summary})
     if prefix:
         for name in shard_names(spec.blocks):
             (out / name).unlink(missing_ok=True)
     return QuantizedCheckpoint(out)
+
+
+def _records(out: Path, spec: ModelSpec, prefix: str) -> list[TensorRecord]:
+    return [r for shard in shard_names(spec.blocks, prefix) for r in read_shard_records(out / shard)]
+
+
+def _parameters(out: Path, spec: ModelSpec) -> int:
+    return sum(int(np.prod(r.shape)) for r in _records(out, spec, ""))
 
 
 def totals(records: list[TensorRecord], spec: ModelSpec) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         cost = training.gradients(looked_at, weights + matrices, per_weight=False)
         seconds += cost.seconds + spec.layers * _extrapolated((some, first), (len(few), second), looked_at)
         peaks.append(base + cost.bytes)
-    if settings.tune_steps:
-        cost = training.tuning(settings, sizes.layers, weights, matrices)
+    if spec.causal and (steps := settings.steps_for(weights + matrices)):
+        cost = training.tuning(settings, steps, sizes.layers, weights, matrices)
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
     return Prediction(

@@ -27,9 +27,9 @@ from toolchain.tune.trainable import trainable_layer
 _HEAD_ROWS = 4096  # of the head at most; the rest is scaled
 _LOGIT_COPIES = 5  # float32 arrays of [length, vocabulary] at once: both logits, their logarithms, the difference
 _DRAWING = 1.3  # a token that is drawn against one that is read: scribe-6M, 64 windows together, measured
-# A weight's latent value, gradient and two moments; the stored value, what it is made of (a level, a path's state of 8
-# bytes) and its summed gradient; the teacher's weight.
-_TUNED_BYTES = 40
+# A weight's latent value, gradient and two moments; the stored value and what it is made of (a level, a path's state);
+# the teacher's weight. Of the values and the teacher's half, where products are of bfloat16.
+_TUNED_BYTES = 28
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrainingProbe:
         writing = (self._spec.layers * reading + self._head_times(self._length)[0]) * _DRAWING
         return Cost(writing * sequences / self._threads, 0)
 
-    def tuning(self, settings: QuantizeSettings, layers: list[Layer], weights: int, outside: int) -> Cost:
+    def tuning(self, settings: QuantizeSettings, steps: int, layers: list[Layer], weights: int, outside: int) -> Cost:
         """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere."""
         length = min(settings.tune_length, self._length)
         threads = min(self._threads, -(-settings.tune_batch // TOGETHER))
@@ -87,10 +87,9 @@ class TrainingProbe:
         adam = weights * _adam_seconds(self._device)
         step = settings.tune_batch * (window + own) / threads + making + adam
         held = self._spec.layers * kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
-        waiting = 4 * (threads + 1) * weights  # gradients of windows that are done (threads.ordered)
         return Cost(
-            settings.steps_for(weights + outside) * step,
-            _TUNED_BYTES * weights + waiting + 2 * 4 * outside + threads * held,
+            steps * step,
+            _TUNED_BYTES * weights + 2 * 4 * outside + threads * held,
         )
 
     def _block_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:

@@ -11,8 +11,8 @@ from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import admits_spread
-from toolchain.settings.solver import KEEP, METHOD_FORMATS
-from toolchain.settings.tuning import AUTOMATIC
+from toolchain.settings.solver import FORMAT_SOLVERS, KEEP, METHOD_FORMATS
+from toolchain.settings.tuning import AUTOMATIC, SHORT
 
 # What a method sets; an option given beside it wins.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -23,12 +23,13 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 _CAREFUL = {"format": MIXED, "asymmetric": True, "spread": True, "damping": 0.05, "sequences": 64}
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
-    "balanced": {"passes": 2, **_CAREFUL},
+    "balanced": {"passes": 2, **_CAREFUL, "tune_steps": SHORT, "tune_batch": 4},
     "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.5},
 }
 OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in text is hardly the model's domain
 _ONLY_ATHENA = ("asymmetric", "spread", "damping")
 # What takes one code for every weight.
+_INTEGERS = ("activation_bits", "razor_codebook")  # whose entries tuning would move
 _ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook")
 
 
@@ -46,6 +47,10 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         dropped.add("spread")
     if given.get("guided_groups", 1) > 1:
         dropped.add("asymmetric")
+    if method != "athena" or given.get("format") in FORMAT_SOLVERS or asked.intersection(_INTEGERS):
+        dropped |= {"tune_steps", "tune_batch"} if defaults.get("tune_steps") == SHORT else set()
+    if "tune_steps" in given:
+        dropped.add("tune_batch")
     return {name: value for name, value in defaults.items() if name not in dropped}
 
 

@@ -8,6 +8,7 @@ from export.contract.errors import InputError
 from toolchain.settings.format import CODEBOOK, MIXED, TRELLIS
 from toolchain.settings.preparation import ACTIVATIONS, NONE
 from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS
+from toolchain.settings.tuning import SHORT
 
 if TYPE_CHECKING:
     from toolchain.settings.quantize import QuantizeSettings
@@ -30,7 +31,7 @@ def check(settings: QuantizeSettings) -> None:
 def check_encoder(settings: QuantizeSettings) -> None:
     """What needs the loss of a language model. Raises InputError when it is asked for."""
     asked = {
-        "--tune-steps": settings.tune_steps,
+        "--tune-steps": settings.tune_steps not in (0, SHORT),
         "--guided": settings.guided,
         "--own-text": settings.own_text,
         "--budget": settings.is_budget,

@@ -7,11 +7,13 @@ from typing import ClassVar
 
 from toolchain.settings.option import option
 
-AUTOMATIC = -1
+AUTOMATIC, SHORT = -1, -2
 # Steps times parameters: 90 steps, a quarter of an hour and as much of writing own text, for 135 million parameters on
 # two cores that multiply bfloat16.
 _STEP_PARAMETERS = 12e9
 _LEAST_STEPS, _MOST_STEPS = 60, 1000
+# Smaller models are exported in seconds, and stay so; of larger ones tuning would take most of the time and memory.
+_SHORT_STEPS, _SHORT_FOR = 24, (20e6, 200e6)  # parameters
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class TuningSettings:
 
     block_steps: int = option(0, "Steps of tuning each block on its own output error; 0: none", low=0, high=10**7)
     tune_steps: int = option(
-        0, "Steps of end-to-end tuning on the KL to the source model; 0: none, -1: by the model's size", low=AUTOMATIC,
-        high=10**7, common=True,
+        0, "Steps of end-to-end tuning on the KL to the source model; 0: none, -1: by the model's size, -2: a few, for "
+        "20 to 200 million parameters", low=SHORT, high=10**7, common=True,
     )  # fmt: skip
     tune_rate: float = option(
         0.0, "Learning rate relative to each tensor's root mean square; 0: by the width", low=0.0, high=1.0
@@ -33,6 +35,8 @@ class TuningSettings:
 
     def steps_for(self, parameters: int) -> int:
         """Steps of end-to-end tuning for a model of so many parameters."""
+        if self.tune_steps == SHORT:
+            return _SHORT_STEPS if _SHORT_FOR[0] <= parameters <= _SHORT_FOR[1] else 0
         if self.tune_steps != AUTOMATIC:
             return self.tune_steps
         return int(min(max(_STEP_PARAMETERS / max(parameters, 1), _LEAST_STEPS), _MOST_STEPS))

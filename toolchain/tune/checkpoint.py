@@ -34,10 +34,13 @@ TUNED_PREFIX = "tuned-"
 
 
 def tune_checkpoint(
-    source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, windows: np.ndarray, quiet: bool,
-    precision: str = FLOAT32, device: torch.device = CPU,
+    source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, steps: int, windows: np.ndarray,
+    quiet: bool, precision: str = FLOAT32, device: torch.device = CPU,
 ) -> None:  # fmt: skip
-    """Write all tuned shards of the checkpoint in `out`; windows are token ids int64 [count, length]."""
+    """Write all tuned shards of the checkpoint in `out`, after `steps` steps.
+
+    windows are token ids int64 [count, length].
+    """
     if all((out / name).exists() for name in shard_names(spec.blocks, TUNED_PREFIX)):
         return
     teacher = whole_model(source, precision, device)
@@ -45,7 +48,6 @@ def tune_checkpoint(
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
     keep_rounded_only(teacher)
-    steps = settings.steps_for(sum(p.numel() for p in teacher.parameters()))
     tune = TuneSettings(
         steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed, settings.own_text
     )

@@ -3,7 +3,7 @@
 After the blocks have been quantized one by one, the whole quantized model is trained for some steps so that its output
 distribution follows the source model's on the calibration text (knowledge distillation, arXiv 1503.02531; the idea of
 tuning discrete codes by straight-through gradients is PV-tuning's, arXiv 2405.14852, in its simplest form). Needs the
-whole model in memory several times: 40 bytes per parameter, and 4 for each window under way.
+whole model in memory several times: 28 bytes per parameter, and what two windows under way take.
 
 The state is saved every minute, and the batch of a step depends on the seed and the step alone, so that a killed run
 continues to the same result.
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.files.access import replacing
-from toolchain.calibrate.own_text import OwnText
+from toolchain.calibrate.own_text import CHUNK, OwnText
 from toolchain.system.threads import pieces
 from toolchain.tune.microbatch import accumulate, code_widths, trainable_parameters
 from toolchain.tune.trainable.base import TrainableMatrix
@@ -107,7 +107,8 @@ class Tuner:
             base = settings.rate_of(widths.get(name)) * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
             groups.append({"params": [parameter], "lr": base, "base": base, "name": name})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed)
+        own = min(settings.steps * settings.own_windows, CHUNK) or 1
+        self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed, own)
         self.step = 0
         self._load()
 

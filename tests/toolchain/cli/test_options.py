@@ -227,6 +227,8 @@ def test_presets_and_methods_set_what_is_not_given(preset):
         assert getattr(plain.settings, name) == (1.0 if name == "own_text" else value)
     assert asked("--preset", preset, "--passes", "3", "--no-guided", "--own-text", "0.2").settings.passes == 3
     assert asked("--preset", preset, "--calibration", "t.txt").settings.own_text == PRESETS[preset].get("own_text", 0)
+    tuned = asked("--preset", preset, "--tune-steps", "5").settings
+    assert (tuned.tune_steps, tuned.tune_batch) == (5, 8)
     budget = asked("--preset", preset, "--budget", "3").settings
     assert budget.is_budget and budget.bits is None and budget.width == 3
     assert asked("--method", "qrazor").settings.bits == asked("--method", "qrazor").settings.razor.activation_bits == 4

@@ -17,7 +17,7 @@ from torch import nn
 from export.artefacts.checkpoint import QuantizedCheckpoint
 from toolchain.quantize import method
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.tuning import AUTOMATIC
+from toolchain.settings.tuning import AUTOMATIC, SHORT
 from toolchain.tune.end_to_end import STATE_FILE, _Divergence
 from toolchain.tune.trainable.codebook import TrainableLinear
 from toolchain.tune.trainable.trellis import TrainableTrellis
@@ -165,3 +165,5 @@ def test_automatic_steps_fall_with_the_size():
 
     assert [steps(10**6), steps(10**10)] == [1000, 60] and 60 < steps(134_000_000) < 120
     assert QuantizeSettings(tune_steps=7).steps_for(10**10) == 7
+    short = QuantizeSettings(tune_steps=SHORT)
+    assert [short.steps_for(n) for n in (10**6, 19_000_000, 10**9)] == [0, 0, 0] and short.steps_for(134_000_000) > 10
