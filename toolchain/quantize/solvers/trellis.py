@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import STANDARD_STATE_BITS, TrellisLayout
@@ -20,6 +19,9 @@ from toolchain.quantize.solvers.trellis_solver import Problem, State
 from toolchain.settings.format import MIXED
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
+
+if TYPE_CHECKING:
+    import torch
 
 _FINE_SCALE_COLUMNS = 128
 # Smaller matrices gain more from tuning with scalar codes, which follow a gradient more freely (docs/quantizer.md).
