@@ -67,8 +67,11 @@ def measure_gradients(
         return by_group, [g.square() for g in found[len(wanted) :]]
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    for module in modules.values():
-        weight_of(module).requires_grad_(True)
+    if per_weight:
+        for module in modules.values():
+            weight_of(module).requires_grad_(True)
+    else:  # a layer whose weight asks for a gradient computes it, wanted or not
+        handles.append(model.get_input_embeddings().register_forward_hook(_requires_gradient))
     with Reporter("Gradients", len(tokens), quiet) as report:
         for sequence, (by_output, by_weight_) in enumerate(each(one, range(len(tokens)), device)):
             for name, values in zip(modules, by_output):
@@ -82,6 +85,10 @@ def measure_gradients(
         n: (s.T if isinstance(modules[n], Conv1D) else s).cpu().contiguous().numpy() for n, s in squares.items()
     }
     return Gradients(by_weight, outputs)
+
+
+def _requires_gradient(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_()
 
 
 def weight_of(module: torch.nn.Module) -> torch.Tensor:

@@ -24,7 +24,7 @@ from export.contract.errors import InputError
 from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
-from toolchain.calibrate.gradients import measure_gradients
+from toolchain.calibrate.gradients import Gradients, measure_gradients
 from toolchain.numerics.factors import ready_hessian
 from toolchain.quantize import Method
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
@@ -83,27 +83,31 @@ def unexplained(hessian: np.ndarray, damping: float, device: torch.device = CPU)
     return float((np.diag(ready_hessian(hessian, damping, device=device).factor) ** -2.0).sum())
 
 
-def plan_tokens(tokens: np.ndarray) -> np.ndarray:
-    """The sequences that a plan looks at: PLAN_SEQUENCES of tokens [sequences, length], evenly spread."""
-    count = min(PLAN_SEQUENCES, len(tokens))
-    return tokens[np.arange(count) * len(tokens) // count]
+def plan_sequences(count: int) -> np.ndarray:
+    """The numbers of the sequences that a plan looks at: PLAN_SEQUENCES of `count`, evenly spread."""
+    some = min(PLAN_SEQUENCES, count)
+    return np.arange(some) * count // some
 
 
 def plan_widths(
     runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, quantizer: Method, out: Path,
-    quiet: bool,
+    quiet: bool, gradients: Gradients | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Code width of every linear layer for the budget `settings.effective_budget`; kept in `out` for a resumed run.
 
-    tokens: the calibration sequences [sequences, length], some of which are looked at.
+    tokens: the calibration sequences [sequences, length], some of which are looked at; gradients: of all of them, where
+    they are known.
     """
     path = out / PLAN_FILE
     if path.exists():
         return {name: int(bits) for name, bits in read_json(path)["bits"].items()}
-    tokens = plan_tokens(tokens)
-    gradients = measure_gradients(
-        runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision, device=runner.device
-    )
+    chosen = plan_sequences(len(tokens))
+    tokens = tokens[chosen]
+    if gradients is None:
+        gradients = measure_gradients(
+            runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision, device=runner.device
+        )
+        chosen = np.arange(len(tokens))
     budget = settings.effective_budget
     widths = candidate_widths(budget)
     names, losses, sizes, weights = [], [], [], 0
@@ -112,7 +116,7 @@ def plan_widths(
     with Reporter("Allocating bits", spec.layers * len(spec.block.linears()), quiet) as report:
         for layer in range(spec.layers):
             block, prefix = runner.load_block(layer), spec.block_name(layer)
-            guide = {n: gradients.outputs[prefix + n].mean(axis=0) for n in spec.block.linears()}
+            guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in spec.block.linears()}
             hessians, hidden = runner.hessians(block, spec.block.linears(), hidden, guide)
             cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
             costs = dict(zip(hessians, each(cost_of, hessians.values(), runner.device)))
@@ -130,8 +134,8 @@ def plan_widths(
                 report.step(name)
     bits = budget - 32 * settings.outliers  # which come on top, of every layer
     tables = standard_bytes([record for records in known.values() for record in records])  # whichever are used
-    chosen = knapsack(losses, sizes, int(bits * weights / 8) - tables)
-    plan = {name: widths[option] for name, option in zip(names, chosen)}
+    options = knapsack(losses, sizes, int(bits * weights / 8) - tables)
+    plan = {name: widths[option] for name, option in zip(names, options)}
     write_json(path, {"bits": plan})
     return plan
 

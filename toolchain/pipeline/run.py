@@ -156,17 +156,17 @@ def _quantize_blocks(
     runner = BlockRunner(source, spec, precision, device)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, widths = None, {}
-    if settings.is_budget or (settings.spread and spec.causal):
-        from toolchain.pipeline.allocation import plan_widths
-
-        widths = plan_widths(runner, spec, tokens, settings, quantizer(settings, device), out, quiet)
-        give_back()
     if per_weight or settings.guided:
         from toolchain.calibrate.gradients import measure_gradients
 
         gradients = measure_gradients(
             source, spec, tokens, quiet, per_weight, settings.guided_groups, precision, device
         )
+        give_back()
+    if settings.is_budget or (settings.spread and spec.causal):
+        from toolchain.pipeline.allocation import plan_widths
+
+        widths = plan_widths(runner, spec, tokens, settings, quantizer(settings, device), out, quiet, gradients)
         give_back()
     BlockQuantizer(runner, spec, settings, gradients, widths, workers).run(tokens, out, quiet)
     give_back()

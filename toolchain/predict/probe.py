@@ -109,9 +109,11 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         peaks.append(base + cost.bytes)
     if plans:
         looked_at = min(PLAN_SEQUENCES, sequences)
-        cost = training.gradients(looked_at, weights + matrices, per_weight=False)
-        seconds += cost.seconds + spec.layers * _extrapolated((some, first), (len(few), second), looked_at)
-        peaks.append(base + cost.bytes)
+        seconds += spec.layers * _extrapolated((some, first), (len(few), second), looked_at)
+        if not (per_weight or settings.guided):
+            cost = training.gradients(looked_at, weights + matrices, per_weight=False)
+            seconds += cost.seconds
+            peaks.append(base + cost.bytes)
     if spec.causal and (steps := settings.steps_for(weights + matrices)):
         cost = training.tuning(settings, steps, sizes.layers, weights, matrices)
         seconds += cost.seconds

@@ -103,7 +103,7 @@ class TrainingProbe:
             return value
 
         for weight in weights:
-            weight.requires_grad_(True)
+            weight.requires_grad_(per_weight)
         times = []
         for _ in range(2):  # the first call pays for set-up
             kept.clear()

@@ -17,7 +17,7 @@ from toolchain.pipeline.allocation import (
     candidate_widths,
     expected_error,
     knapsack,
-    plan_tokens,
+    plan_sequences,
     unexplained,
 )
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
@@ -101,6 +101,5 @@ def test_spread_widths_cost_a_tenth_of_a_bit(demo_model, demo_text, tmp_path):
 
 
 def test_a_plan_looks_at_sequences_from_everywhere():
-    tokens = np.arange(100)[:, None]
-    assert len(plan_tokens(tokens)) == PLAN_SEQUENCES and plan_tokens(tokens)[-1, 0] > 90
-    np.testing.assert_array_equal(plan_tokens(tokens[:5]), tokens[:5])
+    assert len(plan_sequences(100)) == PLAN_SEQUENCES and plan_sequences(100)[-1] > 90
+    np.testing.assert_array_equal(plan_sequences(5), np.arange(5))

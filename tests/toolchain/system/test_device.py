@@ -43,6 +43,7 @@ RUNS = {
         "own_text": 0.5,
     },
     "trellis, tuned": {"bits": 2, "format": "trellis", "tune_steps": 5},
+    "a budget": {"budget": 3.1},
     "a budget, following the source": {"budget": 3.1, "asymmetric": True, "guided": True},
     "a Hessian for each run of rows": {"bits": 3, "guided": True, "guided_groups": 2},
     "integers": {"bits": 4, "method": "qrazor", "razor": RazorSettings(activation_bits=4, kv=8)},
