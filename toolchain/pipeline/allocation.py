@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
@@ -24,14 +25,14 @@ from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.gradients import Gradients, measure_gradients
-from toolchain.numerics.hessian import damped, inverse_factor
+from toolchain.numerics.factors import ready_hessian
 from toolchain.quantize import Method
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
 from toolchain.settings.format import MIXED, TRELLIS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import GRADIENT_METHODS
+from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
-from toolchain.system.threads import ordered
 
 PLAN_FILE = "allocation.json"
 PLAN_SEQUENCES = 16  # of the calibration text that the plan looks at
@@ -77,11 +78,9 @@ def expected_error(bits: int, trellis: bool) -> float:
     return _TRELLIS_ERRORS.get(bits, _LEVEL_ERRORS[bits - 1]) if trellis else _LEVEL_ERRORS[bits - 1]
 
 
-def unexplained(hessian: np.ndarray, damping: float) -> float:
+def unexplained(hessian: np.ndarray, damping: float, device: torch.device = CPU) -> float:
     """sum_j d_j of a Hessian [K, K]: what errors of variance one cost when later columns absorb what they can."""
-    h, _ = damped(hessian, damping)
-    order = np.argsort(-np.diag(h), kind="stable")
-    return float((np.diag(inverse_factor(h[np.ix_(order, order)])) ** -2.0).sum())
+    return float((np.diag(ready_hessian(hessian, damping, device=device).factor) ** -2.0).sum())
 
 
 def plan_sequences(count: int) -> np.ndarray:
@@ -105,7 +104,9 @@ def plan_widths(
     chosen = plan_sequences(len(tokens))
     tokens = tokens[chosen]
     if gradients is None:
-        gradients = measure_gradients(runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision)
+        gradients = measure_gradients(
+            runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision, device=runner.device
+        )
         chosen = np.arange(len(tokens))
     budget = settings.effective_budget
     widths = candidate_widths(budget)
@@ -117,8 +118,8 @@ def plan_widths(
             block, prefix = runner.load_block(layer), spec.block_name(layer)
             guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in spec.block.linears()}
             hessians, hidden = runner.hessians(block, spec.block.linears(), hidden, guide)
-            cost_of = partial(unexplained, damping=settings.damping)
-            costs = dict(zip(hessians, ordered(cost_of, hessians.values())))
+            cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
+            costs = dict(zip(hessians, each(cost_of, hessians.values(), runner.device)))
             for name in spec.block.linears():
                 matrix = get_weight(block.get_submodule(name))
                 if matrix.shape not in known:

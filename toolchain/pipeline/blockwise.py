@@ -52,7 +52,7 @@ class BlockQuantizer:
         self._workers = workers
         self._runner, self._spec, self._settings = runner, spec, settings
         self._gradients, self._widths = gradients, widths
-        self._quantizer = quantizer(settings)
+        self._quantizer = quantizer(settings, runner.device)
         # a block that several layers use has no one input that its quantized form could follow
         self._follows = settings.asymmetric and all(spec.uses(i) == 1 for i in range(spec.blocks))
 
@@ -215,7 +215,7 @@ class BlockQuantizer:
         )
         before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
         report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
-        tuned = {name: layer.to_stored(dict(results[name].losses)) for name, layer in layers.items()}
+        tuned = {name: layer.cpu().to_stored(dict(results[name].losses)) for name, layer in layers.items()}
         for name, module in modules.items():
             block.set_submodule(name, module)
             set_weight(module, tuned[name].dequantized())
@@ -237,7 +237,7 @@ class BlockQuantizer:
             tensors |= parts
             records.append(record)
         for name, parameter in self._others(block):
-            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().numpy())
+            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().cpu().numpy())
             records.append(record)
         return tensors, records
 

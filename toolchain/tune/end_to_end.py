@@ -135,7 +135,7 @@ class Tuner:
             group["lr"] = group["base"] * factor
         if self.step % HOLD == 0:
             self._hold(True)
-        tokens = torch.from_numpy(self._windows_of(self.step))
+        tokens = torch.from_numpy(self._windows_of(self.step)).to(next(self.teacher.parameters()).device)
 
         def loss_of(part: slice) -> torch.Tensor:
             with torch.no_grad():
@@ -182,9 +182,8 @@ class Tuner:
                 for group in self._optimizer.param_groups:
                     name, parameter = group["name"], group["params"][0]
                     parameter.copy_(tensors[f"parameter.{name}"])
-                    self._optimizer.state[parameter] = {
-                        key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
+                    moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+                    self._optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
             self.step = step
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
             self._state_path.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
-from toolchain.system.threads import ordered, pieces
+from toolchain.system.device import each
+from toolchain.system.threads import pieces
 from toolchain.tune.trainable.base import TrainableMatrix
 
 
@@ -102,11 +103,12 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
     """Set .grad of every trainable parameter to the mean gradient over the windows; the mean loss.
 
     loss_of(part) runs the student on a slice of at most `together` windows and returns their mean loss, a scalar; it is
-    called in threads.
+    called in threads of the processor.
     """
     layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
+    device = next(student.parameters()).device
     sums, edges = _Sums(len(layers)), []
-    for i, (layer, weight) in enumerate(zip(layers, ordered(_weight_of, layers))):
+    for i, (layer, weight) in enumerate(zip(layers, each(_weight_of, layers, device))):
         edges.append(get_gradient_edge(weight))  # the values are not needed to pass a gradient through
         layer.use(weight.detach(), partial(sums.watched, i))
     leaves = [layer.current for layer in layers if layer.current is not None]
@@ -128,7 +130,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
 
     total = 0.0
     try:
-        for loss, gradients in ordered(one, enumerate(pieces(windows, together))):
+        for loss, gradients in each(one, enumerate(pieces(windows, together)), device):
             total += float(loss)
             for sum_, gradient in zip(of_outer, gradients):
                 if gradient is not None:
@@ -144,7 +146,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
         if gradient is not None:
             torch.autograd.backward([edges[i]], [gradient])
 
-    for _ in ordered(through, range(len(layers))):
+    for _ in each(through, range(len(layers)), device):
         pass
     return total
 
