@@ -126,9 +126,19 @@ def test_learning_rates_follow_the_width_of_each_layer():
         student.add_module(str(i), trainable_layer(nn.Linear(64, 16), stored))
     widths = code_widths(student)
     assert [widths[f"{i}.latent"] for i in range(4)] == [2, 4, 2, 3] and "0.bias" not in widths
-    automatic, fixed = TuneSettings(10, 0.0, 3), TuneSettings(10, 0.001, 3)
-    assert automatic.rate_of(4) == automatic.rate_of(2) / 4 == default_rate(4)
-    assert automatic.rate_of(None) == default_rate(3) and fixed.rate_of(2) == fixed.rate_of(None) == 0.001
+    automatic, fixed = TuneSettings(500, 0.0, 3), TuneSettings(500, 0.001, 3)
+    assert automatic.rate_of(4, True) == automatic.rate_of(2, True) / 4 == default_rate(4)
+    assert automatic.rate_of(None, False) == default_rate(3)
+    assert fixed.rate_of(2, True) == fixed.rate_of(None, False) == 0.001
+
+
+def test_a_few_steps_move_codes_more_than_the_rest():
+    from toolchain.tune.end_to_end import TuneSettings, default_rate
+
+    few, asked = TuneSettings(24, 0.0, 3), TuneSettings(24, 0.001, 3)
+    assert default_rate(3) / 2 < few.rate_of(3, True) < default_rate(3)
+    assert few.rate_of(None, False) < few.rate_of(3, True) / 4
+    assert asked.rate_of(3, True) == 0.001 and asked.rate_of(None, False) < 0.0002
 
 
 @settings(max_examples=20)
