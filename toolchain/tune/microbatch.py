@@ -50,7 +50,8 @@ class _Sums:
     def __init__(self, layers: int) -> None:
         self.sums: list[torch.Tensor | None] = [None] * layers
         self._next, self._change = [0] * layers, threading.Condition()  # whose turn it is, at each
-        self._piece, self._failed = threading.local(), False
+        self._piece = threading.local()
+        self._error: BaseException | None = None  # of any piece: the others end with it, too
 
     def run(self, piece: int, function: Callable[[], torch.Tensor]) -> torch.Tensor:
         """function() as piece number `piece` of this thread; turns that it did not need are passed on."""
@@ -59,9 +60,9 @@ class _Sums:
             found = function()
             for layer in range(len(self.sums)):
                 self._take_turn(layer, piece)
-        except BaseException:
+        except BaseException as error:
             with self._change:
-                self._failed = True
+                self._error = self._error or error
                 self._change.notify_all()
             raise
         return found
@@ -76,9 +77,9 @@ class _Sums:
 
     def _take_turn(self, layer: int, piece: int, gradient: torch.Tensor | None = None) -> None:
         with self._change:
-            self._change.wait_for(lambda: self._next[layer] >= piece or self._failed)
-        if self._failed:
-            raise RuntimeError("another piece of the step failed")
+            self._change.wait_for(lambda: self._next[layer] >= piece or self._error is not None)
+        if self._error is not None:
+            raise self._error
         if gradient is not None:
             before = self.sums[layer]
             self.sums[layer] = gradient.clone() if before is None else before.add_(gradient)
