@@ -53,6 +53,13 @@ TINY = {
     "phi": {},
     "phi tied": {"tie_word_embeddings": True},
     "starcoder2": {"sliding_window": 6},
+    "gemma": {"head_dim": 16},
+    "internlm3": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "exaone4": {"num_hidden_layers": 4, "sliding_window": 6},
+    "exaone4 global": {"sliding_window": None, "layer_types": ["full_attention"] * 2, "tie_word_embeddings": True},
+    "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6,
+              "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default",
+                                                                                "rope_theta": 5e3}}},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
