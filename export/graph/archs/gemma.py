@@ -1,4 +1,4 @@
-"""Gemma (the first): Llama with a tanh GELU gate, weights of norms stored minus one, embeddings times sqrt(hidden_size)."""
+"""Gemma (the first): Llama with norms stored minus one, embeddings times sqrt(hidden_size), and mostly a tanh GELU."""
 
 from __future__ import annotations
 
