@@ -184,7 +184,7 @@ def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
 def compare(model, folder: Path, tolerance: float) -> None:
     """The exported folder in onnxruntime against transformers' model: prefill, decode with the cache, padded batch."""
     ours = OnnxRuntime(folder)
-    vocabulary = model.config.vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     rng = np.random.default_rng(0)
     ids = rng.integers(0, vocabulary, (1, 20))
     with torch.no_grad():
