@@ -27,6 +27,7 @@ class Context:
     mask: ir.Value  # bool, True where a query sees a key
     rotation: tuple[ir.Value, ir.Value] | None = None  # cos and sin [batch, sequence, rotated / 2]
     past: tuple[ir.Value, ir.Value] | None = None  # cached keys and values; None: every query sees the whole input
+    query_rotation: tuple[ir.Value, ir.Value] | None = None  # of the queries, where it is another than that of the keys
 
 
 class BlockBuilder:
@@ -71,11 +72,14 @@ class BlockBuilder:
         g, spec, names = self.g, self.spec, self.spec.block
         at = f"/model/layers.{layer}/attention"
         query, key, value = self._query_key_value(layer, normed)
-        query = self._head_norm(layer, names.query_norm, query, spec.heads)
-        key = self._head_norm(layer, names.key_norm, key, spec.kv_heads)
+        if not spec.norm_after_rope:
+            query, key = self._head_norms(layer, query, key)
         if context.rotation is not None:
-            query = self._rotate(query, f"{at}/rotate_query", spec.heads, context.rotation)
+            turn = context.query_rotation or context.rotation
+            query = self._rotate(query, f"{at}/rotate_query", spec.heads, turn)
             key = self._rotate(key, f"{at}/rotate_key", spec.kv_heads, context.rotation)
+        if spec.norm_after_rope:
+            query, key = self._head_norms(layer, query, key)
         width = spec.heads * spec.head_dim
         shapes: list[list[Dim]] = [[BATCH, SEQUENCE, width]]
         if context.past is not None:
@@ -146,9 +150,15 @@ class BlockBuilder:
 
     def _rotate(self, value: ir.Value, name: str, heads: int, rotation: tuple[ir.Value, ir.Value]) -> ir.Value:
         rotated = 2 * int(rotation[0].shape[-1])  # type: ignore[index, arg-type]
-        partial = {} if rotated == self.spec.head_dim else {"rotary_embedding_dim": rotated}
+        chosen = {} if rotated == self.spec.head_dim else {"rotary_embedding_dim": rotated}
+        chosen |= {"interleaved": 1} if self.spec.rope_interleaved else {}
         shape: list[Dim] = [BATCH, SEQUENCE, heads * self.spec.head_dim]
-        return self.g.op("RotaryEmbedding", name, [value, *rotation], shape, attributes=partial, num_heads=heads)
+        return self.g.op("RotaryEmbedding", name, [value, *rotation], shape, attributes=chosen, num_heads=heads)
+
+    def _head_norms(self, layer: int, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
+        spec, names = self.spec, self.spec.block
+        normed = self._head_norm(layer, names.query_norm, query, spec.heads)
+        return normed, self._head_norm(layer, names.key_norm, key, spec.kv_heads)
 
     def _head_norm(self, layer: int, module: str | None, value: ir.Value, heads: int) -> ir.Value:
         """RMSNorm on queries or keys [batch, sequence, heads * head_dim], over each head or over all of them."""

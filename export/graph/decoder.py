@@ -17,6 +17,7 @@ from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPS
 from export.contract.operators.attention import AttentionLayout
 from export.graph.block import TOTAL, BlockBuilder, Context
 from export.graph.bodies.integers import integer_function_bodies
+from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.spec import ModelSpec, Rope
@@ -44,12 +45,16 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
         for i in range(spec.layers)
     ]
     rotations = _rotations(g, spec, position_ids)
+    query_rotations = tuple(grown_rotations(g, spec.query_growth, rotations, position_ids))
     masks = _masks(g, spec, input_ids, attention_mask)
     hidden = _embed(layers, spec, input_ids, position_ids)
     present = []
     for layer in range(spec.layers):
-        rotation = None if layer in spec.layers_without_rope else rotations[spec.window(layer) is not None]
-        context = Context(masks[spec.window(layer)], rotation, past[layer])  # type: ignore[arg-type]
+        turns = layer not in spec.layers_without_rope
+        rotation, query_rotation = (
+            found[spec.window(layer) is not None] if turns else None for found in (rotations, query_rotations)
+        )
+        context = Context(masks[spec.window(layer)], rotation, past[layer], query_rotation)  # type: ignore[arg-type]
         hidden, cache = blocks.block(layer, hidden, context)
         present += list(zip(cache, (f"present.{layer}.key", f"present.{layer}.value")))
     hidden = layers.norm(

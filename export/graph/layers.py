@@ -117,11 +117,11 @@ class Layers:
     def norm(
         self, kind: str, value: ir.Value, module: str, name: str, shape: list[Dim], epsilon: float, offset: float = 0.0
     ) -> ir.Value:
-        """RMSNorm ("rms") or LayerNorm ("layer") over the last dimension of `shape`."""
+        """RMSNorm ("rms") or LayerNorm ("layer", "layer_without_bias") over the last dimension of `shape`."""
         inputs = [value, self.vector(f"{module}.weight", offset)]
         if kind == "layer":
             inputs.append(self.vector(f"{module}.bias"))
-        op_type = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[kind]
+        op_type = "RMSNormalization" if kind == "rms" else "LayerNormalization"
         return self.g.op(op_type, name, inputs, shape, epsilon=epsilon, axis=-1)
 
     def scaled(self, value: ir.Value, factor: float, name: str, width: int) -> ir.Value:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (arXiv 2104.09864), half-split layout as Hugging Face stores it."""
+    """Rotary position embedding (arXiv 2104.09864); ModelSpec.rope_interleaved says which channels form a pair."""
 
     inverse_frequencies: tuple[float, ...]  # radians per position, one per rotated pair of channels
     attention_factor: float = 1.0  # multiplies cos and sin
@@ -29,6 +29,14 @@ class Experts:
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""
         return tuple(template.format(expert=number) for number in range(self.count))
+
+
+@dataclass(frozen=True)
+class QueryGrowth:
+    """Factor on the rotated queries, all channels of them: 1 + beta * ln(1 + floor(position / length))."""
+
+    beta: float
+    length: float  # positions
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class ModelSpec:
     feed_forward: int
     vocab_size: int
     context_length: int  # positions the source model was made for
-    norm: str  # "rms" or "layer"
+    norm: str  # "rms", "layer" or "layer_without_bias"
     norm_epsilon: float
     activation: str  # "silu", "gelu", "gelu_tanh" or "relu"
     block_prefix: str  # with {layer}
@@ -112,11 +120,14 @@ class ModelSpec:
     causal: bool = True
     rope: Rope | None = None
     local_rope: Rope | None = None  # of the layers with a sliding window, where it is not that of the others
+    rope_interleaved: bool = False  # pairs are neighbours (2 i, 2 i + 1), not (i, i + half)
+    query_growth: QueryGrowth | None = None
     position_embedding: str | None = None  # learned positions
     position_offset: int = 0  # rows of the position table before that of position 0; they are not exported
     sliding_window: tuple[int | None, ...] = ()  # per layer: keys a query may see; None or absent means all
     linear_is_transposed: bool = False  # the checkpoint stores linear weights as [in, out] (GPT-2's Conv1D)
     norm_each_head: bool = False  # query and key norms work on each head alone
+    norm_after_rope: bool = False  # query and key norms come behind the rotation
     layers_without_rope: frozenset[int] = frozenset()
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # on everything added to the residual stream

@@ -32,6 +32,8 @@ PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "RotaryEmbedding": ("rotary", 3),
     "Cos": ("rotary", 4),
     "Sin": ("rotary", 4),
+    "Log": ("elementwise", 4),
+    "Floor": ("elementwise", 1),
     "Div": ("elementwise", 1),
     "Max": ("elementwise", 1),
     "Where": ("elementwise", 1),

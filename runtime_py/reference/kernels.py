@@ -121,28 +121,30 @@ def codebook_gather(
     return out
 
 
-def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotary positions in half-split layout: x float32 [T, H, D], cos and sin [T, R] with R <= D / 2; a new array.
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool = False) -> np.ndarray:
+    """Rotary positions: x float32 [T, H, D], cos and sin [T, R] with R <= D / 2; a new array.
 
+    Pair i is (i, i + R), or (2 i, 2 i + 1) where interleaved.
     Raises ValueError when the shapes do not fit.
     """
     x, cos, sin = (np.ascontiguousarray(a, np.float32) for a in (x, cos, sin))
     _require(x.ndim == 3 and cos.ndim == 2 and cos.shape == sin.shape, "cos and sin must be [tokens, half]")
     _require(cos.shape[0] == x.shape[0] and 2 * cos.shape[1] <= x.shape[2], "cos and sin do not fit the heads")
-    return _rotate(x, cos, sin)
+    return _rotate(x, cos, sin, interleaved)
 
 
 @nb.njit(cache=True)
-def _rotate(x, cos, sin):  # type: ignore[no-untyped-def]
+def _rotate(x, cos, sin, interleaved):  # type: ignore[no-untyped-def]
     tokens, heads, _ = x.shape
     half = cos.shape[1]
     out = x.copy()
     for t in range(tokens):
         for h in range(heads):
             for i in range(half):
-                a, b = x[t, h, i], x[t, h, i + half]
-                out[t, h, i] = a * cos[t, i] - b * sin[t, i]
-                out[t, h, i + half] = b * cos[t, i] + a * sin[t, i]
+                first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+                a, b = x[t, h, first], x[t, h, second]
+                out[t, h, first] = a * cos[t, i] - b * sin[t, i]
+                out[t, h, second] = b * cos[t, i] + a * sin[t, i]
     return out
 
 

@@ -64,8 +64,14 @@ def _rotary_embedding(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndar
     value, cos, sin = x
     batch, tokens, width = value.shape
     heads = attributes["num_heads"]
-    out = rotate(np.ascontiguousarray(value).reshape(tokens, heads, width // heads), cos[0], sin[0])
+    parts = np.ascontiguousarray(value).reshape(tokens, heads, width // heads)
+    out = rotate(parts, cos[0], sin[0], bool(attributes.get("interleaved", 0)))
     return (out.reshape(batch, tokens, width),)
+
+
+def _log(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
+    with np.errstate(divide="ignore", invalid="ignore"):  # minus infinity and no number, as everywhere
+        return (np.log(x[0]),)
 
 
 def _sigmoid(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
@@ -118,11 +124,13 @@ OPERATORS: Mapping[str, Operator] = {
     "CumSum": lambda a, x: (np.cumsum(x[0], axis=int(x[1])),),
     "Div": lambda a, x: (x[0] / x[1],),
     "Expand": lambda a, x: (x[0] * np.ones([int(n) for n in x[1]], x[0].dtype),),
+    "Floor": lambda a, x: (np.floor(x[0]),),
     "Gather": lambda a, x: (np.take(x[0], x[1], axis=a.get("axis", 0)),),
     "Gelu": _gelu,
     "LayerNormalization": _layer_normalization,
     "Less": lambda a, x: (x[0] < x[1],),
     "LessOrEqual": lambda a, x: (x[0] <= x[1],),
+    "Log": _log,
     "MatMul": lambda a, x: (np.matmul(x[0], x[1]),),
     "Max": lambda a, x: (np.maximum(x[0], x[1]),),
     "Mul": lambda a, x: (x[0] * x[1],),

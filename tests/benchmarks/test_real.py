@@ -169,6 +169,14 @@ def test_dequantized_weights_go_once_they_are_scored(folder, left, tmp_path):
     assert path.exists() == left and rows.kept(yard)[0]["scores"] == {"seen": True}
 
 
+def test_rows_are_chosen_by_their_name_or_a_part_of_it():
+    def names(*only):
+        return [row.name for row in rows.chosen(ALL_ROWS, only)]
+
+    assert names("athena --bits 3") == ["athena --bits 3"] and names() == [row.name for row in ALL_ROWS]
+    assert "athena --bits 3, peers' text" in names("athena --bits") and names("float32") == ["float32 (source)"]
+
+
 def test_a_row_that_cannot_be_made_says_why(tmp_path):
     def make(yard):
         raise rows.CannotStore("rows of 576")

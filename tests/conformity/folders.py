@@ -18,6 +18,12 @@ PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
     "phi plain": {"num_key_value_heads": 4},
     "phi3 plain": {"num_key_value_heads": 4},
     "starcoder2 plain": {"num_key_value_heads": 4},
+    "cohere2 plain": {"num_key_value_heads": 4},
+    "ernie4_5 plain": {"num_key_value_heads": 4, "head_dim": 8},
+    "exaone4 plain": {"num_key_value_heads": 4},
+    "glm4 plain": {"num_key_value_heads": 4, "head_dim": 8},
+    "hunyuan_v1_dense plain": {"num_key_value_heads": 4, "head_dim": 8},
+    "olmo3 plain": {"num_key_value_heads": 4},
 }
 
 

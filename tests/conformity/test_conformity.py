@@ -45,7 +45,14 @@ OPTIMUM_REFUSES = {
     "phi": "index: 1 Got: 4 Expected: 2",
     "phi3": "index: 1 Got: 4 Expected: 2",
     "starcoder2": "index: 1 Got: 4 Expected: 2",
+    "cohere2": "index: 1 Got: 4 Expected: 2",
+    "ernie4_5": "index: 3 Got: 8 Expected: 16",
+    "exaone4": "index: 1 Got: 4 Expected: 2",
+    "glm4": "index: 3 Got: 8 Expected: 16",
+    "hunyuan_v1_dense": "index: 3 Got: 8 Expected: 16",
+    "olmo3": "index: 1 Got: 4 Expected: 2",
 }
+OPTIMUM_LACKS = ("internlm3", "ministral3")  # families that its older transformers does not have
 
 
 @pytest.fixture(scope="session")
@@ -246,6 +253,9 @@ def optimum(work) -> dict:
 
 def test_optimum_generates_the_same_tokens(folder, optimum):
     found = optimum[folder.name]
+    if folder.name in OPTIMUM_LACKS:
+        assert isinstance(found, str) and "does not recognize this architecture" in found
+        pytest.skip("optimum's transformers does not have this family")
     if folder.name in OPTIMUM_REFUSES:
         assert isinstance(found, str) and OPTIMUM_REFUSES[folder.name] in found  # when this fails, optimum was mended
         return

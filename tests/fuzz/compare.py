@@ -68,7 +68,7 @@ class Traced(Context):
 
     def emit(self, step: Step[Argument], reads: list[Buffer], writes: list[Buffer]) -> None:
         super().emit(step, reads, writes)
-        if isinstance(step, KvAppend | RazorKvAppend):
+        if isinstance(step, KvAppend | RazorKvAppend) and step.half:
             for buffer in {b for b in reads + writes if b in self._held}:  # rotated where they lie
                 turned = [(n, v) for _, n, v in self._held[buffer] if v.rotation is not None]
                 self._held[buffer] += [(len(self.steps), name, replace(v, rotation=None)) for name, v in turned]

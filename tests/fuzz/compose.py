@@ -185,9 +185,12 @@ class Composer:
             if r.random() < 0.3:
                 value = self.some(kv_heads * dim)
         if r.random() < 0.7 and dim % 2 == 0:
-            angles = self.rotation(r.choice((dim // 2, dim // 4 or 1)))
-            query = self.node("RotaryEmbedding", (query, *angles), num_heads=heads)[0]
-            key = self.node("RotaryEmbedding", (key, *angles), num_heads=kv_heads)[0]
+            half = r.choice((dim // 2, dim // 4 or 1))
+            angles = self.rotation(half)
+            others = self.rotation(half) if r.random() < 0.2 else angles
+            pairs = {"interleaved": 1} if r.random() < 0.3 else {}
+            query = self.node("RotaryEmbedding", (query, *others), num_heads=heads, **pairs)[0]
+            key = self.node("RotaryEmbedding", (key, *angles), num_heads=kv_heads, **pairs)[0]
         self.attentions += 1
         inputs = (query, key, value, self.mask(r.choice((0, 0, 5))))
         self.value(

@@ -145,6 +145,48 @@ def test_rotations_that_do_not_fit_all_heads_are_interpreted(dims, compiles):
         assert outcome.result == ("compiled: equal" if compiles else "interpreted: a result"), outcome
 
 
+KINDS = ("plain", "pairs", "norm behind", "queries apart", "keys alone", "norm behind pairs")
+
+
+@pytest.mark.parametrize("half", [16, 8, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotations_that_the_append_does_not_do_are_steps(kind, half):
+    """Neighbouring pairs, norms behind the rotation, queries and keys that turn by different angles."""
+    composer, x = small(half)
+    heads, kv_heads, dim = 4, 2, 32
+    sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
+    attributes, stored = composer._codebook(sum(sizes), 64, 0)
+    fused = composer.value(sum(sizes), "CodebookMatMul", (x, *stored), domain=DOMAIN, **attributes)
+    query, key, value = composer.node("Split", (fused, composer.weight(sizes, np.int64)), 3, axis=-1)
+    angles = composer.rotation(half)
+    chosen = {"interleaved": 1} if "pairs" in kind else {}
+    chosen |= {} if 2 * half == dim else {"rotary_embedding_dim": 2 * half}
+    if kind != "keys alone":
+        others = composer.rotation(half) if kind == "queries apart" else angles
+        (query,) = composer.node("RotaryEmbedding", (query, *others), num_heads=heads, **chosen)
+    (key,) = composer.node("RotaryEmbedding", (key, *angles), num_heads=kv_heads, **chosen)
+    if "norm behind" in kind:
+        query, key = (by_head(composer, *pair, dim) for pair in ((query, heads), (key, kv_heads)))
+    inputs = (query, key, value, composer.mask(0))
+    made = composer.value(
+        heads * dim, "Attention", inputs, q_num_heads=heads, kv_num_heads=kv_heads, is_causal=1, scale=dim**-0.5
+    )
+    graph = done(composer, normed(composer, made))
+    _, _, recorder = opened(graph)
+    steps = [type(planned.step).__name__ for planned in recorder.planner.steps]
+    assert steps.count("Rotate") == {"plain": 0, "keys alone": 1}.get(kind, 2)
+    for seed in range(3):
+        assert agree(graph, random.Random(seed)).result == "compiled: equal"
+
+
+def by_head(composer: Composer, value: str, heads: int, dim: int) -> str:
+    """RMSNorm of every head."""
+    (split,) = composer.node("Reshape", (value, composer.weight([0, 0, heads, dim], np.int64)))
+    scale = composer.weight(composer.numbers.random(dim) + 0.5)
+    (norm,) = composer.node("RMSNormalization", (split, scale), axis=-1, epsilon=1e-5)
+    return composer.node("Reshape", (norm, composer.weight([0, 0, heads * dim], np.int64)))[0]
+
+
 def test_a_graph_is_the_same_through_a_file(tmp_path):
     for number in range(30):
         graph = Composer(random.Random(number)).graph()

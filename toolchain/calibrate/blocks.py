@@ -26,7 +26,7 @@ from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.source.experts import tokens_at_hand, unpack_experts
-from toolchain.system.threads import ordered
+from toolchain.system.device import CPU, batches, each, summed
 
 
 class Stop(Exception):
@@ -68,9 +68,11 @@ def _with_cache(
 class BlockRunner:
     """Embeds token sequences and pushes them through one block after another."""
 
-    def __init__(self, source: SourceModel, spec: ModelSpec, precision: str = FLOAT32) -> None:
-        """precision: of the linear layers' products (toolchain/numerics/products.py)."""
-        self.source, self.spec, self.precision = source, spec, precision
+    def __init__(
+        self, source: SourceModel, spec: ModelSpec, precision: str = FLOAT32, device: torch.device = CPU
+    ) -> None:
+        """precision: of the linear layers' products (toolchain/numerics/products.py); device: where blocks compute."""
+        self.source, self.spec, self.precision, self.device = source, spec, precision, device
         where = source.folder / "config.json"
         config = as_transformers(lambda: transformers_config(source.config), where)
         if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
@@ -112,7 +114,7 @@ class BlockRunner:
                     self._model.set_submodule(name, block)
         for recorder in recorders:
             recorder.hidden = None
-        self._arguments = [(recorder.args, recorder.kwargs) for recorder in recorders]
+        self._arguments = [_moved((recorder.args, recorder.kwargs), self.device) for recorder in recorders]
         return torch.cat(hidden)
 
     @contextlib.contextmanager
@@ -147,7 +149,7 @@ class BlockRunner:
                 parent.token_type_ids = torch.zeros(values.shape, dtype=torch.long)
 
     def load_block(self, number: int) -> nn.Module:
-        """A stored block with the checkpoint's weights, float32, on the CPU; the caller drops it when done."""
+        """A stored block with the checkpoint's weights, float32; the caller drops it when done."""
         prefix = self.spec.block_name(number)
         block: nn.Module = copy.deepcopy(self._module(prefix)).to_empty(device="cpu")
         state = {}
@@ -157,34 +159,47 @@ class BlockRunner:
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
             raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")
+        block = block.to(self.device)
         self._number_of[block] = number
         return block.eval().requires_grad_(False)
 
     def run(self, block: nn.Module, hidden: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """Outputs of a block for all sequences, each alone in a thread: float32 [sequences, length, hidden].
+        """Outputs of a block for all sequences in the host's memory: float32 [sequences, length, hidden].
 
-        cache: takes the place of the key-value cache, whose update() sees keys and values
-        (toolchain/calibrate/ranges.py); then the sequences run one after another.
+        Each runs alone in a thread, or some together on a device. cache: takes the place of the key-value cache, whose
+        update() sees keys and values (toolchain/calibrate/ranges.py); then nothing runs in threads.
         """
         out = torch.empty_like(hidden)
-        args, kwargs = self._arguments[self._number_of[block]]
+        args, kwargs = self._arguments_of(block)
         if cache is not None:
             args, kwargs = _with_cache(block, args, kwargs, cache)
 
-        def one(i: int) -> None:
+        def one(own: slice) -> None:
             with torch.no_grad():
-                result = block(hidden[i : i + 1], *args, **kwargs)
-            out[i : i + 1] = result[0] if isinstance(result, tuple) else result
+                result = block(hidden[own].to(self.device), *args, **kwargs)
+            out[own] = (result[0] if isinstance(result, tuple) else result).to(out.device)
 
-        sequences = range(hidden.shape[0])
-        for _ in ordered(one, sequences) if cache is None else map(one, sequences):
+        together = self.together(block, hidden)
+        for _ in each(one, together, self.device) if cache is None else map(one, together):
             pass
         return out
 
+    def together(self, block: nn.Module, hidden: torch.Tensor) -> list[slice]:
+        """The sequences that may pass a block together, where its arguments serve more than one."""
+        count, length = hidden.shape[:2]
+        shared = all(value.ndim < 2 or value.shape[0] == 1 for value in _tensors(self._arguments_of(block)))
+        return batches(count, length if shared else 1 << 62, self.device)
+
+    def _arguments_of(self, block: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._arguments[self._number_of[block]]
+
     def forward(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Outputs of a block for one sequence [1, length, hidden], with gradients where they are on."""
-        args, kwargs = self._arguments[self._number_of[block]]
-        result = block(hidden, *args, **kwargs)
+        """Outputs of a block for sequences [few, length, hidden], with gradients where they are on; on the device.
+
+        few: one, or as many as together() has at once.
+        """
+        args, kwargs = self._arguments_of(block)
+        result = block(hidden.to(self.device), *args, **kwargs)
         return result[0] if isinstance(result, tuple) else result
 
     def hessians(
@@ -203,7 +218,7 @@ class BlockRunner:
         """
         sums: dict[str, torch.Tensor] = {}
         owner: dict[str, str] = {}
-        running = threading.local()  # the sequence of this thread and what its hooks have found
+        running = threading.local()  # the sequences of this thread and what its hooks have found
 
         def hook(name: str) -> Callable[..., None]:
             def accumulate(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -214,32 +229,33 @@ class BlockRunner:
                 running.seen[id(x)] = (name, x)  # holding x keeps its id from being reused within this sequence
                 running.owner[name] = name
                 rows = x.reshape(-1, x.shape[-1])
-                own = slice(running.sequence, running.sequence + 1)
-                shares = None if token_weights is None else token_shares(token_weights[name], own)
-                if shares is not None and (tokens := tokens_at_hand()) is not None:
-                    shares = shares[..., tokens]
-                running.found[name] = gram(rows, shares)  # float32 products over one sequence
+                shares = None
+                if token_weights is not None:
+                    shares = token_shares(token_weights[name], running.sequences, self.device)
+                    if (tokens := tokens_at_hand()) is not None:
+                        shares = shares[..., tokens]
+                running.found[name] = gram(rows, shares)  # float32 products over one sequence, or a device's batch
 
             return accumulate
 
-        def one(i: int) -> tuple[dict[str, torch.Tensor], dict[str, str], torch.Tensor]:
-            running.sequence, running.seen, running.owner, running.found = i, {}, {}, {}
-            output = self.run(block, hidden[i : i + 1])
+        def one(own: slice) -> tuple[slice, dict[str, torch.Tensor], dict[str, str], torch.Tensor]:
+            running.sequences, running.seen, running.owner, running.found = own, {}, {}, {}
+            output = self.run(block, hidden[own])
             running.seen = {}
-            return running.found, running.owner, output
+            return own, running.found, running.owner, output
 
         handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         outputs = torch.empty_like(hidden)
         try:
-            for i, (found, owner_of, output) in enumerate(ordered(one, range(hidden.shape[0]))):
-                outputs[i : i + 1], owner = output, {**owner, **owner_of}
-                for name, term in found.items():  # float64 across sequences, in their order
-                    sums[name] = sums[name].add_(term) if name in sums else term.double()
+            for own, found, owner_of, output in each(one, self.together(block, hidden), self.device):
+                outputs[own], owner = output, {**owner, **owner_of}
+                for name, term in found.items():  # float64 across batches, in their order
+                    sums[name] = summed(sums.get(name), term)
         finally:
             for handle in handles:
                 handle.remove()
         tokens = hidden.shape[0] * hidden.shape[1]
-        shared = {name: total.mul_(2.0 / tokens).numpy() for name, total in sums.items()}
+        shared = {name: total.mul_(2.0 / tokens).cpu().numpy() for name, total in sums.items()}
         found_of = {name: shared[owner[name]] for name in names if name in owner}
         for name in names:
             if name not in found_of:  # an expert that no token reached
@@ -247,14 +263,14 @@ class BlockRunner:
         return found_of, outputs
 
 
-def token_shares(weights: np.ndarray, sequences: slice) -> torch.Tensor:
-    """What the tokens of some sequences weigh, mean one over all: float32 [T], or [groups, T].
+def token_shares(weights: np.ndarray, sequences: slice, device: torch.device) -> torch.Tensor:
+    """What the tokens of some sequences weigh, mean one over all: float32 [T], or [groups, T], on the device.
 
     weights: float32 [sequences, length], or [groups, sequences, length].
     """
     mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
     own = weights[..., sequences, :] / mean
-    return torch.from_numpy(own.reshape(*own.shape[:-2], -1).astype(np.float32))
+    return torch.from_numpy(own.reshape(*own.shape[:-2], -1).astype(np.float32)).to(device)
 
 
 def gram(rows: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
@@ -262,11 +278,33 @@ def gram(rows: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
     return rows.T @ rows if shares is None else torch.matmul(rows.T * shares[..., None, :], rows)
 
 
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor inside tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The same with every tensor on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(part, device) for part in value)
+    return value
+
+
 def get_weight(module: nn.Module) -> np.ndarray:
     """A linear layer's weight as float32 [out, in], whatever layout the module stores."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    return (weight.T if isinstance(module, Conv1D) else weight).detach().contiguous().numpy()
+    return (weight.T if isinstance(module, Conv1D) else weight).detach().cpu().contiguous().numpy()
 
 
 def set_weight(module: nn.Module, weights: np.ndarray) -> None:

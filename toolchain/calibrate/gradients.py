@@ -18,8 +18,8 @@ from toolchain.calibrate.own_text import whole_model
 from toolchain.numerics.products import FLOAT32
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.experts import tokens_at_hand
+from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
-from toolchain.system.threads import ordered
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Gradients:
 
 def measure_gradients(
     source: SourceModel, spec: ModelSpec, tokens: np.ndarray, quiet: bool, per_weight: bool, groups: int = 1,
-    precision: str = FLOAT32,
+    precision: str = FLOAT32, device: torch.device = CPU,
 ) -> Gradients:  # fmt: skip
     """Gradients for all linear layers of the blocks; tokens int64 [sequences, length].
 
     Without `per_weight` only the output gradients are kept, averaged over `groups` runs of rows. Source of the two
     uses: SqueezeLLM (arXiv 2306.07629) for weights, GuidedQuant (arXiv 2505.07004) for outputs.
     """
-    model = whole_model(source, precision)
+    model = whole_model(source, precision, device)
     modules = {name: model.get_submodule(name) for name in spec.quantizable()}
     squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
     outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}
@@ -58,7 +58,7 @@ def measure_gradients(
         Nothing of experts that no token reaches.
         """
         running.outputs, running.tokens = {}, {}
-        ids = torch.from_numpy(tokens[sequence : sequence + 1])
+        ids = torch.from_numpy(tokens[sequence : sequence + 1]).to(device)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         reached = [name for name in modules if name in running.outputs]
         wanted = [running.outputs[name] for name in reached]
@@ -78,15 +78,17 @@ def measure_gradients(
     else:  # a layer whose weight asks for a gradient computes it, wanted or not
         handles.append(model.get_input_embeddings().register_forward_hook(_requires_gradient))
     with Reporter("Gradients", len(tokens), quiet) as report:
-        for sequence, (by_output, by_weight_) in enumerate(ordered(one, range(len(tokens)))):
+        for sequence, (by_output, by_weight_) in enumerate(each(one, range(len(tokens)), device)):
             for name, values in by_output.items():
-                outputs[name][:, sequence] = values.numpy()
+                outputs[name][:, sequence] = values.cpu().numpy()
             for name, values in by_weight_.items():
                 squares[name] += values
             report.step("sequence")
     for handle in handles:
         handle.remove()
-    by_weight = {n: (s.T if isinstance(modules[n], Conv1D) else s).contiguous().numpy() for n, s in squares.items()}
+    by_weight = {
+        n: (s.T if isinstance(modules[n], Conv1D) else s).cpu().contiguous().numpy() for n, s in squares.items()
+    }
     return Gradients(by_weight, outputs)
 
 

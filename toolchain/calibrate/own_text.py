@@ -20,17 +20,18 @@ from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.source.experts import unpack_experts
 from toolchain.source.folding import FoldedSource
-from toolchain.system.threads import ordered, pieces
+from toolchain.system.device import CPU, each
+from toolchain.system.threads import pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
 _BATCH = 64  # windows written together at most: enough to share the weights' way through memory
 CHUNK = 4 * _BATCH  # windows made at a time
 
 
-def whole_model(source: SourceModel, precision: str = FLOAT32) -> PreTrainedModel:
+def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.device = CPU) -> PreTrainedModel:
     """The source model in float32, with everything that is folded into its weights, without gradients.
 
-    precision: of the linear layers' products (toolchain/numerics/products.py).
+    precision: of the linear layers' products (toolchain/numerics/products.py); device: where it is.
 
     transformers builds it from the tensors that the source gives, not from the files, which may be quantized.
     """
@@ -57,6 +58,9 @@ def whole_model(source: SourceModel, precision: str = FLOAT32) -> PreTrainedMode
             if name in names:
                 parameter.copy_(source.tensor(name, tuple(parameter.shape)))
     with_precision(model, precision)
+    if device.type != "cpu":
+        model.to(device)
+        model.tie_weights()
     return model
 
 
@@ -64,12 +68,15 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def mixed(source: SourceModel, tokens: np.ndarray, share: float, seed: int, precision: str = FLOAT32) -> np.ndarray:
+def mixed(
+    source: SourceModel, tokens: np.ndarray, share: float, seed: int, precision: str = FLOAT32,
+    device: torch.device = CPU,
+) -> np.ndarray:  # fmt: skip
     """Sequences int64 [count, length] with the first `share` of them replaced by the model's own text."""
     count = round(share * len(tokens))
     if count == 0:
         return tokens
-    own = OwnText(whole_model(source, precision), tokens.reshape(-1), tokens.shape[1], seed, chunk=count)
+    own = OwnText(whole_model(source, precision, device), tokens.reshape(-1), tokens.shape[1], seed, chunk=count)
     return np.concatenate([own.windows(0, count), tokens[count:]])
 
 
@@ -79,6 +86,7 @@ class OwnText:
     def __init__(self, model: nn.Module, text: np.ndarray, length: int, seed: int, chunk: int = CHUNK) -> None:
         """text: token ids int64 [n], more than `length` of them; length: tokens a window, at most the context."""
         self._model, self._text, self._length, self._seed, self._count = model, text, length, seed, chunk
+        self._device = next(model.parameters()).device
         self._place, self._chunk = -1, np.empty((0, length), np.int64)
 
     def windows(self, first: int, count: int) -> np.ndarray:
@@ -100,7 +108,8 @@ class OwnText:
             draws = torch.Generator().manual_seed((self._seed + place * self._count + batch.start) % 2**63)
             return continued(self._model, prompts[batch], self._length, draws)
 
-        return np.concatenate(list(ordered(write, pieces(self._count, min(_BATCH, -(-self._count // 2))))))
+        parts = pieces(self._count, min(_BATCH, -(-self._count // 2)))  # what they draw depends on where they begin
+        return np.concatenate(list(each(write, parts, self._device)))
 
 
 class _RoomyLayer(DynamicLayer):
@@ -128,10 +137,12 @@ class _RoomyLayer(DynamicLayer):
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
     rows = fresh = torch.from_numpy(prompts)
-    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    cache, device = Cache(layer_class_to_replicate=_RoomyLayer), next(model.parameters()).device
     with torch.no_grad():
         while rows.shape[1] < length:
-            logits = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            fresh = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=draws)
+            ids = fresh.to(device)
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            shares = torch.softmax(logits, dim=-1).cpu()  # a device would draw others from the same seed
+            fresh = torch.multinomial(shares, 1, generator=draws)
             rows = torch.cat([rows, fresh], dim=1)
     return rows.numpy()

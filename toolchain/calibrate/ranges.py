@@ -37,7 +37,7 @@ class CacheRecorder:
         """keys, values: [batch, kv_heads, tokens, head_dim]."""
         found = self._ranges
         for name, tensor in (("keys", keys), ("values", values)):
-            top = tensor.detach().abs().amax(dim=(0, 2, 3)).double().numpy()
+            top = tensor.detach().abs().amax(dim=(0, 2, 3)).cpu().double().numpy()
             old = getattr(found, name)
             setattr(found, name, np.maximum(old, top) if old.size else top)
         return keys, values
@@ -61,7 +61,7 @@ def measure_ranges(
         def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             x = inputs[0]
             if seen.get(id(x)) is not x:  # query, key and value (gate and up) read the same tensor
-                rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+                rows = x.detach().reshape(-1, x.shape[-1]).cpu().numpy()
                 rows = rotate_columns(rows, rotation_size(rows.shape[1])) if rotated else rows
                 seen[id(x)], tops[id(x)] = x, float(np.abs(rows).max())
             ranges.inputs[name] = max(ranges.inputs.get(name, 0.0), tops[id(x)])

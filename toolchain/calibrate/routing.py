@@ -16,7 +16,7 @@ from torch import nn
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, gram
 from toolchain.source.experts import Experts
-from toolchain.system.threads import ordered
+from toolchain.system.device import each, summed
 
 FEW = 0.25  # tokens for each column of a matrix; experts with fewer have no Hessian of their own
 
@@ -46,7 +46,7 @@ def expert_tokens(runner: BlockRunner, block: nn.Module, hidden: torch.Tensor) -
     counts: list[np.ndarray] = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        counts.append(np.bincount(inputs[1].reshape(-1).numpy(), minlength=len(experts)))
+        counts.append(np.bincount(inputs[1].reshape(-1).cpu().numpy(), minlength=len(experts)))
 
     handle = experts.register_forward_pre_hook(note)
     try:
@@ -80,15 +80,15 @@ def pooled_hessians(runner: BlockRunner, block: nn.Module, hidden: torch.Tensor)
         for name, template in zip(names, spec.block.of_experts())
     ]
     try:
-        for found in ordered(one, range(len(hidden))):
+        for found in each(one, range(len(hidden)), runner.device):
             for template, term in found.items():  # float64 across sequences, in their order
-                sums[template] = sums[template].add_(term) if template in sums else term.double()
+                sums[template] = summed(sums.get(template), term)
     finally:
         for handle in handles:
             handle.remove()
     assert spec.block.experts is not None
     tokens = hidden.shape[0] * hidden.shape[1] * spec.block.experts.per_token
-    return {template: total.mul_(2.0 / tokens).numpy() for template, total in sums.items()}
+    return {template: total.mul_(2.0 / tokens).cpu().numpy() for template, total in sums.items()}
 
 
 def too_few(spec: ModelSpec, block: nn.Module, tokens: np.ndarray) -> Mapping[str, str]:

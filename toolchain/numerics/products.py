@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
+_PROCESSOR = torch.device("cpu")
 _FEATURES = ("avx512bf16", "amx-bf16", "bf16")  # LLVM's names; the last is ARM's
 _LEAST_WIDTH = 256  # of the model; narrower products gain nothing
 
@@ -30,10 +31,12 @@ def processor_multiplies_bfloat16() -> bool:
     return any(features.get(name) for name in _FEATURES)
 
 
-def chosen_precision(asked: str, width: int) -> str:
+def chosen_precision(asked: str, width: int, device: torch.device = _PROCESSOR) -> str:
     """FLOAT32 or BFLOAT16 for what was asked ("auto": what is faster here) and a model of this hidden size."""
     if asked != "auto":
         return asked
+    if device.type != "cpu":  # what bfloat16 gains there was never measured
+        return FLOAT32
     return BFLOAT16 if processor_multiplies_bfloat16() and width >= _LEAST_WIDTH else FLOAT32
 
 

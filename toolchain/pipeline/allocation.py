@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
@@ -25,15 +26,15 @@ from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.gradients import Gradients, measure_gradients
 from toolchain.calibrate.routing import expert_groups
-from toolchain.numerics.hessian import damped, inverse_factor
+from toolchain.numerics.factors import ready_hessian
 from toolchain.quantize import Method
 from toolchain.quantize.apart import apart
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
 from toolchain.settings.format import MIXED, TRELLIS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import GRADIENT_METHODS
+from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
-from toolchain.system.threads import ordered
 
 PLAN_FILE = "allocation.json"
 PLAN_SEQUENCES = 16  # of the calibration text that the plan looks at
@@ -79,11 +80,9 @@ def expected_error(bits: int, trellis: bool) -> float:
     return _TRELLIS_ERRORS.get(bits, _LEVEL_ERRORS[bits - 1]) if trellis else _LEVEL_ERRORS[bits - 1]
 
 
-def unexplained(hessian: np.ndarray, damping: float) -> float:
+def unexplained(hessian: np.ndarray, damping: float, device: torch.device = CPU) -> float:
     """sum_j d_j of a Hessian [K, K]: what errors of variance one cost when later columns absorb what they can."""
-    h, _ = damped(hessian, damping)
-    order = np.argsort(-np.diag(h), kind="stable")
-    return float((np.diag(inverse_factor(h[np.ix_(order, order)])) ** -2.0).sum())
+    return float((np.diag(ready_hessian(hessian, damping, device=device).factor) ** -2.0).sum())
 
 
 def plan_sequences(count: int) -> np.ndarray:
@@ -109,7 +108,9 @@ def plan_widths(
     chosen = plan_sequences(len(tokens))
     tokens = tokens[chosen]
     if gradients is None:
-        gradients = measure_gradients(runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision)
+        gradients = measure_gradients(
+            runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision, device=runner.device
+        )
         chosen = np.arange(len(tokens))
     budget = settings.effective_budget
     widths = candidate_widths(budget)
@@ -123,8 +124,8 @@ def plan_widths(
             costs, inputs = dict[str, float](), hidden
             for group in (spec.block.everyones(), *expert_groups(spec, block)):
                 hessians, hidden = runner.hessians(block, group, inputs, guide)
-                cost_of = partial(unexplained, damping=settings.damping)
-                costs |= zip(hessians, ordered(cost_of, hessians.values()))
+                cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
+                costs |= zip(hessians, each(cost_of, hessians.values(), runner.device))
             for together in spec.block.alike():
                 cost, matrices = 0.0, [get_weight(block.get_submodule(name)) for name in together]
                 for name, matrix in zip(together, matrices):

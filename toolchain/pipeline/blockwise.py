@@ -60,7 +60,7 @@ class BlockQuantizer:
         self._gradients, self._widths = gradients, widths
         experts = {name for names in spec.block.by_expert() for name in names}
         self._stacked = {spec.block_name(i) + name for i in range(spec.blocks) for name in experts}
-        self._quantizer = quantizer(settings)
+        self._quantizer = quantizer(settings, runner.device)
         # a block that several layers use has no one input that its quantized form could follow
         self._follows = settings.asymmetric and all(spec.uses(i) == 1 for i in range(spec.blocks))
 
@@ -251,7 +251,7 @@ class BlockQuantizer:
         )
         before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
         report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
-        tuned = {name: layer.to_stored(dict(results[name].losses)) for name, layer in layers.items()}
+        tuned = {name: layer.cpu().to_stored(dict(results[name].losses)) for name, layer in layers.items()}
         for name, module in modules.items():
             block.set_submodule(name, module)
             set_weight(module, tuned[name].dequantized())
@@ -273,7 +273,7 @@ class BlockQuantizer:
             tensors |= parts
             records.append(record)
         for name, parameter in self._others(block):
-            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().numpy())
+            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().cpu().numpy())
             records.append(record)
         return tensors, records
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from export import __version__
 from export.artefacts.chat_templates import ADDITIONAL, additional_files
@@ -56,6 +57,7 @@ from toolchain.source.heads import open_model
 from toolchain.source.quantization import FIELDS as QUANTIZED_FIELDS
 from toolchain.source.rotation import RotatedSource
 from toolchain.source.tokenizer import write_built_tokenizer
+from toolchain.system.device import chosen_device
 from toolchain.system.threads import fixed_rounding
 
 _IDENTITY = ("format_version", "source", "calibration", "settings", "integers")  # what a resumed run shares
@@ -80,6 +82,7 @@ def _quantize_model(
 ) -> QuantizedCheckpoint:  # fmt: skip
     if settings.method != KEEP:
         method(settings.method)  # refuse an unknown one before anything is read
+    device = chosen_device(workers)
     folder = resolve(model)
     read_generation_config(folder)  # what packaging would refuse is refused before the work
     if why := ignored(folder):
@@ -97,13 +100,13 @@ def _quantize_model(
         framed=not spec.causal,
     )  # fmt: skip
     data = sample(count=settings.sequences, length=length, seed=settings.seed)
-    precision = chosen_precision(workers.precision, spec.hidden_size)
-    manifest = {**_manifest(model, source, spec, settings, data), "precision": precision}
+    precision = chosen_precision(workers.precision, spec.hidden_size, device)
+    manifest = {**_manifest(model, source, spec, settings, data), "precision": precision, "device": device.type}
     _prepare(out, source, manifest, restart)
     if "totals" in read_json(out / MANIFEST):
         return QuantizedCheckpoint(out)
     if not all((out / block_shard(i)).exists() for i in range(spec.blocks)):
-        _quantize_blocks(source, spec, data.tokens, settings, out, quiet, workers, precision)
+        _quantize_blocks(source, spec, data.tokens, settings, out, quiet, workers, precision, device)
     if not (out / OUTSIDE_SHARD).exists():
         write_shard(out / OUTSIDE_SHARD, *outside_tensors(source, spec, settings))
     prefix = ""
@@ -111,7 +114,7 @@ def _quantize_model(
         from toolchain.tune.checkpoint import TUNED_PREFIX, tune_checkpoint
 
         windows = sample(count=None, length=min(settings.tune_length, spec.context_length), seed=settings.seed)
-        tune_checkpoint(source, spec, out, settings, steps, windows.tokens, quiet, precision)
+        tune_checkpoint(source, spec, out, settings, steps, windows.tokens, quiet, precision, device)
         prefix = TUNED_PREFIX
     return _finish(out, manifest, spec, prefix)
 
@@ -144,26 +147,28 @@ def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, 
 
 def _quantize_blocks(
     source: SourceModel, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, out: Path, quiet: bool,
-    workers: Workers, precision: str,
+    workers: Workers, precision: str, device: torch.device,
 ) -> None:  # fmt: skip
     """Everything that needs the calibration tokens: gradients and bit allocation where asked, then block by block."""
     if settings.own_text:
         from toolchain.calibrate.own_text import mixed
 
-        tokens = mixed(source, tokens, settings.own_text, settings.seed, precision)
+        tokens = mixed(source, tokens, settings.own_text, settings.seed, precision, device)
         give_back()
-    runner = BlockRunner(source, spec, precision)
+    runner = BlockRunner(source, spec, precision, device)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, widths = None, {}
     if per_weight or settings.guided:
         from toolchain.calibrate.gradients import measure_gradients
 
-        gradients = measure_gradients(source, spec, tokens, quiet, per_weight, settings.guided_groups, precision)
+        gradients = measure_gradients(
+            source, spec, tokens, quiet, per_weight, settings.guided_groups, precision, device
+        )
         give_back()
     if settings.is_budget or (settings.spread and spec.causal):
         from toolchain.pipeline.allocation import plan_widths
 
-        widths = plan_widths(runner, spec, tokens, settings, quantizer(settings), out, quiet, gradients)
+        widths = plan_widths(runner, spec, tokens, settings, quantizer(settings, device), out, quiet, gradients)
         give_back()
     BlockQuantizer(runner, spec, settings, gradients, widths, workers).run(tokens, out, quiet)
     give_back()

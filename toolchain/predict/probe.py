@@ -19,7 +19,7 @@ from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.drift import input_moments, reading_order
 from toolchain.calibrate.routing import expert_groups
-from toolchain.numerics.hessian import damped, inverse_factor
+from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.allocation import PLAN_SEQUENCES
 from toolchain.pipeline.run import open_source
@@ -30,6 +30,7 @@ from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.source.checkpoint import SourceModel, resolve
+from toolchain.system.device import chosen_device
 from toolchain.system.threads import fixed_rounding, thread_count
 
 _SEQUENCES = (2, 6)  # the difference tells what a sequence takes from what a block takes once
@@ -60,14 +61,15 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """Probe this model and these settings. Raises InputError for what quantize_model would refuse."""
     with fixed_rounding():
-        return _predict(model, settings, choice, workers.precision)
+        return _predict(model, settings, choice, workers)
 
 
-def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, asked_precision: str) -> Prediction:
-    solver = quantizer(settings)
+def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, workers: Workers) -> Prediction:
+    device = chosen_device(workers)
+    solver = quantizer(settings, device)
     folder = resolve(model)
     source, spec = open_source(folder, settings)
-    precision = chosen_precision(asked_precision, spec.hidden_size)
+    precision = chosen_precision(workers.precision, spec.hidden_size, device)
     length = min(settings.sequence_length, spec.context_length)
     text = calibration.slice_text(calibration.calibration_text(choice.source, folder), choice.part)
     tokenizer = calibration.load_tokenizer(folder)
@@ -78,7 +80,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     sequences = data.tokens.shape[0]
     few = data.tokens[: min(_SEQUENCES[-1], sequences)]
     share = sequences / len(few)
-    runner, names, base = BlockRunner(source, spec, precision), spec.block.linears(), peak_rss()
+    runner, names, base = BlockRunner(source, spec, precision, device), spec.block.linears(), peak_rss()
     embedding, hidden = _timed(lambda: runner.embed(few))
     loading, block = _timed(lambda: runner.load_block(0))
     runner.run(block, hidden[:1])  # the first call of a block pays for set-up
@@ -91,7 +93,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     paths = 1 if twin is None else 2  # states that are kept and passed on: the quantized model's, and the source's
     running = paths * _timed(lambda: runner.run(block, hidden))[0]
     plans = settings.is_budget or (settings.spread and spec.causal)
-    sizes = _Sizes.of(block, names, hessians, solver, settings, settings.effective_budget if plans else None)
+    sizes = _Sizes.of(block, names, hessians, solver, settings, settings.effective_budget if plans else None, device)
     held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
     weights = sizes.weights * spec.blocks
@@ -168,7 +170,7 @@ class _Sizes:
     @classmethod
     def of(
         cls, block: Any, names: tuple[str, ...], hessians: dict[str, np.ndarray], quantizer: Method,
-        settings: QuantizeSettings, budget: float | None,
+        settings: QuantizeSettings, budget: float | None, device: torch.device,
     ) -> _Sizes:  # fmt: skip
         """Quantize some rows of each shape. A budget is met to the byte, so its size is known beforehand."""
         known: dict[tuple[int, ...], tuple[float, float, Layer]] = {}
@@ -176,7 +178,8 @@ class _Sizes:
         for name in names:
             weights = get_weight(block.get_submodule(name))
             if weights.shape not in known:
-                known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings, budget is not None)
+                planned = budget is not None
+                known[weights.shape] = _layer(name, weights, hessians[name], quantizer, settings, planned, device)
             seconds, stored, layer = known[weights.shape]
             stored = stored if budget is None else budget * weights.size / 8
             total = cls(
@@ -186,15 +189,16 @@ class _Sizes:
 
 
 def _layer(
-    name: str, weights: np.ndarray, hessian: np.ndarray, quantizer: Method, settings: QuantizeSettings, planned: bool
-) -> tuple[float, float, Layer]:
-    """Seconds and stored bytes of one linear layer, and its sample."""
-    rows = min(_ROWS * thread_count(), weights.shape[0])
+    name: str, weights: np.ndarray, hessian: np.ndarray, quantizer: Method, settings: QuantizeSettings, planned: bool,
+    device: torch.device,
+) -> tuple[float, float, Layer]:  # fmt: skip
+    """Seconds and stored bytes of one linear layer, and its sample: all of it on a device, where rows cost little."""
+    rows = min(_ROWS * thread_count(), weights.shape[0]) if device.type == "cpu" else weights.shape[0]
     sample, factor = weights[:rows], weights.shape[0] / rows
     extra = (np.ones_like(sample),) if settings.method in GRADIENT_METHODS else ()
     fixed = 0.0
     if planned or settings.method in ("athena", "gptq"):
-        fixed, _ = _timed(lambda: inverse_factor(damped(hessian, settings.damping)[0]))
+        fixed, _ = _timed(lambda: ready_hessian(hessian, settings.damping, device=device))
 
     def run(chosen: QuantizeSettings) -> tuple[float, Any]:
         quantizer(sample[:8], hessian, chosen, *(e[:8] for e in extra))  # compiles

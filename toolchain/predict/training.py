@@ -1,6 +1,7 @@
 """What backward passes will take: gradients of the calibration sequences, and end-to-end tuning, measured on one block.
 
-Times are taken in one thread, as every window has one (microbatch.py), and shared out over the threads.
+Times are taken in one thread, as every window has one (microbatch.py), and shared out over the threads; on a device
+windows follow one another.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import weight_of
 from toolchain.numerics.products import linear
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.system.device import synchronize
 from toolchain.system.threads import thread_count
 from toolchain.tune.end_to_end import HOLD, TOGETHER
 from toolchain.tune.trainable import trainable_layer
@@ -54,10 +56,12 @@ class TrainingProbe:
         """hidden: inputs of the block, float32 [sequences, length, width]."""
         self._runner, self._spec, self._block, self._hidden = runner, spec, block, hidden[:1]
         self._length, self._width = int(hidden.shape[1]), int(hidden.shape[2])
+        self._device = runner.device
+        self._threads = thread_count() if self._device.type == "cpu" else 1
 
     def gradients(self, sequences: int, parameters: int, per_weight: bool) -> Cost:
         """toolchain.calibrate.gradients.measure_gradients over `sequences` sequences."""
-        threads = min(thread_count(), sequences)
+        threads = min(self._threads, sequences)
         (reading, back), kept = self._block_times(self._length, per_weight)
         head = self._head_times(self._length)
         seconds = self._spec.layers * (reading + back) + sum(head)
@@ -69,18 +73,18 @@ class TrainingProbe:
         """toolchain.calibrate.own_text for `sequences` calibration sequences; what it holds, gradients hold as well."""
         (reading, _), _ = self._block_times(self._length, per_weight=False)
         writing = (self._spec.layers * reading + self._head_times(self._length)[0]) * _DRAWING
-        return Cost(writing * sequences / thread_count(), 0)
+        return Cost(writing * sequences / self._threads, 0)
 
     def tuning(self, settings: QuantizeSettings, steps: int, layers: list[Layer], weights: int, outside: int) -> Cost:
         """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere."""
         length = min(settings.tune_length, self._length)
-        threads = min(thread_count(), -(-settings.tune_batch // TOGETHER))
+        threads = min(self._threads, -(-settings.tune_batch // TOGETHER))
         (reading, back), kept = self._block_times(length, per_weight=True)
         head_forward, head_back = self._head_times(length)
         window = self._spec.layers * (2 * reading + back) + 2 * head_forward + head_back
         own = settings.own_text * (self._spec.layers * reading + head_forward) * _DRAWING
-        making = self._spec.blocks * sum(map(_making, layers)) / thread_count() / HOLD
-        adam = weights * _adam_seconds()
+        making = self._spec.blocks * sum(_making(layer, self._device) for layer in layers) / self._threads / HOLD
+        adam = weights * _adam_seconds(self._device)
         step = settings.tune_batch * (window + own) / threads + making + adam
         held = self._spec.layers * kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
         return Cost(
@@ -95,7 +99,7 @@ class TrainingProbe:
 
         def pack(value: torch.Tensor) -> torch.Tensor:
             if not any(value is weight for weight in weights):
-                kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+                kept[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
             return value
 
         for weight in weights:
@@ -103,13 +107,13 @@ class TrainingProbe:
         times = []
         for _ in range(2):  # the first call pays for set-up
             kept.clear()
-            hidden = self._hidden[:, : self._length].clone().requires_grad_()
-            begun = time.perf_counter()
+            hidden = self._hidden[:, : self._length].to(self._device).clone().requires_grad_()
+            begun = self._now()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
                 out = self._runner.forward(self._block, hidden)
-            middle = time.perf_counter()
+            middle = self._now()
             torch.autograd.grad(out.sum(), [hidden, *(weights if per_weight else [])], allow_unused=True)
-            times = [middle - begun, time.perf_counter() - middle]
+            times = [middle - begun, self._now() - middle]
         for weight in weights:
             weight.requires_grad_(False)
         share = length / self._length
@@ -118,36 +122,46 @@ class TrainingProbe:
     def _head_times(self, length: int) -> tuple[float, float]:
         """Seconds of the logits and their log-softmax for one sequence, forward and backward."""
         rows = min(_HEAD_ROWS, self._spec.vocab_size)
-        head, hidden = torch.randn(rows, self._width), torch.randn(length, self._width, requires_grad=True)
-        begun = time.perf_counter()
+        head = torch.randn(rows, self._width).to(self._device)
+        hidden = torch.randn(length, self._width).to(self._device).requires_grad_()
+        begun = self._now()
         out = torch.log_softmax(linear(hidden, head, None, self._runner.precision), dim=-1)
-        middle = time.perf_counter()
+        middle = self._now()
         torch.autograd.grad(out.square().sum(), [hidden])
         factor = self._spec.vocab_size / rows
-        return (middle - begun) * factor, (time.perf_counter() - middle) * factor
+        return (middle - begun) * factor, (self._now() - middle) * factor
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was given."""
+        return _now(self._device)
 
 
-def _making(layer: Layer) -> float:
+def _now(device: torch.device) -> float:
+    synchronize(device)
+    return time.perf_counter()
+
+
+def _making(layer: Layer, device: torch.device) -> float:
     """Seconds to make a layer's stored weights and to take their gradient back, in one thread."""
     rows, columns = layer.stored.dequantized().shape
-    trainable = trainable_layer(nn.Linear(columns, rows, bias=False), layer.stored)
+    trainable = trainable_layer(nn.Linear(columns, rows, bias=False).to(device), layer.stored)
     seconds = 0.0
     for _ in range(2):  # the first call compiles
-        begun = time.perf_counter()
+        begun = _now(device)
         weight = trainable.weight_matrix()
         weight.backward(torch.ones_like(weight))
-        seconds = time.perf_counter() - begun
+        seconds = _now(device) - begun
     return seconds * layer.rows / rows
 
 
-def _adam_seconds() -> float:
+def _adam_seconds(device: torch.device) -> float:
     """Seconds a parameter of one Adam step."""
-    parameter = nn.Parameter(torch.from_numpy(np.ones(1 << 20, np.float32)))
+    parameter = nn.Parameter(torch.from_numpy(np.ones(1 << 20, np.float32)).to(device))
     optimizer = torch.optim.Adam([parameter])
     seconds = 0.0
     for _ in range(2):
         parameter.grad = torch.ones_like(parameter)
-        begun = time.perf_counter()
+        begun = _now(device)
         optimizer.step()
-        seconds = time.perf_counter() - begun
+        seconds = _now(device) - begun
     return seconds / parameter.numel()

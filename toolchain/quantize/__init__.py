@@ -7,7 +7,9 @@ Those in GRADIENT_METHODS also take the squared weight gradients [N, K].
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
@@ -15,7 +17,11 @@ from runtime_py.system import jit_cache
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import FORMAT_SOLVERS, METHODS
 
+if TYPE_CHECKING:
+    import torch
+
 jit_cache.install()  # before any module of this package compiles
+IN_TORCH = ("athena",)  # methods whose quantize() takes a device
 Method = Callable[..., StoredMatrix]
 
 
@@ -26,8 +32,13 @@ def method(name: str) -> Method:
     return import_module(f"toolchain.quantize.methods.{name}").quantize
 
 
-def quantizer(settings: QuantizeSettings) -> Method:
-    """What quantizes a matrix by these settings: the solver of a format that has its own, else the method."""
+def quantizer(settings: QuantizeSettings, device: torch.device | None = None) -> Method:
+    """What quantizes a matrix by these settings: the solver of a format that has its own, else the method.
+
+    device: where a method that can, IN_TORCH, solves; others solve on the processor.
+    """
     if settings.format in FORMAT_SOLVERS:
         return import_module(f"toolchain.quantize.solvers.{settings.format}").quantize
-    return method(settings.method)
+    found = method(settings.method)
+    on_processor = device is None or device.type == "cpu"
+    return found if on_processor or settings.method not in IN_TORCH else partial(found, device=device)

@@ -8,6 +8,7 @@ from typing import ClassVar, Optional
 from toolchain.settings.option import check_limits, option
 
 BUILT_IN = "built-in"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class CalibrationSettings:
 class Workers:
     """How many layers are solved at once, where, and how fast products are computed.
 
-    Not part of the fingerprint: a run goes on with others. The precision changes a result within rounding, so the
-    manifest records it.
+    Not part of the fingerprint: a run goes on with others. Precision and device change a result within rounding, so the
+    manifest records them.
     """
 
     PANEL: ClassVar[str] = "Machine"
@@ -59,6 +60,9 @@ class Workers:
         "auto", "Products of calibration and tuning; auto: bfloat16 where the processor multiplies it faster",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
+    device: str = option(  # toolchain/system/device.py; not auto by default: no other was ever tried on hardware
+        "cpu", "Where calibration, solvers and tuning compute; auto: CUDA, MPS or else the processor", choices=DEVICES
+    )
 
     def __post_init__(self) -> None:
         """Raises InputError on a count that makes no sense."""

@@ -28,7 +28,7 @@ class TuningSettings:
         "20 to 200 million parameters", low=SHORT, high=10**7, common=True,
     )  # fmt: skip
     tune_rate: float = option(
-        0.0, "Learning rate relative to each tensor's root mean square; 0: by the width", low=0.0, high=1.0
+        0.0, "Learning rate of codes, relative to each tensor's root mean square; 0: by the width", low=0.0, high=1.0
     )
     tune_batch: int = option(8, "Windows a step", low=1, high=4096)
     tune_length: int = option(256, "Tokens a window", low=2, high=2**20)

@@ -29,8 +29,10 @@ from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
 from toolchain.source.stored_names import ParameterNames, is_adapter, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
+from toolchain.source.wrappers import check_quantization, left_out_of, text_name
 
 _DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab*"]
+_ADAPTED = "base_model."  # what PEFT puts before every name
 _NAMED = 3  # tensors that a line lists before it only counts them
 
 
@@ -71,6 +73,8 @@ class SourceModel:
         if not (folder / "config.json").exists():
             raise InputError(without_config(folder))
         stated = read_json(folder / "config.json")
+        self._kind, self._left_out = stated.get("model_type"), left_out_of(stated)
+        check_quantization(stated, FIELDS, folder / "config.json")
         self.quantization = source_quantization(stated)
         for field in FIELDS:  # what comes out is not quantized
             stated.pop(field, None)
@@ -91,10 +95,10 @@ class SourceModel:
         """Stored names by parameter. Raises InputError when a tensor is missing or in a form that cannot be read."""
         self._refuse_adapters()
         found: dict[str, str] = {}
-        for name in self._weights.names():
-            parameter = self._parameters.of(name)
+        for name, text in self._text_names.items():
+            parameter = self._parameters.of(text)
             if parameter is None:
-                self._refuse_parts_of_weights(name)
+                self._refuse_parts_of_weights(name, text)
             elif parameter in found:
                 raise InputError(f"{self.where}: {found[parameter]} and {name} are stored for one and the same tensor")
             else:
@@ -110,10 +114,18 @@ class SourceModel:
                 raise unreadable(f"weights [in, out] as {self._weights.check(name)}", f"{self.where}: {name}")
         return found
 
+    @functools.cached_property
+    def _text_names(self) -> dict[str, str]:
+        """What each stored tensor is called in a model of text alone; those of other parts are not here."""
+        names = self._weights.names()
+        if self._left_out is None:
+            return {name: name for name in names}
+        return {name: text for name in names if (text := text_name(name)) is not None}
+
     def _refuse_adapters(self) -> None:
         """Of all that may be wrong with the names, an adapter explains most: it is said first."""
         for name in self._weights.names():
-            if is_adapter(name):
+            if is_adapter(name) and (name in self._text_names or name.startswith(_ADAPTED)):
                 raise InputError(
                     f"{self.where}: {name} belongs to an adapter that was not merged (LoRA and its kin). Merge it "
                     "with merge_and_unload() of peft and save the model again"
@@ -124,9 +136,9 @@ class SourceModel:
         alike = (name for name in self._weights.names() if name.endswith(f".{parameter}"))
         return next((f"; it has {name}, a name that transformers does not know" for name in alike), "")
 
-    def _refuse_parts_of_weights(self, name: str) -> None:
-        """What lies beside a weight, or in its place, and is not known would change it."""
-        if self._parameters.harmless(name) or not self._parameters.beside_a_parameter(name):
+    def _refuse_parts_of_weights(self, name: str, text: str) -> None:
+        """What lies beside a weight, or in its place, and is not known would change it. text: the text part's name."""
+        if self._parameters.harmless(text) or not self._parameters.beside_a_parameter(text):
             return
         module = name.rpartition(".")[0].removesuffix(".weight")
         title = format_of(other for other in self._weights.tensors if other.startswith(f"{module}."))
@@ -141,8 +153,13 @@ class SourceModel:
             lines += self._weights.notes()
         if self.stored_as:
             lines.append(f"{self.where}: the weights are stored as {self.stored_as}; they are read as float32")
-        used, names = set(self._stored.values()), self._weights.names()
-        left = [name for name in names if name not in used and not self._parameters.harmless(name)]
+        if self._left_out is not None:
+            lines.append(
+                f"{self.where}: of this {self._kind} model the text part ({self.config['model_type']}) is read; "
+                f"{self._left_out} is left out"
+            )
+        used, names = set(self._stored.values()), self._text_names
+        left = [name for name, text in names.items() if name not in used and not self._parameters.harmless(text)]
         if left:
             lines.append(f"{self.where}: left out, the model has no place for them (as in transformers): {_some(left)}")
         activations = [name for name in names if name not in used and changes_activations_only(name)]

@@ -7,6 +7,7 @@ resolved dictionary has every field, and goes into checkpoints and model folders
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.contract.errors import InputError
 from export.graph.archs import supported_model_types
+from toolchain.source.wrappers import left_out_of, refuse_unknown_wrapper, text_fields, without_other_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,23 +39,47 @@ T = TypeVar("T")
 def resolved_config(raw: dict[str, Any], where: Path) -> dict[str, Any]:
     """Every field of a config.json as transformers has it, over the keys that it had; unsupported families unchanged.
 
-    where: the file, for messages. Resolving twice changes nothing. Raises InputError, in one line, where the class
-    refuses a value or layers differ from each other in their settings (`per_layer_config`).
+    Of a model with a text part (wrappers.py) it is the text part's. where: the file, for messages. Resolving twice
+    changes nothing. Raises InputError, in one line, where the class refuses a value or layers differ from each other in
+    their settings (`per_layer_config`).
     """
+    if left_out_of(raw) is not None:
+        raw = _text_part(raw, where)
     if raw.get("model_type") not in supported_model_types():
+        refuse_unknown_wrapper(raw, where)
         return raw
+    _check_layers(raw, where)
+    made = as_transformers(lambda: _fields(transformers_config(raw)), where)
+    return {**raw, **made, "model_type": raw["model_type"]}
+
+
+def _check_layers(raw: dict[str, Any], where: Path) -> None:
     if raw.get("per_layer_config"):
         raise InputError(f"{where}: per_layer_config is not supported")
     for name in _LAYER_COUNTS:
         count = raw.get(name)
         if isinstance(count, int | float) and count > _MOST_LAYERS:
             raise InputError(f"{where}: {name} must be at most {_MOST_LAYERS}, not {count!r}")
-    return {**raw, **as_transformers(lambda: _fields(raw), where), "model_type": raw["model_type"]}
 
 
-def _fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """What the class makes of the config, without what it keeps for itself."""
-    config = transformers_config(raw)
+def _text_part(raw: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Every field of the text part, as the wrapper's class reads it."""
+    if isinstance(raw.get("text_config"), dict):
+        _check_layers(raw["text_config"], where)
+
+    def made() -> dict[str, Any]:
+        whole = transformers_config(without_other_parts(raw))
+        text = whole.get_text_config(decoder=True)
+        fields = {**_fields(text), "model_type": text.model_type}
+        if "layer_types" not in {field.name for field in dataclasses.fields(text)}:  # kept, but read by no model of it
+            fields.pop("layer_types", None)
+        return text_fields(raw, whole, fields)
+
+    return as_transformers(made, where)
+
+
+def _fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """The config without what the class keeps for itself."""
     known = set(config.default_config_fields())
     return {
         name: value

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolchain.system.threads import ordered
+from toolchain.system.device import each
 from toolchain.tune.end_to_end import default_rate
 from toolchain.tune.microbatch import accumulate, code_widths, trainable_parameters
 
@@ -41,7 +41,8 @@ def tune_block(
     after, relative to the mean square of the targets; where it would have risen, the block is as it was.
     """
     parameters = trainable_parameters(block)
-    before = _error(forward, inputs, targets)
+    device = next(block.parameters()).device
+    before = _error(forward, inputs, targets, device)
     kept = {name: p.detach().clone() for name, p in parameters.items()}
     groups, widths = [], code_widths(block)
     for name, parameter in parameters.items():
@@ -59,12 +60,13 @@ def tune_block(
 
         def loss_of(part: slice, chosen: np.ndarray = chosen) -> torch.Tensor:
             own = slice(int(chosen[part.start]), int(chosen[part.start]) + 1)
-            return (forward(inputs[own]) - targets[own]).square().mean() / size
+            found = forward(inputs[own])
+            return (found - targets[own].to(found.device)).square().mean() / size
 
         accumulate(block, loss_of, count)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    after = _error(forward, inputs, targets)
+    after = _error(forward, inputs, targets, device)
     if not after < before:
         _restore(parameters, kept)
         after = before
@@ -79,12 +81,12 @@ def _restore(parameters: Mapping[str, nn.Parameter], kept: Mapping[str, torch.Te
         parameter.copy_(kept[name])
 
 
-def _error(forward: Forward, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+def _error(forward: Forward, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device) -> float:
     def one(i: int) -> tuple[float, float]:
         with torch.no_grad():
             wanted = targets[i : i + 1].double()
-            off = forward(inputs[i : i + 1]).double() - wanted
+            off = forward(inputs[i : i + 1]).cpu().double() - wanted
         return float(off.square().sum()), float(wanted.square().sum())
 
-    found = list(ordered(one, range(len(inputs))))
+    found = list(each(one, range(len(inputs)), device))
     return sum(error for error, _ in found) / max(sum(size for _, size in found), 1e-30)

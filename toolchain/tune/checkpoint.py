@@ -24,6 +24,7 @@ from toolchain.calibrate.own_text import whole_model
 from toolchain.numerics.products import FLOAT32, keep_rounded_only
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
+from toolchain.system.device import CPU
 from toolchain.system.progress import Reporter
 from toolchain.tune.end_to_end import STATE_FILE, Tuner, TuneSettings
 from toolchain.tune.trainable import trainable_layer
@@ -34,7 +35,7 @@ TUNED_PREFIX = "tuned-"
 
 def tune_checkpoint(
     source: SourceModel, spec: ModelSpec, out: Path, settings: QuantizeSettings, steps: int, windows: np.ndarray,
-    quiet: bool, precision: str = FLOAT32,
+    quiet: bool, precision: str = FLOAT32, device: torch.device = CPU,
 ) -> None:  # fmt: skip
     """Write all tuned shards of the checkpoint in `out`, after `steps` steps.
 
@@ -42,7 +43,7 @@ def tune_checkpoint(
     """
     if all((out / name).exists() for name in shard_names(spec.blocks, TUNED_PREFIX)):
         return
-    teacher = whole_model(source, precision)
+    teacher = whole_model(source, precision, device)
     student = copy.deepcopy(teacher)
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
@@ -55,6 +56,7 @@ def tune_checkpoint(
         report.step("", tuner.step)
         for _, loss in tuner.run():
             report.step(f"KL {loss:.4f}")
+    student.cpu()
     for name in shard_names(spec.blocks):
         write_shard(out / (TUNED_PREFIX + name), *_collect(student, out / name, spec))
     (out / STATE_FILE).unlink(missing_ok=True)

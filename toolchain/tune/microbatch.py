@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
-from toolchain.system.threads import ordered, pieces
+from toolchain.system.device import each
+from toolchain.system.threads import pieces
 from toolchain.tune.trainable.base import TrainableMatrix
 
 
@@ -49,7 +50,8 @@ class _Sums:
     def __init__(self, layers: int) -> None:
         self.sums: list[torch.Tensor | None] = [None] * layers
         self._next, self._change = [0] * layers, threading.Condition()  # whose turn it is, at each
-        self._piece, self._failed = threading.local(), False
+        self._piece = threading.local()
+        self._error: BaseException | None = None  # of any piece: the others end with it, too
 
     def run(self, piece: int, function: Callable[[], torch.Tensor]) -> torch.Tensor:
         """function() as piece number `piece` of this thread; turns that it did not need are passed on."""
@@ -58,9 +60,9 @@ class _Sums:
             found = function()
             for layer in range(len(self.sums)):
                 self._take_turn(layer, piece)
-        except BaseException:
+        except BaseException as error:
             with self._change:
-                self._failed = True
+                self._error = self._error or error
                 self._change.notify_all()
             raise
         return found
@@ -75,9 +77,9 @@ class _Sums:
 
     def _take_turn(self, layer: int, piece: int, gradient: torch.Tensor | None = None) -> None:
         with self._change:
-            self._change.wait_for(lambda: self._next[layer] >= piece or self._failed)
-        if self._failed:
-            raise RuntimeError("another piece of the step failed")
+            self._change.wait_for(lambda: self._next[layer] >= piece or self._error is not None)
+        if self._error is not None:
+            raise self._error
         if gradient is not None:
             before = self.sums[layer]
             self.sums[layer] = gradient.clone() if before is None else before.add_(gradient)
@@ -102,11 +104,12 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
     """Set .grad of every trainable parameter to the mean gradient over the windows; the mean loss.
 
     loss_of(part) runs the student on a slice of at most `together` windows and returns their mean loss, a scalar; it is
-    called in threads.
+    called in threads of the processor.
     """
     layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
+    device = next(student.parameters()).device
     sums, edges = _Sums(len(layers)), []
-    for i, (layer, weight) in enumerate(zip(layers, ordered(_weight_of, layers))):
+    for i, (layer, weight) in enumerate(zip(layers, each(_weight_of, layers, device))):
         edges.append(get_gradient_edge(weight))  # the values are not needed to pass a gradient through
         layer.use(weight.detach(), partial(sums.watched, i))
     leaves = [layer.current for layer in layers if layer.current is not None]
@@ -128,7 +131,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
 
     total = 0.0
     try:
-        for loss, gradients in ordered(one, enumerate(pieces(windows, together))):
+        for loss, gradients in each(one, enumerate(pieces(windows, together)), device):
             total += float(loss)
             for sum_, gradient in zip(of_outer, gradients):
                 if gradient is not None:
@@ -144,7 +147,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
         if gradient is not None:
             torch.autograd.backward([edges[i]], [gradient])
 
-    for _ in ordered(through, range(len(layers))):
+    for _ in each(through, range(len(layers)), device):
         pass
     return total
 

@@ -23,6 +23,12 @@ def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def of_layer_type(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The config as if every layer rotated as those of this type, as far as transformers reads it."""
+    settings = {name: value for name, value in rope_settings(config)[kind].items() if name != "truncate"}
+    return {**config, "rope_parameters": settings}
+
+
 def rope(config: dict[str, Any], head_dim: int, partial: bool = False) -> Rope:
     """Frequencies of the rotated channels and the factor on cos and sin.
 

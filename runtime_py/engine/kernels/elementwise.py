@@ -185,6 +185,29 @@ def rotate_head(x, cos, sin, half):
 
 
 @nb.njit(cache=True)
+def _rotate_pairs(x, cos, sin, half):
+    """The same where pairs are neighbours: (2 i, 2 i + 1)."""
+    for i in range(half):
+        a, b = get_f32(x + 8 * i), get_f32(x + 8 * i + 4)
+        c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)
+        put_f32(x + 8 * i, a * c - b * s)
+        put_f32(x + 8 * i + 4, b * c + a * s)
+
+
+@nb.njit(cache=True)
+def rotated_row(source, heads, head_dim, cos, sin, half, interleaved, target):
+    """target = source with every head rotated, float32 [heads * head_dim]."""
+    for k in range(0, heads * head_dim, 16):
+        some = min(heads * head_dim - k, 16)
+        store_some(target + 4 * k, load_some(source + 4 * k, some), some)
+    for h in range(heads):
+        if interleaved:
+            _rotate_pairs(target + 4 * h * head_dim, cos, sin, half)
+        else:
+            rotate_head(target + 4 * h * head_dim, cos, sin, half)
+
+
+@nb.njit(cache=True)
 def dense_row(table, item_bytes, row, columns, target):
     """One row of a float32 or float16 table as float32."""
     at = table + row * columns * item_bytes

@@ -27,6 +27,7 @@ _head = reader(table.Head)
 (
     _embed, _embed_dense, _norm, _quantize, _matmul, _grouped, _dense, _activate, _add, _kv_append, _attend, _scale,
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
+    _rotate,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_tokens(_scale(step), past, tokens, counter, scratch)
     elif operation == table.REORDER:
         run_tokens(_reorder(step), past, tokens, counter, scratch)
+    elif operation == table.ROTATE:
+        run_tokens(_rotate(step), past, tokens, counter, scratch)
     elif operation == table.ADD:
         run_tokens(_add(step), past, tokens, counter, scratch)
     else:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.attention.kv_append import append_token
-from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, scale_row
+from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, rotated_row, scale_row
 from runtime_py.engine.kernels.grouped import grouped_row
 from runtime_py.engine.kernels.groups import group_row
 from runtime_py.engine.loop.dispatch import by_kind
-from runtime_py.engine.steps.attention import KvAppend
+from runtime_py.engine.steps.attention import KvAppend, Rotate
 from runtime_py.engine.steps.elementwise import Add, Scale
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
 from runtime_py.simd.atomics import fetch_add
@@ -44,6 +44,12 @@ def _add(s, past, token, scratch):
     add_rows(a, b, s.columns, s.out + 4 * token * s.columns)
 
 
+def _rotate(s, past, token, scratch):
+    row, width = 4 * (past + token) * s.half, s.heads * s.head_dim
+    source, to = s.source + 4 * token * s.stride, s.out + 4 * token * width
+    rotated_row(source, s.heads, s.head_dim, s.cos + row, s.sin + row, s.half, s.interleaved, to)
+
+
 def _kv_append(s, past, token, scratch):
     position = past + token
     row = 4 * position * s.half
@@ -62,6 +68,7 @@ _one = by_kind(
         Scale: _scale,
         Reorder: _reorder,
         Add: _add,
+        Rotate: _rotate,
         KvAppend: _kv_append,
     }
 )

@@ -15,11 +15,12 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GroupsLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
-from runtime_py.engine.plan.placement import Argument, Buffer, PlannedStep
+from runtime_py.engine.plan.placement import Argument, Buffer, External, PlannedStep
 from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Tokens
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
+from runtime_py.engine.steps.attention import Rotate
 from runtime_py.engine.steps.elementwise import Activate, Norm
 from runtime_py.engine.steps.integers import Quantize
 from runtime_py.engine.steps.products import CodeProduct
@@ -143,7 +144,7 @@ class Context:
         return False
 
     def tokens(self, name: str, in_heads: bool = False) -> Tokens:
-        """A value that steps can read; an activation that waited for its gate is computed now.
+        """A value that steps can read; an activation that waited for its gate, or a rotation, is computed now.
 
         in_heads: whether it may be cut into heads.
         """
@@ -151,7 +152,10 @@ class Context:
         if isinstance(value, Pending):
             value = self.activate(value, None)
             self.give(name, value)
-        if value is None or value.rotation is not None or (value.heads != 1 and not in_heads):
+        if isinstance(value, Tokens) and value.rotation is not None:
+            value = self.rotated(value)
+            self.give(name, value)
+        if value is None or (value.heads != 1 and not in_heads):
             raise Unplannable(f"{name} is not a plain value of the tokens")
         return value
 
@@ -195,6 +199,27 @@ class Context:
         if value.whole:
             self.quantized[value.buffer] = [*known, made]
         return made
+
+    def rotated(self, value: Tokens, interleaved: bool = False) -> Tokens:
+        """A step for the rotation that a value waits for."""
+        assert value.rotation is not None
+        if value.width % value.turned_heads:
+            raise Unplannable(f"a rotation of {value.turned_heads} heads in {value.width} columns")
+        out, number = self.new(value.width), self.rotations.index(value.rotation)
+        cos, sin, half = (External(f"{name}.{number}") for name in ("cos", "sin", "half"))
+        step = Rotate[Argument](
+            source=value.place,
+            stride=value.stride,
+            heads=value.turned_heads,
+            head_dim=value.width // value.turned_heads,
+            cos=cos,
+            sin=sin,
+            half=half,
+            interleaved=int(interleaved),
+            out=out.place,
+        )
+        self.emit(step, [value.buffer], [out.buffer])
+        return out
 
     def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
         """A step for an activation, times its gate where there is one."""

@@ -1,4 +1,4 @@
-"""KV append and attention, over caches of float16 or float32 numbers and of razored codes."""
+"""Rotation, KV append and attention, over caches of float16 or float32 numbers and of razored codes."""
 
 from __future__ import annotations
 
@@ -120,6 +120,32 @@ class Attention(OnCache[T], Making[T]):
         yield self.queries(READ, case)
         yield from self.cache(READ, case)
         yield from self.working(case)
+        yield whole("out", self.out, width, case.tokens)
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class Rotate(Making[T]):
+    """out = source with each of its heads rotated: neighbouring pairs, or what others than attention read."""
+
+    by_position = True
+
+    source: T
+    stride: T
+    heads: T
+    head_dim: T
+    cos: T  # float32 [positions, half]
+    sin: T
+    half: T
+    interleaved: T  # 1: pairs are neighbours, 0: half a rotation apart
+
+    def accesses(self: Rotate[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        need(min(self.heads, self.head_dim) >= 1 and self.interleaved in (0, 1), "a rotation of nothing")
+        need(self.half >= 1 and 2 * self.half <= self.head_dim, "a rotation that is wider than a head")
+        width = self.heads * self.head_dim
+        yield rows("source", READ, self.source, self.stride, width, case.tokens)
+        yield Access("cos", READ, self.cos, 4 * self.half * case.capacity)
+        yield Access("sin", READ, self.sin, 4 * self.half * case.capacity)
         yield whole("out", self.out, width, case.tokens)
 
 

@@ -146,5 +146,10 @@ def own_rows() -> list[Row]:
 
 
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """The rows whose name holds one of the texts; all without any."""
-    return [row for row in rows if not only or any(text in row.name for text in only)]
+    """The rows whose name is one of the texts, or holds one that is no row's name; all without any."""
+    names = {row.name for row in rows}
+    return [
+        row
+        for row in rows
+        if not only or any(text == row.name or (text not in names and text in row.name) for text in only)
+    ]

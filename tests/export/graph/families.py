@@ -28,6 +28,8 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_fac
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.7, 2.0], "long_factor": [2.0, 3.0, 9.0],
             "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}  # fmt: skip
+ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1,
+         "mscale": 1.0, "mscale_all_dim": 1.0}  # fmt: skip
 TINY = {
     "llama": {"rope_parameters": LLAMA3, "tie_word_embeddings": False},
     "llama yarn": {"rope_parameters": YARN},
@@ -61,6 +63,23 @@ TINY = {
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral all experts": {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 6},
+    "gemma": {"head_dim": 16},
+    "internlm3": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "exaone4": {"num_hidden_layers": 4, "sliding_window": 6},
+    "exaone4 global": {"sliding_window": None, "layer_types": ["full_attention"] * 2, "tie_word_embeddings": True},
+    "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6,
+              "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default",
+                                                                                "rope_theta": 5e3}}},
+    "ernie4_5": {"head_dim": 16, "use_bias": True},
+    "cohere2": {"num_hidden_layers": 4, "sliding_window": 6, "logit_scale": 0.3},
+    "cohere2 untied": {"sliding_window": 6, "attention_bias": True, "tie_word_embeddings": False,
+                       "layer_types": ["full_attention", "sliding_attention"]},
+    "glm4": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16, "tie_word_embeddings": True, "rope_parameters": ALPHA},
+    "ministral3": {"head_dim": 16, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5, "mscale": 1.0,
+                                                       "mscale_all_dim": 1.0}},
+    "ministral3 window": {"head_dim": 16, "sliding_window": 6, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 3}},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -174,7 +193,7 @@ def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
 def compare(model, folder: Path, tolerance: float) -> None:
     """The exported folder in onnxruntime against transformers' model: prefill, decode with the cache, padded batch."""
     ours = OnnxRuntime(folder)
-    vocabulary = model.config.vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     rng = np.random.default_rng(0)
     ids = rng.integers(0, vocabulary, (1, 20))
     with torch.no_grad():

@@ -43,6 +43,24 @@ def test_float_export_matches_transformers(variant, tmp_path):
     compare(model, folder, 1e-4)
 
 
+@pytest.mark.parametrize("variant", [v for v in TINY if "longrope" not in v])  # its exported context ends at 32
+def test_forty_tokens_one_by_one_over_the_cache(variant, tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "model"
+    tiny_model(variant, source)
+    folder.mkdir()
+    write_model_folder(FloatCheckpoint(source), folder)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    ids, ours = np.random.default_rng(2).integers(0, 96, (1, 50)), OnnxRuntime(folder)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    logits, past = ours.run(ids[:, :10], np.ones((1, 10), np.int64), np.arange(10)[None], ours.empty())
+    found = [logits]
+    for i in range(10, 50):
+        logits, past = ours.run(ids[:, i : i + 1], np.ones((1, i + 1), np.int64), np.asarray([[i]]), past)
+        found.append(logits)
+    assert np.abs(np.concatenate(found, 1) - expected).max() < 1e-4
+
+
 # Every family is quantized once in `make test`, with rank 0 or 3 in turns; every variant with both in `make test-long`.
 FAMILIES = [variant for variant in TINY if " " not in variant]
 MIXTURES = ("mixtral", "olmoe", "qwen3_moe")  # whose experts have no integer activations

@@ -82,6 +82,18 @@ def test_rotate_is_a_rotation_of_the_first_pairs_only():
     np.testing.assert_array_equal(partial[..., 4:], x[..., 4:])
 
 
+@pytest.mark.parametrize("half", [1, 3, 4])
+def test_rotate_interleaved_turns_neighbours(half):
+    rng = np.random.default_rng(half)
+    x = rng.standard_normal((3, 2, 8)).astype(np.float32)
+    angle = rng.standard_normal((3, half)).astype(np.float32)
+    out = rotate(x, np.cos(angle), np.sin(angle), interleaved=True)
+    pairs = (x[..., 0 : 2 * half : 2] + 1j * x[..., 1 : 2 * half : 2]) * np.exp(1j * angle)[:, None]
+    np.testing.assert_allclose(out[..., 0 : 2 * half : 2], pairs.real, atol=1e-6)
+    np.testing.assert_allclose(out[..., 1 : 2 * half : 2], pairs.imag, atol=1e-6)
+    np.testing.assert_array_equal(out[..., 2 * half :], x[..., 2 * half :])
+
+
 @pytest.mark.parametrize("wrong", ["codes", "codebook", "scale"])
 def test_weights_of_another_layout_never_reach_a_kernel(wrong):
     layout = CodebookLayout(3, 64, 9, 0, 9, 1)

@@ -61,6 +61,7 @@ def test_the_precision_is_chosen_by_processor_and_width(monkeypatch):
     for able in (False, True):
         monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda able=able: able)
         assert chosen_precision("auto", 4096) == (BFLOAT16 if able else FLOAT32)
+        assert chosen_precision("auto", 4096, torch.device("cuda")) == FLOAT32
         assert chosen_precision("auto", 64) == FLOAT32
         assert chosen_precision(BFLOAT16, 64) == BFLOAT16 and chosen_precision(FLOAT32, 4096) == FLOAT32
 

@@ -126,9 +126,19 @@ def test_learning_rates_follow_the_width_of_each_layer():
         student.add_module(str(i), trainable_layer(nn.Linear(64, 16), stored))
     widths = code_widths(student)
     assert [widths[f"{i}.latent"] for i in range(4)] == [2, 4, 2, 3] and "0.bias" not in widths
-    automatic, fixed = TuneSettings(10, 0.0, 3), TuneSettings(10, 0.001, 3)
-    assert automatic.rate_of(4) == automatic.rate_of(2) / 4 == default_rate(4)
-    assert automatic.rate_of(None) == default_rate(3) and fixed.rate_of(2) == fixed.rate_of(None) == 0.001
+    automatic, fixed = TuneSettings(500, 0.0, 3), TuneSettings(500, 0.001, 3)
+    assert automatic.rate_of(4, True) == automatic.rate_of(2, True) / 4 == default_rate(4)
+    assert automatic.rate_of(None, False) == default_rate(3)
+    assert fixed.rate_of(2, True) == fixed.rate_of(None, False) == 0.001
+
+
+def test_a_few_steps_move_codes_more_than_the_rest():
+    from toolchain.tune.end_to_end import TuneSettings, default_rate
+
+    few, asked = TuneSettings(24, 0.0, 3), TuneSettings(24, 0.001, 3)
+    assert default_rate(3) / 2 < few.rate_of(3, True) < default_rate(3)
+    assert few.rate_of(None, False) < few.rate_of(3, True) / 4
+    assert asked.rate_of(3, True) == 0.001 and asked.rate_of(None, False) < 0.0002
 
 
 @settings(max_examples=20)
@@ -167,3 +177,57 @@ def test_automatic_steps_fall_with_the_size():
     assert QuantizeSettings(tune_steps=7).steps_for(10**10) == 7
     short = QuantizeSettings(tune_steps=SHORT)
     assert [short.steps_for(n) for n in (10**6, 19_000_000, 10**9)] == [0, 0, 0] and short.steps_for(134_000_000) > 10
+
+
+def _two_layers():
+    from toolchain.tune.microbatch import trainable_parameters
+    from toolchain.tune.trainable import trainable_layer
+
+    w = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    stored = method("athena")(w, np.eye(16), QuantizeSettings(bits=3, passes=1))
+    student = nn.Sequential(*(trainable_layer(nn.Linear(16, 16, bias=False), stored) for _ in range(2)))
+    trainable_parameters(student)
+    return student
+
+
+@pytest.mark.parametrize("unused", [None, 0, 1])
+def test_pieces_sum_to_the_gradient_of_all_windows(unused):
+    """Also where a piece does not come by a layer, as by an expert: the others' turns go on."""
+    from toolchain.tune.microbatch import accumulate
+
+    x, found = torch.randn(7, 5, 16, generator=torch.Generator().manual_seed(0)), []
+    for pieces in (True, False):
+        student = _two_layers()
+
+        def layer_of(window, index, x, student=student):
+            return x if index == unused and window % 3 == 1 else student[index](x)
+
+        def loss_of(part):
+            losses = [layer_of(i, 1, layer_of(i, 0, x[i])).square().mean() for i in range(part.start, part.stop)]
+            return torch.stack(losses).mean()
+
+        if pieces:
+            loss = accumulate(student, loss_of, len(x))
+        else:
+            whole = loss_of(slice(0, len(x)))
+            whole.backward()
+            assert loss == pytest.approx(float(whole.detach()), rel=1e-5)
+        found.append([p.grad for p in student.parameters() if p.requires_grad])
+    for summed, whole in zip(*found):
+        torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 5])
+def test_a_piece_that_fails_ends_the_step_with_its_error(wrong):
+    from toolchain.tune.microbatch import accumulate
+
+    student, x = _two_layers(), torch.ones(6, 5, 16)
+
+    def loss_of(part):
+        if part.start == wrong:
+            raise MemoryError("no room")
+        return student(x[part]).square().mean()
+
+    with pytest.raises(MemoryError, match="no room"):
+        accumulate(student, loss_of, len(x))
+    assert student[0].current is None

@@ -12,17 +12,21 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.codebook import CodebookLayout
-from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
+from toolchain.numerics.factors import ready_hessian
+from toolchain.numerics.hessian import layer_loss, row_regions
 from toolchain.quantize.addons.low_rank import low_rank
 from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, assemble, code_scales, scale_dtype
 from toolchain.quantize.solvers import razored_entries as entries
 from toolchain.quantize.solvers import scalar_batched as batched
+from toolchain.quantize.solvers.on_device.scalar import TorchScalar
+from toolchain.quantize.solvers.on_device.trellis import TorchTrellis
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT, refine, sort_codebooks, start
+from toolchain.quantize.solvers.trellis import InThreads, quantize_trellis
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
-from toolchain.quantize.solvers.trellis import quantize_trellis
 from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
 from toolchain.settings.format import OVERHEAD_TARGET
 from toolchain.settings.quantize import QuantizeSettings
@@ -59,20 +63,24 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
     return layout, scale_bits
 
 
-def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
+def quantize(
+    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, device: torch.device | None = None
+) -> StoredMatrix:
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite).
 
-    A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004).
+    A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004). device: where the solvers'
+    forms in torch work; None: the processor, which also solves what has no such form (vectors, groups of columns).
     """
     if settings.uses_trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
-        return quantize_trellis(weights, hessian, settings, *trellis)
+        by = InThreads() if device is None else TorchTrellis(device)
+        return quantize_trellis(weights, hessian, settings, *trellis, by)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
     if dimension > 1:
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)
     w = np.ascontiguousarray(weights, dtype=np.float64)
     layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
     shared, own_scales = layout.rows_per_codebook, layout.rows_per_codebook > 1
-    regions = [_Region.of(rows, h, layout, settings) for rows, h in row_regions(hessian, layout.N, shared)]
+    regions = [_Region.of(rows, h, layout, settings, device) for rows, h in row_regions(hessian, layout.N, shared)]
     group_of = np.arange(layout.K) // layout.columns_per_group
 
     chunks, groups, levels = layout.codebook_shape
@@ -82,7 +90,8 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     started, refined = np.zeros((chunks, 2)), np.zeros(chunks)
     dtype = scale_dtype(*_scale_range(w))
     half = dtype is np.float16 and scale_bits == 16
-    in_batches = layout.groups == 1 and layout.K >= _BATCHED_COLUMNS
+    in_batches = layout.groups == 1 and (device is not None or layout.K >= _BATCHED_COLUMNS)
+    solver = batched if device is None else TorchScalar(device)
 
     step: np.ndarray | None = None  # of razored codebooks
     form = settings.razor.entry_format(1 << settings.width)
@@ -95,7 +104,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
                 limit, own = form.code_limit, step[books]
                 entries.refine(w[rows], region.h, group_of, shared, own, limit, fixed_scale, half, passes, *state)
             elif in_batches:
-                batched.refine(w[rows], region.h, shared, fixed_scale, own_scales, half, passes, *state)
+                solver.refine(w[rows], region.h, shared, fixed_scale, own_scales, half, passes, *state)
             else:
                 refine(w[rows], region.h, group_of, shared, fixed_scale, own_scales, half, passes, *state)
 
@@ -104,7 +113,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
         state = codes[rows], book[books], scale[rows], started[books]
         given = w[rows], region.h, region.factor, region.order, np.diag(region.h).copy()
         if in_batches:
-            batched.start(*given, shared, own_scales, half, *state)
+            solver.start(*given, shared, own_scales, half, *state)
         else:
             start(*given, group_of, shared, own_scales, half, *state)
     refine_all(False, settings.passes)
@@ -147,11 +156,12 @@ class _Region:
     factor: np.ndarray  # inverse_factor of h in that order
 
     @staticmethod
-    def of(rows: slice, hessian: np.ndarray, layout: CodebookLayout, settings: QuantizeSettings) -> _Region:
-        h, used = damped(hessian, settings.damping)
+    def of(
+        rows: slice, hessian: np.ndarray, layout: CodebookLayout, settings: QuantizeSettings,
+        device: torch.device | None,
+    ) -> _Region:  # fmt: skip
         # With one codebook a row the sweep may take any order; groups are fitted when reached, so they keep theirs.
-        order = np.argsort(-np.diag(h), kind="stable") if layout.groups == 1 else np.arange(layout.K)
-        return _Region(rows, h, used, order, inverse_factor(h[np.ix_(order, order)]))
+        return _Region(rows, *ready_hessian(hessian, settings.damping, layout.groups == 1, device))
 
     def chunks(self, shared: int) -> slice:
         """The codebooks of these rows, `shared` rows each."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import STANDARD_STATE_BITS, TrellisLayout
 from export.contract.packing import pack
-from toolchain.numerics.hessian import damped, inverse_factor, layer_loss, row_regions
+from toolchain.numerics.factors import ready_hessian
+from toolchain.numerics.hessian import layer_loss, row_regions
 from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import trellis_solver
+from toolchain.quantize.solvers.trellis_solver import Problem, State
 from toolchain.settings.format import MIXED
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
+
+if TYPE_CHECKING:
+    import torch
 
 _FINE_SCALE_COLUMNS = 128
 # Smaller matrices gain more from tuning with scalar codes, which follow a gradient more freely (docs/quantizer.md).
@@ -23,6 +30,44 @@ MOST_BITS = 4  # from 5 bits on levels lie so close that a trellis gains little
 _ROOM = 0.035  # bits per weight that a codebook of its own may cost a matrix; below it takes the standard levels
 _FEW = 0.02  # bits per weight of codebooks up to which a matrix gets several
 _LEAST_ROWS = 128  # paths start anew with every codebook, and their first rows have fewer levels to choose from
+
+
+class Solver(Protocol):
+    """Solves the problems of one matrix, codebook by codebook or together; results in their order."""
+
+    device: torch.device | None  # where the Hessians are factorized; None: on the processor
+
+    def solve(
+        self, problems: Sequence[Problem], sweeps: Sequence[tuple[np.ndarray, np.ndarray]], passes: int, seed: int
+    ) -> Iterable[tuple[State, dict[str, float]]]:
+        """trellis_solver.solve for each problem with its factor and order; problem i draws from the seed (seed, i)."""
+
+    def settle(
+        self, problems: Sequence[Problem], states: Sequence[State], passes: int
+    ) -> Iterable[tuple[State, float]]:
+        """trellis_solver.refined for each problem, scales as they are in its state."""
+
+
+class InThreads:
+    """The solver on the processor."""
+
+    device: torch.device | None = None
+
+    def solve(
+        self, problems: Sequence[Problem], sweeps: Sequence[tuple[np.ndarray, np.ndarray]], passes: int, seed: int
+    ) -> Iterable[tuple[State, dict[str, float]]]:
+        def one(i: int) -> tuple[State, dict[str, float]]:
+            return trellis_solver.solve(problems[i], *sweeps[i], passes, np.random.default_rng((seed, i)))
+
+        return ordered(one, range(len(problems)))
+
+    def settle(
+        self, problems: Sequence[Problem], states: Sequence[State], passes: int
+    ) -> Iterable[tuple[State, float]]:
+        def one(i: int) -> tuple[State, float]:
+            return trellis_solver.refined(problems[i], states[i], problems[i].loss(states[i]), passes, fixed_scale=True)
+
+        return ordered(one, range(len(problems)))
 
 
 def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[TrellisLayout, bool] | None:
@@ -55,43 +100,39 @@ def scale_bits(columns: int, settings: QuantizeSettings) -> int:
 
 
 def quantize_trellis(
-    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout, standard: bool = False
-) -> StoredMatrix:
-    """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]; standard: with the standard levels."""
+    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, layout: TrellisLayout, standard: bool = False,
+    solver: Solver | None = None,
+) -> StoredMatrix:  # fmt: skip
+    """Quantize weights [N, K] to trellis codes under the layer Hessian [K, K]; standard: with the standard levels.
+
+    solver: InThreads unless given.
+    """
+    solver = InThreads() if solver is None else solver
     long = layout.K >= FLOAT_SCALE_COLUMNS
     kind = np.float32 if long else np.float64  # long rows: half the memory and twice the speed
     parts = pieces(layout.N, layout.rows_per_codebook)
-    problems: list[trellis_solver.Problem] = []
+    problems: list[Problem] = []
     sweeps: list[tuple[np.ndarray, np.ndarray]] = []  # factor and order of each problem
     total, used_damping = 1e-300, settings.damping
     for rows, own in row_regions(hessian, layout.N, layout.rows_per_codebook):
-        h, used = damped(own, settings.damping)
-        order = np.argsort(-np.diag(h), kind="stable")
-        factor = inverse_factor(h[np.ix_(order, order)]).astype(kind)
+        h, used, order, factor = ready_hessian(own, settings.damping, device=solver.device)
+        factor = factor.astype(kind)
         total, used_damping = total + layer_loss(weights[rows].astype(np.float64), h), max(used, used_damping)
         h = h.astype(kind)
         for part in parts:
             if rows.start <= part.start < rows.stop:
                 w = np.ascontiguousarray(weights[part].T, dtype=kind)
-                problems.append(trellis_solver.Problem(w, h, layout.bits, layout.state_bits, standard))
+                problems.append(Problem(w, h, layout.bits, layout.state_bits, standard))
                 sweeps.append((factor, order))
 
-    def solve(chunk: int) -> tuple[trellis_solver.State, dict[str, float]]:
-        rng = np.random.default_rng((settings.seed, chunk))
-        return trellis_solver.solve(problems[chunk], *sweeps[chunk], settings.passes, rng)
-
     states, losses = [], {"clustering": 0.0, "sweep": 0.0, "refinement": 0.0}
-    for state, found in ordered(solve, range(len(parts))):
+    for state, found in solver.solve(problems, sweeps, settings.passes, settings.seed):
         states.append(state)
         losses = {name: losses[name] + loss for name, loss in found.items()}
     scale, coded = stored_scales(np.concatenate([state.scale for state in states]), scale_bits(layout.K, settings))
 
-    def settle(chunk: int) -> tuple[trellis_solver.State, float]:
-        state = replace(states[chunk], scale=scale[parts[chunk], 0].astype(kind))
-        passes = settings.passes // 2 + 1 if coded else 0
-        return trellis_solver.refined(problems[chunk], state, problems[chunk].loss(state), passes, fixed_scale=True)
-
-    settled = list(ordered(settle, range(len(parts))))
+    states = [replace(state, scale=scale[part, 0].astype(kind)) for state, part in zip(states, parts)]
+    settled = list(solver.settle(problems, states, settings.passes // 2 + 1 if coded else 0))
     losses["stored_scales" if coded is None else "coded_scales"] = sum(loss for _, loss in settled)
     path = np.concatenate([state.states for state, _ in settled], axis=1).T
     codes = pack((path & ((1 << layout.bits) - 1)).astype(np.uint8), layout.bits)

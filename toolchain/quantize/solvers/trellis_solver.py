@@ -21,11 +21,11 @@ from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_STATE_BITS, UN
 from toolchain.quantize.solvers.trellis_column import Kind, trellis_kind
 from toolchain.quantize.solvers.trellis_paths import descend, nearest, sweep
 
-_ROUNDS = 12  # of clustering at most; three for every pass of refinement
-_SAMPLE = 1 << 16  # weights that clustering looks at
+ROUNDS = 12  # of clustering at most; three for every pass of refinement
+SAMPLE = 1 << 16  # weights that clustering looks at
 _BLOCK = 64  # columns treated exactly before the others hear of it
 _GRADIENT_STEPS = 6  # of conjugate gradients
-_BOOK_ROWS = 128  # that a codebook is fitted to, at least: 2**state_bits unknowns need no more
+BOOK_ROWS = 128  # that a codebook is fitted to, at least: 2**state_bits unknowns need no more
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def solve(
     problem: Problem, factor: np.ndarray, order: np.ndarray, passes: int, rng: np.random.Generator
 ) -> tuple[State, dict[str, float]]:
     """A solution and its losses by step; factor [K, K] = inverse_factor of the Hessian permuted by order [K]."""
-    state = _clustered(problem, min(3 * max(passes, 1), _ROUNDS), rng)
+    state = _clustered(problem, min(3 * max(passes, 1), ROUNDS), rng)
     losses = {"clustering": problem.loss(state)}
     swept = _swept(problem, factor, order, state)
     losses["sweep"] = problem.loss(swept)
@@ -112,7 +112,7 @@ def _clustered(problem: Problem, rounds: int, rng: np.random.Generator) -> State
     known = problem.state_bits == STANDARD_STATE_BITS[problem.bits]
     book = standard_levels(problem.bits) / np.float32(UNIT) if known else rng.standard_normal(count).astype(np.float32)
     targets = (w / scale).astype(np.float32)
-    chosen = np.sort(rng.permutation(columns)[: max(1, _SAMPLE // rows)])
+    chosen = np.sort(rng.permutation(columns)[: max(1, SAMPLE // rows)])
     sample = np.ascontiguousarray(targets[chosen])
     mass_of = curvature[chosen][:, None] * weight.astype(np.float64)
     states = np.empty(sample.shape, np.int32)
@@ -163,7 +163,7 @@ def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
 
     gradient: H (W - W') [K, R].
     """
-    few = slice(None, None, max(1, problem.w.shape[1] // _BOOK_ROWS))
+    few = slice(None, None, max(1, problem.w.shape[1] // BOOK_ROWS))
     h = problem.h.astype(np.float32)  # only a direction; losses are measured with the full one
     part = State(np.ascontiguousarray(state.states[:, few]), state.book, state.scale[few].astype(np.float32))
     own = np.broadcast_to(np.diag(h)[:, None] * part.scale, part.states.shape)

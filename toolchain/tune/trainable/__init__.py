@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import torch
 from torch import nn
 
 from export.artefacts.stored_matrix import StoredMatrix
@@ -19,7 +20,7 @@ TRAINABLE = {
 
 
 def trainable_layer(module: nn.Module, stored: StoredMatrix) -> TrainableMatrix:
-    """A trainable layer that stands for `module` with the stored weights.
+    """A trainable layer that stands for `module` with the stored weights, on its device.
 
     Raises InputError where the format has no trainable form.
     """
@@ -29,4 +30,5 @@ def trainable_layer(module: nn.Module, stored: StoredMatrix) -> TrainableMatrix:
     file, name = TRAINABLE[scheme]
     layer = getattr(import_module(f"toolchain.tune.trainable.{file}"), name)(module, stored)
     assert isinstance(layer, TrainableMatrix)
-    return layer
+    assert isinstance(module.weight, torch.Tensor)
+    return layer.to(module.weight.device)

@@ -29,7 +29,8 @@ class TrainableMatrix(nn.Module):
         self.transposed = isinstance(module, Conv1D)
         self.precision = precision_of(module)
         self.scale = TrainableScale(stored["scale"], stored.coded.get("scale"), layout.N, layout.rows_per_scale)
-        self.apart = sparse_weight(stored.outliers, layout.N, layout.K)
+        self.apart: torch.Tensor | None
+        self.register_buffer("apart", sparse_weight(stored.outliers, layout.N, layout.K))
 
     def weight_matrix(self) -> torch.Tensor:
         """The stored weight [N, K] with gradients to every trainable part."""
@@ -43,14 +44,17 @@ class TrainableMatrix(nn.Module):
         """
         self._rounded, self._watched = None, watched or _as_it_is
         if weight is not None and self.precision == BFLOAT16:
-            self._rounded, weight = weight.bfloat16(), torch.zeros(1).expand(weight.shape)
+            self._rounded, weight = weight.bfloat16(), weight.new_zeros(1).expand(weight.shape)
         self.current = None if weight is None else weight.requires_grad_()
 
     def hold(self, held: bool) -> None:
         """Whether codes that take long to find stay as they are found next, until hold(False)."""
 
     def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
-        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding."""
+        """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding.
+
+        The layer has to be on the processor.
+        """
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,8 @@ class TrainableScale(nn.Module):
     def __init__(self, scale: np.ndarray, coded: StoredMatrix | None, rows: int, rows_per_scale: int) -> None:
         super().__init__()
         self._dtype, self._coded, self._rows, self._per_scale = scale.dtype, coded, rows, rows_per_scale
-        self._codes: torch.Tensor | None = None
+        self._codes: torch.Tensor | None
+        self.register_buffer("_codes", None)
         if coded is None:
             self.values = nn.Parameter(torch.from_numpy(scale.astype(np.float32)))
         else:

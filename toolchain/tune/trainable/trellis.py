@@ -15,6 +15,7 @@ from torch import nn
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.trellis import LEVEL_LIMIT
 from export.contract.packing import pack
+from toolchain.quantize.solvers.on_device.paths import best_paths
 from toolchain.quantize.solvers.trellis_column import trellis_kind
 from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
@@ -50,7 +51,11 @@ class TrainableTrellis(TrainableMatrix):
     def __init__(self, module: nn.Module, stored: StoredMatrix) -> None:
         super().__init__(module, stored)
         levels = torch.from_numpy(stored["codebook"].astype(np.float32))
-        self.codebook = levels if "codebook" in stored.standard else nn.Parameter(levels)
+        self.codebook: torch.Tensor
+        if "codebook" in stored.standard:
+            self.register_buffer("codebook", levels)
+        else:
+            self.codebook = nn.Parameter(levels)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
         self._holds, self._held = False, torch.empty(0)
 
@@ -65,8 +70,10 @@ class TrainableTrellis(TrainableMatrix):
     def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Best paths for the latent weight, int16 [N, K]."""
         divisor = torch.where(scale == 0.0, 1.0, scale).detach()
-        target = (self.latent.detach() / divisor).T.contiguous().numpy()
         squares = divisor[:, 0].square()
+        if divisor.device.type != "cpu":
+            return self._states_there(levels.detach(), self.latent.detach() / divisor, squares / squares.mean())
+        target = (self.latent.detach() / divisor).T.contiguous().numpy()
         weight = (squares / squares.mean()).numpy()
         book, shared = levels.detach().numpy(), self.layout.rows_per_codebook
         parts, kind = [], trellis_kind(self.layout.bits, self.layout.state_bits)
@@ -77,6 +84,13 @@ class TrainableTrellis(TrainableMatrix):
             parts.append(states)
         return torch.from_numpy(np.concatenate(parts, axis=1).T.astype(np.int16))
 
+    def _states_there(self, levels: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The same on a device: targets [N, K], weights [N]."""
+        shared = self.layout.rows_per_codebook
+        parts = zip(levels, target.split(shared), weight.split(shared))
+        found = [best_paths(self.layout.bits, t.T[None], w[None], book[None])[0].T for book, t, w in parts]
+        return torch.cat(found).short()
+
     def weight_matrix(self) -> torch.Tensor:
         levels, scale = self._levels(), self.scale.per_row()
         if not len(self._held):
@@ -84,8 +98,8 @@ class TrainableTrellis(TrainableMatrix):
             self._held = states if self._holds else self._held
         else:
             states = self._held
-        first = (torch.arange(self.layout.N, dtype=torch.int32) // self.layout.rows_per_codebook)[:, None]
-        first <<= self.layout.state_bits
+        first = torch.arange(self.layout.N, dtype=torch.int32, device=levels.device) // self.layout.rows_per_codebook
+        first = first[:, None] << self.layout.state_bits
         weight: torch.Tensor = _StoredWeight.apply(levels.reshape(-1), scale, self.latent, states, first)
         return weight if self.apart is None else weight + self.apart
 

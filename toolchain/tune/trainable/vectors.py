@@ -27,12 +27,14 @@ class TrainableVectors(TrainableMatrix):
         super().__init__(module, stored)
         self.codebook = nn.Parameter(torch.from_numpy(stored["codebook"].astype(np.float32)))
         largest = self.codebook.detach().abs().amax(dim=(2, 3), keepdim=True)
-        self._limit = torch.full_like(largest, SUM_LIMIT) if self.layout.books == 1 else largest
+        self._limit: torch.Tensor
+        self._codes: torch.Tensor
+        self.register_buffer("_limit", torch.full_like(largest, SUM_LIMIT) if self.layout.books == 1 else largest)
         self.latent: nn.Parameter | None = None
         if self.layout.books == 1:
             self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
         else:
-            self._codes = torch.from_numpy(self.layout.unpack_codes(stored["codes"]).astype(np.int64))
+            self.register_buffer("_codes", torch.from_numpy(self.layout.unpack_codes(stored["codes"]).astype(np.int64)))
 
     def _entries(self) -> torch.Tensor:
         """Codebooks [chunks, M, E, d] as they would be stored; no book grows, so sums over books stay within 8 bits."""
@@ -67,7 +69,7 @@ class TrainableVectors(TrainableMatrix):
     def weight_matrix(self) -> torch.Tensor:
         layout, entries, scale = self.layout, self._entries(), self.scale.per_row()
         codes = self._nearest(entries, scale) if self.latent is not None else self._codes
-        chunk = torch.arange(layout.N) // layout.rows_per_codebook
+        chunk = torch.arange(layout.N, device=scale.device) // layout.rows_per_codebook
         levels = sum(entries[chunk[:, None], m, codes[:, m]] for m in range(layout.books))
         assert isinstance(levels, torch.Tensor)
         weight = levels.reshape(layout.N, -1)[:, : layout.K] * scale

@@ -43,10 +43,13 @@ class _Inputs:
 
     @staticmethod
     def of(context: Context, node: Node) -> _Inputs:
+        """One rotation of queries and keys alike is left to the KV append; others are computed before."""
         found = [context.values.get(name) for name in node.inputs[:3]]
         tokens = [value for value in found if isinstance(value, Tokens) and value.heads == 1]
         if len(tokens) != 3:
             raise Unplannable(f"the inputs of {node.name}")
+        if tokens[0].rotation != tokens[1].rotation:
+            tokens[:2] = [context.tokens(name) for name in node.inputs[:2]]
         return _Inputs(*tokens)
 
 
@@ -54,13 +57,15 @@ class _Inputs:
 def rotary(context: Context, node: Node) -> None:
     x, heads = context.tokens(node.inputs[0]), int(node.attributes["num_heads"])
     pair = (node.inputs[1], node.inputs[2])
-    if node.attributes.get("interleaved", 0) or len(node.inputs) != 3 or heads < 1:
+    if len(node.inputs) != 3 or heads < 1:
         raise Unplannable(f"the rotation {node.name}")
     if pair not in context.rotations:
         if not turns_by_position(context.folder, pair):
             raise Unplannable(f"the angles of {node.name}")
         context.rotations.append(pair)
-    context.give(node.outputs[0], replace(x, rotation=pair, turned_heads=heads))
+    turned = replace(x, rotation=pair, turned_heads=heads)
+    neighbours = bool(node.attributes.get("interleaved", 0))
+    context.give(node.outputs[0], context.rotated(turned, interleaved=True) if neighbours else turned)
 
 
 @handles("", "Attention")

@@ -1,0 +1,125 @@
+"""config.json as publishers wrote it, every odd key kept and only the sizes shrunk: the logits of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.export.graph.config_sweep import Cell, Evaluator
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+         "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True, "attention_dropout": 0.0}  # fmt: skip
+LAYERS = ["sliding_attention"] * 3 + ["full_attention"]
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "c4ai-command-r7b-12-2024": {
+        "architectures": ["Cohere2ForCausalLM"], "attention_bias": False, "cache_implementation": "hybrid",
+        "head_dim": 8, "hidden_act": "silu", "layer_norm_eps": 1e-05, "layer_switch": 4, "logit_scale": 0.25,
+        "max_position_embeddings": 132096, "model_type": "cohere2", "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj", "rope_scaling": None, "rope_theta": 50000, "rotary_pct": 1.0,
+        "sliding_window": 5, "sliding_window_pattern": 4, "transformers_version": "4.48.0.dev0",
+        "use_embedding_sharing": True, "use_gated_activation": True, "use_parallel_block": True,
+        "use_parallel_embedding": True,
+    },
+    "c4ai-command-a-03-2025": {
+        "architectures": ["Cohere2ForCausalLM"], "attention_bias": False, "cache_implementation": "hybrid",
+        "hidden_act": "silu", "layer_norm_eps": 1e-05, "layer_types": LAYERS, "logit_scale": 0.25,
+        "max_position_embeddings": 131072, "model_type": "cohere2", "rope_theta": 50000, "sliding_window": 4,
+        "use_qk_norm": False, "use_embedding_sharing": True,
+    },
+    "GLM-4-9B-0414": {
+        "architectures": ["Glm4ForCausalLM"], "attention_bias": True, "eos_token_id": [3, 4, 5], "head_dim": 16,
+        "hidden_act": "silu", "max_position_embeddings": 32768, "model_type": "glm4", "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": False, "num_key_value_heads": 2,
+    },
+    "GLM-4-32B-0414 with yarn": {
+        "architectures": ["Glm4ForCausalLM"], "attention_bias": False, "head_dim": 16, "hidden_act": "silu",
+        "max_position_embeddings": 32768, "model_type": "glm4", "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 16, "type": "yarn"},
+    },
+    "EXAONE-4.0-1.2B": {
+        "architectures": ["Exaone4ForCausalLM"], "head_dim": 16, "hidden_act": "silu", "model_type": "exaone4",
+        "layer_types": ["full_attention"] * 4, "max_position_embeddings": 65536, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                         "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 1000000, "sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": True,
+    },
+    "EXAONE-4.0-32B": {
+        "architectures": ["Exaone4ForCausalLM"], "head_dim": 16, "hidden_act": "silu", "model_type": "exaone4",
+        "layer_types": LAYERS, "max_position_embeddings": 131072, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                         "original_max_position_embeddings": 16, "rope_type": "llama3"},
+        "rope_theta": 1000000, "sliding_window": 5, "sliding_window_pattern": "LLLG", "tie_word_embeddings": False,
+    },
+    "Olmo-3-1025-7B": {
+        "architectures": ["Olmo3ForCausalLM"], "attention_bias": False, "bos_token_id": None, "hidden_act": "silu",
+        "layer_types": LAYERS, "max_position_embeddings": 65536, "model_type": "olmo3", "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+                         "original_max_position_embeddings": 16, "rope_type": "yarn"},
+        "rope_theta": 500000, "sliding_window": 5, "tie_word_embeddings": False, "use_cache": False,
+    },
+    "ERNIE-4.5-0.3B-PT": {
+        "architectures": ["Ernie4_5ForCausalLM"], "head_dim": 16, "hidden_act": "silu", "model_type": "ernie4_5",
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 500000.0,
+        "tie_word_embeddings": True, "use_bias": False, "compression_ratio": 1.0,
+        "auto_map": {"AutoConfig": "configuration_ernie4_5.Ernie4_5_Config"},
+    },
+    "Hunyuan-0.5B-Instruct": {
+        "architectures": ["HunYuanDenseV1ForCausalLM"], "add_classification_head": False, "anyres_pooling_size": 2,
+        "attention_bias": False, "attention_head_dim": 16, "cla_share_factor": 2, "class_num": 0, "eod_token_id": 3,
+        "head_dim": 16, "hidden_act": "silu", "im_end_id": 5, "max_position_embeddings": 262144, "mlp_bias": False,
+        "model_type": "hunyuan_v1_dense", "norm_type": "rms", "org_vocab_size": 96, "pool_type": "last",
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0,
+                         "mscale_all_dim": 1.0, "type": "dynamic"},
+        "sep_token_id": 4, "use_cla": False, "use_qk_norm": True, "use_rotary_pos_emb": True,
+    },
+    "gemma-2b": {
+        "architectures": ["GemmaForCausalLM"], "attention_bias": False, "head_dim": 16, "hidden_act": "gelu",
+        "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "model_type": "gemma",
+        "num_key_value_heads": 1, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0,
+        "eos_token_id": 1, "bos_token_id": 2,
+    },
+    "gemma-7b, hidden_activation null": {
+        "architectures": ["GemmaForCausalLM"], "head_dim": 16, "hidden_act": "gelu_pytorch_tanh", "model_type": "gemma",
+        "hidden_activation": None, "max_position_embeddings": 8192, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+    },
+    "internlm3-8b-instruct": {
+        "architectures": ["InternLM3ForCausalLM"], "bias": False, "eos_token_id": [2, 3], "head_dim": 16,
+        "auto_map": {"AutoConfig": "configuration_internlm3.InternLM3Config",
+                     "AutoModelForCausalLM": "modeling_internlm3.InternLM3ForCausalLM"},
+        "hidden_act": "silu", "max_position_embeddings": 32768, "model_type": "internlm3", "qkv_bias": False,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"}, "rope_theta": 50000000,
+        "tie_word_embeddings": False,
+    },
+    "internlm3 with biases": {
+        "bias": True, "qkv_bias": True, "head_dim": 16, "hidden_act": "silu", "max_position_embeddings": 32768,
+        "model_type": "internlm3", "rms_norm_eps": 1e-05, "rope_theta": 50000000, "tie_word_embeddings": False,
+    },
+    "Ministral-3-3B, the text part alone": {
+        "head_dim": 16, "hidden_act": "silu", "max_position_embeddings": 262144, "model_type": "ministral3",
+        "rms_norm_eps": 1e-05, "sliding_window": None, "tie_word_embeddings": True,
+        "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+                            "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384,
+                            "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn"},
+    },
+    "Ministral-3-3B, its original context five tokens long": {
+        "head_dim": 16, "hidden_act": "silu", "max_position_embeddings": 262144, "model_type": "ministral3",
+        "rms_norm_eps": 1e-05, "sliding_window": None, "tie_word_embeddings": True,
+        "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+                            "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 5,
+                            "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_what_it_is_to_transformers(name, tmp_path):
+    config = {**SIZES, **PUBLISHED[name]}
+    evaluator = Evaluator(config["model_type"], tmp_path)
+    different, refusal = evaluator.difference(Cell(config["model_type"], name, "published", config))
+    assert not different and not refusal
+    theirs = evaluator.transformers(tmp_path / "cell")  # with the weights that were compared last
+    assert theirs.values is not None, theirs.refusal

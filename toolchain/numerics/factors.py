@@ -1,0 +1,56 @@
+"""A layer Hessian made ready for a solver: damped, in the order of the sweep, with its inverse factor.
+
+On a device the factorizations run there in float64; one that has none leaves them to the processor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from toolchain.numerics.hessian import damped, inverse_factor, is_positive_definite
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ReadyHessian(NamedTuple):
+    """What a sweep needs of a Hessian [K, K]; float64."""
+
+    h: np.ndarray  # damped
+    damping: float  # that was used
+    order: np.ndarray  # of the columns in the sweep
+    factor: np.ndarray  # inverse_factor of h in that order
+
+
+def ready_hessian(
+    hessian: np.ndarray, damping: float, by_curvature: bool = True, device: torch.device | None = None
+) -> ReadyHessian:
+    """by_curvature: columns of large diagonal entries come first; else they keep their order."""
+    there = device is not None and device.type not in ("cpu", "mps")  # mps has no float64
+
+    def positive(matrix: np.ndarray) -> bool:
+        return _factors_on(matrix, device) if there and device is not None else is_positive_definite(matrix)
+
+    h, used = damped(hessian, damping, positive)
+    order = np.argsort(-np.diag(h), kind="stable") if by_curvature else np.arange(len(h))
+    ordered = h[np.ix_(order, order)]
+    factor = _inverse_factor_on(ordered, device) if there and device is not None else inverse_factor(ordered)
+    return ReadyHessian(h, used, order, factor)
+
+
+def _factors_on(matrix: np.ndarray, device: torch.device) -> bool:
+    import torch
+
+    return not bool(torch.linalg.cholesky_ex(torch.from_numpy(matrix).to(device)).info.cpu())
+
+
+def _inverse_factor_on(hessian: np.ndarray, device: torch.device) -> np.ndarray:
+    """hessian.inverse_factor on a device."""
+    import torch
+
+    flipped = torch.linalg.cholesky(torch.from_numpy(hessian).to(device).flip(0, 1))
+    unit = torch.eye(len(hessian), dtype=flipped.dtype, device=device)
+    inverse = torch.linalg.solve_triangular(flipped, unit, upper=False)
+    return np.ascontiguousarray(inverse.flip(0, 1).cpu().numpy())

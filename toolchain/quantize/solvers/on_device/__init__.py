@@ -1,0 +1,1 @@
+"""Forms of the solvers in torch, for an accelerator."""
