@@ -19,7 +19,7 @@ from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.source.experts import unpack_experts
-from toolchain.source.folding import FoldedSource
+from toolchain.source.transforms.folding import FoldedSource
 from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces
 

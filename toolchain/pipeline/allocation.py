@@ -27,8 +27,8 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.gradients import Gradients, measure_gradients
 from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
+from toolchain.pipeline.apart import apart
 from toolchain.quantize import Method
-from toolchain.quantize.apart import apart
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
 from toolchain.settings.format import MIXED, TRELLIS
 from toolchain.settings.quantize import QuantizeSettings

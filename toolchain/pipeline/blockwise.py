@@ -26,10 +26,10 @@ from toolchain.calibrate.drift import input_moments, reading_order, source_input
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
+from toolchain.pipeline.apart import apart
 from toolchain.pipeline.non_block import dense_record
 from toolchain.quantize import quantizer
 from toolchain.quantize.addons.outliers import with_outliers
-from toolchain.quantize.apart import apart
 from toolchain.settings.calibration import Workers
 from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings

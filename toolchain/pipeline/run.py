@@ -52,11 +52,11 @@ from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import check_encoder, check_experts
 from toolchain.settings.solver import GRADIENT_METHODS, KEEP
 from toolchain.source.checkpoint import SourceModel, resolve
-from toolchain.source.equalization import EqualizedSource
 from toolchain.source.heads import open_model
 from toolchain.source.quantization import FIELDS as QUANTIZED_FIELDS
-from toolchain.source.rotation import RotatedSource
 from toolchain.source.tokenizer import write_built_tokenizer
+from toolchain.source.transforms.equalization import EqualizedSource
+from toolchain.source.transforms.rotation import RotatedSource
 from toolchain.system.device import chosen_device
 from toolchain.system.threads import fixed_rounding
 

@@ -19,12 +19,12 @@ class PreparationSettings:
 
     PANEL: ClassVar[str] = "Preparation"
 
-    # values, residual: folded into weights (toolchain/source/rotation.py). activations: at run time, qrazor only.
+    # values, residual: folded into weights (source/transforms/rotation.py). activations: at run time, qrazor only.
     # After construction in the order of ROTATIONS.
     rotation: str = option(
         NONE, "Hadamard rotations: none, or some of values, residual, activations (qrazor), comma separated"
     )
-    equalize: bool = option(False, "Make columns equally large first")  # toolchain/source/equalization.py
+    equalize: bool = option(False, "Make columns equally large first")  # toolchain/source/transforms/equalization.py
 
     def rotates(self, what: str) -> bool:
         """Whether `what`, one of ROTATIONS, is rotated."""

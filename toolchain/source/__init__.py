@@ -1,1 +1,1 @@
-"""The source model: its files, names, stored weights, configuration, and transformations before quantization."""
+"""The source model: its files, names, stored weights, and configuration."""

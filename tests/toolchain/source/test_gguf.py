@@ -116,7 +116,7 @@ def test_a_folder_with_one_model(tmp_path):
 
 
 def test_codes_of_a_changed_weight_are_not_the_stored_ones(tmp_path):
-    from toolchain.source.folding import FoldedSource
+    from toolchain.source.transforms.folding import FoldedSource
 
     source = FoldedSource(opened(write_gguf(tmp_path / "m.gguf", type_of=lambda name: "Q4_0")))
     name = "model.layers.0.mlp.up_proj.weight"

@@ -19,7 +19,7 @@ from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.folding import FoldedSource
+from toolchain.source.transforms.folding import FoldedSource
 
 
 def hadamard_rotation(size: int, seed: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch
 
 from export.graph.spec import ModelSpec
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.folding import FoldedSource
+from toolchain.source.transforms.folding import FoldedSource
 
 Factors = Callable[[], torch.Tensor]
 _ROWS = 1024  # in float64 at a time

@@ -18,8 +18,8 @@ from tests.export.graph.families import (
 )
 from toolchain.calibrate.own_text import whole_model
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.equalization import EqualizedSource, column_energy, column_factors
-from toolchain.source.rotation import RotatedSource
+from toolchain.source.transforms.equalization import EqualizedSource, column_energy, column_factors
+from toolchain.source.transforms.rotation import RotatedSource
 
 
 def _uneven(folder, variant):

@@ -13,7 +13,7 @@ from tests.conftest import _checkpoint, _package
 from tests.export.graph.families import check_folded_export, random_text, tiny_model, write_tokenizer
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.rotation import RotatedSource, hadamard_rotation
+from toolchain.source.transforms.rotation import RotatedSource, hadamard_rotation
 
 BOTH = "values,residual"
 UNTIED = {"tie_word_embeddings": False}

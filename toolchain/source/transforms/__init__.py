@@ -1,0 +1,1 @@
+"""Transformations that are folded into the source's weights before anything is quantized."""
