@@ -15,6 +15,8 @@ from export.contract.formats.base import FLOATS, Part, layout_from
 ARRAY, CODES, STANDARD = "array", "codes", "standard"
 LOW_RANK = ("lowrank_a", "lowrank_b")
 OUTLIERS = ("outlier_gaps", "outlier_values")
+# Beside the losses: the damping of a singular Hessian; the tokens of an expert that has no Hessian of its own.
+DAMPING, POOLED = "damping", "pooled_tokens"
 _MOST = 2**48
 
 
@@ -193,3 +195,9 @@ def standard_bytes(records: list[TensorRecord]) -> int:
         if part.how == STANDARD
     }
     return sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for _, _, dtype, shape, _ in tables)
+
+
+def final_loss(losses: Mapping[str, float]) -> float | None:
+    """The relative layer loss after the quantizer's last step; None where nothing was solved."""
+    steps = [value for name, value in losses.items() if name not in (DAMPING, POOLED)]
+    return steps[-1] if steps else None

@@ -64,5 +64,7 @@ def inspect(
 
 
 def _last_loss(tensor: dict[str, Any]) -> str:
-    steps = [name for name in tensor["losses"] if name != "damping"]
-    return f"{tensor['losses'][steps[-1]]:.2e}" if steps else "-"
+    from export.artefacts.records import final_loss
+
+    loss = final_loss(tensor["losses"])
+    return "-" if loss is None else f"{loss:.2e}"

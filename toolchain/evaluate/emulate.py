@@ -54,6 +54,8 @@ class _Emulated(Session, ABC):
         super().__init__(folder)
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
+        if node.is_expert_product:
+            raise InputError(f"node {node.name}: --emulate has no unit for products with picked experts")
         if node.op_type == GROUP_MATMUL:
             raise InputError(f"node {node.name}: --emulate needs one scale along a row")
         return (self._product(node, inputs),) if node.op_type == CODEBOOK_MATMUL else None

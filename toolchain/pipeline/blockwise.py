@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from export.artefacts.checkpoint import block_shard, read_shard_records, write_shard
-from export.artefacts.records import TensorRecord
+from export.artefacts.records import POOLED, TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
@@ -38,7 +38,6 @@ from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.system.progress import Reporter
 from toolchain.system.workers import solve_all
 
-POOLED = "pooled_tokens"  # beside an expert's losses: the tokens that were too few for a Hessian of its own
 _NAMED = 8  # experts that a line lists before it only counts them
 
 

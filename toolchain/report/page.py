@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from export.artefacts.records import final_loss
 from toolchain.system.units import engineering, figure, size_text
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -24,12 +25,6 @@ def render(report: Mapping[str, Any]) -> str:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=report["provenance"]["source"]["name"], pictures=_pictures(report), cards=report["cost"][:_CARDS], **data
     )
-
-
-def final_loss(losses: Mapping[str, float]) -> float | None:
-    """The relative layer loss after the quantizer's last step."""
-    steps = [value for name, value in losses.items() if name != "damping"]
-    return steps[-1] if steps else None
 
 
 def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:

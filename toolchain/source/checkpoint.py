@@ -27,7 +27,7 @@ from toolchain.source.gguf_weights import GgufWeights, gguf_weights
 from toolchain.source.group_codes import GroupCodes
 from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
-from toolchain.source.stored_names import ParameterNames, is_adapter, parameter_names
+from toolchain.source.stored_names import ParameterNames, is_adapter, is_packed, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
 from toolchain.source.wrappers import check_quantization, left_out_of, text_name
 
@@ -132,7 +132,10 @@ class SourceModel:
                 )
 
     def _alike(self, parameter: str) -> str:
-        """What to add where a parameter is missing: the stored name that ends like it."""
+        """What to add where a parameter is missing: the stored name that ends like it, or experts in one piece."""
+        packed = next((name for name in self._weights.names() if is_packed(name)), None)
+        if packed is not None and ".experts." in parameter:
+            return f"; it has {packed}, experts in one piece, which are not read"
         alike = (name for name in self._weights.names() if name.endswith(f".{parameter}"))
         return next((f"; it has {name}, a name that transformers does not know" for name in alike), "")
 
