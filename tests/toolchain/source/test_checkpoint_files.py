@@ -14,6 +14,7 @@ from export.files.access import read_json
 from tests.export.graph.families import TINY, TINY_ENCODERS, tiny_model
 from toolchain.calibrate.own_text import whole_model
 from toolchain.source.checkpoint import SourceModel
+from toolchain.source.experts import unpack_experts
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -49,7 +50,7 @@ def halves(tensors):
 
 def check(folder, kind=AutoModelForCausalLM):
     """Every tensor as transformers has it after loading."""
-    expected = kind.from_pretrained(folder, dtype=torch.float32).state_dict()
+    expected = unpack_experts(kind.from_pretrained(folder, dtype=torch.float32)).state_dict()
     source = SourceModel(folder)
     assert source.parameters()
     for name in source.parameters():
