@@ -165,7 +165,7 @@ def _warn(model: str, output: Path, parameters: int) -> None:
     print(f"KL to the source: {figure(kl, 3)} nats a token (2,000 tokens of documentation that calibration never saw)")
     if kl > _DISAPPOINTING:
         print(
-            "warning: answers will differ from the source's. More bits (--bits 4), --preset best, or a --calibration "
+            "warning: answers will differ from the source's. More bits, --preset best, or a --calibration "
             "text of the kind that the model will read help",
             file=sys.stderr,
         )

@@ -69,13 +69,11 @@ class _Sums:
 
     def watched(self, layer: int, weight: torch.Tensor) -> torch.Tensor:
         """The weight as it is; its gradient comes here."""
-        found: torch.Tensor = _Watched.apply(weight, partial(self._add, layer, self._piece.number))
+        found: torch.Tensor = _Watched.apply(weight, partial(self._take_turn, layer, self._piece.number))
         return found
 
-    def _add(self, layer: int, piece: int, gradient: torch.Tensor) -> None:
-        self._take_turn(layer, piece, gradient)
-
     def _take_turn(self, layer: int, piece: int, gradient: torch.Tensor | None = None) -> None:
+        """Add a piece's gradient, or nothing, when all pieces before it have; raises the error of one that failed."""
         with self._change:
             self._change.wait_for(lambda: self._next[layer] >= piece or self._error is not None)
         if self._error is not None:

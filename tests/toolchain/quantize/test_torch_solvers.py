@@ -129,7 +129,7 @@ def test_codebooks_fitted_to_some_of_many_rows(standard):
 
 
 @pytest.mark.parametrize("form", [{"bits": 3}, {"bits": 2, "format": "trellis"}], ids=str)
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("groups", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_the_bundled_models_matrices(form, groups):
     source = SourceModel(DEMO)
     spec = model_spec(source.config)
