@@ -141,6 +141,8 @@ class SourceModel:
 
     def _refuse_parts_of_weights(self, name: str, text: str) -> None:
         """What lies beside a weight, or in its place, and is not known would change it. text: the text part's name."""
+        if self._parameters.is_of_expert(text):
+            raise InputError(f"{self.where}: {name} belongs to an expert that the model of config.json does not have")
         if self._parameters.harmless(text) or not self._parameters.beside_a_parameter(text):
             return
         module = name.rpartition(".")[0].removesuffix(".weight")

@@ -75,6 +75,10 @@ class ParameterNames:
             parameter = re.sub(_EXPERT.format(ours), rf"\1{theirs}\2", parameter)
         return parameter
 
+    def is_of_expert(self, stored: str) -> bool:
+        """Whether a tensor of this name is a matrix of an expert, be it one that the model has or not."""
+        return bool(self.experts) and re.search(_EXPERT.format(r"\w+"), stored) is not None
+
     def harmless(self, stored: str) -> bool:
         """Whether a tensor that the model has no parameter for is known to change nothing."""
         if _HARMLESS.search(stored) or changes_activations_only(stored):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -227,3 +229,16 @@ def test_experts_stored_in_one_piece_are_refused_by_name(folders, tmp_path):
 def test_layer_losses_are_not_counts_of_tokens():
     assert final_loss({"sweep": 0.5, "refinement": 0.25, "damping": 0.1, POOLED: 3.0}) == 0.25
     assert final_loss({POOLED: 3.0}) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_experts_than_the_config_says_are_refused(family, folders, tmp_path):
+    """transformers refuses the shapes of what it packs then; leaving some out would be another model."""
+    config = json.loads((folders[family] / "config.json").read_text())
+    for name in ("num_experts", "num_local_experts"):
+        if name in config:
+            config[name] -= 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copyfile(folders[family] / "model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="belongs to an expert that the model of config.json does not have"):
+        open_model(tmp_path)
