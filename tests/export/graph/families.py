@@ -90,6 +90,12 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
+MIXTURES = ("mixtral", "olmoe", "qwen3_moe")  # experts picked by a router
+
+
+def is_mixture(variant: str) -> bool:
+    """Whether a variant's family has experts."""
+    return variant.split()[0] in MIXTURES
 
 
 def tiny_model(variant: str, folder: Path, **more: object) -> None:

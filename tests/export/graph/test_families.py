@@ -23,6 +23,7 @@ from tests.export.graph.families import (
     FloatCheckpoint,
     compare,
     dequantized_model,
+    is_mixture,
     random_text,
     tiny_model,
 )
@@ -63,7 +64,6 @@ def test_forty_tokens_one_by_one_over_the_cache(variant, tmp_path):
 
 # Every family is quantized once in `make test`, with rank 0 or 3 in turns; every variant with both in `make test-long`.
 FAMILIES = [variant for variant in TINY if " " not in variant]
-MIXTURES = ("mixtral", "olmoe", "qwen3_moe")  # whose experts have no integer activations
 QUICK = {(family, 3 * (i % 2)) for i, family in enumerate(FAMILIES)}
 CASES = [
     pytest.param(variant, rank, marks=() if (variant, rank) in QUICK else pytest.mark.long)
@@ -87,7 +87,7 @@ def test_quantized_export_matches_the_dequantized_model(variant, rank, tmp_path)
     expected, _ = reference.run(ids[None], np.ones((1, 12), np.int64), np.arange(12)[None], reference.empty())
     np.testing.assert_allclose(session.forward(session.new_state(), ids), expected[0], atol=1e-4)
     engine, why = open_model(folder)
-    assert why == "" or family_of(variant) in MIXTURES  # planned, not interpreted
+    assert why == "" or is_mixture(variant)  # planned, not interpreted
     state = engine.new_state()
     pieces = [engine.forward(state, ids[a:b]) for a, b in ((0, 9), (9, 10), (10, 12))]
     # int8 activations: each of the 8 to 29 products adds about 0.5 % of its own size
@@ -95,11 +95,8 @@ def test_quantized_export_matches_the_dequantized_model(variant, rank, tmp_path)
     assert np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(expected[0] ** 2))
 
 
-def family_of(variant: str) -> str:
-    return variant.split()[0]
-
-
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in MIXTURES])
+# experts have no integer activations
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not is_mixture(family)])
 def test_razored_export_runs_alike_everywhere(family, tmp_path):
     """Codes flip where the two runners' floats straddle a step: with 8-bit activations a hundredth of the logits."""
     tiny_model(family, tmp_path / "source")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.export.graph.families import TINY, tiny_model
+from tests.export.graph.families import TINY, is_mixture, tiny_model
 from toolchain.calibrate.gradients import measure_gradients
 from toolchain.source.heads import open_model
 
@@ -19,5 +19,5 @@ def test_gradients_of_outputs_need_no_gradients_of_weights(family, tmp_path):
     beside = measure_gradients(source, spec, tokens, quiet=True, per_weight=True)
     assert not alone.weights and alone.outputs.keys() == beside.weights.keys() == set(spec.quantizable())
     for name, values in alone.outputs.items():
-        assert values.any()
+        assert values.any() or (is_mixture(family) and not beside.weights[name].any())  # no token reaches it
         np.testing.assert_array_equal(values, beside.outputs[name])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toolchain.quantize.apart import apart
 from transformers import AutoModelForCausalLM
 
 from export.artefacts.records import POOLED, final_loss
@@ -23,6 +22,7 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.gradients import measure_gradients
 from toolchain.calibrate.own_text import whole_model
 from toolchain.calibrate.routing import expert_groups, expert_tokens, pooled_hessians, too_few
+from toolchain.pipeline.apart import apart
 from toolchain.quantize.methods.athena import choose_layout
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.settings.quantize import QuantizeSettings
@@ -45,6 +45,16 @@ def runner_of(folder):
     source, spec = open_model(folder)
     runner = BlockRunner(source, spec)
     return runner, runner.embed(TOKENS), runner.load_block(0)
+
+
+def has_expert(runner, block, hidden, number):
+    """Which tokens of which sequence the router sends to an expert, bool [sequences, length]."""
+    picks: list[torch.Tensor] = []
+    handle = block.get_submodule("mlp.experts").register_forward_pre_hook(lambda m, given: picks.append(given[1]))
+    for sequence in hidden:  # one after another: several at once come in any order
+        runner.run(block, sequence[None])
+    handle.remove()
+    return np.stack([(picked == number).any(dim=1).numpy() for picked in picks])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,11 +100,8 @@ def test_weighted_tokens_weigh_in_the_experts_that_have_them(folders):
     """A weight for each token: experts see that of their own tokens."""
     runner, hidden, block = runner_of(folders["olmoe"])
     names = runner.spec.block.by_expert()[1]
-    picks: list[torch.Tensor] = []
-    handle = block.get_submodule("mlp.experts").register_forward_pre_hook(lambda m, given: picks.append(given[1]))
     plain, _ = runner.hessians(block, names, hidden)
-    handle.remove()
-    has = np.stack([(picked == 1).any(dim=1).numpy() for picked in picks]).astype(np.float32)
+    has = has_expert(runner, block, hidden, 1).astype(np.float32)
     only, _ = runner.hessians(block, names, hidden, dict.fromkeys(names, has))
     others, _ = runner.hessians(block, names, hidden, dict.fromkeys(names, 1 - has))
     for name in names:
@@ -106,11 +113,8 @@ def test_gradients_stand_at_the_tokens_that_an_expert_has(folders):
     source, spec = open_model(folders["qwen3_moe"])
     found = measure_gradients(source, spec, TOKENS, quiet=True, per_weight=True, groups=2)
     runner, hidden, block = runner_of(folders["qwen3_moe"])
-    picks: list[torch.Tensor] = []
-    block.get_submodule("mlp.experts").register_forward_pre_hook(lambda m, given: picks.append(given[1]))
-    runner.run(block, hidden)
     for number, names in enumerate(spec.block.by_expert()):
-        has = np.stack([(picked == number).any(dim=1).numpy() for picked in picks])
+        has = has_expert(runner, block, hidden, number)
         for name in names:
             full = spec.block_name(0) + name
             assert found.outputs[full].shape == (2, *TOKENS.shape)
