@@ -76,8 +76,11 @@ class ParameterNames:
         return parameter
 
     def is_of_expert(self, stored: str) -> bool:
-        """Whether a tensor of this name is a matrix of an expert, be it one that the model has or not."""
-        return bool(self.experts) and re.search(_EXPERT.format(r"\w+"), stored) is not None
+        """Whether a tensor of this name is a matrix of an expert of a block that the model has, be it one too many."""
+        if not self.experts or (matrix := re.search(_EXPERT.format(r"\w+"), stored)) is None:
+            return False
+        first = f"{stored[: matrix.start()]}.experts.0.{self.experts[0][0]}.weight"
+        return self.of(first) is not None
 
     def harmless(self, stored: str) -> bool:
         """Whether a tensor that the model has no parameter for is known to change nothing."""
