@@ -27,9 +27,8 @@ _DIRECT = ("avx512vbmi",)
 
 def runs_directly(node: Node) -> bool:
     """Whether the kernels take this node's trellis codes as they are stored, on this machine."""
-    return (
-        node.op_type == TRELLIS_MATMUL and node.attributes.get("state_bits") == TRELLIS_STATE_BITS and pick() in _DIRECT
-    )
+    trellis = node.op_type.removeprefix("Expert") == TRELLIS_MATMUL
+    return trellis and node.attributes.get("state_bits") == TRELLIS_STATE_BITS and pick() in _DIRECT
 
 
 @intrinsic

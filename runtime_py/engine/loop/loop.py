@@ -10,6 +10,7 @@ import numba as nb
 
 from runtime_py.engine.loop.attention import run_attention, run_razor_kv_append
 from runtime_py.engine.loop.blocks import run_blocks, run_norm
+from runtime_py.engine.loop.experts import run_experts
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, RUN_SHARE, run_product, run_rows
 from runtime_py.engine.loop.tokens import run_tokens
 from runtime_py.engine.records.record import reader
@@ -28,6 +29,7 @@ _head = reader(table.Head)
     _embed, _embed_dense, _norm, _quantize, _matmul, _grouped, _dense, _activate, _add, _kv_append, _attend, _scale,
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
     _rotate,
+    _route, _expert_matmul, _combine,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -89,6 +91,10 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_tokens(_rotate(step), past, tokens, counter, scratch)
     elif operation == table.ADD:
         run_tokens(_add(step), past, tokens, counter, scratch)
+    elif operation == table.ROUTE:
+        run_tokens(_route(step), past, tokens, counter, scratch)
+    elif operation == table.COMBINE:
+        run_tokens(_combine(step), past, tokens, counter, scratch)
     else:
         run_tokens(_kv_append(step), past, tokens, counter, scratch)
 
@@ -132,6 +138,8 @@ def run_steps(
             run_product(_group_matmul(step), isa, widths, tile, some, thread, threads, counter, scratch)
         elif operation == table.RAZOR_MATMUL:
             run_product(_razor_matmul(step), isa, widths, tile, some, thread, threads, counter, scratch)
+        elif operation == table.EXPERT_MATMUL:
+            run_experts(_expert_matmul(step), isa, widths, offset, some, counter, scratch)
         else:
             _run_rare(operation, isa, offset, step, past, some, thread, counter, scratch)
     barrier(gate, threads)

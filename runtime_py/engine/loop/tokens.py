@@ -6,11 +6,13 @@ import numba as nb
 
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, rotated_row, scale_row
+from runtime_py.engine.kernels.experts import combine_row, route
 from runtime_py.engine.kernels.grouped import grouped_row
 from runtime_py.engine.kernels.groups import group_row
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.steps.attention import KvAppend, Rotate
 from runtime_py.engine.steps.elementwise import Add, Scale
+from runtime_py.engine.steps.experts import Combine, Route
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64
@@ -50,6 +52,16 @@ def _rotate(s, past, token, scratch):
     rotated_row(source, s.heads, s.head_dim, s.cos + row, s.sin + row, s.half, s.interleaved, to)
 
 
+def _route(s, past, token, scratch):
+    weights, picked = s.weights + 4 * token * s.count, s.picked + 8 * token * s.count
+    route(s.source + 4 * token * s.stride, s.experts, s.count, s.normalised, weights, picked)
+
+
+def _combine(s, past, token, scratch):
+    weights, to = s.weights + 4 * token * s.count, s.out + 4 * token * s.columns
+    combine_row(s.source + 4 * token * s.stride, weights, s.count, s.columns, to)
+
+
 def _kv_append(s, past, token, scratch):
     position = past + token
     row = 4 * position * s.half
@@ -69,6 +81,8 @@ _one = by_kind(
         Reorder: _reorder,
         Add: _add,
         Rotate: _rotate,
+        Route: _route,
+        Combine: _combine,
         KvAppend: _kv_append,
     }
 )

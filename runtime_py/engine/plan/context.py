@@ -6,6 +6,7 @@ Fused here: quantization of activations into the step that makes them, an activa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeGuard
 
 import numpy as np
@@ -16,7 +17,7 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GroupsLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from runtime_py.engine.plan.placement import Argument, Buffer, External, PlannedStep
-from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Tokens
+from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Routed, Tokens
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
@@ -50,6 +51,7 @@ class Context:
         self.result_width = 0
         self.values: dict[str, Value] = {}
         self.halves: dict[str, Tokens] = {}  # of float16 type
+        self.routed: dict[str, Routed] = {}  # of experts' routers
         self.folder = ConstantFolder(graph)
         self.quantized: dict[Buffer, list[Quantized]] = {}
         self.razored: dict[str, Razored] = {}  # codes, flags and units by name
@@ -129,6 +131,17 @@ class Context:
         """Say what a name of float16 type stands for: only a Cast may read it, because steps compute with float32."""
         self.halves[name] = value
         self._say_who_reads(name, value)
+
+    def route(self, name: str, value: Routed) -> None:
+        """Say what a value of an expert's router stands for."""
+        self.routed[name] = value
+        self._say_who_reads(name, value.value)
+        if value.parts is not None:
+            self._say_who_reads(name, value.parts)
+
+    def uses(self, name: str) -> int:
+        """How many nodes read a value."""
+        return self._uses.get(name, 0)
 
     def _say_who_reads(self, name: str, value: Value) -> None:
         buffer = value.source.buffer if isinstance(value, Pending) else value.buffer
@@ -224,7 +237,7 @@ class Context:
     def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
         """A step for an activation, times its gate where there is one."""
         x = pending.source
-        if pending.kind == -1 or (gated is not None and gated.width != x.width):
+        if pending.kind == -1 or (gated is not None and (gated.width, gated.heads) != (x.width, x.heads)):
             raise Unplannable("an activation of unexpected form")
         out = self.new(x.width)
         step = Activate[Argument](
@@ -237,7 +250,7 @@ class Context:
             out=out.place,
         )
         self.emit(step, [x.buffer, *([gated.buffer] if gated else [])], [out.buffer])
-        return out
+        return replace(out, heads=x.heads)
 
 
 def _quantizes(step: Step[Argument]) -> TypeGuard[Norm[Argument] | Activate[Argument]]:

@@ -12,8 +12,9 @@ from export.contract.sdr import SdrFormat
 from runtime_py.engine.kernels.matrix import padded
 from runtime_py.engine.kernels.quantize import HIGH_GROUP
 from runtime_py.engine.kernels.razor import form_number
-from runtime_py.engine.plan.placement import Buffer, Place
+from runtime_py.engine.plan.placement import Argument, Buffer, Place
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.steps.experts import Route
 from runtime_py.reference.constants import ConstantFolder
 
 _LONGEST_TRIED = 1 << 17  # positions over which a window is tried
@@ -48,6 +49,17 @@ class Pending:
 
     kind: int
     source: Tokens
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A value on the way from a router's scores to the sum of what its experts give (handlers/experts.py)."""
+
+    kind: int
+    value: Tokens  # the scores, the weights, or the one input of all experts
+    step: Route[Argument] | None = None
+    picked: Buffer | None = None
+    parts: Tokens | None = None  # what the experts give
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from export.artefacts.reader import Node
 from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
 from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.handlers.experts import weighted
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Tokens
@@ -68,11 +69,13 @@ def norm(context: Context, node: Node) -> None:
 def activation(context: Context, node: Node) -> None:
     tanh = node.attributes.get("approximate", "none") == "tanh"
     kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
-    context.give(node.outputs[0], Pending(kind, context.tokens(node.inputs[0])))
+    context.give(node.outputs[0], Pending(kind, context.tokens(node.inputs[0], in_heads=True)))
 
 
 @handles("", "Mul")
 def mul(context: Context, node: Node) -> None:
+    if weighted(context, node):
+        return
     constant = [context.folder.is_constant(name) for name in node.inputs]
     if any(constant):
         _scale(context, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])

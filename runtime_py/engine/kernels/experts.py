@@ -1,0 +1,70 @@
+"""A router's picks for one token, and the weighted sum of what the picked experts give. Addresses in, memory out."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from runtime_py.engine.kernels.elementwise import exponential
+from runtime_py.simd.vectors import (
+    add,
+    divide,
+    first_lanes,
+    fused,
+    get_f32,
+    load_some,
+    put_f32,
+    put_i64,
+    splat_float,
+    store_some,
+    subtract,
+    sum_floats,
+    zero_floats,
+)
+
+
+@nb.njit(cache=True)
+def route(scores, experts, count, normalised, weights, picked):
+    """The experts of the `count` largest scores, largest first, and their shares of the softmax over all.
+
+    scores: float32 [experts]. Of equal scores that with the lower number comes first; numbers are always 0 to
+    experts - 1, also where scores are not numbers.
+    """
+    before, place = np.float32(np.inf), -1
+    for j in range(count):
+        best, found = np.float32(-np.inf), -1
+        for i in range(experts):
+            value = get_f32(scores + 4 * i)
+            behind = value < before or (value == before and i > place)
+            if behind and (found < 0 or value > best):
+                best, found = value, i
+        before, place = best, max(found, 0)
+        put_i64(picked + 8 * j, nb.int64(place))
+        put_f32(weights + 4 * j, get_f32(scores + 4 * place))
+    top, total = splat_float(get_f32(weights)), zero_floats()
+    for k in range(0, experts, 16):
+        some = min(experts - k, 16)
+        powers = exponential(subtract(load_some(scores + 4 * k, some), top))
+        total = add(total, first_lanes(powers, some, zero_floats()))
+    whole, own = splat_float(sum_floats(total)), zero_floats()
+    for k in range(0, count, 16):
+        some = min(count - k, 16)
+        share = divide(exponential(subtract(load_some(weights + 4 * k, some), top)), whole)
+        own = add(own, first_lanes(share, some, zero_floats()))
+        store_some(weights + 4 * k, share, some)
+    if normalised != 0:
+        part = splat_float(sum_floats(own))
+        for k in range(0, count, 16):
+            some = min(count - k, 16)
+            store_some(weights + 4 * k, divide(load_some(weights + 4 * k, some), part), some)
+
+
+@nb.njit(cache=True)
+def combine_row(source, weights, count, columns, target):
+    """target[i] = sum over j of weights[j] * source[j, i], source float32 [count, columns]."""
+    for k in range(0, columns, 16):
+        some, total = min(columns - k, 16), zero_floats()
+        for j in range(count):
+            part = load_some(source + 4 * (j * columns + k), some)
+            total = fused(part, splat_float(get_f32(weights + 4 * j)), total)
+        store_some(target + 4 * k, total, some)

@@ -1,0 +1,161 @@
+"""A mixture of experts: softmax, picks and weights of the router become one step, products with the picked ones others.
+
+What stands between is kept apart from plain values (values.py, Routed), so that no other operator can take it for one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from export.artefacts.reader import Node
+from export.contract.errors import InputError
+from export.contract.formats import CodebookLayout
+from export.contract.formats.base import DOMAIN
+from export.contract.formats.trellis import TrellisLayout
+from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
+from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.placement import Argument, Buffer, Place
+from runtime_py.engine.plan.registry import handles
+from runtime_py.engine.plan.values import Routed
+from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
+from runtime_py.engine.steps.experts import Combine, ExpertMatMul, Route
+
+SHARES, WEIGHTS, PICKED, TOTAL, COLUMN, ONE_INPUT, WEIGHTED = range(7)  # what a value of a router is
+
+
+@handles("", "Softmax")
+def softmax(context: Context, node: Node) -> None:
+    if node.attributes.get("axis", -1) not in (-1, 2):
+        raise Unplannable(f"the axis of {node.name}")
+    context.route(node.outputs[0], Routed(SHARES, context.tokens(node.inputs[0])))
+
+
+@handles("", "TopK")
+def top_k(context: Context, node: Node) -> None:
+    shares, count = _routed(context, node, 0, SHARES), context.folder.constant(node.inputs[1]).reshape(-1).tolist()
+    plain = node.attributes.get("largest", 1) and node.attributes.get("sorted", 1)
+    fits = len(count) == 1 and 1 <= count[0] <= shares.value.width
+    if not plain or not fits or node.attributes.get("axis", -1) not in (-1, 2) or len(node.outputs) != 2:
+        raise Unplannable(f"the picks of {node.name}")
+    x, weights, picked = shares.value, context.new(count[0]), Buffer(8 * count[0] * context.chunk)
+    step = Route[Argument](
+        source=x.place, stride=x.stride, experts=x.width, count=count[0], weights=weights.place, picked=Place(picked)
+    )  # fmt: skip
+    context.emit(step, [x.buffer], [weights.buffer, picked])
+    for name, kind in zip(node.outputs, (WEIGHTS, PICKED)):
+        context.route(name, Routed(kind, weights, step, picked))
+
+
+@handles("", "Div")
+def divide(context: Context, node: Node) -> None:
+    """Weights by their sum: the step that makes them does it, where nobody wants them as they were."""
+    weights, total = _routed(context, node, 0, WEIGHTS), _routed(context, node, 1, TOTAL)
+    if weights.step is None or weights.step is not total.step or weights.step.normalised:
+        raise Unplannable(f"the quotient {node.name}")
+    if context.uses(node.inputs[0]) != 2 or context.uses(node.inputs[1]) != 1:
+        raise Unplannable(f"weights that {node.name} does not read alone")
+    weights.step.normalised = 1
+    context.route(node.outputs[0], weights)
+
+
+@handles("", "ReduceSum")
+def reduce_sum(context: Context, node: Node) -> None:
+    found = _routed(context, node, 0, WEIGHTS, WEIGHTED)
+    axes, keeps = np.asarray(context.folder.constant(node.inputs[1])).reshape(-1).tolist(), node.attributes["keepdims"]
+    if found.kind == WEIGHTS and axes in ([-1], [2]) and keeps:
+        context.route(node.outputs[0], replace(found, kind=TOTAL))
+        return
+    if found.kind != WEIGHTED or found.parts is None or axes != [2] or keeps:
+        raise Unplannable(f"the sum {node.name}")
+    x, weights = found.parts, found.value
+    out = context.new(x.width // x.heads)
+    step = Combine[Argument](
+        source=x.place, stride=x.stride, weights=weights.place, count=x.heads, columns=out.width, out=out.place
+    )  # fmt: skip
+    context.emit(step, [x.buffer, weights.buffer], [out.buffer])
+    context.give(node.outputs[0], out)
+
+
+@handles("", "Unsqueeze")
+def unsqueeze(context: Context, node: Node) -> None:
+    axes, routed = context.folder.constant(node.inputs[1]).reshape(-1).tolist(), context.routed.get(node.inputs[0])
+    if routed is not None and routed.kind == WEIGHTS and axes in ([-1], [3]):
+        context.route(node.outputs[0], replace(routed, kind=COLUMN))
+    elif routed is None and axes == [2]:
+        context.route(node.outputs[0], Routed(ONE_INPUT, context.tokens(node.inputs[0])))
+    else:
+        raise Unplannable(f"the dimension added by {node.name}")
+
+
+def weighted(context: Context, node: Node) -> bool:
+    """Plan the product of what experts give and their weights; False where the node is none."""
+    columns = [context.routed.get(name) for name in node.inputs]
+    for column, name in zip(columns, node.inputs[::-1]):
+        if column is not None:
+            parts = context.tokens(name, in_heads=True)
+            if column.kind != COLUMN or parts.heads != column.value.width:
+                raise Unplannable(f"the product {node.name}")
+            context.route(node.outputs[0], replace(column, kind=WEIGHTED, parts=parts))
+            return True
+    return False
+
+
+@handles(DOMAIN, *EXPERT_PRODUCTS)
+def expert_matmul(context: Context, node: Node) -> None:
+    layout, picked = node.expert_layout(), _routed(context, node, 1, PICKED)
+    assert picked.step is not None and picked.picked is not None
+    count, one = picked.value.width, context.routed.get(node.inputs[0])
+    x = _routed(context, node, 0, ONE_INPUT).value if one else context.tokens(node.inputs[0], in_heads=True)
+    columns = x.width if one else x.width // x.heads
+    if picked.step.experts != layout.experts or columns != layout.K or (not one and x.heads != count):
+        raise Unplannable(f"the inputs of {node.name}")
+    address, width, row_bytes = _record(context, node, layout, count)
+    out = context.new(count * layout.rows)
+    context.widest = max(context.widest, layout.K)
+    step = ExpertMatMul[Argument](
+        matrix=address,
+        width=width,
+        row_bytes=row_bytes,
+        rows=layout.rows,
+        experts=layout.experts,
+        source=x.place,
+        stride=x.stride,
+        columns=layout.K,
+        apart=0 if one else layout.K,
+        picked=Place(picked.picked),
+        count=count,
+        out=out.place,
+    )
+    context.emit(step, [x.buffer, picked.picked], [out.buffer])
+    context.give(node.outputs[0], replace(out, heads=count))
+
+
+def _record(context: Context, node: Node, layout: ExpertLayout, count: int) -> tuple[int, int, int]:
+    """Address, width and bytes of a row of the record of all experts' matrix."""
+    stored, parts = layout.stored, [context.folder.constant(name) for name in node.inputs[2:]]
+    if stored is None:
+        raise Unplannable(f"the experts of {node.name}, whose weights are no codes")
+    if not isinstance(stored, CodebookLayout) and not (isinstance(stored, TrellisLayout) and runs_directly(node)):
+        stored, parts = stored.as_codebook(*parts)
+    assert isinstance(stored, CodebookLayout | TrellisLayout)
+    if isinstance(stored, CodebookLayout) and stored.groups > 1:
+        raise Unplannable(f"the experts of {node.name}, which have several codebooks along a row")
+    codes, book, scale = (np.ascontiguousarray(part) for part in parts)
+    scale = scale.astype(np.float32)
+    if not np.isfinite(scale).all():
+        raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
+    record, alive = matrix_record(stored, codes, book, scale)
+    context.keep += [record, *alive]
+    context.bytes_per_token += (codes.nbytes + book.nbytes + scale.nbytes) * count // layout.experts
+    return record.ctypes.data, matrix_width(record), stored.codes_shape[1]
+
+
+def _routed(context: Context, node: Node, place: int, *kinds: int) -> Routed:
+    found = context.routed.get(node.inputs[place])
+    if found is None or found.kind not in kinds:
+        raise Unplannable(f"{node.op_type} {node.name}")
+    return found

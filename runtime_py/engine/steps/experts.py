@@ -1,0 +1,92 @@
+"""Experts: a router's picks, products with the picked experts' matrices, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from runtime_py.engine.kernels.quantize import HIGH_TOKEN
+from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
+from runtime_py.engine.records.errors import need
+from runtime_py.engine.records.record import NONE, T, declared
+from runtime_py.engine.steps.products import CodeProduct
+from runtime_py.engine.steps.step import Making, Step, rows, whole
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class Route(Step[T]):
+    """The largest `count` of a softmax over `experts` scores: weights float32 [tokens, count], picked int64 alike."""
+
+    source: T
+    stride: T
+    experts: T
+    count: T
+    weights: T
+    picked: T
+    normalised: T = NONE  # whether the weights of a token are divided by their sum
+
+    def accesses(self: Route[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        need(1 <= self.count <= self.experts, "more picks than experts")
+        yield rows("source", READ, self.source, self.stride, self.experts, case.tokens)
+        yield whole("weights", self.weights, self.count, case.tokens)
+        yield Access("picked", WRITE, self.picked, 8 * self.count * case.tokens)
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class ExpertMatMul(CodeProduct[T]):
+    """float32 activations, made integers here, times the rows of picked experts: out [tokens, count, rows].
+
+    The matrix has `experts` times `rows` rows. A pick that is no number of an expert is taken as the nearest that is.
+    """
+
+    source: T
+    stride: T
+    columns: T
+    apart: T  # floats between the inputs of a token's picks; 0: all read the same
+    picked: T  # int64 [tokens, count]
+    count: T
+    experts: T
+
+    def constants(self: ExpertMatMul[int], arrays: Arrays) -> Iterator[Constant]:
+        m = self.stored(arrays)
+        need(self.width == m.width and self.row_bytes == m.row_bytes, "a width or row that is not the matrix's")
+        need(min(self.experts, self.rows, self.count) >= 1, "a matrix of no experts")
+        need(self.experts * self.rows == m.rows and self.columns == m.columns, "experts that are not the matrix's")
+        need(not self.bias and not self.accumulate, "a sum that is not made here")
+        yield from m.constants(1, arrays)
+
+    def accesses(self: ExpertMatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        need(self.apart in (0, self.columns), "inputs that overlap")
+        read = self.columns * (self.count if self.apart else 1)
+        yield rows("source", READ, self.source, self.stride, read, case.tokens)
+        yield Access("picked", READ, self.picked, 8 * self.count * case.tokens)
+        yield whole("out", self.out, self.count * self.rows, case.tokens)
+
+    def scratch(self: ExpertMatMul[int], arrays: Arrays) -> int:
+        return integer_bytes(self.columns) + CodeProduct.scratch(self, arrays)
+
+
+def integer_bytes(columns: int) -> int:
+    """Of one token as integers, as the step lays it out in its scratch memory (loop/experts.py)."""
+    blocks = -(-columns // 256)
+    return -(-columns // 64) * 64 + 128 * blocks + HIGH_TOKEN * blocks
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class Combine(Making[T]):
+    """out = the sum of `count` parts of a row, each times its weight."""
+
+    source: T
+    stride: T
+    weights: T  # float32 [tokens, count]
+    count: T
+    columns: T
+
+    def accesses(self: Combine[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        need(self.count >= 1, "a sum of nothing")
+        yield rows("source", READ, self.source, self.stride, self.count * self.columns, case.tokens)
+        yield rows("weights", READ, self.weights, self.count, self.count, case.tokens)
+        yield whole("out", self.out, self.columns, case.tokens)

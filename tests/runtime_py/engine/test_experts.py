@@ -1,0 +1,102 @@
+"""The engine's steps for experts: picks and sums against numpy, products against the interpreter, what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime_py.engine.kernels.experts import combine_row, route
+from runtime_py.load import open_model
+from runtime_py.reference.operators import run_operator
+from runtime_py.reference.session import Session
+from tests.conftest import _checkpoint, _package
+from tests.export.graph.families import random_text, tiny_model
+
+OPTIONS = {
+    "olmoe": {"bits": 4},
+    "qwen3_moe": {"bits": 3, "format": "trellis"},
+    "mixtral": {"bits": 2, "format": "vectors", "dimension": 2},
+    "qwen3_moe window": {"bits": 8},
+}
+IDS = np.random.default_rng(1).integers(0, 96, 23)
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def folder(request, tmp_path_factory):
+    work = tmp_path_factory.mktemp("experts")
+    tiny_model(request.param, work / "source")
+    text = random_text(work / "text.txt")
+    chosen = {"sequences": 4, "sequence_length": 32, "passes": 1, **OPTIONS[request.param]}
+    return _package(_checkpoint(work / "source", str(text), None, work / "q", **chosen), work / "model")
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 70), st.integers(0, 2**31), st.booleans(), st.booleans(), st.data())
+def test_picks_are_those_of_softmax_and_top_k(experts, seed, normalised, coarse, data):
+    """Coarse scores have many ties: the lower number comes first."""
+    count, rng = data.draw(st.integers(1, experts)), np.random.default_rng(seed)
+    scores = (rng.integers(-3, 3, experts) if coarse else 4 * rng.standard_normal(experts)).astype(np.float32)
+    weights, picked = np.full(count + 1, 7, np.float32), np.full(count + 1, 7, np.int64)
+    route(scores.ctypes.data, experts, count, int(normalised), weights.ctypes.data, picked.ctypes.data)
+    (shares,) = run_operator("Softmax", "", {"axis": -1}, [scores[None]])
+    values, numbers = run_operator("TopK", "", {"axis": -1}, [shares, np.array([count])])
+    values = values / values.sum() if normalised else values
+    np.testing.assert_array_equal(scores[picked[:count]], np.sort(scores)[::-1][:count])
+    np.testing.assert_allclose(weights[:count], values[0], rtol=1e-5)
+    if coarse:
+        np.testing.assert_array_equal(picked[:count], numbers[0])
+    assert weights[count] == 7 and picked[count] == 7
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_scores_that_are_no_numbers_pick_experts_all_the_same(value, everywhere):
+    scores = np.full(9, value, np.float32) if everywhere else np.array([1, 2, value, 0, 5, 3, 1, 1, 4], np.float32)
+    weights, picked = np.zeros(9, np.float32), np.full(9, -1, np.int64)
+    route(scores.ctypes.data, 9, 9, 1, weights.ctypes.data, picked.ctypes.data)
+    assert ((picked >= 0) & (picked < 9)).all()
+
+
+@pytest.mark.parametrize("columns", [1, 16, 50])
+def test_a_sum_by_weights(columns):
+    rng = np.random.default_rng(columns)
+    source, weights = rng.standard_normal((3, columns)).astype(np.float32), rng.random(3).astype(np.float32)
+    out = np.full(columns + 1, 7, np.float32)
+    combine_row(source.ctypes.data, weights.ctypes.data, 3, columns, out.ctypes.data)
+    np.testing.assert_allclose(out[:columns], weights @ source, rtol=1e-5, atol=1e-6)
+    assert out[columns] == 7
+
+
+def test_the_engine_computes_what_the_interpreter_does(folder):
+    engine, why = open_model(folder)
+    assert why == ""
+    session = Session(folder)
+    expected = session.forward(session.new_state(), IDS)
+    state = engine.new_state()
+    found = np.concatenate([engine.forward(state, IDS[a:b]) for a, b in ((0, 17), (17, 18), (18, 23))])
+    # int8 activations; where two experts are almost equal the other may be picked
+    error = np.sqrt(np.mean((found - expected) ** 2, axis=1)) / np.sqrt(np.mean(expected**2))
+    assert np.median(error) < 0.05
+
+
+def test_a_token_has_the_same_logits_whatever_its_neighbours_are(folder):
+    """Products with experts are made token by token: one prompt in any pieces, alike to the rounding of the others."""
+    engine, _ = open_model(folder)
+    whole = engine.forward(engine.new_state(), IDS)
+    state = engine.new_state()
+    one_by_one = np.concatenate([engine.forward(state, IDS[i : i + 1]) for i in range(len(IDS))])
+    error = np.sqrt(np.mean((whole - one_by_one) ** 2, axis=1)) / np.sqrt(np.mean(whole**2))
+    assert np.median(error) < 1e-3
+    last = engine.forward(engine.new_state(), IDS, last_only=True)
+    np.testing.assert_array_equal(last, whole[-1:])
+
+
+def test_low_rank_experts_run_on_the_interpreter_with_a_reason(tmp_path):
+    tiny_model("olmoe", tmp_path / "source")
+    text = random_text(tmp_path / "text.txt")
+    options = {"bits": 4, "rank": 2, "sequences": 2, "sequence_length": 16, "passes": 1}
+    folder = _package(_checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", **options), tmp_path / "model")
+    runner, why = open_model(folder)
+    assert isinstance(runner, Session) and "whose weights are no codes" in why
