@@ -20,7 +20,8 @@ from export.artefacts.reader import Graph, read_graph
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL, MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from runtime_py.engine.engine import Engine
-from toolchain.pipeline import random
+from toolchain.pipeline.published_shapes import SHAPES
+from toolchain.pipeline.random import write_random_folder
 from toolchain.settings.quantize import QuantizeSettings
 
 _ROUNDS, _TOKENS, _BLOCKS, _PROMPT = 15, 6, 4, np.arange(3, 131)
@@ -45,9 +46,9 @@ def grouped(graph: Graph, group_size: int, offsets: int) -> Graph:
 
 def main() -> None:
     bits = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    random.SHAPES["part"] = {**random.SHAPES["tinyllama-1.1b"], "num_hidden_layers": _BLOCKS}
+    SHAPES["part"] = {**SHAPES["tinyllama-1.1b"], "num_hidden_layers": _BLOCKS}
     with tempfile.TemporaryDirectory() as folder:
-        random.write_random_folder("part", Path(folder) / "m", QuantizeSettings(bits=bits), False, True)
+        write_random_folder("part", Path(folder) / "m", QuantizeSettings(bits=bits), False, True)
         graph = read_graph(Path(folder) / "m", mapped=False)
     engines = {"row scales": Engine(graph)}
     for size in (32, 64, 128):

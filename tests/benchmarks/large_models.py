@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,27 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.benchmarks.running import athena
 from tests.conftest import DEMO
+from toolchain.pipeline.published_shapes import SHAPES
 
-_LLAMA_3 = {
-    "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-}  # fmt: skip
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": {
-        **_LLAMA_3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-    },
-    "qwen3-4b": {
-        "model_type": "qwen3", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
-        "tie_word_embeddings": True,
-    },
-    "llama-3.1-8b": {
-        **_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
 LIMITS = {"llama-3.2-1b": 4.0, "qwen3-4b": 6.0, "llama-3.1-8b": 8.0}  # GB that a run is to stay under
 _DEVIATION = 0.02
 
@@ -86,7 +66,7 @@ def measure(shape: str, blocks: int, options: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=list(LIMITS), default=list(LIMITS))
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--options", default="--bits 3 --sequences 16 --preset fast")
     args = parser.parse_args()

@@ -22,7 +22,7 @@ import numpy as np
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
 from tests.benchmarks.speed import capture
-from toolchain.pipeline.random import SHAPES
+from toolchain.pipeline.published_shapes import SHAPES
 
 KINDS = {
     "razored, 4-bit cache": ["--method", "qrazor", "--kv", "4"],

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from export.graph.archs import model_spec
 from tests.benchmarks.quality import SHARED
 from tests.benchmarks.running import athena
-from toolchain.pipeline.random import SHAPES
+from toolchain.pipeline.published_shapes import SHAPES
 
 _DEVIATION = 0.02
 

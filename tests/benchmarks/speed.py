@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolchain.pipeline.random import SHAPES
+from toolchain.pipeline.published_shapes import SHAPES
 
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 PROMPTS, DEPTHS, DECODED = (128, 512), (64, 2048), 32

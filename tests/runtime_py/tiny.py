@@ -13,7 +13,8 @@ import numpy as np
 from export.artefacts.records import TensorRecord
 from export.model_folder import write_model_folder
 from tests.conftest import DEMO
-from toolchain.pipeline import random as synthetic
+from toolchain.pipeline.published_shapes import SHAPES
+from toolchain.pipeline.random import RandomCheckpoint
 from toolchain.settings.quantize import QuantizeSettings
 
 _CONFIG = {
@@ -24,7 +25,7 @@ _CONFIG = {
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
-class _Edited(synthetic.RandomCheckpoint):
+class _Edited(RandomCheckpoint):
     """Changes every tensor whose name ends in a key of `edits`; matrices by their scales, one for each row."""
 
     def __init__(self, folder: Path, settings: QuantizeSettings, edits: Mapping[str, Edit]) -> None:
@@ -58,7 +59,7 @@ def write_tiny(folder: Path, edits: Mapping[str, Edit], settings: QuantizeSettin
     settings = settings or QuantizeSettings(bits=8, method="rtn", scale_bits=16)
     source = folder.with_name(folder.name + "-source")
     source.mkdir(parents=True)
-    with mock.patch.dict(synthetic.SHAPES, {"tiny": {**_CONFIG, **config}}):
+    with mock.patch.dict(SHAPES, {"tiny": {**_CONFIG, **config}}):
         checkpoint = _Edited(source, settings, edits)
     shutil.copyfile(DEMO / "tokenizer.json", source / "tokenizer.json")
     folder.mkdir(parents=True)

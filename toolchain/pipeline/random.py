@@ -7,23 +7,25 @@ written. The layouts are those that `quantize` chooses for such matrices, so byt
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export import __version__
 from export.artefacts.checkpoint import FORMAT_VERSION
 from export.artefacts.records import CODES, StoredPart, TensorRecord
-from export.contract.errors import InputError
 from export.contract.formats import CodebookLayout, Layout, layout_of
 from export.contract.formats.razored import RazoredLayout
 from export.files.access import write_json
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
 from export.model_folder import install_folder
+from toolchain.calibrate.gradients import weight_of
+from toolchain.pipeline.apart import apart
 from toolchain.pipeline.packaging import package_checkpoint
+from toolchain.pipeline.published_shapes import chosen_shape
 from toolchain.pipeline.run import totals
 from toolchain.quantize.methods import aqlm
 from toolchain.quantize.methods.athena import choose_layout
@@ -32,30 +34,12 @@ from toolchain.quantize.solvers.trellis import scale_bits as trellis_scale_bits
 from toolchain.quantize.solvers.vectors import choose_dimension
 from toolchain.quantize.solvers.vectors import choose_layout as choose_vectors
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.rules import check_random
+from toolchain.settings.rules import check_experts, check_random
 from toolchain.settings.solver import FORMAT_SOLVERS
 from toolchain.source.config import resolved_config
+from toolchain.source.empty_model import empty_model
+from toolchain.source.experts import unpack_experts
 
-_LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
-SHAPES: dict[str, dict[str, Any]] = {
-    "tinyllama-1.1b": {
-        **_LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
-        "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False,
-    },
-    "qwen2.5-0.5b": {
-        "model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True,
-    },
-    "scribe-6m": {
-        **_LLAMA, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-    },
-    "llama-2-7b": {
-        **_LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
 _UNIT = 0.001  # one step of integer activations: about 4 over 2**12
 _SCALE_LEVEL = 100  # of coded scales, all alike
 _WEIGHT_DEVIATION = 0.02  # standard deviation of the weights, so that activations stay of normal size
@@ -66,13 +50,15 @@ class RandomCheckpoint:
 
     def __init__(self, name: str, folder: Path, settings: QuantizeSettings) -> None:
         """`folder` receives config.json. Raises InputError on an unknown shape or a fractional width."""
-        if name not in SHAPES:
-            raise InputError(f"--random {name!r} is unknown; choose one of {', '.join(SHAPES)}")
+        shape = chosen_shape(name)
         check_random(settings)
         self.folder, self._seed = folder, settings.seed
-        self.config = resolved_config(SHAPES[name], folder / "config.json")
+        self.config = resolved_config(shape, folder / "config.json")
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
+        if spec.block.experts is not None:
+            check_experts(settings)
+        self._norm_weight = 1.0 - spec.norm_offset
         self.records = {record.name: record for record in self._all_records(spec, settings)}
         self.manifest = {
             "tool_version": __version__,
@@ -89,27 +75,23 @@ class RandomCheckpoint:
 
     def _all_records(self, spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
         records = [self._uniform(name, shape, settings.embedding_bits) for name, shape in spec.outside().items()]
-        records.append(TensorRecord(f"{spec.final_norm}.weight", "float32", (spec.hidden_size,), 4 * spec.hidden_size))
-        query, pair = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        names, hidden, inner = spec.block, spec.hidden_size, spec.feed_forward
-        shapes: dict[str | None, tuple[int, int]] = {
-            names.query: (query, hidden), names.key: (pair, hidden), names.value: (pair, hidden),
-            names.attention_output: (hidden, query), names.gate: (inner, hidden), names.up: (inner, hidden),
-            names.down: (hidden, inner),
-        }  # fmt: skip
-        biased = (names.query, names.key, names.value) if spec.model_type == "qwen2" else ()
-        for layer in range(spec.blocks):
-            prefix = spec.block_name(layer)
-            for name in names.linears():
-                records.append(self._codes(prefix + name, shapes[name], settings))
-            for module in biased:
-                size = shapes[module][0]
-                records.append(TensorRecord(f"{prefix}{module}.bias", "float32", (size,), 4 * size))
-            units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
+        records += [_vector(name, (size,)) for name, size in spec.outside_vectors().items()]
+        model = unpack_experts(empty_model(self.config))
+        of_experts = {name for names in spec.block.by_expert() for name in names}
+        for number in range(spec.blocks):
+            prefix, matrices = spec.block_name(number), set[str]()
+            for name in spec.block.linears():
+                rows, columns = weight_of(model.get_submodule(prefix + name)).shape
+                shape = (columns, rows) if spec.linear_is_transposed else (rows, columns)
+                own = apart(settings, *shape) if name in of_experts else settings
+                records.append(self._codes(prefix + name, shape, own))
+                matrices.add(f"{name}.weight")
+            for name, parameter in model.get_submodule(prefix[:-1]).named_parameters():
+                if name not in matrices:
+                    records.append(_vector(prefix + name, tuple(parameter.shape)))
+            units = [f"{name}.input_unit" for name in spec.block.linears() if settings.razor.activation_bits]
             units += ["key_unit", "value_unit"] if settings.razor.kv else []
-            records += [TensorRecord(prefix + unit, "float32", (1,), 4) for unit in units]
-            for norm in (names.attention_norm, names.mlp_norm):
-                records.append(TensorRecord(f"{prefix}{norm}.weight", "float32", (hidden,), 4 * hidden))
+            records += [_vector(prefix + unit, (1,)) for unit in units]
         return records
 
     def _codes(self, name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
@@ -141,8 +123,12 @@ class RandomCheckpoint:
         record = self.records[record_name]
         digest = hashlib.sha256(f"{self._seed}/{record_name}{suffix}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        if record.scheme == "float32" and len(record.shape) > 1:  # routers
+            return rng.standard_normal(record.shape, np.float32) * np.float32(_WEIGHT_DEVIATION)
         if record.scheme == "float32":
-            value = 0.0 if record_name.endswith("bias") else _UNIT if record_name.endswith("_unit") else 1.0
+            value = (
+                0.0 if record_name.endswith("bias") else _UNIT if record_name.endswith("_unit") else self._norm_weight
+            )
             return np.full(record.shape, value, np.float32)
         if record.scheme == "float16":
             return (rng.standard_normal(record.shape, np.float32) * _WEIGHT_DEVIATION).astype(np.float16)
@@ -154,6 +140,11 @@ class RandomCheckpoint:
                 return np.full(layout.codebook_shape, _SCALE_LEVEL, np.int8)
             return layout.random(inner, rng, _WEIGHT_DEVIATION / _SCALE_LEVEL)
         return record.matrix_layout().random(name, rng, _WEIGHT_DEVIATION)
+
+
+def _vector(name: str, shape: tuple[int, ...]) -> TensorRecord:
+    """The record of what is stored as it is."""
+    return TensorRecord(name, "float32", shape, 4 * math.prod(shape))
 
 
 def _record(name: str, layout: Layout, scale_bits: int) -> TensorRecord:

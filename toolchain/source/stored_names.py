@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoModel, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
-from toolchain.source.config import transformers_config
+from toolchain.source.empty_model import empty_model
 from toolchain.source.experts import unpack_experts
 from toolchain.source.stored_weights import changes_activations_only
 
@@ -123,13 +121,7 @@ def parameter_names(config: dict[str, Any], stored: int) -> ParameterNames:
 def _parameter_names(config: str) -> ParameterNames:
     settings = json.loads(config)
     spec = model_spec(settings)
-    try:
-        with torch.device("meta"):
-            chosen = transformers_config(settings)
-            model = (AutoModelForCausalLM if spec.causal else AutoModel).from_config(chosen, dtype=torch.float32)
-    except Exception as error:  # the classes check their fields in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"config.json: transformers refuses it ({reason})") from None
+    model = empty_model(settings)
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     experts: tuple[tuple[str, str], ...] = ()

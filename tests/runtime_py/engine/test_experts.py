@@ -69,7 +69,10 @@ def test_a_sum_by_weights(columns):
     assert out[columns] == 7
 
 
-def test_the_engine_computes_what_the_interpreter_does(folder):
+@pytest.mark.parametrize("isa", ["", "avx2", "portable"])
+def test_the_engine_computes_what_the_interpreter_does(folder, isa, monkeypatch):
+    if isa:
+        monkeypatch.setenv("ATHENA_ISA", isa)
     engine, why = open_model(folder)
     assert why == ""
     session = Session(folder)
@@ -90,7 +93,8 @@ def test_a_token_has_the_same_logits_whatever_its_neighbours_are(folder):
     error = np.sqrt(np.mean((whole - one_by_one) ** 2, axis=1)) / np.sqrt(np.mean(whole**2))
     assert np.median(error) < 1e-3
     last = engine.forward(engine.new_state(), IDS, last_only=True)
-    np.testing.assert_array_equal(last, whole[-1:])
+    # the head's product of one token adds its float32 sums in another order
+    np.testing.assert_allclose(last, whole[-1:], rtol=1e-5, atol=1e-4)
 
 
 def test_low_rank_experts_run_on_the_interpreter_with_a_reason(tmp_path):

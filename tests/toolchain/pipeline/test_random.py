@@ -1,0 +1,47 @@
+"""Random codes at the shape of any family: the folder that results is one that the runtimes load and compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export.contract.errors import InputError
+from runtime_py.load import open_model
+from tests.export.graph.families import COMMON, TINY, TINY_ENCODERS
+from tests.runtime_py.reference.test_session import OnnxRuntime
+from toolchain.pipeline.published_shapes import SHAPES, chosen_shape
+from toolchain.pipeline.random import write_random_folder
+from toolchain.settings.quantize import QuantizeSettings
+
+FAMILIES = [variant for variant in (*TINY, *TINY_ENCODERS) if " " not in variant]
+IDS = np.arange(3, 12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_random_codes(family, tmp_path, monkeypatch):
+    fields = {**TINY, **TINY_ENCODERS}[family]
+    monkeypatch.setitem(SHAPES, "tiny", {**({} if family == "gpt2" else COMMON), **fields, "model_type": family})
+    folder = tmp_path / "model"
+    write_random_folder("tiny", folder, QuantizeSettings(bits=4), force=False, quiet=True)
+    if family in TINY_ENCODERS:
+        assert (folder / "model.onnx").exists()
+        return
+    model = OnnxRuntime(folder)
+    expected, _ = model.run(IDS[None], np.ones((1, 9), np.int64), np.arange(9)[None], model.empty())
+    engine, why = open_model(folder)
+    found = engine.forward(engine.new_state(), IDS)
+    assert why == "" and np.isfinite(found).all() and found.std() > 0
+    error = np.sqrt(np.mean((found - expected[0]) ** 2, axis=1)) / np.sqrt(np.mean(expected[0] ** 2))
+    assert np.median(error) < 0.05  # int8 activations; two experts may be almost equal
+
+
+def test_a_part_of_a_shape():
+    assert chosen_shape("qwen3-30b-a3b:6") == {**SHAPES["qwen3-30b-a3b"], "num_hidden_layers": 6}
+
+
+@pytest.mark.parametrize(
+    "choice", ["qwen3-30b-a3b:49", "qwen3-30b-a3b:0", "qwen3-30b-a3b:-1", "qwen3-4b:x", "gpt-5", ":"]
+)
+def test_no_shape_of_that_name_or_size(choice):
+    with pytest.raises(InputError, match=f"--random '{choice.partition(':')[0]}"):
+        chosen_shape(choice)

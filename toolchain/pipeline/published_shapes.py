@@ -1,0 +1,68 @@
+"""Configurations of published models, for `--random` and benchmarks: sizes as their config.json states them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from export.contract.errors import InputError
+
+_LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+_LLAMA_3 = {**_LLAMA, "rope_theta": 500000.0, "vocab_size": 128256, "max_position_embeddings": 131072}
+_QWEN_3 = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 128, "vocab_size": 151936,
+           "max_position_embeddings": 40960}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "tinyllama-1.1b": {
+        **_LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+    },
+    "scribe-6m": {
+        **_LLAMA, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    },
+    "llama-2-7b": {
+        **_LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+    },
+    "llama-3.2-1b": {
+        **_LLAMA_3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": {
+        **_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+    },
+    "qwen3-4b": {
+        **_QWEN_3, "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    },
+    "qwen3-30b-a3b": {
+        **_QWEN_3, "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
+    "olmoe-1b-7b": {
+        "model_type": "olmoe", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_size": 2048,
+        "intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False,
+        "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 50304,
+        "max_position_embeddings": 4096, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def chosen_shape(choice: str) -> dict[str, Any]:
+    """The configuration that `choice` names: NAME, or NAME:BLOCKS for a part of the model. Raises InputError."""
+    name, _, blocks = choice.partition(":")
+    if name not in SHAPES:
+        raise InputError(f"--random {name!r} is unknown; choose one of {', '.join(SHAPES)}")
+    shape = SHAPES[name]
+    if not blocks:
+        return shape
+    most = shape["num_hidden_layers"]
+    if not (blocks.isdecimal() and 1 <= int(blocks) <= most):
+        raise InputError(f"--random {choice!r}: blocks are a number from 1 to {most}")
+    return {**shape, "num_hidden_layers": int(blocks)}
