@@ -51,7 +51,7 @@ class Program:
         self._pool = ThreadPool(self.threads, processors)
         head_dim = max((a.head_dim for a in planned.attention), default=16)
         attending = max(attend.scratch_bytes(head_dim), razor_attend.scratch_bytes(head_dim))
-        per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096
+        per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096 + planned.gathering
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
         cases = [case._replace(threads=self.threads) for case in cases]

@@ -117,6 +117,34 @@ def finish_tile(out, tokens, group, groups, vectors, count, first, rows, accumul
 
 
 @nb.njit(cache=True)
+def _enter(isa, width, matrix, first, count, bias, scratch):
+    """Weights, scales and biases of a tile's rows, where the scratch memory has them."""
+    m = read_matrix(matrix)
+    weights, wide = scratch + SCRATCH_BYTES, (m.columns + 63) // 64 * 64
+    decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
+    for r in range(count):
+        put_f32(scratch + SCALES + 4 * r, get_f32(m.scale + (first + r) // m.scale_rows * 4))
+        put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
+
+
+@nb.njit(cache=True)
+def tile_of_rows(isa, width, tile, matrix, first, count, quantized, sums, scales, high, tokens, out, scratch):
+    """Rows first..first + count - 1, of one tile at most, for `tokens` of up to all groups of a tile.
+
+    out: float32 [tokens, count]; scratch: scratch_bytes().
+    """
+    rows, vectors, amx = tile
+    m = read_matrix(matrix)
+    wide = (m.columns + 63) // 64 * 64
+    weights = scratch + SCRATCH_BYTES
+    _enter(isa, width, matrix, first, count, 0, scratch)
+    groups = (tokens + 15) // 16
+    for group in range(0, groups, vectors):
+        _tile(isa, rows, vectors, amx, weights, wide, m.columns, group, quantized, sums, scales, high, scratch)
+        finish_tile(out, tokens, group, groups, vectors, count, 0, count, False, scratch)
+
+
+@nb.njit(cache=True)
 def matmul_item(
     isa, width, tile, matrix, item, quantized, sums, scales, high, tokens, out, bias, accumulate, threads, scratch
 ):
@@ -128,10 +156,7 @@ def matmul_item(
     first = item * rows
     count = min(rows, m.rows - first)
     weights = scratch + SCRATCH_BYTES
-    decode_rows(isa, width, matrix, first, first + count, weights, wide, weights + MAX_ROWS * wide)
-    for r in range(count):
-        put_f32(scratch + SCALES + 4 * r, get_f32(m.scale + (first + r) // m.scale_rows * 4))
-        put_f32(scratch + BIASES + 4 * r, get_f32(bias + 4 * (first + r)) if bias != 0 else nb.float32(0.0))
+    _enter(isa, width, matrix, first, count, bias, scratch)
     groups = (tokens + 15) // 16
     # The codes of the tile that this thread will probably take next come closer while this one is computed.
     ahead = m.codes + (first + rows * threads) * m.row_bytes

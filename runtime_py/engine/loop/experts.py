@@ -1,25 +1,31 @@
-"""The driver of products with picked experts: work items are rows of one pick."""
+"""The driver of products with picked experts: one token reads the rows of its picks, several share each expert's.
+
+Several tokens: a work item is a run of rows of one expert. The picks of that expert are gathered, 32 at a time, their
+inputs made integers, and every tile of rows is decoded once for them. As with other products, what a token gets does
+not depend on its neighbours, and one alone may differ from one among several by the order of float32 sums.
+"""
 
 from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.kernels.matmul import MAX_ROWS, tile_of_rows
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.quantize import HIGH_TOKEN, quantize_token
+from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN, quantize_group, quantize_token
 from runtime_py.engine.loop.dispatch import by_width
+from runtime_py.engine.steps.experts import GATHERED
 from runtime_py.simd.atomics import fetch_add
-from runtime_py.simd.vectors import get_i64
+from runtime_py.simd.vectors import get_i64, load_some, put_i64, store_some
 
-_ITEM_BYTES = 65536  # codes that a work item reads
+_ITEM_BYTES = 65536  # codes that a work item of one token reads
+_SHARES = 4  # work items for each thread, at least: threads do not finish together
 _matvec = by_width(matvec_rows)
+_rows_tile = by_width(tile_of_rows)
 
 
 @nb.njit(cache=True)
-def run_experts(s, isa, widths, offset, tokens, counter, scratch):
-    """An ExpertMatMul. Every pick is a product of one token, so that no token changes what another one gives.
-
-    A thread makes the input of its item integers itself, unless it was that of the item before.
-    """
+def _one_token(s, isa, widths, offset, counter, scratch):
+    """A thread makes the input of its item integers itself, unless it was that of the item before."""
     blocks = (s.columns + 255) // 256
     sums = scratch + (s.columns + 63) // 64 * 64
     scales = sums + 64 * blocks
@@ -29,13 +35,13 @@ def run_experts(s, isa, widths, offset, tokens, counter, scratch):
     parts = (s.rows + size - 1) // size
     known = nb.int64(-1)
     item = fetch_add(counter, 1)
-    while item < tokens * s.count * parts:
+    while item < s.count * parts:
         pick = item // parts
-        token = pick // s.count
-        own = pick if s.apart != 0 else token
+        own = pick if s.apart != 0 else 0
         if own != known:
-            x = s.source + 4 * (token * s.stride + pick % s.count * s.apart)
-            quantize_token(isa, offset, x, s.columns, 0, blocks, scratch, sums, scales, high)
+            quantize_token(
+                isa, offset, s.source + 4 * pick * s.apart, s.columns, 0, blocks, scratch, sums, scales, high
+            )
             known = own
         expert = min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1)
         first = expert * s.rows + item % parts * size
@@ -44,3 +50,68 @@ def run_experts(s, isa, widths, offset, tokens, counter, scratch):
         arguments = (s.matrix, scratch, sums, scales, high, first, last, out, s.bias, s.accumulate != 0, rest)
         _matvec(isa, widths, s.width, arguments)
         item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def _copy(source, count, target):
+    for k in range(0, count, 16):
+        some = min(count - k, 16)
+        store_some(target + 4 * k, load_some(source + 4 * k, some), some)
+
+
+@nb.njit(cache=True)
+def _gathered(s, isa, widths, tile, offset, expert, first, last, picks, count, scratch):
+    """Rows first..last - 1 of an expert for `count` picks. scratch: expert_bytes() of steps/experts.py."""
+    blocks, wide = (s.columns + 255) // 256, (s.columns + 63) // 64 * 64
+    made = scratch
+    inputs = made + 4 * GATHERED * MAX_ROWS
+    quantized = inputs + 4 * GATHERED * wide
+    sums = quantized + GATHERED * wide
+    scales = sums + 4 * GATHERED * blocks
+    high = scales + 4 * GATHERED * blocks
+    rest = high + GATHERED // 16 * HIGH_GROUP * blocks
+    for i in range(count):
+        pick = get_i64(picks + 8 * i)
+        token = pick // s.count
+        _copy(s.source + 4 * (token * s.stride + pick % s.count * s.apart), s.columns, inputs + 4 * i * wide)
+    for group in range((count + 15) // 16):
+        quantize_group(
+            isa, offset, inputs, wide, s.columns, group, count, 0, blocks, quantized, sums, scales, high, rest
+        )
+    for row in range(first, last, tile[0]):
+        some = min(last - row, tile[0])
+        place = expert * s.rows + row
+        arguments = (tile, s.matrix, place, some, quantized, sums, scales, high, count, made, rest)
+        _rows_tile(isa, widths, s.width, arguments)
+        for i in range(count):
+            _copy(made + 4 * i * some, some, s.out + 4 * (get_i64(picks + 8 * i) * s.rows + row))
+
+
+@nb.njit(cache=True)
+def _several_tokens(s, isa, widths, tile, offset, tokens, threads, counter, scratch):
+    parts = max((_SHARES * threads + s.experts - 1) // s.experts, 1)
+    size = ((s.rows + parts - 1) // parts + tile[0] - 1) // tile[0] * tile[0]
+    parts = (s.rows + size - 1) // size
+    item = fetch_add(counter, 1)
+    while item < s.experts * parts:
+        expert, first = item // parts, item % parts * size
+        last, found = min(first + size, s.rows), 0
+        for pick in range(tokens * s.count):
+            if min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1) == expert:
+                put_i64(scratch + 8 * found, pick)
+                found += 1
+                if found == GATHERED:
+                    _gathered(s, isa, widths, tile, offset, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+                    found = 0
+        if found > 0:
+            _gathered(s, isa, widths, tile, offset, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+        item = fetch_add(counter, 1)
+
+
+@nb.njit(cache=True)
+def run_experts(s, isa, widths, tile, offset, tokens, threads, counter, scratch):
+    """An ExpertMatMul. Picks that are no number of an expert are taken as the nearest that is."""
+    if tokens == 1:
+        _one_token(s, isa, widths, offset, counter, scratch)
+    else:
+        _several_tokens(s, isa, widths, tile, offset, tokens, threads, counter, scratch)

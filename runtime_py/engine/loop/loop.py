@@ -139,7 +139,7 @@ def run_steps(
         elif operation == table.RAZOR_MATMUL:
             run_product(_razor_matmul(step), isa, widths, tile, some, thread, threads, counter, scratch)
         elif operation == table.EXPERT_MATMUL:
-            run_experts(_expert_matmul(step), isa, widths, offset, some, counter, scratch)
+            run_experts(_expert_matmul(step), isa, widths, tile, offset, some, threads, counter, scratch)
         else:
             _run_rare(operation, isa, offset, step, past, some, thread, counter, scratch)
     barrier(gate, threads)

@@ -48,6 +48,7 @@ class Context:
         self.rotations: list[tuple[str, str]] = []
         self.bytes_per_token = 0  # weights read for one token
         self.widest = 64  # columns of the widest matrix
+        self.gathering = 0  # bytes of scratch memory that inputs of experts take
         self.result_width = 0
         self.values: dict[str, Value] = {}
         self.halves: dict[str, Tokens] = {}  # of float16 type

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from runtime_py.engine.kernels.quantize import HIGH_TOKEN
+from runtime_py.engine.kernels.matmul import MAX_ROWS
+from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, T, declared
 from runtime_py.engine.steps.products import CodeProduct
 from runtime_py.engine.steps.step import Making, Step, rows, whole
+
+GATHERED = 32  # picks of one expert that its rows are decoded for together
 
 
 @declared
@@ -65,13 +68,15 @@ class ExpertMatMul(CodeProduct[T]):
         yield whole("out", self.out, self.count * self.rows, case.tokens)
 
     def scratch(self: ExpertMatMul[int], arrays: Arrays) -> int:
-        return integer_bytes(self.columns) + CodeProduct.scratch(self, arrays)
+        return expert_bytes(self.columns) + CodeProduct.scratch(self, arrays)
 
 
-def integer_bytes(columns: int) -> int:
-    """Of one token as integers, as the step lays it out in its scratch memory (loop/experts.py)."""
-    blocks = -(-columns // 256)
-    return -(-columns // 64) * 64 + 128 * blocks + HIGH_TOKEN * blocks
+def expert_bytes(columns: int) -> int:
+    """Beside those of other products, of a thread's scratch memory: inputs of one token or of GATHERED picks."""
+    blocks, wide = -(-columns // 256), -(-columns // 64) * 64
+    one = wide + 128 * blocks + HIGH_TOKEN * blocks
+    several = GATHERED * (8 + 4 * MAX_ROWS + 5 * wide + 8 * blocks) + GATHERED // 16 * HIGH_GROUP * blocks
+    return max(one, several)
 
 
 @declared

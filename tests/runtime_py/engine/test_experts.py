@@ -84,17 +84,32 @@ def test_the_engine_computes_what_the_interpreter_does(folder, isa, monkeypatch)
     assert np.median(error) < 0.05
 
 
-def test_a_token_has_the_same_logits_whatever_its_neighbours_are(folder):
-    """Products with experts are made token by token: one prompt in any pieces, alike to the rounding of the others."""
+@pytest.mark.parametrize("isa", ["", "avx2", "portable"])
+def test_a_token_has_the_same_logits_whatever_its_neighbours_are(folder, isa, monkeypatch):
+    """Of a prompt in any pieces of several tokens; one alone is alike to rounding."""
+    if isa:
+        monkeypatch.setenv("ATHENA_ISA", isa)
     engine, _ = open_model(folder)
-    whole = engine.forward(engine.new_state(), IDS)
+    ids = np.random.default_rng(4).integers(0, 96, 150)  # more picks of an expert than are gathered at once
+    whole = engine.forward(engine.new_state(), ids)
     state = engine.new_state()
-    one_by_one = np.concatenate([engine.forward(state, IDS[i : i + 1]) for i in range(len(IDS))])
-    error = np.sqrt(np.mean((whole - one_by_one) ** 2, axis=1)) / np.sqrt(np.mean(whole**2))
+    pieces = [engine.forward(state, ids[a:b]) for a, b in ((0, 2), (2, 50), (50, 53), (53, 150))]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    state = engine.new_state()
+    one_by_one = np.concatenate([engine.forward(state, ids[i : i + 1]) for i in range(23)])
+    error = np.sqrt(np.mean((whole[:23] - one_by_one) ** 2, axis=1)) / np.sqrt(np.mean(whole**2))
     assert np.median(error) < 1e-3
-    last = engine.forward(engine.new_state(), IDS, last_only=True)
+    last = engine.forward(engine.new_state(), ids, last_only=True)
     # the head's product of one token adds its float32 sums in another order
     np.testing.assert_allclose(last, whole[-1:], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(folder, threads):
+    ids = np.random.default_rng(5).integers(0, 96, 70)
+    found = [open_model(folder, threads=n)[0] for n in (2, threads)]
+    first, second = (engine.forward(engine.new_state(), ids) for engine in found)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_low_rank_experts_run_on_the_interpreter_with_a_reason(tmp_path):

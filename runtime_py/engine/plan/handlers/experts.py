@@ -22,7 +22,7 @@ from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Routed
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
-from runtime_py.engine.steps.experts import Combine, ExpertMatMul, Route
+from runtime_py.engine.steps.experts import Combine, ExpertMatMul, Route, expert_bytes
 
 SHARES, WEIGHTS, PICKED, TOTAL, COLUMN, ONE_INPUT, WEIGHTED = range(7)  # what a value of a router is
 
@@ -116,6 +116,7 @@ def expert_matmul(context: Context, node: Node) -> None:
     address, width, row_bytes = _record(context, node, layout, count)
     out = context.new(count * layout.rows)
     context.widest = max(context.widest, layout.K)
+    context.gathering = max(context.gathering, expert_bytes(layout.K))
     step = ExpertMatMul[Argument](
         matrix=address,
         width=width,
