@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolchain.pipeline.published_shapes import SHAPES
+from toolchain.pipeline.published_shapes import SHAPES, chosen_shape
 
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 PROMPTS, DEPTHS, DECODED = (128, 512), (64, 2048), 32
@@ -96,10 +96,11 @@ def genai(python: str, model: Path) -> Contender:
 
 
 def write_gguf(shape: str, path: Path) -> None:
-    """A float16 GGUF of random weights at this shape (Llama and Qwen2 kinds)."""
+    """A float16 GGUF of random weights at this shape (Llama, Qwen2 and OLMoE kinds)."""
     import gguf
 
-    c = SHAPES[shape]
+    c = chosen_shape(shape)
+    experts = c.get("num_experts", 0)
     hidden, inner, vocabulary = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
     writer = gguf.GGUFWriter(str(path), c["model_type"])
@@ -112,6 +113,9 @@ def write_gguf(shape: str, path: Path) -> None:
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
     writer.add_rope_dimension_count(hidden // heads)
     writer.add_vocab_size(vocabulary)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(c["num_experts_per_tok"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"t{i}" for i in range(vocabulary)])
@@ -136,9 +140,14 @@ def write_gguf(shape: str, path: Path) -> None:
             writer.add_tensor(f"{at}{name}.weight", random(rows, hidden))
             if c["model_type"] == "qwen2" and name != "attn_output":
                 writer.add_tensor(f"{at}{name}.bias", np.zeros(rows, np.float32))
-        writer.add_tensor(f"{at}ffn_gate.weight", random(inner, hidden))
-        writer.add_tensor(f"{at}ffn_up.weight", random(inner, hidden))
-        writer.add_tensor(f"{at}ffn_down.weight", random(hidden, inner))
+        ending, each = ("_exps", (experts,)) if experts else ("", ())
+        writer.add_tensor(f"{at}ffn_gate{ending}.weight", random(*each, inner, hidden))
+        writer.add_tensor(f"{at}ffn_up{ending}.weight", random(*each, inner, hidden))
+        writer.add_tensor(f"{at}ffn_down{ending}.weight", random(*each, hidden, inner))
+        if experts:
+            writer.add_tensor(f"{at}ffn_gate_inp.weight", random(experts, hidden).astype(np.float32))
+            for name, rows in (("attn_q_norm", hidden), ("attn_k_norm", pair)):
+                writer.add_tensor(f"{at}{name}.weight", np.ones(rows, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -185,7 +194,7 @@ def table(rows: dict[str, list[Row]], contenders: list[Contender]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="tinyllama-1.1b")
+    parser.add_argument("--shape", default="tinyllama-1.1b", help=f"{', '.join(SHAPES)}; NAME:BLOCKS for a part")
     parser.add_argument("--llama-bench", type=Path)
     parser.add_argument("--genai", nargs=2, metavar=("PYTHON", "MODEL"))
     parser.add_argument("--types", nargs="*", default=list(GGUF_TYPES), help="of llama.cpp")
