@@ -38,9 +38,8 @@ class Operation:
     """The work of one node in one forward pass, batch size one."""
 
     name: str
-    kind: (
-        str  # linear, experts, sparse, attention, embedding, normalization, activation, rotary, elementwise, mask, ...
-    )
+    # linear, experts, sparse, attention, embedding, normalization, activation, rotary, elementwise, mask, ...
+    kind: str
     macs: int = 0  # multiply-accumulates
     vector_ops: int = 0  # other arithmetic
     weight_bytes: int = 0  # read from the stored model at their real bits
@@ -70,10 +69,10 @@ def expert_notes(operations: Iterable[tuple[Operation, int]]) -> tuple[str, ...]
     """The line of a report that says what of the experts is read; none for a model without them."""
     stored = read = 0
     for op, count in operations:
-        stored, read = stored + op.stored_bytes * count, read + op.weight_bytes * count * (op.kind == "experts")
-    return (f"experts: {read / 1e6:.3g} of {stored / 1e6:.3g} MB are read, picks taken as evenly spread",) * (
-        stored > 0
-    )
+        stored, read = stored + op.stored_bytes * count, read + (op.weight_bytes * count if op.stored_bytes else 0)
+    if not stored:
+        return ()
+    return (f"experts: {read / 1e6:.3g} of {stored / 1e6:.3g} MB are read, picks taken as evenly spread",)
 
 
 def outlier_notes(operations: Iterable[tuple[Operation, int]], assumption: str) -> tuple[str, ...]:
