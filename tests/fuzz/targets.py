@@ -187,6 +187,7 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("vectors", root / "vectors", "model.onnx", use_vectors),
         Target("trellis", root / "trellis", "model.onnx", use_vectors),
         Target("trellis-manifest", root / "trellis-checkpoint", "athena.json", use_checkpoint),
+        Target("experts", tiny_mixture(root), "model.onnx", use_vectors),
         Target("encoder", tiny_bert(root), "model.onnx", use_encoder),
         Target("lower", copy(model, "model-d"), "model.onnx", use_lower),
         Target("families", family_configs(root / "families"), "families.json", use_families),
@@ -212,6 +213,20 @@ def tiny_bert(root: Path) -> Path:
     write_model_folder(FloatCheckpoint(root / "bert-source"), root / "bert")
     shutil.copyfile(root / "bert-source" / "tokenizer.json", root / "bert" / "tokenizer.json")
     return root / "bert"
+
+
+def tiny_mixture(root: Path) -> Path:
+    """The model folder of a random OLMoE in random codes."""
+    from unittest import mock
+
+    from tests.export.graph.families import COMMON, TINY
+    from toolchain.pipeline.published_shapes import SHAPES
+    from toolchain.pipeline.random import write_random_folder
+    from toolchain.settings.quantize import QuantizeSettings
+
+    with mock.patch.dict(SHAPES, {"tiny": {**COMMON, **TINY["olmoe"], "model_type": "olmoe"}}):
+        write_random_folder("tiny", root / "experts", QuantizeSettings(bits=4), force=False, quiet=True)
+    return root / "experts"
 
 
 def family_configs(folder: Path) -> Path:

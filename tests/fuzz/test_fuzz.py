@@ -21,6 +21,7 @@ NAMES = [
     "trellis-manifest",
     "razored-manifest",
     "encoder",
+    "experts",
     "lower",
     "cost",
     "families",
