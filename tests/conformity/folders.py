@@ -24,6 +24,9 @@ PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
     "glm4 plain": {"num_key_value_heads": 4, "head_dim": 8},
     "hunyuan_v1_dense plain": {"num_key_value_heads": 4, "head_dim": 8},
     "olmo3 plain": {"num_key_value_heads": 4},
+    "mixtral plain": {"num_key_value_heads": 4},
+    "olmoe plain": {"num_key_value_heads": 4},
+    "qwen3_moe plain": {"num_key_value_heads": 4, "head_dim": 8},
 }
 
 

@@ -51,6 +51,9 @@ OPTIMUM_REFUSES = {
     "glm4": "index: 3 Got: 8 Expected: 16",
     "hunyuan_v1_dense": "index: 3 Got: 8 Expected: 16",
     "olmo3": "index: 1 Got: 4 Expected: 2",
+    "mixtral": "index: 1 Got: 4 Expected: 2",
+    "olmoe": "index: 1 Got: 4 Expected: 2",
+    "qwen3_moe": "index: 3 Got: 8 Expected: 16",
 }
 OPTIMUM_LACKS = ("internlm3", "ministral3")  # families that its older transformers does not have
 
