@@ -76,8 +76,10 @@ def feeds_of(session_inputs, tokens: list[int], cache=np.float32) -> dict[str, n
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids),
              "position_ids": np.arange(ids.shape[1])[None]}  # fmt: skip
     for name, shape in session_inputs:
-        if name.startswith("past_key_values"):
-            feeds[name] = np.zeros((1, shape[1], 0, shape[3]), cache)
+        if name.startswith("past_"):
+            recurrent = not name.startswith("past_key_values")
+            sizes = [1, *(size if isinstance(size, int) else 0 for size in shape[1:])]
+            feeds[name] = np.zeros(sizes, np.float32 if recurrent else cache)
     return {name: feeds[name] for name, _ in session_inputs}
 
 
