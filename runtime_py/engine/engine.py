@@ -20,7 +20,7 @@ from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
-from runtime_py.recurrent import EVERY, Recurrent
+from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 

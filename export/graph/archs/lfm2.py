@@ -28,7 +28,7 @@ ATTENTION = BlockNames(
 def spec(config: dict[str, Any]) -> ModelSpec:
     base = llama.spec({**config, "hidden_act": "silu"}, norm_epsilon="norm_eps")
     convolution = ShortConvolution("conv.in_proj", "conv.conv", positive(config, "conv_L_cache"))
-    without = dict.fromkeys(("query", "key", "value", "query_norm", "key_norm"))
+    without: dict[str, Any] = dict.fromkeys(("query", "key", "value", "query_norm", "key_norm"))
     convolving = replace(ATTENTION, **without, attention_output="conv.out_proj", convolution=convolution)
     return replace(
         base,

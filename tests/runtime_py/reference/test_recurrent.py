@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.load import open_model
-from runtime_py.recurrent import EVERY, Recurrent
+from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.serving.scheduler import Failed, Finished, Scheduler
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.text.generation import Generation, GenerationRequest
