@@ -46,8 +46,10 @@ def concat(context: Context, node: Node) -> None:
 @handles("", "Slice")
 def cut(context: Context, node: Node) -> None:
     """The new state, or what the convolution sees."""
-    found = _convolving(context, node, 0, SEEN)
-    start, end, axis, *step = (context.folder.constant(name).reshape(-1).tolist() for name in node.inputs[1:])
+    found, names = _convolving(context, node, 0, SEEN), node.inputs[1:]
+    if len(names) not in (3, 4) or not all(map(context.folder.is_constant, names)):
+        raise Unplannable(f"the columns of {node.name}")
+    start, end, axis, *step = (context.folder.constant(name).reshape(-1).tolist() for name in names)
     if axis != [2] or min(end, default=0) < _END or len(end) != 1 or any(some != [1] for some in step):
         raise Unplannable(f"the columns of {node.name}")
     if start == [-found.width] and node.outputs[0] == context.recurrent[found.state].output:
@@ -60,7 +62,9 @@ def cut(context: Context, node: Node) -> None:
 
 @handles("", "Conv")
 def convolution(context: Context, node: Node) -> None:
-    found, columns = _convolving(context, node, 0, NEAR), 0
+    found = _convolving(context, node, 0, NEAR)
+    if not all(context.folder.is_constant(name) for name in node.inputs[1:] if name):
+        raise Unplannable(f"the weights of {node.name}")
     weights, columns = context.folder.constant(node.inputs[1]), found.inner.width
     steps = [*node.attributes.get("strides", ()), *node.attributes.get("dilations", ())]
     plain = not any(node.attributes.get("pads", ())) and all(step == 1 for step in steps)
