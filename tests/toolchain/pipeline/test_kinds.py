@@ -50,7 +50,7 @@ def test_every_way_of_quantizing(options, source, tmp_path):
     compare(model, _package(checkpoint, tmp_path / "model"), 1e-4)
 
 
-@pytest.mark.parametrize("options", [{"bits": 4}, {"budget": 3.5}])
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 3, "spread": True}])
 def test_a_dry_run_counts_blocks_of_every_kind(options, source, tmp_path):
     text = str(source / "text.txt")
     chosen = QuantizeSettings(**SMALL, **options)

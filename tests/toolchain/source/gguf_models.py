@@ -26,7 +26,6 @@ FAMILIES = {
     "phi3": ("phi3", {"pad_token_id": 0}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "starcoder2": ("starcoder2", {}),
-    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
     "gpt2": ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2}),
 }
 QUANTIZED = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32", "TQ1_0", "TQ2_0", "MXFP4"}  # by the package
@@ -76,8 +75,7 @@ def write_gguf(
     _metadata(writers[0], config, words, kind)
     change(writers[0])
     for number, (name, value) in enumerate(tensors.items()):
-        matrix = value.ndim == 2 and "shortconv.conv" not in name
-        _add(writers[number * parts // len(tensors)], name, value, type_of(name) if matrix else "F32")
+        _add(writers[number * parts // len(tensors)], name, value, type_of(name) if value.ndim == 2 else "F32")
     for writer in writers:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -106,8 +104,6 @@ def _as_in_file(architecture: str, name: str, value: np.ndarray, config) -> np.n
         ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
     ):
         return value.T
-    if name.endswith("shortconv.conv.weight"):
-        return value[:, 0]
     return value
 
 
@@ -138,18 +134,14 @@ def _metadata(writer: GGUFWriter, config, words: dict[str, list], kind: str) -> 
     writer.add_head_count(text.num_attention_heads)
     writer.add_feed_forward_length(getattr(text, "intermediate_size", 4 * text.hidden_size))
     if hasattr(text, "num_key_value_heads"):
-        heads, kinds = text.num_key_value_heads, getattr(text, "layer_types", None) or ()
-        writer.add_head_count_kv([heads * (kind != "conv") for kind in kinds] if "conv" in kinds else heads)
+        writer.add_head_count_kv(text.num_key_value_heads)
         writer.add_rope_freq_base(10000.0)
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         writer.add_rope_dimension_count(head)
         writer.add_key_length(head)
     if getattr(text, "sliding_window", None):
         writer.add_sliding_window(text.sliding_window)
-    if hasattr(text, "conv_L_cache"):
-        writer.add_shortconv_l_cache(text.conv_L_cache)
-    rms = hasattr(text, "rms_norm_eps") or text.model_type == "lfm2"
-    (writer.add_layer_norm_rms_eps if rms else writer.add_layer_norm_eps)(1e-5)
+    (writer.add_layer_norm_rms_eps if hasattr(text, "rms_norm_eps") else writer.add_layer_norm_eps)(1e-5)
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre("default")
     writer.add_token_list(words["tokens"])
