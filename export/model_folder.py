@@ -127,6 +127,7 @@ def write_model_folder(
             write_json(destination / "generation_config.json", _special_tokens(checkpoint.config))
         weights = sum(math.prod(r.shape) for r in checkpoint.records.values() if r.bits)
         genai = genai_config(spec, checkpoint.config, destination, weights)
+        _tell_convolutions(genai["model"]["decoder"], spec)
         head_size = cache_row(spec, IntegerArithmetic.from_manifest(manifest))[1]  # genai sizes its cache by it
         genai["model"]["decoder"]["head_size"] = head_size
         write_json(destination / "genai_config.json", genai)
@@ -135,6 +136,17 @@ def write_model_folder(
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+
+
+def _tell_convolutions(decoder: dict[str, Any], spec: ModelSpec) -> None:
+    """Add what genai wants to know of layers with a convolution in place of attention, where there are some."""
+    found = [names.convolution for names in map(spec.names_of_layer, range(spec.layers))]
+    widths = {convolution.width for convolution in found if convolution is not None}
+    if widths:
+        decoder["layer_types"] = ["full_attention" if convolution is None else "conv" for convolution in found]
+        decoder["conv_cache_size"] = max(widths)
+        decoder["inputs"]["past_conv_names"] = "past_conv.%d"
+        decoder["outputs"]["present_conv_names"] = "present_conv.%d"
 
 
 def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path, weights: int) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Runner(Protocol):
     def new_state(self) -> Any:
         """An empty key-value cache; its `length` counts the tokens seen."""
 
+    def rewind(self, state: Any, length: int) -> int:
+        """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
+
     def forward(self, state: Any, tokens: Any, last_only: bool = False) -> np.ndarray:
         """Append tokens to the state; their logits, float32 [T or 1, vocabulary]. Raises NotFiniteError."""
 

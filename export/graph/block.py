@@ -12,6 +12,7 @@ import onnx_ir as ir
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
+from export.graph.convolution import short_convolution
 from export.graph.experts import ExpertLayers
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.spec import ModelSpec
@@ -26,8 +27,9 @@ class Context:
 
     mask: ir.Value  # bool, True where a query sees a key
     rotation: tuple[ir.Value, ir.Value] | None = None  # cos and sin [batch, sequence, rotated / 2]
-    past: tuple[ir.Value, ir.Value] | None = None  # cached keys and values; None: every query sees the whole input
+    past: tuple[ir.Value, ...] | None = None  # cached keys and values, or a state; None: queries see the whole input
     query_rotation: tuple[ir.Value, ir.Value] | None = None  # of the queries, where it is another than that of the keys
+    token_mask: ir.Value | None = None  # float32 [batch, sequence, 1], for what keeps a state
 
 
 class BlockBuilder:
@@ -39,14 +41,15 @@ class BlockBuilder:
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        """Output of block `layer`, and its keys and values for the cache (none without a past)."""
-        names, width = self.spec.block, self.spec.hidden_size
+        """Output of block `layer`, and its keys and values for the cache, or its state (none without a past)."""
+        names, width = self.spec.names_of_layer(layer), self.spec.hidden_size
         at = f"/model/layers.{layer}"
         normed = self._norm(layer, names.attention_norm, hidden)
         inner_input = None
         if self.spec.parallel_residual:
             inner_input = normed if names.mlp_norm is None else self._norm(layer, names.mlp_norm, hidden)
-        attended, cache = self._attention(layer, normed, context)
+        mixer = self._attention if names.convolution is None else self._convolution
+        attended, cache = mixer(layer, normed, context)
         attended = self._norm(layer, names.attention_post_norm, attended)
         attended = self.layers.scaled(attended, self.spec.residual_scale, f"{at}/attention_scaled", width)
         hidden = self.g.op("Add", f"{at}/attention_residual", [hidden, attended], self.hidden_shape)
@@ -68,8 +71,15 @@ class BlockBuilder:
             spec.norm, value, full, name, self.hidden_shape, spec.norm_epsilon, offset=spec.norm_offset
         )
 
+    def _convolution(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        spec = self.spec
+        assert context.past is not None and context.token_mask is not None
+        out, state = short_convolution(self.layers, spec, layer, normed, context.token_mask, context.past[0])
+        output = spec.names_of_layer(layer).attention_output
+        return self._linear(layer, output, out, spec.hidden_size, spec.hidden_size), (state,)
+
     def _attention(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        g, spec, names = self.g, self.spec, self.spec.block
+        g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
         at = f"/model/layers.{layer}/attention"
         query, key, value = self._query_key_value(layer, normed)
         if not spec.norm_after_rope:
@@ -128,7 +138,7 @@ class BlockBuilder:
         return g.typed_op(SDR_ATTENTION, f"/model/layers.{layer}/attention", inputs, outputs, DOMAIN, chosen)
 
     def _query_key_value(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        g, spec, names = self.g, self.spec, self.spec.block
+        g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
         at = f"/model/layers.{layer}/attention"
         q_width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         if names.fused_qkv is None:
@@ -156,7 +166,7 @@ class BlockBuilder:
         return self.g.op("RotaryEmbedding", name, [value, *rotation], shape, attributes=chosen, num_heads=heads)
 
     def _head_norms(self, layer: int, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
-        spec, names = self.spec, self.spec.block
+        spec, names = self.spec, self.spec.names_of_layer(layer)
         normed = self._head_norm(layer, names.query_norm, query, spec.heads)
         return normed, self._head_norm(layer, names.key_norm, key, spec.kv_heads)
 
@@ -177,7 +187,7 @@ class BlockBuilder:
         return g.op("Reshape", f"{name}/join_heads", [normed, flat], shape)
 
     def _feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
-        g, spec, names = self.g, self.spec, self.spec.block
+        g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
         if names.experts is not None:
             return self.experts.feed_forward(layer, value)
         at, width = f"/model/layers.{layer}/mlp", spec.feed_forward

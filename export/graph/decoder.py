@@ -12,11 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from export.artefacts.checkpoint import StoredTensors
+from export.artefacts.states import output_of
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.contract.operators.attention import AttentionLayout
 from export.graph.block import TOTAL, BlockBuilder, Context
 from export.graph.bodies.integers import integer_function_bodies
+from export.graph.convolution import token_mask
 from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
@@ -38,12 +40,9 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     input_ids = g.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
     attention_mask = g.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
     position_ids = g.input("position_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
-    cache_type, row = cache_row(spec, layers.arithmetic)
-    cache_shape: list[Dim] = [BATCH, spec.kv_heads, PAST, row]
-    past = [
-        tuple(g.input(f"past_key_values.{i}.{kind}", cache_type, cache_shape) for kind in ("key", "value"))
-        for i in range(spec.layers)
-    ]
+    past = [_past(g, spec, layers.arithmetic, layer) for layer in range(spec.layers)]
+    stateful = any(names.convolution is not None for names in spec.kinds())
+    own_mask = token_mask(g, input_ids, attention_mask) if stateful else None
     rotations = _rotations(g, spec, position_ids)
     query_rotations = tuple(grown_rotations(g, spec.query_growth, rotations, position_ids))
     masks = _masks(g, spec, input_ids, attention_mask)
@@ -54,9 +53,10 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
         rotation, query_rotation = (
             found[spec.window(layer) is not None] if turns else None for found in (rotations, query_rotations)
         )
-        context = Context(masks[spec.window(layer)], rotation, past[layer], query_rotation)  # type: ignore[arg-type]
+        mask = masks[spec.window(layer)]
+        context = Context(mask, rotation, past[layer], query_rotation, own_mask)  # type: ignore[arg-type]
         hidden, cache = blocks.block(layer, hidden, context)
-        present += list(zip(cache, (f"present.{layer}.key", f"present.{layer}.value")))
+        present += [(value, output_of(str(given.name))) for value, given in zip(cache, past[layer])]
     hidden = layers.norm(
         spec.norm, hidden, spec.final_norm, "/model/norm", blocks.hidden_shape, spec.norm_epsilon, spec.norm_offset
     )
@@ -68,6 +68,17 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
         bodies += integer_function_bodies()
     functions = [ir.serde.deserialize_function(f) for f in bodies]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
+
+
+def _past(g: GraphWriter, spec: ModelSpec, arithmetic: IntegerArithmetic, layer: int) -> tuple[ir.Value, ...]:
+    """The inputs of a layer that carry what earlier calls left: keys and values, or a state."""
+    convolution = spec.names_of_layer(layer).convolution
+    if convolution is not None:
+        state: list[Dim] = [BATCH, spec.hidden_size, convolution.width]
+        return (g.input(f"past_conv.{layer}", ir.DataType.FLOAT, state),)
+    cache_type, row = cache_row(spec, arithmetic)
+    shape: list[Dim] = [BATCH, spec.kv_heads, PAST, row]
+    return tuple(g.input(f"past_key_values.{layer}.{kind}", cache_type, shape) for kind in ("key", "value"))
 
 
 def cache_row(spec: ModelSpec, arithmetic: IntegerArithmetic) -> tuple[ir.DataType, int]:

@@ -31,7 +31,7 @@ class ExpertLayers:
 
     def feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
         """What the picked experts of block `layer` give, added up with their weights."""
-        g, spec, block = self.g, self.spec, self.spec.block
+        g, spec, block = self.g, self.spec, self.spec.names_of_layer(layer)
         experts, prefix, at = block.experts, spec.prefix(layer), f"/model/layers.{layer}/mlp"
         assert experts is not None and block.gate and block.up
         k, hidden, width = experts.per_token, spec.hidden_size, spec.feed_forward
@@ -57,7 +57,7 @@ class ExpertLayers:
 
         Of equal probabilities TopK takes the expert with the lower number.
         """
-        g, experts = self.g, self.spec.block.experts
+        g, experts = self.g, self.spec.names_of_layer(layer).experts
         assert experts is not None
         at = f"/model/layers.{layer}/mlp/router"
         shape: list[Dim] = [BATCH, SEQUENCE, experts.count]
@@ -103,9 +103,7 @@ class ExpertLayers:
 
     @property
     def _picks(self) -> int:
-        experts = self.spec.block.experts
-        assert experts is not None
-        return experts.per_token
+        return next(names.experts.per_token for names in self.spec.kinds() if names.experts is not None)
 
     @property
     def _folder(self) -> str:

@@ -40,14 +40,27 @@ class QueryGrowth:
 
 
 @dataclass(frozen=True)
+class ShortConvolution:
+    """What stands in a block in place of attention: a causal convolution of each channel, between two gates.
+
+    The linear layer `input` gives three parts; the product of the first and the third is convolved, that times the
+    second goes into the block's `attention_output`.
+    """
+
+    input: str
+    kernel: str  # [hidden_size, 1, width], and a bias where the checkpoint has one; both stay float32
+    width: int  # positions that an output sees, its own among them: columns of the state
+
+
+@dataclass(frozen=True)
 class BlockNames:
     """Module names inside one transformer block, relative to its prefix; None where the family has no such module.
 
     With experts, gate, up and down are names with {expert} in them.
     """
 
-    attention_norm: str | None  # before the attention
-    attention_output: str
+    attention_norm: str | None  # before the attention, or what stands in its place
+    attention_output: str  # the last linear layer of that
     mlp_norm: str | None  # before the feed-forward part
     down: str
     up: str | None = None
@@ -64,6 +77,7 @@ class BlockNames:
     key_norm: str | None = None
     fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
     experts: Experts | None = None
+    convolution: ShortConvolution | None = None  # in place of attention: no query, key and value
 
     def linears(self) -> tuple[str, ...]:
         """The block's linear layers in the order of the forward pass."""
@@ -71,9 +85,14 @@ class BlockNames:
 
     def everyones(self) -> tuple[str, ...]:
         """The linear layers that read every token."""
-        attention = (self.query, self.key, self.value, self.fused_qkv, self.attention_output)
+        attention = (*self.first(), self.attention_output)
         feed_forward = (self.gate, self.up, self.fused_gate_up, self.down) if self.experts is None else ()
         return tuple(name for name in (*attention, *feed_forward) if name is not None)
+
+    def first(self) -> tuple[str, ...]:
+        """The linear layers that read what the block begins with."""
+        convolution = None if self.convolution is None else self.convolution.input
+        return tuple(n for n in (convolution, self.query, self.key, self.value, self.fused_qkv) if n is not None)
 
     def of_experts(self) -> tuple[str, ...]:
         """Those that every expert has one of, with {expert} in their names; none without experts."""
@@ -145,6 +164,7 @@ class ModelSpec:
     embedding_projection: str | None = None  # linear layer from there to hidden_size
     positions_skip_padding: bool = False  # positions count the tokens that are not padding
     block_of_layer: tuple[int, ...] = ()  # the stored block each layer uses; empty: each its own
+    block_kinds: tuple[BlockNames, ...] = ()  # of each stored block, where not all are as `block` says
 
     @property
     def embedding_width(self) -> int:
@@ -154,6 +174,22 @@ class ModelSpec:
     def blocks(self) -> int:
         """Stored blocks; fewer than layers where layers share them."""
         return max(self.block_of_layer) + 1 if self.block_of_layer else self.layers
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some block picks experts."""
+        return any(names.experts is not None for names in self.kinds())
+
+    def names(self, block: int) -> BlockNames:
+        """The modules of a stored block."""
+        return self.block_kinds[block] if self.block_kinds else self.block
+
+    def names_of_layer(self, layer: int) -> BlockNames:
+        return self.names(self.block_of_layer[layer] if self.block_of_layer else layer)
+
+    def kinds(self) -> tuple[BlockNames, ...]:
+        """All kinds of blocks there are, each once, in the order of the first block of each."""
+        return tuple(dict.fromkeys(self.block_kinds)) or (self.block,)
 
     def uses(self, block: int) -> int:
         """How many layers, one after another, a stored block stands for."""
@@ -196,4 +232,4 @@ class ModelSpec:
 
     def quantizable(self) -> tuple[str, ...]:
         """Full names (without `.weight`) of the linear layers inside the blocks, in forward order."""
-        return tuple(self.block_name(i) + name for i in range(self.blocks) for name in self.block.linears())
+        return tuple(self.block_name(i) + name for i in range(self.blocks) for name in self.names(i).linears())

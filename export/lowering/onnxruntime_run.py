@@ -37,8 +37,9 @@ def outputs(session: onnxruntime.InferenceSession, vocabulary: int, tokens: int)
     """First output for tokens 0, 1, ...: all but the last at once, and the last behind the cache if there is one."""
     ids, cache = np.arange(tokens, dtype=np.int64)[None] % vocabulary, {}
     for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            cache[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
+        if value.name.startswith("past_"):  # keys and values of no tokens, states of zeros
+            shape = [1, *(size if isinstance(size, int) else 0 for size in value.shape[1:])]
+            cache[value.name] = np.zeros(shape, _TYPES[value.type])
     cuts = [0, tokens - 1, tokens] if cache and tokens > 1 else [0, tokens]
     found = []
     for first, last in pairwise(cuts):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from export.artefacts.reader import Graph, Node
+from export.artefacts.states import is_recurrent
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.sparse import SPARSE_MATMUL
@@ -50,6 +51,8 @@ PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Range": ("mask", 1),
     "Cast": ("data movement", 1),
     "Gather": ("data movement", 1),  # of activations: columns put in another order
+    "Slice": ("data movement", 1),
+    "Transpose": ("data movement", 1),
 }
 FREE = frozenset({"Unsqueeze", "Squeeze", "Shape", "Split", "Identity", "Reshape", "Concat"})  # views and shapes
 
@@ -84,7 +87,7 @@ class Context:
             "past_sequence_length": self.phase.past,
             "total_sequence_length": self.phase.total,
         }
-        found = [sizes.get(dim) if isinstance(dim, str) else dim for dim in info.shape]
+        found = [_size(dim, sizes) if isinstance(dim, str) else dim for dim in info.shape]
         if None in found:
             raise InputError(f"model.onnx: dimension {info.shape[found.index(None)]!r} of {name!r} is unknown")
         return tuple(size for size in found if size is not None)
@@ -111,6 +114,15 @@ class Context:
         return ACTIVATION_BYTES * (self.made(node) + sum(self.elements(name) for name in self.dynamic(node)))
 
 
+def _size(dim: str, sizes: Mapping[str, int]) -> int | None:
+    """A dimension by its name, or by that and a number to be added; None where it is unknown."""
+    name, _, more = dim.partition(" + ")
+    known = sizes.get(name)
+    if not more or known is None:
+        return known
+    return known + int(more) if more.isascii() and more.isdigit() and len(more) < 10 else None
+
+
 def operation_of(node: Node, context: Context) -> Operation:
     """Raises InputError on an operator that has no price."""
     ours = node.domain == DOMAIN
@@ -126,6 +138,8 @@ def operation_of(node: Node, context: Context) -> Operation:
         return embedding(node, context, rows, node.inputs[0 if ours else 1])
     if node.op_type == "Attention" and not node.domain:
         return _attention(node, context)
+    if node.op_type == "Conv" and not node.domain:
+        return _convolution(node, context)
     if node.op_type in PER_ELEMENT and not node.domain:
         return per_element(node, context, *PER_ELEMENT[node.op_type])
     raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}) has no cost model")
@@ -189,6 +203,32 @@ def _sparse(node: Node, context: Context) -> Operation:
         node.name, "sparse", vector_ops=2 * stored * tokens, weight_bytes=context.weight_bytes(node),
         activation_bytes=context.moved(node),
     )  # fmt: skip
+
+
+def _convolution(node: Node, context: Context) -> Operation:
+    """A convolution of each channel alone: a vector unit does it. A state of its input is read and written once."""
+    weights = context.shape(node.inputs[1])
+    if node.inputs[1] not in context.constant or node.attributes.get("group", 1) != weights[0] or weights[1] != 1:
+        raise InputError(f"model.onnx: Conv {node.name} of several channels together has no cost model")
+    state = CACHE_BYTES * _state_elements(context, node.inputs[0])
+    return Operation(
+        node.name, "convolution", vector_ops=2 * math.prod(weights[2:]) * context.made(node),
+        weight_bytes=context.weight_bytes(node), cache_read_bytes=state, cache_write_bytes=state,
+        activation_bytes=context.moved(node),
+    )  # fmt: skip
+
+
+def _state_elements(context: Context, name: str) -> int:
+    """Numbers of the recurrent state that a value begins with; 0 for none."""
+    waiting, seen, states = [name], set[str](), {info.name for info in context.graph.inputs if is_recurrent(info.name)}
+    while waiting:
+        if (name := waiting.pop()) in states:
+            return context.elements(name)
+        node = context.makers.get(name)
+        if node is not None and node.name not in seen and node.op_type in ("Slice", "Concat"):
+            seen.add(node.name)
+            waiting += node.inputs
+    return 0
 
 
 def _attention(node: Node, context: Context) -> Operation:

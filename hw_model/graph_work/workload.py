@@ -39,7 +39,7 @@ __all__ = [
 
 def operations(graph: Graph, phase: Phase) -> list[Operation]:
     """Work of every node. Raises InputError on an operator that has no price or a value without a shape."""
-    if phase.name == "decode" and not any(info.name.startswith("past_key_values") for info in graph.inputs):
+    if phase.name == "decode" and not any(info.name.startswith("past_") for info in graph.inputs):
         raise InputError("model.onnx: has no cache, as an encoder; cost it with --phase prefill")
     context, found = Context.of(graph, phase), []
     for node in graph.nodes:

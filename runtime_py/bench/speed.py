@@ -105,7 +105,8 @@ def _rate(model: Engine, state: EngineState, ids: np.ndarray, repeat: int) -> fl
 
 
 def _decode_rate(model: Engine, state: EngineState, depth: int, tokens: int) -> float:
-    state.length = depth  # forget what the last round decoded
+    if model.rewind(state, depth) != depth:  # forget what the last round decoded
+        raise RuntimeError(f"no state is kept behind {depth} tokens")
     return _rate(model, state, np.array([1]), tokens)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from export.artefacts.reader import Graph
-from export.contract.errors import InputError
+from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.plan.values import AttentionShape
@@ -19,6 +20,7 @@ from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
+from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 
@@ -31,9 +33,10 @@ _STAMPS = itertools.count()
 
 @dataclass
 class EngineState:
-    """Keys and values of the tokens seen so far, one pair per layer: uint8 [kv_heads, capacity / 16, block bytes].
+    """What the tokens seen so far left.
 
-    Blocks hold float16 or float32 numbers (kernels/attention/attend.py), or razored codes (razor_attend.py beside it).
+    Keys and values, one pair per attention: uint8 [kv_heads, capacity / 16, block bytes]. Blocks hold
+    float16 or float32 numbers (kernels/attention/attend.py), or razored codes (razor_attend.py beside it).
     """
 
     length: int
@@ -42,9 +45,11 @@ class EngineState:
     values: list[np.ndarray]
     items: tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values; razored: of no meaning
     stamp: int = -1  # changes whenever the arrays do
+    recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # float32 [width, columns] each
+    spare: list[np.ndarray] = field(default_factory=list)  # as large: what the next call makes them
 
     def bytes(self) -> int:
-        return sum(a.nbytes for a in (*self.keys, *self.values))
+        return sum(a.nbytes for a in (*self.keys, *self.values, *self.spare)) + self.recurrent.bytes()
 
 
 class Engine:
@@ -59,6 +64,7 @@ class Engine:
         self._folder = planned.folder
         self._attention = planned.attention
         self._rotation_names = planned.rotations
+        self._states = [state.shape[:0:-1] for state in planned.recurrent]  # positions first
         self.vocab_size = planned.result_width
         self._smallest_head = min((shape.head_dim for shape in self._attention), default=0)
         for names in self._rotation_names if self._attention else ():
@@ -106,6 +112,10 @@ class Engine:
                 memory[f"{name}.{i}"] = Promise(size, ready=False)
                 numbers[f"{name[:-1]}_item.{i}"] = lambda case: case.item
             memory[f"overflow.{i}"] = Promise(lambda case: 16)
+        for i, shape in enumerate(self._states):
+            size = 4 * math.prod(shape)
+            memory[f"past_state.{i}"] = Promise(lambda case, size=size: size)  # type: ignore[misc]
+            memory[f"present_state.{i}"] = Promise(lambda case, size=size: size, ready=False)  # type: ignore[misc]
         half = self._smallest_head // 2
         for i in range(len(self._rotation_names)):
             numbers[f"half.{i}"] = lambda case: half
@@ -119,8 +129,14 @@ class Engine:
         return sum(a.kv_heads * sum(_block_bytes(a, items)) for a, items in zip(self._attention, self._items)) // 16
 
     def new_state(self) -> EngineState:
-        """An empty key-value cache."""
-        return EngineState(0, 0, [], [], self._items)
+        """An empty key-value cache, and states of zeros."""
+        arrays, spare = ([_zeros(shape) for shape in self._states] for _ in range(2))
+        return EngineState(0, 0, [], [], self._items, recurrent=Recurrent(arrays), spare=spare)
+
+    def rewind(self, state: EngineState, length: int) -> int:
+        """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
+        state.length = state.recurrent.cut(length)
+        return state.length
 
     def forward(self, state: EngineState, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
         """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
@@ -138,6 +154,8 @@ class Engine:
             raise InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
         logits = result_array((1 if last_only else ids.size, self.vocab_size))
         with self._lock:
+            state.recurrent.check(state.length)
+            before = state.recurrent.saved() if chunk_size(ids.size) < ids.size else None
             self._widen(state)
             self._grow(state, total)
             start = 0
@@ -146,10 +164,26 @@ class Engine:
                 out = logits if last_only else logits[start : start + part.size]
                 self._run(state, part, out, last_only)
                 start += part.size
+                if part.size > 1 or state.length % EVERY == 0:
+                    state.recurrent.keep()
             state.length = total - ids.size
-            checked_logits(logits)
+            try:
+                checked_logits(logits)
+            except NotFiniteError:
+                self._undo(state, before)
+                raise
             state.length = total
         return logits
+
+    def _undo(self, state: EngineState, before: list[np.ndarray] | None) -> None:
+        """Take back a call that ended badly. before: the recurrent states before it, None for a call of one chunk."""
+        recurrent = state.recurrent
+        if before is None:
+            recurrent.arrays, state.spare = state.spare, recurrent.arrays
+        else:
+            for array, saved in zip(recurrent.arrays, before):
+                array[...] = saved
+        recurrent.forget(state.length)
 
     def _run(self, state: EngineState, ids: np.ndarray, logits: np.ndarray, last_only: bool) -> None:
         tokens, past = ids.size, state.length
@@ -161,6 +195,9 @@ class Engine:
         while True:
             if self._bound != state.stamp:
                 self._bind(state)
+            for i, (past, present) in enumerate(zip(state.recurrent.arrays, state.spare)):
+                self._table.set(f"past_state.{i}", past.ctypes.data)
+                self._table.set(f"present_state.{i}", present.ctypes.data)
             self._program.run(tokens, past, last_only)
             if self._overflow.tobytes() == self._fits:
                 break
@@ -172,6 +209,8 @@ class Engine:
             self._overflow[:] = 0
             self._widen(state)
         state.length += tokens
+        state.recurrent.arrays, state.spare = state.spare, state.recurrent.arrays
+        state.recurrent.length = state.length
 
     def _widen(self, state: EngineState) -> None:
         """Store as float32 what the engine has found to need it: the same numbers, so that no result changes."""
@@ -233,6 +272,13 @@ class Engine:
                 self._table.set(f"{name}.{number}", value)
             tables += [cos, sin]
         self._rotations = tables
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 in memory of its own, as states lie."""
+    array = aligned_bytes(4 * math.prod(shape)).view(np.float32).reshape(shape)
+    array[...] = 0
+    return array
 
 
 def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, int]:

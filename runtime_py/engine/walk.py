@@ -28,6 +28,9 @@ def plan_decoder(graph: Graph, chunk: int) -> Context:
     for node in graph.nodes:
         context.enter(node)
         _visit(context, node)
+    left = [state.output for state in context.recurrent if state.output not in context.advanced]
+    if left:
+        raise Unplannable(f"the state {left[0]}")
     _mark_last(context)
     _send_out(context)
     return context
@@ -50,7 +53,7 @@ def _visit(context: Context, node: Node) -> None:
     if all(name in context.graph.weights for name in node.inputs if name):
         return  # a constant: computed if somebody asks
     known = any(name in context.values or name in context.razored or name in context.halves for name in node.inputs)
-    known = known or any(name in context.routed for name in node.inputs)
+    known = known or any(name in context.routed or name in context.convolving for name in node.inputs)
     if not known and node.op_type not in _LOOKUPS:
         return  # masks and rotations: only attention reads them
     handler = handler_of(node)

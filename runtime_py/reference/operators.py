@@ -42,6 +42,35 @@ def _reshape(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]
     return (x[0].reshape(shape),)
 
 
+def _slice(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
+    """Along some axes, from the first number to before the second; every element, in order."""
+    if len(x) > 4 and (np.asarray(x[4]) != 1).any():
+        raise ValueError("only whole pieces are cut out here")
+    axes = x[3] if len(x) > 3 else np.arange(len(x[1]))
+    parts = [slice(None)] * x[0].ndim
+    for axis, start, end in zip(axes, x[1], x[2], strict=True):
+        parts[int(axis)] = slice(int(start), int(end))
+    return (x[0][tuple(parts)],)
+
+
+def _conv(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
+    """Each channel [batch, channels, length] with weights [channels, 1, width] of its own, nowhere beyond the ends."""
+    value, weights, channels = x[0], x[1], x[0].shape[1]
+    steps = [*attributes.get("strides", ()), *attributes.get("dilations", ())]
+    plain = not any(attributes.get("pads", ())) and all(step == 1 for step in steps)
+    if not plain or attributes.get("auto_pad", "NOTSET") != "NOTSET" or attributes.get("group", 1) != channels:
+        raise ValueError("only convolutions of each channel without padding and strides are done here")
+    if value.ndim != 3 or weights.shape[:2] != (channels, 1) or value.shape[2] < weights.shape[2] or len(x) > 3:
+        raise ValueError("the weights do not fit the channels")
+    length = value.shape[2] - weights.shape[2] + 1
+    out = np.zeros((*value.shape[:2], length), value.dtype)
+    if len(x) > 2:
+        out += x[2].reshape(channels, 1)
+    for place in range(weights.shape[2]):
+        out += value[:, :, place : place + length] * weights[:, :, place]
+    return (out,)
+
+
 def _split(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
     return tuple(np.split(x[0], np.cumsum(x[1])[:-1], axis=attributes.get("axis", 0)))
 
@@ -119,6 +148,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": lambda a, x: (x[0] + x[1],),
     "And": lambda a, x: (x[0] & x[1],),
     "Cast": _cast,
+    "Conv": _conv,
     "Concat": lambda a, x: (np.concatenate(x, axis=a["axis"]),),
     "Cos": lambda a, x: (np.cos(x[0]),),
     "CumSum": lambda a, x: (np.cumsum(x[0], axis=int(x[1])),),
@@ -144,6 +174,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Reshape": _reshape,
     "Shape": _shape,
     "Sigmoid": _sigmoid,
+    "Slice": _slice,
     "Sin": lambda a, x: (np.sin(x[0]),),
     "Softmax": _softmax,
     "Split": _split,
@@ -189,6 +220,8 @@ def _result_elements(op_type: str, attributes: Mapping[str, Any], x: Arrays) -> 
     if op_type == "MatMul":
         batch = np.broadcast_shapes(x[0].shape[:-2], x[1].shape[:-2])
         return math.prod((*batch, *x[0].shape[-2:-1], *x[1].shape[-1:]))
+    if op_type == "Conv":
+        return x[0].size * x[1].shape[2]  # what is added up
     if op_type == "Gather":
         axis = x[0].shape[attributes.get("axis", 0)]
         return x[0].size // max(axis, 1) * x[1].size

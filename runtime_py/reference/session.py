@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.artefacts.reader import Graph, Node, read_graph
+from export.artefacts.states import recurrent_states
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
@@ -22,6 +23,7 @@ from export.contract.operators.integers import SDR_ATTENTION
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
+from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
 from runtime_py.system.finite import checked_logits
 
@@ -32,7 +34,7 @@ _FLOATS = (np.float16, np.float32, np.float64)
 
 @dataclass
 class State:
-    """Keys and values of the tokens seen so far, by attention node.
+    """Keys and values of the tokens seen so far, by attention node, and the recurrent states behind them.
 
     float32 [kv_heads, capacity, head_dim]; razored: uint8 [1, kv_heads, length, row_bytes], as in
     export/contract/operators/attention.py.
@@ -41,6 +43,7 @@ class State:
     length: int
     keys: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
+    recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))
 
 
 class Session:
@@ -57,6 +60,7 @@ class Session:
         self._interpreter = Interpreter(self.graph)
         self._head_values = self._find_head_values()
         self.vocab_size = self._dimension("logits", 2)
+        self._recurrent = recurrent_states(self.graph)
 
     def _find_head_values(self) -> set[str]:
         """Outputs of the vocabulary product (and of the bias after it): computed for the last token when asked."""
@@ -74,8 +78,13 @@ class Session:
         return size
 
     def new_state(self) -> State:
-        """An empty key-value cache."""
-        return State(0, {}, {})
+        """An empty key-value cache, and states of zeros."""
+        return State(0, {}, {}, Recurrent([np.zeros(state.shape, np.float32) for state in self._recurrent]))
+
+    def rewind(self, state: State, length: int) -> int:
+        """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
+        state.length = state.recurrent.cut(length)
+        return state.length
 
     def forward(self, state: State, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
         """Append tokens (int [T], T >= 1) to the state and return their logits, float32 [T or 1, vocabulary].
@@ -89,10 +98,12 @@ class Session:
         if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
             raise InputError(f"token {int(ids.max())} lies outside the vocabulary of {self.vocab_size}")
         total = state.length + ids.shape[1]
+        state.recurrent.check(state.length)
         values: dict[str, np.ndarray] = {
             "input_ids": ids,
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(state.length, total, dtype=np.int64)[None],
+            **{own.input: array for own, array in zip(self._recurrent, state.recurrent.arrays)},
         }
 
         def take_over(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
@@ -109,8 +120,21 @@ class Session:
         if logits.dtype not in _FLOATS:
             raise InputError(f"model.onnx: makes logits of type {logits.dtype}, which are no floating-point numbers")
         found = checked_logits(logits[0].astype(np.float32, copy=False))
-        state.length = total
+        self._go_on(state, values, total)
         return found[-1:] if last_only else found
+
+    def _go_on(self, state: State, values: dict[str, np.ndarray], total: int) -> None:
+        """The state behind `total` tokens. Raises InputError where the graph made recurrent states of another form."""
+        for own in self._recurrent:
+            made = values.get(own.output)
+            if made is None or made.shape != own.shape or made.dtype != np.float32:
+                raise InputError(f"model.onnx: does not make {own.output} as float32 {list(own.shape)}")
+        several = total > state.length + 1
+        state.length = state.recurrent.length = total
+        for own, array in zip(self._recurrent, state.recurrent.arrays):
+            array[...] = values[own.output]
+        if several or total % EVERY == 0:
+            state.recurrent.keep()
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         """Outputs of a node that is computed in another way than its operator says (toolchain/evaluate/emulate.py)."""

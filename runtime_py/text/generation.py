@@ -54,15 +54,17 @@ class Generation:
     def __init__(
         self, request: GenerationRequest, runner: Runner, tokenizer: Tokenizer, state: Any, reused: int = 0
     ) -> None:
-        """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute."""
+        """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute.
+
+        Afterwards `reused` says how many of them are not computed again.
+        """
         self.request, self._runner, self.state = request, runner, state
         self._sampler = Sampler(request.sampling)
         self._processor: LogitProcessor | None = None
         if request.rules != NEUTRAL:
             self._processor = LogitProcessor(request.rules, request.prompt, request.stop_tokens, runner.vocab_size)
         self._tokenizer = tokenizer
-        self._done = state.length = reused
-        self.reused = reused
+        self._done = self.reused = runner.rewind(state, reused)
         self.tokens: list[int] = []
         self.finish_reason = ""  # "stop" or "length" once finished
         self.tail = ""  # text that was held back until the end

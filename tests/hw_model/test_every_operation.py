@@ -27,7 +27,7 @@ SCHEMES = {
 }  # fmt: skip
 
 
-QUICK = ("outliers and low rank", "razored", "llama", "gemma2", "gpt_neox", "gpt2", "bert", "olmoe")
+QUICK = ("outliers and low rank", "razored", "llama", "gemma2", "gpt_neox", "gpt2", "bert", "olmoe", "lfm2")
 CASES = [
     case if case in QUICK else pytest.param(case, marks=pytest.mark.long) for case in (*SCHEMES, *TINY, *TINY_ENCODERS)
 ]
@@ -49,7 +49,7 @@ def graph(request, tmp_path_factory):
 
 
 def phases(graph) -> list[Phase]:
-    decoder = any(info.name.startswith("past_key_values") for info in graph.inputs)
+    decoder = any(info.name.startswith("past_") for info in graph.inputs)
     return [Phase.of("prefill", 5), *([Phase.of("decode", 20)] if decoder else [])]
 
 

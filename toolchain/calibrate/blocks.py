@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
-from export.graph.spec import ModelSpec
+from export.graph.spec import BlockNames, ModelSpec
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
@@ -80,7 +80,7 @@ class BlockRunner:
         kind = AutoModelForCausalLM if spec.causal else AutoModel
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
-        if spec.block.experts is not None:
+        if spec.has_experts:
             unpack_experts(self._model)
         with_precision(self._model, precision).eval()
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
@@ -189,6 +189,10 @@ class BlockRunner:
         count, length = hidden.shape[:2]
         shared = all(value.ndim < 2 or value.shape[0] == 1 for value in _tensors(self._arguments_of(block)))
         return batches(count, length if shared else 1 << 62, self.device)
+
+    def names(self, block: nn.Module) -> BlockNames:
+        """The modules of a loaded block."""
+        return self.spec.names(self._number_of[block])
 
     def _arguments_of(self, block: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self._arguments[self._number_of[block]]

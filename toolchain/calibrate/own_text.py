@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
@@ -24,6 +24,7 @@ from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
+_CONVOLUTION = "conv"  # transformers' name for layers whose cache is a state
 _BATCH = 64  # windows written together at most: enough to share the weights' way through memory
 CHUNK = 4 * _BATCH  # windows made at a time
 
@@ -134,10 +135,18 @@ class _RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+def _empty_cache(model: nn.Module) -> Cache:
+    """Room for keys and values of every layer of attention, and what transformers keeps for layers with a state."""
+    kinds = getattr(model.config, "layer_types", None) or ()
+    if _CONVOLUTION not in kinds:
+        return Cache(layer_class_to_replicate=_RoomyLayer)
+    return Cache(layers=[LinearAttentionLayer() if kind == _CONVOLUTION else _RoomyLayer() for kind in kinds])
+
+
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
     rows = fresh = torch.from_numpy(prompts)
-    cache, device = Cache(layer_class_to_replicate=_RoomyLayer), next(model.parameters()).device
+    cache, device = _empty_cache(model), next(model.parameters()).device
     with torch.no_grad():
         while rows.shape[1] < length:
             ids = fresh.to(device)

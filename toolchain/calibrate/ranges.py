@@ -51,6 +51,8 @@ def measure_ranges(
 ) -> tuple[Ranges, torch.Tensor]:
     """Ranges of one block over all sequences, and its outputs float32 [sequences, length, hidden].
 
+    A block without keys and values has ranges of its inputs only.
+
     rotated: ranges of inputs are those behind the Hadamard rotation.
     """
     ranges = Ranges()
@@ -70,7 +72,8 @@ def measure_ranges(
 
     handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:
-        outputs = runner.run(block, hidden, CacheRecorder(ranges) if runner.spec.causal else None)
+        cached = runner.spec.causal and runner.names(block).convolution is None
+        outputs = runner.run(block, hidden, CacheRecorder(ranges) if cached else None)
     finally:
         for handle in handles:
             handle.remove()

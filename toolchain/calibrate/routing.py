@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.graph.spec import ModelSpec
+from export.graph.spec import BlockNames
 from toolchain.calibrate.blocks import BlockRunner, get_weight, gram
 from toolchain.source.experts import Experts
 from toolchain.system.device import each, summed
@@ -21,7 +21,7 @@ from toolchain.system.device import each, summed
 FEW = 0.25  # tokens for each column of a matrix; experts with fewer have no Hessian of their own
 
 
-def expert_groups(spec: ModelSpec, block: nn.Module, hessians: int = 1) -> Iterator[tuple[str, ...]]:
+def expert_groups(names: BlockNames, block: nn.Module, hessians: int = 1) -> Iterator[tuple[str, ...]]:
     """The experts' linear layers, expert after expert, as many together as have Hessians no larger than the block.
 
     hessians: how many a layer has.
@@ -29,12 +29,12 @@ def expert_groups(spec: ModelSpec, block: nn.Module, hessians: int = 1) -> Itera
     room = sum(parameter.nbytes for parameter in block.parameters())
     group: list[str] = []
     taken = 0
-    for names in spec.block.by_expert():
-        size = sum(8 * hessians * get_weight(block.get_submodule(name)).shape[1] ** 2 for name in names)
+    for own in names.by_expert():
+        size = sum(8 * hessians * get_weight(block.get_submodule(name)).shape[1] ** 2 for name in own)
         if group and taken + size > room:
             yield tuple(group)
             group, taken = [], 0
-        group += names
+        group += own
         taken += size
     if group:
         yield tuple(group)
@@ -56,9 +56,11 @@ def expert_tokens(runner: BlockRunner, block: nn.Module, hidden: torch.Tensor) -
     return np.sum(counts, axis=0)
 
 
-def pooled_hessians(runner: BlockRunner, block: nn.Module, hidden: torch.Tensor) -> dict[str, np.ndarray]:
+def pooled_hessians(
+    runner: BlockRunner, names: BlockNames, block: nn.Module, hidden: torch.Tensor
+) -> dict[str, np.ndarray]:
     """By name with {expert}: twice the mean of x x^T over what all experts of a block are given, float64 [K, K]."""
-    spec, sums = runner.spec, dict[str, torch.Tensor]()
+    sums = dict[str, torch.Tensor]()
     running = threading.local()
 
     def hook(template: str) -> Callable[..., None]:
@@ -76,8 +78,8 @@ def pooled_hessians(runner: BlockRunner, block: nn.Module, hidden: torch.Tensor)
 
     handles = [
         block.get_submodule(name).register_forward_pre_hook(hook(template))
-        for names in spec.block.by_expert()
-        for name, template in zip(names, spec.block.of_experts())
+        for own in names.by_expert()
+        for name, template in zip(own, names.of_experts())
     ]
     try:
         for found in each(one, range(len(hidden)), runner.device):
@@ -86,24 +88,24 @@ def pooled_hessians(runner: BlockRunner, block: nn.Module, hidden: torch.Tensor)
     finally:
         for handle in handles:
             handle.remove()
-    assert spec.block.experts is not None
-    tokens = hidden.shape[0] * hidden.shape[1] * spec.block.experts.per_token
+    assert names.experts is not None
+    tokens = hidden.shape[0] * hidden.shape[1] * names.experts.per_token
     return {template: total.mul_(2.0 / tokens).cpu().numpy() for template, total in sums.items()}
 
 
-def too_few(spec: ModelSpec, block: nn.Module, tokens: np.ndarray) -> Mapping[str, str]:
+def too_few(names: BlockNames, block: nn.Module, tokens: np.ndarray) -> Mapping[str, str]:
     """Of experts that too few tokens reach: their linear layers, and each one's name with {expert}."""
     found = {}
-    for number, names in enumerate(spec.block.by_expert()):
-        for name, template in zip(names, spec.block.of_experts()):
+    for number, own in enumerate(names.by_expert()):
+        for name, template in zip(own, names.of_experts()):
             if tokens[number] < FEW * get_weight(block.get_submodule(name)).shape[1]:
                 found[name] = template
     return found
 
 
-def expert_number(spec: ModelSpec, name: str) -> int:
+def expert_number(names: BlockNames, name: str) -> int:
     """Which expert a linear layer of a block belongs to."""
-    return next(number for number, names in enumerate(spec.block.by_expert()) if name in names)
+    return next(number for number, own in enumerate(names.by_expert()) if name in own)
 
 
 def _experts(block: nn.Module) -> Experts:

@@ -117,16 +117,16 @@ def plan_widths(
     names, losses, sizes, weights = [], [], [], 0
     known: dict[tuple[int, ...], list[TensorRecord]] = {}  # what a matrix of a shape is stored in, at every width
     hidden = runner.embed(tokens)
-    with Reporter("Allocating bits", spec.layers * len(spec.block.linears()), quiet) as report:
+    with Reporter("Allocating bits", len(spec.quantizable()), quiet) as report:
         for layer in range(spec.layers):
-            block, prefix = runner.load_block(layer), spec.block_name(layer)
-            guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in spec.block.linears()}
+            block, prefix, own = runner.load_block(layer), spec.block_name(layer), spec.names(layer)
+            guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in own.linears()}
             costs, inputs = dict[str, float](), hidden
-            for group in (spec.block.everyones(), *expert_groups(spec, block)):
+            for group in (own.everyones(), *expert_groups(own, block)):
                 hessians, hidden = runner.hessians(block, group, inputs, guide)
                 cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
                 costs |= zip(hessians, each(cost_of, hessians.values(), runner.device))
-            for together in spec.block.alike():
+            for together in own.alike():
                 cost, matrices = 0.0, [get_weight(block.get_submodule(name)) for name in together]
                 for name, matrix in zip(together, matrices):
                     own = float(guide[name].mean()) * costs[name]

@@ -57,17 +57,17 @@ class BlockQuantizer:
         self._workers = workers
         self._runner, self._spec, self._settings = runner, spec, settings
         self._gradients, self._widths = gradients, widths
-        experts = {name for names in spec.block.by_expert() for name in names}
-        self._stacked = {spec.block_name(i) + name for i in range(spec.blocks) for name in experts}
+        self._stacked = {
+            spec.block_name(i) + name for i in range(spec.blocks) for own in spec.names(i).by_expert() for name in own
+        }
         self._quantizer = quantizer(settings, runner.device)
         # a block that several layers use has no one input that its quantized form could follow
         self._follows = settings.asymmetric and all(spec.uses(i) == 1 for i in range(spec.blocks))
 
     def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
         """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
-        names = self._spec.block.linears()
         pending = [i for i in range(self._spec.blocks) if not (out / block_shard(i)).exists()]
-        with Reporter("Quantizing", self._spec.blocks * len(names), quiet) as report:
+        with Reporter("Quantizing", len(self._spec.quantizable()), quiet) as report:
             if pending[0] > 0:
                 report.note(f"Resuming at block {pending[0]} of {self._spec.blocks}")
             hidden = wanted = self._runner.embed(tokens)  # wanted: what the source computes
@@ -78,7 +78,7 @@ class BlockQuantizer:
                 followed: torch.Tensor | None = None
                 if path.exists():
                     self._replay(block, path, number)
-                    report.step(f"block {number + 1} replayed", len(names))
+                    report.step(f"block {number + 1} replayed", len(self._spec.names(number).linears()))
                 else:
                     outputs, followed = self._make(block, source, number, (hidden, wanted), path, report)
                 if number == pending[-1]:
@@ -104,7 +104,7 @@ class BlockQuantizer:
             results, targets = self._follow((block, source), number, hidden, report)
         else:
             hessians, targets = self._hessians(block, number, hidden[0])
-            weights = self._weights(block, self._spec.block.everyones())
+            weights = self._weights(block, self._spec.names(number).everyones())
             results = self._quantize(block, number, weights, hessians, report)
         results |= self._experts(block, number, hidden[0], report)
         if self._settings.block_steps:
@@ -122,13 +122,13 @@ class BlockQuantizer:
         razor = self._settings.razor
         if not razor.activation_bits and not razor.kv:
             return None
-        names, prefix = self._spec.block.linears(), self._spec.block_name(number)
+        names, prefix = self._spec.names(number).linears(), self._spec.block_name(number)
         ranges, outputs = measure_ranges(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
         units: dict[str, np.ndarray] = {}
         if razor.activation_bits:
             limit = razor.format(razor.activation_basis, razor.activation_bits).limit
             units = {f"{prefix}{name}.input_unit": np.array([ranges.inputs[name] / limit]) for name in names}
-        if razor.kv:
+        if razor.kv and ranges.keys.size:
             for name, tops in (("key_unit", ranges.keys), ("value_unit", ranges.values)):
                 units[prefix + name] = (tops if razor.kv_unit == HEAD else tops.max(keepdims=True)) / 127
         for name, values in units.items():
@@ -143,7 +143,7 @@ class BlockQuantizer:
 
         Also the block's outputs where it is tuned on them; else dropping them saves one set of states.
         """
-        names, uses = self._spec.block.everyones(), self._spec.uses(number)
+        names, uses = self._spec.names(number).everyones(), self._spec.uses(number)
         if uses == 1:
             hessians, outputs = self._runner.hessians(block, names, hidden, self._guide(number))
             return hessians, outputs if self._settings.block_steps else None
@@ -161,22 +161,22 @@ class BlockQuantizer:
         They keep to their own outputs, whether the other layers follow the source or not: the tokens that the two
         models' routers send to an expert are not the same.
         """
-        spec, results = self._spec, dict[str, StoredMatrix]()
-        if spec.block.experts is None:
+        own, results = self._spec.names(number), dict[str, StoredMatrix]()
+        if own.experts is None:
             return results
         tokens = expert_tokens(self._runner, block, hidden)
-        few = too_few(spec, block, tokens)
-        pooled = pooled_hessians(self._runner, block, hidden) if few else {}
+        few = too_few(own, block, tokens)
+        pooled = pooled_hessians(self._runner, own, block, hidden) if few else {}
         guide = self._guide(number)
-        for names in expert_groups(spec, block, self._settings.guided_groups):
+        for names in expert_groups(own, block, self._settings.guided_groups):
             hessians, _ = self._runner.hessians(block, names, hidden, guide)
             hessians |= {name: pooled[few[name]] for name in names if name in few}
             results |= self._quantize(block, number, self._weights(block, names), hessians, report)
         for name in few:
-            losses = {**results[name].losses, POOLED: float(tokens[expert_number(spec, name)])}
+            losses = {**results[name].losses, POOLED: float(tokens[expert_number(own, name)])}
             results[name] = replace(results[name], losses=losses)
         if few:
-            experts = sorted({expert_number(spec, name) for name in few})
+            experts = sorted({expert_number(own, name) for name in few})
             report.note(f"block {number + 1}: few tokens reached experts {_some(experts)}: they share a pooled Hessian")
         return results
 
@@ -185,7 +185,7 @@ class BlockQuantizer:
         if self._gradients is None or not self._settings.guided:
             return None
         prefix = self._spec.block_name(number)
-        outputs = {name: self._gradients.outputs[prefix + name] for name in self._spec.block.linears()}
+        outputs = {name: self._gradients.outputs[prefix + name] for name in self._spec.names(number).linears()}
         return {name: o if self._settings.guided_groups > 1 else o[0] for name, o in outputs.items()}
 
     def _follow(
@@ -197,7 +197,7 @@ class BlockQuantizer:
         Layer after layer, as they are computed (toolchain/calibrate/drift.py); hidden: the inputs of both. Also the
         outputs of the source's.
         """
-        names, results = self._spec.block.everyones(), dict[str, StoredMatrix]()
+        names, results = self._spec.names(number).everyones(), dict[str, StoredMatrix]()
         token_weights = self._guide(number)
         parts = reading_order(self._runner, blocks[1], names, hidden[1])
         inputs, outputs = source_inputs(self._runner, blocks[1], parts, hidden[1])
@@ -271,14 +271,14 @@ class BlockQuantizer:
             parts, record = result.stored(prefix + name)
             tensors |= parts
             records.append(record)
-        for name, parameter in self._others(block):
+        for name, parameter in self._others(block, number):
             tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().cpu().numpy())
             records.append(record)
         return tensors, records
 
-    def _others(self, block: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Norms and biases."""
-        linear_weights = {f"{name}.weight" for name in self._spec.block.linears()}
+    def _others(self, block: nn.Module, number: int) -> list[tuple[str, nn.Parameter]]:
+        """Norms, biases, and what else stays as it is."""
+        linear_weights = {f"{name}.weight" for name in self._spec.names(number).linears()}
         return [(name, p) for name, p in block.named_parameters() if name not in linear_weights]
 
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
@@ -296,11 +296,11 @@ class BlockQuantizer:
         """Put the dequantized weights of a finished shard into the block."""
         tensors = load_file(path)
         records = {record.name: record for record in read_shard_records(path)}
-        for name in self._spec.block.linears():
+        for name in self._spec.names(number).linears():
             full = self._spec.block_name(number) + name
             stored = StoredMatrix.restored(records[full], partial(_part, tensors, full))
             set_weight(block.get_submodule(name), stored.dequantized())
-        for name, parameter in self._others(block):  # tuned ones differ from the source's
+        for name, parameter in self._others(block, number):  # tuned ones differ from the source's
             parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
 
 

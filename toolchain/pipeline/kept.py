@@ -23,11 +23,10 @@ from toolchain.system.progress import Reporter
 
 def keep_blocks(source: SourceModel, spec: ModelSpec, out: Path, quiet: bool) -> None:
     """Write the missing block shards into `out`. Raises InputError naming a tensor that cannot be kept exactly."""
-    names = spec.block.linears()
     runner = BlockRunner(source, spec)
-    with Reporter("Keeping", spec.blocks * len(names), quiet) as report:
+    with Reporter("Keeping", len(spec.quantizable()), quiet) as report:
         for number in range(spec.blocks):
-            path, prefix = out / block_shard(number), spec.block_name(number)
+            path, prefix, names = out / block_shard(number), spec.block_name(number), spec.names(number).linears()
             if path.exists():
                 report.step(f"block {number + 1} found", len(names))
                 continue

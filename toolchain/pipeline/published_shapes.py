@@ -24,6 +24,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_LLAMA, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
         "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 4096, "tie_word_embeddings": True,
     },
+    "lfm2.5-1.2b": {
+        "model_type": "lfm2", "norm_eps": 1e-5, "rope_theta": 1000000.0, "hidden_size": 2048,
+        "intermediate_size": 12288, "block_auto_adjust_ff_dim": True, "block_multiple_of": 256,
+        "num_hidden_layers": 16, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "conv_L_cache": 3, "conv_bias": False,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 65536, "max_position_embeddings": 128000,
+        "tie_word_embeddings": True,
+    },
     "llama-2-7b": {
         **_LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False,

@@ -56,7 +56,7 @@ class RandomCheckpoint:
         self.config = resolved_config(shape, folder / "config.json")
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
-        if spec.block.experts is not None:
+        if spec.has_experts:
             check_experts(settings)
         self._norm_weight = 1.0 - spec.norm_offset
         self.records = {record.name: record for record in self._all_records(spec, settings)}
@@ -77,10 +77,10 @@ class RandomCheckpoint:
         records = [self._uniform(name, shape, settings.embedding_bits) for name, shape in spec.outside().items()]
         records += [_vector(name, (size,)) for name, size in spec.outside_vectors().items()]
         model = unpack_experts(empty_model(self.config))
-        of_experts = {name for names in spec.block.by_expert() for name in names}
         for number in range(spec.blocks):
-            prefix, matrices = spec.block_name(number), set[str]()
-            for name in spec.block.linears():
+            prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()
+            of_experts = {name for own in names.by_expert() for name in own}
+            for name in names.linears():
                 rows, columns = weight_of(model.get_submodule(prefix + name)).shape
                 shape = (columns, rows) if spec.linear_is_transposed else (rows, columns)
                 own = apart(settings, *shape) if name in of_experts else settings
@@ -89,8 +89,8 @@ class RandomCheckpoint:
             for name, parameter in model.get_submodule(prefix[:-1]).named_parameters():
                 if name not in matrices:
                     records.append(_vector(prefix + name, tuple(parameter.shape)))
-            units = [f"{name}.input_unit" for name in spec.block.linears() if settings.razor.activation_bits]
-            units += ["key_unit", "value_unit"] if settings.razor.kv else []
+            units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
+            units += ["key_unit", "value_unit"] if settings.razor.kv and names.convolution is None else []
             records += [_vector(prefix + unit, (1,)) for unit in units]
         return records
 

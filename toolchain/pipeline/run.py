@@ -137,7 +137,7 @@ def _keep_model(
 def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, ModelSpec]:
     """The checkpoint as it is quantized (rotated and equalized where the settings say so), and what it describes."""
     source, spec = open_model(folder)
-    if spec.block.experts is not None:
+    if spec.has_experts:
         check_experts(settings)
     source.print_notes()
     if settings.rotates(VALUES) or settings.rotates(RESIDUAL):

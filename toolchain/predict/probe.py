@@ -1,4 +1,4 @@
-"""Predicts what a quantization will take, by doing a small part of it: one block, six sequences, some rows a layer.
+"""Predicts what a quantization will take, by doing a small part of it: a block of each kind, six sequences, some rows.
 
 Every figure is a measurement of the very code that will run, scaled to all blocks, sequences and rows; what runs
 backward is measured by probe_training.py.
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from export.graph.spec import BlockNames
 from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
@@ -80,26 +81,19 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     sequences = data.tokens.shape[0]
     few = data.tokens[: min(_SEQUENCES[-1], sequences)]
     share = sequences / len(few)
-    runner, names, base = BlockRunner(source, spec, precision, device), spec.block.linears(), peak_rss()
+    runner, base = BlockRunner(source, spec, precision, device), peak_rss()
     embedding, hidden = _timed(lambda: runner.embed(few))
-    loading, block = _timed(lambda: runner.load_block(0))
-    runner.run(block, hidden[:1])  # the first call of a block pays for set-up
-    guide = {name: np.ones(few.shape, np.float32) for name in names} if settings.guided else None
-    some = min(_SEQUENCES[0], sequences)
-    twin = runner.load_block(0) if settings.asymmetric else None
-    first, _ = _timed(lambda: _hessians(runner, block, twin, hidden[:some], guide))
-    second, hessians = _timed(lambda: _hessians(runner, block, twin, hidden, guide))
-    passing = _extrapolated((some, first), (len(few), second), sequences)
-    paths = 1 if twin is None else 2  # states that are kept and passed on: the quantized model's, and the source's
-    running = paths * _timed(lambda: runner.run(block, hidden))[0]
+    paths = 2 if settings.asymmetric else 1  # states that are kept and passed on: the model's, and the source's
     plans = settings.is_budget or (settings.spread and spec.causal)
-    sizes = _Sizes.of(block, names, hessians, solver, settings, settings.effective_budget if plans else None, device)
+    kinds = [_Kind.of(runner, names, hidden, solver, settings, plans, sequences) for names in spec.kinds()]
     held = peak_rss()
     matrices, rows = _outside(source, spec, settings)
-    weights = sizes.weights * spec.blocks
-    training = TrainingProbe(runner, spec, block, hidden)
-    seconds = share * (embedding + spec.layers * running) + spec.layers * passing
-    seconds += spec.blocks * (loading + sizes.seconds) + rows
+    weights = sum(kind.blocks * kind.sizes.weights for kind in kinds)
+    stored = sum(kind.blocks * kind.sizes.stored for kind in kinds)
+    training = TrainingProbe(runner, spec, [(kind.block, kind.layers) for kind in kinds], hidden)
+    seconds = share * (embedding + sum(kind.layers * paths * kind.running for kind in kinds))
+    seconds += sum(kind.layers * kind.passing(sequences) for kind in kinds)
+    seconds += sum(kind.blocks * (kind.loading + kind.sizes.seconds) for kind in kinds) + rows
     peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * (1 + paths))]
     if settings.own_text:
         seconds += training.own_text(round(settings.own_text * sequences)).seconds
@@ -110,20 +104,21 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         peaks.append(base + cost.bytes)
     if plans:
         looked_at = min(PLAN_SEQUENCES, sequences)
-        seconds += spec.layers * _extrapolated((some, first), (len(few), second), looked_at)
+        seconds += sum(kind.layers * kind.passing(looked_at) for kind in kinds)
         if not (per_weight or settings.guided):
             cost = training.gradients(looked_at, weights + matrices, per_weight=False)
             seconds += cost.seconds
             peaks.append(base + cost.bytes)
     if spec.causal and (steps := settings.steps_for(weights + matrices)):
-        cost = training.tuning(settings, steps, sizes.layers, weights, matrices)
+        layers = [layer for kind in kinds for layer in kind.blocks * kind.sizes.layers]
+        cost = training.tuning(settings, steps, layers, weights, matrices)
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
     return Prediction(
         seconds=seconds,
         peak_bytes=max(peaks),
-        output_bytes=int(sizes.stored * spec.blocks + matrices * min(settings.embedding_bits, 16) / 8),
-        effective_bits=8 * sizes.stored / sizes.weights,
+        output_bytes=int(stored + matrices * min(settings.embedding_bits, 16) / 8),
+        effective_bits=8 * stored / weights,
         parameters=weights + matrices,
     )
 
@@ -132,8 +127,9 @@ def _hessians(
     runner: BlockRunner, block: Any, twin: Any, hidden: torch.Tensor, guide: dict[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
     """Hessians of a block's layers in the way of the run; twin: the block again where layers follow the source."""
-    names, found = runner.spec.block.everyones(), dict[str, np.ndarray]()
-    for number, group in enumerate(expert_groups(runner.spec, block)):
+    own, found = runner.names(block), dict[str, np.ndarray]()
+    names = own.everyones()
+    for number, group in enumerate(expert_groups(own, block)):
         hessians = runner.hessians(block, group, hidden, guide)[0]
         found |= hessians if number == 0 else {}  # all experts have the same shapes
     if twin is None:
@@ -186,6 +182,48 @@ class _Sizes:
                 total.seconds + seconds, total.stored + stored, total.weights + weights.size, [*total.layers, layer]
             )
         return total
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the blocks of one kind take, measured on the first of them."""
+
+    block: Any
+    blocks: int
+    layers: int
+    loading: float  # seconds
+    running: float  # of the sequences that were looked at, once
+    hessians: tuple[tuple[int, float], tuple[int, float]]  # sequences and seconds, twice
+    sizes: _Sizes
+
+    @classmethod
+    def of(
+        cls, runner: BlockRunner, names: BlockNames, hidden: torch.Tensor, solver: Method, settings: QuantizeSettings,
+        plans: bool, sequences: int,
+    ) -> _Kind:  # fmt: skip
+        """hidden: what the first layer gets, for all kinds; sequences: of the whole run."""
+        spec, some = runner.spec, min(_SEQUENCES[0], sequences)
+        numbers = [number for number in range(spec.blocks) if spec.names(number) == names]
+        loading, block = _timed(lambda: runner.load_block(numbers[0]))
+        runner.run(block, hidden[:1])  # the first call of a block pays for set-up
+        guide = {name: np.ones(hidden.shape[:2], np.float32) for name in names.linears()} if settings.guided else None
+        twin = runner.load_block(numbers[0]) if settings.asymmetric else None
+        first, _ = _timed(lambda: _hessians(runner, block, twin, hidden[:some], guide))
+        second, found = _timed(lambda: _hessians(runner, block, twin, hidden, guide))
+        budget = settings.effective_budget if plans else None
+        return cls(
+            block=block,
+            blocks=len(numbers),
+            layers=sum(map(spec.uses, numbers)),
+            loading=loading,
+            running=_timed(lambda: runner.run(block, hidden))[0],
+            hessians=((some, first), (len(hidden), second)),
+            sizes=_Sizes.of(block, names.linears(), found, solver, settings, budget, runner.device),
+        )
+
+    def passing(self, sequences: int) -> float:
+        """Seconds of the Hessians over so many sequences."""
+        return _extrapolated(*self.hessians, sequences)
 
 
 def _layer(

@@ -7,6 +7,7 @@ windows follow one another.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +51,13 @@ class Layer:
 
 
 class TrainingProbe:
-    """Times block 0 and the head forward and backward, anew for each question, and scales."""
+    """Times blocks and the head forward and backward, anew for each question, and scales."""
 
-    def __init__(self, runner: BlockRunner, spec: ModelSpec, block: nn.Module, hidden: torch.Tensor) -> None:
-        """hidden: inputs of the block, float32 [sequences, length, width]."""
-        self._runner, self._spec, self._block, self._hidden = runner, spec, block, hidden[:1]
+    def __init__(
+        self, runner: BlockRunner, spec: ModelSpec, blocks: Sequence[tuple[nn.Module, int]], hidden: torch.Tensor
+    ) -> None:
+        """blocks: one of each kind, and how many layers are like it; hidden: inputs [sequences, length, width]."""
+        self._runner, self._spec, self._blocks, self._hidden = runner, spec, blocks, hidden[:1]
         self._length, self._width = int(hidden.shape[1]), int(hidden.shape[2])
         self._device = runner.device
         self._threads = thread_count() if self._device.type == "cpu" else 1
@@ -62,39 +65,51 @@ class TrainingProbe:
     def gradients(self, sequences: int, parameters: int, per_weight: bool) -> Cost:
         """toolchain.calibrate.gradients.measure_gradients over `sequences` sequences."""
         threads = min(self._threads, sequences)
-        (reading, back), kept = self._block_times(self._length, per_weight)
+        (reading, back), kept = self._all_times(self._length, per_weight)
         head = self._head_times(self._length)
-        seconds = self._spec.layers * (reading + back) + sum(head)
-        held = self._spec.layers * kept + 3 * 4 * self._length * self._spec.vocab_size
+        seconds = reading + back + sum(head)
+        held = kept + 3 * 4 * self._length * self._spec.vocab_size
         extra = 2 * 4 * parameters if per_weight else 0  # one sequence's, and the sum
         return Cost(seconds * sequences / threads, 4 * parameters + threads * held + extra)
 
     def own_text(self, sequences: int) -> Cost:
         """toolchain.calibrate.own_text for `sequences` calibration sequences; what it holds, gradients hold as well."""
-        (reading, _), _ = self._block_times(self._length, per_weight=False)
-        writing = (self._spec.layers * reading + self._head_times(self._length)[0]) * _DRAWING
+        (reading, _), _ = self._all_times(self._length, per_weight=False)
+        writing = (reading + self._head_times(self._length)[0]) * _DRAWING
         return Cost(writing * sequences / self._threads, 0)
 
     def tuning(self, settings: QuantizeSettings, steps: int, layers: list[Layer], weights: int, outside: int) -> Cost:
-        """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere."""
+        """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere.
+
+        layers: all of the model.
+        """
         length = min(settings.tune_length, self._length)
         threads = min(self._threads, -(-settings.tune_batch // TOGETHER))
-        (reading, back), kept = self._block_times(length, per_weight=True)
+        (reading, back), kept = self._all_times(length, per_weight=True)
         head_forward, head_back = self._head_times(length)
-        window = self._spec.layers * (2 * reading + back) + 2 * head_forward + head_back
-        own = settings.own_text * (self._spec.layers * reading + head_forward) * _DRAWING
-        making = self._spec.blocks * sum(_making(layer, self._device) for layer in layers) / self._threads / HOLD
+        window = 2 * reading + back + 2 * head_forward + head_back
+        own = settings.own_text * (reading + head_forward) * _DRAWING
+        times = {id(layer): _making(layer, self._device) for layer in {id(layer): layer for layer in layers}.values()}
+        making = sum(times[id(layer)] for layer in layers) / self._threads / HOLD
         adam = weights * _adam_seconds(self._device)
         step = settings.tune_batch * (window + own) / threads + making + adam
-        held = self._spec.layers * kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
+        held = kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
         return Cost(
             steps * step,
             _TUNED_BYTES * weights + 2 * 4 * outside + threads * held,
         )
 
-    def _block_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:
-        """Seconds forward and backward of one sequence, and bytes kept for the way back."""
-        weights = [weight_of(self._block.get_submodule(name)) for name in self._spec.block.linears()]
+    def _all_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:
+        """Seconds forward and backward of one sequence through all layers, and bytes kept for the way back."""
+        reading, back, held = 0.0, 0.0, 0
+        for block, count in self._blocks:
+            times, kept = self._block_times(block, length, per_weight)
+            reading, back, held = reading + count * times[0], back + count * times[1], held + count * kept
+        return (reading, back), held
+
+    def _block_times(self, block: nn.Module, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:
+        """The same of one block."""
+        weights = [weight_of(block.get_submodule(name)) for name in self._runner.names(block).linears()]
         kept: dict[int, int] = {}
 
         def pack(value: torch.Tensor) -> torch.Tensor:
@@ -110,7 +125,7 @@ class TrainingProbe:
             hidden = self._hidden[:, : self._length].to(self._device).clone().requires_grad_()
             begun = self._now()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-                out = self._runner.forward(self._block, hidden)
+                out = self._runner.forward(block, hidden)
             middle = self._now()
             torch.autograd.grad(out.sum(), [hidden, *(weights if per_weight else [])], allow_unused=True)
             times = [middle - begun, self._now() - middle]

@@ -125,7 +125,7 @@ def _parameter_names(config: str) -> ParameterNames:
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     experts: tuple[tuple[str, str], ...] = ()
-    if spec.block.experts is not None:
+    if spec.has_experts:
         experts = tuple(_expert_names(entry for entry in transforms if isinstance(entry, WeightConverter)))
         unpack_experts(model)
     first = {id(value): name for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}

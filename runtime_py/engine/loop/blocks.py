@@ -1,13 +1,18 @@
-"""Drivers of norms, activations and quantization: work items are up to 16 tokens, which share lines of the cache."""
+"""Drivers of norms, activations, quantization and short convolutions.
+
+Work items are up to 16 tokens, which share lines of the cache.
+"""
 
 from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.kernels.convolution import convolve, keep_products
 from runtime_py.engine.kernels.elementwise import activate, layer_norm, rms_norm
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.elementwise import LAYER, Activate
 from runtime_py.engine.steps.integers import Quantize, Razor
 from runtime_py.simd.atomics import fetch_add
@@ -56,7 +61,27 @@ def _activate_block(s, isa, offset, group, b, tokens, scratch):
         _quantize(s, isa, offset, s.out, s.columns, group, tokens, b, b + 1, scratch)
 
 
-_block = by_kind({Quantize: _quantize_block, Razor: _razor_block, Activate: _activate_block})
+def _convolve_block(s, isa, offset, group, b, tokens, scratch):
+    first, last = 256 * b, min(256 * b + 256, s.columns)
+    for token in range(16 * group, min(16 * group + 16, tokens)):
+        to = s.out + 4 * token * s.columns
+        convolve(
+            s.inner, s.values, s.outer, s.stride, s.past, s.columns, s.width, s.kernel, s.bias, token, first, last, to
+        )  # fmt: skip
+    if 16 * group + 16 >= tokens:
+        keep_products(s.inner, s.values, s.stride, s.past, s.columns, s.width, tokens, first, last, s.present)
+    if s.quant != 0:
+        _quantize(s, isa, offset, s.out, s.columns, group, tokens, b, b + 1, scratch)
+
+
+_block = by_kind(
+    {
+        Quantize: _quantize_block,
+        Razor: _razor_block,
+        Activate: _activate_block,
+        ShortConvolution: _convolve_block,
+    }
+)
 
 
 @nb.njit(cache=True)

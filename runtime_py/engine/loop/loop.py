@@ -29,7 +29,7 @@ _head = reader(table.Head)
     _embed, _embed_dense, _norm, _quantize, _matmul, _grouped, _dense, _activate, _add, _kv_append, _attend, _scale,
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
     _rotate,
-    _route, _expert_matmul, _combine,
+    _route, _expert_matmul, _combine, _short_convolution,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -77,6 +77,8 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_razor_kv_append(_razor_kv_append(step), past, tokens, counter, scratch)
     elif operation == table.RAZOR_ATTEND:
         run_attention(_razor_attend(step), isa, past, tokens, thread, counter, scratch)
+    elif operation == table.SHORT_CONVOLUTION:
+        run_blocks(_short_convolution(step), isa, offset, tokens, counter, scratch)
     elif operation == table.EMBED:
         run_tokens(_embed(step), past, tokens, counter, scratch)
     elif operation == table.EMBED_GROUPS:

@@ -12,16 +12,18 @@ from typing import TypeGuard
 import numpy as np
 
 from export.artefacts.reader import Graph, Node
+from export.artefacts.states import recurrent_states
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GroupsLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from runtime_py.engine.plan.placement import Argument, Buffer, External, PlannedStep
-from runtime_py.engine.plan.values import AttentionShape, Pending, Quantized, Razored, Routed, Tokens
+from runtime_py.engine.plan.values import AttentionShape, Convolving, Pending, Quantized, Razored, Routed, Tokens
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.engine.steps.attention import Rotate
+from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.elementwise import Activate, Norm
 from runtime_py.engine.steps.integers import Quantize
 from runtime_py.engine.steps.products import CodeProduct
@@ -53,6 +55,9 @@ class Context:
         self.values: dict[str, Value] = {}
         self.halves: dict[str, Tokens] = {}  # of float16 type
         self.routed: dict[str, Routed] = {}  # of experts' routers
+        self.convolving: dict[str, Convolving] = {}  # on the way through short convolutions
+        self.recurrent = recurrent_states(graph)
+        self.advanced: set[str] = set()  # outputs of recurrent states that a step makes
         self.folder = ConstantFolder(graph)
         self.quantized: dict[Buffer, list[Quantized]] = {}
         self.razored: dict[str, Razored] = {}  # codes, flags and units by name
@@ -139,6 +144,12 @@ class Context:
         self._say_who_reads(name, value.value)
         if value.parts is not None:
             self._say_who_reads(name, value.parts)
+
+    def convolve(self, name: str, value: Convolving) -> None:
+        """Say what a value on its way through a short convolution stands for."""
+        self.convolving[name] = value
+        self._say_who_reads(name, value.inner)
+        self._say_who_reads(name, value.values)
 
     def uses(self, name: str) -> int:
         """How many nodes read a value."""
@@ -254,9 +265,9 @@ class Context:
         return replace(out, heads=x.heads)
 
 
-def _quantizes(step: Step[Argument]) -> TypeGuard[Norm[Argument] | Activate[Argument]]:
+def _quantizes(step: Step[Argument]) -> TypeGuard[Norm[Argument] | Activate[Argument] | ShortConvolution[Argument]]:
     """Whether this step can also write what it makes as int8."""
-    return isinstance(step, Activate) or (isinstance(step, Norm) and step.heads == 1)
+    return isinstance(step, Activate | ShortConvolution) or (isinstance(step, Norm) and step.heads == 1)
 
 
 def _number(value: Argument) -> int:

@@ -63,6 +63,19 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Convolving:
+    """A product of two values on its way through a short convolution (handlers/convolution.py)."""
+
+    kind: int
+    inner: Tokens
+    values: Tokens
+    state: int = -1  # number of its recurrent state
+    width: int = 0
+    kernel: int = 0  # addresses of float32 [width, columns] and [columns]
+    bias: int = 0
+
+
+@dataclass(frozen=True)
 class Quantized:
     """Places of a value as int8: layouts in kernels/quantize.py."""
 
@@ -215,6 +228,13 @@ def mask_hides_padding_only(folder: ConstantFolder, mask: str) -> bool:
     """The mask of an encoder (export/graph/encoder.py): without padding, every token sees every token."""
     made = _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
     return made and all(np.array_equal(_tried(folder, mask, n, 0, (n, n)), np.ones((n, n), bool)) for n in (1, 3))
+
+
+def token_mask_hides_padding_only(folder: ConstantFolder, mask: str) -> bool:
+    """The mask over a call's tokens (export/graph/convolution.py): without padding, ones."""
+    made = _made_of(folder, mask, frozenset({"Slice", "Cast", "Unsqueeze", "Sub", "Shape"}))
+    tried = ((1, 0), (3, 0), (1, 2), (3, 2))
+    return made and all((_tried(folder, mask, n, past, (n, 1)) == 1).all() for n, past in tried)
 
 
 def counts_positions(folder: ConstantFolder, ids: str) -> bool:

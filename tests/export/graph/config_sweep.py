@@ -241,5 +241,5 @@ class Evaluator:
         feeds = {name: value for name, value in feeds.items() if name in wanted}
         for name, info in wanted.items():
             if name not in feeds:
-                feeds[name] = np.zeros((1, info.shape[1], 0, info.shape[3]), np.float32)
+                feeds[name] = np.zeros([1, *(n if isinstance(n, int) else 0 for n in info.shape[1:])], np.float32)
         return session.run(["logits" if "position_ids" in wanted else "last_hidden_state"], feeds)[0]

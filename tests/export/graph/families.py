@@ -80,6 +80,9 @@ TINY = {
                                                        "mscale_all_dim": 1.0}},
     "ministral3 window": {"head_dim": 16, "sliding_window": 6, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 3}},
+    "lfm2": {"num_hidden_layers": 4, "full_attn_idxs": [2], "block_multiple_of": 8, "conv_bias": True},
+    "lfm2 wide": {"num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "conv"], "conv_L_cache": 5,
+                  "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -142,9 +145,10 @@ class FloatCheckpoint:
 
     def _blocks(self, source: SourceModel) -> dict[str, np.ndarray]:
         """What the quantizer takes of each block: what transformers' own block has."""
-        runner, linears, found = BlockRunner(source, self.spec), self.spec.block.linears(), {}
+        runner, found = BlockRunner(source, self.spec), {}
         for number in range(self.spec.blocks):
             prefix, block = self.spec.block_name(number), runner.load_block(number)
+            linears = self.spec.names(number).linears()
             for name, parameter in block.named_parameters():
                 module = name.removesuffix(".weight")
                 linear = module in linears

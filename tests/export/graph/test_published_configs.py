@@ -76,6 +76,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
                          "mscale_all_dim": 1.0, "type": "dynamic"},
         "sep_token_id": 4, "use_cla": False, "use_qk_norm": True, "use_rotary_pos_emb": True,
     },
+    "LFM2-1.2B": {
+        "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 32, "block_ff_dim": 72,
+        "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 16, "block_norm_eps": 1e-05, "block_use_swiglu": True,
+        "conv_L_cache": 3, "conv_bias": False, "conv_dim": 32, "conv_dim_out": 32, "conv_use_xavier_init": True,
+        "eos_token_id": 7, "full_attn_idxs": [1, 3], "max_position_embeddings": 128000, "model_type": "lfm2",
+        "norm_eps": 1e-05, "num_heads": 4, "rope_theta": 1000000.0, "use_pos_enc": True,
+    },
+    "LFM2.5-1.2B-Instruct": {
+        "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 32, "block_ff_dim": 72,
+        "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 16, "conv_L_cache": 3, "conv_bias": False,
+        "eos_token_id": 7, "layer_types": ["conv", "full_attention", "conv", "conv"], "model_type": "lfm2",
+        "max_position_embeddings": 128000, "norm_eps": 1e-05, "rope_parameters": {"rope_theta": 1000000.0,
+        "rope_type": "default"}, "tie_embedding": False,
+    },
     "gemma-2b": {
         "architectures": ["GemmaForCausalLM"], "attention_bias": False, "head_dim": 16, "hidden_act": "gelu",
         "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "model_type": "gemma",

@@ -46,6 +46,7 @@ FAMILIES = {
     "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 512},
     "mistral": {"model_type": "mistral", "sliding_window": 24, "head_dim": 16},
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "olmoe": {"model_type": "olmoe", "num_key_value_heads": 4, "num_experts": 5, "num_experts_per_tok": 2},
 }
 

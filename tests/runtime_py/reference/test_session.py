@@ -21,12 +21,13 @@ class OnnxRuntime:
 
     def __init__(self, folder):
         self.session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-        self.cache = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values")]
-        self.heads, self.head_dim = self.cache[0].shape[1], self.cache[0].shape[3]
-        self.dtype = np.uint8 if self.cache[0].type == "tensor(uint8)" else np.float32  # razored or not
+        self.cache = [i for i in self.session.get_inputs() if i.name.startswith("past_")]
 
     def empty(self, batch=1):
-        return [np.zeros((batch, self.heads, 0, self.head_dim), self.dtype)] * len(self.cache)
+        """No keys and values, razored or not; states of zeros."""
+        shapes = [[batch, *(n if isinstance(n, int) else 0 for n in i.shape[1:])] for i in self.cache]
+        types = [np.uint8 if i.type == "tensor(uint8)" else np.float32 for i in self.cache]
+        return [np.zeros(shape, dtype) for shape, dtype in zip(shapes, types)]
 
     def run(self, ids, mask, positions, past):
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}

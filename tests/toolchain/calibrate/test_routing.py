@@ -90,7 +90,7 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(family, folders)
             inner = expert.activation(expert.gate_proj(rows)) * expert.up_proj(rows)
         expected = 2 / TOKENS.size * (inner.T @ inner).numpy()
         np.testing.assert_allclose(found[down], expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
-    pooled = pooled_hessians(runner, block, hidden)
+    pooled = pooled_hessians(runner, spec.block, block, hidden)
     for template, place in zip(spec.block.of_experts(), range(3)):
         expected = sum(found[expert[place]] for expert in names) / spec.block.experts.per_token
         np.testing.assert_allclose(pooled[template], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -143,7 +143,7 @@ def test_an_expert_that_no_token_reaches_takes_the_pooled_hessian(family, tmp_pa
     unreachable(tmp_path / "source", 0, 2)
     runner, hidden, block = runner_of(tmp_path / "source")
     assert expert_tokens(runner, block, hidden)[2] == 0
-    few = too_few(runner.spec, block, expert_tokens(runner, block, hidden))
+    few = too_few(runner.spec.block, block, expert_tokens(runner, block, hidden))
     assert set(runner.spec.block.by_expert()[2]) <= few.keys()
     text = random_text(tmp_path / "text.txt")
     options = {"bits": 4, "sequences": 8, "sequence_length": 32, "guided": True, "asymmetric": True, "spread": True}
@@ -164,13 +164,13 @@ def test_an_expert_that_no_token_reaches_takes_the_pooled_hessian(family, tmp_pa
 
 def test_groups_of_experts_hold_no_more_than_the_block(folders):
     runner, _, block = runner_of(folders["qwen3_moe"])
-    groups = list(expert_groups(runner.spec, block))
+    groups = list(expert_groups(runner.spec.block, block))
     assert sum(groups, ()) == tuple(name for names in runner.spec.block.by_expert() for name in names)
     room = sum(parameter.nbytes for parameter in block.parameters())
-    for group in expert_groups(runner.spec, block, 20):
+    for group in expert_groups(runner.spec.block, block, 20):
         size = sum(8 * 20 * get_weight(block.get_submodule(name)).shape[1] ** 2 for name in group)
         assert size <= room or len(group) == 3
-    assert len(list(expert_groups(runner.spec, block, 20))) > 1
+    assert len(list(expert_groups(runner.spec.block, block, 20))) > 1
 
 
 @pytest.mark.parametrize("rows", [24, 96, 192, 768])

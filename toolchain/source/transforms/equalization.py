@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from export.graph.spec import ModelSpec
+from export.graph.spec import BlockNames, ModelSpec
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.transforms.folding import FoldedSource
 
@@ -54,10 +54,11 @@ class EqualizedSource(FoldedSource):
         super().__init__(inner)
         self._spec = spec
         self._known: dict[str, torch.Tensor] = {}  # factors by the first layer that takes them
-        for prefix in map(spec.block_name, range(spec.blocks)):
-            self._plan_norms(prefix)
-            self._plan_values(prefix)
-            self._plan_feed_forward(prefix)
+        for number in range(spec.blocks):
+            prefix, names = spec.block_name(number), spec.names(number)
+            self._plan_norms(prefix, names)
+            (self._plan_values if names.convolution is None else self._plan_convolution)(prefix, names)
+            self._plan_feed_forward(prefix, names)
 
     def _factors(self, layers: list[str]) -> torch.Tensor:
         """Factors of the columns that several layers read alike."""
@@ -88,16 +89,15 @@ class EqualizedSource(FoldedSource):
         self.change(f"{layer}.weight", weight)
         self.change(f"{layer}.bias", bias)
 
-    def _plan_norms(self, prefix: str) -> None:
-        spec, block = self._spec, self._spec.block
-        attention = [block.query, block.key, block.value, block.fused_qkv]
-        feed_forward = [block.gate, block.up, block.fused_gate_up]
+    def _plan_norms(self, prefix: str, block: BlockNames) -> None:
+        spec, attention = self._spec, block.first()
+        feed_forward = tuple(name for name in (block.gate, block.up, block.fused_gate_up) if name)
         groups = [(block.attention_norm, attention), (block.mlp_norm, feed_forward)]
         if block.mlp_norm is None and spec.parallel_residual:  # both parts read the attention's norm
             groups = [(block.attention_norm, attention + feed_forward)]
         for norm, readers in groups:
             if norm is not None:
-                self._fold_norm(prefix + norm, [prefix + name for name in readers if name])
+                self._fold_norm(prefix + norm, [prefix + name for name in readers])
 
     def _fold_norm(self, norm: str, readers: list[str]) -> None:
         factors, offset = partial(self._factors, readers), self._spec.norm_offset
@@ -106,8 +106,8 @@ class EqualizedSource(FoldedSource):
         self.change(f"{norm}.weight", lambda w: (w + offset) / factors() - offset)
         self.change(f"{norm}.bias", lambda b: b / factors())
 
-    def _plan_values(self, prefix: str) -> None:
-        spec, block = self._spec, self._spec.block
+    def _plan_values(self, prefix: str, block: BlockNames) -> None:
+        spec = self._spec
         output = prefix + block.attention_output
         shared = spec.heads // spec.kv_heads
 
@@ -126,10 +126,19 @@ class EqualizedSource(FoldedSource):
         layer = block.value or block.fused_qkv
         assert layer is not None
         self._scale_columns(output, of_columns)
-        self._divide_rows(prefix + layer, value_rows(spec), of_values)
+        self._divide_rows(prefix + layer, value_rows(spec, block), of_values)
 
-    def _plan_feed_forward(self, prefix: str) -> None:
-        spec, block = self._spec, self._spec.block
+    def _plan_convolution(self, prefix: str, block: BlockNames) -> None:
+        """A convolution of each channel is linear: its values, the third part of the first layer, and its bias."""
+        assert block.convolution is not None
+        output, size = prefix + block.attention_output, self._spec.hidden_size
+        factors = partial(self._factors, [output])
+        self._scale_columns(output, factors)
+        self._divide_rows(prefix + block.convolution.input, 2 * size + np.arange(size), factors)
+        self.change(f"{prefix}{block.convolution.kernel}.bias", lambda b: b / factors())
+
+    def _plan_feed_forward(self, prefix: str, block: BlockNames) -> None:
+        spec = self._spec
         gated = block.gate is not None or block.fused_gate_up is not None
         if not gated and spec.activation != "relu":
             return
@@ -143,10 +152,10 @@ class EqualizedSource(FoldedSource):
             self._divide_rows(prefix + block.up, rows, factors)
 
 
-def value_rows(spec: ModelSpec) -> np.ndarray:
+def value_rows(spec: ModelSpec, block: BlockNames) -> np.ndarray:
     """Which outputs of the layer that makes the values are values, int64 [kv_heads * head_dim], in their order."""
     count = spec.kv_heads * spec.head_dim
-    if spec.block.value is not None:
+    if block.value is not None:
         return np.arange(count)
     if not spec.fused_qkv_by_head:
         return (spec.heads + spec.kv_heads) * spec.head_dim + np.arange(count)

@@ -48,21 +48,24 @@ class RotatedSource(FoldedSource):
             self._plan_values(spec, hadamard_rotation(spec.head_dim, seed))
 
     def _plan_residual(self, spec: ModelSpec, turn: torch.Tensor) -> None:
-        block = spec.block
-        others = (block.attention_post_norm, block.mlp_post_norm, block.attention_sum_norm, block.mlp_sum_norm)
-        plain = spec.norm == "rms" and not spec.norm_offset and not any(others) and block.attention_norm is not None
+        others = [
+            (block.attention_post_norm, block.mlp_post_norm, block.attention_sum_norm, block.mlp_sum_norm)
+            for block in spec.kinds()
+        ]
+        plain = spec.norm == "rms" and not spec.norm_offset and not any(any(names) for names in others)
+        plain = plain and all(block.attention_norm is not None for block in spec.kinds())
         if not plain or spec.position_embedding or spec.embedding_projection or spec.final_norm is None:
             raise InputError(f"--rotation residual needs RMSNorm in front of every layer; {spec.model_type} differs")
         if spec.tied_head or spec.head is None:
             raise InputError("--rotation residual needs a head of its own; this model's shares the embedding")
         self.change(f"{spec.embedding}.weight", lambda w: w @ turn.T)
         self._read(spec.head, spec.final_norm, turn)
-        for prefix in map(spec.block_name, range(spec.blocks)):
+        for number in range(spec.blocks):
+            prefix, block = spec.block_name(number), spec.names(number)
             attention_norm = prefix + str(block.attention_norm)
             mlp_norm = attention_norm if block.mlp_norm is None else prefix + block.mlp_norm
-            for name in (block.query, block.key, block.value, block.fused_qkv):
-                if name:
-                    self._read(prefix + name, attention_norm, turn)
+            for name in block.first():
+                self._read(prefix + name, attention_norm, turn)
             for name in (block.gate, block.up, block.fused_gate_up):
                 if name:
                     self._read(prefix + name, mlp_norm, turn)
@@ -81,7 +84,8 @@ class RotatedSource(FoldedSource):
         self.change(norm_weight, torch.ones_like)
 
     def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
-        if spec.block.value is None or spec.linear_is_transposed:
+        attending = [block for block in spec.kinds() if block.convolution is None]
+        if any(block.value is None for block in attending) or spec.linear_is_transposed:
             raise InputError(
                 f"--rotation values needs a value layer of its own; {spec.model_type} has it in one with others"
             )
@@ -93,7 +97,10 @@ class RotatedSource(FoldedSource):
         def columns(w: torch.Tensor) -> torch.Tensor:
             return torch.matmul(w.reshape(len(w), spec.heads, spec.head_dim), turn.T).reshape(w.shape)
 
-        for prefix in map(spec.block_name, range(spec.blocks)):
+        for number in range(spec.blocks):
+            prefix, block = spec.block_name(number), spec.names(number)
+            if block.convolution is not None:
+                continue
             for part in ("weight", "bias"):
-                self.change(f"{prefix}{spec.block.value}.{part}", rows)
-            self.change(f"{prefix}{spec.block.attention_output}.weight", columns)
+                self.change(f"{prefix}{block.value}.{part}", rows)
+            self.change(f"{prefix}{block.attention_output}.weight", columns)

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from export.artefacts.reader import Node
 from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
 from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.handlers.convolution import gated, masked
 from runtime_py.engine.plan.handlers.experts import weighted
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
@@ -80,6 +81,8 @@ def mul(context: Context, node: Node) -> None:
     if any(constant):
         _scale(context, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
         return
+    if masked(context, node):
+        return
     values = [context.values.get(name) for name in node.inputs]
     for pending, other in (values, values[::-1]):
         if not isinstance(pending, Pending):
@@ -92,7 +95,8 @@ def mul(context: Context, node: Node) -> None:
         if isinstance(other, Tokens) and other.rotation is None:
             context.give(node.outputs[0], context.activate(pending, other))
             return
-    raise Unplannable(f"the product {node.name}")
+    if not gated(context, node):
+        raise Unplannable(f"the product {node.name}")
 
 
 def _scale(context: Context, node: Node, value: str, factor: str) -> None:

@@ -1,0 +1,61 @@
+"""A model whose blocks are of different kinds: every way of quantizing it, and what a dry run says of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from export.graph.archs import model_spec
+from tests.conftest import _checkpoint, _package
+from tests.export.graph.families import compare, dequantized_model, random_text, tiny_model
+from toolchain.predict.probe import predict
+from toolchain.settings.calibration import CalibrationChoice
+from toolchain.settings.quantize import QuantizeSettings
+
+SMALL = {"sequences": 2, "sequence_length": 32, "passes": 1}
+OPTIONS = {
+    "widths": {"bits": 3, "spread": True},
+    "guided, following": {"bits": 4, "guided": True, "asymmetric": True},
+    "tuned blocks": {"bits": 4, "block_steps": 2, "tune_batch": 2},
+    "tuned, own text": {"bits": 4, "tune_steps": 2, "tune_batch": 2, "tune_length": 16, "own_text": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    tiny_model("lfm2", folder / "source")
+    random_text(folder / "text.txt")
+    return folder
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_way_of_quantizing(options, source, tmp_path):
+    text = str(source / "text.txt")
+    checkpoint = _checkpoint(source / "source", text, None, tmp_path / "q", **SMALL, **OPTIONS[options])
+    spec, records = model_spec(checkpoint.config), checkpoint.records
+    assert all(records[name].bits for name in spec.quantizable())
+    assert {name.rpartition(".layers.")[2][2:] for name in spec.quantizable()} >= {"conv.in_proj", "conv.out_proj"}
+    convolutions = [name for name in records if "conv.conv" in name]
+    assert len(convolutions) == 6 and all(records[name].scheme == "float32" for name in convolutions)
+    plain = AutoModelForCausalLM.from_pretrained(source / "source", dtype=torch.float32)
+    model = dequantized_model(source / "source", checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in records and records[name].scheme == "float32":
+                parameter.copy_(torch.from_numpy(checkpoint.tensor(name, "")))
+                tuned = "tuned" in options and parameter.ndim == 1  # norms and biases
+                assert tuned or torch.equal(parameter, plain.get_parameter(name))
+    compare(model, _package(checkpoint, tmp_path / "model"), 1e-4)
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 3, "spread": True}])
+def test_a_dry_run_counts_blocks_of_every_kind(options, source, tmp_path):
+    text = str(source / "text.txt")
+    chosen = QuantizeSettings(**SMALL, **options)
+    predicted = predict(str(source / "source"), chosen, CalibrationChoice(text))
+    totals = _checkpoint(source / "source", text, None, tmp_path / "q", **SMALL, **options).manifest["totals"]
+    assert predicted.parameters == totals["linear_weights"] + 96 * 32  # and the embedding, which is the head
+    assert predicted.effective_bits == pytest.approx(totals["effective_bits"], rel=0.1)
+    assert predicted.seconds > 0
