@@ -51,6 +51,18 @@ class _Recorder(nn.Module):
         return hidden
 
 
+class _Given(nn.Module):
+    """Stands for one block: gives what this thread is to get from the last one."""
+
+    def __init__(self, running: threading.local) -> None:
+        super().__init__()
+        self._running = running
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        given: torch.Tensor = self._running.given
+        return given
+
+
 def _with_cache(
     block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -139,6 +151,49 @@ class BlockRunner:
         for name in names:
             self._module(name).to("meta")
 
+    def loss_gradients(self, hidden: torch.Tensor, tokens: np.ndarray) -> torch.Tensor:
+        """Gradients of every sequence's mean loss of the next token by the last block's outputs.
+
+        hidden, and what is returned: float32 [sequences, length, hidden]; tokens int64 [sequences, length].
+        """
+        blocks = {name: self._module(name) for name in map(self.spec.block_name, range(self.spec.blocks))}
+        out, running = torch.empty_like(hidden), threading.local()
+
+        def one(i: int) -> torch.Tensor:
+            running.given = hidden[i : i + 1].to(self.device).requires_grad_()
+            ids = torch.from_numpy(tokens[i : i + 1])
+            loss = self._model(input_ids=ids, labels=ids, use_cache=False).loss
+            return torch.autograd.grad(loss, [running.given])[0][0]
+
+        with self._outside_weights(), self._end_weights():
+            try:
+                for name in blocks:
+                    self._model.set_submodule(name.rstrip("."), _Given(running))
+                for i, found in enumerate(each(one, range(len(hidden)), self.device)):
+                    out[i] = found
+            finally:
+                for name, block in blocks.items():
+                    self._model.set_submodule(name.rstrip("."), block)
+        return out
+
+    @contextlib.contextmanager
+    def _end_weights(self) -> Iterator[None]:
+        """Give final norm and head their weights, on the device; to be called inside _outside_weights()."""
+        assert self.spec.final_norm and self.spec.head
+        # transformers' own name of the head may be another one than checkpoints have
+        parts = {self.spec.final_norm: self._module(self.spec.final_norm)}
+        parts[self.spec.head] = self._model.get_output_embeddings()
+        for name, module in parts.items():
+            for parameter, empty in list(module.named_parameters(recurse=False)):
+                stored = f"{name}.{parameter}"
+                if stored == f"{self.spec.head}.weight" and self.spec.tied_head:
+                    stored = f"{self.spec.embedding}.weight"
+                values = self.source.tensor(stored, tuple(empty.shape)).to(self.device)
+                setattr(module, parameter, nn.Parameter(values, requires_grad=False))
+        yield
+        for module in parts.values():
+            module.to("meta")
+
     def _fill_index_buffers(self, name: str) -> None:
         """Position and segment numbers that BERT-like embeddings keep beside their tables."""
         parent = self._module(name.rpartition(".")[0])
@@ -162,6 +217,10 @@ class BlockRunner:
         block = block.to(self.device)
         self._number_of[block] = number
         return block.eval().requires_grad_(False)
+
+    def block_bytes(self, number: int) -> int:
+        """Bytes of a stored block in float32."""
+        return sum(4 * parameter.numel() for parameter in self._module(self.spec.block_name(number)).parameters())
 
     def run(self, block: nn.Module, hidden: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Outputs of a block for all sequences in the host's memory: float32 [sequences, length, hidden].

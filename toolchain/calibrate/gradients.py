@@ -1,12 +1,14 @@
 """Gradients of the language-model loss on the calibration sequences: which weights and which tokens matter.
 
-Runs the whole model forward and backward once per sequence, in float32, so it needs the model and one gradient in
-memory (about 8 bytes per parameter, 12 with squared gradients of every weight).
+Runs block after block forward, keeps what lies between them, and goes back block by block, each computed once more, so
+that a block, the embedding and the head are in memory, and no more of the model (with squared gradients of every
+weight another 4 bytes a parameter).
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +16,15 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from export.graph.spec import ModelSpec
-from toolchain.calibrate.own_text import whole_model
+from toolchain.calibrate.blocks import BlockRunner
 from toolchain.numerics.products import FLOAT32
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.experts import tokens_at_hand
 from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
+from toolchain.system.threads import pieces
+
+_STATES = 1 << 29  # bytes of hidden states between all blocks that are held; more where blocks are large
 
 
 @dataclass(frozen=True)
@@ -40,56 +45,87 @@ def measure_gradients(
     Without `per_weight` only the output gradients are kept, averaged over `groups` runs of rows. Source of the two
     uses: SqueezeLLM (arXiv 2306.07629) for weights, GuidedQuant (arXiv 2505.07004) for outputs.
     """
-    model = whole_model(source, precision, device)
-    modules = {name: model.get_submodule(name) for name in spec.quantizable()}
-    squares = {name: torch.zeros_like(weight_of(m)) for name, m in modules.items()} if per_weight else {}
-    outputs = {name: np.zeros((groups, *tokens.shape), np.float32) for name in modules}
-    running = threading.local()  # the layers' outputs of this thread's sequence, and the tokens of experts
+    runner = BlockRunner(source, spec, precision, device)
+    names = spec.quantizable()
+    found = Gradients({}, {name: np.zeros((groups, *tokens.shape), np.float32) for name in names})
+    parts, blocks = pieces(len(tokens), sequences_together(runner, tokens.shape[1])), range(spec.blocks)
+    with Reporter("Gradients", 2 * len(parts) * spec.blocks, quiet) as report:
+        for part in parts:
+            states = [runner.embed(tokens[part])]
+            for number in blocks:
+                states.append(runner.run(runner.load_block(number), states[-1]))
+                report.step(f"block {number + 1} forward")
+            gradient = runner.loss_gradients(states.pop(), tokens[part])
+            for number in reversed(blocks):
+                block = _Block(runner, number, per_weight, groups)
+                gradient = block.backward(states.pop(), gradient, part, found)
+                report.step(f"block {number + 1} backward")
+    return found
 
-    def hook(name: str):  # type: ignore[no-untyped-def]
+
+def sequences_together(runner: BlockRunner, length: int) -> int:
+    """How many sequences' states between all blocks are held at once."""
+    spec = runner.spec
+    room = max(_STATES, 2 * runner.block_bytes(0))
+    return max(1, room // (4 * length * spec.hidden_size * (spec.blocks + 1)))
+
+
+class _Block:
+    """A block on the way back: gradients of its outputs in, gradients of its inputs out."""
+
+    def __init__(self, runner: BlockRunner, number: int, per_weight: bool, groups: int) -> None:
+        self._runner, self._prefix, self._groups = runner, runner.spec.block_name(number), groups
+        self._block = runner.load_block(number)
+        self._modules = {name: self._block.get_submodule(name) for name in runner.spec.names(number).linears()}
+        self._weights = {name: weight_of(module) for name, module in self._modules.items()} if per_weight else {}
+        for weight in self._weights.values():
+            weight.requires_grad_(True)
+        self._running = threading.local()  # the layers' outputs of this thread's sequence, and the tokens of experts
+        for name, module in self._modules.items():
+            module.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[..., None]:
         def forward(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
-            running.outputs[name], running.tokens[name] = output, tokens_at_hand()
+            self._running.outputs[name], self._running.tokens[name] = output, tokens_at_hand()
 
         return forward
 
-    def one(sequence: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Squared gradients of one sequence: of the layers' outputs by row group, and of their weights if asked.
+    def backward(self, inputs: torch.Tensor, gradient: torch.Tensor, part: slice, found: Gradients) -> torch.Tensor:
+        """Adds to `found` what the sequences `part` of it give.
 
-        Nothing of experts that no token reaches.
+        inputs, gradient: of the block and of its outputs, float32 [sequences, length, hidden].
         """
-        running.outputs, running.tokens = {}, {}
-        ids = torch.from_numpy(tokens[sequence : sequence + 1]).to(device)
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        reached = [name for name in modules if name in running.outputs]
-        wanted = [running.outputs[name] for name in reached]
-        weights = [weight_of(modules[name]) for name in reached] if per_weight else []
-        found = torch.autograd.grad(loss, wanted + weights)
-        by_group = {
-            name: _by_token(g, groups, running.tokens[name], ids.shape[1])
-            for name, g in zip(reached, found[: len(wanted)])
-        }
-        running.outputs = {}
-        return by_group, {name: g.square() for name, g in zip(reached, found[len(wanted) :])}
+        below = torch.empty_like(inputs)
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    if per_weight:
-        for module in modules.values():
-            weight_of(module).requires_grad_(True)
-    else:  # a layer whose weight asks for a gradient computes it, wanted or not
-        handles.append(model.get_input_embeddings().register_forward_hook(_requires_gradient))
-    with Reporter("Gradients", len(tokens), quiet) as report:
-        for sequence, (by_output, by_weight_) in enumerate(each(one, range(len(tokens)), device)):
-            for name, values in by_output.items():
-                outputs[name][:, sequence] = values.cpu().numpy()
-            for name, values in by_weight_.items():
+        def one(sequence: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+            """Of one sequence: the gradient of the inputs, squares by row group, squares of the weights' gradients.
+
+            Nothing of experts that no token reaches.
+            """
+            running = self._running
+            running.outputs, running.tokens = {}, {}
+            own = slice(sequence, sequence + 1)
+            given = inputs[own].to(self._runner.device).requires_grad_()
+            result = self._runner.forward(self._block, given)
+            outputs, tokens, running.outputs = running.outputs, running.tokens, {}
+            weights = {name: self._weights[name] for name in outputs if name in self._weights}
+            wanted = [given, *outputs.values(), *weights.values()]
+            first, *rest = torch.autograd.grad(result, wanted, gradient[own].to(result.device))
+            by_group = {n: _by_token(g, self._groups, tokens[n], inputs.shape[1]) for n, g in zip(outputs, rest)}
+            return first, by_group, {n: g.square() for n, g in zip(weights, rest[len(outputs) :])}
+
+        squares = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        for sequence, (first, by_group, by_weight) in enumerate(each(one, range(len(inputs)), self._runner.device)):
+            below[sequence] = first[0]
+            for name, values in by_group.items():
+                found.outputs[self._prefix + name][:, part.start + sequence] = values.cpu().numpy()
+            for name, values in by_weight.items():
                 squares[name] += values
-            report.step("sequence")
-    for handle in handles:
-        handle.remove()
-    by_weight = {
-        n: (s.T if isinstance(modules[n], Conv1D) else s).cpu().contiguous().numpy() for n, s in squares.items()
-    }
-    return Gradients(by_weight, outputs)
+        for name, total in squares.items():
+            turned = total.T if isinstance(self._modules[name], Conv1D) else total
+            array, before = turned.cpu().contiguous().numpy(), found.weights.get(self._prefix + name)
+            found.weights[self._prefix + name] = array if before is None else before + array
+        return below
 
 
 def _by_token(gradient: torch.Tensor, groups: int, tokens: torch.Tensor | None, length: int) -> torch.Tensor:
@@ -100,10 +136,6 @@ def _by_token(gradient: torch.Tensor, groups: int, tokens: torch.Tensor | None, 
     rows = gradient.reshape(-1, gradient.shape[-1])
     found = torch.stack([part.square().mean(dim=-1) for part in rows.tensor_split(groups, dim=-1)])
     return found if tokens is None else found.new_zeros(groups, length).index_copy(1, tokens, found)
-
-
-def _requires_gradient(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-    return output.requires_grad_()
 
 
 def weight_of(module: torch.nn.Module) -> torch.Tensor:

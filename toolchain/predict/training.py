@@ -17,7 +17,7 @@ from torch import nn
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
-from toolchain.calibrate.gradients import weight_of
+from toolchain.calibrate.gradients import sequences_together, weight_of
 from toolchain.numerics.products import linear
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.device import synchronize
@@ -67,10 +67,15 @@ class TrainingProbe:
         threads = min(self._threads, sequences)
         (reading, back), kept = self._all_times(self._length, per_weight)
         head = self._head_times(self._length)
-        seconds = reading + back + sum(head)
-        held = kept + 3 * 4 * self._length * self._spec.vocab_size
-        extra = 2 * 4 * parameters if per_weight else 0  # one sequence's, and the sum
-        return Cost(seconds * sequences / threads, 4 * parameters + threads * held + extra)
+        seconds = 2 * reading + back + sum(head)
+        layers, row = self._spec.layers, 4 * self._length * self._width
+        blocks = max(self._runner.block_bytes(number) for number in range(self._spec.blocks))
+        states = min(sequences, sequences_together(self._runner, self._length)) * (layers + 1) * row
+        ends = 4 * self._spec.hidden_size * self._spec.vocab_size * (1 if self._spec.tied_head else 2)
+        passing = 3 * blocks + threads * kept // layers if not per_weight else blocks * (3 + threads) + threads * kept
+        ending = ends + threads * 3 * 4 * self._length * self._spec.vocab_size
+        extra = 4 * parameters if per_weight else 0
+        return Cost(seconds * sequences / threads, states + max(passing, ending) + extra)
 
     def own_text(self, sequences: int) -> Cost:
         """toolchain.calibrate.own_text for `sequences` calibration sequences; what it holds, gradients hold as well."""

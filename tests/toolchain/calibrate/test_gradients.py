@@ -1,12 +1,15 @@
-"""Gradients of outputs are the same whether gradients of weights are asked for or only the inputs start them."""
+"""Gradients block by block are those of the whole model, whether those of weights are asked for or not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.export.graph.families import TINY, is_mixture, tiny_model
-from toolchain.calibrate.gradients import measure_gradients
+from toolchain.calibrate import gradients
+from toolchain.calibrate.gradients import measure_gradients, weight_of
+from toolchain.calibrate.own_text import whole_model
 from toolchain.source.heads import open_model
 
 
@@ -21,3 +24,43 @@ def test_gradients_of_outputs_need_no_gradients_of_weights(family, tmp_path):
     for name, values in alone.outputs.items():
         assert values.any() or (is_mixture(family) and not beside.weights[name].any())  # no token reaches it
         np.testing.assert_array_equal(values, beside.outputs[name])
+
+
+def of_the_whole_model(source, spec, tokens):
+    """Squared gradients by name, computed at once by torch: of outputs [sequences, length, N], and of weights."""
+    model, outputs, weights = whole_model(source), {}, {}
+    modules = {name: model.get_submodule(name) for name in spec.quantizable()}
+    for module in modules.values():
+        weight_of(module).requires_grad_(True)
+    for row in tokens:
+        found = {}
+        handles = [
+            m.register_forward_hook(lambda m, i, o, n=n, to=found: to.update({n: o})) for n, m in modules.items()
+        ]
+        ids = torch.from_numpy(row[None])
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        wanted = torch.autograd.grad(loss, [*found.values(), *(weight_of(modules[n]) for n in found)])
+        for name, output, weight in zip(found, wanted, wanted[len(found) :]):
+            outputs.setdefault(name, []).append(output.reshape(-1, output.shape[-1]).square().numpy())
+            weights[name] = weights.get(name, 0) + weight.square().numpy()
+        for handle in handles:
+            handle.remove()
+    return {name: np.stack(rows) for name, rows in outputs.items()}, weights
+
+
+@pytest.mark.parametrize("family", [family for family in TINY if not is_mixture(family)])
+@pytest.mark.parametrize("together", [1, 2])
+def test_they_are_those_of_the_whole_model(family, together, tmp_path, monkeypatch):
+    """Of mixtures, whose experts have tokens of their own, in test_routing.py."""
+    monkeypatch.setattr(gradients, "sequences_together", lambda runner, length: together)
+    tiny_model(family, tmp_path)
+    source, spec = open_model(tmp_path)
+    tokens = np.random.default_rng(1).integers(0, spec.vocab_size, (3, 12))
+    found = measure_gradients(source, spec, tokens, quiet=True, per_weight=True)
+    outputs, weights = of_the_whole_model(source, spec, tokens)
+    assert outputs.keys() == found.outputs.keys() == set(spec.quantizable())
+    for name, values in outputs.items():
+        expected = values.mean(axis=-1)
+        np.testing.assert_allclose(found.outputs[name][0], expected, rtol=1e-3, atol=1e-5 * expected.max())
+        turned = weights[name].T if spec.linear_is_transposed else weights[name]
+        np.testing.assert_allclose(found.weights[name], turned, rtol=1e-3, atol=1e-5 * turned.max())
