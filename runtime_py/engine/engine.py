@@ -112,10 +112,10 @@ class Engine:
                 memory[f"{name}.{i}"] = Promise(size, ready=False)
                 numbers[f"{name[:-1]}_item.{i}"] = lambda case: case.item
             memory[f"overflow.{i}"] = Promise(lambda case: 16)
-        for i, shape in enumerate(self._states):
-            size = 4 * math.prod(shape)
-            memory[f"past_state.{i}"] = Promise(lambda case, size=size: size)  # type: ignore[misc]
-            memory[f"present_state.{i}"] = Promise(lambda case, size=size: size, ready=False)  # type: ignore[misc]
+        for i, sizes in enumerate(self._states):
+            held = 4 * math.prod(sizes)
+            memory[f"past_state.{i}"] = Promise(lambda case, held=held: held)  # type: ignore[misc]
+            memory[f"present_state.{i}"] = Promise(lambda case, held=held: held, ready=False)  # type: ignore[misc]
         half = self._smallest_head // 2
         for i in range(len(self._rotation_names)):
             numbers[f"half.{i}"] = lambda case: half
@@ -195,9 +195,9 @@ class Engine:
         while True:
             if self._bound != state.stamp:
                 self._bind(state)
-            for i, (past, present) in enumerate(zip(state.recurrent.arrays, state.spare)):
-                self._table.set(f"past_state.{i}", past.ctypes.data)
-                self._table.set(f"present_state.{i}", present.ctypes.data)
+            for i, (before, after) in enumerate(zip(state.recurrent.arrays, state.spare)):
+                self._table.set(f"past_state.{i}", before.ctypes.data)
+                self._table.set(f"present_state.{i}", after.ctypes.data)
             self._program.run(tokens, past, last_only)
             if self._overflow.tobytes() == self._fits:
                 break

@@ -119,14 +119,14 @@ def plan_widths(
     hidden = runner.embed(tokens)
     with Reporter("Allocating bits", len(spec.quantizable()), quiet) as report:
         for layer in range(spec.layers):
-            block, prefix, own = runner.load_block(layer), spec.block_name(layer), spec.names(layer)
-            guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in own.linears()}
+            block, prefix, modules = runner.load_block(layer), spec.block_name(layer), spec.names(layer)
+            guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in modules.linears()}
             costs, inputs = dict[str, float](), hidden
-            for group in (own.everyones(), *expert_groups(own, block)):
+            for group in (modules.everyones(), *expert_groups(modules, block)):
                 hessians, hidden = runner.hessians(block, group, inputs, guide)
                 cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
                 costs |= zip(hessians, each(cost_of, hessians.values(), runner.device))
-            for together in own.alike():
+            for together in modules.alike():
                 cost, matrices = 0.0, [get_weight(block.get_submodule(name)) for name in together]
                 for name, matrix in zip(together, matrices):
                     own = float(guide[name].mean()) * costs[name]

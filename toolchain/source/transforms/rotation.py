@@ -64,8 +64,8 @@ class RotatedSource(FoldedSource):
             prefix, block = spec.block_name(number), spec.names(number)
             attention_norm = prefix + str(block.attention_norm)
             mlp_norm = attention_norm if block.mlp_norm is None else prefix + block.mlp_norm
-            for name in block.first():
-                self._read(prefix + name, attention_norm, turn)
+            for layer in block.first():
+                self._read(prefix + layer, attention_norm, turn)
             for name in (block.gate, block.up, block.fused_gate_up):
                 if name:
                     self._read(prefix + name, mlp_norm, turn)
