@@ -95,7 +95,8 @@ class BlockNames:
 class ModelSpec:
     """A transformer: sizes, the choices its family makes, and the names of its tensors.
 
-    A causal decoder has a final norm and a head; an encoder (`causal` False) has neither, and may share stored blocks.
+    A causal decoder has a final norm and a head; an encoder (`causal` False) makes states: it has no head, may have a
+    final norm, and may share stored blocks.
     """
 
     model_type: str
@@ -124,7 +125,9 @@ class ModelSpec:
     query_growth: QueryGrowth | None = None
     position_embedding: str | None = None  # learned positions
     position_offset: int = 0  # rows of the position table before that of position 0; they are not exported
-    sliding_window: tuple[int | None, ...] = ()  # per layer: keys a query may see; None or absent means all
+    # Per layer: how near a key must be, its own distance of 0 counted; None or absent: any. A decoder looks back only.
+    sliding_window: tuple[int | None, ...] = ()
+    looks_back_only: bool = False  # an encoder whose queries see no key behind their own
     linear_is_transposed: bool = False  # the checkpoint stores linear weights as [in, out] (GPT-2's Conv1D)
     norm_each_head: bool = False  # query and key norms work on each head alone
     norm_after_rope: bool = False  # query and key norms come behind the rotation
@@ -144,6 +147,7 @@ class ModelSpec:
     embedding_size: int | None = None  # columns of the embeddings where that is not hidden_size
     embedding_projection: str | None = None  # linear layer from there to hidden_size
     positions_skip_padding: bool = False  # positions count the tokens that are not padding
+    layers_without_attention_norm: frozenset[int] = frozenset()
     block_of_layer: tuple[int, ...] = ()  # the stored block each layer uses; empty: each its own
 
     @property

@@ -10,8 +10,10 @@ import numpy as np
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.plan.context import Context
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_encoder
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
@@ -27,6 +29,7 @@ class EncoderEngine:
         self.limit = -(-limit // 16) * 16
         planned = plan_encoder(graph, self.limit, states)
         self._attention = planned.attention
+        self._rotations = rotation_tables(planned, self.limit)
         self._width = planned.result_width
         calls = ((1, HALF_ITEM), (self.limit, FLOAT_ITEM))
         cases = [Case(tokens, False, self.limit, item, 1) for tokens, item in calls]
@@ -41,6 +44,9 @@ class EncoderEngine:
         for name, array in (("input_ids", self._ids), ("position_ids", positions), ("token_type_ids", segments)):
             table.set(name, array.ctypes.data)
         table.set("capacity", self.limit)
+        for number, (cos, sin) in enumerate(self._rotations):
+            for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
+                table.set(f"{name}.{number}", value)
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
         self._alive = (positions, segments)
@@ -58,6 +64,10 @@ class EncoderEngine:
         for i in range(len(self._attention)):
             memory |= {f"keys.{i}": keys, f"values.{i}": values, f"overflow.{i}": overflow}
             numbers |= {f"{name}_item.{i}": lambda case: case.item for name in ("key", "value")}
+        for i, (cos, _) in enumerate(self._rotations):
+            size, half = cos.nbytes, cos.shape[1]
+            memory |= {f"{name}.{i}": Promise(lambda case, size=size: size) for name in ("cos", "sin")}
+            numbers[f"half.{i}"] = lambda case, half=half: half
         return Promises(memory, numbers)
 
     def _cache_bytes(self, item: int) -> tuple[int, int]:
@@ -98,3 +108,15 @@ class EncoderEngine:
                 self._cache = self._new_cache(FLOAT_ITEM)
                 self._program.run(tokens.size, 0, False)
         return out
+
+
+def rotation_tables(planned: Context, limit: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """cos and sin of the positions below `limit` for every rotation: float32 [limit, half]. Raises Unplannable."""
+    smallest, found = min((shape.head_dim for shape in planned.attention), default=0), []
+    for names in planned.rotations:
+        mask = np.ones((1, limit), np.int64)
+        cos, sin = (settled(a[0].astype(np.float32)) for a in planned.folder.given(names, {"attention_mask": mask}))
+        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != limit or 2 * cos.shape[1] > smallest:
+            raise Unplannable(f"rotations of shape {list(cos.shape)} beside heads of {smallest}")
+        found.append((cos, sin))
+    return found

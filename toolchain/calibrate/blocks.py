@@ -36,8 +36,10 @@ class Stop(Exception):
 class _Recorder(nn.Module):
     """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
 
-    def __init__(self, last: bool) -> None:
+    def __init__(self, block: nn.Module, last: bool) -> None:
         super().__init__()
+        if hasattr(block, "attention_type"):  # ModernBERT's model asks its blocks for it
+            self.attention_type = block.attention_type
         self.hidden: torch.Tensor | None = None
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -96,7 +98,7 @@ class BlockRunner:
         """
         names = [self.spec.block_name(i).rstrip(".") for i in range(self.spec.blocks)]
         blocks = [self._module(name) for name in names]
-        recorders = [_Recorder(last=i == len(names) - 1) for i in range(len(names))]
+        recorders = [_Recorder(block, last=block is blocks[-1]) for block in blocks]
         hidden: list[torch.Tensor] = []
         settings = {"use_cache": False} if self.spec.causal else {}
         with self._outside_weights(), torch.no_grad():

@@ -87,6 +87,15 @@ TINY_ENCODERS = {
     "bert": {},
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1},
+    "modernbert": {"num_hidden_layers": 4, "local_attention": 4},
+    "modernbert biased": {
+        "norm_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "local_attention": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }

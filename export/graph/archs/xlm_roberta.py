@@ -1,0 +1,6 @@
+"""XLM-RoBERTa (encoder): RoBERTa with the vocabulary of a hundred languages."""
+
+from export.graph.archs.roberta import spec as spec
+
+MODEL_TYPE = "xlm-roberta"
+ENCODER = True
