@@ -1,7 +1,7 @@
 """Builds the ONNX graph of an encoder: all tokens at once, no cache; states of all tokens and of the text.
 
 Inputs input_ids, attention_mask and, where the family has segments, token_type_ids; outputs last_hidden_state and
-sentence_embedding, as optimum and sentence-transformers name them.
+sentence_embedding, as optimum and sentence-transformers name them, or scores of a model that ranks pairs of texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPS
 from export.graph.block import BlockBuilder, Context
 from export.graph.decoder import rotations
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.pooling import Pooling, pool
+from export.graph.pooling import pool
+from export.graph.scores import score
+from export.graph.sentence_modules import Pooling
 from export.graph.spec import ModelSpec
 from export.graph.visibility import LONG, encoder_masks, places
 from export.graph.writer import Dim, GraphWriter
@@ -46,7 +48,10 @@ def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, 
             spec.norm, hidden, spec.final_norm, "/model/norm", shape, spec.norm_epsilon, spec.norm_offset
         )
     g.output(hidden, "last_hidden_state")
-    g.output(pool(g, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
+    if spec.scores:
+        g.output(score(layers, spec, hidden, attention_mask), "scores")
+    else:
+        g.output(pool(layers, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
     functions = [ir.serde.deserialize_function(f) for f in layers.bodies()]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
 

@@ -19,7 +19,8 @@ def encoder_masks(g: GraphWriter, spec: ModelSpec, attention_mask: ir.Value) -> 
 
     onnxruntime wants the queries in full, and what looks back only spelled out beside `is_causal`.
     """
-    at, masks = "/model/mask", {}
+    at = "/model/mask"
+    masks: dict[int | None, ir.Value] = {}
     axes = g.constant("axis.heads_and_queries", np.asarray([1, 2], np.int64))
     keep = g.op("Cast", f"{at}/not_padding", [attention_mask], [BATCH, SEQUENCE], BOOL, to=BOOL)
     visible = g.op("Unsqueeze", f"{at}/visible", [keep, axes], [BATCH, 1, 1, SEQUENCE], BOOL)

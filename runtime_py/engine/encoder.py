@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -40,8 +41,9 @@ class EncoderEngine:
         table = self._program.table
         self._ids = settled(np.zeros(self.limit, np.int64))
         positions = settled(np.arange(self.limit, dtype=np.int64))
-        segments = settled(np.zeros(self.limit, np.int64))
-        for name, array in (("input_ids", self._ids), ("position_ids", positions), ("token_type_ids", segments)):
+        self._segments, self._kinds = settled(np.zeros(self.limit, np.int64)), limits.get("token_type_ids", 1)
+        given = {"input_ids": self._ids, "position_ids": positions, "token_type_ids": self._segments}
+        for name, array in given.items():
             table.set(name, array.ctypes.data)
         table.set("capacity", self.limit)
         for number, (cos, sin) in enumerate(self._rotations):
@@ -49,7 +51,7 @@ class EncoderEngine:
                 table.set(f"{name}.{number}", value)
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
-        self._alive = (positions, segments)
+        self._alive = positions
         self._lock = threading.Lock()
         self.instruction_set, self.threads = self._program.instruction_set, self._program.threads
 
@@ -65,9 +67,8 @@ class EncoderEngine:
             memory |= {f"keys.{i}": keys, f"values.{i}": values, f"overflow.{i}": overflow}
             numbers |= {f"{name}_item.{i}": lambda case: case.item for name in ("key", "value")}
         for i, (cos, _) in enumerate(self._rotations):
-            size, half = cos.nbytes, cos.shape[1]
-            memory |= {f"{name}.{i}": Promise(lambda case, size=size: size) for name in ("cos", "sin")}
-            numbers[f"half.{i}"] = lambda case, half=half: half
+            memory |= {f"{name}.{i}": Promise(partial(_always, cos.nbytes)) for name in ("cos", "sin")}
+            numbers[f"half.{i}"] = partial(_always, cos.shape[1])
         return Promises(memory, numbers)
 
     def _cache_bytes(self, item: int) -> tuple[int, int]:
@@ -91,15 +92,22 @@ class EncoderEngine:
                 self._program.table.set(f"{name}.{i}", value)
         return cache
 
-    def states(self, ids: Sequence[int]) -> np.ndarray:
-        """float32 [tokens, hidden]. Raises InputError on ids outside the vocabulary, or more than there is room for."""
+    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> np.ndarray:
+        """float32 [tokens, hidden]. segments: of each token; None: all of the first one.
+
+        Raises InputError on ids or segments that the model has no row for, or more than there is room for.
+        """
         tokens = np.asarray(ids, np.int64)
         if not 1 <= tokens.size <= self._longest:
             raise InputError(f"the text has {tokens.size} tokens; the model reads 1 to {self._longest}")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self._rows:
             raise InputError(f"token {int(tokens.max())} lies outside the vocabulary of {self._rows}")
+        kinds = np.zeros(tokens.size, np.int64) if segments is None else np.asarray(segments, np.int64)
+        if kinds.shape != tokens.shape or int(kinds.min()) < 0 or int(kinds.max()) >= self._kinds:
+            raise InputError(f"a token is of a segment that the model does not have; it has {self._kinds}")
         out = result_array((tokens.size, self._width))
         with self._lock:
+            self._segments[: tokens.size] = kinds
             self._ids[: tokens.size] = tokens
             self._program.table.set("result", out.ctypes.data)
             self._program.run(tokens.size, 0, False)
@@ -108,6 +116,11 @@ class EncoderEngine:
                 self._cache = self._new_cache(FLOAT_ITEM)
                 self._program.run(tokens.size, 0, False)
         return out
+
+
+def _always(number: int, case: Case) -> int:
+    """The number, whatever the call."""
+    return number
 
 
 def rotation_tables(planned: Context, limit: int) -> list[tuple[np.ndarray, np.ndarray]]:

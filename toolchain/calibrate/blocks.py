@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
@@ -25,6 +24,7 @@ from export.graph.spec import ModelSpec
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
+from toolchain.source.empty_model import model_class
 from toolchain.source.experts import tokens_at_hand, unpack_experts
 from toolchain.system.device import CPU, batches, each, summed
 
@@ -79,7 +79,7 @@ class BlockRunner:
         config = as_transformers(lambda: transformers_config(source.config), where)
         if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
             config._attn_implementation = "eager"
-        kind = AutoModelForCausalLM if spec.causal else AutoModel
+        kind = model_class(spec)
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
         if spec.block.experts is not None:
@@ -100,7 +100,8 @@ class BlockRunner:
         blocks = [self._module(name) for name in names]
         recorders = [_Recorder(block, last=block is blocks[-1]) for block in blocks]
         hidden: list[torch.Tensor] = []
-        settings = {"use_cache": False} if self.spec.causal else {}
+        cached = "use_cache" in inspect.signature(self._model.forward).parameters or self.spec.causal
+        settings = {"use_cache": False} if cached else {}
         with self._outside_weights(), torch.no_grad():
             try:
                 for name, recorder in zip(names, recorders):

@@ -1,7 +1,8 @@
 """One file per Hugging Face model_type. Each turns a config.json dictionary into a ModelSpec with `spec(config)`.
 
 The dictionary has every field of the family's class in transformers; no default stands here. Families of encoders
-say so with `ENCODER = True`; one whose model_type is no name for a file, with `MODEL_TYPE`.
+say so with `ENCODER = True`, and have a `score_head(config)` where they rank pairs of texts. One whose model_type is no
+name for a file says it with `MODEL_TYPE`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from export.contract.errors import InputError
+from export.graph.archs._tasks import as_encoder, is_embedding, is_scoring, with_scores
 from export.graph.spec import ModelSpec
 
 
@@ -47,7 +49,12 @@ def model_spec(config: dict[str, Any]) -> ModelSpec:
         )
     module = _families()[model_type]
     try:
-        return module.spec(config)
+        spec: ModelSpec = module.spec(config)
+        if is_scoring(config):
+            if not hasattr(module, "score_head"):
+                raise InputError(f"config.json: a head that scores is not supported for {model_type}")
+            return with_scores(spec, module.score_head(config))
+        return as_encoder(spec, config) if spec.causal and is_embedding(config) else spec
     except InputError:
         raise
     except KeyError as error:

@@ -7,7 +7,7 @@ from typing import Any
 from export.contract.errors import InputError
 from export.graph.archs._config import activation, check_dropout, epsilon, flag, positive, rotated_heads, windows
 from export.graph.archs._rope import exported_context, of_layer_type, rope
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import BlockNames, ModelSpec, ScoreHead
 
 ENCODER = True
 BLOCK = BlockNames(
@@ -52,3 +52,12 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         sliding_window=windows({**config, "sliding_window": width // 2 + 1}, layers),
         layers_without_attention_norm=frozenset({0}),
     )
+
+
+def score_head(config: dict[str, Any]) -> ScoreHead:
+    chosen, bias = activation(config, "classifier_activation"), flag(config, "classifier_bias")
+    check_dropout(config, "classifier_dropout")
+    pooling = config["classifier_pooling"]
+    if pooling not in ("cls", "mean"):
+        raise InputError(f"config.json: classifier_pooling {pooling!r} is not supported; cls and mean are")
+    return ScoreHead("model.", "head.dense", "classifier", chosen, "head.norm", pooling, bias)
