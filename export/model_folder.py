@@ -23,7 +23,7 @@ from export.graph.archs import model_spec
 from export.graph.decoder import build_decoder, cache_row
 from export.graph.encoder import build_encoder
 from export.graph.integers import IntegerArithmetic
-from export.graph.pooling import MODULES, POOLING, read_pooling
+from export.graph.sentence_modules import Pooling, copy_sentence_files, read_pooling
 from export.graph.spec import ModelSpec
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
     TEMPLATE_FILE,
     "chat_template.json",
 )
-SMALL_FILES = (*TOKENIZER_FILES, "generation_config.json", MODULES, POOLING, "sentence_bert_config.json")
+SMALL_FILES = (*TOKENIZER_FILES, "generation_config.json")
 # "gpt2" is not among them: genai reads that type with key and value in one tensor, "decoder" with two.
 GENAI_TYPES = frozenset(
     [
@@ -79,11 +79,11 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     """
     for name in SMALL_FILES:
         if (source / name).exists():
-            (destination / name).parent.mkdir(exist_ok=True)
             copy_file(source / name, destination / name, MAX_TEMPLATE if name == TEMPLATE_FILE else MAX_JSON, source)
     for path in additional_files(source):
         (destination / ADDITIONAL).mkdir(exist_ok=True)
         copy_file(path, destination / ADDITIONAL / path.name, MAX_TEMPLATE, source)
+    copy_sentence_files(source, destination)
 
 
 def write_model_folder(
@@ -101,7 +101,8 @@ def write_model_folder(
     if spec.causal:
         model = build_decoder(spec, checkpoint, producer)
     else:
-        model = build_encoder(spec, checkpoint, read_pooling(checkpoint.folder), producer)
+        pooling = Pooling() if spec.scores else read_pooling(checkpoint.folder)
+        model = build_encoder(spec, checkpoint, pooling, producer)
     manifest = checkpoint.manifest
     model.metadata_props.update(
         {

@@ -44,7 +44,8 @@ class BlockBuilder:
         """Output of block `layer`, and its keys and values for the cache, or its state (none without a past)."""
         names, width = self.spec.names_of_layer(layer), self.spec.hidden_size
         at = f"/model/layers.{layer}"
-        normed = self._norm(layer, names.attention_norm, hidden)
+        first = layer not in self.spec.layers_without_attention_norm
+        normed = self._norm(layer, names.attention_norm if first else None, hidden)
         inner_input = None
         if self.spec.parallel_residual:
             inner_input = normed if names.mlp_norm is None else self._norm(layer, names.mlp_norm, hidden)
@@ -108,7 +109,7 @@ class BlockBuilder:
             attributes=attributes,
             q_num_heads=spec.heads,
             kv_num_heads=spec.kv_heads,
-            is_causal=int(context.past is not None),
+            is_causal=int(context.past is not None or spec.looks_back_only),
         )
         return self._linear(layer, names.attention_output, outputs[0], width, spec.hidden_size), outputs[1:]
 

@@ -43,15 +43,15 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     past = [_past(g, spec, layers.arithmetic, layer) for layer in range(spec.layers)]
     stateful = any(names.convolution is not None for names in spec.kinds())
     own_mask = token_mask(g, input_ids, attention_mask) if stateful else None
-    rotations = _rotations(g, spec, position_ids)
-    query_rotations = tuple(grown_rotations(g, spec.query_growth, rotations, position_ids))
+    turns = rotations(g, spec, position_ids)
+    query_turns = tuple(grown_rotations(g, spec.query_growth, turns, position_ids))
     masks = _masks(g, spec, input_ids, attention_mask)
     hidden = _embed(layers, spec, input_ids, position_ids)
     present = []
     for layer in range(spec.layers):
-        turns = layer not in spec.layers_without_rope
+        rotates = layer not in spec.layers_without_rope
         rotation, query_rotation = (
-            found[spec.window(layer) is not None] if turns else None for found in (rotations, query_rotations)
+            found[spec.window(layer) is not None] if rotates else None for found in (turns, query_turns)
         )
         mask = masks[spec.window(layer)]
         context = Context(mask, rotation, past[layer], query_rotation, own_mask)  # type: ignore[arg-type]
@@ -95,8 +95,11 @@ def cache_row(spec: ModelSpec, arithmetic: IntegerArithmetic) -> tuple[ir.DataTy
     return ir.DataType.UINT8, layout.row_bytes
 
 
-def _rotations(g: GraphWriter, spec: ModelSpec, position_ids: ir.Value) -> tuple:  # type: ignore[type-arg]
-    """cos and sin for layers that see everything and for those with a window; (None, None) without a rotation."""
+def rotations(g: GraphWriter, spec: ModelSpec, position_ids: ir.Value) -> tuple:  # type: ignore[type-arg]
+    """cos and sin for layers that see everything and for those with a window; (None, None) without a rotation.
+
+    position_ids: int64 [batch, sequence].
+    """
     if spec.rope is None:
         return None, None
     column = _position_column(g, position_ids)

@@ -1,7 +1,7 @@
-"""Builds the ONNX graph of an encoder: every token sees every token, no cache; states of all tokens and of the text.
+"""Builds the ONNX graph of an encoder: all tokens at once, no cache; states of all tokens and of the text.
 
 Inputs input_ids, attention_mask and, where the family has segments, token_type_ids; outputs last_hidden_state and
-sentence_embedding, as optimum and sentence-transformers name them.
+sentence_embedding, as optimum and sentence-transformers name them, or scores of a model that ranks pairs of texts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import onnx_ir as ir
 from export.artefacts.checkpoint import StoredTensors
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.graph.block import BlockBuilder, Context
+from export.graph.decoder import rotations
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.pooling import Pooling, pool
+from export.graph.pooling import pool
+from export.graph.scores import score
+from export.graph.sentence_modules import Pooling
 from export.graph.spec import ModelSpec
+from export.graph.visibility import LONG, encoder_masks, places
 from export.graph.writer import Dim, GraphWriter
-
-BOOL, LONG = ir.DataType.BOOL, ir.DataType.INT64
 
 
 def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, producer: str) -> ir.Model:
@@ -34,25 +36,24 @@ def build_encoder(spec: ModelSpec, checkpoint: StoredTensors, pooling: Pooling, 
     if spec.token_types and spec.token_type_count > 1:
         segments = g.input("token_type_ids", LONG, [BATCH, SEQUENCE])
     hidden = _embed(layers, spec, input_ids, attention_mask, segments)
-    context = Context(_mask(g, attention_mask))
+    turns = rotations(g, spec, _places_of_all(g, attention_mask)) if spec.rope else (None, None)
+    masks = encoder_masks(g, spec, attention_mask)
     for layer in range(spec.layers):
-        hidden, _ = blocks.block(layer, hidden, context)
+        window = spec.window(layer)
+        rotation = turns[window is not None] if layer not in spec.layers_without_rope else None
+        hidden, _ = blocks.block(layer, hidden, Context(masks[window], rotation))
+    if spec.final_norm:
+        shape = blocks.hidden_shape
+        hidden = layers.norm(
+            spec.norm, hidden, spec.final_norm, "/model/norm", shape, spec.norm_epsilon, spec.norm_offset
+        )
     g.output(hidden, "last_hidden_state")
-    g.output(pool(g, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
+    if spec.scores:
+        g.output(score(layers, spec, hidden, attention_mask), "scores")
+    else:
+        g.output(pool(layers, pooling, hidden, attention_mask, spec.hidden_size), "sentence_embedding")
     functions = [ir.serde.deserialize_function(f) for f in layers.bodies()]
     return g.model(spec.model_type, {"": OPSET, DOMAIN: DOMAIN_VERSION}, IR_VERSION, functions, producer)
-
-
-def _mask(g: GraphWriter, attention_mask: ir.Value) -> ir.Value:
-    """Which keys a query may see, bool [batch, 1, sequence, sequence]; onnxruntime wants the queries in full."""
-    at = "/model/mask"
-    axes = g.constant("axis.heads_and_queries", np.asarray([1, 2], np.int64))
-    keep = g.op("Cast", f"{at}/not_padding", [attention_mask], [BATCH, SEQUENCE], BOOL, to=BOOL)
-    visible = g.op("Unsqueeze", f"{at}/visible", [keep, axes], [BATCH, 1, 1, SEQUENCE], BOOL)
-    length = g.op("Shape", f"{at}/length", [attention_mask], [1], LONG, start=1, end=2)
-    one = g.constant("mask.one", np.asarray([1], np.int64))
-    shape = g.op("Concat", f"{at}/shape", [one, one, length, one], [4], LONG, axis=0)
-    return g.op("Expand", at, [visible, shape], [BATCH, 1, SEQUENCE, SEQUENCE], BOOL)
 
 
 def _embed(
@@ -62,6 +63,7 @@ def _embed(
     shape: list[Dim] = [BATCH, SEQUENCE, width]
     tables = spec.outside()
     hidden = layers.lookup(spec.embedding, input_ids, "/model/embed_tokens", tables[spec.embedding])
+    hidden = layers.scaled(hidden, spec.embedding_scale, "/model/embed_scaled", width)
     if spec.token_types:
         ids = segments or g.constant("segment.first", np.asarray([[0]], np.int64))
         types = layers.lookup(spec.token_types, ids, "/model/embed_segments", tables[spec.token_types])
@@ -79,14 +81,18 @@ def _embed(
 
 def _positions(g: GraphWriter, spec: ModelSpec, attention_mask: ir.Value) -> ir.Value:
     """Position of every token: its place [1, sequence], or the number of tokens before it that are not padding."""
-    at, one = "/model/positions", g.constant("one", np.asarray(1, np.int64))
-    zero, first = g.constant("zero", np.asarray(0, np.int64)), g.constant("axis.first", np.asarray([0], np.int64))
+    at = "/model/positions"
     if spec.positions_skip_padding:
+        zero, one = (g.constant(n, np.asarray(v, np.int64)) for n, v in (("zero", 0), ("one", 1)))
         shape: list[Dim] = [BATCH, SEQUENCE]
         counted = g.op("CumSum", f"{at}/counted", [attention_mask, one], shape, LONG)
         before = g.op("Sub", f"{at}/before", [counted, one], shape, LONG)
         return g.op("Max", at, [before, zero], shape, LONG)
-    length_1d = g.op("Shape", f"{at}/length_1d", [attention_mask], [1], LONG, start=1, end=2)
-    length = g.op("Squeeze", f"{at}/length", [length_1d, first], [], LONG)
-    places = g.op("Range", f"{at}/places", [zero, length, one], [SEQUENCE], LONG)
-    return g.op("Unsqueeze", at, [places, first], [1, SEQUENCE], LONG)
+    first = g.constant("axis.first", np.asarray([0], np.int64))
+    return g.op("Unsqueeze", at, [places(g, attention_mask), first], [1, SEQUENCE], LONG)
+
+
+def _places_of_all(g: GraphWriter, attention_mask: ir.Value) -> ir.Value:
+    """Its place for every token of the batch, padding or not: int64 [batch, sequence]."""
+    shape = g.op("Shape", "/model/rope/shape", [attention_mask], [2], LONG)
+    return g.op("Expand", "/model/rope/places", [places(g, attention_mask), shape], [BATCH, SEQUENCE], LONG)

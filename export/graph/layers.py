@@ -139,12 +139,14 @@ class Layers:
         return self.scaled(self.g.op("Tanh", f"{name}/tanh", [divided], shape), cap, name, width)
 
     def activate(self, kind: str, value: ir.Value, name: str, shape: list[Dim]) -> ir.Value:
-        """ "silu", "gelu", "gelu_tanh" or "relu"."""
+        """ "silu", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid" or "identity"."""
+        if kind == "identity":
+            return value
         if kind == "silu":
             gate = self.g.op("Sigmoid", f"{name}/sigmoid", [value], shape)
             return self.g.op("Mul", name, [value, gate], shape)
-        if kind == "relu":
-            return self.g.op("Relu", name, [value], shape)
+        if kind in ("relu", "tanh", "sigmoid"):
+            return self.g.op(kind.capitalize(), name, [value], shape)
         return self.g.op("Gelu", name, [value], shape, approximate="tanh" if kind == "gelu_tanh" else "none")
 
     def vector(self, name: str, offset: float = 0.0) -> ir.Value:

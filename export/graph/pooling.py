@@ -2,68 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 
 from export.contract.errors import InputError
-from export.files.access import read_json, read_json_value
-from export.graph.layers import BATCH, SEQUENCE
-from export.graph.writer import GraphWriter
+from export.graph.layers import BATCH, SEQUENCE, Layers
+from export.graph.sentence_modules import Dense, Pooling
+from export.graph.visibility import places
+from export.graph.writer import Dim, GraphWriter
 
-MODULES, POOLING = "modules.json", "1_Pooling/config.json"
-_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-}
+BOOL, LONG = ir.DataType.BOOL, ir.DataType.INT64
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """mode: "mean" over the tokens that are not padding, "cls" (the first token) or "max"."""
+def pool(layers: Layers, pooling: Pooling, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
+    """float32 [batch, width] from hidden [batch, sequence, width] and the mask int64 [batch, sequence].
 
-    mode: str = "mean"
-    normalize: bool = False  # to length one
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """What modules.json and 1_Pooling/config.json ask for; the mean, not normalized, where they are not there.
-
-    Raises InputError when they ask for something else.
+    Behind dense layers the width is that of the last one. Raises InputError where they do not fit.
     """
-    if not (folder / MODULES).exists():
-        return Pooling()
-    try:
-        modules = read_json_value(folder / MODULES, folder)
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-    except InputError:
-        raise
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{folder / MODULES}: not a list of sentence-transformers modules ({error})") from None
-    if kinds[:1] != ["Transformer"] or set(kinds[1:]) - {"Pooling", "Normalize"}:
-        raise InputError(f"{folder / MODULES}: modules {', '.join(kinds)} are not supported; Transformer, Pooling and "
-                         "Normalize are")  # fmt: skip
-    config = read_json(folder / POOLING, folder) if "Pooling" in kinds else {}
-    chosen = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
-    if isinstance(config.get("pooling_mode"), str):  # as later releases write it
-        chosen = [f"pooling_mode_{config['pooling_mode']}{'' if config['pooling_mode'] == 'lasttoken' else '_tokens'}"]
-        chosen = ["pooling_mode_cls_token" if name == "pooling_mode_cls_tokens" else name for name in chosen]
-    if len(chosen) > 1 or any(name not in _MODES for name in chosen):
-        raise InputError(f"{folder / POOLING}: {', '.join(chosen)} is not supported; {', '.join(_MODES)} are")
-    return Pooling(_MODES[chosen[0]] if chosen else "mean", "Normalize" in kinds)
-
-
-def pool(g: GraphWriter, pooling: Pooling, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
-    """float32 [batch, width] from hidden [batch, sequence, width] and the mask int64 [batch, sequence]."""
-    at = "/pooling"
-    if pooling.mode == "cls":
-        out = g.op("Gather", f"{at}/first", [hidden, g.constant("zero", np.asarray(0, np.int64))], [BATCH, width],
-                   axis=1)  # fmt: skip
-    else:
-        out = (_mean if pooling.mode == "mean" else _maximum)(g, hidden, attention_mask, width)
+    g, at = layers.g, "/pooling"
+    out = pooled(g, pooling.mode, hidden, attention_mask, width)
+    for number, dense in enumerate(pooling.dense):
+        out, width = _through(layers, dense, out, width, f"{at}/dense_{number}"), dense.rows
     if not pooling.normalize:
         return out
     last = g.constant("axis.last", np.asarray([-1], np.int64))
@@ -73,7 +32,35 @@ def pool(g: GraphWriter, pooling: Pooling, hidden: ir.Value, attention_mask: ir.
     return g.op("Div", f"{at}/normalized", [out, divisor], [BATCH, width])
 
 
-def _mean(g: GraphWriter, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
+def pooled(g: GraphWriter, mode: str, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
+    """float32 [batch, width] in one of the modes of Pooling."""
+    if mode == "cls":
+        first = g.constant("zero", np.asarray(0, np.int64))
+        out: ir.Value = g.op("Gather", "/pooling/first", [hidden, first], [BATCH, width], axis=1)
+        return out
+    if mode == "lasttoken":
+        return _last(g, hidden, attention_mask, width)
+    return (_maximum if mode == "max" else _mean)(g, mode, hidden, attention_mask, width)
+
+
+def _through(layers: Layers, dense: Dense, value: ir.Value, width: int, name: str) -> ir.Value:
+    """activation(W value + b), W and b float32 as they are stored."""
+    g = layers.g
+    shape: list[Dim] = [BATCH, dense.rows]
+    if dense.columns != width:
+        raise InputError(f"{dense.folder / 'config.json'}: in_features must be {width}, not {dense.columns}")
+    stored = dense.weights()
+    size = [dense.columns, dense.rows]
+    weight = g.lazy(f"{name[1:]}.weight", np.float32, size, lambda: stored["linear.weight"].T)
+    out = g.op("MatMul", name, [value, weight], shape)
+    if dense.bias:
+        bias = g.lazy(f"{name[1:]}.bias", np.float32, [dense.rows], lambda: stored["linear.bias"])
+        out = g.op("Add", f"{name}/add_bias", [out, bias], shape)
+    return layers.activate(dense.activation, out, f"{name}/activation", shape)
+
+
+def _mean(g: GraphWriter, mode: str, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
+    """The sum by the number of tokens, or by its root (the length of as many ones)."""
     at, real = "/pooling/mean", ir.DataType.FLOAT
     last = g.constant("axis.last", np.asarray([-1], np.int64))
     second = g.constant("axis.second", np.asarray([1], np.int64))
@@ -81,17 +68,38 @@ def _mean(g: GraphWriter, hidden: ir.Value, attention_mask: ir.Value, width: int
     column = g.op("Unsqueeze", f"{at}/column", [mask, last], [BATCH, SEQUENCE, 1])
     kept = g.op("Mul", f"{at}/kept", [hidden, column], [BATCH, SEQUENCE, width])
     total = g.op("ReduceSum", f"{at}/total", [kept, second], [BATCH, width], keepdims=0)
-    count = g.op("ReduceSum", f"{at}/count", [column, second], [BATCH, 1], keepdims=0)
+    counting = "ReduceSum" if mode == "mean" else "ReduceL2"
+    count = g.op(counting, f"{at}/count", [column, second], [BATCH, 1], keepdims=0)
     least = g.constant("pooling.least_count", np.asarray(1e-9, np.float32))
     return g.op("Div", at, [total, g.op("Max", f"{at}/divisor", [count, least], [BATCH, 1])], [BATCH, width])
 
 
-def _maximum(g: GraphWriter, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
-    at, boolean = "/pooling/max", ir.DataType.BOOL
-    last = g.constant("axis.last", np.asarray([-1], np.int64))
+def _maximum(g: GraphWriter, mode: str, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
+    at = "/pooling/max"
     second = g.constant("axis.second", np.asarray([1], np.int64))
-    keep = g.op("Cast", f"{at}/keep", [attention_mask], [BATCH, SEQUENCE], boolean, to=boolean)
-    column = g.op("Unsqueeze", f"{at}/column", [keep, last], [BATCH, SEQUENCE, 1], boolean)
+    column = _column(g, g.op("Cast", f"{at}/keep", [attention_mask], [BATCH, SEQUENCE], BOOL, to=BOOL), at)
     lowest = g.constant("pooling.lowest", np.asarray(-1e9, np.float32))  # what sentence-transformers puts there
     kept = g.op("Where", f"{at}/kept", [column, hidden, lowest], [BATCH, SEQUENCE, width])
     return g.op("ReduceMax", at, [kept, second], [BATCH, width], keepdims=0)
+
+
+def _last(g: GraphWriter, hidden: ir.Value, attention_mask: ir.Value, width: int) -> ir.Value:
+    """The state of the last token that is not padding, wherever the padding stands."""
+    at, grid = "/pooling/last", [BATCH, SEQUENCE]
+    second = g.constant("axis.second", np.asarray([1], np.int64))
+    numbers = places(g, attention_mask)
+    counted: list[Dim] = [BATCH, 1]
+    kept = g.op("Mul", f"{at}/places", [attention_mask, numbers], grid, LONG)
+    greatest = g.op("ReduceMax", f"{at}/place", [kept, second], counted, LONG, keepdims=1)
+    not_before = g.op("LessOrEqual", f"{at}/not_before", [greatest, numbers], grid, BOOL)
+    real = g.op("Cast", f"{at}/keep", [attention_mask], grid, BOOL, to=BOOL)
+    column = _column(g, g.op("And", f"{at}/chosen", [not_before, real], grid, BOOL), at)
+    nothing = g.constant("pooling.nothing", np.asarray(0, np.float32))
+    state = g.op("Where", f"{at}/kept", [column, hidden, nothing], [BATCH, SEQUENCE, width])
+    return g.op("ReduceSum", at, [state, second], [BATCH, width], keepdims=0)
+
+
+def _column(g: GraphWriter, keep: ir.Value, at: str) -> ir.Value:
+    last = g.constant("axis.last", np.asarray([-1], np.int64))
+    out: ir.Value = g.op("Unsqueeze", f"{at}/column", [keep, last], [BATCH, SEQUENCE, 1], BOOL)
+    return out

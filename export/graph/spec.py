@@ -53,6 +53,19 @@ class ShortConvolution:
 
 
 @dataclass(frozen=True)
+class ScoreHead:
+    """From the states of a text or pair to one score: output(norm(activation(dense(pooled state)))). Full names."""
+
+    inside: str  # what names of the model without the head begin with in the one that has it
+    dense: str
+    output: str
+    activation: str = "tanh"
+    norm: str | None = None  # of the model's own kind
+    pooling: str = "cls"  # or "mean"
+    dense_bias: bool = True
+
+
+@dataclass(frozen=True)
 class BlockNames:
     """Module names inside one transformer block, relative to its prefix; None where the family has no such module.
 
@@ -114,7 +127,8 @@ class BlockNames:
 class ModelSpec:
     """A transformer: sizes, the choices its family makes, and the names of its tensors.
 
-    A causal decoder has a final norm and a head; an encoder (`causal` False) has neither, and may share stored blocks.
+    A causal decoder has a final norm and a head; an encoder (`causal` False) makes states: it has no head, may have a
+    final norm, and may share stored blocks.
     """
 
     model_type: str
@@ -143,7 +157,10 @@ class ModelSpec:
     query_growth: QueryGrowth | None = None
     position_embedding: str | None = None  # learned positions
     position_offset: int = 0  # rows of the position table before that of position 0; they are not exported
-    sliding_window: tuple[int | None, ...] = ()  # per layer: keys a query may see; None or absent means all
+    # Per layer: how near a key must be, its own distance of 0 counted; None or absent: any. A decoder looks back only.
+    sliding_window: tuple[int | None, ...] = ()
+    looks_back_only: bool = False  # an encoder whose queries see no key behind their own
+    scores: ScoreHead | None = None  # of an encoder that scores pairs of texts
     linear_is_transposed: bool = False  # the checkpoint stores linear weights as [in, out] (GPT-2's Conv1D)
     norm_each_head: bool = False  # query and key norms work on each head alone
     norm_after_rope: bool = False  # query and key norms come behind the rotation
@@ -163,6 +180,7 @@ class ModelSpec:
     embedding_size: int | None = None  # columns of the embeddings where that is not hidden_size
     embedding_projection: str | None = None  # linear layer from there to hidden_size
     positions_skip_padding: bool = False  # positions count the tokens that are not padding
+    layers_without_attention_norm: frozenset[int] = frozenset()
     block_of_layer: tuple[int, ...] = ()  # the stored block each layer uses; empty: each its own
     block_kinds: tuple[BlockNames, ...] = ()  # of each stored block, where not all are as `block` says
 
@@ -216,9 +234,29 @@ class ModelSpec:
             shapes[self.head] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def outside_vectors(self) -> dict[str, int]:
-        """Norm weights and biases outside the blocks: tensor name and size. A model has every one of them."""
-        parts = ("weight", "bias") if self.norm == "layer" else ("weight",)
+    def outside_floats(self) -> dict[str, tuple[int, ...]]:
+        """What stays float32 outside the blocks: tensor name and shape. A model has every one of them."""
+        return {name: (size,) for name, size in self._outside_vectors().items()} | self._score_head()
+
+    def _score_head(self) -> dict[str, tuple[int, ...]]:
+        head, width = self.scores, self.hidden_size
+        if head is None:
+            return {}
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{head.dense}.weight": (width, width),
+            f"{head.output}.weight": (1, width),
+        }
+        shapes |= {f"{head.dense}.bias": (width,)} if head.dense_bias else {}
+        if head.norm:
+            shapes |= {f"{head.norm}.{part}": (width,) for part in self._norm_parts()}
+        return {**shapes, f"{head.output}.bias": (1,)}
+
+    def _norm_parts(self) -> tuple[str, ...]:
+        return ("weight", "bias") if self.norm == "layer" else ("weight",)
+
+    def _outside_vectors(self) -> dict[str, int]:
+        """Norm weights and biases."""
+        parts = self._norm_parts()
         sizes = {f"{self.final_norm}.{part}": self.hidden_size for part in parts if self.final_norm}
         sizes |= {f"{self.embedding_norm}.{part}": self.embedding_width for part in parts if self.embedding_norm}
         if self.head and self.head_bias:

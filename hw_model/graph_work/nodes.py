@@ -234,10 +234,12 @@ def _state_elements(context: Context, name: str) -> int:
 def _attention(node: Node, context: Context) -> Operation:
     heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
     head_dim = context.shape(node.inputs[0])[-1] // heads
-    if not node.attributes.get("is_causal", 0):  # an encoder: every token sees every token, nothing is kept
-        return attention(node, context, heads, kv_heads, head_dim, pairs=context.phase.tokens**2, cached=False)
     window = window_of(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
-    return attention(node, context, heads, kv_heads, head_dim, causal_pairs(context.phase, window), window=window)
+    pairs = causal_pairs(context.phase, window)
+    if not node.attributes.get("is_causal", 0):  # what lies ahead is seen as what lies behind
+        pairs = 2 * pairs - context.phase.tokens
+    cached = len(node.inputs) > 4  # an encoder keeps nothing
+    return attention(node, context, heads, kv_heads, head_dim, pairs, window=window if cached else 0, cached=cached)
 
 
 def causal_pairs(phase: Phase, window: int) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.plan.context import Context
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_encoder
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
@@ -27,6 +30,7 @@ class EncoderEngine:
         self.limit = -(-limit // 16) * 16
         planned = plan_encoder(graph, self.limit, states)
         self._attention = planned.attention
+        self._rotations = rotation_tables(planned, self.limit)
         self._width = planned.result_width
         calls = ((1, HALF_ITEM), (self.limit, FLOAT_ITEM))
         cases = [Case(tokens, False, self.limit, item, 1) for tokens, item in calls]
@@ -37,13 +41,17 @@ class EncoderEngine:
         table = self._program.table
         self._ids = settled(np.zeros(self.limit, np.int64))
         positions = settled(np.arange(self.limit, dtype=np.int64))
-        segments = settled(np.zeros(self.limit, np.int64))
-        for name, array in (("input_ids", self._ids), ("position_ids", positions), ("token_type_ids", segments)):
+        self._segments, self._kinds = settled(np.zeros(self.limit, np.int64)), limits.get("token_type_ids", 1)
+        given = {"input_ids": self._ids, "position_ids": positions, "token_type_ids": self._segments}
+        for name, array in given.items():
             table.set(name, array.ctypes.data)
         table.set("capacity", self.limit)
+        for number, (cos, sin) in enumerate(self._rotations):
+            for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
+                table.set(f"{name}.{number}", value)
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
-        self._alive = (positions, segments)
+        self._alive = positions
         self._lock = threading.Lock()
         self.instruction_set, self.threads = self._program.instruction_set, self._program.threads
 
@@ -58,6 +66,9 @@ class EncoderEngine:
         for i in range(len(self._attention)):
             memory |= {f"keys.{i}": keys, f"values.{i}": values, f"overflow.{i}": overflow}
             numbers |= {f"{name}_item.{i}": lambda case: case.item for name in ("key", "value")}
+        for i, (cos, _) in enumerate(self._rotations):
+            memory |= {f"{name}.{i}": Promise(partial(_always, cos.nbytes)) for name in ("cos", "sin")}
+            numbers[f"half.{i}"] = partial(_always, cos.shape[1])
         return Promises(memory, numbers)
 
     def _cache_bytes(self, item: int) -> tuple[int, int]:
@@ -81,15 +92,22 @@ class EncoderEngine:
                 self._program.table.set(f"{name}.{i}", value)
         return cache
 
-    def states(self, ids: Sequence[int]) -> np.ndarray:
-        """float32 [tokens, hidden]. Raises InputError on ids outside the vocabulary, or more than there is room for."""
+    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> np.ndarray:
+        """float32 [tokens, hidden]. segments: of each token; None: all of the first one.
+
+        Raises InputError on ids or segments that the model has no row for, or more than there is room for.
+        """
         tokens = np.asarray(ids, np.int64)
         if not 1 <= tokens.size <= self._longest:
             raise InputError(f"the text has {tokens.size} tokens; the model reads 1 to {self._longest}")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self._rows:
             raise InputError(f"token {int(tokens.max())} lies outside the vocabulary of {self._rows}")
+        kinds = np.zeros(tokens.size, np.int64) if segments is None else np.asarray(segments, np.int64)
+        if kinds.shape != tokens.shape or int(kinds.min()) < 0 or int(kinds.max()) >= self._kinds:
+            raise InputError(f"a token is of a segment that the model does not have; it has {self._kinds}")
         out = result_array((tokens.size, self._width))
         with self._lock:
+            self._segments[: tokens.size] = kinds
             self._ids[: tokens.size] = tokens
             self._program.table.set("result", out.ctypes.data)
             self._program.run(tokens.size, 0, False)
@@ -98,3 +116,20 @@ class EncoderEngine:
                 self._cache = self._new_cache(FLOAT_ITEM)
                 self._program.run(tokens.size, 0, False)
         return out
+
+
+def _always(number: int, case: Case) -> int:
+    """The number, whatever the call."""
+    return number
+
+
+def rotation_tables(planned: Context, limit: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """cos and sin of the positions below `limit` for every rotation: float32 [limit, half]. Raises Unplannable."""
+    smallest, found = min((shape.head_dim for shape in planned.attention), default=0), []
+    for names in planned.rotations:
+        mask = np.ones((1, limit), np.int64)
+        cos, sin = (settled(a[0].astype(np.float32)) for a in planned.folder.given(names, {"attention_mask": mask}))
+        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != limit or 2 * cos.shape[1] > smallest:
+            raise Unplannable(f"rotations of shape {list(cos.shape)} beside heads of {smallest}")
+        found.append((cos, sin))
+    return found

@@ -83,6 +83,7 @@ class Server:
                 Route("/v1/completions", self._completions, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+                Route("/v1/rerank", self._rerank, methods=["POST"]),
             ]
         )
 
@@ -90,6 +91,9 @@ class Server:
         """Stop working; what runs or waits fails."""
         self._writers.shutdown(wait=False, cancel_futures=True)
         self.scheduler.close()
+
+    async def _rerank(self, request: Request) -> Response:
+        raise ApiError(400, f"{self._model!r} generates text; /v1/rerank needs the folder of a reranker", "model")
 
     async def _embeddings(self, request: Request) -> Response:
         raise ApiError(400, f"{self._model!r} generates text; embeddings need the folder of an encoder", "model")

@@ -1,13 +1,9 @@
-"""The OpenAI-compatible `/v1/embeddings` over an encoder folder. One text at a time is computed, the others wait."""
+"""The OpenAI-compatible `/v1/embeddings` over an encoder folder."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import threading
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -16,14 +12,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from export.contract.errors import InputError, NotFiniteError
+from export.contract.errors import InputError
 from runtime_py.serving.guard import App
+from runtime_py.serving.one_by_one import OneByOne
 from runtime_py.serving.requests import fields
-from runtime_py.serving.requests.errors import ApiError, for_clients
+from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.requests.schema import check_model
 from runtime_py.serving.requests.values import integer, optional
 from runtime_py.serving.settings import ServeSettings
-from runtime_py.serving.shell import Shell, disconnected, json_object
+from runtime_py.serving.shell import Shell, json_object
 from runtime_py.text.encoder import TextEncoder
 
 _MAX_TEXTS = 2048  # of one request, as in the API
@@ -34,33 +31,26 @@ class EmbeddingServer:
 
     def __init__(self, encoder: TextEncoder, model: str, settings: ServeSettings) -> None:
         self._encoder, self._model, self._settings = encoder, model, settings
-        self._worker = ThreadPoolExecutor(1, "athena-encoder")  # the kernels have one pool of threads
-        self._closed = threading.Event()
-        self._waiting = 0  # requests, the running one included; touched by the event loop only
-        self._typical = 0.1  # seconds a request took, a running mean
-        self._shell = Shell(model, settings, lambda: not self._closed.is_set(), self.load)
+        self._queue = OneByOne(encoder.folder, settings)
+        self._shell = Shell(model, settings, self._queue.alive, self._queue.load)
 
     def application(self) -> App:
         """The ASGI application."""
         return self._shell.application(
             [
                 Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+                Route("/v1/rerank", self._no_text, methods=["POST"]),
                 Route("/v1/completions", self._no_text, methods=["POST"]),
                 Route("/v1/chat/completions", self._no_text, methods=["POST"]),
             ]
         )
 
-    def load(self) -> tuple[int, int]:
-        """(running, waiting) requests."""
-        return min(self._waiting, 1), max(self._waiting - 1, 0)
-
     def close(self) -> None:
         """Stop after the current text."""
-        self._closed.set()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._queue.close()
 
     async def _no_text(self, request: Request) -> Response:
-        raise ApiError(400, f"{self._model!r} is an encoder: it makes embeddings and no text", "model")
+        raise ApiError(400, f"{self._model!r} is an encoder: it makes embeddings, no text and no scores", "model")
 
     async def _embeddings(self, request: Request) -> Response:
         body = json_object(await request.body())
@@ -70,59 +60,25 @@ class EmbeddingServer:
         width = self._encoder.width
         if integer(body, "dimensions", width, 1, 2**31) != width:
             raise ApiError(400, f"dimensions must be {width}, the model's own", "dimensions")
-        texts = _inputs(body)
-        if self._waiting > self._settings.queue:
-            wait = min(max(round(self._typical * self._waiting), 1), 60)
-            raise ApiError(429, "too many requests are waiting", code="queue_full", retry_after=wait)
-        self._waiting += 1
+        texts, prompt = _inputs(body), optional(body, "prompt_name", str, None)
         try:
-            found = await self._compute(request, texts)
-        finally:
-            self._waiting -= 1
+            self._encoder.prompted("", prompt)
+        except InputError as error:
+            raise ApiError(400, str(error), "prompt_name") from None
+        work = [partial(self._one, text, prompt) for text in texts]
+        found = await self._queue.results(request, "input", work)
         if found is None:
             return self._shell.count(request, Response(status_code=499))  # nobody reads it
-        vectors, tokens = found
+        tokens = sum(count for _, count in found)
         self._shell.metrics.prompt_tokens.inc(tokens)
-        data = [{"object": "embedding", "index": i, "embedding": form(v)} for i, v in enumerate(vectors)]
+        data = [{"object": "embedding", "index": i, "embedding": form(v)} for i, (v, _) in enumerate(found)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": self._model, "usage": usage}
         return self._shell.count(request, JSONResponse(answer))
 
-    async def _compute(self, request: Request, texts: list[str | list[int]]) -> tuple[list[np.ndarray], int] | None:
-        """Vectors and the number of tokens; None when the client went away."""
-        started = time.monotonic()
-        deadline, gone = started + self._settings.seconds, asyncio.ensure_future(disconnected(request))
-        vectors: list[np.ndarray] = []
-        tokens = 0
-        loop = asyncio.get_running_loop()
-        try:
-            for number, text in enumerate(texts):
-                work = loop.run_in_executor(self._worker, partial(self._one, text))
-                left = max(deadline - time.monotonic(), 0)
-                waiting: set[asyncio.Future[Any]] = {gone, work}
-                await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    work.cancel()
-                    return None
-                if not work.done():
-                    work.cancel()
-                    raise ApiError(504, "the time limit passed before the answer was complete", code="timeout")
-                try:
-                    vector, count = work.result()
-                except InputError as error:
-                    told = for_clients(str(error), self._encoder.folder)
-                    raise ApiError(400, f"input {number}: {told}", "input") from None
-                except NotFiniteError as error:
-                    raise ApiError(500, f"input {number}: {error}") from None
-                vectors.append(vector)
-                tokens += count
-        finally:
-            gone.cancel()
-        self._typical += 0.1 * (time.monotonic() - started - self._typical)
-        return vectors, tokens
-
-    def _one(self, text: str | list[int]) -> tuple[np.ndarray, int]:
-        ids = self._encoder.encode(text, cut=False) if isinstance(text, str) else text
+    def _one(self, text: str | list[int], prompt: str | None) -> tuple[np.ndarray, int]:
+        """Vector and number of tokens; token ids are taken as they are, without a prompt."""
+        ids = self._encoder.encode(text, cut=False, prompt=prompt) if isinstance(text, str) else text
         return self._encoder.embed_ids(ids), len(ids)
 
 

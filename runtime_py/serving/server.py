@@ -12,6 +12,7 @@ from export.contract.errors import InputError
 from runtime_py.serving.app import Server
 from runtime_py.serving.embeddings import EmbeddingServer
 from runtime_py.serving.protocol import limited_protocol
+from runtime_py.serving.rerank import RerankServer
 from runtime_py.serving.settings import ServeSettings
 
 _HEADER_BYTES = 32768
@@ -45,7 +46,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    server: Server | EmbeddingServer, listening: socket.socket, settings: ServeSettings, ready: Callable[[], None]
+    server: Server | EmbeddingServer | RerankServer,
+    listening: socket.socket,
+    settings: ServeSettings,
+    ready: Callable[[], None],
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; requests in progress get 5 seconds to end."""
     config = uvicorn.Config(

@@ -19,7 +19,7 @@ from runtime_py.serving.metrics import Metrics
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
-_PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings"})
+_PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/rerank"})
 _MAX_CONTAINERS = 200_000  # of a request, and of the texts in it
 
 

@@ -14,6 +14,8 @@ from export.contract.errors import InputError, NotFiniteError
 from export.files.access import read_json
 from export.files.foreign import foreign
 from export.graph.archs import is_encoder_family
+from export.graph.archs._tasks import is_embedding
+from export.graph.sentence_modules import PROMPTS, TEXT_LIMIT, read_prompts
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.records.errors import Unplannable
@@ -26,30 +28,33 @@ from runtime_py.text.generator import context_length, load_tokenizer
 from runtime_py.text.tokenizing import encode, most_bytes
 
 _MOST_IDS = 2**31  # more than any vocabulary has
-VECTOR, STATES = "sentence_embedding", "last_hidden_state"
+_LANGUAGE_MODELS = "language models run by `athena-export run`"
+VECTOR, SCORES, STATES = "sentence_embedding", "scores", "last_hidden_state"
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether config.json names an encoder family. Raises InputError when it is missing."""
-    return is_encoder_family(read_json(folder / "config.json").get("model_type"))
+    """Whether config.json is that of an encoder. Raises InputError when it is missing."""
+    config = read_json(folder / "config.json")
+    return is_encoder_family(config.get("model_type")) or is_embedding(config)
 
 
-class TextEncoder:
-    """An encoder with its tokenizer and its limit of tokens."""
+class StatesModel:
+    """States of the tokens of one text at a time, and one value that the graph makes of them."""
 
-    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
-        """activations: "int8" (the compiled engine, where it can plan the graph) or "float32" (the interpreter).
+    def __init__(self, folder: str | Path, made: str, activations: str = "int8", threads: int | None = None) -> None:
+        """made: the graph's output beside the states. activations: "int8" (the compiled engine, where it can plan the
+        graph) or "float32" (the interpreter).
 
-        Raises InputError when the folder is incomplete, hostile or holds no encoder.
+        Raises InputError when the folder is incomplete, hostile or holds no such model.
         """
         self.folder = Path(folder)
         if activations not in ACTIVATIONS:
             raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
         graph = read_graph(self.folder)
-        if not {VECTOR, STATES} <= {info.name for info in graph.outputs}:
-            raise InputError(
-                f"{self.folder / 'model.onnx'}: has no output `{VECTOR}`; language models run by `athena-export run`"
-            )
+        outputs = {info.name for info in graph.outputs}
+        if not {made, STATES} <= outputs:
+            others = "rerankers run by `athena-export serve`" if SCORES in outputs else _LANGUAGE_MODELS
+            raise InputError(f"{self.folder / 'model.onnx'}: has no output `{made}`; {others}")
         self.tokenizer = load_tokenizer(self.folder)
         self.limit = min(context_length(self.folder), _text_limit(self.folder))
         self._most_bytes = most_bytes(self.tokenizer, self.limit)
@@ -60,18 +65,69 @@ class TextEncoder:
         with foreign(self.folder / "model.onnx", "the graph is malformed"):
             self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
         self._folder = ConstantFolder(graph)
+        self._made = made
+
+    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> np.ndarray:
+        """float32 [tokens, hidden]. segments: of each token, where the model has some; None: all of the first one.
+
+        Raises InputError on ids, segments or a length it cannot read.
+        """
+        if not 1 <= len(ids) <= self.limit:
+            raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
+        if not all(0 <= token < _MOST_IDS for token in ids):
+            raise InputError("the text has a token that lies outside every vocabulary")
+        if isinstance(self._runner, EncoderEngine):
+            return self._runner.states(ids, segments if "token_type_ids" in self._inputs else None)
+        tokens = np.asarray(ids, np.int64)[None]
+        feeds = {
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "token_type_ids": np.asarray([segments or [0] * len(ids)], np.int64),
+        }
+        values = self._runner.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
+        states = values.get(STATES)
+        if states is None or states.ndim != 3 or states.shape[:2] != tokens.shape:
+            raise InputError(f"model.onnx: does not make {STATES} for every token")
+        return states[0]
+
+    def value(self, states: np.ndarray) -> np.ndarray:
+        """What the graph makes of the states [tokens, hidden] of one text. Raises InputError."""
+        mask = np.ones((1, len(states)), np.int64)
+        (found,) = self._folder.given((self._made,), {STATES: states[None], "attention_mask": mask})
+        return found
+
+
+class TextEncoder(StatesModel):
+    """An encoder with its tokenizer and its limit of tokens."""
+
+    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
+        """As StatesModel."""
+        super().__init__(folder, VECTOR, activations, threads)
+        self.prompts, self.default_prompt = read_prompts(self.folder)
         self.width = 0  # not known yet
         self.width = self.embed_ids([0]).size
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [texts, width]. A text beyond `limit` tokens is cut there, as sentence-transformers does."""
-        return np.stack([self.embed_ids(self.encode(text)) for text in texts])
+    def embed(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """float32 [texts, width]. A text beyond `limit` tokens is cut there, as sentence-transformers does.
 
-    def encode(self, text: str, cut: bool = True) -> list[int]:
-        """Token ids with the tokenizer's special tokens, cut at `limit`.
-
-        Raises InputError on a text without tokens, and with cut=False on one beyond the limit.
+        prompt: the name of the one that goes before each text; None: that of the model.
         """
+        return np.stack([self.embed_ids(self.encode(text, prompt=prompt)) for text in texts])
+
+    def prompted(self, text: str, name: str | None = None) -> str:
+        """The text behind the prompt of this name, or the model's own (None). Raises InputError on an unknown name."""
+        name = name or self.default_prompt
+        if name and name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise InputError(f"prompt name {name[:100]!r} is unknown; {PROMPTS} of the model has {known}")
+        return self.prompts.get(name, "") + text
+
+    def encode(self, text: str, cut: bool = True, prompt: str | None = None) -> list[int]:
+        """Token ids with the prompt and the tokenizer's special tokens, cut at `limit`. prompt: as in embed().
+
+        Raises InputError on a text without tokens, an unknown prompt, and with cut=False on a text beyond the limit.
+        """
+        text = self.prompted(text, prompt)
         if not cut and len(text.encode(errors="replace")) > self._most_bytes:  # not worth tokenizing
             raise InputError(f"the text has more than the {self.limit} tokens that the model reads")
         encoding = encode(self.tokenizer, text)
@@ -86,34 +142,12 @@ class TextEncoder:
 
         Raises InputError on ids or a length it cannot read, NotFiniteError on a vector that is no numbers.
         """
-        states = self.states(ids)
-        mask = np.ones((1, len(ids)), np.int64)
-        (vector,) = self._folder.given((VECTOR,), {STATES: states[None], "attention_mask": mask})
+        vector = self.value(self.states(ids))
         if vector.shape != (1, self.width or vector.size) or vector.dtype != np.float32:
             raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
         if not np.isfinite(vector).all():
             raise NotFiniteError("the model gives a vector that is NaN or infinite: its weights or sums exceed float32")
         return vector[0]
-
-    def states(self, ids: Sequence[int]) -> np.ndarray:
-        """The states of its tokens, float32 [tokens, hidden]. Raises InputError as embed_ids does."""
-        if not 1 <= len(ids) <= self.limit:
-            raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
-        if not all(0 <= token < _MOST_IDS for token in ids):
-            raise InputError("the text has a token that lies outside every vocabulary")
-        if isinstance(self._runner, EncoderEngine):
-            return self._runner.states(ids)
-        tokens = np.asarray(ids, np.int64)[None]
-        feeds = {
-            "input_ids": tokens,
-            "attention_mask": np.ones_like(tokens),
-            "token_type_ids": np.zeros_like(tokens),
-        }
-        values = self._runner.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
-        states = values.get(STATES)
-        if states is None or states.ndim != 3 or states.shape[:2] != tokens.shape:
-            raise InputError(f"model.onnx: does not make {STATES} for every token")
-        return states[0]
 
 
 def _open(graph: Graph, activations: str, limit: int, threads: int | None) -> tuple[Interpreter | EncoderEngine, str]:
@@ -146,7 +180,7 @@ def _attend(node: Node, inputs: list[Any]) -> np.ndarray:
 
 def _text_limit(folder: Path) -> int:
     """max_seq_length of sentence_bert_config.json; no limit where there is none."""
-    if not (folder / "sentence_bert_config.json").exists():
+    if not (folder / TEXT_LIMIT).exists():
         return 2**31
-    value = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    value = read_json(folder / TEXT_LIMIT).get("max_seq_length")
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 2 else 2**31

@@ -56,14 +56,17 @@ def checked(tokenizer: Tokenizer, where: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, text: str, special: bool = True, where: str | Path = FILE) -> Encoding:
-    """The encoded text: ids without offsets. special: with the tokens that the tokenizer puts around a text.
+def encode(
+    tokenizer: Tokenizer, text: str | tuple[str, str], special: bool = True, where: str | Path = FILE
+) -> Encoding:
+    """The encoded text or pair of texts: ids without offsets. special: with the tokens put around texts.
 
     Raises InputError when the tokenizer fails over the text, takes too long, or would make too much of it.
     """
-    size = len(text) * growth(tokenizer)
+    length = len(text) if isinstance(text, str) else sum(map(len, text))
+    size = length * growth(tokenizer)
     if size > _MOST_TEXT:
-        raise InputError(f"{where}: the tokenizer may make {size} characters of this text of {len(text)}")
+        raise InputError(f"{where}: the tokenizer may make {size} characters of this text of {length}")
     seconds = _SECONDS + _SECONDS_PER_CHARACTER * size
     with boundary(where, "the tokenizer cannot encode this text"):
         return _within(

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
@@ -25,6 +24,7 @@ from export.graph.spec import BlockNames, ModelSpec
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
+from toolchain.source.empty_model import model_class
 from toolchain.source.experts import tokens_at_hand, unpack_experts
 from toolchain.system.device import CPU, batches, each, summed
 
@@ -36,8 +36,10 @@ class Stop(Exception):
 class _Recorder(nn.Module):
     """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
 
-    def __init__(self, last: bool) -> None:
+    def __init__(self, block: nn.Module, last: bool) -> None:
         super().__init__()
+        if hasattr(block, "attention_type"):  # ModernBERT's model asks its blocks for it
+            self.attention_type = block.attention_type
         self.hidden: torch.Tensor | None = None
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -89,7 +91,7 @@ class BlockRunner:
         config = as_transformers(lambda: transformers_config(source.config), where)
         if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
             config._attn_implementation = "eager"
-        kind = AutoModelForCausalLM if spec.causal else AutoModel
+        kind = model_class(spec)
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
         if spec.has_experts:
@@ -108,9 +110,10 @@ class BlockRunner:
         """
         names = [self.spec.block_name(i).rstrip(".") for i in range(self.spec.blocks)]
         blocks = [self._module(name) for name in names]
-        recorders = [_Recorder(last=i == len(names) - 1) for i in range(len(names))]
+        recorders = [_Recorder(block, last=block is blocks[-1]) for block in blocks]
         hidden: list[torch.Tensor] = []
-        settings = {"use_cache": False} if self.spec.causal else {}
+        cached = "use_cache" in inspect.signature(self._model.forward).parameters or self.spec.causal
+        settings = {"use_cache": False} if cached else {}
         with self._outside_weights(), torch.no_grad():
             try:
                 for name, recorder in zip(names, recorders):

@@ -78,12 +78,13 @@ def serve(
     limits: ServeOptions = LIMITS,
     execution: Execution = AS_IT_IS,
 ) -> None:
-    """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings for encoders; metrics."""
+    """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings, rerank; metrics."""
     from export.contract.errors import InputError, NotFiniteError
 
     try:
         from runtime_py.serving.app import Server
         from runtime_py.serving.embeddings import EmbeddingServer
+        from runtime_py.serving.rerank import RerankServer
         from runtime_py.serving.server import bind, is_local
         from runtime_py.serving.server import serve as listen
     except ModuleNotFoundError as error:
@@ -92,14 +93,17 @@ def serve(
     from runtime_py.serving.settings import ServeSettings
     from runtime_py.text.encoder import TextEncoder, is_encoder
     from runtime_py.text.generator import TextGenerator
+    from runtime_py.text.reranker import Reranker, is_reranker
 
     settings = ServeSettings(**asdict(replace(limits, api_key=_keys(limits.api_key))))
     name = model_name or folder.resolve().name
     template = open_template(folder, chat_template)
     listening = bind(host, port)
     announce_compilation()
-    server: Server | EmbeddingServer
-    if is_encoder(folder):
+    server: Server | EmbeddingServer | RerankServer
+    if is_reranker(folder):
+        server = RerankServer(Reranker(folder, "int8", execution.threads), name, settings)
+    elif is_encoder(folder):
         server = EmbeddingServer(TextEncoder(folder, "int8", execution.threads), name, settings)
     else:
         generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)

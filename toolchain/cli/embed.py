@@ -20,6 +20,9 @@ def embed(
     folder: Annotated[Path, typer.Argument(help="Folder of an encoder made by `export`.")],
     text: Annotated[Optional[list[str]], typer.Option(help="A text; may be repeated.")] = None,
     file: Annotated[Optional[Path], typer.Option(help="Text file, one text a line.")] = None,
+    prompt_name: Annotated[
+        Optional[str], typer.Option(help="Prompt of the model before each text; default: its own.")
+    ] = None,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the vectors here (.npy).")] = None,
     threads: Threads = EVERY_THREAD,
     arithmetic: Arithmetic = INT8,
@@ -41,7 +44,7 @@ def embed(
     announce_compilation()
     encoder = TextEncoder(folder, arithmetic.activations, threads.threads)
     start = time.perf_counter()
-    vectors = encoder.embed(texts)
+    vectors = encoder.embed(texts, prompt_name)
     seconds = time.perf_counter() - start
     if output is not None:
         _write(output, vectors)
@@ -53,7 +56,7 @@ def embed(
         print(" ".join(f"{value:.6g}" for value in vectors[0]))
     elif output is None:
         _table(texts, similar)
-    cut = sum(len(encode(encoder.tokenizer, t).overflowing) > 0 for t in texts)
+    cut = sum(len(encode(encoder.tokenizer, encoder.prompted(t, prompt_name)).overflowing) > 0 for t in texts)
     notes = [f"{len(texts)} texts", f"{vectors.shape[1]} dimensions", f"{1000 * seconds / len(texts):.1f} ms each"]
     notes += [f"{cut} cut at {encoder.limit} tokens"] if cut else []
     print(f"[{', '.join(notes)}]", file=sys.stderr)

@@ -38,8 +38,8 @@ def outside_tensors(
             record = TensorRecord(name, np.dtype(dtype).name, shape, parts[f"{name}.weight"].nbytes)
         tensors |= parts
         records.append(record)
-    for name, size in spec.outside_vectors().items():
-        tensors[name], record = dense_record(name, source.tensor(name, (size,)).numpy())
+    for name, size in spec.outside_floats().items():
+        tensors[name], record = dense_record(name, source.tensor(name, size).numpy())
         records.append(record)
     return tensors, records
 

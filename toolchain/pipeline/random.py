@@ -75,7 +75,7 @@ class RandomCheckpoint:
 
     def _all_records(self, spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
         records = [self._uniform(name, shape, settings.embedding_bits) for name, shape in spec.outside().items()]
-        records += [_vector(name, (size,)) for name, size in spec.outside_vectors().items()]
+        records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
         model = unpack_experts(empty_model(self.config))
         for number in range(spec.blocks):
             prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()

@@ -35,6 +35,7 @@ from export.artefacts.records import TensorRecord, standard_bytes
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, is_temporary, read_json, write_bytes, write_json
 from export.files.replace import refuse_foreign
+from export.graph.sentence_modules import sentence_files
 from export.graph.spec import ModelSpec
 from export.model_folder import SMALL_FILES, copy_tokenizer
 from runtime_py.system.memory import give_back
@@ -253,6 +254,7 @@ def _refresh(out: Path, fresh: Path) -> None:
 def _small_files(folder: Path) -> set[Path]:
     """What _write_small_files can have written, and files that a killed run had begun."""
     known = {"config.json", *SMALL_FILES, *(f"{ADDITIONAL}/{path.name}" for path in additional_files(folder))}
+    known |= set(sentence_files(folder))
     begun = (path.name for path in folder.iterdir() if is_temporary(path.name))
     return {Path(name) for name in (*known, *begun) if (folder / name).is_file()}
 

@@ -29,6 +29,7 @@ from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
 from toolchain.source.stored_names import ParameterNames, is_adapter, is_packed, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
+from toolchain.source.tasks import with_task
 from toolchain.source.wrappers import check_quantization, left_out_of, text_name
 
 _DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab*"]
@@ -72,7 +73,7 @@ class SourceModel:
         self.where = folder if gguf is None else gguf.model.paths[0]  # for messages
         if not (folder / "config.json").exists():
             raise InputError(without_config(folder))
-        stated = read_json(folder / "config.json")
+        stated = with_task(read_json(folder / "config.json"), folder)
         self._kind, self._left_out = stated.get("model_type"), left_out_of(stated)
         check_quantization(stated, FIELDS, folder / "config.json")
         self.quantization = source_quantization(stated)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.contract.errors import InputError
 from export.graph.archs import supported_model_types
+from export.graph.archs._tasks import is_scoring
 from toolchain.source.wrappers import left_out_of, refuse_unknown_wrapper, text_fields, without_other_parts
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:
         for name, value in config.items()
         if name not in _NOT_FOR_THE_CLASS and not name.startswith(("_attn", "_experts")) and name != "model_type"
     }
+    if is_scoring(config):
+        given["num_labels"] = 1
     with _quiet():
         made: PreTrainedConfig = CONFIG_MAPPING[kind](**given)
         if getattr(made, "rope_parameters", None):

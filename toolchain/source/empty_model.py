@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
+from export.graph.spec import ModelSpec
 from toolchain.source.config import transformers_config
+
+
+def model_class(spec: ModelSpec) -> Any:
+    """transformers' class of models for what the model is for."""
+    if spec.causal:
+        return AutoModelForCausalLM
+    return AutoModelForSequenceClassification if spec.scores else AutoModel
 
 
 def empty_model(config: dict[str, Any]) -> Any:
@@ -18,7 +26,7 @@ def empty_model(config: dict[str, Any]) -> Any:
 
     Raises InputError when the config is refused by this package or by transformers.
     """
-    kind = AutoModelForCausalLM if model_spec(config).causal else AutoModel
+    kind = model_class(model_spec(config))
     try:
         with torch.device("meta"):
             model: nn.Module = kind.from_config(transformers_config(config), dtype=torch.float32)

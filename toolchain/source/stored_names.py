@@ -38,7 +38,7 @@ _HARMLESS = re.compile(
     r"(^|\.)(rotary_emb\.\w+|masked_bias|position_ids|token_type_ids|att(n|ention)\.bias|embed_scale)$"
 )
 _ENCODER_HEAD = re.compile(
-    r"^(cls|classifier|pre_classifier|qa_outputs|lm_head|vocab_\w+|predictions|sop_classifier|pooler|score)\."
+    r"^(cls|classifier|pre_classifier|qa_outputs|lm_head|vocab_\w+|predictions|sop_classifier|pooler|score|head|decoder)\."
 )
 
 _EXPERT = r"(\.experts\.\d+\.){}(\.\w+)$"  # with the name of a matrix

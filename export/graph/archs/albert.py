@@ -8,7 +8,7 @@ from typing import Any
 from export.contract.errors import InputError
 from export.graph.archs import bert
 from export.graph.archs._config import positive
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import BlockNames, ModelSpec, ScoreHead
 
 ENCODER = True
 BLOCK = BlockNames(
@@ -38,3 +38,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         embedding_size=positive(config, "embedding_size"),
         embedding_projection="encoder.embedding_hidden_mapping_in",
     )
+
+
+def score_head(config: dict[str, Any]) -> ScoreHead:
+    return ScoreHead("albert.", "albert.pooler", "classifier")

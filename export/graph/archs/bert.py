@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from export.graph.archs._config import activation, check_chunks, epsilon, positive, refuse, whole_heads
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import BlockNames, ModelSpec, ScoreHead
 
 ENCODER = True
 BLOCK = BlockNames(
@@ -50,3 +50,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         token_type_count=positive(config, "type_vocab_size"),
         embedding_norm="embeddings.LayerNorm",
     )
+
+
+def score_head(config: dict[str, Any]) -> ScoreHead:
+    return ScoreHead("bert.", "bert.pooler.dense", "classifier")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from export.graph.archs._config import activation, check_chunks, positive, whole_heads
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import BlockNames, ModelSpec, ScoreHead
 
 ENCODER = True
 BLOCK = BlockNames(
@@ -45,3 +45,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         position_embedding="embeddings.position_embeddings",
         embedding_norm="embeddings.LayerNorm",
     )
+
+
+def score_head(config: dict[str, Any]) -> ScoreHead:
+    return ScoreHead("distilbert.", "pre_classifier", "classifier", "relu")

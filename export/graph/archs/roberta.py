@@ -7,7 +7,7 @@ from typing import Any
 
 from export.contract.errors import InputError
 from export.graph.archs import bert
-from export.graph.spec import ModelSpec
+from export.graph.spec import ModelSpec, ScoreHead
 
 ENCODER = True
 
@@ -23,3 +23,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         context_length=base.context_length - padding - 1,
         positions_skip_padding=True,
     )
+
+
+def score_head(config: dict[str, Any]) -> ScoreHead:
+    return ScoreHead("roberta.", "classifier.dense", "classifier.out_proj")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.artefacts.reader import Graph
+from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.sdr import SdrFormat
 from runtime_py.engine.kernels.matrix import padded
@@ -18,6 +18,10 @@ from runtime_py.engine.steps.experts import Route
 from runtime_py.reference.constants import ConstantFolder
 
 _LONGEST_TRIED = 1 << 17  # positions over which a window is tried
+_WIDEST_ENCODER = 1 << 12  # an encoder's mask is tried with all pairs of as many tokens
+_MASK_OPERATORS = frozenset(
+    {"And", "Cast", "Concat", "Expand", "Less", "LessOrEqual", "Range", "Shape", "Squeeze", "Sub", "Unsqueeze"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +199,18 @@ def _tried(folder: ConstantFolder, name: str, tokens: int, past: int, shape: tup
         raise Unplannable(f"{name}: {error}") from None
 
 
-def turns_by_position(folder: ConstantFolder, pair: tuple[str, str]) -> bool:
-    """Whether cos and sin are rows of numbers that depend on the position of their row alone."""
+def turns_by_position(folder: ConstantFolder, pair: tuple[str, str], counted: bool) -> bool:
+    """Whether cos and sin are rows of numbers that depend on the position of their row alone.
+
+    counted: the graph counts positions itself, from 0.
+    """
     try:
+        if counted:
+            long, short = (folder.given(pair, {"attention_mask": np.ones((1, n), np.int64)}) for n in (6, 3))
+            return all(
+                a.shape == (1, 6, *b.shape[2:]) and b.shape[:2] == (1, 3) and np.array_equal(a[:, :3], b)
+                for a, b in zip(long, short)
+            )
         several, some = (
             folder.given(pair, {"position_ids": np.asarray([positions], np.int64)})
             for positions in (range(6), (3, 5, 4))
@@ -210,24 +223,42 @@ def turns_by_position(folder: ConstantFolder, pair: tuple[str, str]) -> bool:
         return False
 
 
-def _made_of(folder: ConstantFolder, name: str, allowed: frozenset[str]) -> bool:
-    """Whether a value is computed by these operators alone, from inputs and constants."""
-    waiting, seen = [name], set()
+def _nodes_of(folder: ConstantFolder, name: str) -> list[Node]:
+    """The nodes that a value is computed by, from inputs and constants."""
+    waiting, found = [name], {}
     while waiting:
         node = folder.producer(waiting.pop())
-        if node is None or node.name in seen:
-            continue
-        seen.add(node.name)
-        if node.op_type not in allowed:
-            return False
-        waiting += node.inputs
-    return bool(seen)
+        if node is not None and node.name not in found:
+            found[node.name] = node
+            waiting += node.inputs
+    return list(found.values())
 
 
-def mask_hides_padding_only(folder: ConstantFolder, mask: str) -> bool:
-    """The mask of an encoder (export/graph/encoder.py): without padding, every token sees every token."""
-    made = _made_of(folder, mask, frozenset({"Expand", "Concat", "Shape", "Unsqueeze", "Cast"}))
-    return made and all(np.array_equal(_tried(folder, mask, n, 0, (n, n)), np.ones((n, n), bool)) for n in (1, 3))
+def _made_of(folder: ConstantFolder, name: str, allowed: frozenset[str]) -> bool:
+    """Whether a value is computed by these operators alone."""
+    nodes = _nodes_of(folder, name)
+    return bool(nodes) and all(node.op_type in allowed for node in nodes)
+
+
+def window_of_encoder(folder: ConstantFolder, mask: str, back_only: bool) -> int:
+    """How near a key must be by an encoder's mask (export/graph/visibility.py) in a text without padding; 0: any key.
+
+    back_only: a key behind its query is hidden besides. Raises Unplannable where the mask is another one.
+    """
+    nodes = _nodes_of(folder, mask)
+    if not _made_of(folder, mask, _MASK_OPERATORS):
+        raise Unplannable("the attention mask")
+    limits = {int(folder.constant(node.inputs[1])) for node in nodes if node.op_type == "Less"}
+    window = min(limits, default=0)
+    if len(limits) > 1 or (limits and not 1 <= window <= _WIDEST_ENCODER):
+        raise Unplannable("the attention mask")
+    for tokens in (1, 3, window + 2):
+        distance = np.arange(tokens)[:, None] - np.arange(tokens)
+        expected = np.abs(distance) < window if window else distance < tokens
+        expected = expected & (distance >= 0) if back_only else expected
+        if not np.array_equal(_tried(folder, mask, tokens, 0, (tokens, tokens)), expected):
+            raise Unplannable("the attention mask")
+    return window
 
 
 def token_mask_hides_padding_only(folder: ConstantFolder, mask: str) -> bool:

@@ -105,7 +105,7 @@ class Append(OnCache[T]):
 class Attention(OnCache[T], Making[T]):
     """out = causal attention of the queries over the cache; scores are scaled, and capped softly."""
 
-    window: T  # keys that a query may see; 0 for all
+    window: T  # keys that a query may see, its own the last; 0 for all
     scale: T = field(metadata=REAL)
     softcap: T = field(metadata=REAL)  # 0 for none
     out_stride: T
@@ -175,7 +175,7 @@ class RazorKvAppend(Append[T], RazorCache[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class Attend(Attention[T], PlainCache[T]):
-    """causal 0: every query sees every key of the call."""
+    """causal 0: a query sees the keys of the call ahead of it, too, as many as the window has."""
 
     causal: T
 

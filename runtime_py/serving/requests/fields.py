@@ -235,7 +235,14 @@ CHAT = _route(
     _GENERATION | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"},
     {"add_special_tokens": (False,)},  # templates write their own
 )
-EMBEDDINGS = _route(frozenset({"model", "input", "encoding_format", "dimensions"}), {"add_special_tokens": (True,)})
+EMBEDDINGS = _route(
+    frozenset({"model", "input", "encoding_format", "dimensions", "prompt_name"}), {"add_special_tokens": (True,)}
+)
+RERANK = _route(
+    frozenset({"model", "query", "documents", "top_n", "return_documents"}),
+    _nothing("rank_fields max_chunks_per_doc max_tokens_per_doc overlap_tokens raw_scores"),
+)
+DOCUMENT = Fields(frozenset({"text"}), frozenset(), {"image": ()})
 STREAM_OPTIONS = Fields(
     frozenset({"include_usage"}), frozenset({"include_obfuscation"}), {"continuous_usage_stats": (False,)}
 )

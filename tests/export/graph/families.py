@@ -17,6 +17,7 @@ from export.graph.archs import model_spec
 from tests.runtime_py.reference.test_session import OnnxRuntime
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.source.checkpoint import SourceModel
+from toolchain.source.empty_model import model_class
 from toolchain.source.experts import unpack_experts
 from toolchain.source.heads import open_model
 
@@ -90,6 +91,15 @@ TINY_ENCODERS = {
     "bert": {},
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1},
+    "modernbert": {"num_hidden_layers": 4, "local_attention": 4},
+    "modernbert biased": {
+        "norm_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "local_attention": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
@@ -162,7 +172,7 @@ class FloatCheckpoint:
         for name, (rows, columns) in self.spec.outside().items():
             hidden = self.spec.position_offset if name == self.spec.position_embedding else 0
             found[name] = source.tensor(f"{name}.weight", (rows + hidden, columns)).numpy()[hidden:]
-        return found | {n: source.tensor(n, (size,)).numpy() for n, size in self.spec.outside_vectors().items()}
+        return found | {n: source.tensor(n, shape).numpy() for n, shape in self.spec.outside_floats().items()}
 
     def has(self, name: str) -> bool:
         return name in self.records
@@ -174,7 +184,7 @@ class FloatCheckpoint:
 def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
     """transformers' model with the weights that the quantized checkpoint stands for."""
     spec = model_spec(checkpoint.config)
-    kind = AutoModelForCausalLM if spec.causal else AutoModel
+    kind = model_class(spec)
     model = kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
     unpack_experts(model)
     for name, record in checkpoint.records.items():

@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from export.contract.errors import InputError
 from export.graph.archs import model_spec, supported_model_types
-from export.graph.pooling import Pooling, read_pooling
+from export.graph.sentence_modules import Pooling, read_pooling
 from export.model_folder import write_model_folder
 from runtime_py.text.encoder import TextEncoder, is_encoder
 from runtime_py.text.generator import TextGenerator
@@ -130,7 +130,9 @@ def test_shared_blocks_are_stored_and_exported_once(tmp_path):
 def test_what_cannot_be_pooled_or_quantized_is_said(tmp_path):
     assert read_pooling(tmp_path) == Pooling("mean", False)
     write_pooling(tmp_path, "pooling_mode_lasttoken", False)
-    with pytest.raises(InputError, match="pooling_mode_lasttoken is not supported; pooling_mode_cls_token"):
+    assert read_pooling(tmp_path) == Pooling("lasttoken", False)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
+    with pytest.raises(InputError, match="weightedmean_tokens is not supported; pooling_mode_cls_token"):
         read_pooling(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     assert read_pooling(tmp_path) == Pooling("mean", False)

@@ -202,8 +202,8 @@ def attend_item(
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
     query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each; window:
-    keys a query may see, 0 for all; cap: soft cap on the scores, 0 for none; causal: whether a query sees no key behind
-    its own.
+    keys a query may see, its own the last, and without causal as many on the other side, 0 for all; cap: soft cap on
+    the scores, 0 for none; causal: whether a query sees no key behind its own.
     """
     repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
     tiles = (repeat * tokens + ROWS - 1) // ROWS
@@ -221,7 +221,8 @@ def attend_item(
             store_floats(totals + 4 * (r * width + d), zero_floats())
         put_f32(tops + 4 * r, _HIDDEN)
         put_f32(sums + 4 * r, _F(0.0))
-    stop = past + (first + rows - 1) // repeat + 1 if causal else past + tokens
+    ahead_of_query = 1 if causal else (window if window > 0 else tokens)  # keys from its own on
+    stop = min(past + (first + rows - 1) // repeat + ahead_of_query, past + tokens)
     begin = past + first // repeat + 1 - window if window > 0 else 0
     begin = max(begin, 0) // KEYS * KEYS
     key_head, value_head = keys + key_item * group * capacity * head_dim, values + value_item * group * capacity * width
@@ -239,7 +240,7 @@ def attend_item(
         for r in range(rows):
             position = past + (first + r) // repeat
             low = max(position + 1 - window - block, 0) if window > 0 else 0
-            high = min(position + 1 - block, count) if causal else count
+            high = min(position + ahead_of_query - block, count)
             if cap > 0:
                 _limit(scores + 4 * r * KEYS, count, cap)
             top, factor, total = _soften(

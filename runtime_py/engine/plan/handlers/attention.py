@@ -22,8 +22,8 @@ from runtime_py.engine.plan.values import (
     AttentionShape,
     Tokens,
     form_of,
-    mask_hides_padding_only,
     turns_by_position,
+    window_of_encoder,
     window_of_mask,
 )
 from runtime_py.engine.records.errors import Unplannable
@@ -60,7 +60,7 @@ def rotary(context: Context, node: Node) -> None:
     if len(node.inputs) != 3 or heads < 1:
         raise Unplannable(f"the rotation {node.name}")
     if pair not in context.rotations:
-        if not turns_by_position(context.folder, pair):
+        if not turns_by_position(context.folder, pair, context.counted_positions):
             raise Unplannable(f"the angles of {node.name}")
         context.rotations.append(pair)
     turned = replace(x, rotation=pair, turned_heads=heads)
@@ -77,7 +77,11 @@ def attention(context: Context, node: Node) -> None:
         raise Unplannable(f"the heads of {node.name}")
     head_dim = inputs.query.width // heads
     causal = node.attributes.get("is_causal", 0) == 1
-    if not causal and not mask_hides_padding_only(context.folder, node.inputs[3]):
+    if context.counted_positions:
+        window = window_of_encoder(context.folder, node.inputs[3], causal)
+    elif causal:
+        window = window_of_mask(context.folder, node.inputs[3])
+    else:
         raise Unplannable(f"the mask of {node.name}")
     index = len(context.attention)
     blocks = attend.key_block_bytes(head_dim), attend.value_block_bytes(head_dim)
@@ -90,7 +94,7 @@ def attention(context: Context, node: Node) -> None:
         append=partial(KvAppend[Argument], overflow=External(f"overflow.{index}"), **items),
         attend=partial(
             Attend[Argument],
-            window=window_of_mask(context.folder, node.inputs[3]) if causal else 0,
+            window=window,
             scale=float(node.attributes.get("scale", 1 / math.sqrt(head_dim))),
             softcap=float(node.attributes.get("softcap", 0.0)),
             causal=int(causal),

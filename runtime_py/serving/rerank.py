@@ -1,0 +1,94 @@
+"""`/v1/rerank` over a reranker folder, in the form of Jina's and Cohere's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runtime_py.serving.guard import App
+from runtime_py.serving.one_by_one import OneByOne
+from runtime_py.serving.requests import fields
+from runtime_py.serving.requests.errors import ApiError
+from runtime_py.serving.requests.schema import check_model
+from runtime_py.serving.requests.values import integer, optional, text
+from runtime_py.serving.settings import ServeSettings
+from runtime_py.serving.shell import Shell, json_object
+from runtime_py.text.reranker import Reranker, relevance
+
+_MAX_DOCUMENTS = 2048  # of one request, as many as texts of `/v1/embeddings`
+
+
+class RerankServer:
+    """The routes of a model that scores documents."""
+
+    def __init__(self, reranker: Reranker, model: str, settings: ServeSettings) -> None:
+        self._reranker, self._model, self._settings = reranker, model, settings
+        self._queue = OneByOne(reranker.folder, settings)
+        self._shell = Shell(model, settings, self._queue.alive, self._queue.load)
+
+    def application(self) -> App:
+        """The ASGI application."""
+        others = ("/v1/embeddings", "/v1/completions", "/v1/chat/completions")
+        routes = [Route(path, self._not_here, methods=["POST"]) for path in others]
+        return self._shell.application([Route("/v1/rerank", self._rerank, methods=["POST"]), *routes])
+
+    def close(self) -> None:
+        """Stop after the current document."""
+        self._queue.close()
+
+    async def _not_here(self, request: Request) -> Response:
+        raise ApiError(400, f"{self._model!r} is a reranker: it scores documents, at /v1/rerank alone", "model")
+
+    async def _rerank(self, request: Request) -> Response:
+        body = json_object(await request.body())
+        check_model(body, self._model)
+        fields.check(body, fields.RERANK, self._settings.ignore_unknown)
+        query, documents = _query(body), _documents(body, self._settings.ignore_unknown)
+        most = integer(body, "top_n", len(documents), 1, 2**31)
+        shown = optional(body, "return_documents", bool, False)
+        found = await self._queue.results(request, "documents", [partial(self._one, query, d) for d in documents])
+        if found is None:
+            return self._shell.count(request, Response(status_code=499))  # nobody reads it
+        tokens = sum(count for _, count in found)
+        self._shell.metrics.prompt_tokens.inc(tokens)
+        results: list[dict[str, Any]] = []
+        for i in sorted(range(len(found)), key=lambda i: (-found[i][0], i))[:most]:
+            results.append({"index": i, "relevance_score": relevance(found[i][0])})
+            if shown:
+                results[-1]["document"] = {"text": documents[i]}
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        answer = {"object": "list", "model": self._model, "results": results, "usage": usage}
+        return self._shell.count(request, JSONResponse(answer))
+
+    def _one(self, query: str, document: str) -> tuple[float, int]:
+        """Score and number of tokens."""
+        ids, segments = self._reranker.encode_pair(query, document)
+        return self._reranker.score_ids(ids, segments), len(ids)
+
+
+def _query(body: Mapping[str, Any]) -> str:
+    if not isinstance(body.get("query"), str):
+        raise ApiError(400, "query must be a text", "query")
+    return text(body["query"], "query")
+
+
+def _documents(body: Mapping[str, Any], ignore_unknown: bool) -> list[str]:
+    """The texts of `documents`, given as such or as objects with a `text`. Raises ApiError."""
+    given = body.get("documents")
+    if not isinstance(given, list) or not 1 <= len(given) <= _MAX_DOCUMENTS:
+        raise ApiError(400, f"documents must be a list of 1 to {_MAX_DOCUMENTS} texts", "documents")
+    found = []
+    for number, item in enumerate(given):
+        where = f"documents[{number}]"
+        if isinstance(item, dict):
+            fields.check(item, fields.DOCUMENT, ignore_unknown, f"{where}.")
+            item = item.get("text")
+        if not isinstance(item, str):
+            raise ApiError(400, f"{where} must be a text, or an object with a text", where)
+        found.append(text(item, where))
+    return found
