@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
+from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
 from export.contract.sparse import SPARSE_MATMUL
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
@@ -35,7 +36,9 @@ PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Log": ("elementwise", 4),
     "Floor": ("elementwise", 1),
     "Div": ("elementwise", 1),
+    "Clip": ("elementwise", 2),
     "Max": ("elementwise", 1),
+    "Min": ("elementwise", 1),
     "Where": ("elementwise", 1),
     "ReduceSum": ("reduction", 1),
     "Softmax": ("reduction", 6),
@@ -126,6 +129,8 @@ def operation_of(node: Node, context: Context) -> Operation:
         return embedding(node, context, rows, node.inputs[0 if ours else 1])
     if node.op_type == "Attention" and not node.domain:
         return _attention(node, context)
+    if ours and node.op_type == SINK_ATTENTION:
+        return _sink_attention(node, context)
     if node.op_type in PER_ELEMENT and not node.domain:
         return per_element(node, context, *PER_ELEMENT[node.op_type])
     raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}) has no cost model")
@@ -198,6 +203,19 @@ def _attention(node: Node, context: Context) -> Operation:
         return attention(node, context, heads, kv_heads, head_dim, pairs=context.phase.tokens**2, cached=False)
     window = window_of(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
     return attention(node, context, heads, kv_heads, head_dim, causal_pairs(context.phase, window), window=window)
+
+
+def _sink_attention(node: Node, context: Context) -> Operation:
+    """Causal attention, and a score more for each query and head."""
+    try:
+        layout = SinkLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    window = window_of(context, node.inputs[3])
+    pairs = causal_pairs(context.phase, window)
+    found = attention(node, context, layout.heads, layout.kv_heads, layout.head_dim, pairs, window)
+    more = 6 * context.phase.tokens * layout.heads
+    return replace(found, vector_ops=found.vector_ops + more, weight_bytes=context.weight_bytes(node))
 
 
 def causal_pairs(phase: Phase, window: int) -> int:
