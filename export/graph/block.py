@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
+from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.graph.convolution import short_convolution
 from export.graph.experts import ExpertLayers
 from export.graph.layers import BATCH, SEQUENCE, Layers
@@ -101,6 +103,9 @@ class BlockBuilder:
         if self.layers.arithmetic.cache is not None and context.past is not None:
             out, *cache = self._razored_attention(layer, (query, key, value), context, attributes)
             return self._linear(layer, names.attention_output, out, width, spec.hidden_size), tuple(cache)
+        if names.sinks is not None:
+            out, *cache = self._sink_attention(layer, (query, key, value), context, shapes)
+            return self._linear(layer, names.attention_output, out, width, spec.hidden_size), tuple(cache)
         outputs = g.op(
             "Attention",
             at,
@@ -113,6 +118,24 @@ class BlockBuilder:
         )
         return self._linear(layer, names.attention_output, outputs[0], width, spec.hidden_size), outputs[1:]
 
+    def _sink_attention(
+        self, layer: int, qkv: tuple[ir.Value, ...], context: Context, shapes: list[list[Dim]]
+    ) -> tuple[ir.Value, ...]:
+        """Attention with a score of each head beside those of its keys; outputs as of _razored_attention."""
+        spec, layers, names = self.spec, self.layers, self.spec.names_of_layer(layer)
+        assert names.sinks is not None and context.past is not None and spec.attention_softcap is None
+        name = spec.prefix(layer) + names.sinks
+        sinks = layers.vector(name)
+        if tuple(sinks.shape or ()) != (spec.heads,):
+            raise InputError(f"{layers.checkpoint.folder}: {name} is {sinks.shape}, expected {[spec.heads]}")
+        layers.has_sinks = True
+        scale = spec.attention_scale or 1 / math.sqrt(spec.head_dim)
+        outputs: tuple[ir.Value, ...] = self.g.op(
+            SINK_ATTENTION, f"/model/layers.{layer}/attention", [*qkv, context.mask, *context.past, sinks], shapes,
+            domain=DOMAIN, q_num_heads=spec.heads, kv_num_heads=spec.kv_heads, scale=scale,
+        )  # fmt: skip
+        return outputs
+
     def _razored_attention(
         self, layer: int, qkv: tuple[ir.Value, ...], context: Context, attributes: dict[str, float]
     ) -> tuple[ir.Value, ...]:
@@ -120,6 +143,8 @@ class BlockBuilder:
         g, spec, layers = self.g, self.spec, self.layers
         form = layers.arithmetic.cache
         assert form is not None and context.past is not None
+        if spec.names_of_layer(layer).sinks is not None:
+            raise InputError(f"{layers.checkpoint.folder}: attention with sinks has no razored cache")
         chosen: dict[str, Any] = {
             "q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": attributes["scale"],
             "softcap": attributes.get("softcap", 0.0), **format_attributes(form),
@@ -206,8 +231,7 @@ class BlockBuilder:
         if gate is None:
             inner = self.layers.activate(spec.activation, up, f"{at}/activation", shape)
         else:
-            active = self.layers.activate(spec.activation, gate, f"{at}/activation", shape)
-            inner = g.op("Mul", f"{at}/gated", [active, up], shape)
+            inner = self.layers.gated(spec, gate, up, at, shape)
         return self._linear(layer, names.down, inner, width, spec.hidden_size)
 
     def _linear(self, layer: int, module: str, value: ir.Value, columns: int, rows: int) -> ir.Value:

@@ -43,8 +43,7 @@ class ExpertLayers:
             modules = [prefix + module for module in experts.names(template)]
             sides.append(self._product(modules, one, picked, f"{at}/experts/{name}", (width, hidden)))
         inner: list[Dim] = [BATCH, SEQUENCE, k, width]
-        active = self.layers.activate(spec.activation, sides[0], f"{at}/activation", inner)
-        gated = g.op("Mul", f"{at}/gated", [active, sides[1]], inner)
+        gated = self.layers.gated(spec, sides[0], sides[1], at, inner)
         modules = [prefix + module for module in experts.names(block.down)]
         out = self._product(modules, gated, picked, f"{at}/experts/down", (hidden, width))
         last = g.constant("axis.last", np.asarray([-1], np.int64))
@@ -68,10 +67,16 @@ class ExpertLayers:
             raise InputError(f"{self.layers.checkpoint.folder}: {matrix.name} is {matrix.shape}, expected {stated}")
         transposed = g.op("Transpose", f"{at}/transpose", [matrix], [stated[1], stated[0]], perm=[1, 0])
         scores = g.op("MatMul", at, [value, transposed], shape)
-        shares = g.op("Softmax", f"{at}/softmax", [scores], shape, axis=-1)
+        bias = f"{self.spec.prefix(layer)}{experts.router}.bias"
+        if self.layers.checkpoint.has(bias):
+            scores = g.op("Add", f"{at}/add_bias", [scores, self.layers.vector(bias)], shape)
+        if not experts.of_picked:
+            scores = g.op("Softmax", f"{at}/softmax", [scores], shape, axis=-1)
         count = g.constant(f"router.experts_per_token_{experts.per_token}", np.asarray([experts.per_token], np.int64))
         outputs = (("output_0", few, ir.DataType.FLOAT), ("output_1", few, LONG))
-        weights, picked = g.typed_op("TopK", f"{at}/top", [shares, count], outputs, "", {"axis": -1})
+        weights, picked = g.typed_op("TopK", f"{at}/top", [scores, count], outputs, "", {"axis": -1})
+        if experts.of_picked:
+            weights = g.op("Softmax", f"{at}/softmax", [weights], few, axis=-1)
         if experts.normalised:
             last = g.constant("axis.last", np.asarray([-1], np.int64))
             total = g.op("ReduceSum", f"{at}/total", [weights, last], [BATCH, SEQUENCE, 1], keepdims=1)
@@ -94,12 +99,29 @@ class ExpertLayers:
         if stored is not None:
             stored = replace(stored, N=stored.N * len(records))
         out = self._node(len(records), stored, shape, (value, picked), parts, name)
+        if self.layers.checkpoint.has(f"{first.name}.bias"):
+            out = self._add_bias(records, out, picked, name, shape[0])
         if not rank:
             return out
         for factor, size in zip(LOW_RANK, ((rank, shape[1]), (shape[0], rank))):
             dense = [self._joined(records, f".{factor}", "float16", size)]
             value = self._node(len(records), None, size, (value, picked), dense, f"{name}/{factor}")
         return self.g.op("Add", f"{name}/add_lowrank", [out, value], [BATCH, SEQUENCE, self._picks, shape[0]])
+
+    def _add_bias(self, records: list[TensorRecord], out: ir.Value, picked: ir.Value, name: str, rows: int) -> ir.Value:
+        """`out` and the biases of the picked experts."""
+        g, shape, checkpoint = self.g, [BATCH, SEQUENCE, self._picks, rows], self.layers.checkpoint
+        missing = next((record.name for record in records if not checkpoint.has(f"{record.name}.bias")), None)
+        if missing is not None:
+            raise InputError(f"{self._folder}: the quantized checkpoint has no tensor {missing}.bias")
+        whole = f"{records[0].name}.bias.of_{len(records)}_experts"
+
+        def load() -> np.ndarray:
+            return np.stack([_row(checkpoint.tensor(f"{record.name}.bias", ""), rows, record) for record in records])
+
+        biases = g.lazy(whole, "float32", (len(records), rows), load)
+        own = g.op("Gather", f"{name}/bias", [biases, picked], shape, axis=0)
+        return g.op("Add", f"{name}/add_bias", [out, own], shape)
 
     @property
     def _picks(self) -> int:
@@ -116,8 +138,8 @@ class ExpertLayers:
         record = checkpoint.records[module]
         if record.shape != shape:
             raise InputError(f"{self._folder}: {module} is {list(record.shape)}, expected {list(shape)}")
-        if checkpoint.has(f"{module}.bias") or checkpoint.has(f"{module}.input_unit"):
-            raise InputError(f"{self._folder}: {module}: experts have no biases and no integer activations here")
+        if checkpoint.has(f"{module}.input_unit"):
+            raise InputError(f"{self._folder}: {module}: experts have no integer activations here")
         return record
 
     def _node(
@@ -192,3 +214,9 @@ class ExpertLayers:
             return out
 
         return self.g.lazy(name, dtype, whole, load)
+
+
+def _row(bias: np.ndarray, rows: int, record: TensorRecord) -> np.ndarray:
+    if bias.shape != (rows,):
+        raise InputError(f"{record.name}.bias is {list(bias.shape)}, expected {[rows]}")
+    return bias

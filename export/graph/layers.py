@@ -16,9 +16,11 @@ from export.contract.formats import FORMATS, CodebookLayout
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.experts import expert_functions
 from export.contract.operators.integers import IntegerLayout
+from export.contract.operators.sink_attention import sink_attention_function
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.graph.bodies.sparse import sparse_function
 from export.graph.integers import IntegerArithmetic, IntegerLayers
+from export.graph.spec import ModelSpec
 from export.graph.writer import Dim, GraphWriter
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
@@ -31,6 +33,7 @@ class Layers:
         self.g, self.checkpoint = g, checkpoint
         self._decoded_parts: dict[tuple[str, str], ir.Value] = {}
         self.expert_schemes: set[str] = set()  # formats that experts are stored in
+        self.has_sinks = False  # whether an attention of theirs has them
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
 
@@ -40,6 +43,7 @@ class Layers:
         schemes = {CodebookLayout.SCHEME, *(record.scheme for record in records)}  # codes of scales are codebooks
         found = [body for scheme, kind in FORMATS.items() if scheme in schemes for body in kind.function_bodies()]
         found += expert_functions(frozenset(self.expert_schemes))
+        found += [sink_attention_function()] if self.has_sinks else []
         return (*found, sparse_function()) if any(record.outliers for record in records) else tuple(found)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
@@ -137,6 +141,24 @@ class Layers:
         shape: list[Dim] = [BATCH, SEQUENCE, width]
         divided = self.scaled(value, 1 / cap, f"{name}/divided", width)
         return self.scaled(self.g.op("Tanh", f"{name}/tanh", [divided], shape), cap, name, width)
+
+    def gated(self, spec: ModelSpec, gate: ir.Value, up: ir.Value, at: str, shape: list[Dim]) -> ir.Value:
+        """activation(gate) * up, or what the family has in its place."""
+        g, clamped = self.g, spec.clamped_gate
+        if clamped is None:
+            active = self.activate(spec.activation, gate, f"{at}/activation", shape)
+            return g.op("Mul", f"{at}/gated", [active, up], shape)
+        numbers = {"limit": clamped.limit, "lowest": -clamped.limit, "alpha": clamped.alpha, "one": 1.0}
+        limit, lowest, alpha, one = (
+            g.constant(f"gate.{name}", np.asarray(value, np.float32)) for name, value in numbers.items()
+        )
+        gate = g.op("Min", f"{at}/gate_clamped", [gate, limit], shape)
+        up = g.op("Clip", f"{at}/up_clamped", [up, lowest, limit], shape)
+        steep = g.op("Mul", f"{at}/gate_alpha", [gate, alpha], shape)
+        share = g.op("Sigmoid", f"{at}/gate_sigmoid", [steep], shape)
+        active = g.op("Mul", f"{at}/activation", [gate, share], shape)
+        more = g.op("Add", f"{at}/up_and_one", [up, one], shape)
+        return g.op("Mul", f"{at}/gated", [active, more], shape)
 
     def activate(self, kind: str, value: ir.Value, name: str, shape: list[Dim]) -> ir.Value:
         """ "silu", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid" or "identity"."""

@@ -25,10 +25,23 @@ class Experts:
     per_token: int
     normalised: bool  # the weights of a token are divided by their sum
     router: str = "mlp.gate"  # its matrix [count, hidden_size] stays as it is
+    of_picked: bool = False  # the softmax is over the largest products alone, not over all
+    together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
 
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""
         return tuple(template.format(expert=number) for number in range(self.count))
+
+
+@dataclass(frozen=True)
+class ClampedGate:
+    """What a gated feed-forward part has between its layers, in place of activation(gate) * up.
+
+    g * sigmoid(alpha * g) * (u + 1), g being the gate, `limit` at most, and u being up within `limit` of 0.
+    """
+
+    alpha: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class BlockNames:
     fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
     experts: Experts | None = None
     convolution: ShortConvolution | None = None  # in place of attention: no query, key and value
+    sinks: str | None = None  # parameter [heads]: a score beside those of the keys, of what no value stands for
 
     def linears(self) -> tuple[str, ...]:
         """The block's linear layers in the order of the forward pass."""
@@ -169,6 +183,7 @@ class ModelSpec:
     residual_scale: float = 1.0  # on everything added to the residual stream
     attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
     logit_scale: float = 1.0
+    clamped_gate: ClampedGate | None = None
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
     logit_softcap: float | None = None
     norm_offset: float = 0.0  # added to the stored weight of every RMSNorm (1 in Gemma)
@@ -197,6 +212,11 @@ class ModelSpec:
     def has_experts(self) -> bool:
         """Whether some block picks experts."""
         return any(names.experts is not None for names in self.kinds())
+
+    @property
+    def experts_together(self) -> bool:
+        """Whether checkpoints hold the matrices of all experts of a block in one tensor."""
+        return any(names.experts is not None and names.experts.together for names in self.kinds())
 
     def names(self, block: int) -> BlockNames:
         """The modules of a stored block."""

@@ -19,6 +19,7 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
+from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.files.access import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.files.foreign import foreign
 from export.files.json_shape import check
@@ -29,6 +30,7 @@ from export.model_folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.native.build import build_library, library_name, local_machine
 
 _NATIVE = (CODEBOOK_MATMUL, CODEBOOK_GATHER)
+_APPENDING = {"Attention", SDR_ATTENTION, SINK_ATTENTION}  # operators that append to a copy of the past
 PASSES = ("group_query_attention", "matmul_nbits")
 # What the passes left without a reader goes; inputs of the graph stay, used or not: runtimes feed them by name.
 _CLEANUP = (common.RemoveUnusedNodesPass, common.RemoveUnusedFunctionsPass, common.RemoveUnusedOpsetsPass)
@@ -151,7 +153,7 @@ def _adjust_genai(folder: Path, lowering: Lowering, done: dict[str, Any]) -> Non
     config = read_json(path)
     check(config, {"search": {}, "model": {"decoder": {"session_options": {}}}}, f"{path}: ")
     kept = {node["operator"] for node in done.get("kept", ())}
-    shared = lowering.share_cache and bool(done.get("attention_nodes")) and not kept & {"Attention", SDR_ATTENTION}
+    shared = lowering.share_cache and bool(done.get("attention_nodes")) and not kept & _APPENDING
     config["search"]["past_present_share_buffer"] = shared
     session = config["model"]["decoder"]["session_options"]
     unpacked = kept & {CODEBOOK_MATMUL, GROUP_MATMUL, SDR_MATMUL}

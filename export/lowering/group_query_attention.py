@@ -19,6 +19,7 @@ import onnx_ir as ir
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN as ATHENA
 from export.contract.operators.integers import SDR_ATTENTION
+from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.lowering.stored import Kept
 
 DOMAIN = "com.microsoft"
@@ -28,6 +29,10 @@ _MASK = frozenset(
     {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
 )  # operators of the mask that export/graph/decoder.py builds
 _NO_WINDOW = -1
+_OURS = {
+    SDR_ATTENTION: "a razored cache has no counterpart",
+    SINK_ATTENTION: "attention with sinks keeps its function body",
+}
 
 
 def run(model: ir.Model) -> tuple[int, list[Kept]]:
@@ -42,8 +47,8 @@ def run(model: ir.Model) -> tuple[int, list[Kept]]:
             _replace(graph, node, lengths)
         model.opset_imports[DOMAIN] = 1
     kept = [Kept(str(node.name), node.op_type, why) for node, why in zip(found, whys) if why]
-    razored = [node for node in graph if node.op_type == SDR_ATTENTION and node.domain == ATHENA]
-    return len(lowered), kept + [Kept(str(n.name), n.op_type, "a razored cache has no counterpart") for n in razored]
+    ours = [(n, _OURS[n.op_type]) for n in graph if n.domain == ATHENA and n.op_type in _OURS]
+    return len(lowered), kept + [Kept(str(node.name), node.op_type, why) for node, why in ours]
 
 
 def _obstacle(node: ir.Node) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from export.artefacts.reader import Graph, Node
 from export.artefacts.states import is_recurrent
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
+from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
 from export.contract.sparse import SPARSE_MATMUL
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
@@ -36,7 +37,9 @@ PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Log": ("elementwise", 4),
     "Floor": ("elementwise", 1),
     "Div": ("elementwise", 1),
+    "Clip": ("elementwise", 2),
     "Max": ("elementwise", 1),
+    "Min": ("elementwise", 1),
     "Where": ("elementwise", 1),
     "ReduceSum": ("reduction", 1),
     "Softmax": ("reduction", 6),
@@ -140,6 +143,8 @@ def operation_of(node: Node, context: Context) -> Operation:
         return _attention(node, context)
     if node.op_type == "Conv" and not node.domain:
         return _convolution(node, context)
+    if ours and node.op_type == SINK_ATTENTION:
+        return _sink_attention(node, context)
     if node.op_type in PER_ELEMENT and not node.domain:
         return per_element(node, context, *PER_ELEMENT[node.op_type])
     raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}) has no cost model")
@@ -240,6 +245,19 @@ def _attention(node: Node, context: Context) -> Operation:
         pairs = 2 * pairs - context.phase.tokens
     cached = len(node.inputs) > 4  # an encoder keeps nothing
     return attention(node, context, heads, kv_heads, head_dim, pairs, window=window if cached else 0, cached=cached)
+
+
+def _sink_attention(node: Node, context: Context) -> Operation:
+    """Causal attention, and a score more for each query and head."""
+    try:
+        layout = SinkLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    window = window_of(context, node.inputs[3])
+    pairs = causal_pairs(context.phase, window)
+    found = attention(node, context, layout.heads, layout.kv_heads, layout.head_dim, pairs, window)
+    more = 6 * context.phase.tokens * layout.heads
+    return replace(found, vector_ops=found.vector_ops + more, weight_bytes=context.weight_bytes(node))
 
 
 def causal_pairs(phase: Phase, window: int) -> int:

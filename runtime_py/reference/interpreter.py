@@ -17,6 +17,7 @@ from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_GATHER, GROUP_MATMUL, GroupsLayout
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
+from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.reference.experts import expert_matmul
 from runtime_py.reference.groups import group_matmul, group_rows
@@ -29,7 +30,8 @@ TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
 
 
 _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_GATHER)
-_OURS = (*_CODEBOOKS, *_GROUPS, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION)
+_ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION)
+_OURS = (*_CODEBOOKS, *_GROUPS, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION, SINK_ATTENTION)
 
 
 def _is_codebook(node: Node) -> bool:
@@ -80,9 +82,7 @@ class Interpreter:
             raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
         if _is_codebook(node):
             self._prepare_scale(node)
-        if node.op_type not in ("Attention", SDR_ATTENTION) and all(
-            name in self._constants for name in node.inputs if name
-        ):
+        if node.op_type not in _ATTENTIONS and all(name in self._constants for name in node.inputs if name):
             inputs = [self._constants[name] if name else None for name in node.inputs]
             self._constants.update(zip(node.outputs, self._run_checked(node, inputs, _no_attention)))
             return
@@ -135,7 +135,7 @@ class Interpreter:
             return (self._integer_weights[node.name].product(*inputs[:3]),)
         if node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
             return (sparse_matmul(node.sparse_layout(), *inputs),)
-        if node.op_type in ("Attention", SDR_ATTENTION):
+        if node.op_type in _ATTENTIONS:
             return (attend(node, inputs),)
         if node.domain == DOMAIN and node.op_type in _GROUPS:
             return (_of_groups(node, *inputs),)

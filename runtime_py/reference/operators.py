@@ -148,6 +148,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": lambda a, x: (x[0] + x[1],),
     "And": lambda a, x: (x[0] & x[1],),
     "Cast": _cast,
+    "Clip": lambda a, x: (np.clip(x[0], x[1], x[2]),),
     "Conv": _conv,
     "Concat": lambda a, x: (np.concatenate(x, axis=a["axis"]),),
     "Cos": lambda a, x: (np.cos(x[0]),),
@@ -163,6 +164,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Log": _log,
     "MatMul": lambda a, x: (np.matmul(x[0], x[1]),),
     "Max": lambda a, x: (np.maximum(x[0], x[1]),),
+    "Min": lambda a, x: (np.minimum(x[0], x[1]),),
     "Mul": lambda a, x: (x[0] * x[1],),
     "RMSNormalization": _rms_normalization,
     "Range": lambda a, x: (np.arange(int(x[0]), int(x[1]), int(x[2]), dtype=np.int64),),
@@ -188,7 +190,7 @@ OPERATORS: Mapping[str, Operator] = {
 }
 
 _MAX_ELEMENTS = 1 << 30  # of one result
-_ELEMENTWISE = frozenset({"Add", "And", "Div", "Less", "LessOrEqual", "Max", "Mul", "Sub"})
+_ELEMENTWISE = frozenset({"Add", "And", "Div", "Less", "LessOrEqual", "Max", "Min", "Mul", "Sub"})
 
 
 def run_operator(op_type: str, name: str, attributes: Mapping[str, Any], inputs: Arrays) -> tuple[np.ndarray, ...]:
@@ -213,7 +215,7 @@ def _result_elements(op_type: str, attributes: Mapping[str, Any], x: Arrays) -> 
     """How many numbers the result has, for the operators that make more than they get."""
     if op_type in _ELEMENTWISE:
         return math.prod(np.broadcast_shapes(x[0].shape, x[1].shape))
-    if op_type == "Where":
+    if op_type in ("Clip", "Where"):
         return math.prod(np.broadcast_shapes(*(value.shape for value in x)))
     if op_type == "Expand":
         return math.prod(np.broadcast_shapes(x[0].shape, tuple(int(n) for n in x[1])))

@@ -20,6 +20,7 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
+from export.contract.operators.sink_attention import SINK_ATTENTION
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
@@ -141,7 +142,7 @@ class Session:
         return None
 
     def _attend(self, node: Node, inputs: list[Any], state: State) -> np.ndarray:
-        """ONNX Attention-23 or SdrAttention for 3-D inputs, batch one, cache held here: [1, T, heads * head_dim]."""
+        """Attention-23 and those of ours for 3-D inputs, batch one, cache held here: [1, T, heads * head_dim]."""
         query, key, value, mask = inputs[:4]
         if node.op_type == SDR_ATTENTION:
             return _attend_razored(node, inputs, state)
@@ -165,7 +166,11 @@ class Session:
         cap = np.float32(node.attributes.get("softcap", 0.0))
         if cap > 0:
             scores, scale = np.tanh(scores * (scale / cap)) * cap, np.float32(1.0)
-        masked_softmax(scores, mask.reshape(mask.shape[-2], total), past, repeat, scale)
+        visible = mask.reshape(mask.shape[-2], total)
+        if node.op_type == SINK_ATTENTION:
+            scores = _beside_sinks(scores * scale, visible, past, repeat, inputs[6])
+        else:
+            masked_softmax(scores, visible, past, repeat, scale)
         mixed = (scores @ values[:, :total]).reshape(kv_heads, repeat, tokens, -1)
         return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
 
@@ -184,6 +189,15 @@ def _attend_razored(node: Node, inputs: list[Any], state: State) -> np.ndarray:
         query, key, value, visible, (old_keys, old_values), (inputs[6], inputs[7]), layout
     )
     return out
+
+
+def _beside_sinks(scores: np.ndarray, mask: np.ndarray, past: int, repeat: int, sinks: np.ndarray) -> np.ndarray:
+    """Softmax over scores [kv_heads, repeat * T, total] and one sink of each head, which is a key before all others."""
+    kv_heads, rows, _ = scores.shape
+    own = np.repeat(np.asarray(sinks, np.float32).reshape(kv_heads, repeat), rows // repeat, axis=1)
+    wide = np.concatenate([own[:, :, None], scores], axis=2)
+    masked_softmax(wide, np.pad(mask, ((0, 0), (1, 0)), constant_values=True), past + 1, repeat, np.float32(1.0))
+    return wide[:, :, 1:]
 
 
 def _append(store: dict[str, np.ndarray], name: str, new: np.ndarray, past: int, kv_heads: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
     base = source
     while isinstance(base, FoldedSource):
         base = base.inner
-    tensors = {base.packable_name(name): base.tensor(name) for name in base.parameters()}
+    tensors = base.packable()
     config = as_transformers(lambda: transformers_config(source.config), source.folder / "config.json")
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))

@@ -18,8 +18,10 @@ import torch
 
 from export.contract.errors import InputError
 from export.files.access import expanded, read_json
+from export.graph.archs import model_spec
 from toolchain.source.checkpoint_files import checkpoint_tensors
 from toolchain.source.config import resolved_config
+from toolchain.source.experts import packed_experts
 from toolchain.source.foreign_folders import foreign_file, without_config
 from toolchain.source.gguf.files import is_gguf, only_gguf
 from toolchain.source.gguf.folder import gguf_folder, gguf_of
@@ -27,6 +29,7 @@ from toolchain.source.gguf_weights import GgufWeights, gguf_weights
 from toolchain.source.group_codes import GroupCodes
 from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
+from toolchain.source.stacked_experts import METHOD, StackedExperts, is_stacked
 from toolchain.source.stored_names import ParameterNames, is_adapter, is_packed, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
 from toolchain.source.tasks import with_task
@@ -81,11 +84,22 @@ class SourceModel:
             stated.pop(field, None)
         self.config: dict[str, Any] = resolved_config(stated, folder / "config.json" if gguf is None else self.where)
         self.aliases: dict[str, str] = {}  # names of tensors that are stored under another one only
-        self._weights: StoredWeights | GgufWeights
+        self._weights: StoredWeights | StackedExperts | GgufWeights
         if gguf is None:
-            self._weights = StoredWeights(checkpoint_tensors(folder, self.config), self.quantization)
+            self._weights = self._stored_weights()
         else:
             self._weights = gguf_weights(gguf, self.config)
+
+    def _stored_weights(self) -> StoredWeights | StackedExperts:
+        found = StoredWeights(checkpoint_tensors(self.folder, self.config), self.quantization)
+        stacked = [name for name in found.tensors if is_stacked(name)]
+        packed = self.quantization is not None and self.quantization.method == METHOD
+        experts = model_spec(self.config).block.experts if stacked or packed else None
+        if experts is not None and experts.together:
+            return StackedExperts(found)
+        if packed:
+            raise unreadable("MXFP4", f"{self.folder / 'config.json'}: quantization_config")
+        return found
 
     @functools.cached_property
     def _parameters(self) -> ParameterNames:
@@ -195,9 +209,10 @@ class SourceModel:
         """Names of the model's tensors as stored."""
         return sorted(set(self._stored.values()))
 
-    def packable_name(self, parameter: str) -> str:
-        """The name under which transformers' loader takes a tensor of parameters(): that of its checkpoints."""
-        return self._parameters.packable_name(parameter)
+    def packable(self) -> dict[str, torch.Tensor]:
+        """All tensors of parameters() in the form that transformers' loader takes: that of its checkpoints."""
+        found = {self._parameters.packable_name(name): self.tensor(name) for name in self.parameters()}
+        return packed_experts(found) if self._parameters.together else found
 
     def parameters(self) -> list[str]:
         """Names of the model's tensors as transformers names them."""

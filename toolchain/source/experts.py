@@ -3,11 +3,16 @@
 transformers holds the experts of a block in two arrays and multiplies slices of them; checkpoints mostly store a matrix
 for each expert. A model whose experts are unpacked computes the same with modules
 `mlp.experts.{number}.gate_proj|up_proj|down_proj`, whatever a checkpoint calls them (toolchain/source/stored_names.py).
+
+Arrays are [experts, rows, columns] with the gate's rows before those of up, or, as in gpt-oss, [experts, columns, rows]
+with rows of gate and up in turns and with biases.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,25 +22,56 @@ from transformers.integrations.moe import _default_apply_gate
 from export.contract.errors import InputError
 
 _now = threading.local()
+_STACKED = {"gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"}
+_PART = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.(weight|bias)")
+Layer = tuple[torch.Tensor, torch.Tensor | None]  # weight [N, K] and bias
 
 
 class Expert(nn.Module):
-    """One expert: down(activation(gate(x)) * up(x))."""
+    """One expert: down(gated(gate(x), up(x)))."""
 
-    def __init__(self, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, activation: nn.Module) -> None:
-        """Weights [N, K], which are not copied."""
+    def __init__(
+        self, gate: Layer, up: Layer, down: Layer, gated: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> None:
+        """Weights and biases are not copied."""
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = map(_linear, (gate, up, down))
-        self.activation = activation
+        self.gate_proj, self.up_proj, self.down_proj = (_linear(*layer) for layer in (gate, up, down))
+        self.gated = gated
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        found: torch.Tensor = self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
         return found
 
 
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+class Gated(nn.Module):
+    """activation(gate) * up."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.activation(gate) * up
+        return found
+
+
+class Clamped(nn.Module):
+    """ClampedGate of export/graph/spec.py."""
+
+    def __init__(self, alpha: float, limit: float) -> None:
+        super().__init__()
+        self.alpha, self.limit = alpha, limit
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gate = gate.clamp(max=self.limit)
+        return (up.clamp(-self.limit, self.limit) + 1) * (gate * torch.sigmoid(gate * self.alpha))
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer
 
 
@@ -69,9 +105,30 @@ def unpack_experts(model: nn.Module) -> nn.Module:
     return model
 
 
+def packed_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with those of experts stacked as gpt-oss has them, for transformers' own loader."""
+    found, parts = dict[str, torch.Tensor](), dict[str, dict[int, torch.Tensor]]()
+    for name, value in tensors.items():
+        if (part := _PART.fullmatch(name)) is None:
+            found[name] = value
+        else:
+            experts, number, matrix, kind = part.groups()
+            parts.setdefault(f"{experts}.{matrix} {kind}", {})[int(number)] = value
+    stacks = {name: torch.stack([own[number] for number in sorted(own)]) for name, own in parts.items()}
+    for experts in {name.rpartition(".")[0] for name in stacks}:
+        for kind, suffix in (("weight", ""), ("bias", "_bias")):
+            gate, up, down = (stacks[f"{experts}.{matrix} {kind}"] for matrix in ("gate", "up", "down"))
+            both = torch.stack([gate, up], 2).flatten(1, 2)  # rows in turns
+            found[f"{experts}.gate_up_proj{suffix}"] = both.mT.contiguous() if kind == "weight" else both
+            found[f"{experts}.down_proj{suffix}"] = down.mT.contiguous() if kind == "weight" else down
+    return found
+
+
 def _unpacked(name: str, packed: Any) -> Experts:
-    """Raises InputError for experts that compute anything else: biases, other orders of rows, gates of their own."""
+    """Raises InputError for experts that compute anything else: other orders of rows, gates of their own."""
     kind = type(packed)
+    if {parameter for parameter, _ in packed.named_parameters()} == _STACKED and kind.__name__ == "GptOssExperts":
+        return _in_turns(packed)
     plain = getattr(packed, "is_concatenated", True) and not getattr(packed, "is_transposed", False)
     gate = getattr(kind, "_apply_gate", _default_apply_gate)
     known = {parameter for parameter, _ in packed.named_parameters()} == {"gate_up_proj", "down_proj"}
@@ -79,4 +136,15 @@ def _unpacked(name: str, packed: Any) -> Experts:
         raise InputError(f"{name}: experts of {kind.__name__} are not supported")
     both, down = packed.gate_up_proj.data, packed.down_proj.data
     gates, ups = both.chunk(2, dim=1)
-    return Experts(Expert(*weights, packed.act_fn) for weights in zip(gates, ups, down))
+    gated = Gated(packed.act_fn)
+    return Experts(Expert((g, None), (u, None), (d, None), gated) for g, u, d in zip(gates, ups, down))
+
+
+def _in_turns(packed: Any) -> Experts:
+    both, down = packed.gate_up_proj.data.mT, packed.down_proj.data.mT
+    bias, down_bias = packed.gate_up_proj_bias.data, packed.down_proj_bias.data
+    gated = Clamped(packed.alpha, packed.limit)
+    return Experts(
+        Expert((both[i, ::2], bias[i, ::2]), (both[i, 1::2], bias[i, 1::2]), (down[i], down_bias[i]), gated)
+        for i in range(len(down))
+    )

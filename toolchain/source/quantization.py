@@ -12,10 +12,10 @@ FIELDS = ("quantization_config", "compression_config", "quantization")  # of tod
 _ADVICE = "give the model that it was quantized from"
 _READABLE = (
     "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "bitsandbytes 8-bit", "bitsandbytes 4-bit", "modelopt", "gptq",
-    "awq", "auto-round",
+    "awq", "auto-round", "mxfp4",
 )  # fmt: skip
 _TITLES = {
-    "hqq": "HQQ", "mxfp4": "MXFP4",
+    "hqq": "HQQ",
     "nvfp4": "NVFP4", "aqlm": "AQLM", "quark": "Quark", "torchao": "torchao", "vptq": "VPTQ", "higgs": "HIGGS",
     "spqr": "SpQR", "eetq": "EETQ", "quanto": "quanto", "bitnet": "BitNet", "sinq": "SINQ",
     "mlx": "MLX", "exl2": "EXL2", "exl3": "EXL3", "fp_quant": "FP-Quant", "gguf": "GGUF",

@@ -55,6 +55,7 @@ class ParameterNames:
     prefix: str
     renamings: list[WeightRenaming]
     experts: tuple[tuple[str, str], ...]  # what checkpoints call the matrices of an expert, and what we do
+    together: bool  # checkpoints hold the experts of a block in one tensor
     ignored: re.Pattern[str] | None  # what the class itself takes for left over
 
     def of(self, stored: str) -> str | None:
@@ -127,6 +128,8 @@ def _parameter_names(config: str) -> ParameterNames:
     experts: tuple[tuple[str, str], ...] = ()
     if spec.has_experts:
         experts = tuple(_expert_names(entry for entry in transforms if isinstance(entry, WeightConverter)))
+        if spec.experts_together:
+            experts = tuple((name, name) for name in ("gate_proj", "up_proj", "down_proj"))
         unpack_experts(model)
     first = {id(value): name for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
     expected = {name: first[id(value)] for name, value in model.state_dict(keep_vars=True).items()}
@@ -144,6 +147,7 @@ def _parameter_names(config: str) -> ParameterNames:
         prefix=model.base_model_prefix,
         renamings=renamings,
         experts=experts,
+        together=spec.experts_together,
         ignored=re.compile("|".join(ignored)) if ignored else None,
     )
 

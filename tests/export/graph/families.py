@@ -84,6 +84,12 @@ TINY = {
     "lfm2": {"num_hidden_layers": 4, "full_attn_idxs": [2], "block_multiple_of": 8, "conv_bias": True},
     "lfm2 wide": {"num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "conv"], "conv_L_cache": 5,
                   "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
+    "gpt_oss": {"num_hidden_layers": 3, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2,
+                "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "rope_parameters": {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+                "tie_word_embeddings": False},
+    "gpt_oss clamped": {"num_local_experts": 4, "num_experts_per_tok": 4, "attention_bias": False, "swiglu_alpha": 0.7,
+                        "swiglu_limit": 0.5, "head_dim": 8, "layer_types": ["full_attention"] * 2},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -103,7 +109,7 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
-MIXTURES = ("mixtral", "olmoe", "qwen3_moe")  # experts picked by a router
+MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_moe")  # experts picked by a router
 
 
 def is_mixture(variant: str) -> bool:

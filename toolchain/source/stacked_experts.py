@@ -1,0 +1,159 @@
+"""Experts of a block that a checkpoint holds in one tensor, as in gpt-oss: a tensor for each expert and matrix instead.
+
+    experts.gate_up_proj         floats [experts, columns, 2 rows], columns of gate and up in turns
+    experts.down_proj            floats [experts, columns, rows]
+    experts.NAME_bias            floats [experts, 2 rows], [experts, rows]
+    experts.NAME_blocks, _scales uint8 [experts, 2 rows or rows, groups, 16] and [experts, 2 rows or rows, groups]
+
+The last two are the matrix in MXFP4: the bytes of a group are 32 4-bit floats, the first of two in the low half, with
+one power of two, stored plus 127. What is read is one expert's part of a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from export.contract.errors import InputError
+from toolchain.source.checkpoint_files import StoredTensor
+from toolchain.source.group_codes import GroupCodes
+from toolchain.source.packings.base import Microscaled
+from toolchain.source.quantization import unreadable
+from toolchain.source.stored_weights import StoredWeights
+
+METHOD = "mxfp4"  # of quantization_config
+_TITLE = "MXFP4"
+_NAME = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_bias|_blocks|_scales|)")
+_MATRICES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_BYTES = 16  # of a group
+_GROUP = 32
+
+
+def is_stacked(stored: str) -> bool:
+    """Whether a tensor of this name holds something of all experts."""
+    return _NAME.fullmatch(stored) is not None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where a tensor of one expert lies."""
+
+    stored: str  # the tensor that holds it, without _blocks
+    kind: str  # what follows the name of the matrix: "", "_bias" or "_blocks"
+    expert: int
+    turn: int  # which of the rows that lie in turns
+    turns: int
+
+    def own(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of this matrix out of all."""
+        return rows[self.turn :: self.turns]
+
+
+class StackedExperts:
+    """StoredWeights of a family whose experts are stored so."""
+
+    in_layout = False
+
+    def __init__(self, inner: StoredWeights) -> None:
+        """Raises InputError for tensors that do not go together."""
+        self._inner, self._parts = inner, dict[str, _Part]()
+        self.tensors = {name: stored for name, stored in inner.tensors.items() if not is_stacked(name)}
+        packed = inner.quantization is not None and inner.quantization.method == METHOD
+        for name in inner.tensors:
+            if (found := _NAME.fullmatch(name)) is None:
+                continue
+            experts, matrix, kind = found.groups()
+            if kind in ("_blocks", "_scales") and not packed:
+                raise unreadable(_TITLE, f"{inner.tensors[name].path}: {name} without quantization_config")
+            if kind == "_scales":
+                self._with(name, f"{experts}.{matrix}_blocks")
+                continue
+            for number, part, stored in self._split(name, f"{experts}.{matrix}", kind):
+                ours = f"{experts}.{part.expert}.{_MATRICES[matrix][number]}.{'bias' if kind == '_bias' else 'weight'}"
+                if ours in self.tensors:
+                    raise InputError(f"{stored.path}: {ours} is stored twice, once in {name}")
+                self.tensors[ours], self._parts[ours] = stored, part
+        if packed and not any(part.kind == "_blocks" for part in self._parts.values()):
+            raise InputError(f"config.json says that experts are packed ({METHOD}), but none is")
+
+    def _with(self, name: str, other: str) -> StoredTensor:
+        if other not in self._inner.tensors:
+            raise InputError(f"{self._inner.tensors[name].path}: {other} is missing, {name} needs it ({_TITLE})")
+        return self._inner.tensors[other]
+
+    def _split(self, name: str, matrix: str, kind: str) -> Iterator[tuple[int, _Part, StoredTensor]]:
+        """The parts of a tensor: which of its matrices, where it lies and what it looks like."""
+        header, turns = self._inner.tensors[name], len(_MATRICES[matrix.rpartition(".")[2]])
+        shape, dtype, where = header.shape, header.dtype, f"{header.path}: {name}"
+        if len(shape) != {"": 3, "_bias": 2, "_blocks": 4}[kind] or 0 in shape:
+            raise InputError(f"{where} has shape {list(shape)}, which is none of experts")
+        if kind == "_blocks":
+            scales, dtype = self._with(name, f"{matrix}_scales"), _TITLE
+            if (header.dtype, scales.dtype) != ("U8", "U8") or shape[3] != _BYTES or scales.shape != shape[:3]:
+                raise InputError(f"{where} and its scales ({header.dtype} {list(shape)}, {scales.dtype} "
+                                 f"{list(scales.shape)}) do not go together")  # fmt: skip
+            own: tuple[int, ...] = (shape[1] // turns, shape[2] * _GROUP)
+        elif dtype not in _FLOATS:
+            raise unreadable(f"type {dtype}", where)
+        else:
+            own = (shape[1] // turns,) if kind == "_bias" else (shape[2] // turns, shape[1])
+        if own[0] * turns != shape[2 if kind == "" else 1]:
+            raise InputError(f"{where} has shape {list(shape)}: rows of gate and up do not come in pairs")
+        for expert in range(shape[0]):
+            for turn in range(turns):
+                yield turn, _Part(name, kind, expert, turn, turns), StoredTensor(header.path, dtype, own)
+
+    def names(self) -> list[str]:
+        return sorted([*(name for name in self._inner.names() if not is_stacked(name)), *self._parts])
+
+    def check(self, name: str) -> str:
+        """As StoredWeights.check()."""
+        if name not in self._parts:
+            return self._inner.check(name)
+        return _TITLE if self._parts[name].kind == "_blocks" else ""
+
+    def read(self, name: str) -> torch.Tensor:
+        """As StoredWeights.read()."""
+        part = self._parts.get(name)
+        if part is None:
+            return self._inner.read(name)
+        found = self.mxfp4(name)
+        if found is not None:
+            value = torch.from_numpy(found.weight())
+        else:
+            stored = self._raw(part.stored, part.expert).float()
+            value = part.own(stored if part.kind == "_bias" else stored.mT).contiguous()
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{self.tensors[name].path}: {part.stored} holds NaN or infinite values")
+        return value
+
+    def group_codes(self, name: str) -> GroupCodes | None:
+        return None if name in self._parts else self._inner.group_codes(name)
+
+    def mxfp4(self, name: str) -> Microscaled | None:
+        """As StoredWeights.mxfp4()."""
+        part = self._parts.get(name)
+        if part is None or part.kind != "_blocks":
+            return None if part is not None else self._inner.mxfp4(name)
+        packed = part.own(self._raw(part.stored, part.expert)).numpy()
+        scales = part.stored.removesuffix("_blocks") + "_scales"
+        exponents = np.ascontiguousarray(part.own(self._raw(scales, part.expert)).numpy())
+        if int(exponents.max()) == 255:
+            raise InputError(f"{self.tensors[name].path}: {scales} holds 255, which stands for no number")
+        codes = np.stack([packed & 15, packed >> 4], axis=3).reshape(len(packed), -1)
+        return Microscaled(codes, exponents)
+
+    def _raw(self, stored: str, expert: int) -> torch.Tensor:
+        path = self._inner.tensors[stored].path
+        try:
+            with safe_open(path, framework="pt") as file:
+                found: torch.Tensor = file.get_slice(stored)[expert : expert + 1]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: {stored} cannot be read ({error})") from None
+        return found[0]
