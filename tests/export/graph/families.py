@@ -81,7 +81,7 @@ TINY = {
                                                        "mscale_all_dim": 1.0}},
     "ministral3 window": {"head_dim": 16, "sliding_window": 6, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 3}},
-    "lfm2": {"num_hidden_layers": 4, "full_attn_idxs": [2], "block_multiple_of": 8, "conv_bias": True},
+    "lfm2": {"num_hidden_layers": 3, "full_attn_idxs": [0], "block_multiple_of": 8, "conv_bias": True},
     "lfm2 wide": {"num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "conv"], "conv_L_cache": 5,
                   "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
     "gpt_oss": {"num_hidden_layers": 3, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2,

@@ -370,6 +370,7 @@ def test_tokens_that_are_ruled_out_have_a_log_probability_in_json(plain):
 
     class RulesOut:
         vocab_size, new_state = generator.session.vocab_size, generator.session.new_state
+        rewind = generator.session.rewind
 
         def forward(self, state, tokens, last_only=False):
             state.length += len(tokens)

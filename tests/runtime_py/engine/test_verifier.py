@@ -321,7 +321,7 @@ def mutated(folder: Path, count: int) -> None:
     assert caught > (0.6 * count if count else 1000)  # the rest is harmless: it touched no guard page
 
 
-@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe"])
+@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2"])
 def test_changed_tables_that_pass_touch_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 500)
 

@@ -100,6 +100,9 @@ def test_an_interrupted_answer_keeps_the_characters_that_were_held_back():
     script = [tokenizer.token_to_id(token) for token in ("a", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0x0A>", "a")]
 
     class Scripted:
+        def rewind(self, state, length):
+            return length
+
         def forward(self, state, tokens, last_only):
             return np.eye(tokenizer.get_vocab_size())[[script.pop(0)]]
 
