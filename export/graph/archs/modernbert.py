@@ -22,7 +22,9 @@ BLOCK = BlockNames(
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    check_dropout(config, "attention_dropout", "embedding_dropout", "mlp_dropout")
+    check_dropout(config, "embedding_dropout", "mlp_dropout")
+    if config["attention_dropout"] > 0:
+        check_dropout(config, "attention_dropout")
     layers, head_dim = positive(config, "num_hidden_layers"), rotated_heads(config, hidden, heads)
     far, near = (of_layer_type(config, f"{kind}_attention") for kind in ("full", "sliding"))
     width = config["local_attention"]  # of both sides together; a token sees as far as half of it

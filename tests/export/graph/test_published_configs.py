@@ -126,6 +126,22 @@ PUBLISHED: dict[str, dict[str, Any]] = {
                             "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 5,
                             "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn"},
     },
+    "ModernBERT-base": {
+        "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "classifier_activation": "gelu",
+        "classifier_bias": False, "classifier_dropout": 0.0, "classifier_pooling": "mean", "cls_token_id": 1,
+        "decoder_bias": True, "deterministic_flash_attn": False, "embedding_dropout": 0.0,
+        "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "gradient_checkpointing": False,
+        "hidden_activation": "gelu", "initializer_cutoff_factor": 2.0, "layer_norm_eps": 1e-05, "local_attention": 6,
+        "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": False, "mlp_dropout": 0.0,
+        "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05, "position_embedding_type": "absolute",
+        "reference_compile": None, "sep_token_id": 2, "tie_word_embeddings": True,
+    },
+    "bge-m3": {
+        "architectures": ["XLMRobertaModel"], "attention_probs_dropout_prob": 0.1, "classifier_dropout": None,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-05, "max_position_embeddings": 8194,
+        "model_type": "xlm-roberta", "output_past": True, "pad_token_id": 1, "position_embedding_type": "absolute",
+        "type_vocab_size": 1, "eos_token_id": 2, "bos_token_id": 0,
+    },
 }  # fmt: skip
 
 

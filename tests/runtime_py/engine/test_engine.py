@@ -42,7 +42,8 @@ def reference_attention(query, keys, values, past, window, scale, cap, causal):
     out = np.zeros(query.shape)
     for t in range(tokens):
         low = max(0, past + t + 1 - window) if window else 0
-        seen = slice(low, past + t + 1 if causal else len(keys))
+        ahead = past + t + window if window else len(keys)
+        seen = slice(low, past + t + 1 if causal else ahead)
         for h in range(heads):
             scores = keys[seen, h // repeat] @ query[t, h] * scale
             weights = softmax(cap * np.tanh(scores / cap) if cap else scores)
@@ -64,7 +65,6 @@ def reference_attention(query, keys, values, past, window, scale, cap, causal):
     st.integers(0, 2**31),
 )
 def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, items, seed):
-    window = window if causal else 0
     rng = np.random.default_rng(seed)
     heads, total, width = kv_heads * repeat, past + tokens, attention.value_width(head_dim)
     capacity = -(-total // 16) * 16
