@@ -50,7 +50,7 @@ def _visit(context: Context, node: Node) -> None:
     if all(name in context.graph.weights for name in node.inputs if name):
         return  # a constant: computed if somebody asks
     known = any(name in context.values or name in context.razored or name in context.halves for name in node.inputs)
-    known = known or any(name in context.routed for name in node.inputs)
+    known = known or any(name in context.routed or name in context.gates for name in node.inputs)
     if not known and node.op_type not in _LOOKUPS:
         return  # masks and rotations: only attention reads them
     handler = handler_of(node)

@@ -57,7 +57,7 @@ class RandomCheckpoint:
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
         if spec.block.experts is not None:
-            check_experts(settings)
+            check_experts(settings, spec.block)
         self._norm_weight = 1.0 - spec.norm_offset
         self.records = {record.name: record for record in self._all_records(spec, settings)}
         self.manifest = {

@@ -85,7 +85,7 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
             item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, capacity,
-            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, out.ctypes.data,
+            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, 0, out.ctypes.data,
             heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip
     assert not overflow.any()
