@@ -38,7 +38,7 @@ from toolchain.settings.rules import check_experts, check_random
 from toolchain.settings.solver import FORMAT_SOLVERS
 from toolchain.source.config import resolved_config
 from toolchain.source.empty_model import empty_model
-from toolchain.source.experts import unpack_experts
+from toolchain.source.mixtures.experts import unpack_experts
 
 _UNIT = 0.001  # one step of integer activations: about 4 over 2**12
 _SCALE_LEVEL = 100  # of coded scales, all alike
@@ -57,7 +57,7 @@ class RandomCheckpoint:
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
         if spec.has_experts:
-            check_experts(settings)
+            check_experts(settings, spec)
         self._norm_weight = 1.0 - spec.norm_offset
         self.records = {record.name: record for record in self._all_records(spec, settings)}
         self.manifest = {

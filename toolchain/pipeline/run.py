@@ -139,7 +139,7 @@ def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, 
     """The checkpoint as it is quantized (rotated and equalized where the settings say so), and what it describes."""
     source, spec = open_model(folder)
     if spec.has_experts:
-        check_experts(settings)
+        check_experts(settings, spec)
     source.print_notes()
     if settings.rotates(VALUES) or settings.rotates(RESIDUAL):
         source = RotatedSource(source, spec, settings.rotation, settings.seed)

@@ -11,6 +11,7 @@ from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, ME
 from toolchain.settings.tuning import SHORT
 
 if TYPE_CHECKING:
+    from export.graph.spec import ModelSpec
     from toolchain.settings.quantize import QuantizeSettings
 
 
@@ -45,10 +46,13 @@ def check_encoder(settings: QuantizeSettings) -> None:
             raise InputError(f"{name} needs a model that predicts the next token; this one is an encoder")
 
 
-def check_experts(settings: QuantizeSettings) -> None:
-    """What the experts of a mixture do not have. Raises InputError when it is asked for."""
+def check_experts(settings: QuantizeSettings, spec: ModelSpec) -> None:
+    """What the experts of a mixture do not have, or attention sinks. Raises InputError when it is asked for."""
+    kept = () if spec.experts_together else (KEEP,)
+    if settings.razor.kv and any(names.sinks is not None for names in spec.kinds()):
+        raise InputError("--kv is not available for models with attention sinks")
     asked = {
-        f"--method {settings.method}": settings.method in ("qrazor", KEEP),
+        f"--method {settings.method}": settings.method in ("qrazor", *kept),
         "--activation-bits": settings.razor.activation_bits,
         "--outliers": settings.outliers,
         "--equalize": settings.equalize,

@@ -36,6 +36,7 @@ from runtime_py.simd.vectors import (
 )
 
 SILU, GELU, GELU_TANH, RELU, TANH = range(5)
+CLAMPED = 5  # clamped_gate() in place of activate()
 _F = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(-0.693359375), _F(2.12194440e-4)
 _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
@@ -112,6 +113,18 @@ def activate(kind, source, gated, columns, target):
         if gated != 0:
             value = multiply(value, load_some(gated + 4 * k, some))
         store_some(target + 4 * k, value, some)
+
+
+@nb.njit(cache=True)
+def clamped_gate(source, gated, columns, alpha, limit, target):
+    """target = g logistic(alpha g) (u + 1), g: source, limit at most, u: gated within limit of 0. float32 [columns]."""
+    most, least, one = splat_float(limit), splat_float(-limit), splat_float(_F(1.0))
+    for k in range(0, columns, 16):
+        some = min(columns - k, 16)
+        gate = minimum(most, load_some(source + 4 * k, some))  # in this order NaN stays
+        up = maximum(least, minimum(most, load_some(gated + 4 * k, some)))
+        active = multiply(gate, _logistic(multiply(gate, splat_float(alpha))))
+        store_some(target + 4 * k, multiply(active, add(up, one)), some)
 
 
 @nb.njit(cache=True)

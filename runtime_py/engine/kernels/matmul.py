@@ -128,16 +128,16 @@ def _enter(isa, width, matrix, first, count, bias, scratch):
 
 
 @nb.njit(cache=True)
-def tile_of_rows(isa, width, tile, matrix, first, count, quantized, sums, scales, high, tokens, out, scratch):
+def tile_of_rows(isa, width, tile, matrix, first, count, quantized, sums, scales, high, tokens, out, bias, scratch):
     """Rows first..first + count - 1, of one tile at most, for `tokens` of up to all groups of a tile.
 
-    out: float32 [tokens, count]; scratch: scratch_bytes().
+    out: float32 [tokens, count]; bias: of all rows, or 0; scratch: scratch_bytes().
     """
     rows, vectors, amx = tile
     m = read_matrix(matrix)
     wide = (m.columns + 63) // 64 * 64
     weights = scratch + SCRATCH_BYTES
-    _enter(isa, width, matrix, first, count, 0, scratch)
+    _enter(isa, width, matrix, first, count, bias, scratch)
     groups = (tokens + 15) // 16
     for group in range(0, groups, vectors):
         _tile(isa, rows, vectors, amx, weights, wide, m.columns, group, quantized, sums, scales, high, scratch)

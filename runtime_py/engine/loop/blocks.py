@@ -8,7 +8,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.convolution import convolve, keep_products
-from runtime_py.engine.kernels.elementwise import activate, layer_norm, rms_norm
+from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.loop.dispatch import by_kind
@@ -56,7 +56,11 @@ def _activate_block(s, isa, offset, group, b, tokens, scratch):
     for token in range(16 * group, min(16 * group + 16, tokens)):
         other = s.gated + 4 * (token * s.gated_stride + 256 * b) if s.gated != 0 else 0
         to = s.out + 4 * (token * s.columns + 256 * b)
-        activate(s.kind, s.source + 4 * (token * s.stride + 256 * b), other, some, to)
+        source = s.source + 4 * (token * s.stride + 256 * b)
+        if s.kind == CLAMPED:
+            clamped_gate(source, other, some, s.alpha, s.limit, to)
+        else:
+            activate(s.kind, source, other, some, to)
     if s.quant != 0:
         _quantize(s, isa, offset, s.out, s.columns, group, tokens, b, b + 1, scratch)
 

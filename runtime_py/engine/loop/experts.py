@@ -81,7 +81,7 @@ def _gathered(s, isa, widths, tile, offset, expert, first, last, picks, count, s
     for row in range(first, last, tile[0]):
         some = min(last - row, tile[0])
         place = expert * s.rows + row
-        arguments = (tile, s.matrix, place, some, quantized, sums, scales, high, count, made, rest)
+        arguments = (tile, s.matrix, place, some, quantized, sums, scales, high, count, made, s.bias, rest)
         _rows_tile(isa, widths, s.width, arguments)
         for i in range(count):
             _copy(made + 4 * i * some, some, s.out + 4 * (get_i64(picks + 8 * i) * s.rows + row))

@@ -18,7 +18,16 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GroupsLayout
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from runtime_py.engine.plan.placement import Argument, Buffer, External, PlannedStep
-from runtime_py.engine.plan.values import AttentionShape, Convolving, Pending, Quantized, Razored, Routed, Tokens
+from runtime_py.engine.plan.values import (
+    AttentionShape,
+    Convolving,
+    Gate,
+    Pending,
+    Quantized,
+    Razored,
+    Routed,
+    Tokens,
+)
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
@@ -58,6 +67,7 @@ class Context:
         self.convolving: dict[str, Convolving] = {}  # on the way through short convolutions
         self.recurrent = recurrent_states(graph)
         self.advanced: set[str] = set()  # outputs of recurrent states that a step makes
+        self.gates: dict[str, Gate] = {}  # of clamped gates
         self.folder = ConstantFolder(graph)
         self.quantized: dict[Buffer, list[Quantized]] = {}
         self.razored: dict[str, Razored] = {}  # codes, flags and units by name
@@ -150,6 +160,11 @@ class Context:
         self.convolving[name] = value
         self._say_who_reads(name, value.inner)
         self._say_who_reads(name, value.values)
+
+    def gate(self, name: str, value: Gate) -> None:
+        """Say what a value of a clamped gate stands for."""
+        self.gates[name] = value
+        self._say_who_reads(name, value.source)
 
     def uses(self, name: str) -> int:
         """How many nodes read a value."""
@@ -249,16 +264,24 @@ class Context:
     def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
         """A step for an activation, times its gate where there is one."""
         x = pending.source
-        if pending.kind == -1 or (gated is not None and (gated.width, gated.heads) != (x.width, x.heads)):
+        if pending.kind == -1:
+            raise Unplannable("an activation of unexpected form")
+        return self.activated(pending.kind, x, gated)
+
+    def activated(self, kind: int, x: Tokens, gated: Tokens | None, alpha: float = 0.0, limit: float = 0.0) -> Tokens:
+        """A step for an activation of kernels/elementwise.py; alpha and limit: of a clamped gate."""
+        if gated is not None and (gated.width, gated.heads) != (x.width, x.heads):
             raise Unplannable("an activation of unexpected form")
         out = self.new(x.width)
         step = Activate[Argument](
-            kind=pending.kind,
+            kind=kind,
             source=x.place,
             stride=x.stride,
             gated=gated.place if gated else 0,
             gated_stride=gated.stride if gated else 0,
             columns=x.width,
+            alpha=alpha,
+            limit=limit,
             out=out.place,
         )
         self.emit(step, [x.buffer, *([gated.buffer] if gated else [])], [out.buffer])

@@ -56,6 +56,16 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A value on the way to a clamped gate (handlers/gates.py)."""
+
+    kind: int
+    source: Tokens  # the gate, or what it is to be multiplied with
+    limit: float
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True)
 class Routed:
     """A value on the way from a router's scores to the sum of what its experts give (handlers/experts.py)."""
 
@@ -64,6 +74,7 @@ class Routed:
     step: Route[Argument] | None = None
     picked: Buffer | None = None
     parts: Tokens | None = None  # what the experts give
+    biases: str = ""  # a constant of which the picked experts' rows are meant
 
 
 @dataclass(frozen=True)

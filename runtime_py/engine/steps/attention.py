@@ -178,6 +178,12 @@ class Attend(Attention[T], PlainCache[T]):
     """causal 0: a query sees the keys of the call ahead of it, too, as many as the window has."""
 
     causal: T
+    sinks: T = NONE  # float32 [heads], a score beside those of the keys; 0 for none
+
+    def constants(self: Attend[int], arrays: Arrays) -> Iterator[Constant]:
+        if self.sinks:
+            need(self.heads >= 1, "no heads")
+            yield Constant("sinks", self.sinks, 4 * self.heads)
 
     def scratch(self: Attend[int], arrays: Arrays) -> int:
         wide = -(-self.head_dim // 16) * 16

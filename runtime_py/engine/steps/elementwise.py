@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from runtime_py.engine.kernels.elementwise import CLAMPED
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, REAL, T, declared
@@ -53,7 +54,7 @@ class Norm(Making[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class Activate(Making[T]):
-    """out = activation(source) * gated, and what it makes as int8 where `quant` is set."""
+    """out = activation(source) * gated, or a clamped gate, and what it makes as int8 where `quant` is set."""
 
     kind: T  # kernels/elementwise.py
     source: T
@@ -61,6 +62,8 @@ class Activate(Making[T]):
     gated: T  # 0 for no gate
     gated_stride: T
     columns: T
+    alpha: T = field(default=NONE, metadata=REAL)  # of a clamped gate
+    limit: T = field(default=NONE, metadata=REAL)
     quant: T = NONE
     sums: T = NONE
     scales: T = NONE
@@ -70,7 +73,8 @@ class Activate(Making[T]):
     shares: T = NONE
 
     def accesses(self: Activate[int], case: Case, arrays: Arrays) -> Iterator[Access]:
-        need(0 <= self.kind <= 4, "an unknown activation")
+        need(0 <= self.kind <= CLAMPED, "an unknown activation")
+        need(self.kind != CLAMPED or self.gated != 0, "a clamped gate of nothing")
         yield rows("source", READ, self.source, self.stride, self.columns, case.tokens)
         if self.gated:
             yield rows("gated", READ, self.gated, self.gated_stride, self.columns, case.tokens)

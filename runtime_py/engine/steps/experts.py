@@ -41,7 +41,8 @@ class Route(Step[T]):
 class ExpertMatMul(CodeProduct[T]):
     """float32 activations, made integers here, times the rows of picked experts: out [tokens, count, rows].
 
-    The matrix has `experts` times `rows` rows. A pick that is no number of an expert is taken as the nearest that is.
+    The matrix has `experts` times `rows` rows, and as many biases where it has any. A pick that is no number of an
+    expert is taken as the nearest that is.
     """
 
     source: T
@@ -57,7 +58,9 @@ class ExpertMatMul(CodeProduct[T]):
         need(self.width == m.width and self.row_bytes == m.row_bytes, "a width or row that is not the matrix's")
         need(min(self.experts, self.rows, self.count) >= 1, "a matrix of no experts")
         need(self.experts * self.rows == m.rows and self.columns == m.columns, "experts that are not the matrix's")
-        need(not self.bias and not self.accumulate, "a sum that is not made here")
+        need(not self.accumulate, "a sum that is not made here")
+        if self.bias:
+            yield Constant("bias", self.bias, 4 * self.experts * self.rows)
         yield from m.constants(1, arrays)
 
     def accesses(self: ExpertMatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:

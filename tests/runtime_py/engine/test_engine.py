@@ -35,8 +35,8 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def reference_attention(query, keys, values, past, window, scale, cap, causal):
-    """query [T, H, D], keys and values [past + T, KV, D], all float64 -> [T, H * D]."""
+def reference_attention(query, keys, values, past, window, scale, cap, causal, sinks=None):
+    """query [T, H, D], keys and values [past + T, KV, D], sinks [H] or None, all float64 -> [T, H * D]."""
     tokens, heads, _ = query.shape
     repeat = heads // keys.shape[1]
     out = np.zeros(query.shape)
@@ -46,7 +46,8 @@ def reference_attention(query, keys, values, past, window, scale, cap, causal):
         seen = slice(low, past + t + 1 if causal else ahead)
         for h in range(heads):
             scores = keys[seen, h // repeat] @ query[t, h] * scale
-            weights = softmax(cap * np.tanh(scores / cap) if cap else scores)
+            scores = cap * np.tanh(scores / cap) if cap else scores
+            weights = softmax(scores) if sinks is None else softmax(np.append(scores, sinks[h]))[:-1]
             out[t, h] = weights @ values[seen, h // repeat]
     return out.reshape(tokens, -1)
 
@@ -62,9 +63,10 @@ def reference_attention(query, keys, values, past, window, scale, cap, causal):
     st.sampled_from([0.0, 2.5]),
     st.booleans(),
     st.sampled_from([(2, 2), (4, 4), (2, 4), (4, 2)]),
+    st.sampled_from([None, 1.0, 200.0]),
     st.integers(0, 2**31),
 )
-def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, items, seed):
+def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, items, spread, seed):
     rng = np.random.default_rng(seed)
     heads, total, width = kv_heads * repeat, past + tokens, attention.value_width(head_dim)
     capacity = -(-total // 16) * 16
@@ -82,15 +84,18 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
         )  # fmt: skip
     scale, out = np.float32(head_dim**-0.5), np.zeros((tokens, heads * head_dim), np.float32)
     scratch = aligned_bytes(attention.scratch_bytes(head_dim))
+    sinks = None if spread is None else (spread * rng.standard_normal(heads)).astype(np.float32)
+    own = 0 if sinks is None else sinks.ctypes.data
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
             item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, capacity,
-            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, out.ctypes.data,
+            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, own, out.ctypes.data,
             heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip
     assert not overflow.any()
     half = [a.astype(np.float16).astype(np.float64) for a in (keys, values)]  # also what a float32 cache holds
-    expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale), cap, causal)
+    wide = None if sinks is None else sinks.astype(np.float64)
+    expected = reference_attention(query.astype(np.float64), *half, past, window, float(scale), cap, causal, wide)
     np.testing.assert_allclose(out, expected, atol=2e-5)  # float32 sums of up to 640 weighted values near one
 
 
@@ -118,6 +123,19 @@ def test_activations(kind):
     both = np.zeros_like(x)
     elementwise.activate(kind, x.ctypes.data, gate.ctypes.data, x.size, both.ctypes.data)
     np.testing.assert_allclose(both, 3 * out, rtol=1e-6)
+
+
+@given(st.integers(1, 70), st.sampled_from([0.3, 7.0]), st.sampled_from([1.702, -0.5, 3.0]), st.integers(0, 2**31))
+def test_a_clamped_gate(columns, limit, alpha, seed):
+    rng = np.random.default_rng(seed)
+    gate, up = (10 * rng.standard_normal((2, columns))).astype(np.float32)
+    out = np.full(columns + 1, 7, np.float32)
+    numbers = columns, np.float32(alpha), np.float32(limit)
+    elementwise.clamped_gate(gate.ctypes.data, up.ctypes.data, *numbers, out.ctypes.data)
+    cut = np.minimum(gate.astype(np.float64), limit)
+    expected = cut / (1 + np.exp(-alpha * cut)) * (np.clip(up, -limit, limit) + 1)
+    np.testing.assert_allclose(out[:columns], expected, atol=1e-5 * (1 + limit))
+    assert out[columns] == 7
 
 
 @given(st.integers(1, 300), st.integers(0, 2**31))

@@ -19,6 +19,8 @@ OPTIONS = {
     "qwen3_moe": {"bits": 3, "format": "trellis"},
     "mixtral": {"bits": 2, "format": "vectors", "dimension": 2},
     "qwen3_moe window": {"bits": 8},
+    "gpt_oss": {"bits": 4},
+    "gpt_oss clamped": {"bits": 3},
 }
 IDS = np.random.default_rng(1).integers(0, 96, 23)
 

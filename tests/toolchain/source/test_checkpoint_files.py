@@ -14,7 +14,7 @@ from export.files.access import read_json
 from tests.export.graph.families import TINY, TINY_ENCODERS, tiny_model
 from toolchain.calibrate.own_text import whole_model
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.experts import unpack_experts
+from toolchain.source.mixtures.experts import unpack_experts
 
 EMBEDDING = "model.embed_tokens.weight"
 

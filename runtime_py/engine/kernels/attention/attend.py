@@ -195,6 +195,7 @@ def attend_item(
     scale,
     cap,
     causal,
+    sinks,
     out,
     out_stride,
     scratch,
@@ -203,7 +204,8 @@ def attend_item(
 
     query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each; window:
     keys a query may see, its own the last, and without causal as many on the other side, 0 for all; cap: soft cap on
-    the scores, 0 for none; causal: whether a query sees no key behind its own.
+    the scores, 0 for none; causal: whether a query sees no key behind its own; sinks: address of a score for each head
+    that takes part in the softmax and no more, or 0.
     """
     repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
     tiles = (repeat * tokens + ROWS - 1) // ROWS
@@ -253,6 +255,9 @@ def attend_item(
         token, head = (first + r) // repeat, group * repeat + (first + r) % repeat
         target = out + 4 * (token * out_stride + head * head_dim)
         total = splat_float(get_f32(sums + 4 * r))
+        if sinks != 0:
+            beyond = get_f32(sinks + 4 * head) - get_f32(tops + 4 * r)
+            total = add(total, exponential(splat_float(beyond)))
         for d in range(0, head_dim, 16):
             value = divide(load_floats(totals + 4 * (r * width + d)), total)
             store_some(target + 4 * d, value, head_dim - d)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from runtime_py.engine.plan.handlers import attention, convolution, elementwise, experts, lookups, products, razor
+from runtime_py.engine.plan.handlers import (
+    attention,
+    convolution,
+    elementwise,
+    experts,
+    gates,
+    lookups,
+    products,
+    razor,
+)
 from runtime_py.engine.plan.registry import handler_of
 
-__all__ = ["attention", "convolution", "elementwise", "experts", "handler_of", "lookups", "products", "razor"]
+__all__ = ["attention", "convolution", "elementwise", "experts", "gates", "handler_of", "lookups", "products", "razor"]

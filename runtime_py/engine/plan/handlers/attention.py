@@ -14,6 +14,7 @@ from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION
+from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
 from runtime_py.engine.kernels.attention import attend, razor_attend
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
@@ -83,21 +84,45 @@ def attention(context: Context, node: Node) -> None:
         window = window_of_mask(context.folder, node.inputs[3])
     else:
         raise Unplannable(f"the mask of {node.name}")
-    index = len(context.attention)
+    scale, cap = float(node.attributes.get("scale", 1 / math.sqrt(head_dim))), node.attributes.get("softcap", 0.0)
+    _plain(context, node, inputs, SinkLayout(heads, kv_heads, head_dim, scale), window, causal, softcap=float(cap))
+
+
+@handles(DOMAIN, SINK_ATTENTION)
+def sink_attention(context: Context, node: Node) -> None:
+    """The same with a score of each head beside those of its keys; the mask is causal."""
+    inputs = _Inputs.of(context, node)
+    try:
+        layout = SinkLayout.of(node.attributes, inputs.query.width)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    if len(node.inputs) != 7 or not context.folder.is_constant(node.inputs[6]):
+        raise Unplannable(f"the sinks of {node.name}")
+    window, sinks = window_of_mask(context.folder, node.inputs[3]), context.vector(node.inputs[6], layout.heads)
+    _plain(context, node, inputs, layout, window, causal=True, sinks=sinks)
+
+
+def _plain(
+    context: Context, node: Node, inputs: _Inputs, layout: SinkLayout, window: int, causal: bool,
+    softcap: float = 0.0, sinks: int = 0,
+) -> None:  # fmt: skip
+    """The steps of attention over numbers. sinks: their address, 0 for none."""
+    head_dim, index = layout.head_dim, len(context.attention)
     blocks = attend.key_block_bytes(head_dim), attend.value_block_bytes(head_dim)
     items = {"key_item": External(f"key_item.{index}"), "value_item": External(f"value_item.{index}")}
     _append_and_attend(
         context,
         node,
         inputs,
-        AttentionShape(node.name, heads, kv_heads, head_dim, *blocks),
+        AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, *blocks),
         append=partial(KvAppend[Argument], overflow=External(f"overflow.{index}"), **items),
         attend=partial(
             Attend[Argument],
             window=window,
-            scale=float(node.attributes.get("scale", 1 / math.sqrt(head_dim))),
-            softcap=float(node.attributes.get("softcap", 0.0)),
+            scale=layout.scale,
+            softcap=softcap,
             causal=int(causal),
+            sinks=sinks,
             **items,
         ),
     )

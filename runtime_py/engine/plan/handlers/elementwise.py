@@ -12,6 +12,7 @@ from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, T
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked
 from runtime_py.engine.plan.handlers.experts import weighted
+from runtime_py.engine.plan.handlers.gates import of_gate
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Tokens
@@ -68,6 +69,8 @@ def norm(context: Context, node: Node) -> None:
 
 @handles("", "Sigmoid", "Gelu", "Relu", "Tanh")
 def activation(context: Context, node: Node) -> None:
+    if of_gate(context, node):
+        return
     tanh = node.attributes.get("approximate", "none") == "tanh"
     kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
     context.give(node.outputs[0], Pending(kind, context.tokens(node.inputs[0], in_heads=True)))
@@ -75,7 +78,7 @@ def activation(context: Context, node: Node) -> None:
 
 @handles("", "Mul")
 def mul(context: Context, node: Node) -> None:
-    if weighted(context, node):
+    if weighted(context, node) or of_gate(context, node):
         return
     constant = [context.folder.is_constant(name) for name in node.inputs]
     if any(constant):

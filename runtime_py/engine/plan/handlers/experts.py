@@ -24,29 +24,38 @@ from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.engine.steps.experts import Combine, ExpertMatMul, Route, expert_bytes
 
-SHARES, WEIGHTS, PICKED, TOTAL, COLUMN, ONE_INPUT, WEIGHTED = range(7)  # what a value of a router is
+# What a value of a router is. SCORES are those of the picked experts, BIASES their rows of a constant
+SHARES, WEIGHTS, PICKED, TOTAL, COLUMN, ONE_INPUT, WEIGHTED, SCORES, BIASES = range(9)
 
 
 @handles("", "Softmax")
 def softmax(context: Context, node: Node) -> None:
     if node.attributes.get("axis", -1) not in (-1, 2):
         raise Unplannable(f"the axis of {node.name}")
+    scores = context.routed.get(node.inputs[0])
+    if scores is not None:  # shares of all that are divided by their sum are shares of the picked alone
+        if scores.kind != SCORES or scores.step is None or context.uses(node.inputs[0]) != 1:
+            raise Unplannable(f"the softmax {node.name}")
+        scores.step.normalised = 1
+        context.route(node.outputs[0], replace(scores, kind=WEIGHTS))
+        return
     context.route(node.outputs[0], Routed(SHARES, context.tokens(node.inputs[0])))
 
 
 @handles("", "TopK")
 def top_k(context: Context, node: Node) -> None:
-    shares, count = _routed(context, node, 0, SHARES), context.folder.constant(node.inputs[1]).reshape(-1).tolist()
+    shares, count = context.routed.get(node.inputs[0]), context.folder.constant(node.inputs[1]).reshape(-1).tolist()
     plain = node.attributes.get("largest", 1) and node.attributes.get("sorted", 1)
-    fits = len(count) == 1 and 1 <= count[0] <= shares.value.width
+    x = context.tokens(node.inputs[0]) if shares is None else _routed(context, node, 0, SHARES).value
+    fits = len(count) == 1 and 1 <= count[0] <= x.width
     if not plain or not fits or node.attributes.get("axis", -1) not in (-1, 2) or len(node.outputs) != 2:
         raise Unplannable(f"the picks of {node.name}")
-    x, weights, picked = shares.value, context.new(count[0]), Buffer(8 * count[0] * context.chunk)
+    weights, picked = context.new(count[0]), Buffer(8 * count[0] * context.chunk)
     step = Route[Argument](
         source=x.place, stride=x.stride, experts=x.width, count=count[0], weights=weights.place, picked=Place(picked)
     )  # fmt: skip
     context.emit(step, [x.buffer], [weights.buffer, picked])
-    for name, kind in zip(node.outputs, (WEIGHTS, PICKED)):
+    for name, kind in zip(node.outputs, (SCORES if shares is None else WEIGHTS, PICKED)):
         context.route(name, Routed(kind, weights, step, picked))
 
 
@@ -102,6 +111,34 @@ def weighted(context: Context, node: Node) -> bool:
             context.route(node.outputs[0], replace(column, kind=WEIGHTED, parts=parts))
             return True
     return False
+
+
+def biases_of_picked(context: Context, node: Node) -> bool:
+    """Plan a lookup of a constant's rows by picked experts; False where the node is none."""
+    picked = context.routed.get(node.inputs[1])
+    if picked is None:
+        return False
+    if picked.kind != PICKED or node.attributes.get("axis", 0) != 0 or not context.folder.is_constant(node.inputs[0]):
+        raise Unplannable(f"the lookup {node.name}")
+    context.route(node.outputs[0], replace(picked, kind=BIASES, biases=node.inputs[0]))
+    return True
+
+
+def with_biases(context: Context, node: Node) -> bool:
+    """Have biases added by the product that the sum follows; False where the node adds none of experts."""
+    biases = context.routed.get(node.inputs[1])
+    if biases is None:
+        return False
+    x, last = context.tokens(node.inputs[0], in_heads=True), context.steps[-1]
+    step, vectors = last.step, context.folder.constant(biases.biases) if biases.kind == BIASES else None
+    if vectors is None or not isinstance(step, ExpertMatMul) or last.writes != [x.buffer] or step.bias:
+        raise Unplannable(f"the sum {node.name}")
+    same = step.picked == Place(biases.picked) if biases.picked is not None else False
+    if not same or vectors.shape != (step.experts, step.rows) or context.needed(x.buffer) or not x.whole:
+        raise Unplannable(f"the biases of {node.name}")
+    step.bias = context.vector(biases.biases, vectors.size)
+    context.give(node.outputs[0], x)
+    return True
 
 
 @handles(DOMAIN, *EXPERT_PRODUCTS)

@@ -8,6 +8,7 @@ from export.artefacts.reader import Node
 from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN
 from export.contract.formats.groups import GROUP_GATHER
 from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.handlers.experts import biases_of_picked
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import counts_positions
@@ -58,6 +59,8 @@ def group_gather(context: Context, node: Node) -> None:
 
 @handles("", "Gather")
 def gather(context: Context, node: Node) -> None:
+    if biases_of_picked(context, node):
+        return
     if node.inputs[0] in context.values:
         _reorder(context, node)
         return

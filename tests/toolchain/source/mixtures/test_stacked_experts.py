@@ -1,0 +1,156 @@
+"""Checkpoints that hold the experts of a block in one tensor, as gpt-oss does, as floats and in MXFP4."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from export.contract.errors import InputError
+from export.model_folder import write_model_folder
+from tests.conftest import _package
+from tests.export.graph.families import FloatCheckpoint, compare, tiny_model
+from toolchain.calibrate.own_text import whole_model
+from toolchain.pipeline.run import CalibrationChoice, quantize_model
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
+from toolchain.source.checkpoint import SourceModel
+from toolchain.source.heads import open_model
+
+QUANTIZED = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> None:
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """A tiny gpt-oss in MXFP4, as published, and the same with transformers' floats in place of codes."""
+    packed, plain = tmp_path / "packed", tmp_path / "plain"
+    for folder in (packed, plain):
+        tiny_model("gpt_oss", folder, intermediate_size=64)
+    stored, rng = load_file(plain / "model.safetensors"), torch.Generator().manual_seed(1)
+    stored = {name: value.half().float() for name, value in stored.items()}  # what is kept as float16 loses nothing
+    codes, floats = dict(stored), dict(stored)
+    for name, value in stored.items():
+        if name.endswith(("gate_up_proj", "down_proj")) and ".experts." in name:
+            experts, columns, rows = value.shape
+            shape = (experts, rows, columns // 32, 16)
+            blocks = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
+            scales = torch.randint(121, 126, shape[:3], dtype=torch.uint8, generator=rng)
+            codes |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            del codes[name]
+            floats[name] = convert_moe_packed_tensors(blocks.clone(), scales.clone(), dtype=torch.float32)
+    write(packed, codes, quantization_config=QUANTIZED)
+    write(plain, floats)
+    return packed, plain
+
+
+def theirs(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def test_codes_are_read_as_transformers_does(folders, tmp_path):
+    packed, plain = folders
+    (tmp_path / "model").mkdir()
+    write_model_folder(FloatCheckpoint(packed), tmp_path / "model")
+    compare(theirs(plain), tmp_path / "model", 1e-4)
+
+
+def test_codes_are_kept_exactly(folders, tmp_path):
+    packed, plain = folders
+    settings = QuantizeSettings(method="keep", embedding_bits=16)
+    checkpoint = quantize_model(str(packed), tmp_path / "kept", settings, CalibrationChoice("none"), quiet=True)
+    own, source = load_file(plain / "model.safetensors"), SourceModel(packed)
+    kept = [record for record in checkpoint.records.values() if record.scheme == "mxfp4"]
+    assert len(kept) == 3 * 5 * 3  # layers, experts, matrices
+    both = own["model.layers.1.mlp.experts.gate_up_proj"][4]
+    name = "model.layers.1.mlp.experts.4.{}_proj.weight"
+    assert torch.equal(source.tensor(name.format("gate")), both[:, ::2].T)
+    assert torch.equal(source.tensor(name.format("up")), both[:, 1::2].T)
+    compare(theirs(plain), _package(checkpoint, tmp_path / "model"), 1e-4)
+
+
+def test_transformers_own_model_is_built_from_the_parts(folders):
+    packed, plain = folders
+    source, _ = open_model(packed)
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        found, expected = whole_model(source)(ids).logits, theirs(plain)(ids).logits
+    assert float((found - expected).abs().max()) < 1e-5
+
+
+def changed(folder: Path, change, **config: object) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    write(folder, tensors, **config)
+
+
+FIRST = "model.layers.0.mlp.experts."
+DOWN = FIRST + "down_proj"
+
+
+def _top(tensors):
+    tensors[f"{DOWN}_scales"][2, 3, 1] = 255
+
+
+WRONG = {
+    "no scales": (lambda t: t.pop(f"{DOWN}_scales"), {}, "down_proj_scales is missing"),
+    "no blocks": (lambda t: t.pop(f"{DOWN}_blocks"), {}, "down_proj_blocks is missing"),
+    "scales of another shape": (
+        lambda t: t.update({f"{DOWN}_scales": t[f"{DOWN}_scales"][:, :-1]}), {}, "do not go together",
+    ),
+    "blocks of another size": (
+        lambda t: t.update({f"{DOWN}_blocks": t[f"{DOWN}_blocks"][..., :8]}), {}, "do not go together",
+    ),
+    "no number": (_top, {}, "255, which stands for no number"),
+    "floats beside the codes": (
+        lambda t: t.update({DOWN: torch.zeros(5, 64, 32)}), {}, "is stored twice",
+    ),
+    "a bias missing": (lambda t: t.pop(f"{DOWN}_bias"), {}, "has no tensor .*down_proj.bias"),
+    "an odd number of rows": (
+        lambda t: t.update({f"{FIRST}gate_up_proj_bias": t[f"{FIRST}gate_up_proj_bias"][:, :-1]}), {},
+        "do not come in pairs",
+    ),
+    "fewer experts in the config": (lambda t: None, {"num_local_experts": 4}, "an expert that the model"),
+    "more experts in the config": (lambda t: None, {"num_local_experts": 6}, "has no tensor .*experts.5"),
+    "another width": (lambda t: None, {"intermediate_size": 32}, "config.json asks for"),
+    "not said": (lambda t: None, {"quantization_config": None}, "without quantization_config"),
+    "another family": (lambda t: None, {"model_type": "llama"}, "MXFP4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_go_together_is_refused(case, folders):
+    change, config, message = WRONG[case]
+    changed(folders[0], change, **config)
+    with pytest.raises(InputError, match=message) as raised:
+        FloatCheckpoint(folders[0])
+    assert "\n" not in str(raised.value)
+
+
+def test_codes_said_but_not_there(folders):
+    write(folders[1], load_file(folders[1] / "model.safetensors"), quantization_config=QUANTIZED)
+    with pytest.raises(InputError, match="says that experts are packed"):
+        FloatCheckpoint(folders[1])
+
+
+def test_a_razored_cache_is_refused(folders, tmp_path):
+    settings = QuantizeSettings(bits=4, razor=RazorSettings(kv=4))
+    with pytest.raises(InputError, match="--kv is not available for models with attention sinks"):
+        quantize_model(str(folders[1]), tmp_path / "out", settings, CalibrationChoice("none"), quiet=True)
+
+
+def test_values_that_are_not_finite(folders):
+    changed(folders[1], lambda t: t[f"{DOWN}_bias"].__setitem__((1, 2), float(np.nan)))
+    with pytest.raises(InputError, match="down_proj_bias holds NaN"):
+        FloatCheckpoint(folders[1])
