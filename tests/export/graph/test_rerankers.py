@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 
 import numpy as np
 import onnx
@@ -33,6 +34,7 @@ from tests.export.graph.families import (
     write_tokenizer,
 )
 from tests.export.graph.test_sentence_modules import write_modules
+from tests.runtime_py.serving.helpers import ServerProcess
 from toolchain.source.checkpoint import SourceModel
 
 VARIANTS = {
@@ -263,3 +265,14 @@ def test_prompts_of_embeddings(tmp_path):
         ids = client.post("/v1/embeddings", json={"model": "tiny", "input": [[1, 2]]}).json()["data"][0]["embedding"]
         np.testing.assert_allclose(ids, encoder.embed_ids([1, 2]), rtol=1e-6)
     server.close()
+
+
+def test_served_from_the_command_line(tmp_path):
+    source = classifier("bert", tmp_path / "source")
+    folder = exported(source, tmp_path / "model")
+    body = {"model": "tiny", "query": "what", "documents": DOCUMENTS, "top_n": 1}
+    with ServerProcess(folder, "--model-name", "tiny") as server:
+        answer = urllib.request.urlopen(f"{server.url}/rerank", json.dumps(body).encode(), timeout=60).read()
+    (best,) = json.loads(answer)["results"]
+    expected = Reranker(folder, "float32").scores("what", DOCUMENTS)
+    assert best["relevance_score"] == pytest.approx(max(map(relevance, expected)), abs=0.05)
