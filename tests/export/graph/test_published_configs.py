@@ -142,6 +142,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model_type": "xlm-roberta", "output_past": True, "pad_token_id": 1, "position_embedding_type": "absolute",
         "type_vocab_size": 1, "eos_token_id": 2, "bos_token_id": 0,
     },
+    "gpt-oss-20b": {
+        "architectures": ["GptOssForCausalLM"], "attention_bias": True, "experts_per_token": 2, "head_dim": 16,
+        "hidden_act": "silu", "initial_context_length": 4096, "max_position_embeddings": 131072,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "model_type": "gpt_oss", "num_experts_per_tok": 2,
+        "num_local_experts": 4, "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 150000,
+        "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn", "truncate": False,
+                         "original_max_position_embeddings": 4096},
+        "router_aux_loss_coef": 0.9, "sliding_window": 5, "swiglu_limit": 7.0, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 

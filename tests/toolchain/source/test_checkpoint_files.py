@@ -198,7 +198,10 @@ def test_spellings_of_names(tmp_path, family, spelling):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     source = check(tmp_path, kind)
     assert source.notes() == []
-    assert len(source.parameters()) == len(tensors)
+    if not any(name.endswith(".experts.down_proj") for name in tensors):  # several parameters lie in one tensor
+        assert len(source.parameters()) == len(tensors)
+    numbers = sum(source.tensor(name).numel() for name in source.parameters())
+    assert numbers == sum(value.numel() for value in tensors.values())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "language_model.", "model.layers."])
