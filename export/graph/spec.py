@@ -26,7 +26,7 @@ class Experts:
     normalised: bool  # the weights of a token are divided by their sum
     router: str = "mlp.gate"  # its matrix [count, hidden_size] stays as it is
     of_picked: bool = False  # the softmax is over the largest products alone, not over all
-    together: bool = False  # checkpoints hold the experts of a block in one tensor (source/mixtures/stacked_experts.py)
+    together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
 
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""

@@ -21,11 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
 from export.graph.spec import BlockNames, ModelSpec
+from toolchain.numerics.experts import tokens_at_hand, unpack_experts
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.source.empty_model import model_class
-from toolchain.source.mixtures.experts import tokens_at_hand, unpack_experts
 from toolchain.system.device import CPU, batches, each, summed
 
 

@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
+from toolchain.numerics.experts import tokens_at_hand
 from toolchain.numerics.products import FLOAT32
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.mixtures.experts import tokens_at_hand
 from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
 from toolchain.system.threads import pieces

@@ -15,10 +15,10 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
+from toolchain.numerics.experts import unpack_experts
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
-from toolchain.source.mixtures.experts import unpack_experts
 from toolchain.source.transforms.folding import FoldedSource
 from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces

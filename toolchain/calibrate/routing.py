@@ -15,7 +15,7 @@ from torch import nn
 
 from export.graph.spec import BlockNames
 from toolchain.calibrate.blocks import BlockRunner, get_weight, gram
-from toolchain.source.mixtures.experts import Experts
+from toolchain.numerics.experts import Experts
 from toolchain.system.device import each, summed
 
 FEW = 0.25  # tokens for each column of a matrix; experts with fewer have no Hessian of their own

@@ -23,6 +23,7 @@ from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
 from export.model_folder import install_folder
 from toolchain.calibrate.gradients import weight_of
+from toolchain.numerics.experts import unpack_experts
 from toolchain.pipeline.apart import apart
 from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.published_shapes import chosen_shape
@@ -38,7 +39,6 @@ from toolchain.settings.rules import check_experts, check_random
 from toolchain.settings.solver import FORMAT_SOLVERS
 from toolchain.source.config import resolved_config
 from toolchain.source.empty_model import empty_model
-from toolchain.source.mixtures.experts import unpack_experts
 
 _UNIT = 0.001  # one step of integer activations: about 4 over 2**12
 _SCALE_LEVEL = 100  # of coded scales, all alike

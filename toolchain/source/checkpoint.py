@@ -19,6 +19,7 @@ import torch
 from export.contract.errors import InputError
 from export.files.access import expanded, read_json
 from export.graph.archs import model_spec
+from toolchain.numerics.experts import packed_experts
 from toolchain.source.checkpoint_files import checkpoint_tensors
 from toolchain.source.config import resolved_config
 from toolchain.source.foreign_folders import foreign_file, without_config
@@ -26,10 +27,9 @@ from toolchain.source.gguf.files import is_gguf, only_gguf
 from toolchain.source.gguf.folder import gguf_folder, gguf_of
 from toolchain.source.gguf_weights import GgufWeights, gguf_weights
 from toolchain.source.group_codes import GroupCodes
-from toolchain.source.mixtures.experts import packed_experts
-from toolchain.source.mixtures.stacked_experts import METHOD, StackedExperts, is_stacked
 from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
+from toolchain.source.stacked_experts import METHOD, StackedExperts, is_stacked
 from toolchain.source.stored_names import ParameterNames, is_adapter, is_packed, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
 from toolchain.source.tasks import with_task

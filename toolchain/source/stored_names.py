@@ -18,8 +18,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
+from toolchain.numerics.experts import unpack_experts
 from toolchain.source.empty_model import empty_model
-from toolchain.source.mixtures.experts import unpack_experts
 from toolchain.source.stored_weights import changes_activations_only
 
 # what tensors of PEFT's methods (0.21), kohya's tools and adapter-transformers begin with, as a part of a dotted name
@@ -153,7 +153,7 @@ def _parameter_names(config: str) -> ParameterNames:
 
 
 def _expert_names(converters: Iterable[WeightConverter]) -> Iterator[tuple[str, str]]:
-    """What checkpoints of a family call the matrices of an expert, and what source.mixtures.experts."""
+    """What checkpoints of a family call the matrices of an expert, and what numerics.experts."""
     ours = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
     for converter in converters:
         packed = converter.target_patterns[0].rpartition(".")[2]

@@ -11,7 +11,7 @@ from export.graph.spec import Experts, ModelSpec
 
 
 def with_experts(base: ModelSpec, config: dict[str, Any], count_field: str, normalised: bool) -> ModelSpec:
-    """`base` with experts in place of its gate, up and down layers, named as source.mixtures.experts has them."""
+    """`base` with experts in place of its gate, up and down layers, named as numerics.experts has them."""
     count, per_token = positive(config, count_field), positive(config, "num_experts_per_tok")
     if per_token > count:
         raise InputError(f"config.json: num_experts_per_tok ({per_token}) is more than the {count} experts")

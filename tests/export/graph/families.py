@@ -16,10 +16,10 @@ from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from tests.runtime_py.reference.test_session import OnnxRuntime
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
+from toolchain.numerics.experts import unpack_experts
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.empty_model import model_class
 from toolchain.source.heads import open_model
-from toolchain.source.mixtures.experts import unpack_experts
 
 COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64, "pad_token_id": 0,

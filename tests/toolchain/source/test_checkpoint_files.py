@@ -13,8 +13,8 @@ from export.contract.errors import InputError
 from export.files.access import read_json
 from tests.export.graph.families import TINY, TINY_ENCODERS, tiny_model
 from toolchain.calibrate.own_text import whole_model
+from toolchain.numerics.experts import unpack_experts
 from toolchain.source.checkpoint import SourceModel
-from toolchain.source.mixtures.experts import unpack_experts
 
 EMBEDDING = "model.embed_tokens.weight"
 

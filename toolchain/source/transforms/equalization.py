@@ -56,7 +56,7 @@ class EqualizedSource(FoldedSource):
         self._known: dict[str, torch.Tensor] = {}  # factors by the first layer that takes them
         for number in range(spec.blocks):
             prefix, names = spec.block_name(number), spec.names(number)
-            self._plan_norms(prefix, names)
+            self._plan_norms(number, prefix, names)
             (self._plan_values if names.convolution is None else self._plan_convolution)(prefix, names)
             self._plan_feed_forward(prefix, names)
 
@@ -89,12 +89,13 @@ class EqualizedSource(FoldedSource):
         self.change(f"{layer}.weight", weight)
         self.change(f"{layer}.bias", bias)
 
-    def _plan_norms(self, prefix: str, block: BlockNames) -> None:
+    def _plan_norms(self, number: int, prefix: str, block: BlockNames) -> None:
         spec, attention = self._spec, block.first()
+        before = None if number in spec.layers_without_attention_norm else block.attention_norm
         feed_forward = tuple(name for name in (block.gate, block.up, block.fused_gate_up) if name)
-        groups = [(block.attention_norm, attention), (block.mlp_norm, feed_forward)]
+        groups = [(before, attention), (block.mlp_norm, feed_forward)]
         if block.mlp_norm is None and spec.parallel_residual:  # both parts read the attention's norm
-            groups = [(block.attention_norm, attention + feed_forward)]
+            groups = [(before, attention + feed_forward)]
         for norm, readers in groups:
             if norm is not None:
                 self._fold_norm(prefix + norm, [prefix + name for name in readers])
