@@ -85,6 +85,6 @@ def test_the_readmes_uses_run(tmp_path):
 def test_the_table_of_families_names_them_all():
     """Its cells come from `make test-conformity`; here only that none is missing or failed."""
     for page in (ROOT / "README.md", ROOT / "docs" / "families.md"):
-        rows = re.findall(r"^\| (\w+) \| ((?:yes|partly \(1\)|-) \|.*)$", page.read_text(), re.MULTILINE)
+        rows = re.findall(r"^\| ([\w-]+) \| ((?:yes|partly \(1\)|-) \|.*)$", page.read_text(), re.MULTILINE)
         assert {family for family, _ in rows} >= set(supported_model_types())
         assert all(set(cells.replace(" ", "").strip("|").split("|")) <= {"yes", "partly(1)", "-"} for _, cells in rows)

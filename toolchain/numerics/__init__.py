@@ -1,4 +1,4 @@
-"""Hessians and k-means."""
+"""Hessians, k-means, products, experts as ordinary layers."""
 
 from __future__ import annotations
 

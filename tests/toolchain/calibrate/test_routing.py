@@ -87,7 +87,7 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(family, folders)
         np.testing.assert_array_equal(found[gate], found[up])
         expert = experts[number]
         with torch.no_grad():
-            inner = expert.activation(expert.gate_proj(rows)) * expert.up_proj(rows)
+            inner = expert.gated(expert.gate_proj(rows), expert.up_proj(rows))
         expected = 2 / TOKENS.size * (inner.T @ inner).numpy()
         np.testing.assert_allclose(found[down], expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
     pooled = pooled_hessians(runner, spec.block, block, hidden)
