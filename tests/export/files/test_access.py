@@ -22,7 +22,7 @@ from export.artefacts.records import TensorRecord
 from export.contract.errors import InputError
 from export.files import access as files
 from export.files.lock import locked
-from export.graph.pooling import read_pooling
+from export.graph.sentence_modules import read_pooling
 from export.model_folder import copy_tokenizer
 from runtime_py.load import _stays_mapped
 from runtime_py.text.generator import load_tokenizer
