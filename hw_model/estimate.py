@@ -19,15 +19,16 @@ _ONE_MATRIX_AFTER_ANOTHER = ("pim", "attentionlego")  # kinds of machines whose 
 
 def estimate(
     folder: Path, targets: Sequence[str], phase_name: str, context: int, profile: str = "rtl",
-    objective: str = "latency",
+    objective: str = "latency", able_only: bool = False,
 ) -> list[CostReport]:  # fmt: skip
-    """Cost of one forward pass of the model in `folder` on each target.
+    """Cost of one forward pass of the model in `folder` on each target; able_only: on those that have rules for it.
 
     Raises InputError for an unknown target, phase, profile or objective, or a graph with an operator that has no price,
     on one of the targets or at all.
     """
     work, phase = workload(folder, phase_name, context), Phase.of(phase_name, context)
-    return [price(work, phase, open_target(name), profile, objective) for name in targets]
+    able = [t for t in map(open_target, targets) if not able_only or has_rules(t, work)]
+    return [price(work, phase, target, profile, objective) for target in able]
 
 
 def price(

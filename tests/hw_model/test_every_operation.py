@@ -9,7 +9,7 @@ import pytest
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.model_folder import write_model_folder
-from hw_model.estimate import has_rules, open_target, price
+from hw_model.estimate import estimate, has_rules, open_target, price
 from hw_model.graph_work.nodes import FREE
 from hw_model.graph_work.workload import Operation, Phase, operations
 from targets import target_names
@@ -128,3 +128,13 @@ def test_outliers_lie_in_attentionlegos_macros():
     without, with_ = (price(work, phase, target) for work in ([MATRIX], [MATRIX, many]))
     assert with_.area_mm2 - without.area_mm2 == pytest.approx(10 * target["macro_area"])
     assert with_.load_s - without.load_s == pytest.approx(many.weight_bytes * 8 / 32 / target["clock"])
+
+
+def test_targets_without_a_rule_are_left_out_where_that_is_asked_for(tmp_path):
+    tiny_model("olmoe", tmp_path / "source")
+    (tmp_path / "model").mkdir()
+    write_model_folder(FloatCheckpoint(tmp_path / "source"), tmp_path / "model")
+    found = [report.target for report in estimate(tmp_path / "model", target_names(), "decode", 16, able_only=True)]
+    assert found == [name for name in target_names() if open_target(name).kind in ("cpu", "stream")]
+    with pytest.raises(InputError, match="no rule for a mixture of experts"):
+        estimate(tmp_path / "model", target_names(), "decode", 16)

@@ -25,8 +25,8 @@ from toolchain.system.threads import pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
 _CONVOLUTION = "conv"  # transformers' name for layers whose cache is a state
-_BATCH = 64  # windows written together at most: enough to share the weights' way through memory
-CHUNK = 4 * _BATCH  # windows made at a time
+WINDOWS = 64  # windows written together at most: enough to share the weights' way through memory
+CHUNK = 4 * WINDOWS  # windows made at a time
 
 
 def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.device = CPU) -> PreTrainedModel:
@@ -109,7 +109,7 @@ class OwnText:
             draws = torch.Generator().manual_seed((self._seed + place * self._count + batch.start) % 2**63)
             return continued(self._model, prompts[batch], self._length, draws)
 
-        parts = pieces(self._count, min(_BATCH, -(-self._count // 2)))  # what they draw depends on where they begin
+        parts = pieces(self._count, min(WINDOWS, -(-self._count // 2)))  # what they draw depends on where they begin
         return np.concatenate(list(each(write, parts, self._device)))
 
 

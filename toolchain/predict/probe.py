@@ -96,7 +96,9 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     seconds += sum(kind.blocks * (kind.loading + kind.sizes.seconds) for kind in kinds) + rows
     peaks = [held + int(hidden.element_size() * hidden.nelement() * (share - 1) * (1 + paths))]
     if settings.own_text:
-        seconds += training.own_text(round(settings.own_text * sequences)).seconds
+        cost = training.own_text(round(settings.own_text * sequences), weights + matrices)
+        seconds += cost.seconds
+        peaks.append(base + cost.bytes)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     if per_weight or settings.guided:
         cost = training.gradients(sequences, weights + matrices, per_weight)

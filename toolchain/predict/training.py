@@ -18,6 +18,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import sequences_together, weight_of
+from toolchain.calibrate.own_text import WINDOWS
 from toolchain.numerics.products import linear
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.device import synchronize
@@ -72,16 +73,18 @@ class TrainingProbe:
         blocks = max(self._runner.block_bytes(number) for number in range(self._spec.blocks))
         states = min(sequences, sequences_together(self._runner, self._length)) * (layers + 1) * row
         ends = 4 * self._spec.hidden_size * self._spec.vocab_size * (1 if self._spec.tied_head else 2)
-        passing = 3 * blocks + threads * kept // layers if not per_weight else blocks * (3 + threads) + threads * kept
+        passing = blocks * (3 + (threads if per_weight else 0)) + threads * kept // layers
         ending = ends + threads * 3 * 4 * self._length * self._spec.vocab_size
         extra = 4 * parameters if per_weight else 0
         return Cost(seconds * sequences / threads, states + max(passing, ending) + extra)
 
-    def own_text(self, sequences: int) -> Cost:
-        """toolchain.calibrate.own_text for `sequences` calibration sequences; what it holds, gradients hold as well."""
+    def own_text(self, sequences: int, parameters: int) -> Cost:
+        """toolchain.calibrate.own_text for `sequences` calibration sequences: the model, keys and values."""
         (reading, _), _ = self._all_times(self._length, per_weight=False)
         writing = (reading + self._head_times(self._length)[0]) * _DRAWING
-        return Cost(writing * sequences / self._threads, 0)
+        row = 2 * self._spec.kv_heads * self._spec.head_dim * self._spec.layers * self._length
+        together = min(sequences, self._threads * WINDOWS)
+        return Cost(writing * sequences / self._threads, 4 * (parameters + together * row))
 
     def tuning(self, settings: QuantizeSettings, steps: int, layers: list[Layer], weights: int, outside: int) -> Cost:
         """toolchain.tune.checkpoint for these settings: `weights` in the linear layers, `outside` elsewhere.

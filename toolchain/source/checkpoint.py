@@ -96,7 +96,7 @@ class SourceModel:
         packed = self.quantization is not None and self.quantization.method == METHOD
         experts = model_spec(self.config).block.experts if stacked or packed else None
         if experts is not None and experts.together:
-            return StackedExperts(found)
+            return StackedExperts(found, experts.count)
         if packed:
             raise unreadable("MXFP4", f"{self.folder / 'config.json'}: quantization_config")
         return found

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _NOT_FOR_THE_CLASS = frozenset(
     [
         "architectures", "attn_implementation", "auto_map", "dtype", "experts_implementation", "id2label", "label2id",
-        "num_labels", "output_attentions", "output_hidden_states", "problem_type", "quantization_config",
-        "return_dict", "torch_dtype", "transformers_version", "transformers_weights", "use_return_dict",
+        "num_labels", "output_attentions", "output_hidden_states", "output_router_logits", "problem_type",
+        "quantization_config", "return_dict", "torch_dtype", "transformers_version", "transformers_weights",
+        "use_return_dict",
     ]
 )  # fmt: skip
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")

@@ -60,9 +60,9 @@ class StackedExperts:
 
     in_layout = False
 
-    def __init__(self, inner: StoredWeights) -> None:
-        """Raises InputError for tensors that do not go together."""
-        self._inner, self._parts = inner, dict[str, _Part]()
+    def __init__(self, inner: StoredWeights, count: int) -> None:
+        """count: experts of a block. Raises InputError for tensors that do not go together."""
+        self._inner, self._count, self._parts = inner, count, dict[str, _Part]()
         self.tensors = {name: stored for name, stored in inner.tensors.items() if not is_stacked(name)}
         packed = inner.quantization is not None and inner.quantization.method == METHOD
         for name in inner.tensors:
@@ -93,6 +93,8 @@ class StackedExperts:
         shape, dtype, where = header.shape, header.dtype, f"{header.path}: {name}"
         if len(shape) != {"": 3, "_bias": 2, "_blocks": 4}[kind] or 0 in shape:
             raise InputError(f"{where} has shape {list(shape)}, which is none of experts")
+        if shape[0] != self._count:
+            raise InputError(f"{where} is of {shape[0]} experts, the model of config.json has {self._count}")
         if kind == "_blocks":
             scales, dtype = self._with(name, f"{matrix}_scales"), _TITLE
             if (header.dtype, scales.dtype) != ("U8", "U8") or shape[3] != _BYTES or scales.shape != shape[:3]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from tests.export.graph.families import TINY, is_mixture, tiny_model
+from tests.export.graph.families import MIXTURES, TINY, is_mixture, tiny_model
 from toolchain.calibrate import gradients
 from toolchain.calibrate.gradients import measure_gradients, weight_of
 from toolchain.calibrate.own_text import whole_model
@@ -24,6 +26,20 @@ def test_gradients_of_outputs_need_no_gradients_of_weights(family, tmp_path):
     for name, values in alone.outputs.items():
         assert values.any() or (is_mixture(family) and not beside.weights[name].any())  # no token reaches it
         np.testing.assert_array_equal(values, beside.outputs[name])
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_what_a_router_reports_has_no_part_in_them(family, tmp_path):
+    """output_router_logits adds a loss of the router's own to what transformers' models return."""
+    tiny_model(family, tmp_path)
+    path, found = tmp_path / "config.json", []
+    for more in ({}, {"output_router_logits": True, "router_aux_loss_coef": 5.0}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+        source, spec = open_model(tmp_path)
+        tokens = np.random.default_rng(2).integers(0, spec.vocab_size, (2, 12))
+        found.append(measure_gradients(source, spec, tokens, quiet=True, per_weight=False).outputs)
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(found[1][name], values)
 
 
 def of_the_whole_model(source, spec, tokens):
