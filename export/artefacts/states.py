@@ -34,7 +34,8 @@ def output_of(name: str) -> str:
 
 def is_recurrent(name: str) -> bool:
     """Whether a graph input is a recurrent state."""
-    return name.startswith(RECURRENT) and not name.startswith(KEYS_AND_VALUES)
+    grows = name.startswith(KEYS_AND_VALUES) and name.endswith((".key", ".value"))
+    return name.startswith(RECURRENT) and not grows
 
 
 def recurrent_states(graph: Graph) -> tuple[RecurrentState, ...]:

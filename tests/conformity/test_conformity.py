@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from transformers import AutoModel, AutoModelForCausalLM
 
 from export.artefacts.checkpoint import QuantizedCheckpoint
+from export.artefacts.states import is_recurrent
 from export.files.access import read_json
 from export.model_folder import write_model_folder
 from hw_model.estimate import workload
@@ -84,7 +85,7 @@ def feeds_of(session_inputs, tokens: list[int], cache=np.float32) -> dict[str, n
              "position_ids": np.arange(ids.shape[1])[None]}  # fmt: skip
     for name, shape in session_inputs:
         if name.startswith("past_"):
-            recurrent = not name.startswith("past_key_values")
+            recurrent = is_recurrent(name)
             sizes = [1, *(size if isinstance(size, int) else 0 for size in shape[1:])]
             feeds[name] = np.zeros(sizes, np.float32 if recurrent else cache)
     return {name: feeds[name] for name, _ in session_inputs}

@@ -24,11 +24,10 @@ def graph(shape, output="present_conv.0") -> Graph:
 def test_names():
     assert output_of("past_key_values.3.value") == "present.3.value"
     assert output_of("past_conv.12") == "present_conv.12"
-    assert [is_recurrent(name) for name in ("past_conv.0", "past_key_values.0.key", "input_ids")] == [
-        True,
-        False,
-        False,
-    ]
+    assert output_of("past_key_values.0.conv_state") == "present.0.conv_state"
+    names = ("past_conv.0", "past_key_values.0.conv_state", "past_key_values.0.recurrent_state")
+    assert all(map(is_recurrent, names))
+    assert not any(map(is_recurrent, ("past_key_values.0.key", "past_key_values.11.value", "input_ids")))
 
 
 def test_a_state_has_a_batch_of_one():
