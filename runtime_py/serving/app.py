@@ -19,6 +19,7 @@ from export.contract.errors import InputError
 from runtime_py.chat.conversation import prompt_ids
 from runtime_py.chat.template import Template
 from runtime_py.serving.guard import App, tenant_of
+from runtime_py.serving.page.document import chat_page
 from runtime_py.serving.requests import schema
 from runtime_py.serving.requests.errors import ApiError, for_clients
 from runtime_py.serving.requests.messages import messages as read_messages
@@ -29,7 +30,7 @@ from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Pla
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected, json_object
 from runtime_py.text.generation import GenerationRequest, Piece
-from runtime_py.text.generator import TextGenerator
+from runtime_py.text.generator import TextGenerator, default_sampling
 from runtime_py.text.tokenizing import TooLong, encode_prompt
 
 _WRITERS = 2  # prompts that are rendered and tokenized at a time
@@ -66,7 +67,7 @@ class Server:
         self._generator, self._template, self._model, self._settings = generator, template, model, settings
         self.scheduler = Scheduler(generator.session, generator.tokenizer, settings)
         self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
-        self._shell = Shell(model, settings, self.scheduler.alive, self.scheduler.load)
+        self._shell = Shell(model, settings, self.scheduler.alive, self.scheduler.load, _details(generator))
         self.metrics = self._shell.metrics
         self._served = Served(
             model=model,
@@ -78,14 +79,13 @@ class Server:
 
     def application(self) -> App:
         """The ASGI application."""
-        return self._shell.application(
-            [
-                Route("/v1/completions", self._completions, methods=["POST"]),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
-                Route("/v1/rerank", self._rerank, methods=["POST"]),
-            ]
-        )
+        routes = [
+            Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+            Route("/v1/rerank", self._rerank, methods=["POST"]),
+        ]
+        return self._shell.application([*routes, *([Route("/", chat_page)] if self._settings.page else [])])
 
     def close(self) -> None:
         """Stop working; what runs or waits fails."""
@@ -309,6 +309,13 @@ class Server:
             if index == 0:  # the prompt counts once
                 self.metrics.reused_tokens.inc(found.reused)
             self.metrics.seconds.observe(elapsed)
+
+
+def _details(generator: TextGenerator) -> dict[str, Any]:
+    """Of the list of models: the model's context, and the sampling that `chat` and the page begin with."""
+    begins = default_sampling(generator.folder, None, None, None, 0)
+    sampling = {name: getattr(begins, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    return {"max_model_len": generator.context, "recommended_sampling": sampling}
 
 
 def _forward(

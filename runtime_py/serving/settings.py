@@ -27,6 +27,7 @@ class ServeSettings:
     reuse_answers: bool = False  # use the cache of generated tokens, too (scheduler.py)
     share_prefixes: bool = True  # a request may use the cache that another one of the same key left
     api_key: str | tuple[str, ...] = ()  # one of these has to be sent; none: none is asked for
+    page: bool = True  # a chat page at /
     ignore_unknown: bool = False  # drop request fields that nobody knows, instead of refusing them
     allow_origins: tuple[str, ...] = ()  # web pages whose scripts may call the server; "*": all
 

@@ -24,12 +24,20 @@ _MAX_CONTAINERS = 200_000  # of a request, and of the texts in it
 
 
 class Shell:
-    """One served model; `alive` says whether requests are still worked on, `load` how many run and wait."""
+    """One served model; `alive` says whether requests are still worked on, `load` how many run and wait.
+
+    details: what its entry in the list of models says beside its name.
+    """
 
     def __init__(
-        self, model: str, settings: ServeSettings, alive: Callable[[], bool], load: Callable[[], tuple[int, int]]
+        self,
+        model: str,
+        settings: ServeSettings,
+        alive: Callable[[], bool],
+        load: Callable[[], tuple[int, int]],
+        details: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self._settings, self._alive = model, settings, alive
+        self.model, self._settings, self._alive, self._details = model, settings, alive, dict(details or {})
         self._created = int(time.time())
         self.metrics = Metrics(load)
 
@@ -62,7 +70,8 @@ class Shell:
         return self.count(request, JSONResponse(self._entry()))
 
     def _entry(self) -> dict[str, Any]:
-        return {"id": self.model, "object": "model", "created": self._created, "owned_by": "athena-export"}
+        entry = {"id": self.model, "object": "model", "created": self._created, "owned_by": "athena-export"}
+        return entry | self._details
 
     async def _health(self, request: Request) -> Response:
         alive = self._alive()

@@ -121,9 +121,12 @@ def serve(
     if not is_local(host) and not settings.keys():
         print(f"[anyone who reaches {host} can use this server: --api-key asks for a key]", file=sys.stderr)
     shown = f"http://{'[' + host + ']' if ':' in host else host}:{listening.getsockname()[1]}"
+    page = f"; chat page: {shown}/" if settings.page and isinstance(server, Server) else ""
     listen(
         server, listening, settings,
-        lambda: print(f"{name} at {shown}/v1 (process {os.getpid()}); Ctrl-C stops", file=sys.stderr, flush=True),
+        lambda: print(
+            f"{name} at {shown}/v1 (process {os.getpid()}{page}); Ctrl-C stops", file=sys.stderr, flush=True
+        ),
     )  # fmt: skip
 
 

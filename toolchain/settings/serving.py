@@ -30,6 +30,7 @@ class ServeOptions:
     api_key: tuple[str, ...] = option(
         (), "Key that clients must send, one of them; may be repeated", envvar="ATHENA_API_KEY", common=True
     )
+    page: bool = option(True, "A chat page at /")
     ignore_unknown: bool = option(
         False, "Drop request fields that are not known instead of refusing them", negative=False
     )
