@@ -15,6 +15,7 @@ from export.contract.errors import InputError
 from export.files.access import MANIFEST, read_json
 from export.files.foreign import foreign
 from runtime_py.reference.expansion import expand_products
+from runtime_py.system.memory import free_memory
 
 ACTIVATIONS = ("int8", "float32")
 
@@ -97,7 +98,7 @@ def _stays_mapped(asked: bool | None, hint: bool | None, weights: int) -> bool:
     Without either: where there are no huge pages, or they would fill half of what is free. Raises InputError when the
     user asks for more memory than there is; the folder's hint does not count then.
     """
-    free = _free_memory()
+    free = free_memory()
     fits = free is None or weights <= free
     if asked is not None:
         if not asked and not fits:
@@ -110,12 +111,3 @@ def _stays_mapped(asked: bool | None, hint: bool | None, weights: int) -> bool:
     except (OSError, ValueError):
         return True
     return "[never]" in huge or free is None or 2 * weights > free
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be used without swapping; None where the system does not say."""
-    try:
-        memory = Path("/proc/meminfo").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in memory.split("\n") if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None

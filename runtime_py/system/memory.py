@@ -1,4 +1,4 @@
-"""How much memory this process has taken."""
+"""How much memory this process has taken, and how much is left for it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,35 @@ def peak_rss() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def free_memory() -> int | None:
+    """Bytes that can be used without swapping, by the machine and by the control group; None where neither says."""
+    found = [left for left in (_available(), _left_in_group()) if left is not None]
+    return min(found, default=None)
+
+
+def _available() -> int | None:
+    try:
+        memory = Path("/proc/meminfo").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in memory.split("\n") if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _left_in_group() -> int | None:
+    """What the limit of a container leaves, None where there is none. Cached pages of files count as free."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        files = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text(encoding="ascii").split("\n")
+            if line.startswith("inactive_file ")
+        )
+    except (OSError, StopIteration, ValueError):  # "max", another version of control groups, another system
+        return None
+    return max(limit - used + files, 0)
 
 
 def give_back() -> None:

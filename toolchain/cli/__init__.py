@@ -11,14 +11,13 @@ from typing import Annotated
 import typer
 
 from export import __version__
-from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, native, quantize, run
+from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, machine, quantize, run
 from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(
     name="athena-export",
     help="Quantize language models to 2-4 bit codebooks, export plain ONNX, run it, and cost it on accelerators.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
 )
@@ -44,7 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "quantize": quantize.quantize,
     "package": quantize.package,
     "lower": lower.lower,
-    "native": native.native,
+    "native": lower.native,
     "run": run.run,
     "chat": chat.chat,
     "serve": chat.serve,
@@ -57,6 +56,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "cost": cost.cost,
     "sweep": cost.sweep,
     "targets": cost.targets,
+    "doctor": machine.doctor,
+    "models": machine.models,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=QuantizeCommand if _name in ("export", "quantize") else OptionsCommand)(_command)

@@ -1,4 +1,4 @@
-"""`lower`: an exported folder to one for a particular runtime. Needs no torch, but onnx_ir."""
+"""`lower` and `native`: what other runtimes are given. Needs no torch, but onnx_ir, or the ziglang package."""
 
 from __future__ import annotations
 
@@ -100,3 +100,25 @@ def _summary(done: dict) -> str:  # type: ignore[type-arg]
     for (operator, reason), count in Counter((k["operator"], k["reason"]) for k in done.get("kept", ())).items():
         parts.append(f"{count} {operator} kept ({reason})")
     return ", ".join(parts) + (", " if parts else "")
+
+
+@guarded
+def native(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the library into.")],
+    machine: Annotated[str, typer.Option(help="x86_64 or aarch64 Linux; this machine unless told.")] = "",
+) -> None:
+    """Build the operators' kernels as a native library for stock onnxruntime.
+
+    Any exported folder then runs at native speed: SessionOptions.register_custom_ops_library(FILE).
+    """
+    from export.contract.errors import InputError
+    from export.native.build import build_library, library_name, this_machine
+    from toolchain.system.progress import Reporter
+
+    name = machine or this_machine()
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is not a folder")
+    with Reporter("Compiling", 1) as report:
+        report.step(name)
+        made = build_library(name, output / library_name(name))
+    print(f"{made}: {made.stat().st_size / 1e3:.0f} kB; register it with SessionOptions.register_custom_ops_library")

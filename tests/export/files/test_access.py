@@ -266,7 +266,7 @@ def test_external_data_that_does_not_fit(case, tmp_path):
 def test_weights_are_not_read_where_memory_is_short(monkeypatch):
     from runtime_py import load
 
-    monkeypatch.setattr(load, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(load, "free_memory", lambda: 1000)
     assert _stays_mapped(None, False, 2000)  # the folder's hint does not fill the memory
     assert not _stays_mapped(None, False, 900)
     with pytest.raises(InputError, match="--no-mmap"):

@@ -267,15 +267,19 @@ def test_weights_are_read_only_where_that_helps(demo_folder, monkeypatch):
         return answers[str(self)] if str(self) in answers else real(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", fake)
-    for pages, free, mapped in (
-        ("always [madvise] never", 10**9, False),
-        ("always madvise [never]", 10**9, True),
-        ("[always]", 1, True),
+    group = {"memory.max": "max", "memory.current": "5000", "memory.stat": "anon 3\ninactive_file 1000\n"}
+    for pages, free, limit, mapped in (
+        ("always [madvise] never", 10**9, "max", False),
+        ("always madvise [never]", 10**9, "max", True),
+        ("[always]", 1, "max", True),
+        ("[always]", 10**9, str(10**9), False),
+        ("[always]", 10**9, str(4000 + 2 * weights - 1), True),
     ):
+        answers |= {f"/sys/fs/cgroup/{name}": text for name, text in (group | {"memory.max": limit}).items()}
         answers["/sys/kernel/mm/transparent_hugepage/enabled"] = pages
         answers["/proc/meminfo"] = f"MemTotal: 5 kB\nMemAvailable: {free} kB\n"
         assert load._stays_mapped(None, None, weights) is mapped
-    answers["/proc/meminfo"] = "nothing of the kind"
+    answers |= {"/proc/meminfo": "nothing of the kind", "/sys/fs/cgroup/memory.max": "max"}
     assert load._stays_mapped(None, None, weights) is True
 
 

@@ -1,0 +1,1 @@
+"""What this machine has and which models would fit it, for `doctor` and `models`."""
