@@ -15,6 +15,7 @@ from export.contract.errors import InputError
 from export.files.access import MANIFEST, read_json
 from export.files.foreign import foreign
 from runtime_py.reference.expansion import expand_products
+from runtime_py.reference.stepping import Stepped
 from runtime_py.system.memory import free_memory
 
 ACTIVATIONS = ("int8", "float32")
@@ -33,6 +34,9 @@ class Runner(Protocol):
 
     def forward(self, state: Any, tokens: Any, last_only: bool = False) -> np.ndarray:
         """Append tokens to the state; their logits, float32 [T or 1, vocabulary]. Raises NotFiniteError."""
+
+    def step(self, states: Sequence[Any], tokens: Sequence[int]) -> list[Stepped]:
+        """Append one token to each of several states: what forward() gives each alone, or why it gives nothing."""
 
 
 def open_model(

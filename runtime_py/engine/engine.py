@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from export.artefacts.reader import Graph
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
@@ -21,6 +23,7 @@ from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.reference.recurrent import EVERY, Recurrent
+from runtime_py.reference.stepping import Stepped, one_by_one
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 
@@ -92,6 +95,10 @@ class Engine:
         self._overflow = settled(np.zeros((len(self._attention), 2), np.int64))  # of keys and values, by layer
         for i, row in enumerate(self._overflow):
             self._table.set(f"overflow.{i}", row.ctypes.data)
+        self._layers = settled(np.full(len(self._table.steps), -1, np.int64))  # the attention that a step belongs to
+        for i in range(len(self._attention)):
+            for row, _ in self._table.externals.get(f"keys.{i}", ()):
+                self._layers[row] = i
         self._fits = self._overflow.tobytes()  # compared for every token: any() takes ten times as long
 
     def _promises(self, threads: int) -> Promises:
@@ -147,11 +154,10 @@ class Engine:
         ids = np.ascontiguousarray(tokens, dtype=np.int64).reshape(-1)
         if ids.size == 0:
             raise InputError("the prompt is empty: at least one token is needed")
-        if int(ids.min()) < 0 or int(ids.max()) >= self._lookup_rows:
-            raise InputError(f"token {int(ids.max())} lies outside the vocabulary of {self._lookup_rows}")
         total = state.length + ids.size
-        if self._position_rows is not None and total > self._position_rows:
-            raise InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
+        refusal = self._refusal(total, (int(ids.min()), int(ids.max())))
+        if refusal is not None:
+            raise refusal
         logits = result_array((1 if last_only else ids.size, self.vocab_size))
         with self._lock:
             state.recurrent.check(state.length)
@@ -174,6 +180,60 @@ class Engine:
                 raise
             state.length = total
         return logits
+
+    def step(self, states: Sequence[EngineState], tokens: Sequence[int]) -> list[Stepped]:
+        """Append one token to each of several states: the logits of each, float32 [vocabulary], or why there are none.
+
+        They are those of forward() for that token alone, to the bit, but every weight is read once for all of them.
+        No two states may be the same.
+        """
+        if len(states) == 1 or not self._program.takes_apart:
+            return one_by_one(self, states, tokens)
+        found: list[Stepped] = []
+        for start in range(0, len(states), MOST_TOKENS):
+            found += self._step(states[start : start + MOST_TOKENS], tokens[start : start + MOST_TOKENS])
+        return found
+
+    def _step(self, states: Sequence[EngineState], tokens: Sequence[int]) -> list[Stepped]:
+        found: list[Any] = [self._refusal(state.length + 1, [token]) for state, token in zip(states, tokens)]
+        good = [i for i, error in enumerate(found) if error is None]
+        if not good:
+            return found
+        logits = result_array((len(good), self.vocab_size))
+        with self._lock:
+            self._run_apart([states[i] for i in good], [tokens[i] for i in good], logits)
+        for i, row in zip(good, logits):
+            try:
+                found[i] = checked_logits(row[None])[0]
+                states[i].length += 1
+            except NotFiniteError as error:
+                found[i] = error
+        return found
+
+    def _run_apart(self, states: list[EngineState], tokens: list[int], logits: np.ndarray) -> None:
+        self._ids[: len(tokens)] = tokens
+        self._positions[: len(tokens)] = [state.length for state in states]
+        self._table.set("result", logits.ctypes.data)
+        longest = max(state.length for state in states) + 1
+        if longest > self._rotated:
+            self._extend_rotations(longest)
+        while True:
+            for state in states:
+                self._widen(state)
+                self._grow(state, state.length + 1)
+            self._bind(states[0])  # the bytes of a cached number are those of all
+            texts = settled(np.array([_text_row(state) for state in states], np.int64))
+            self._program.run_apart(texts, self._layers)
+            if not self._found_overflow():
+                return
+
+    def _refusal(self, total: int, ids: Sequence[int] | np.ndarray) -> InputError | None:
+        """Why these tokens, the last of `total`, cannot be computed."""
+        if min(ids) < 0 or max(ids) >= self._lookup_rows:
+            return InputError(f"token {int(max(ids))} lies outside the vocabulary of {self._lookup_rows}")
+        if self._position_rows is not None and total > self._position_rows:
+            return InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
+        return None
 
     def _undo(self, state: EngineState, before: list[np.ndarray] | None) -> None:
         """Take back a call that ended badly. before: the recurrent states before it, None for a call of one chunk."""
@@ -199,18 +259,23 @@ class Engine:
                 self._table.set(f"past_state.{i}", before.ctypes.data)
                 self._table.set(f"present_state.{i}", after.ctypes.data)
             self._program.run(tokens, past, last_only)
-            if self._overflow.tobytes() == self._fits:
+            if not self._found_overflow():
                 break
-            # Some cache of float16 is too narrow for these tokens: it holds float32 from now on, and they pass again.
-            self._items = tuple(
-                (FLOAT_ITEM if key else k, FLOAT_ITEM if value else v)
-                for (k, v), (key, value) in zip(self._items, self._overflow.tolist())
-            )
-            self._overflow[:] = 0
             self._widen(state)
         state.length += tokens
         state.recurrent.arrays, state.spare = state.spare, state.recurrent.arrays
         state.recurrent.length = state.length
+
+    def _found_overflow(self) -> bool:
+        """Whether some cache of float16 was too narrow: it holds float32 from now on, and the tokens pass again."""
+        if self._overflow.tobytes() == self._fits:
+            return False
+        self._items = tuple(
+            (FLOAT_ITEM if key else k, FLOAT_ITEM if value else v)
+            for (k, v), (key, value) in zip(self._items, self._overflow.tolist())
+        )
+        self._overflow[:] = 0
+        return True
 
     def _widen(self, state: EngineState) -> None:
         """Store as float32 what the engine has found to need it: the same numbers, so that no result changes."""
@@ -284,6 +349,12 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
 def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, int]:
     """Bytes of 16 cached keys and of 16 values of one head, from the bytes of a number in each."""
     return shape.key_block * items[0] // HALF_ITEM, shape.value_block * items[1] // HALF_ITEM
+
+
+def _text_row(state: EngineState) -> list[int]:
+    """A state as loop/apart.py reads it."""
+    caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
+    return [state.length, state.capacity, *(address for pair in caches for address in pair)]
 
 
 def _cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) -> tuple[int, int]:

@@ -11,10 +11,13 @@ import numpy as np
 from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.attention import attend, razor_attend
 from runtime_py.engine.kernels.matrix import width_tag
+from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
+from runtime_py.engine.loop import apart
 from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import finish
 from runtime_py.engine.records.claims import Case
+from runtime_py.engine.steps.table import OPERATION
 from runtime_py.engine.verify.verifier import Promises, verify
 from runtime_py.simd.codes import RAW
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
@@ -54,6 +57,9 @@ class Program:
         per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096 + planned.gathering
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
+        self.takes_apart = apart.KINDS.issuperset(self.table.steps[:, OPERATION].tolist()) and not planned.recurrent
+        if self.takes_apart:
+            cases = [*cases, *(case._replace(tokens=MOST_TOKENS, apart=True) for case in cases if case.tokens == 1)]
         cases = [case._replace(threads=self.threads) for case in cases]
         self.limits = verify(self.table, promises(self.threads), cases, self._scratch_stride)
         self._counters = settled(np.zeros(len(self.table.steps), np.int64))
@@ -79,6 +85,25 @@ class Program:
             )  # fmt: skip
 
         alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
+        self._pool.run(work, 1 if alone else self.threads)
+
+    def run_apart(self, texts: np.ndarray, layers: np.ndarray) -> None:
+        """Compute a token of each of some texts. texts: int64 rows as loop/apart.py reads them; layers: int64 [steps].
+
+        Only where `takes_apart`; at most MOST_TOKENS texts.
+        """
+        self._counters[:] = 0
+        counters, gate, scratch = self._addresses
+        tag, widths, offset, _, _, steps, count = self._machine
+        tokens, stride = len(texts), texts.strides[0]
+
+        def work(thread: int, threads: int) -> None:
+            apart.run_apart(
+                tag, widths, offset, steps, count, layers.ctypes.data, texts.ctypes.data, stride, tokens, counters,
+                gate, thread, threads, scratch + thread * self._scratch_stride,
+            )  # fmt: skip
+
+        alone = self.bytes_per_token * tokens < self.alone_below
         self._pool.run(work, 1 if alone else self.threads)
 
 

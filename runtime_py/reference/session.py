@@ -26,6 +26,7 @@ from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
+from runtime_py.reference.stepping import Stepped, one_by_one
 from runtime_py.system.finite import checked_logits
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
@@ -123,6 +124,10 @@ class Session:
         found = checked_logits(logits[0].astype(np.float32, copy=False))
         self._go_on(state, values, total)
         return found[-1:] if last_only else found
+
+    def step(self, states: Sequence[State], tokens: Sequence[int]) -> list[Stepped]:
+        """Append one token to each of several states: the logits of each, or why there are none."""
+        return one_by_one(self, states, tokens)
 
     def _go_on(self, state: State, values: dict[str, np.ndarray], total: int) -> None:
         """The state behind `total` tokens. Raises InputError where the graph made recurrent states of another form."""

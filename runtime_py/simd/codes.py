@@ -124,48 +124,67 @@ def segment(typingctx, width, address, number):
     return Bytes(width, types.int64, number), codegen
 
 
-@intrinsic
-def tail_segment(typingctx, width, address, places):
-    """Codes of 64 columns of a shorter last block at `address`, for lengths divisible by 64.
+def _emit_tail_plane(builder: ir.IRBuilder, plane: int, address: ir.Value, tail: int, segment: int) -> ir.Value:
+    """Fields of one plane, 64 columns of a last block of `tail` columns, in the low bits of bytes."""
+    size = tail * plane // 8  # bytes of the plane
+    places = [(64 * segment + column) % size for column in range(64)]
+    shifts = [(64 * segment + column) // size * plane for column in range(0, 64, 8)]  # alike within 8 columns
+    if size <= 64:
+        found = shuffle(builder, load(builder, address, ir.VectorType(I8, size)), places)
+    elif places[-1] == places[0] + 63:
+        found = load(builder, builder.add(address, ir.Constant(I64, places[0])), Bytes.llvm)
+    else:  # from the plane's end on to its start
+        half = ir.VectorType(I8, 32)
+        first, second = (load(builder, builder.add(address, ir.Constant(I64, places[k])), half) for k in (0, 32))
+        found = shuffle(builder, first, list(range(64)), second)
+    quads = ir.VectorType(I64, 8)
+    moved = builder.lshr(builder.bitcast(found, quads), ir.Constant(quads, shifts)) if any(shifts) else found
+    return builder.bitcast(moved, Bytes.llvm)
 
-    places: address of the int64 table made by tail_places: per plane 8 byte offsets, then 8 shifts, one for each
-    group of 8 columns.
-    """
+
+def _emit_tail(builder: ir.IRBuilder, bits: int, address: ir.Value, tail: int, segment: int) -> ir.Value:
+    """Codes of 64 columns of a last block of 64, 128 or 192 columns; bits above a code are those of others."""
+    code, offset, widths = None, 0, planes(bits)
+    for plane in widths:
+        start = builder.add(address, ir.Constant(I64, offset))
+        fields = _emit_tail_plane(builder, plane, start, tail, segment)
+        if len(widths) > 1:
+            fields = keep(builder, fields, (1 << plane) - 1)
+        if code is None:
+            code = fields
+        else:
+            code = builder.or_(builder.shl(code, ir.Constant(Bytes.llvm, [plane] * 64)), fields)
+        offset += tail * plane // 8
+    return code
+
+
+@intrinsic
+def tail_segment(typingctx, width, address, tail, index):
+    """Codes of the columns 64 * index.. of a last block of `tail` columns at `address`; tail: 64, 128 or 192."""
 
     def codegen(context, builder, signature, args):
-        quads, widths = ir.VectorType(I64, 8), planes(code_bits(signature.args[0]))
-        code = None
-        for i, plane in enumerate(widths):
-            row = builder.add(args[2], ir.Constant(I64, 128 * i))
-            values = ir.Constant(quads, ir.Undefined)
-            for e in range(8):
-                lane = ir.Constant(ir.IntType(32), e)
-                offset = load(builder, builder.add(row, ir.Constant(I64, 8 * e)), I64)
-                values = builder.insert_element(values, load(builder, builder.add(args[1], offset), I64), lane)
-            shifts = load(builder, builder.add(row, ir.Constant(I64, 64)), quads)
-            fields = builder.bitcast(builder.lshr(values, shifts), Bytes.llvm)
-            if len(widths) > 1:
-                fields = keep(builder, fields, (1 << plane) - 1)
-            if code is None:
-                code = fields
-            else:
-                code = builder.or_(builder.shl(code, ir.Constant(Bytes.llvm, [plane] * 64)), fields)
-        return code
+        bits = code_bits(signature.args[0])
+        _, address, tail, index = args
+        start, end = builder.block, builder.append_basic_block("codes")
+        cases = []
+        for columns in (64, 128, 192):
+            for segment in range(columns // 64):
+                block = builder.append_basic_block("tail")
+                with builder.goto_block(block):
+                    cases.append((columns + segment, block, _emit_tail(builder, bits, address, columns, segment)))
+                    builder.branch(end)
+        builder.position_at_end(start)
+        choice = builder.switch(builder.add(tail, index), end)
+        for number, block, _ in cases:
+            choice.add_case(ir.Constant(I64, number), block)
+        builder.position_at_end(end)
+        found = builder.phi(Bytes.llvm)
+        found.add_incoming(ir.Constant(Bytes.llvm, [0] * 64), start)
+        for _, block, code in cases:
+            found.add_incoming(code, block)
+        return found
 
-    return Bytes(width, types.int64, types.int64), codegen
-
-
-def tail_places(columns: int, bits: int) -> list[int]:
-    """The table tail_segment reads, for a last block of 64, 128 or 192 columns: flat, 16 per plane per segment."""
-    flat: list[int] = []
-    for first in range(0, columns, 64):
-        offset = 0
-        for plane in planes(bits):
-            size = columns * plane // 8
-            columns_of = [first + 8 * e for e in range(8)]
-            flat += [offset + c % size for c in columns_of] + [c // size * plane for c in columns_of]
-            offset += size
-    return flat
+    return Bytes(width, types.int64, types.int64, types.int64), codegen
 
 
 def _emit_table(builder: ir.IRBuilder, isa: str, bits: int, address: ir.Value) -> ir.Value:

@@ -155,13 +155,14 @@ def group_rows(
             at += block_bytes
             scale += 256 // size * item
         if m.tail > 0:
-            if m.places == 0:
+            prefetch(at + _AHEAD)
+            if m.tail % 64 != 0:
                 unpack_block(at, m.bits, m.tail, scratch)
             inner, own = zero_floats(), high + HIGH_TOKEN * m.blocks
             places = get_i64(own)
             for s in range((m.tail + 63) // 64):
                 place = 256 * m.blocks + 64 * s
-                codes = lookup(isa, width, entries, tail_codes(width, m.bits, at, m.places, scratch, s))
+                codes = lookup(isa, width, entries, tail_codes(width, m.tail, at, scratch, s))
                 acc = group_start(isa, width, starts + place)
                 acc = _segment(isa, acc, codes, quantized + place, places, own + HIGH_BYTES + 64 * s, s)
                 inner = fused(to_floats(acc), segment_scales(width, scale + 64 * s // size * item), inner)

@@ -70,10 +70,11 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
             to += 256
             state += 256
         if m.tail > 0:
-            if m.places == 0:
+            prefetch(at + _AHEAD)
+            if m.tail % 64 != 0:
                 unpack_block(at, m.bits, m.tail, scratch)
             for s in range((m.tail + 63) // 64):
-                code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), state + 64 * s)
+                code = follow(width, tail_codes(width, m.tail, at, scratch, s), state + 64 * s)
                 store_bytes(to + 64 * s, lookup(isa, width, entries, code))
 
 

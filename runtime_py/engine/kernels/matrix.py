@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numba as nb
-import numpy as np
 
-from export.contract.packing import planes
 from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, RAW_WIDTH, TRELLIS_WIDTH
 from runtime_py.simd.codes import RAW, TRELLIS, WIDTHS, tail_segment
 from runtime_py.simd.isa import Tag, TagType
@@ -32,15 +30,6 @@ def padded(columns: int) -> int:
     return -(-columns // 64) * 64
 
 
-_PLANE_COUNT = np.array([0, *(len(planes(b)) for b in range(1, 9))], np.int64)
-
-
-@nb.njit(cache=True)
-def plane_count(bits):
-    """Bit planes of codes of this many bits."""
-    return _PLANE_COUNT[bits]
-
-
 @nb.njit(cache=True)
 def unpack_block(address, bits, columns, out):
     """Codes of a block of any length, one a byte, to `out`: the slow way, for lengths not divisible by 64."""
@@ -61,8 +50,8 @@ def unpack_block(address, bits, columns, out):
 
 
 @nb.njit(cache=True, inline="always")
-def tail_codes(width, bits, codes, places, scratch, index):
-    """Codes of columns 64 * index.. of the last block: from the stored planes, or from `scratch` if unpacked there."""
-    if places != 0:
-        return tail_segment(width, codes, places + 128 * plane_count(bits) * index)
+def tail_codes(width, tail, codes, scratch, index):
+    """Codes of columns 64 * index.. of a last block of `tail` columns: as stored, or unpacked at `scratch`."""
+    if tail % 64 == 0:
+        return tail_segment(width, codes, tail, nb.int64(index))
     return load_bytes(scratch + 64 * index)

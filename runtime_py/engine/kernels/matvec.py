@@ -39,7 +39,7 @@ def _tail(isa, width, m, entries, at, scratch, states, low, high, acc, outliers)
     """acc plus the products of the last, shorter block, whose codes are at `at` or unpacked in scratch."""
     upper = zero_ints()
     for s in range((m.tail + 63) // 64):
-        code = follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + 64 * s)
+        code = follow(width, tail_codes(width, m.tail, at, scratch, s), states + 64 * s)
         w = lookup(isa, width, entries, code)
         acc = dot(isa, acc, w, load_bytes(low + 64 * s))
         if outliers:
@@ -92,7 +92,8 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
             total = fused(to_floats(acc), broadcast_float(scales + 4 * b), total)
             at += block_bytes
         if m.tail > 0:
-            if m.places == 0:
+            prefetch(at + _AHEAD)
+            if m.tail % 64 != 0:
                 unpack_block(at, m.bits, m.tail, scratch)
             place, own = 256 * m.blocks, high + HIGH_TOKEN * m.blocks
             start, low, here = load_ints(sums + 64 * m.blocks), quantized + place, states + place

@@ -73,10 +73,10 @@ def _pass_by(width, matrix, n, states, scratch):
         at += 32 * m.bits
         states += 256
     if m.tail > 0:
-        if m.places == 0:
+        if m.tail % 64 != 0:
             unpack_block(at, m.bits, m.tail, scratch)
         for s in range((m.tail + 63) // 64):
-            follow(width, tail_codes(width, m.bits, at, m.places, scratch, s), states + 64 * s)
+            follow(width, tail_codes(width, m.tail, at, scratch, s), states + 64 * s)
 
 
 def begin(width, matrix, first, states, scratch):

@@ -94,11 +94,11 @@ def razor_rows(
                 whole += sum_wide(total)
                 total = zero_ints()
         if m.tail > 0:
-            if m.places == 0:
+            if m.tail % 64 != 0:
                 unpack_block(at, m.bits, m.tail, scratch)
             for s in range((m.tail + 63) // 64):
                 place = 256 * m.blocks + 64 * s
-                weights = lookup(isa, width, entries, tail_codes(width, m.bits, at, m.places, scratch, s))
+                weights = lookup(isa, width, entries, tail_codes(width, m.tail, at, scratch, s))
                 acc = dot(isa, load_ints(sums + place), weights, load_bytes(codes + place))
                 by = add_ints(_flags(own, places, log_group, 4 * m.blocks + s), load_ints(shifts + place))
                 total = add_ints(total, shift_left(acc, by))

@@ -21,7 +21,7 @@ from runtime_py.simd.integers import leading
 # A matrix-vector product is shared out in two parts: most rows in one long run per thread, because memory is fastest
 # read in a straight line, and the rest in small items, because threads do not finish together.
 RUN_SHARE = 0.95
-_ITEM_BYTES = 65536  # codes that one of the small items reads
+ITEM_BYTES = 65536  # codes that one of the small items reads
 FLOAT_ROWS, GROUPED_ROWS = 64, 32  # of a work item
 
 _matvec = by_width(matvec_rows)
@@ -98,7 +98,7 @@ _tile_rows = by_kind({MatMul: _int8_tile_rows, RazorMatMul: _code_tile_rows, Gro
 def run_product(s, isa, widths, tile, tokens, thread, threads, counter, scratch):
     """A MatMul, RazorMatMul or GroupMatMul: runs of rows for one token, tiles of rows for several."""
     if tokens == 1:
-        size = max(_ITEM_BYTES // s.row_bytes, 1)
+        size = max(ITEM_BYTES // s.row_bytes, 1)
         run = int(RUN_SHARE * s.rows / threads)
         first, last = thread * run, (thread + 1) * run
         while first < s.rows:

@@ -72,7 +72,7 @@ def _kv_append(s, past, token, scratch):
     )  # fmt: skip
 
 
-_one = by_kind(
+one_token = by_kind(
     {
         Embed: _embed,
         EmbedGroups: _embed_groups,
@@ -94,5 +94,5 @@ def run_tokens(s, past, tokens, counter, scratch):
     first = 16 * fetch_add(counter, 1)
     while first < tokens:
         for token in range(first, min(first + 16, tokens)):
-            _one(s, past, token, scratch)
+            one_token(s, past, token, scratch)
         first = 16 * fetch_add(counter, 1)

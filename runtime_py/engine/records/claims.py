@@ -21,6 +21,7 @@ class Case(NamedTuple):
     capacity: int  # positions of the key-value cache, a multiple of 16; those of the call end there at the latest
     item: int  # bytes of a cached number
     threads: int
+    apart: bool = False  # single tokens of several texts (loop/apart.py)
 
 
 class Access(NamedTuple):

@@ -12,7 +12,7 @@ from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import Unplannable, need
 from runtime_py.engine.records.record import T, declared, reader
-from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, StoredMatrix, record_of, row_of, tail_table
+from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, StoredMatrix, record_of, row_of
 from runtime_py.simd.codes import GROUP_LOGS, group_tag
 from runtime_py.system.guard_pages import settled
 
@@ -85,7 +85,6 @@ def group_record(
     codes, scale = settled(codes), settled(_by_group(scale, layout, size))
     own = settled(_by_group(offset, layout, size)) if layout.offsets != ONE_ZERO else None
     blocks, tail = divmod(layout.K, BLOCK_COLUMNS)
-    places = tail_table(tail, layout.bits)
     tag = group_tag(layout.bits, size.bit_length() - 1, scale.dtype == np.float32)
     matrix = GroupMatrix(
         codes=codes.ctypes.data,
@@ -100,13 +99,12 @@ def group_record(
         width=GROUPS_WIDTH + int(tag.value),
         blocks=blocks,
         tail=tail,
-        places=0 if places is None else places.ctypes.data,
         bits=layout.bits,
         offset=0 if own is None else own.ctypes.data,
         offset_kind=layout.offsets,
         zero=int(offset[0, 0]) if own is None else 0,
     )
-    return record_of(matrix), [array for array in (codes, scale, own, places) if array is not None]
+    return record_of(matrix), [array for array in (codes, scale, own) if array is not None]
 
 
 def _by_group(numbers: np.ndarray, layout: GroupsLayout, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T, declared, reader
-from runtime_py.simd.codes import TRELLIS_STATE_BITS, tail_places
+from runtime_py.simd.codes import TRELLIS_STATE_BITS
 from runtime_py.system.guard_pages import settled
 
 # Widths, each of which has a compiled kernel: bits of a code, or one of these (simd/codes.py).
@@ -39,7 +39,6 @@ class StoredMatrix(Record[T]):
     width: T
     blocks: T  # of 256 columns
     tail: T  # columns of the last, shorter block
-    places: T  # where the tail's codes lie, for tails of whole vectors; else 0
     bits: T  # of a code as it is stored
 
     @staticmethod
@@ -67,11 +66,6 @@ class StoredMatrix(Record[T]):
         last_block = sum(-(-self.tail * plane // 8) for plane in planes)
         need(self.row_bytes >= 32 * self.bits * self.blocks + last_block, "rows of codes that are too short")
         yield Constant("codes", self.codes, self.rows * self.row_bytes)
-        if self.places:
-            count = 16 * len(planes) * -(-self.tail // 64)
-            yield Constant("places", self.places, 8 * count)
-            offsets = arrays[self.places][:count].reshape(-1, 2, 8)[:, 0]
-            need(int(offsets.min()) >= 0 and int(offsets.max()) + 8 <= last_block, "places outside a row of codes")
 
 
 NUMBERS = 24  # of the array that holds a record
@@ -94,11 +88,6 @@ def record_of(matrix: StoredMatrix[int]) -> np.ndarray:
     return record
 
 
-def tail_table(tail: int, bits: int) -> np.ndarray | None:
-    """Where the codes of a shorter last block lie, where that is whole vectors; None for another or none."""
-    return settled(np.array(tail_places(tail, bits), np.int64)) if tail and tail % 64 == 0 else None
-
-
 def matrix_record(
     layout: CodebookLayout | TrellisLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -108,7 +97,6 @@ def matrix_record(
     layout.check(codes, codebook, scale)
     codes, codebook, scale = settled(codes), settled(codebook), settled(scale)
     blocks, tail = divmod(layout.K, BLOCK_COLUMNS)
-    places = tail_table(tail, layout.bits)
     matrix = StoredMatrix(
         codes=codes.ctypes.data,
         row_bytes=codes.shape[1],
@@ -122,10 +110,9 @@ def matrix_record(
         width=_width(layout, codebook),
         blocks=blocks,
         tail=tail,
-        places=0 if places is None else places.ctypes.data,
         bits=layout.bits,
     )
-    return record_of(matrix), [codes, codebook, scale, *([] if places is None else [places])]
+    return record_of(matrix), [codes, codebook, scale]
 
 
 def matrix_width(record: np.ndarray) -> int:

@@ -41,6 +41,8 @@ class OnCache(Step[T]):
         need(fit, "heads that do not fit")
         need(self.capacity == case.capacity and case.capacity % 16 == 0, "a cache of another length")
         blocks, sizes = case.capacity // 16 * self.kv_heads, self.block_bytes()
+        if case.apart:  # each token has the cache of its own text, as large, in place of these
+            return
         yield Access("keys", kind, self.keys, blocks * sizes[0])
         yield Access("values", kind, self.values, blocks * sizes[1])
 

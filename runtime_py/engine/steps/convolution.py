@@ -52,4 +52,4 @@ class ShortConvolution(Making[T]):
         yield Access("present", WRITE, self.present, 4 * self.width * self.columns)
         yield whole("out", self.out, self.columns, case.tokens)
         if self.quant:
-            yield from int8_parts(self, WRITE, self.columns, case.tokens)
+            yield from int8_parts(self, WRITE, self.columns, case)

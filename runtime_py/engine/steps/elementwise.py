@@ -48,7 +48,7 @@ class Norm(Making[T]):
         yield rows("source", READ, self.source, self.stride, self.columns * self.heads, case.tokens)
         yield whole("out", self.out, self.columns * self.heads, case.tokens)
         if self.quant:
-            yield from int8_parts(self, WRITE, self.columns, case.tokens)
+            yield from int8_parts(self, WRITE, self.columns, case)
 
 
 @declared
@@ -80,7 +80,7 @@ class Activate(Making[T]):
             yield rows("gated", READ, self.gated, self.gated_stride, self.columns, case.tokens)
         yield whole("out", self.out, self.columns, case.tokens)
         if self.quant:
-            yield from int8_parts(self, WRITE, self.columns, case.tokens)
+            yield from int8_parts(self, WRITE, self.columns, case)
 
 
 @declared

@@ -31,7 +31,7 @@ class Quantize(Step[T]):
 
     def accesses(self: Quantize[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield rows("source", READ, self.source, self.stride, self.columns, case.tokens)
-        yield from int8_parts(self, WRITE, self.columns, case.tokens)
+        yield from int8_parts(self, WRITE, self.columns, case)
 
 
 @declared

@@ -69,7 +69,7 @@ class MatMul(CodeProduct[T]):
     high: T
 
     def accesses(self: MatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
-        yield from int8_parts(self, READ, StoredMatrix.at(self.matrix, arrays).columns, case.tokens)
+        yield from int8_parts(self, READ, StoredMatrix.at(self.matrix, arrays).columns, case)
         yield self.result(case)
 
 
@@ -93,7 +93,7 @@ class GroupMatMul(CodeProduct[T]):
         yield from CodeProduct.constants(self, arrays)
 
     def accesses(self: GroupMatMul[int], case: Case, arrays: Arrays) -> Iterator[Access]:
-        yield from int8_parts(self, READ, self.stored(arrays).columns, case.tokens)
+        yield from int8_parts(self, READ, self.stored(arrays).columns, case)
         yield self.result(case)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
@@ -69,13 +70,17 @@ def whole(name: str, address: int, columns: int, tokens: int, accumulate: int = 
     return Access(name, UPDATE if accumulate else WRITE, address, 4 * columns * tokens)
 
 
-def int8_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Access]:
+def int8_parts(step: Any, kind: int, columns: int, case: Case) -> Iterator[Access]:
     """`quant`, `sums`, `scales` and `high`: activations as integers (quantize.py). Products load groups of 16 tokens in
     pairs, of which a missing one has no high digits.
 
     For a step with `group` columns in a group, `starts` and `shares` in place of the sums, or beside them where it
     writes both.
     """
+    if case.apart:
+        yield from _int8_parts_apart(step, kind, columns)
+        return
+    tokens = case.tokens
     wide, blocks, groups = -(-columns // 64) * 64, -(-columns // 256), -(-tokens // 16)
     parts = {"quant": wide, "sums": 64 * blocks, "scales": 4 * blocks}
     if tokens > 1:
@@ -92,6 +97,14 @@ def int8_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Acce
         yield Access(name, kind, getattr(step, name), size * groups, slack=size * pair)
     high = HIGH_TOKEN * blocks if tokens == 1 else HIGH_GROUP * blocks * (groups + groups % 2)
     yield Access("high", kind, step.high, high)
+
+
+def _int8_parts_apart(step: Any, kind: int, columns: int) -> Iterator[Access]:
+    """The same for single tokens of several texts, as many as there may be (kernels/matvec_apart.py)."""
+    need(not getattr(step, "group", 0), "sums of groups")
+    parts = MOST_TOKENS * -(-columns // 256)
+    for name, size in (("quant", 256), ("sums", 64), ("scales", 4), ("high", HIGH_TOKEN)):
+        yield Access(name, kind, getattr(step, name), size * parts)
 
 
 def razored_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Access]:

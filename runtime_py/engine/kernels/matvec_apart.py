@@ -1,0 +1,220 @@
+"""Single tokens of several texts times a codebook matrix: the codes are read and looked up once for all of them.
+
+Every token's integers, blocks and sums are those of matvec.py in the same order, so that its result is the same to the
+bit whatever tokens come with it. Four rows at a time keep their weights in registers while the tokens pass by: loads of
+activations would bound it otherwise. Activations lie as for one token, but block by block: those of a block's tokens
+are neighbours, MOST_TOKENS apart from the next block's (place()).
+"""
+
+from __future__ import annotations
+
+import numba as nb
+
+from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.kernels.quantize import HIGH_TOKEN
+from runtime_py.engine.records.stored_matrix import read_matrix
+from runtime_py.simd.codes import lookup, table
+from runtime_py.simd.digits import HIGH_BYTES, times_255
+from runtime_py.simd.lowering import dot
+from runtime_py.simd.vectors import (
+    add_ints,
+    broadcast_float,
+    fused,
+    get_f32,
+    get_i64,
+    load_bytes,
+    load_floats,
+    load_ints,
+    prefetch,
+    put_f32,
+    store_bytes,
+    store_floats,
+    sum_floats,
+    to_floats,
+    zero_floats,
+    zero_ints,
+)
+
+MOST_TOKENS = 16
+ROWS = 4  # whose weights are in registers at a time
+_AHEAD = 4096  # as in matvec.py
+_TAIL, _TOTALS = 256 * ROWS, 64 * ROWS * MOST_TOKENS  # bytes: weights of a shorter last block; sums of 16 lanes
+SCRATCH_BYTES = 256 + _TAIL + _TOTALS  # and one for each column, rounded up to 64
+
+
+@nb.njit(cache=True, inline="always")
+def place(token, block):
+    """Where a token's part of a block lies, counted in such parts: whole blocks of 256, also where columns end."""
+    return MOST_TOKENS * block + token
+
+
+@nb.njit(cache=True, inline="always")
+def _upper(isa, w0, w1, w2, w3, places, digits):
+    """The products with a block's high digits."""
+    upper = zero_ints()
+    if places & 0xFFFF != 0:
+        upper = dot(isa, upper, w0, load_bytes(digits))
+    if (places >> 16) & 0xFFFF != 0:
+        upper = dot(isa, upper, w1, load_bytes(digits + 64))
+    if (places >> 32) & 0xFFFF != 0:
+        upper = dot(isa, upper, w2, load_bytes(digits + 128))
+    if (places >> 48) & 0xFFFF != 0:
+        upper = dot(isa, upper, w3, load_bytes(digits + 192))
+    return times_255(upper)
+
+
+@nb.njit(cache=True, inline="always")
+def _add_block(isa, start, w0, w1, w2, w3, q0, q1, q2, q3, scale, total):
+    """total += scale * (start + products of a block); start int32 [16], total: address of float32 [16]."""
+    acc = dot(isa, start, w0, q0)
+    acc = dot(isa, acc, w1, q1)
+    acc = dot(isa, acc, w2, q2)
+    acc = dot(isa, acc, w3, q3)
+    store_floats(total, fused(to_floats(acc), scale, load_floats(total)))
+
+
+@nb.njit(cache=True, inline="always")
+def _next_block(isa, width, entries, at, bits, state):
+    """Weights of a block of 256 columns."""
+    prefetch(at + _AHEAD)
+    if bits > 2:
+        prefetch(at + _AHEAD + 64)
+    w0 = weights(isa, width, entries, at, 0, state)
+    w1 = weights(isa, width, entries, at, 1, state + 64)
+    w2 = weights(isa, width, entries, at, 2, state + 128)
+    w3 = weights(isa, width, entries, at, 3, state + 192)
+    return w0, w1, w2, w3
+
+
+@nb.njit(cache=True, inline="always")
+def _decode_tail(isa, width, m, n, states, decoded, scratch):
+    """The weights of row n's last, shorter block."""
+    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+    at = m.codes + n * m.row_bytes + m.blocks * 32 * m.bits
+    prefetch(at + _AHEAD)
+    if m.tail % 64 != 0:
+        unpack_block(at, m.bits, m.tail, scratch)
+    for k in range((m.tail + 63) // 64):
+        code = follow(width, tail_codes(width, m.tail, at, scratch, k), states + 64 * k)
+        store_bytes(decoded + 64 * k, lookup(isa, width, entries, code))
+
+
+@nb.njit(cache=True)
+def _tails(isa, m, rows, quantized, sums, scales, high, tokens, decoded, totals):
+    """Add the products of the last block of some rows, decoded [ROWS, 256], to the totals [tokens, ROWS]."""
+    count = (m.tail + 63) // 64
+    for t in range(tokens):
+        i = place(t, m.blocks)
+        start, scale, own, q = load_ints(sums + 64 * i), broadcast_float(scales + 4 * i), high + HIGH_TOKEN * i, 256 * i
+        q += quantized
+        outliers = get_i64(own) != 0
+        for r in range(rows):
+            w, acc, total = decoded + 256 * r, start, totals + 64 * (ROWS * t + r)
+            for k in range(count):
+                acc = dot(isa, acc, load_bytes(w + 64 * k), load_bytes(q + 64 * k))
+            if outliers:
+                upper = zero_ints()
+                for k in range(count):
+                    upper = dot(isa, upper, load_bytes(w + 64 * k), load_bytes(own + HIGH_BYTES + 64 * k))
+                acc = add_ints(acc, times_255(upper))
+            store_floats(total, fused(to_floats(acc), scale, load_floats(total)))
+
+
+@nb.njit(cache=True, inline="always")
+def _finish(m, n, tokens, totals, out, bias, accumulate):
+    """Scale and write a row's results."""
+    factor = get_f32(m.scale + n // m.scale_rows * 4)
+    for t in range(tokens):
+        value, where = sum_floats(load_floats(totals + 64 * ROWS * t)) * factor, out + 4 * (t * m.rows + n)
+        if bias != 0:
+            value += get_f32(bias + 4 * n)
+        if accumulate:
+            value += get_f32(where)
+        put_f32(where, value)
+
+
+@nb.njit(cache=True)
+def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals):
+    """Add whole blocks of rows n..n + 3, which have one codebook, to the totals [tokens, ROWS]."""
+    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+    at, line = m.codes + n * m.row_bytes, m.row_bytes
+    for b in range(m.blocks):
+        state = states + 256 * b
+        a0, a1, a2, a3 = _next_block(isa, width, entries, at, m.bits, state)
+        b0, b1, b2, b3 = _next_block(isa, width, entries, at + line, m.bits, state)
+        c0, c1, c2, c3 = _next_block(isa, width, entries, at + 2 * line, m.bits, state)
+        d0, d1, d2, d3 = _next_block(isa, width, entries, at + 3 * line, m.bits, state)
+        i = place(0, b)
+        q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
+        for _ in range(tokens):
+            start, places, scale = load_ints(s), get_i64(own), broadcast_float(scale_at)
+            q0, q1, q2, q3 = load_bytes(q), load_bytes(q + 64), load_bytes(q + 128), load_bytes(q + 192)
+            if places == 0:
+                _add_block(isa, start, a0, a1, a2, a3, q0, q1, q2, q3, scale, total)
+                _add_block(isa, start, b0, b1, b2, b3, q0, q1, q2, q3, scale, total + 64)
+                _add_block(isa, start, c0, c1, c2, c3, q0, q1, q2, q3, scale, total + 128)
+                _add_block(isa, start, d0, d1, d2, d3, q0, q1, q2, q3, scale, total + 192)
+            else:
+                digits = own + HIGH_BYTES
+                upper = add_ints(start, _upper(isa, a0, a1, a2, a3, places, digits))
+                _add_block(isa, upper, a0, a1, a2, a3, q0, q1, q2, q3, scale, total)
+                upper = add_ints(start, _upper(isa, b0, b1, b2, b3, places, digits))
+                _add_block(isa, upper, b0, b1, b2, b3, q0, q1, q2, q3, scale, total + 64)
+                upper = add_ints(start, _upper(isa, c0, c1, c2, c3, places, digits))
+                _add_block(isa, upper, c0, c1, c2, c3, q0, q1, q2, q3, scale, total + 128)
+                upper = add_ints(start, _upper(isa, d0, d1, d2, d3, places, digits))
+                _add_block(isa, upper, d0, d1, d2, d3, q0, q1, q2, q3, scale, total + 192)
+            q, s, scale_at, own, total = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN, total + 64 * ROWS
+        at += 32 * m.bits
+
+
+@nb.njit(cache=True)
+def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals):
+    """Add whole blocks of row n to the first of the totals [tokens, ROWS]."""
+    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+    at = m.codes + n * m.row_bytes
+    for b in range(m.blocks):
+        w0, w1, w2, w3 = _next_block(isa, width, entries, at, m.bits, states + 256 * b)
+        for t in range(tokens):
+            i = place(t, b)
+            q, start, own = quantized + 256 * i, load_ints(sums + 64 * i), high + HIGH_TOKEN * i
+            places = get_i64(own)
+            if places != 0:
+                start = add_ints(start, _upper(isa, w0, w1, w2, w3, places, own + HIGH_BYTES))
+            _add_block(
+                isa, start, w0, w1, w2, w3, load_bytes(q), load_bytes(q + 64), load_bytes(q + 128),
+                load_bytes(q + 192), broadcast_float(scales + 4 * i), totals + 64 * ROWS * t,
+            )  # fmt: skip
+        at += 32 * m.bits
+
+
+@nb.njit(cache=True)
+def matvec_apart_rows(
+    isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch
+):
+    """out[:, first:last] (= or +=) rows of the matrix times each of up to MOST_TOKENS tokens, plus bias.
+
+    out: float32 [tokens, rows]; scratch: SCRATCH_BYTES, and one byte for each column rounded up to 64.
+    """
+    m = read_matrix(matrix)
+    decoded, totals = scratch + 256, scratch + 256 + _TAIL
+    states = totals + _TOTALS
+    begin(width, matrix, first, states, scratch)
+    n = first
+    while n < last:
+        enter_row(width, matrix, n, states)
+        for i in range(ROWS * tokens):
+            store_floats(totals + 64 * i, zero_floats())
+        some = ROWS if n + ROWS <= last and n % m.book_rows + ROWS <= m.book_rows else 1
+        if some == ROWS:
+            _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
+        else:
+            _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
+        if m.tail > 0:
+            for r in range(some):
+                _decode_tail(isa, width, m, n + r, states + 256 * m.blocks, decoded + 256 * r, scratch)
+            _tails(isa, m, some, quantized, sums, scales, high, tokens, decoded, totals)
+        for r in range(some):
+            _finish(m, n + r, tokens, totals + 64 * r, out, bias, accumulate)
+        n += some
