@@ -1,4 +1,8 @@
-"""Requests take turns on one model: a thread gives every running request one step a round, the others wait in a queue.
+"""Requests share one model: a thread gives every running request a token a round, the others wait in a queue.
+
+The tokens of a round are computed together, so that the weights are read once for all of them (Runner.step), and none
+depends on which others there are. A prompt is read chunk by chunk between the rounds: while others generate, prompts
+get half of the time, the oldest first, so that a long one at most halves their speed.
 
 Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
 the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
@@ -95,6 +99,7 @@ class Scheduler:
         self._closing = False
         self._reserved = 0  # places of requests whose prompt is not tokenized yet
         self._typical = 1.0  # seconds a request took, a running mean
+        self._owed = 0.0  # seconds that prompts have taken and running answers have not had since
         self._thread = threading.Thread(target=self._work, name="athena-scheduler", daemon=True)
         self._thread.start()
 
@@ -191,8 +196,14 @@ class Scheduler:
             self._expire_waiting()
             while self._waiting and self._free:
                 self._begin(self._waiting.popleft())
-        for job in list(self._active):
-            self._advance(job)
+        staying = [job for job in list(self._active) if not self._ended(job)]
+        answering = [job for job in staying if job.generation and job.generation.next_token is not None]
+        reading = [job for job in staying if job not in answering]
+        if answering:
+            self._owed -= _seconds(partial(self._answer, answering))
+        if reading and (not answering or self._owed <= 0):
+            taken = _seconds(partial(self._attempt, reading[0], partial(_step, reading[0])))
+            self._owed = taken if answering else 0.0
         return True
 
     def _expire_waiting(self) -> None:
@@ -219,18 +230,33 @@ class Scheduler:
         job.slot, job.started = slot, time.monotonic()
         self._active.append(job)
 
-    def _advance(self, job: Job) -> None:
+    def _ended(self, job: Job) -> bool:
+        """End a request that nobody waits for any more, or whose time is over."""
+        if job.cancelled:
+            self._end(job, None)
+        elif time.monotonic() > job.deadline:
+            self._end(job, Failed("the time limit passed before the answer was complete", timeout=True))
+        else:
+            return False
+        return True
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """A token for each of these requests."""
+        running = [(job, job.generation) for job in jobs if job.generation]
+        states, tokens = [one.state for _, one in running], [one.next_token or 0 for _, one in running]
+        try:
+            found: Sequence[Any] = self._runner.step(states, tokens)
+        except BaseException as error:  # memory, mostly; the others of the queue go on
+            found = [error] * len(running)
+        for (job, generation), logits in zip(running, found):
+            self._attempt(job, partial(_taken, generation, logits))
+
+    def _attempt(self, job: Job, work: Callable[[], Piece | None]) -> None:
         """One step of a running request."""
         generation = job.generation
         assert generation is not None
-        if job.cancelled:
-            self._end(job, None)
-            return
-        if time.monotonic() > job.deadline:
-            self._end(job, Failed("the time limit passed before the answer was complete", timeout=True))
-            return
         try:
-            piece = generation.step()
+            piece = work()
         except BaseException as error:  # one request's failure must not end the others, not even a panic of Rust
             assert job.slot is not None
             job.generation = None
@@ -257,6 +283,24 @@ class Scheduler:
             self._typical += 0.1 * (slot.used - job.started - self._typical)
         if event is not None:
             _tell(job, event)
+
+
+def _step(job: Job) -> Piece | None:
+    assert job.generation is not None
+    return job.generation.step()
+
+
+def _taken(generation: Generation, logits: Any) -> Piece | None:
+    """Go on from what Runner.step gave for a request. Raises it where it is an error."""
+    if isinstance(logits, BaseException):
+        raise logits
+    return generation.take(logits)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _failed(error: BaseException) -> Failed:

@@ -74,6 +74,15 @@ class Generation:
         """Made with the first token: it reads the whole prompt."""
         return TextStream(self._tokenizer, self.request.prompt, self.request.stop_strings)
 
+    @property
+    def next_token(self) -> int | None:
+        """The one token to compute now, where the prompt is done: take() its logits. None: step()."""
+        return self.tokens[-1] if self.tokens and not self.finish_reason else None
+
+    def take(self, logits: np.ndarray) -> Piece | None:
+        """Go on from the logits of next_token, float32 [vocabulary], which a runner has appended to the state."""
+        return self._choose(logits)
+
     def step(self) -> Piece | None:
         """Compute one chunk of the prompt (None until its last) or one token."""
         prompt = self.request.prompt

@@ -108,7 +108,10 @@ def serve(
     else:
         generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)
         try:  # compiles before a client waits
-            generator.session.forward(generator.session.new_state(), [0], last_only=True)
+            first, second = (generator.session.new_state() for _ in range(2))
+            generator.session.forward(first, [0], last_only=True)
+            if limits.sessions > 1:
+                generator.session.step([first, second], [0, 0])
         except NotFiniteError as error:
             print(f"[{error}: requests will fail]", file=sys.stderr)
         server = Server(generator, template, name, settings)
