@@ -9,11 +9,12 @@ function button(label, act) {
   return made;
 }
 
+// Tokens that came all at once have no speed.
 function figures(message) {
   const { tokens, seconds, first, prompt, reused, ended } = message.figures || {};
   const said = [];
   if (tokens) said.push(`${tokens} tokens`);
-  if (tokens > 1 && seconds > 0) said.push(`${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
+  if (tokens > 1 && seconds > 0.05) said.push(`${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
   if (first) said.push(`first after ${first.toFixed(2)} s`);
   if (prompt) said.push(`prompt of ${prompt}${reused ? `, ${reused} reused` : ""}`);
   if (ended) said.push(ended);
