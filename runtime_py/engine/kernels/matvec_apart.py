@@ -9,6 +9,7 @@ are neighbours, MOST_TOKENS apart from the next block's (place()).
 from __future__ import annotations
 
 import numba as nb
+from numba.extending import overload
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
@@ -134,17 +135,31 @@ def _finish(m, n, tokens, totals, out, bias, accumulate):
         put_f32(where, value)
 
 
+def of_one_path(width, m, n):
+    """Whether no path of trellis codes ends within rows n..n + 3. Stands for the code that Numba makes below."""
+
+
+@overload(of_one_path)
+def _of_one_path(width, m, n):
+    if width.kind != "trellis":
+        return lambda width, m, n: True
+    return lambda width, m, n: n % m.book_rows + ROWS <= m.book_rows
+
+
 @nb.njit(cache=True)
 def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals):
-    """Add whole blocks of rows n..n + 3, which have one codebook, to the totals [tokens, ROWS]."""
-    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+    """Add whole blocks of rows n..n + 3 to the totals [tokens, ROWS]."""
+    own_book, next_book, third_book, last_book = (
+        m.book + n // m.book_rows * m.book_bytes, m.book + (n + 1) // m.book_rows * m.book_bytes,
+        m.book + (n + 2) // m.book_rows * m.book_bytes, m.book + (n + 3) // m.book_rows * m.book_bytes,
+    )  # fmt: skip
     at, line = m.codes + n * m.row_bytes, m.row_bytes
     for b in range(m.blocks):
         state = states + 256 * b
-        a0, a1, a2, a3 = _next_block(isa, width, entries, at, m.bits, state)
-        b0, b1, b2, b3 = _next_block(isa, width, entries, at + line, m.bits, state)
-        c0, c1, c2, c3 = _next_block(isa, width, entries, at + 2 * line, m.bits, state)
-        d0, d1, d2, d3 = _next_block(isa, width, entries, at + 3 * line, m.bits, state)
+        a0, a1, a2, a3 = _next_block(isa, width, table(isa, width, own_book), at, m.bits, state)
+        b0, b1, b2, b3 = _next_block(isa, width, table(isa, width, next_book), at + line, m.bits, state)
+        c0, c1, c2, c3 = _next_block(isa, width, table(isa, width, third_book), at + 2 * line, m.bits, state)
+        d0, d1, d2, d3 = _next_block(isa, width, table(isa, width, last_book), at + 3 * line, m.bits, state)
         i = place(0, b)
         q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
         for _ in range(tokens):
@@ -206,7 +221,7 @@ def matvec_apart_rows(
         enter_row(width, matrix, n, states)
         for i in range(ROWS * tokens):
             store_floats(totals + 64 * i, zero_floats())
-        some = ROWS if n + ROWS <= last and n % m.book_rows + ROWS <= m.book_rows else 1
+        some = ROWS if n + ROWS <= last and of_one_path(width, m, n) else 1
         if some == ROWS:
             _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
         else:
