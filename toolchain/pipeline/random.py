@@ -90,7 +90,7 @@ class RandomCheckpoint:
                 if name not in matrices:
                     records.append(_vector(prefix + name, tuple(parameter.shape)))
             units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
-            units += ["key_unit", "value_unit"] if settings.razor.kv and names.convolution is None else []
+            units += ["key_unit", "value_unit"] if settings.razor.kv and names.attends else []
             records += [_vector(prefix + unit, (1,)) for unit in units]
         return records
 

@@ -27,6 +27,7 @@ WRAPPERS = {
     "llava_onevision": "vision",
     "mistral3": "vision",
     "qwen2_audio": "audio",
+    "qwen3_5": "vision",
     "smolvlm": "vision",
     "vipllava": "vision",
     "voxtral": "audio",
