@@ -8,7 +8,7 @@ from dataclasses import replace
 from onnx import TensorProto
 
 from export.artefacts.reader import Node
-from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
+from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked
 from runtime_py.engine.plan.handlers.experts import weighted
@@ -72,7 +72,7 @@ def activation(context: Context, node: Node) -> None:
     if of_gate(context, node):
         return
     tanh = node.attributes.get("approximate", "none") == "tanh"
-    kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
+    kind = {"Sigmoid": SIGMOID, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
     context.give(node.outputs[0], Pending(kind, context.tokens(node.inputs[0], in_heads=True)))
 
 
@@ -90,9 +90,7 @@ def mul(context: Context, node: Node) -> None:
     for pending, other in (values, values[::-1]):
         if not isinstance(pending, Pending):
             continue
-        if pending.kind == -1:
-            if other is not pending.source:
-                raise Unplannable(f"the sigmoid gate of {node.name}")
+        if pending.kind == SIGMOID and other is pending.source:
             context.give(node.outputs[0], Pending(SILU, pending.source))
             return
         if isinstance(other, Tokens) and other.rotation is None:
