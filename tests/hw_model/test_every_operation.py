@@ -27,7 +27,18 @@ SCHEMES = {
 }  # fmt: skip
 
 
-QUICK = ("outliers and low rank", "razored", "llama", "gemma2", "gpt_neox", "gpt2", "bert", "olmoe", "lfm2")
+QUICK = (
+    "outliers and low rank",
+    "razored",
+    "llama",
+    "gemma2",
+    "gpt_neox",
+    "gpt2",
+    "bert",
+    "olmoe",
+    "lfm2",
+    "qwen3_5_text",
+)
 CASES = [
     case if case in QUICK else pytest.param(case, marks=pytest.mark.long) for case in (*SCHEMES, *TINY, *TINY_ENCODERS)
 ]
