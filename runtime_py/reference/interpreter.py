@@ -145,8 +145,7 @@ class Interpreter:
         if node.domain == DOMAIN and node.op_type == CAUSAL_CONVOLUTION:
             return causal_convolution(*inputs)
         if node.domain == DOMAIN and node.op_type == GATED_DELTA_RULE:
-            layout = DeltaRuleLayout.of(node.attributes, inputs[1].shape[-1], inputs[2].shape[-1])
-            return gated_delta_rule(*inputs, layout)
+            return _delta_rule(node, inputs)
         if node.domain == DOMAIN and node.op_type in _GROUPS:
             return (_of_groups(node, *inputs),)
         if node.domain == DOMAIN:
@@ -157,6 +156,12 @@ class Interpreter:
             out = codebook_matmul(np.ascontiguousarray(x).reshape(-1, layout.K), layout, codes, codebook, scale)
             return (out.reshape(*x.shape[:-1], layout.N),)
         return run_operator(node.op_type, node.name, node.attributes, inputs)
+
+
+def _delta_rule(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
+    query, key, value, decay, beta, rate, bias, past = inputs
+    layout = DeltaRuleLayout.of(node.attributes, key.shape[-1], value.shape[-1])
+    return gated_delta_rule(query, key, value, decay, beta, rate, bias, past, layout)
 
 
 def _of_groups(node: Node, x: np.ndarray, *parts: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.session import Session
 from tests.conftest import _checkpoint, _package
 from tests.export.graph.families import random_text, tiny_model
+from tests.fuzz.compare import agree
 
 IDS = np.random.default_rng(1).integers(0, 96, 60)
 
@@ -127,7 +129,15 @@ def test_the_engine_computes_what_the_interpreter_does(folder, isa, monkeypatch)
     state = engine.new_state()
     pieces = ((0, 37), (37, 38), (38, 39), (39, 60))
     found = np.concatenate([engine.forward(state, IDS[a:b]) for a, b in pieces])
-    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.05 * np.sqrt(np.mean(expected**2))
+    error = np.sqrt(np.mean((found - expected) ** 2, axis=1)) / np.sqrt(np.mean(expected**2))
+    assert np.median(error) < 0.08 and error.max() < 0.5  # int8 activations, which some tokens feel more than others
+
+
+def test_every_node_is_the_interpreter_s_on_the_engine_s_own_values(folder):
+    for seed in range(3):
+        outcome = agree(read_graph(folder), random.Random(seed))
+        assert outcome.result == "compiled: equal" and outcome.compared > 50
+        assert outcome.kinds >= {"CausalConvolution", "DeltaRule"}
 
 
 def test_a_prompt_in_pieces_leaves_the_same_bits(folder):
