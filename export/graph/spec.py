@@ -14,6 +14,23 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class SharedExpert:
+    """A gated feed-forward part that every token passes beside the experts picked for it.
+
+    What it gives is multiplied by the logistic function of the token's product with `weight`.
+    """
+
+    gate: str
+    up: str
+    down: str
+    weight: str  # its matrix [1, hidden_size] stays float32
+    width: int  # rows of gate and up
+
+    def linears(self) -> tuple[str, ...]:
+        return self.gate, self.up, self.down
+
+
+@dataclass(frozen=True)
 class Experts:
     """A feed-forward part made of many, of which a router picks a few for every token.
 
@@ -27,6 +44,8 @@ class Experts:
     router: str = "mlp.gate"  # its matrix [count, hidden_size] stays as it is
     of_picked: bool = False  # the softmax is over the largest products alone, not over all
     together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
+    concatenated: bool = False  # or they may do so with the gate's rows before those of up
+    shared: SharedExpert | None = None
 
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""
@@ -158,7 +177,9 @@ class BlockNames:
     def everyones(self) -> tuple[str, ...]:
         """The linear layers that read every token."""
         attention = (*self.first(), self.attention_output)
-        feed_forward = (self.gate, self.up, self.fused_gate_up, self.down) if self.experts is None else ()
+        feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
+        if self.experts is not None:
+            feed_forward = () if self.experts.shared is None else self.experts.shared.linears()
         return tuple(name for name in (*attention, *feed_forward) if name is not None)
 
     def first(self) -> tuple[str, ...]:

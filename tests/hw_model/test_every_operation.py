@@ -76,7 +76,9 @@ def test_every_operation_costs_time_and_energy(name, graph):
     for phase in phases(graph):
         work = operations(graph, phase)
         if not has_rules(open_target(name), work):
-            with pytest.raises(InputError, match=f"{name}: there is no rule for a (mixture of experts|gated delta rule)"):
+            with pytest.raises(
+                InputError, match=f"{name}: there is no rule for a (mixture of experts|gated delta rule)"
+            ):
                 price(work, phase, open_target(name))
             continue
         for op in {replace(op, name=""): op for op in work}.values():

@@ -28,6 +28,7 @@ WRAPPERS = {
     "mistral3": "vision",
     "qwen2_audio": "audio",
     "qwen3_5": "vision",
+    "qwen3_5_moe": "vision",
     "smolvlm": "vision",
     "vipllava": "vision",
     "voxtral": "audio",

@@ -97,6 +97,10 @@ TINY = {
     "qwen3_5_text biased": {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "hidden_act": "gelu",
                             "linear_conv_kernel_dim": 2, "linear_num_key_heads": 3, "linear_num_value_heads": 3,
                             "linear_key_head_dim": 16, "linear_value_head_dim": 8, "attention_bias": True},
+    "qwen3_5_moe_text": {"num_hidden_layers": 3, "head_dim": 16, "layer_types": QWEN3_5[1:], "linear_num_key_heads": 2,
+                         "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                         "shared_expert_intermediate_size": 20},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -116,7 +120,7 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
-MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_moe")  # experts picked by a router
+MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen3_moe")  # experts picked by a router
 
 
 def is_mixture(variant: str) -> bool:

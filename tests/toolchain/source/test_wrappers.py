@@ -48,6 +48,7 @@ CASES = {
     "smolvlm": ("smolvlm", "llama", {"vision_config": VISION, "tie_word_embeddings": False}),
     "qwen2_audio": ("qwen2_audio", "qwen2", {"audio_config": {"model_type": "qwen2_audio_encoder", **AUDIO}}),
     "qwen3_5": ("qwen3_5", "qwen3_5_text", {"vision_config": QWEN_VISION, "tie_word_embeddings": True}),
+    "qwen3_5_moe": ("qwen3_5_moe", "qwen3_5_moe_text", {"vision_config": QWEN_VISION}),
     "voxtral": ("voxtral", "llama", {"audio_config": AUDIO}),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Tokens
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import LAYER, RMS, Norm, Scale
+from runtime_py.engine.steps.experts import Combine
 
 
 @handles("", "Cast")
@@ -93,11 +94,26 @@ def mul(context: Context, node: Node) -> None:
         if pending.kind == SIGMOID and other is pending.source:
             context.give(node.outputs[0], Pending(SILU, pending.source))
             return
+        if pending.kind == SIGMOID and pending.source.width == 1 and isinstance(other, Tokens) and other.width > 1:
+            _share(context, node, pending, other)
+            return
         if isinstance(other, Tokens) and other.rotation is None:
             context.give(node.outputs[0], context.activate(pending, other))
             return
     if not gated(context, node):
         raise Unplannable(f"the product {node.name}")
+
+
+def _share(context: Context, node: Node, pending: Pending, x: Tokens) -> None:
+    """A value times a number of each token, a logistic function's."""
+    share, out = context.activate(pending, None), context.new(x.width)
+    if x.heads != 1 or x.rotation is not None or not share.whole:
+        raise Unplannable(f"the product {node.name}")
+    step = Combine[Argument](
+        source=x.place, stride=x.stride, weights=share.place, count=1, columns=x.width, out=out.place
+    )  # fmt: skip
+    context.emit(step, [x.buffer, share.buffer], [out.buffer])
+    context.give(node.outputs[0], out)
 
 
 def _scale(context: Context, node: Node, value: str, factor: str) -> None:
