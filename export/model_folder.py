@@ -64,6 +64,7 @@ GENAI_TYPES = frozenset(
         "phi3small",
         "qwen2",
         "qwen3",
+        "qwen3_5_moe_text",
         "qwen3_5_text",
         "smollm3",
     ]
