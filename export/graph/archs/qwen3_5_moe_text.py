@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from export.graph.archs import qwen3_5_text
-from export.graph.archs._config import positive
+from export.graph.archs._config import flag, positive
 from export.graph.archs._experts import block_with, picked_experts
 from export.graph.spec import ModelSpec, SharedExpert
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
+    if "output_router_logits" in config:
+        flag(config, "output_router_logits")  # of no matter to the logits, but transformers checks it
     width = positive(config, "moe_intermediate_size")
     base = qwen3_5_text.spec({**config, "intermediate_size": width})
     shared = SharedExpert(
