@@ -15,6 +15,8 @@ from targets import Target, TargetError, load_target
 
 OBJECTIVES = ("latency", "energy", "edp")
 _ONE_MATRIX_AFTER_ANOTHER = ("pim", "attentionlego")  # kinds of machines whose arrays hold what every token needs
+# What no such machine has a rule for, by the kind of operation; of a delta rule, where its large states are kept.
+_RULELESS = {"experts": "a mixture of experts", "delta rule": "a gated delta rule"}
 
 
 def estimate(
@@ -38,7 +40,8 @@ def price(
     if objective not in OBJECTIVES:
         raise InputError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
     if not has_rules(target, work):
-        raise InputError(f"{target.name}: there is no rule for a mixture of experts on machines of kind {target.kind}")
+        what = next(_RULELESS[op.kind] for op in work if op.kind in _RULELESS)
+        raise InputError(f"{target.name}: there is no rule for {what} on machines of kind {target.kind}")
     try:
         if target.kind == "cpu":
             return cpu.cost(list(work), phase, target)
@@ -51,7 +54,7 @@ def price(
 
 def has_rules(target: Target, work: Sequence[Operation]) -> bool:
     """Whether the target prices everything that this work consists of."""
-    return target.kind not in _ONE_MATRIX_AFTER_ANOTHER or all(op.kind != "experts" for op in work)
+    return target.kind not in _ONE_MATRIX_AFTER_ANOTHER or all(op.kind not in _RULELESS for op in work)
 
 
 def open_target(name: str) -> Target:

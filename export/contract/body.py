@@ -7,7 +7,8 @@
 A Value stands for what a node will compute. Operators are methods of the body by their ONNX names, with inputs in order
 and attributes by keyword; arithmetic is written as in Python. A Python number or list of integers where a Value can
 stand is a constant: int64 or float32. The same operator on the same inputs is one node, whoever writes it, and what
-the outputs do not need is left out. Only function_proto() imports onnx: a Raspberry Pi has numpy.
+the outputs do not need is left out. Only function_proto() imports onnx: a Raspberry Pi has numpy. scan() writes a loop
+over rows, whose own body is written in the same way.
 """
 
 from __future__ import annotations
@@ -83,9 +84,18 @@ class Value:
         return self.body.BitwiseOr(self, other)
 
 
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What scan() does for one row, as the value of a node's attribute."""
+
+    body: Body
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
 @dataclass(frozen=True)
 class Node:
-    """attributes: names with an int, a float, a string, a tuple of integers or an Attribute."""
+    """attributes: names with an int, a float, a string, a tuple of integers, an Attribute or a Loop."""
 
     operator: str
     inputs: tuple[Value, ...]
@@ -100,6 +110,7 @@ class Body:
         self._attributes = frozenset(attributes)
         self._made: dict[Node, Value] = {}
         self._names: dict[Value, str] = {}
+        self._more: dict[Value, tuple[Value, ...]] = {}  # outputs of a node behind its first
         self._instead: dict[str, Value] = {}
 
     def __getattr__(self, operator: str) -> Callable[..., Value]:
@@ -145,6 +156,27 @@ class Body:
         made = self._node("Constant", (), {kind: number})
         return made.astype(dtype) if dtype else made
 
+    def scan(
+        self, states: Sequence[Value], rows: Sequence[Value], write: Callable[..., tuple[Value, ...]]
+    ) -> tuple[Value, ...]:
+        """The float32 states behind the last row, and what is made of all rows, joined along their first axis.
+
+        write(body, *states, *row): the new states and what is made of a row of each of `rows`, in a body of its own.
+        """
+        inner = Body(())
+        given = tuple(
+            inner.input(f"{kind}_{i}") for kind, all_ in (("state", states), ("row", rows)) for i in range(len(all_))
+        )
+        made = write(inner, *given)
+        attributes = {"body": Loop(inner, given, made), "num_scan_inputs": len(rows)}
+        first = self._node("Scan", (*states, *rows), attributes)
+        self._more[first] = tuple(Value(self) for _ in made[1:])
+        return (first, *self._more[first])
+
+    def outputs(self, value: Value) -> tuple[Value, ...]:
+        """All that the node gives whose first output this is."""
+        return (value, *self._more.get(value, ()))
+
     def named(self, name: str, value: Value) -> Value:
         """The value, which the file will show under this name; its first name stays."""
         self._names.setdefault(value, name)
@@ -155,7 +187,7 @@ class Body:
         found: list[tuple[Value, Node]] = []
         wanted = set(outputs)
         for node, value in reversed(self._made.items()):
-            if value in wanted:
+            if not wanted.isdisjoint(self.outputs(value)):
                 found.append((value, node))
                 wanted.update(node.inputs)
         return found[::-1]
@@ -163,7 +195,7 @@ class Body:
     def names(self, outputs: dict[Value, str]) -> dict[Value, str]:
         """A name for every value, none twice: the outputs', the given one or the operator's with a number."""
         found, taken = dict(outputs), set(outputs.values())
-        nodes = {value: node.operator for node, value in self._made.items()}
+        nodes = {own: node.operator for node, value in self._made.items() for own in self.outputs(value)}
         for i, value in enumerate([*self._names, *nodes]):
             if value not in found:
                 name = self._names.get(value, f"{nodes.get(value)}_{i}")
@@ -191,14 +223,37 @@ def function_proto(
     body = Body(attributes)
     made = write(body, *map(body.input, inputs))
     results = (made,) if isinstance(made, Value) else made
-    names = body.names(dict(zip(results, outputs, strict=True)))
-    nodes = []
-    for value, node in body.needed(results):
-        proto = helper.make_node(node.operator, [names[x] for x in node.inputs], [names[value]])
-        proto.attribute.extend(_attribute_proto(name, given) for name, given in node.attributes)
-        nodes.append(proto)
+    nodes = _nodes(body, results, body.names(dict(zip(results, outputs, strict=True))))
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_function(domain, operator, list(inputs), list(outputs), nodes, opsets, list(attributes))
+
+
+def _nodes(body: Body, results: Sequence[Value], names: dict[Value, str]) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    nodes = []
+    for value, node in body.needed(results):
+        made = [names[own] for own in body.outputs(value)]
+        proto = helper.make_node(node.operator, [names[x] for x in node.inputs], made)
+        proto.attribute.extend(_attribute_proto(name, given) for name, given in node.attributes)
+        nodes.append(proto)
+    return nodes
+
+
+def _loop_proto(loop: Loop) -> onnx.GraphProto:
+    """The graph for one row; its values are float32 of any shape."""
+    from onnx import TensorProto, ValueInfoProto, helper
+
+    def infos(values: Sequence[Value]) -> list[onnx.ValueInfoProto]:
+        found = []
+        for value in values:
+            info = ValueInfoProto(name=names[value])
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+            found.append(info)
+        return found
+
+    names = loop.body.names({value: f"made_{i}" for i, value in enumerate(loop.outputs)})
+    return helper.make_graph(_nodes(loop.body, loop.outputs, names), "row", infos(loop.inputs), infos(loop.outputs))
 
 
 def _attribute_proto(name: str, value: Any) -> onnx.AttributeProto:
@@ -207,6 +262,8 @@ def _attribute_proto(name: str, value: Any) -> onnx.AttributeProto:
     if isinstance(value, Attribute):
         kind = AttributeProto.AttributeType.Value(value.kind)
         return AttributeProto(name=name, ref_attr_name=value.name, type=kind)  # type: ignore[arg-type]
+    if isinstance(value, Loop):
+        value = _loop_proto(value)
     if name == "to":
         value = helper.np_dtype_to_tensor_dtype(np.dtype(value))
     return helper.make_attribute(name, value)

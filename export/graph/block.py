@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.graph.convolution import short_convolution
+from export.graph.delta_net import DeltaNetLayers
 from export.graph.experts import ExpertLayers
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.spec import ModelSpec
@@ -39,7 +41,7 @@ class BlockBuilder:
 
     def __init__(self, spec: ModelSpec, layers: Layers) -> None:
         self.spec, self.layers, self.g = spec, layers, layers.g
-        self.experts = ExpertLayers(spec, layers)
+        self.experts, self.delta_nets = ExpertLayers(spec, layers), DeltaNetLayers(spec, layers)
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
@@ -51,8 +53,7 @@ class BlockBuilder:
         inner_input = None
         if self.spec.parallel_residual:
             inner_input = normed if names.mlp_norm is None else self._norm(layer, names.mlp_norm, hidden)
-        mixer = self._attention if names.convolution is None else self._convolution
-        attended, cache = mixer(layer, normed, context)
+        attended, cache = self._mixer(layer)(layer, normed, context)
         attended = self._norm(layer, names.attention_post_norm, attended)
         attended = self.layers.scaled(attended, self.spec.residual_scale, f"{at}/attention_scaled", width)
         hidden = self.g.op("Add", f"{at}/attention_residual", [hidden, attended], self.hidden_shape)
@@ -63,6 +64,12 @@ class BlockBuilder:
         inner = self.layers.scaled(inner, self.spec.residual_scale, f"{at}/mlp_scaled", width)
         hidden = self.g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
         return self._norm(layer, names.mlp_sum_norm, hidden), cache
+
+    def _mixer(self, layer: int) -> Callable[[int, ir.Value, Context], tuple[ir.Value, tuple[ir.Value, ...]]]:
+        names = self.spec.names_of_layer(layer)
+        if names.delta_net is not None:
+            return self._delta_net
+        return self._attention if names.convolution is None else self._convolution
 
     def _norm(self, layer: int, module: str | None, value: ir.Value) -> ir.Value:
         """A norm over the hidden size; the value as it is where the family has none here."""
@@ -81,10 +88,16 @@ class BlockBuilder:
         output = spec.names_of_layer(layer).attention_output
         return self._linear(layer, output, out, spec.hidden_size, spec.hidden_size), (state,)
 
+    def _delta_net(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        names = self.spec.names_of_layer(layer)
+        assert context.past is not None and context.token_mask is not None and names.delta_net is not None
+        out, states = self.delta_nets.mix(layer, normed, context.token_mask, context.past)
+        width = names.delta_net.values
+        return self._linear(layer, names.attention_output, out, width, self.spec.hidden_size), states
+
     def _attention(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
-        at = f"/model/layers.{layer}/attention"
-        query, key, value = self._query_key_value(layer, normed)
+        spec, at = self.spec, f"/model/layers.{layer}/attention"
+        query, key, value, gate = self._query_key_value(layer, normed)
         if not spec.norm_after_rope:
             query, key = self._head_norms(layer, query, key)
         if context.rotation is not None:
@@ -93,30 +106,42 @@ class BlockBuilder:
             key = self._rotate(key, f"{at}/rotate_key", spec.kv_heads, context.rotation)
         if spec.norm_after_rope:
             query, key = self._head_norms(layer, query, key)
+        out, cache = self._attended(layer, (query, key, value), context)
         width = spec.heads * spec.head_dim
-        shapes: list[list[Dim]] = [[BATCH, SEQUENCE, width]]
+        if gate is not None:
+            shape: list[Dim] = [BATCH, SEQUENCE, width]
+            share = self.layers.activate("sigmoid", gate, f"{at}/gate", shape)
+            out = self.g.op("Mul", f"{at}/gated", [out, share], shape)
+        return self._linear(layer, spec.names_of_layer(layer).attention_output, out, width, spec.hidden_size), cache
+
+    def _attended(
+        self, layer: int, qkv: tuple[ir.Value, ...], context: Context
+    ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """What all heads give, float32 [batch, sequence, heads * head_dim], and keys and values for the cache."""
+        spec = self.spec
+        shapes: list[list[Dim]] = [[BATCH, SEQUENCE, spec.heads * spec.head_dim]]
         if context.past is not None:
             shapes += [[BATCH, spec.kv_heads, TOTAL, spec.head_dim]] * 2
         attributes: dict[str, float] = {"scale": spec.attention_scale or 1 / math.sqrt(spec.head_dim)}
         if spec.attention_softcap is not None:
             attributes["softcap"] = spec.attention_softcap
         if self.layers.arithmetic.cache is not None and context.past is not None:
-            out, *cache = self._razored_attention(layer, (query, key, value), context, attributes)
-            return self._linear(layer, names.attention_output, out, width, spec.hidden_size), tuple(cache)
-        if names.sinks is not None:
-            out, *cache = self._sink_attention(layer, (query, key, value), context, shapes)
-            return self._linear(layer, names.attention_output, out, width, spec.hidden_size), tuple(cache)
-        outputs = g.op(
+            out, *cache = self._razored_attention(layer, qkv, context, attributes)
+            return out, tuple(cache)
+        if spec.names_of_layer(layer).sinks is not None:
+            out, *cache = self._sink_attention(layer, qkv, context, shapes)
+            return out, tuple(cache)
+        out, *cache = self.g.op(
             "Attention",
-            at,
-            [query, key, value, context.mask, *(context.past or ())],
+            f"/model/layers.{layer}/attention",
+            [*qkv, context.mask, *(context.past or ())],
             shapes,
             attributes=attributes,
             q_num_heads=spec.heads,
             kv_num_heads=spec.kv_heads,
             is_causal=int(context.past is not None or spec.looks_back_only),
         )
-        return self._linear(layer, names.attention_output, outputs[0], width, spec.hidden_size), outputs[1:]
+        return out, tuple(cache)
 
     def _sink_attention(
         self, layer: int, qkv: tuple[ir.Value, ...], context: Context, shapes: list[list[Dim]]
@@ -163,16 +188,19 @@ class BlockBuilder:
         inputs = [*qkv, context.mask, *context.past, *units]
         return g.typed_op(SDR_ATTENTION, f"/model/layers.{layer}/attention", inputs, outputs, DOMAIN, chosen)
 
-    def _query_key_value(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _query_key_value(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
+        """Queries, keys and values, and what the heads' outputs are gated with where the family has that."""
         g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
         at = f"/model/layers.{layer}/attention"
         q_width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         if names.fused_qkv is None:
             assert names.query and names.key and names.value
+            query, gate = self._gated_query(layer, names.query, normed)
             return (
-                self._linear(layer, names.query, normed, spec.hidden_size, q_width),
+                query,
                 self._linear(layer, names.key, normed, spec.hidden_size, kv_width),
                 self._linear(layer, names.value, normed, spec.hidden_size, kv_width),
+                gate,
             )
         total = q_width + 2 * kv_width
         fused = self._linear(layer, names.fused_qkv, normed, spec.hidden_size, total)
@@ -182,7 +210,22 @@ class BlockBuilder:
             fused = g.op("Gather", f"{at}/qkv_in_order", [fused, order], [BATCH, SEQUENCE, total], axis=2)
         sizes = g.constant("attention.qkv_widths", np.asarray([q_width, kv_width, kv_width], np.int64))
         shapes = [[BATCH, SEQUENCE, w] for w in (q_width, kv_width, kv_width)]
-        return g.op("Split", f"{at}/split_qkv", [fused, sizes], shapes, axis=-1)
+        query, key, value = g.op("Split", f"{at}/split_qkv", [fused, sizes], shapes, axis=-1)
+        return query, key, value, None
+
+    def _gated_query(self, layer: int, module: str, normed: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+        """Queries, and their gate where the layer gives each head both, one behind the other."""
+        g, spec, at = self.g, self.spec, f"/model/layers.{layer}/attention"
+        width = spec.heads * spec.head_dim
+        if not spec.query_gate:
+            return self._linear(layer, module, normed, spec.hidden_size, width), None
+        both = self._linear(layer, module, normed, spec.hidden_size, 2 * width)
+        by_head = np.arange(2 * width, dtype=np.int64).reshape(spec.heads, 2, spec.head_dim)
+        order = g.constant("attention.query_order", by_head.transpose(1, 0, 2).reshape(-1))
+        both = g.op("Gather", f"{at}/query_in_order", [both, order], [BATCH, SEQUENCE, 2 * width], axis=2)
+        sizes = g.constant("attention.query_widths", np.asarray([width, width], np.int64))
+        query, gate = g.op("Split", f"{at}/split_query", [both, sizes], [[BATCH, SEQUENCE, width]] * 2, axis=-1)
+        return query, gate
 
     def _rotate(self, value: ir.Value, name: str, heads: int, rotation: tuple[ir.Value, ir.Value]) -> ir.Value:
         rotated = 2 * int(rotation[0].shape[-1])  # type: ignore[index, arg-type]

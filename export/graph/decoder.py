@@ -19,6 +19,7 @@ from export.contract.operators.attention import AttentionLayout
 from export.graph.block import TOTAL, BlockBuilder, Context
 from export.graph.bodies.integers import integer_function_bodies
 from export.graph.convolution import token_mask
+from export.graph.delta_net import delta_net_states
 from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
@@ -41,7 +42,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     attention_mask = g.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
     position_ids = g.input("position_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
     past = [_past(g, spec, layers.arithmetic, layer) for layer in range(spec.layers)]
-    stateful = any(names.convolution is not None for names in spec.kinds())
+    stateful = not all(names.attends for names in spec.kinds())
     own_mask = token_mask(g, input_ids, attention_mask) if stateful else None
     turns = rotations(g, spec, position_ids)
     query_turns = tuple(grown_rotations(g, spec.query_growth, turns, position_ids))
@@ -72,7 +73,10 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
 
 def _past(g: GraphWriter, spec: ModelSpec, arithmetic: IntegerArithmetic, layer: int) -> tuple[ir.Value, ...]:
     """The inputs of a layer that carry what earlier calls left: keys and values, or a state."""
-    convolution = spec.names_of_layer(layer).convolution
+    names = spec.names_of_layer(layer)
+    convolution = names.convolution
+    if names.delta_net is not None:
+        return delta_net_states(g, names.delta_net, layer)
     if convolution is not None:
         state: list[Dim] = [BATCH, spec.hidden_size, convolution.width]
         return (g.input(f"past_conv.{layer}", ir.DataType.FLOAT, state),)

@@ -17,7 +17,7 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN, Layout
 from export.contract.operators.experts import ExpertLayout
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.spec import ModelSpec
+from export.graph.spec import ModelSpec, SharedExpert
 from export.graph.writer import Dim
 
 LONG = ir.DataType.INT64
@@ -49,7 +49,30 @@ class ExpertLayers:
         last = g.constant("axis.last", np.asarray([-1], np.int64))
         column = g.op("Unsqueeze", f"{at}/weight_column", [weights, last], [BATCH, SEQUENCE, k, 1])
         weighted = g.op("Mul", f"{at}/weighted", [out, column], [BATCH, SEQUENCE, k, hidden])
-        return g.op("ReduceSum", f"{at}/sum", [weighted, axis], [BATCH, SEQUENCE, hidden], keepdims=0)
+        total = g.op("ReduceSum", f"{at}/sum", [weighted, axis], [BATCH, SEQUENCE, hidden], keepdims=0)
+        if experts.shared is None:
+            return total
+        shared = self._shared(layer, experts.shared, value)
+        return g.op("Add", f"{at}/with_shared", [total, shared], [BATCH, SEQUENCE, hidden])
+
+    def _shared(self, layer: int, expert: SharedExpert, value: ir.Value) -> ir.Value:
+        """What the expert of all tokens gives, times its share."""
+        g, spec, at = self.g, self.spec, f"/model/layers.{layer}/mlp/shared_expert"
+        prefix, hidden, width = spec.prefix(layer), spec.hidden_size, expert.width
+        rows: list[Dim] = [BATCH, SEQUENCE, width]
+        gate, up = (
+            self.layers.matmul(prefix + name, value, f"{at}/{kind}", hidden, width)
+            for name, kind in ((expert.gate, "gate"), (expert.up, "up"))
+        )
+        inner = self.layers.gated(spec, gate, up, at, rows)
+        out = self.layers.matmul(prefix + expert.down, inner, f"{at}/down", width, hidden)
+        matrix = self.layers.vector(f"{prefix}{expert.weight}.weight")
+        if tuple(matrix.shape or ()) != (1, hidden):
+            raise InputError(f"{self._folder}: {matrix.name} is {matrix.shape}, expected {[1, hidden]}")
+        column = g.op("Transpose", f"{at}/weight/transpose", [matrix], [hidden, 1], perm=[1, 0])
+        product = g.op("MatMul", f"{at}/weight", [value, column], [BATCH, SEQUENCE, 1])
+        share = g.op("Sigmoid", f"{at}/share", [product], [BATCH, SEQUENCE, 1])
+        return g.op("Mul", f"{at}/weighted", [out, share], [BATCH, SEQUENCE, hidden])
 
     def _route(self, layer: int, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Weights float32 and numbers int64 of each token's experts, both [batch, sequence, k], largest weight first.

@@ -14,6 +14,8 @@ from export.artefacts.records import CODES, STANDARD, StoredPart, TensorRecord
 from export.contract.errors import InputError
 from export.contract.formats import FORMATS, CodebookLayout
 from export.contract.formats.base import DOMAIN
+from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, causal_convolution_function
+from export.contract.operators.delta_rule import GATED_DELTA_RULE, delta_rule_function
 from export.contract.operators.experts import expert_functions
 from export.contract.operators.integers import IntegerLayout
 from export.contract.operators.sink_attention import sink_attention_function
@@ -34,6 +36,7 @@ class Layers:
         self._decoded_parts: dict[tuple[str, str], ir.Value] = {}
         self.expert_schemes: set[str] = set()  # formats that experts are stored in
         self.has_sinks = False  # whether an attention of theirs has them
+        self.operators: set[str] = set()  # others of ours that the graph has
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
 
@@ -44,6 +47,8 @@ class Layers:
         found = [body for scheme, kind in FORMATS.items() if scheme in schemes for body in kind.function_bodies()]
         found += expert_functions(frozenset(self.expert_schemes))
         found += [sink_attention_function()] if self.has_sinks else []
+        found += [causal_convolution_function()] if CAUSAL_CONVOLUTION in self.operators else []
+        found += [delta_rule_function()] if GATED_DELTA_RULE in self.operators else []
         return (*found, sparse_function()) if any(record.outliers for record in records) else tuple(found)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:

@@ -14,6 +14,23 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class SharedExpert:
+    """A gated feed-forward part that every token passes beside the experts picked for it.
+
+    What it gives is multiplied by the logistic function of the token's product with `weight`.
+    """
+
+    gate: str
+    up: str
+    down: str
+    weight: str  # its matrix [1, hidden_size] stays float32
+    width: int  # rows of gate and up
+
+    def linears(self) -> tuple[str, ...]:
+        return self.gate, self.up, self.down
+
+
+@dataclass(frozen=True)
 class Experts:
     """A feed-forward part made of many, of which a router picks a few for every token.
 
@@ -27,6 +44,8 @@ class Experts:
     router: str = "mlp.gate"  # its matrix [count, hidden_size] stays as it is
     of_picked: bool = False  # the softmax is over the largest products alone, not over all
     together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
+    concatenated: bool = False  # or they may do so with the gate's rows before those of up
+    shared: SharedExpert | None = None
 
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""
@@ -63,6 +82,45 @@ class ShortConvolution:
     input: str
     kernel: str  # [hidden_size, 1, width], and a bias where the checkpoint has one; both stay float32
     width: int  # positions that an output sees, its own among them: columns of the state
+
+
+@dataclass(frozen=True)
+class GatedDeltaNet:
+    """What stands in a block in place of attention: the gated delta rule, behind a causal convolution of each channel.
+
+    The linear layer `qkv` gives queries, keys and values, which are convolved and activated; what the rule gives is
+    normed by head and multiplied by silu of what `gate` gives, and goes into the block's `attention_output`. The
+    layers `decay` and `beta` have one output for each head of values; they and the kernel stay float32.
+    """
+
+    qkv: str
+    gate: str
+    decay: str
+    beta: str
+    kernel: str  # [channels, 1, width]
+    rate: str  # parameter [value_heads]: the logarithm of minus the rate
+    bias: str  # parameter [value_heads], added to the decay
+    norm: str  # RMSNorm of each head, without an offset
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    width: int  # positions that the convolution sees
+
+    @property
+    def keys(self) -> int:
+        """Columns of all keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Columns of all values."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Columns of queries, keys and values together."""
+        return 2 * self.keys + self.values
 
 
 @dataclass(frozen=True)
@@ -104,7 +162,13 @@ class BlockNames:
     fused_qkv: str | None = None  # one linear layer whose outputs are query, key and value in this order
     experts: Experts | None = None
     convolution: ShortConvolution | None = None  # in place of attention: no query, key and value
+    delta_net: GatedDeltaNet | None = None  # in place of attention: no query, key and value
     sinks: str | None = None  # parameter [heads]: a score beside those of the keys, of what no value stands for
+
+    @property
+    def attends(self) -> bool:
+        """Whether the block has attention, and nothing in its place."""
+        return self.convolution is None and self.delta_net is None
 
     def linears(self) -> tuple[str, ...]:
         """The block's linear layers in the order of the forward pass."""
@@ -113,13 +177,21 @@ class BlockNames:
     def everyones(self) -> tuple[str, ...]:
         """The linear layers that read every token."""
         attention = (*self.first(), self.attention_output)
-        feed_forward = (self.gate, self.up, self.fused_gate_up, self.down) if self.experts is None else ()
+        feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
+        if self.experts is not None:
+            feed_forward = () if self.experts.shared is None else self.experts.shared.linears()
         return tuple(name for name in (*attention, *feed_forward) if name is not None)
 
     def first(self) -> tuple[str, ...]:
         """The linear layers that read what the block begins with."""
         convolution = None if self.convolution is None else self.convolution.input
-        return tuple(n for n in (convolution, self.query, self.key, self.value, self.fused_qkv) if n is not None)
+        delta_net = () if self.delta_net is None else (self.delta_net.qkv, self.delta_net.gate)
+        names = (convolution, *delta_net, self.query, self.key, self.value, self.fused_qkv)
+        return tuple(name for name in names if name is not None)
+
+    def first_floats(self) -> tuple[str, ...]:
+        """Linear layers that read the same, and are never quantized."""
+        return () if self.delta_net is None else (self.delta_net.decay, self.delta_net.beta)
 
     def of_experts(self) -> tuple[str, ...]:
         """Those that every expert has one of, with {expert} in their names; none without experts."""
@@ -188,6 +260,7 @@ class ModelSpec:
     logit_softcap: float | None = None
     norm_offset: float = 0.0  # added to the stored weight of every RMSNorm (1 in Gemma)
     parallel_residual: bool = False  # attention and feed-forward part both read the block's input
+    query_gate: bool = False  # the query layer gives each head its query and what its output is gated with
     fused_qkv_by_head: bool = False  # rows of fused_qkv: query, key and value of head 0, then of head 1, ...
     token_types: str | None = None  # embedding of the segment a token belongs to
     token_type_count: int = 1

@@ -15,6 +15,8 @@ from export.artefacts.reader import Graph, Node
 from export.artefacts.states import is_recurrent
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
+from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
+from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
 from export.contract.sparse import SPARSE_MATMUL
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
@@ -143,6 +145,10 @@ def operation_of(node: Node, context: Context) -> Operation:
         return _attention(node, context)
     if node.op_type == "Conv" and not node.domain:
         return _convolution(node, context)
+    if ours and node.op_type == CAUSAL_CONVOLUTION:
+        return _causal_convolution(node, context)
+    if ours and node.op_type == GATED_DELTA_RULE:
+        return _delta_rule(node, context)
     if ours and node.op_type == SINK_ATTENTION:
         return _sink_attention(node, context)
     if node.op_type in PER_ELEMENT and not node.domain:
@@ -220,6 +226,36 @@ def _convolution(node: Node, context: Context) -> Operation:
         node.name, "convolution", vector_ops=2 * math.prod(weights[2:]) * context.made(node),
         weight_bytes=context.weight_bytes(node), cache_read_bytes=state, cache_write_bytes=state,
         activation_bytes=context.moved(node),
+    )  # fmt: skip
+
+
+def _causal_convolution(node: Node, context: Context) -> Operation:
+    """The same as an operator of ours."""
+    state = CACHE_BYTES * context.elements(node.inputs[2])
+    return Operation(
+        node.name, "convolution", vector_ops=2 * context.shape(node.inputs[1])[-1] * context.made(node),
+        weight_bytes=context.weight_bytes(node), cache_read_bytes=state, cache_write_bytes=state,
+        activation_bytes=ACTIVATION_BYTES * (context.made(node) + context.elements(node.inputs[0])),
+    )  # fmt: skip
+
+
+def _delta_rule(node: Node, context: Context) -> Operation:
+    """For each number of the state and token: what the key reads, decay and change, what the query reads.
+
+    A vector unit does it, for the state changes with every token; a call reads and writes it once.
+    """
+    keys, values = context.shape(node.inputs[1])[-1], context.shape(node.inputs[2])[-1]
+    try:
+        layout = DeltaRuleLayout.of(node.attributes, keys, values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    tokens, state = context.phase.tokens, math.prod(layout.state)
+    by_token = 7 * state + 6 * keys + 5 * values + 16 * layout.value_heads  # lengths; differences; decay and step
+    moved = context.made(node) + sum(context.elements(name) for name in node.inputs[:5])
+    return Operation(
+        node.name, "delta rule", vector_ops=tokens * by_token, weight_bytes=context.weight_bytes(node),
+        cache_read_bytes=CACHE_BYTES * state, cache_write_bytes=CACHE_BYTES * state,
+        activation_bytes=ACTIVATION_BYTES * moved,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class EngineState:
     values: list[np.ndarray]
     items: tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values; razored: of no meaning
     stamp: int = -1  # changes whenever the arrays do
-    recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # float32 [width, columns] each
+    recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # as steps have them
     spare: list[np.ndarray] = field(default_factory=list)  # as large: what the next call makes them
 
     def bytes(self) -> int:
@@ -67,7 +67,7 @@ class Engine:
         self._folder = planned.folder
         self._attention = planned.attention
         self._rotation_names = planned.rotations
-        self._states = [state.shape[:0:-1] for state in planned.recurrent]  # positions first
+        self._states = planned.held
         self.vocab_size = planned.result_width
         self._smallest_head = min((shape.head_dim for shape in self._attention), default=0)
         for names in self._rotation_names if self._attention else ():

@@ -16,6 +16,8 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_GATHER, GROUP_MATMUL, GroupsLayout
+from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, causal_convolution
+from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout, gated_delta_rule
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.contract.sparse import SPARSE_MATMUL
@@ -31,7 +33,10 @@ TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
 
 _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_GATHER)
 _ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION)
-_OURS = (*_CODEBOOKS, *_GROUPS, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION, SINK_ATTENTION)
+_STATEFUL = (CAUSAL_CONVOLUTION, GATED_DELTA_RULE)
+_OURS = (
+    *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION, SINK_ATTENTION,
+)  # fmt: skip
 
 
 def _is_codebook(node: Node) -> bool:
@@ -137,6 +142,10 @@ class Interpreter:
             return (sparse_matmul(node.sparse_layout(), *inputs),)
         if node.op_type in _ATTENTIONS:
             return (attend(node, inputs),)
+        if node.domain == DOMAIN and node.op_type == CAUSAL_CONVOLUTION:
+            return causal_convolution(*inputs)
+        if node.domain == DOMAIN and node.op_type == GATED_DELTA_RULE:
+            return _delta_rule(node, inputs)
         if node.domain == DOMAIN and node.op_type in _GROUPS:
             return (_of_groups(node, *inputs),)
         if node.domain == DOMAIN:
@@ -147,6 +156,12 @@ class Interpreter:
             out = codebook_matmul(np.ascontiguousarray(x).reshape(-1, layout.K), layout, codes, codebook, scale)
             return (out.reshape(*x.shape[:-1], layout.N),)
         return run_operator(node.op_type, node.name, node.attributes, inputs)
+
+
+def _delta_rule(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
+    query, key, value, decay, beta, rate, bias, past = inputs
+    layout = DeltaRuleLayout.of(node.attributes, key.shape[-1], value.shape[-1])
+    return gated_delta_rule(query, key, value, decay, beta, rate, bias, past, layout)
 
 
 def _of_groups(node: Node, x: np.ndarray, *parts: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 EVERY = 256  # tokens at least between copies that are kept for good
 _RECENT = 4  # other copies that are kept: where the last prompts ended
+MOST_BYTES = 1 << 28  # of all copies of one generation; the newest is always there
 
 
 @dataclass
@@ -35,6 +36,16 @@ class Recurrent:
                 others.append(length)
         for length in others[:-_RECENT]:
             del self._kept[length]
+        self._thin_out()
+
+    def _thin_out(self) -> None:
+        """Drop copies until they fit: first those whose neighbours are nearest, then the oldest of the recent ones."""
+        size = sum(array.nbytes for array in self.arrays)
+        while len(self._kept) > 1 and len(self._kept) * size > MOST_BYTES:
+            places = [0, *self._kept]
+            far = range(1, len(places) - _RECENT)
+            place = min(far, key=lambda i: places[i + 1] - places[i - 1], default=1)
+            del self._kept[places[place]]
 
     def saved(self) -> list[np.ndarray]:
         """Copies of the states as they are."""

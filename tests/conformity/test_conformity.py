@@ -59,6 +59,8 @@ OPTIMUM_REFUSES = {
 OPTIMUM_LACKS = {  # families that its older transformers does not have, or whose states its cache does not have
     "internlm3": "does not recognize this architecture",
     "ministral3": "does not recognize this architecture",
+    "qwen3_5_text": "does not recognize this architecture",
+    "qwen3_5_moe_text": "does not recognize this architecture",
     "lfm2": "Input past_conv.1 is required by model but not provided",
 }
 

@@ -30,7 +30,7 @@ from runtime_py.engine.engine import Engine, chunk_size
 from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context, Value
 from runtime_py.engine.plan.placement import Argument, Buffer
-from runtime_py.engine.plan.values import Tokens
+from runtime_py.engine.plan.values import Pending, Tokens
 from runtime_py.engine.program import Program
 from runtime_py.engine.steps.attention import KvAppend, RazorKvAppend
 from runtime_py.engine.steps.step import Step
@@ -72,6 +72,13 @@ class Traced(Context):
             for buffer in {b for b in reads + writes if b in self._held}:  # rotated where they lie
                 turned = [(n, v) for _, n, v in self._held[buffer] if v.rotation is not None]
                 self._held[buffer] += [(len(self.steps), name, replace(v, rotation=None)) for name, v in turned]
+
+    def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
+        made = super().activate(pending, gated)
+        if made is pending.source:  # made where its input is made: that is nowhere
+            held, now = self._held.get(made.buffer, []), len(self.steps)
+            held[:] = [entry for entry in held if entry[0] < now]
+        return made
 
     def views(self, base: int) -> dict[int, list[View]]:
         """What can be looked at after so many steps of the finished plan. base: where buffers in the arena begin."""

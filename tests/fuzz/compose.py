@@ -16,7 +16,10 @@ import numpy as np
 import onnx
 
 from export.artefacts.reader import Graph, Node, ValueInfo, read_graph
+from export.artefacts.states import is_recurrent, output_of
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
+from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
+from export.contract.operators.delta_rule import GATED_DELTA_RULE
 from export.contract.packing import pack
 from export.contract.sparse import SPARSE_MATMUL
 
@@ -39,6 +42,7 @@ class Composer:
     widths: dict[str, int] = field(default_factory=dict)
     masks: dict[int, str] = field(default_factory=dict)
     attentions: int = 0
+    states: list[ValueInfo] | None = None  # recurrent ones, in a graph that may have some
     bits: tuple[int, ...] = (3,)
 
     def __post_init__(self) -> None:
@@ -118,7 +122,7 @@ class Composer:
     def step(self) -> None:
         """One more node or a few that belong together."""
         x = self.some()
-        width, kind = self.widths[x], self.random.randrange(16)
+        width, kind = self.widths[x], self.random.randrange(17)
         if kind == 0:
             self.lookup(width)
         elif kind == 1:
@@ -149,6 +153,8 @@ class Composer:
         elif kind == 14:
             order = self.weight(self.numbers.permutation(width), np.int64)
             self.value(width, "Gather", (x, order), axis=2)
+        elif kind == 15 and self.states is not None and len(self.states) < 4:
+            self.delta_net(x)
         elif width % 8 == 0 and self.attentions < 2:
             self.attention(x)
 
@@ -197,6 +203,47 @@ class Composer:
             heads * dim, "Attention", inputs, q_num_heads=heads, kv_num_heads=kv_heads, is_causal=1, scale=dim**-0.5
         )
 
+    def delta_net(self, x: str) -> None:
+        """Keys and values through a convolution or without one, and the delta rule over them."""
+        r, numbers = self.random, self.numbers
+        key_heads, repeat, key_dim, value_dim = (
+            r.choice((1, 2)),
+            r.choice((1, 3)),
+            r.choice((1, 8, 20)),
+            r.choice((3, 40)),
+        )
+        heads = key_heads * repeat
+        sizes = [key_heads * key_dim, key_heads * key_dim, heads * value_dim]
+        mixed = self.product(x, sum(sizes))
+        if r.random() < 0.8:
+            kernel = numbers.standard_normal((sum(sizes), 1, r.choice((2, 4)))) / 2
+            state = (sum(sizes), kernel.shape[2] - 1)
+            inputs = (mixed, self.weight(kernel))
+            mixed = self._stateful(CAUSAL_CONVOLUTION, inputs, "conv_state", state, sum(sizes), channels=sum(sizes))
+        if r.random() < 0.7:
+            (gate,) = self.node("Sigmoid", (mixed,))
+            mixed = self.value(sum(sizes), "Mul", (mixed, gate))
+        parts = self.node("Split", (mixed, self.weight(sizes, np.int64)), 3, axis=-1)
+        self.widths |= dict(zip(parts, sizes))
+        decay, beta = self.product(x, heads), self.product(self.some(), heads)
+        rate = self.weight(-np.exp(numbers.standard_normal(heads)))
+        inputs = (*parts, decay, beta, rate, self.weight(numbers.standard_normal(heads)))
+        self._stateful(
+            GATED_DELTA_RULE, inputs, "recurrent_state", (heads, key_dim, value_dim), heads * value_dim,
+            key_heads=key_heads, value_heads=heads, epsilon=1e-6,
+        )  # fmt: skip
+
+    def _stateful(
+        self, op_type: str, inputs: tuple[str, ...], kind: str, shape: tuple[int, ...], width: int, **attributes
+    ) -> str:
+        """A node with a state of its own."""
+        assert self.states is not None
+        state = f"past_key_values.{len(self.states)}.{kind}"
+        self.states.append(ValueInfo(state, np.dtype(np.float32), ("batch", *shape)))
+        name = self.value(width, op_type, (*inputs, state), domain=DOMAIN, **attributes)
+        self.nodes[-1] = replace(self.nodes[-1], outputs=(name, output_of(state)))
+        return name
+
     def rotation(self, half: int) -> tuple[str, str]:
         (positions,) = self.node("Cast", ("position_ids",), to=1)
         (column,) = self.node("Unsqueeze", (positions, self.weight([-1], np.int64)))
@@ -238,7 +285,9 @@ class Composer:
             last = self.nodes[-1].outputs[self.random.randrange(2)]
         for _ in range(self.random.choice((0, 0, 1, 3)) if kind == 2 else 0):
             self.step()  # of no use
-        graph = Graph(Path(), tuple(self.nodes), self.weights, _INPUTS, (), {}, {}, 23, {})
+        graph = Graph(Path(), tuple(self.nodes), self.weights, (*_INPUTS, *(self.states or ())), (), {}, {}, 23, {})
+        made = [replace(state, name=output_of(state.name)) for state in self.states or ()]
+        graph = replace(graph, outputs=tuple(made))
         graph = named(graph, last, self.widths[last])
         return self._with_others(graph) if self.random.random() < 0.2 else graph
 
@@ -263,7 +312,9 @@ def named(graph: Graph, value: str, width: int) -> Graph:
         for n in graph.nodes
     )
     info = ValueInfo("logits", np.dtype(np.float32), ("batch", "tokens", width))
-    return replace(graph, nodes=nodes, outputs=(info,), values={**graph.values, "logits": info})
+    states = {output_of(state.name) for state in graph.inputs if is_recurrent(state.name)}
+    kept = tuple(output for output in graph.outputs if output.name in states)
+    return replace(graph, nodes=nodes, outputs=(info, *kept), values={**graph.values, "logits": info})
 
 
 def widths_of(graph: Graph) -> dict[str, int]:
@@ -355,7 +406,7 @@ def graphs(seed: int, first: int, runs: int, real: list[Graph]) -> Iterator[tupl
         if real and number % 2:
             yield number, changed(random_.choice(real), random_), random_
         else:
-            yield number, Composer(random_).graph(), random_
+            yield number, Composer(random_, states=[]).graph(), random_
 
 
 def through_a_file(graph: Graph, folder: Path) -> Graph:

@@ -24,7 +24,7 @@ from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
-_CONVOLUTION = "conv"  # transformers' name for layers whose cache is a state
+_WITH_STATE = frozenset({"conv", "linear_attention"})  # kinds of layers, as in transformers' `layer_types`
 WINDOWS = 64  # windows written together at most: enough to share the weights' way through memory
 CHUNK = 4 * WINDOWS  # windows made at a time
 
@@ -138,9 +138,9 @@ class _RoomyLayer(DynamicLayer):
 def _empty_cache(model: nn.Module) -> Cache:
     """Room for keys and values of every layer of attention, and what transformers keeps for layers with a state."""
     kinds = getattr(model.config, "layer_types", None) or ()
-    if _CONVOLUTION not in kinds:
+    if _WITH_STATE.isdisjoint(kinds):
         return Cache(layer_class_to_replicate=_RoomyLayer)
-    return Cache(layers=[LinearAttentionLayer() if kind == _CONVOLUTION else _RoomyLayer() for kind in kinds])
+    return Cache(layers=[LinearAttentionLayer() if kind in _WITH_STATE else _RoomyLayer() for kind in kinds])
 
 
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:

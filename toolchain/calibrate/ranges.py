@@ -72,7 +72,7 @@ def measure_ranges(
 
     handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:
-        cached = runner.spec.causal and runner.names(block).convolution is None
+        cached = runner.spec.causal and runner.names(block).attends
         outputs = runner.run(block, hidden, CacheRecorder(ranges) if cached else None)
     finally:
         for handle in handles:

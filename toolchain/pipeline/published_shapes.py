@@ -10,6 +10,14 @@ _LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "ro
 _LLAMA_3 = {**_LLAMA, "rope_theta": 500000.0, "vocab_size": 128256, "max_position_embeddings": 131072}
 _QWEN_3 = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 128, "vocab_size": 151936,
            "max_position_embeddings": 40960}  # fmt: skip
+_QWEN_3_5 = {
+    "model_type": "qwen3_5_text", "hidden_act": "silu", "rms_norm_eps": 1e-6, "vocab_size": 248320,
+    "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256,
+    "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144, "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {
         **_LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
@@ -52,6 +60,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
         "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
+    "qwen3.5-0.8b": {**_QWEN_3_5, "hidden_size": 1024, "intermediate_size": 3584},
+    "qwen3.5-2b": {**_QWEN_3_5, "hidden_size": 2048, "intermediate_size": 6144},
     "olmoe-1b-7b": {
         "model_type": "olmoe", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_size": 2048,
         "intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False,

@@ -59,6 +59,8 @@ class RandomCheckpoint:
         if spec.has_experts:
             check_experts(settings, spec)
         self._norm_weight = 1.0 - spec.norm_offset
+        nets = [names.delta_net for names in spec.kinds() if names.delta_net is not None]
+        self._plain_norms = tuple(f"{net.norm}.weight" for net in nets)  # which have no offset
         self.records = {record.name: record for record in self._all_records(spec, settings)}
         self.manifest = {
             "tool_version": __version__,
@@ -90,7 +92,7 @@ class RandomCheckpoint:
                 if name not in matrices:
                     records.append(_vector(prefix + name, tuple(parameter.shape)))
             units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
-            units += ["key_unit", "value_unit"] if settings.razor.kv and names.convolution is None else []
+            units += ["key_unit", "value_unit"] if settings.razor.kv and names.attends else []
             records += [_vector(prefix + unit, (1,)) for unit in units]
         return records
 
@@ -126,10 +128,7 @@ class RandomCheckpoint:
         if record.scheme == "float32" and len(record.shape) > 1:  # routers
             return rng.standard_normal(record.shape, np.float32) * np.float32(_WEIGHT_DEVIATION)
         if record.scheme == "float32":
-            value = (
-                0.0 if record_name.endswith("bias") else _UNIT if record_name.endswith("_unit") else self._norm_weight
-            )
-            return np.full(record.shape, value, np.float32)
+            return np.full(record.shape, self._number(record_name), np.float32)
         if record.scheme == "float16":
             return (rng.standard_normal(record.shape, np.float32) * _WEIGHT_DEVIATION).astype(np.float16)
         name, _, inner = suffix[1:].partition(".")
@@ -140,6 +139,14 @@ class RandomCheckpoint:
                 return np.full(layout.codebook_shape, _SCALE_LEVEL, np.int8)
             return layout.random(inner, rng, _WEIGHT_DEVIATION / _SCALE_LEVEL)
         return record.matrix_layout().random(name, rng, _WEIGHT_DEVIATION)
+
+    def _number(self, name: str) -> float:
+        """What all numbers of a vector are: those of norms make them do nothing."""
+        if name.endswith("bias"):
+            return 0.0
+        if name.endswith("_unit"):
+            return _UNIT
+        return 1.0 if name.endswith(self._plain_norms) else self._norm_weight
 
 
 def _vector(name: str, shape: tuple[int, ...]) -> TensorRecord:

@@ -95,8 +95,8 @@ class SourceModel:
         stacked = [name for name in found.tensors if is_stacked(name)]
         packed = self.quantization is not None and self.quantization.method == METHOD
         experts = model_spec(self.config).block.experts if stacked or packed else None
-        if experts is not None and experts.together:
-            return StackedExperts(found, experts.count)
+        if experts is not None and (experts.together or experts.concatenated):
+            return StackedExperts(found, experts.count, experts.concatenated)
         if packed:
             raise unreadable("MXFP4", f"{self.folder / 'config.json'}: quantization_config")
         return found

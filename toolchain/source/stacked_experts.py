@@ -5,8 +5,13 @@
     experts.NAME_bias            floats [experts, 2 rows], [experts, rows]
     experts.NAME_blocks, _scales uint8 [experts, 2 rows or rows, groups, 16] and [experts, 2 rows or rows, groups]
 
-The last two are the matrix in MXFP4: the bytes of a group are 32 4-bit floats, the first of two in the low half, with
-one power of two, stored plus 127. What is read is one expert's part of a file.
+Other families (qwen3_5_moe) have them as rows, those of the gate before those of up, floats only:
+
+    experts.gate_up_proj         floats [experts, 2 rows, columns]
+    experts.down_proj            floats [experts, rows, columns]
+
+The last two of gpt-oss are the matrix in MXFP4: the bytes of a group are 32 4-bit floats, the first of two in the low
+half, with one power of two, stored plus 127. What is read is one expert's part of a file.
 """
 
 from __future__ import annotations
@@ -49,10 +54,11 @@ class _Part:
     expert: int
     turn: int  # which of the rows that lie in turns
     turns: int
+    concatenated: bool  # rows do not come in turns
 
     def own(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of this matrix out of all."""
-        return rows[self.turn :: self.turns]
+        return rows.chunk(self.turns)[self.turn] if self.concatenated else rows[self.turn :: self.turns]
 
 
 class StackedExperts:
@@ -60,8 +66,12 @@ class StackedExperts:
 
     in_layout = False
 
-    def __init__(self, inner: StoredWeights, count: int) -> None:
-        """count: experts of a block. Raises InputError for tensors that do not go together."""
+    def __init__(self, inner: StoredWeights, count: int, concatenated: bool = False) -> None:
+        """count: experts of a block; concatenated: their matrices are rows, one behind the other.
+
+        Raises InputError for tensors that do not go together.
+        """
+        self._concatenated = concatenated
         self._inner, self._count, self._parts = inner, count, dict[str, _Part]()
         self.tensors = {name: stored for name, stored in inner.tensors.items() if not is_stacked(name)}
         packed = inner.quantization is not None and inner.quantization.method == METHOD
@@ -91,6 +101,8 @@ class StackedExperts:
         """The parts of a tensor: which of its matrices, where it lies and what it looks like."""
         header, turns = self._inner.tensors[name], len(_MATRICES[matrix.rpartition(".")[2]])
         shape, dtype, where = header.shape, header.dtype, f"{header.path}: {name}"
+        if self._concatenated and kind:
+            raise InputError(f"{where} is nothing that experts of this family have")
         if len(shape) != {"": 3, "_bias": 2, "_blocks": 4}[kind] or 0 in shape:
             raise InputError(f"{where} has shape {list(shape)}, which is none of experts")
         if shape[0] != self._count:
@@ -105,11 +117,16 @@ class StackedExperts:
             raise unreadable(f"type {dtype}", where)
         else:
             own = (shape[1] // turns,) if kind == "_bias" else (shape[2] // turns, shape[1])
-        if own[0] * turns != shape[2 if kind == "" else 1]:
+            own = (shape[1] // turns, shape[2]) if self._concatenated else own
+        if own[0] * turns != shape[2 if kind == "" and not self._concatenated else 1]:
             raise InputError(f"{where} has shape {list(shape)}: rows of gate and up do not come in pairs")
         for expert in range(shape[0]):
             for turn in range(turns):
-                yield turn, _Part(name, kind, expert, turn, turns), StoredTensor(header.path, dtype, own)
+                yield (
+                    turn,
+                    _Part(name, kind, expert, turn, turns, self._concatenated),
+                    StoredTensor(header.path, dtype, own),
+                )
 
     def names(self) -> list[str]:
         return sorted([*(name for name in self._inner.names() if not is_stacked(name)), *self._parts])
@@ -130,7 +147,7 @@ class StackedExperts:
             value = torch.from_numpy(found.weight())
         else:
             stored = self._raw(part.stored, part.expert).float()
-            value = part.own(stored if part.kind == "_bias" else stored.mT).contiguous()
+            value = part.own(stored if part.kind == "_bias" or part.concatenated else stored.mT).contiguous()
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{self.tensors[name].path}: {part.stored} holds NaN or infinite values")
         return value

@@ -27,6 +27,8 @@ WRAPPERS = {
     "llava_onevision": "vision",
     "mistral3": "vision",
     "qwen2_audio": "audio",
+    "qwen3_5": "vision",
+    "qwen3_5_moe": "vision",
     "smolvlm": "vision",
     "vipllava": "vision",
     "voxtral": "audio",

@@ -37,6 +37,7 @@ from runtime_py.simd.vectors import (
 
 SILU, GELU, GELU_TANH, RELU, TANH = range(5)
 CLAMPED = 5  # clamped_gate() in place of activate()
+SIGMOID = 6
 _F = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(-0.693359375), _F(2.12194440e-4)
 _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
@@ -89,7 +90,7 @@ def _erf(x):
 
 @nb.njit(cache=True, inline="always")
 def activated(kind, x):
-    """SiLU, GELU (by erf or by tanh), ReLU or tanh of 16 floats."""
+    """SiLU, GELU (by erf or by tanh), ReLU, tanh or the logistic function of 16 floats."""
     half, one = splat_float(_F(0.5)), splat_float(_F(1.0))
     if kind == SILU:
         return multiply(x, _logistic(x))
@@ -101,6 +102,8 @@ def activated(kind, x):
         return multiply(x, _logistic(inner))  # 0.5 (1 + tanh(y)) is the logistic of 2y
     if kind == TANH:
         return hyperbolic_tangent(x)
+    if kind == SIGMOID:
+        return _logistic(x)
     return maximum(zero_floats(), x)  # in this order NaN stays
 
 

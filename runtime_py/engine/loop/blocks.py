@@ -8,11 +8,13 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.convolution import convolve, keep_products
+from runtime_py.engine.kernels.delta_net import convolve_rows, keep_rows
 from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.steps.convolution import ShortConvolution
+from runtime_py.engine.steps.delta_net import CausalConvolution
 from runtime_py.engine.steps.elementwise import LAYER, Activate
 from runtime_py.engine.steps.integers import Quantize, Razor
 from runtime_py.simd.atomics import fetch_add
@@ -78,12 +80,22 @@ def _convolve_block(s, isa, offset, group, b, tokens, scratch):
         _quantize(s, isa, offset, s.out, s.columns, group, tokens, b, b + 1, scratch)
 
 
+def _causal_convolution_block(s, isa, offset, group, b, tokens, scratch):
+    first, last = 256 * b, min(256 * b + 256, s.columns)
+    for token in range(16 * group, min(16 * group + 16, tokens)):
+        to = s.out + 4 * token * s.columns
+        convolve_rows(s.source, s.stride, s.past, s.columns, s.width, s.kernel, s.kind, token, first, last, to)
+    if 16 * group + 16 >= tokens:
+        keep_rows(s.source, s.stride, s.past, s.columns, s.width, tokens, first, last, s.present)
+
+
 _block = by_kind(
     {
         Quantize: _quantize_block,
         Razor: _razor_block,
         Activate: _activate_block,
         ShortConvolution: _convolve_block,
+        CausalConvolution: _causal_convolution_block,
     }
 )
 

@@ -33,6 +33,7 @@ from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.engine.steps.attention import Rotate
 from runtime_py.engine.steps.convolution import ShortConvolution
+from runtime_py.engine.steps.delta_net import PLAIN, CausalConvolution
 from runtime_py.engine.steps.elementwise import Activate, Norm
 from runtime_py.engine.steps.integers import Quantize
 from runtime_py.engine.steps.products import CodeProduct
@@ -66,6 +67,7 @@ class Context:
         self.routed: dict[str, Routed] = {}  # of experts' routers
         self.convolving: dict[str, Convolving] = {}  # on the way through short convolutions
         self.recurrent = recurrent_states(graph)
+        self.held = [state.shape[:0:-1] for state in self.recurrent]  # as the engine keeps them: positions first
         self.advanced: set[str] = set()  # outputs of recurrent states that a step makes
         self.gates: dict[str, Gate] = {}  # of clamped gates
         self.folder = ConstantFolder(graph)
@@ -263,9 +265,12 @@ class Context:
 
     def activate(self, pending: Pending, gated: Tokens | None) -> Tokens:
         """A step for an activation, times its gate where there is one."""
-        x = pending.source
-        if pending.kind == -1:
-            raise Unplannable("an activation of unexpected form")
+        x, last = pending.source, self.steps[-1] if self.steps else None
+        if gated is None and last is not None and isinstance(last.step, CausalConvolution):
+            alone = last.writes == [x.buffer] and x.whole and x.heads == 1 and not self.needed(x.buffer)
+            if alone and last.step.kind == PLAIN:  # made where its input is made
+                last.step.kind = pending.kind
+                return x
         return self.activated(pending.kind, x, gated)
 
     def activated(self, kind: int, x: Tokens, gated: Tokens | None, alpha: float = 0.0, limit: float = 0.0) -> Tokens:

@@ -49,7 +49,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Pending:
-    """An activation not computed yet: it is fused with the gate that follows. kind -1: a bare sigmoid."""
+    """An activation not computed yet: it is fused with the gate that follows."""
 
     kind: int
     source: Tokens

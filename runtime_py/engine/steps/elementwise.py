@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime_py.engine.kernels.elementwise import CLAMPED
+from runtime_py.engine.kernels.elementwise import CLAMPED, SIGMOID
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, REAL, T, declared
@@ -73,7 +73,7 @@ class Activate(Making[T]):
     shares: T = NONE
 
     def accesses(self: Activate[int], case: Case, arrays: Arrays) -> Iterator[Access]:
-        need(0 <= self.kind <= CLAMPED, "an unknown activation")
+        need(0 <= self.kind <= SIGMOID, "an unknown activation")
         need(self.kind != CLAMPED or self.gated != 0, "a clamped gate of nothing")
         yield rows("source", READ, self.source, self.stride, self.columns, case.tokens)
         if self.gated:

@@ -31,6 +31,7 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.
             "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32}  # fmt: skip
 ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1,
          "mscale": 1.0, "mscale_all_dim": 1.0}  # fmt: skip
+QWEN3_5 = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
 TINY = {
     "llama": {"rope_parameters": LLAMA3, "tie_word_embeddings": False},
     "llama yarn": {"rope_parameters": YARN},
@@ -90,6 +91,16 @@ TINY = {
                 "tie_word_embeddings": False},
     "gpt_oss clamped": {"num_local_experts": 4, "num_experts_per_tok": 4, "attention_bias": False, "swiglu_alpha": 0.7,
                         "swiglu_limit": 0.5, "head_dim": 8, "layer_types": ["full_attention"] * 2},
+    "qwen3_5_text": {"num_hidden_layers": 4, "head_dim": 16, "layer_types": QWEN3_5, "linear_conv_kernel_dim": 4,
+                     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+                     "linear_value_head_dim": 12, "tie_word_embeddings": True},
+    "qwen3_5_text biased": {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "hidden_act": "gelu",
+                            "linear_conv_kernel_dim": 2, "linear_num_key_heads": 3, "linear_num_value_heads": 3,
+                            "linear_key_head_dim": 16, "linear_value_head_dim": 8, "attention_bias": True},
+    "qwen3_5_moe_text": {"num_hidden_layers": 3, "head_dim": 16, "layer_types": QWEN3_5[1:], "linear_num_key_heads": 2,
+                         "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                         "shared_expert_intermediate_size": 20},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -109,7 +120,7 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
-MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_moe")  # experts picked by a router
+MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen3_moe")  # experts picked by a router
 
 
 def is_mixture(variant: str) -> bool:
@@ -127,7 +138,7 @@ def tiny_model(variant: str, folder: Path, **more: object) -> None:
     config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen, **more})
     torch.manual_seed(0)
     model = (AutoModelForCausalLM if variant in TINY else AutoModel).from_config(config)
-    centre = 0.0 if model_type.startswith("gemma") else 1.0  # Gemma stores norm weights minus one
+    centre = 0.0 if model_type.startswith(("gemma", "qwen3_5")) else 1.0  # these store norm weights minus one
     with torch.no_grad():
         for name, p in model.named_parameters():
             norm = "norm" in name.lower() or "ln_" in name

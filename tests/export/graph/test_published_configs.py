@@ -13,6 +13,16 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "nu
          "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True, "attention_dropout": 0.0}  # fmt: skip
 LAYERS = ["sliding_attention"] * 3 + ["full_attention"]
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "the text_config of Qwen3.5-0.8B": {
+        "attention_bias": False, "attn_output_gate": True, "dtype": "bfloat16", "full_attention_interval": 4,
+        "head_dim": 16, "hidden_act": "silu", "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+        "linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_num_key_heads": 4, "linear_num_value_heads": 4,
+        "linear_value_head_dim": 8, "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144,
+        "mlp_only_layers": [], "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False, "rms_norm_eps": 1e-06, "tie_word_embeddings": True,
+        "rope_parameters": {"mrope_interleaved": True, "mrope_section": [1, 1, 0], "rope_type": "default",
+                            "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+    },
     "c4ai-command-r7b-12-2024": {
         "architectures": ["Cohere2ForCausalLM"], "attention_bias": False, "cache_implementation": "hybrid",
         "head_dim": 8, "hidden_act": "silu", "layer_norm_eps": 1e-05, "layer_switch": 4, "logit_scale": 0.25,

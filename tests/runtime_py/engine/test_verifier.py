@@ -47,8 +47,11 @@ FAMILIES = {
     "mistral": {"model_type": "mistral", "sliding_window": 24, "head_dim": 16},
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
     "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "qwen3_5": {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
+                "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+                "linear_value_head_dim": 40},
     "olmoe": {"model_type": "olmoe", "num_key_value_heads": 4, "num_experts": 5, "num_experts_per_tok": 2},
-}
+}  # fmt: skip
 
 
 class Small(Composer):
@@ -321,7 +324,7 @@ def mutated(folder: Path, count: int) -> None:
     assert caught > (0.6 * count if count else 1000)  # the rest is harmless: it touched no guard page
 
 
-@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2"])
+@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2", "qwen3_5"])
 def test_changed_tables_that_pass_touch_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 500)
 

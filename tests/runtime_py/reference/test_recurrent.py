@@ -60,6 +60,34 @@ def test_the_last_prompts_and_far_places_are_kept():
     assert state.cut(1000) > 1000 - 2 * EVERY
 
 
+@pytest.mark.parametrize("copies", [1, 2, 5, 12])
+def test_large_states_have_few_copies(copies, monkeypatch):
+    """However long the text, copies take no more than their limit; far ones stay spread over it."""
+    state = Recurrent([np.zeros(100)])
+    monkeypatch.setattr("runtime_py.reference.recurrent.MOST_BYTES", 800 * copies)
+    for number in range(100):
+        state.length += EVERY + number % 3
+        state.arrays[0][:] = state.length
+        state.keep()
+        assert state.bytes() <= 800 * (copies + 1)
+    last = state.length
+    assert state.cut(last + 1) == last
+    for wanted in (last - 1, last // 2, last // 4):
+        found = Recurrent(state.saved(), state.length, dict(state._kept)).cut(wanted)
+        assert found <= wanted and (copies < 12 or wanted - found <= last / 3)
+    assert state.cut(EVERY - 1) == 0 and (state.arrays[0] == 0).all()
+
+
+def test_a_copy_that_is_too_large_alone_is_there(monkeypatch):
+    state = Recurrent([np.zeros(100)])
+    monkeypatch.setattr("runtime_py.reference.recurrent.MOST_BYTES", 10)
+    for length in (5, 300):
+        state.length = length
+        state.keep()
+    state.length = 301
+    assert state.cut(300) == 300
+
+
 def test_another_place_than_the_state_s_is_an_error(runner):
     state = runner.new_state()
     runner.forward(state, TEXT[:9])

@@ -22,10 +22,18 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
+MIXERS = {  # linear layers in place of attention, and what stays float32 there: in how many tensors of how many blocks
+    "lfm2": ({"conv.in_proj", "conv.out_proj"}, "conv.conv", 4),
+    "qwen3_5_text": (
+        {"linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj"}, "linear_attn.", 3 * 6,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MIXERS)
+def source(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
-    tiny_model("lfm2", folder / "source")
+    tiny_model(request.param, folder / "source")
     random_text(folder / "text.txt")
     return folder
 
@@ -36,9 +44,10 @@ def test_every_way_of_quantizing(options, source, tmp_path):
     checkpoint = _checkpoint(source / "source", text, None, tmp_path / "q", **SMALL, **OPTIONS[options])
     spec, records = model_spec(checkpoint.config), checkpoint.records
     assert all(records[name].bits for name in spec.quantizable())
-    assert {name.rpartition(".layers.")[2][2:] for name in spec.quantizable()} >= {"conv.in_proj", "conv.out_proj"}
-    convolutions = [name for name in records if "conv.conv" in name]
-    assert len(convolutions) == 4 and all(records[name].scheme == "float32" for name in convolutions)
+    linears, inside, count = MIXERS[spec.model_type]
+    assert {name.rpartition(".layers.")[2][2:] for name in spec.quantizable()} >= linears
+    floats = [name for name in records if inside in name and name not in spec.quantizable()]
+    assert len(floats) == count and all(records[name].scheme == "float32" for name in floats)
     plain = AutoModelForCausalLM.from_pretrained(source / "source", dtype=torch.float32)
     model = dequantized_model(source / "source", checkpoint)
     with torch.no_grad():

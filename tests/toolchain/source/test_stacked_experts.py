@@ -154,3 +154,54 @@ def test_values_that_are_not_finite(folders):
     changed(folders[1], lambda t: t[f"{DOWN}_bias"].__setitem__((1, 2), float(np.nan)))
     with pytest.raises(InputError, match="down_proj_bias holds NaN"):
         FloatCheckpoint(folders[1])
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    """A tiny qwen3_5_moe as published: the gate's rows before those of up, all experts in one tensor."""
+    tiny_model("qwen3_5_moe_text", tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    model = theirs(tmp_path)
+    own = {name: value for name, value in stored.items() if ".experts." not in name}
+    own |= {name: p.detach() for name, p in model.named_parameters() if ".experts." in name}
+    assert sum(name.endswith(".experts.gate_up_proj") for name in own) == 3
+    write(tmp_path, own)
+    return tmp_path
+
+
+def test_rows_of_all_experts_are_read_as_transformers_does(rows, tmp_path):
+    own, source = load_file(rows / "model.safetensors"), SourceModel(rows)
+    both = own["model.layers.1.mlp.experts.gate_up_proj"][4]
+    name = "model.layers.1.mlp.experts.4.{}_proj.weight"
+    assert torch.equal(source.tensor(name.format("gate")), both[:24])
+    assert torch.equal(source.tensor(name.format("up")), both[24:])
+    (tmp_path / "model").mkdir()
+    write_model_folder(FloatCheckpoint(rows), tmp_path / "model")
+    compare(theirs(rows), tmp_path / "model", 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:4], "is of 4 experts, the model of config.json has 5"),
+        (lambda t: t[:, :47], "rows of gate and up do not come in pairs"),
+        (lambda t: t[:, :, :31], "down_proj|gate_proj"),
+        (lambda t: t[0], "which is none of experts"),
+        (lambda t: t.to(torch.uint8), "type U8"),
+    ],
+)
+def test_rows_of_another_form_are_refused(rows, change, message):
+    own = load_file(rows / "model.safetensors")
+    name = "model.layers.2.mlp.experts.gate_up_proj"
+    write(rows, {**own, name: change(own[name])})
+    with pytest.raises(InputError, match=message):
+        FloatCheckpoint(rows)
+
+
+@pytest.mark.parametrize("kind", ["_bias", "_blocks", "_scales"])
+def test_what_such_experts_do_not_have_is_refused(rows, kind):
+    own = load_file(rows / "model.safetensors")
+    name = "model.layers.2.mlp.experts.gate_up_proj"
+    write(rows, {**own, f"{name}{kind}": own[name].clone()})
+    with pytest.raises(InputError):
+        FloatCheckpoint(rows)

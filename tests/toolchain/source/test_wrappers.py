@@ -25,6 +25,8 @@ AUDIO = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "enco
          "max_source_positions": 8}  # fmt: skip
 CLIP = {"model_type": "clip_vision_model", **VISION, "projection_dim": 16}
 SIGLIP = {"model_type": "siglip_vision_model", **VISION}
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+               "patch_size": 8, "num_position_embeddings": 16}  # fmt: skip
 # wrapper, family inside, what else its config says
 CASES = {
     "gemma3": ("gemma3", "gemma3_text", {"vision_config": SIGLIP, "mm_tokens_per_image": 4}),
@@ -45,6 +47,8 @@ CASES = {
     "idefics3": ("idefics3", "llama", {"vision_config": VISION, "tie_word_embeddings": True}),
     "smolvlm": ("smolvlm", "llama", {"vision_config": VISION, "tie_word_embeddings": False}),
     "qwen2_audio": ("qwen2_audio", "qwen2", {"audio_config": {"model_type": "qwen2_audio_encoder", **AUDIO}}),
+    "qwen3_5": ("qwen3_5", "qwen3_5_text", {"vision_config": QWEN_VISION, "tie_word_embeddings": True}),
+    "qwen3_5_moe": ("qwen3_5_moe", "qwen3_5_moe_text", {"vision_config": QWEN_VISION}),
     "voxtral": ("voxtral", "llama", {"audio_config": AUDIO}),
 }  # fmt: skip
 
@@ -56,7 +60,7 @@ def wrapped_model(case: str, folder: Path, **text: object):
     config = CONFIG_MAPPING[wrapper](text_config=inner, **more)
     torch.manual_seed(0)
     model = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)](config).eval()
-    centre = 0.0 if family.startswith("gemma") else 1.0
+    centre = 0.0 if family.startswith(("gemma", "qwen3_5")) else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if "norm" in name.lower() else 0))

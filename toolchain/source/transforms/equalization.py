@@ -57,7 +57,10 @@ class EqualizedSource(FoldedSource):
         for number in range(spec.blocks):
             prefix, names = spec.block_name(number), spec.names(number)
             self._plan_norms(number, prefix, names)
-            (self._plan_values if names.convolution is None else self._plan_convolution)(prefix, names)
+            if names.attends:
+                self._plan_values(prefix, names)
+            elif names.convolution is not None:
+                self._plan_convolution(prefix, names)
             self._plan_feed_forward(prefix, names)
 
     def _factors(self, layers: list[str]) -> torch.Tensor:
@@ -98,11 +101,13 @@ class EqualizedSource(FoldedSource):
             groups = [(before, attention + feed_forward)]
         for norm, readers in groups:
             if norm is not None:
-                self._fold_norm(prefix + norm, [prefix + name for name in readers])
+                floats = block.first_floats() if norm == before else ()
+                self._fold_norm(prefix + norm, [prefix + name for name in readers], [prefix + name for name in floats])
 
-    def _fold_norm(self, norm: str, readers: list[str]) -> None:
+    def _fold_norm(self, norm: str, readers: list[str], floats: list[str]) -> None:
+        """floats: layers that read the norm, too, and have no codes."""
         factors, offset = partial(self._factors, readers), self._spec.norm_offset
-        for layer in readers:
+        for layer in (*readers, *floats):
             self._scale_columns(layer, factors)
         self.change(f"{norm}.weight", lambda w: (w + offset) / factors() - offset)
         self.change(f"{norm}.bias", lambda b: b / factors())

@@ -84,7 +84,9 @@ class RotatedSource(FoldedSource):
         self.change(norm_weight, torch.ones_like)
 
     def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
-        attending = [block for block in spec.kinds() if block.convolution is None]
+        attending = [block for block in spec.kinds() if block.attends]
+        if spec.query_gate:
+            raise InputError(f"--rotation values is not available where attention is gated, as in {spec.model_type}")
         if any(block.value is None for block in attending) or spec.linear_is_transposed:
             raise InputError(
                 f"--rotation values needs a value layer of its own; {spec.model_type} has it in one with others"
@@ -99,7 +101,7 @@ class RotatedSource(FoldedSource):
 
         for number in range(spec.blocks):
             prefix, block = spec.block_name(number), spec.names(number)
-            if block.convolution is not None:
+            if not block.attends:
                 continue
             for part in ("weight", "bias"):
                 self.change(f"{prefix}{block.value}.{part}", rows)

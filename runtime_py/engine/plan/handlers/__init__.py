@@ -5,6 +5,7 @@ from __future__ import annotations
 from runtime_py.engine.plan.handlers import (
     attention,
     convolution,
+    delta_net,
     elementwise,
     experts,
     gates,
@@ -14,4 +15,15 @@ from runtime_py.engine.plan.handlers import (
 )
 from runtime_py.engine.plan.registry import handler_of
 
-__all__ = ["attention", "convolution", "elementwise", "experts", "gates", "handler_of", "lookups", "products", "razor"]
+__all__ = [
+    "attention",
+    "convolution",
+    "delta_net",
+    "elementwise",
+    "experts",
+    "gates",
+    "handler_of",
+    "lookups",
+    "products",
+    "razor",
+]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from onnx import TensorProto
 
 from export.artefacts.reader import Node
-from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SILU, TANH
+from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked
 from runtime_py.engine.plan.handlers.experts import weighted
@@ -18,6 +18,7 @@ from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Tokens
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import LAYER, RMS, Norm, Scale
+from runtime_py.engine.steps.experts import Combine
 
 
 @handles("", "Cast")
@@ -72,7 +73,7 @@ def activation(context: Context, node: Node) -> None:
     if of_gate(context, node):
         return
     tanh = node.attributes.get("approximate", "none") == "tanh"
-    kind = {"Sigmoid": -1, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
+    kind = {"Sigmoid": SIGMOID, "Relu": RELU, "Tanh": TANH, "Gelu": GELU_TANH if tanh else GELU}[node.op_type]
     context.give(node.outputs[0], Pending(kind, context.tokens(node.inputs[0], in_heads=True)))
 
 
@@ -90,16 +91,29 @@ def mul(context: Context, node: Node) -> None:
     for pending, other in (values, values[::-1]):
         if not isinstance(pending, Pending):
             continue
-        if pending.kind == -1:
-            if other is not pending.source:
-                raise Unplannable(f"the sigmoid gate of {node.name}")
+        if pending.kind == SIGMOID and other is pending.source:
             context.give(node.outputs[0], Pending(SILU, pending.source))
+            return
+        if pending.kind == SIGMOID and pending.source.width == 1 and isinstance(other, Tokens) and other.width > 1:
+            _share(context, node, pending, other)
             return
         if isinstance(other, Tokens) and other.rotation is None:
             context.give(node.outputs[0], context.activate(pending, other))
             return
     if not gated(context, node):
         raise Unplannable(f"the product {node.name}")
+
+
+def _share(context: Context, node: Node, pending: Pending, x: Tokens) -> None:
+    """A value times a number of each token, a logistic function's."""
+    share, out = context.activate(pending, None), context.new(x.width)
+    if x.heads != 1 or x.rotation is not None or not share.whole:
+        raise Unplannable(f"the product {node.name}")
+    step = Combine[Argument](
+        source=x.place, stride=x.stride, weights=share.place, count=1, columns=x.width, out=out.place
+    )  # fmt: skip
+    context.emit(step, [x.buffer, share.buffer], [out.buffer])
+    context.give(node.outputs[0], out)
 
 
 def _scale(context: Context, node: Node, value: str, factor: str) -> None:
