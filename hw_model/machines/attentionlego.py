@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from export.contract.errors import InputError
-from hw_model.graph_work.workload import Operation, Phase, held_bytes, outlier_notes
-from hw_model.machines.result import ComponentCost, CostReport, group_by_kind
+from hw_model.graph_work.workload import Operation, Phase, held_bytes, held_values, outlier_notes
+from hw_model.machines.parts import Part, components, lanes, leakage, logic
+from hw_model.machines.result import CostReport, group_by_kind
 from targets import Target, load_target
 
 PROFILES = ("rtl", "ideal")
@@ -30,14 +33,15 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
     held = held_bytes((op, 1) for op in operations)
     macros = sum(_macros(op, target) for op in operations) + _cache_macros(operations, phase, target)
     macros += math.ceil(held / macro_bytes)
-    leakage = target["leakage"] * macros * macro_bytes
+    parts = _parts(target, macros, macro_bytes)
+    leak = leakage(parts)
     rows = []
     for op in operations:
         latency = _cycles(op, phase, target, profile) / clock.value
-        energy = op.macs * target["mac_energy"] + _vector_work(op) * target["vector_energy"] + latency * leakage
+        energy = op.macs * target["mac_energy"] + _vector_work(op) * target["vector_energy"] + latency * leak
         rows.append((op.kind, op.macs, op.bytes, latency, energy))
     cycles = sum(_cycles(op, phase, target, profile) for op in operations)
-    stored = held + sum(op.weight_bytes for op in operations if op.kind == "linear")
+    stored = held + sum(op.stored for op in operations if op.kind == "linear")
     return CostReport(
         target=f"{target.name} ({profile})",
         kind=target.kind,
@@ -46,7 +50,7 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
         tokens=phase.tokens,
         latency_s=cycles / clock.value,
         energy_j=sum(row[4] for row in rows),
-        area_mm2=macros * target["macro_area"],
+        area_mm2=sum(part.area for part in parts.values()),
         latency_low_s=cycles / (clock.high or clock.value),
         latency_high_s=cycles / (clock.low or clock.value),
         by_kind=group_by_kind(rows),
@@ -59,17 +63,31 @@ def cost(operations: list[Operation], phase: Phase, target: Target, profile: str
                 ((op, 1) for op in operations), "the vector unit multiplies and adds them, a byte a lane and cycle"
             ),
         ),
-        components=_components(operations, target, cycles / clock.value * leakage, macros * target["macro_area"]),
+        components=components(_energies(operations, target), parts, cycles / clock.value),
         macs=sum(op.macs for op in operations),
         load_s=stored * 8 / target["bus_width"] / clock.value,
     )
 
 
-def _components(operations: list[Operation], target: Target, leakage: float, area: float) -> tuple[ComponentCost, ...]:
-    macs = sum(op.macs for op in operations) * target["mac_energy"]
-    vector = sum(_vector_work(op) for op in operations) * target["vector_energy"]
-    parts = (("macros", macs, area), ("vector unit", vector, 0.0), ("leakage", leakage, 0.0))
-    return tuple(ComponentCost(*part) for part in parts)
+def _energies(operations: list[Operation], target: Target) -> dict[str, float]:
+    scores = sum(_vector_work(op) for op in operations if op.kind == "attention")
+    others = sum(_vector_work(op) for op in operations) - scores
+    return {
+        "macros": sum(op.macs for op in operations) * target["mac_energy"],
+        "vector unit": others * target["vector_energy"],
+        "softmax": scores * target["vector_energy"],
+    }
+
+
+def _parts(target: Target, macros: int, macro_bytes: float) -> dict[str, Part]:
+    cells = macros * macro_bytes * 8 * target["cell_area"] * 1e-6
+    rest = logic(target, max(macros * target["macro_area"] - cells, 0.0))
+    return {
+        "macros": Part(macros * target["macro_area"], rest.leakage + macros * macro_bytes * target["leakage"]),
+        "vector unit": lanes(target, target["vector_lanes"], "vector_area"),
+        "softmax": lanes(target, target["softmax_lanes"], "softmax_area"),
+        "bus": logic(target, target["bus_width"] * target["bus_area"]),
+    }
 
 
 def _vector_work(op: Operation) -> int:
@@ -78,23 +96,23 @@ def _vector_work(op: Operation) -> int:
 
 
 def _macros(op: Operation, target: Target) -> int:
-    if op.kind != "linear":
+    if op.kind != "linear" or op.again:
         return 0
     return math.ceil(op.columns / target["macro_rows"]) * math.ceil(op.rows / target["macro_columns"])
 
 
 def _cache_macros(operations: list[Operation], phase: Phase, target: Target) -> int:
-    """Macros' worth of storage for the 8-bit keys and values of the whole context."""
-    size = sum(2 * phase.total * op.kv_heads * op.head_dim for op in operations if op.kind == "attention")
+    """Macros' worth of storage for 8-bit keys and values, as many as are there at once."""
+    size = held_values(((op, 1) for op in operations), phase)
     return math.ceil(size / (target["macro_rows"] * target["macro_columns"]))
 
 
 def _cycles(op: Operation, phase: Phase, target: Target, profile: str) -> float:
     """Cycles of one node for all tokens of the phase, nodes one after another, heads side by side."""
     if op.kind == "linear":
-        return phase.tokens * target["projection_cycles"]
+        return op.vectors * target["projection_cycles"]
     if op.kind == "attention":
-        return sum(_attention_cycles(phase.past + t + 1, target, profile) for t in range(phase.tokens))
+        return float(_attention_cycles(op.keys(phase), target, profile).sum())
     return math.ceil(max(op.vector_ops, op.weight_bytes) / target["vector_lanes"])
 
 
@@ -108,11 +126,11 @@ def published_cycles() -> dict[str, float]:
     }
 
 
-def _attention_cycles(keys: int, target: Target, profile: str) -> float:
-    """K and V write, scores, softmax and P.V of one query over `keys` keys."""
+def _attention_cycles(keys: np.ndarray, target: Target, profile: str) -> np.ndarray:
+    """K and V write, scores, softmax and P.V of each query over so many keys."""
     if profile == "rtl":
         score = keys * target["score_cycles_per_key"] + 1
     else:
-        score = math.ceil(keys / 64) * target["ideal_cycles_per_64_keys"]
-    softmax = 2 * math.ceil(keys / target["softmax_lanes"])
-    return 2 * target["key_write_cycles"] + 2 * score + softmax
+        score = np.ceil(keys / 64) * target["ideal_cycles_per_64_keys"]
+    softmax = 2 * np.ceil(keys / target["softmax_lanes"])
+    return 2 * target["key_write_cycles"] + 2 * score + softmax  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
 """CPU targets by roofline: each node takes the longer of its memory time and its arithmetic time.
 
-Weights and cache come from DRAM at the bandwidth that published decode rows reach; activations are assumed to stay in
-cache. Energy is board power times latency, an upper bound: DRAM itself is a few percent of it.
+Weights and cache come from DRAM at the bandwidth that published decode rows reach, the cache at the width that the
+runtime keeps it in; activations are assumed to stay in cache. Energy is board power times latency, an upper bound: DRAM
+itself is a few percent of it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ def cost(operations: list[Operation], phase: Phase, target: Target) -> CostRepor
     power = target["board_power"]
     rows = []
     for op in operations:
-        latency = _latency(op, target["memory_bandwidth"], target["compute_rate"])
-        rows.append((op.kind, op.macs, _dram_bytes(op), latency, latency * power))
+        latency = _latency(op, target, target["memory_bandwidth"], target["compute_rate"])
+        rows.append((op.kind, op.macs, round(_dram_bytes(op, target)), latency, latency * power))
     bandwidth, rate = target.constants["memory_bandwidth"], target.constants["compute_rate"]
     spans = [
-        sum(_latency(op, b or bandwidth.value, r or rate.value) for op in operations)
+        sum(_latency(op, target, b or bandwidth.value, r or rate.value) for op in operations)
         for b, r in ((bandwidth.high, rate.high), (bandwidth.low, rate.low))
     ]
     latency = sum(row[3] for row in rows)
@@ -47,14 +48,16 @@ def cost(operations: list[Operation], phase: Phase, target: Target) -> CostRepor
         components=(ComponentCost("whole board", latency * power, 0.0),),
         peak_macs_per_s=rate.value / 2,
         memory_bytes_per_s=bandwidth.value,
-        memory_bytes=float(sum(_dram_bytes(op) for op in operations)),
+        memory_bytes=sum(_dram_bytes(op, target) for op in operations),
         macs=sum(op.macs for op in operations),
     )
 
 
-def _dram_bytes(op: Operation) -> int:
-    return op.weight_bytes + op.cache_read_bytes + op.cache_write_bytes
+def _dram_bytes(op: Operation, target: Target) -> float:
+    """Weights as stored; a cached number as wide as in the runtime's memory, razored ones as the graph has them."""
+    each = min(target["cache_bits"] / 8, op.cache_bytes_each)
+    return op.weight_bytes + (op.cache_values + op.new_values) * each
 
 
-def _latency(op: Operation, bandwidth: float, rate: float) -> float:
-    return max(_dram_bytes(op) / bandwidth, (2 * op.macs + op.vector_ops) / rate)
+def _latency(op: Operation, target: Target, bandwidth: float, rate: float) -> float:
+    return max(_dram_bytes(op, target) / bandwidth, (2 * op.macs + op.vector_ops) / rate)

@@ -21,11 +21,15 @@ class KindCost:
 
 @dataclass(frozen=True)
 class ComponentCost:
-    """Energy and area of one hardware part over the whole phase."""
+    """Energy and area of one hardware part over the whole phase.
+
+    Energy is what it takes while it works; that of all parts at rest is a component of its own, `leakage`.
+    """
 
     name: str
     energy_j: float
     area_mm2: float
+    leakage_w: float = 0.0
 
 
 @dataclass(frozen=True)
