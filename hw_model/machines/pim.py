@@ -22,10 +22,9 @@ from hw_model.graph_work.workload import QUANTIZE_OPS, Operation, Phase, held_by
 from hw_model.machines.array import Array, build
 from hw_model.machines.mapping import Mapping, candidates, describe
 from hw_model.machines.parts import Part, components, dram, lanes, leakage, logic
-from hw_model.machines.result import CostReport, group_by_kind
+from hw_model.machines.ranges import Figures, Range, as_they_are, ranges, spanned
+from hw_model.machines.result import CostReport, group_by_kind, shares
 from targets import Target
-
-_SPAN = ("clock", "dram_bandwidth", "network_bandwidth", "write_bandwidth")
 
 
 @dataclass(frozen=True)
@@ -43,26 +42,38 @@ class _Work:
         return sum(self.times.values())
 
 
-def cost(operations: Sequence[Operation], phase: Phase, target: Target, objective: str) -> CostReport:
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass under a mapping."""
+
+    works: list[_Work]
+    latency: float  # s
+    waits: dict[str, float]  # s by the part that is waited for; together the latency
+    dynamic: float  # J without leakage
+
+
+def cost(operations: Sequence[Operation], phase: Phase, target: Target, objective: str, ranged: bool) -> CostReport:
     """Cost of one forward pass under the mapping that is best for `objective`: latency, energy or edp."""
     unique = collapse(operations)
     chip = _Chip(target, unique, phase)
     # every token of an encoder's layer waits for all tokens of the layer before
     follow = phase.tokens > 1 and all(op.causal for op, _ in unique)
-    found = [
-        (mapping, *chip.evaluate(mapping)) for mapping in candidates(chip.needed, chip.arrays, phase.tokens > 1, follow)
-    ]
+    options = candidates(chip.needed, chip.arrays, phase.tokens > 1, follow)
+    found = [(mapping, chip.evaluate(mapping)) for mapping in options]
     score = {
-        "latency": lambda f: f[2],
-        "energy": lambda f: chip.total_energy(f[1], f[2]),
-        "edp": lambda f: f[2] * chip.total_energy(f[1], f[2]),
+        "latency": lambda f: f[1].latency,
+        "energy": lambda f: chip.energy(f[1]),
+        "edp": lambda f: f[1].latency * chip.energy(f[1]),
     }[objective]
-    mapping, works, latency = min(found, key=score)
-    spans = []
-    for side in ("low", "high"):
-        other = target.extreme(side, _SPAN)
-        spans.append(_Chip(other, unique, phase).evaluate(mapping)[1])
-    return chip.report(mapping, works, latency, (min(*spans, latency), max(*spans, latency)), objective)
+    mapping, best = min(found, key=score)
+
+    def figures(other: Target) -> Figures:
+        changed = _Chip(other, unique, phase)
+        done = changed.evaluate(mapping)
+        return done.latency, changed.energy(done), changed.area
+
+    spans = ranges(figures, target) if ranged else as_they_are((best.latency, chip.energy(best), chip.area))
+    return chip.report(mapping, best, spans, objective)
 
 
 def collapse(operations: Sequence[Operation]) -> list[tuple[Operation, int]]:
@@ -91,16 +102,31 @@ class _Chip:
         self.cache_on_chip = min((target["cache_capacity"] - self.held_inside) / cache, 1.0) if cache else 1.0
         self.parts = _parts(target, self.array, self.arrays)
         self.leakage = leakage(self.parts)
+        self.area = sum(part.area for part in self.parts.values())
 
-    def evaluate(self, mapping: Mapping) -> tuple[list[_Work], float]:
-        """(cost of every kind of operation, latency of the pass in seconds)."""
+    def evaluate(self, mapping: Mapping) -> _Pass:
+        """Cost of every kind of operation, and the latency of the pass."""
         works = [_Work(op, n, *self._operation(op, mapping)) for op, n in self.unique]
-        serial = sum(work.seconds * work.count for work in works)
-        if not mapping.pipelined:
-            return works, serial
-        # Tokens follow one another through the layers: the first takes the whole way, then the slowest stage paces. A
-        # matrix is a stage of its own; the network, the vector unit and the other shared parts serve every layer.
-        tokens = self.phase.tokens
+        waits: dict[str, float] = {}
+        for work in works:
+            for name, seconds in work.times.items():
+                waits[name] = waits.get(name, 0.0) + seconds * work.count
+        serial, dynamic = sum(waits.values()), sum(sum(work.energy.values()) * work.count for work in works)
+        if mapping.pipelined:
+            follow = self._following(works)
+            first = serial / self.phase.tokens
+            if first + sum(follow.values()) < serial:
+                waits = {name: seconds / self.phase.tokens for name, seconds in waits.items()}
+                for name, seconds in follow.items():
+                    waits[name] = waits.get(name, 0.0) + seconds
+        return _Pass(works, sum(waits.values()), waits, dynamic)
+
+    def _following(self, works: list[_Work]) -> dict[str, float]:
+        """Seconds of all tokens but the first where they follow one another, by the part that paces them.
+
+        The slowest stage paces. A matrix is a stage of its own; the network, the vector unit and the other shared
+        parts serve every layer.
+        """
         shared: dict[str, float] = {}
         for work in works:
             for name, value in work.busy.items():
@@ -108,15 +134,21 @@ class _Chip:
                     shared[name] = max(shared.get(name, 0.0), value * work.operation.uses)
                 else:
                     shared[name] = shared.get(name, 0.0) + value * work.count
-        pace = np.full(tokens, max(shared.values(), default=0.0) / tokens)
+        slowest, busy = max(shared.items(), key=lambda pair: pair[1], default=("arrays", 0.0))
+        pace = np.full(self.phase.tokens, busy / self.phase.tokens)
         attention = [(w.operation, w.count) for w in works if w.operation.kind == "attention"]
-        if attention:
-            pace = np.maximum(pace, sum(self._attention_pace(op) * n for op, n in attention))
-        return works, min(serial / tokens + float(pace[1:].sum()), serial)
+        own = np.zeros(self.phase.tokens)
+        for op, count in attention:
+            own += self._attention_pace(op) * count
+        slower = (own > pace)[1:]
+        found = {slowest: float(pace[1:][~slower].sum())}
+        if slower.any():
+            found["attention engine"] = found.get("attention engine", 0.0) + float(own[1:][slower].sum())
+        return found
 
-    def total_energy(self, works: list[_Work], latency: float) -> float:
+    def energy(self, done: _Pass) -> float:
         """J of the pass, leakage included."""
-        return sum(sum(w.energy.values()) * w.count for w in works) + latency * self.leakage
+        return done.dynamic + done.latency * self.leakage
 
     def _operation(
         self, op: Operation, mapping: Mapping
@@ -207,16 +239,14 @@ class _Chip:
         softmax = op.pairs * op.heads / target["softmax_lanes"] / target["clock"]
         return {waited: seconds, "softmax": softmax}, moved, energy
 
-    def report(
-        self, mapping: Mapping, works: list[_Work], latency: float, span: tuple[float, float], objective: str
-    ) -> CostReport:
+    def report(self, mapping: Mapping, done: _Pass, spans: tuple[Range, Range, Range], objective: str) -> CostReport:
         """The finished report."""
-        target, array, phase = self.target, self.array, self.phase
-        serial = sum(w.seconds * w.count for w in works)
+        target, array, phase, latency = self.target, self.array, self.phase, done.latency
+        serial = sum(w.seconds * w.count for w in done.works)
         leak = latency * self.leakage
         rows = []
         energies: dict[str, float] = {}
-        for work in works:
+        for work in done.works:
             op = work.operation
             seconds = work.seconds * latency / serial
             joule = sum(work.energy.values()) + leak * seconds / latency
@@ -245,8 +275,7 @@ class _Chip:
         return CostReport(
             target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.tokens,
             latency_s=latency, energy_j=sum(row[4] for row in rows),
-            area_mm2=sum(part.area for part in self.parts.values()),
-            latency_low_s=span[0], latency_high_s=span[1], by_kind=group_by_kind(rows),
+            area_mm2=self.area, by_kind=group_by_kind(rows), **spanned(spans), waits_for=shares(done.waits),
             basis=f"modelled: {target.choices['array']} arrays from published equations and stated assumptions",
             notes=tuple(notes),
             load_s=loads / target["write_bandwidth"] + self.held_inside / target["dram_bandwidth"],

@@ -232,13 +232,19 @@ def test_conversions_of_a_real_layer():
 # 9: codes that the graph makes
 
 
+@pytest.fixture(scope="module")
+def razored_and_plain(tmp_path_factory) -> tuple[Graph, Graph]:
+    """The same shape, razored and with codebooks, 4 bits each."""
+    razor = {"method": "qrazor", "razor": RazorSettings(activation_bits=4, kv=4)}
+    folder = tmp_path_factory.mktemp("razored")
+    return shape("scribe-6m:2", folder / "razored", **razor), shape("scribe-6m:2", folder / "plain")
+
+
 @pytest.mark.parametrize("name", PIM)
-def test_a_razored_graph_is_quantized_once(name, tmp_path):
+def test_a_razored_graph_is_quantized_once(name, razored_and_plain):
     """On its own machine it cost more than a 4-bit codebook export."""
-    razored = shape("scribe-6m:2", tmp_path / "r", method="qrazor", razor=RazorSettings(activation_bits=4, kv=4))
-    plain = shape("scribe-6m:2", tmp_path / "p")
     for phase in (Phase.of("decode", 200), Phase.of("prefill", 64)):
-        ours, theirs = (price(operations(graph, phase), phase, open_target(name)) for graph in (razored, plain))
+        ours, theirs = (price(operations(graph, phase), phase, open_target(name)) for graph in razored_and_plain)
         margin = 1 if name == "qrazor-pim" else 1.001  # elsewhere a few units of codes are read beside the weights
         assert ours.latency_s <= theirs.latency_s * margin and ours.energy_j <= theirs.energy_j * margin
         assert parts(ours)["requantization"] < parts(theirs)["requantization"]
