@@ -8,7 +8,7 @@ has its value in defaults.toml.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "bits_per_cycle": "bit",
         "adc_bits": "bit",  # effective; analog arrays only
         "rows_active": "1",  # word lines high at a time, 0: as many as the converter resolves; ones-splitting only
-        "ones_density": "1",  # share of ones in an input bit plane; ones-splitting arrays only
+        "ones_density": "1",  # share of ones in an input bit plane; analog and ones-splitting arrays
         "voltage": "V",
         "cell_area": "um2/bit",
         "leakage": "W/byte",  # of everything that stores
@@ -180,11 +180,6 @@ class Target:
             else:
                 constants[name] = replace(constants[name], value=float(value), low=None, high=None)
         return replace(self, constants=constants, choices=choices)
-
-    def extreme(self, side: str, names: Sequence[str]) -> Target:
-        """The same target with these constants at their `low` or `high` value, where they state one."""
-        found = {name: getattr(self.constants[name], side) for name in names}
-        return self.varied({name: value for name, value in found.items() if value is not None})
 
 
 def target_names() -> list[str]:
