@@ -67,7 +67,7 @@ def test_outliers_by_the_unit_that_multiplies_them(name, phase):
     target = open_target(name)
     if (
         "logic_leakage" in target.constants
-    ):  # of whole macros on attentionlego: two for so many outliers, three for twice
+    ):  # attentionlego: of whole macros, two for these, three for twice
         target = target.varied({"logic_leakage": 0})
     without, with_, double = (price(work, phase, target) for work in ([MATRIX], [MATRIX, ops], [MATRIX, twice]))
     steps = [b.latency_s - a.latency_s for a, b in ((without, with_), (with_, double))]
