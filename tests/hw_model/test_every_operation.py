@@ -65,9 +65,7 @@ def test_outliers_by_the_unit_that_multiplies_them(name, phase):
     ops = replace(OUTLIERS, vector_ops=OUTLIERS.vector_ops * phase.tokens)
     twice = replace(ops, vector_ops=2 * ops.vector_ops, weight_bytes=2 * ops.weight_bytes, activation_bytes=4 * 512)
     target = open_target(name)
-    if (
-        "logic_leakage" in target.constants
-    ):  # attentionlego: of whole macros, two for these, three for twice
+    if "logic_leakage" in target.constants:  # attentionlego: of whole macros, two for these, three for twice
         target = target.varied({"logic_leakage": 0})
     without, with_, double = (price(work, phase, target) for work in ([MATRIX], [MATRIX, ops], [MATRIX, twice]))
     steps = [b.latency_s - a.latency_s for a, b in ((without, with_), (with_, double))]
