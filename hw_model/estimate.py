@@ -34,9 +34,13 @@ def estimate(
 
 
 def price(
-    work: Sequence[Operation], phase: Phase, target: Target, profile: str = "rtl", objective: str = "latency"
-) -> CostReport:
-    """Cost of operations on one target. Raises InputError for an unknown profile or objective, or a zero divisor."""
+    work: Sequence[Operation], phase: Phase, target: Target, profile: str = "rtl", objective: str = "latency",
+    ranged: bool = True,
+) -> CostReport:  # fmt: skip
+    """Cost of operations on one target; ranged: with the ranges of its figures over the target's assumptions.
+
+    Raises InputError for an unknown profile or objective, or a zero divisor.
+    """
     if objective not in OBJECTIVES:
         raise InputError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
     if not has_rules(target, work):
@@ -44,10 +48,10 @@ def price(
         raise InputError(f"{target.name}: there is no rule for {what} on machines of kind {target.kind}")
     try:
         if target.kind == "cpu":
-            return cpu.cost(list(work), phase, target)
+            return cpu.cost(work, phase, target, ranged)
         if target.kind == "attentionlego":
-            return attentionlego.cost(list(work), phase, target, profile)
-        return {"pim": pim.cost, "stream": stream.cost}[target.kind](work, phase, target, objective)
+            return attentionlego.cost(work, phase, target, profile, ranged)
+        return {"pim": pim.cost, "stream": stream.cost}[target.kind](work, phase, target, objective, ranged)
     except (ZeroDivisionError, OverflowError, KeyError):
         raise InputError(f"{target.path}: a constant that something is divided by is 0, or out of range") from None
 

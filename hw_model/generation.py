@@ -59,14 +59,14 @@ def generation(
 
 def _generation(graph: Graph, target: Target, prompt: int, answer: int, profile: str, objective: str) -> GenerationCost:
     first = Phase.of("prefill", prompt)
-    prefill = price(operations(graph, first), first, target, profile, objective)
+    prefill = price(operations(graph, first), first, target, profile, objective, ranged=False)
     last = prompt + answer - 1
     contexts = sorted({round(c) for c in np.linspace(prompt + 1, last, _POINTS)}) if answer > 1 else []
     seconds: list[float] = []
     joules: list[float | None] = []
     for context in contexts:
         phase = Phase.of("decode", context)
-        found = price(operations(graph, phase), phase, target, profile, objective)
+        found = price(operations(graph, phase), phase, target, profile, objective, ranged=False)
         seconds.append(found.latency_s)
         joules.append(found.energy_j)
     every = np.arange(prompt + 1, last + 1)

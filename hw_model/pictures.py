@@ -54,6 +54,18 @@ def energy_breakdown(reports: Sequence[Mapping[str, Any]]) -> str | None:
     return _shares(shown, lambda r: _sums(r["components"], "name", "energy_j"), "share of modelled energy")
 
 
+def area_breakdown(reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """Area by component, one bar per report, as shares."""
+    shown = [r for r in reports if r.get("components") and r.get("area_mm2")]
+    return _shares(shown, lambda r: _sums(r["components"], "name", "area_mm2"), "share of modelled area")
+
+
+def rest_breakdown(reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """Power at rest by component, one bar per report, as shares."""
+    shown = [r for r in reports if any(part.get("leakage_w") for part in r.get("components", ()))]
+    return _shares(shown, lambda r: _sums(r["components"], "name", "leakage_w"), "share of modelled power at rest")
+
+
 def kinds(reports: Sequence[Mapping[str, Any]]) -> str | None:
     """Latency by kind of layer, one bar per report, as shares."""
     return _shares(reports, lambda r: _sums(r["by_kind"], "kind", "latency_s"), "share of modelled latency")

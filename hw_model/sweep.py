@@ -96,7 +96,7 @@ def sweep(
     for chosen in itertools.product(*(values for _, values in variations)):
         values = dict(zip(names, chosen))
         try:
-            found.append((values, price(work, phase, target.varied(values), "rtl", objective)))
+            found.append((values, price(work, phase, target.varied(values), "rtl", objective, ranged=False)))
         except TargetError as error:
             raise InputError(str(error)) from None
         progress(" ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()))

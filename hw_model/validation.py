@@ -249,7 +249,7 @@ def _system() -> list[Row]:
 
 def _not_modelled() -> list[Row]:
     """Rows that stay in the table with the reason why nothing is compared."""
-    data = "the macro equations know no data: everything toggles"
+    data = "the macro equations know shares of ones and changes, not output codes"
     cells = "RRAM with voltage-mode neurons: the macro equations are for SRAM"
     return [
         Row("Sinangil JSSC 2021, 7 nm", "mean code 15 over 0", "ratio of energy", 7.795 / 3.357, None, why=data),

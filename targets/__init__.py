@@ -2,16 +2,19 @@
 
 A target file has `kind` (the model in hw_model that reads it), `summary`, `choices` where the kind has any, and a table
 of constants. A constant is `{ value, unit, source, tag, low, high }`: tag says measured, published, derived or assumed;
-low and high are optional.
+low and high are optional. A value is a number, or names a result of our own gates (gates.py). What a file may leave out
+has its value in defaults.toml.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from targets.gates import figure
 from targets.toml_file import read_toml
 
 TAGS = ("measured", "published", "derived", "assumed")
@@ -24,6 +27,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "memory_bandwidth": "byte/s",
         "compute_rate": "op/s",
         "board_power": "W",
+        "cache_bits": "bit",  # of a cached number in memory
     },
     "attentionlego": {
         "clock": "Hz",
@@ -41,6 +45,11 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "vector_energy": "J/op",
         "leakage": "W/byte",
         "macro_area": "mm2",
+        "cell_area": "um2/bit",  # of it, that leaks as memory does
+        "logic_leakage": "W/mm2",
+        "vector_area": "um2",  # of a lane
+        "softmax_area": "um2",
+        "bus_area": "mm2/bit",
     },
     "pim": {
         "clock": "Hz",  # highest; the array's own critical path may be slower
@@ -53,7 +62,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "bits_per_cycle": "bit",
         "adc_bits": "bit",  # effective; analog arrays only
         "rows_active": "1",  # word lines high at a time, 0: as many as the converter resolves; ones-splitting only
-        "ones_density": "1",  # share of ones in an input bit plane; ones-splitting arrays only
+        "ones_density": "1",  # share of ones in an input bit plane; analog and ones-splitting arrays
         "voltage": "V",
         "cell_area": "um2/bit",
         "leakage": "W/byte",  # of everything that stores
@@ -75,6 +84,19 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "dram_energy": "J/byte",
         "network_bandwidth": "byte/s",
         "network_energy": "J/byte",
+        "read_energy": "J/byte",  # of weights from an array whose units stand beside it: sdr only
+        "input_toggles": "1",  # share of cycles in which an input bit changes
+        "weight_ones": "1",  # share of ones among the bits of weights
+        "columns_per_adc": "1",  # bit lines that take turns at one converter
+        "logic_leakage": "W/mm2",  # of all that is no memory cell
+        "vector_area": "um2",  # of a lane, as the next two
+        "softmax_area": "um2",
+        "requantize_area": "um2",
+        "attention_area": "um2",  # of one product a cycle
+        "write_area": "mm2/(byte/s)",
+        "network_area": "mm2/(byte/s)",
+        "dram_area": "mm2/(byte/s)",  # of the interface
+        "dram_idle": "W/(byte/s)",  # of the memory, transfer or not
     },
     "stream": {
         "clock": "Hz",
@@ -97,6 +119,11 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "cache_bits": "bit",
         "dram_bandwidth": "byte/s",
         "dram_energy": "J/byte",
+        "logic_leakage": "W/mm2",
+        "vector_area": "um2",  # of a lane
+        "port_area": "mm2/(byte/s)",  # of the weight memory
+        "dram_area": "mm2/(byte/s)",
+        "dram_idle": "W/(byte/s)",
     },
 }
 
@@ -154,11 +181,6 @@ class Target:
                 constants[name] = replace(constants[name], value=float(value), low=None, high=None)
         return replace(self, constants=constants, choices=choices)
 
-    def extreme(self, side: str, names: Sequence[str]) -> Target:
-        """The same target with these constants at their `low` or `high` value, where they state one."""
-        found = {name: getattr(self.constants[name], side) for name in names}
-        return self.varied({name: value for name, value in found.items() if value is not None})
-
 
 def target_names() -> list[str]:
     """Names of the targets that come with the package."""
@@ -199,16 +221,22 @@ def _validated(path: Path, text: str, data: dict[str, Any]) -> Target:
     constants = data.get("constants")
     if not isinstance(constants, dict):
         raise fail("constants", "is missing")
-    units = KINDS[kind]
+    units, defaults = KINDS[kind], _defaults()[kind]
     for name in units:
-        if name not in constants:
+        if name not in constants and name not in defaults:
             raise fail(name, f"is missing from [constants] (unit {units[name]})")
     loaded = {}
-    for name, entry in constants.items():
+    for name, entry in {**defaults, **constants}.items():
         if name not in units:
             raise fail(name, f"is not a constant of kind {kind}")
         loaded[name] = _constant(name, entry, units[name], fail)
     return Target(path.stem, kind, str(data.get("summary", "")), loaded, path, dict(choices))
+
+
+@cache
+def _defaults() -> Mapping[str, Mapping[str, Any]]:
+    """By kind, the constants that a file may leave out."""
+    return read_toml(Path(__file__).parent / "defaults.toml")[1]
 
 
 def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
@@ -223,6 +251,11 @@ def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
         raise fail(name, "has no source")
     if entry.get("tag") not in TAGS:
         raise fail(name, f"must have a tag: {', '.join(TAGS)}")
+    if isinstance(entry.get("value"), str):
+        try:
+            entry = {**entry, "value": figure(entry["value"])}
+        except ValueError as error:
+            raise fail(name, f"value must be a number, or a result of our own gates: {error}") from None
     for key in ("value", "low", "high"):
         number = entry.get(key, 1.0)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-NAND_AREA = 0.614  # um2, NAND2 and NOR2
+from targets.gates import NAND_AREA, NAND_CAPACITANCE
+
 NAND_DELAY = 0.0478  # ns
-NAND_CAPACITANCE = 0.7  # fF, both inputs
 
 FULL_ADDER_AREA = 7.8 * NAND_AREA
 REGISTER_AREA = 6 * NAND_AREA

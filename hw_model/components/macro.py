@@ -1,7 +1,8 @@
 """An in-memory-computing macro, digital (adder trees) or analog (bit lines and converters): area, clock, energy.
 
-Equations: ZigZag-IMC (arXiv 2305.18335). Stated limits: 6T SRAM, ripple adders, integers; everything toggles unless an
-activity is given; input and output registers and the memory cells themselves are left out unless cell_area says so.
+Equations: ZigZag-IMC (arXiv 2305.18335). Stated limits: 6T SRAM, ripple adders, integers; everything toggles unless
+shares of ones and changes are given, which multipliers and adder trees go with; input and output registers and the
+memory cells themselves are left out unless cell_area says so.
 """
 
 from __future__ import annotations
@@ -43,11 +44,20 @@ class Macro:
     adc_law: str = "survey"
     volts: float = 0.9
     cell_area: float = 0.0  # um2 of all memory cells together
+    columns_per_adc: float = 1.0  # bit lines that take turns at one converter
+    input_ones: float = 1.0  # share of ones among input bits
+    input_toggles: float = 1.0  # share of cycles in which an input bit changes
+    weight_ones: float = 1.0  # share of ones among weight bits
+
+    @property
+    def activity(self) -> float:
+        """Share of its one-bit products that change in a cycle. Bit lines are charged again in full all the same."""
+        return self.weight_ones * (self.input_ones if self.analog else self.input_toggles)
 
     @property
     def cycles(self) -> float:
         """Cycles of one product of a vector."""
-        return self.input_bits / self.bits_per_cycle
+        return self.input_bits / self.bits_per_cycle * (self.columns_per_adc if self.analog else 1)
 
     @property
     def macs_per_cycle(self) -> float:
@@ -72,7 +82,7 @@ def areas(m: Macro) -> dict[str, float]:
     return {
         "cells": m.cell_area,
         "multipliers": multipliers * NAND_AREA,
-        "ADC": m.weight_bits * columns * adc_area(m.adc_bits) if m.analog else 0.0,
+        "ADC": m.weight_bits * columns * adc_area(m.adc_bits) / m.columns_per_adc if m.analog else 0.0,
         "adder trees": trees * FULL_ADDER_AREA,
         "place-value adders": place * columns * FULL_ADDER_AREA,
         "accumulators": wide * columns * (FULL_ADDER_AREA + REGISTER_AREA),
@@ -89,13 +99,13 @@ def clock_period(m: Macro) -> float:
 
 
 def energies(m: Macro) -> dict[str, float]:
-    """fJ per cycle by part, everything toggling."""
+    """fJ by part of one bit plane (or bits_per_cycle of them) on all columns: a cycle where each has its converter."""
     columns = m.outputs * m.banks
     place, _, wide = _sums(m)
     adder, volts = full_adder_energy(m.volts), m.volts
     multipliers = m.weight_bits * columns * m.rows * (1 if m.analog else m.bits_per_cycle)
     found = {
-        "multipliers": multipliers * multiplier_energy(volts),
+        "multipliers": multipliers * m.activity * multiplier_energy(volts),
         "place-value adders": place * columns * adder,
         "accumulators": wide * columns * (adder + register_energy(volts)),
     }
@@ -104,13 +114,15 @@ def energies(m: Macro) -> dict[str, float]:
         found["ADC"] = adc_energy(m.adc_bits, volts, m.adc_law) * m.weight_bits * columns
         found["bit lines"] = 0.5 * NAND_CAPACITANCE * volts**2 * m.weight_bits * columns * m.rows
     else:
-        found["adder trees"] = m.bits_per_cycle * columns * tree_adders(m.rows, m.weight_bits) * adder
+        trees = m.bits_per_cycle * columns * tree_adders(m.rows, m.weight_bits)
+        found["adder trees"] = trees * m.activity * adder
     return found
 
 
 def energy_per_mac(m: Macro) -> float:
     """fJ of one multiply-accumulate."""
-    return sum(energies(m).values()) / m.macs_per_cycle
+    planes = m.input_bits / m.bits_per_cycle
+    return sum(energies(m).values()) * planes / (m.rows * m.outputs * m.banks)
 
 
 def tops(m: Macro) -> float:

@@ -10,17 +10,15 @@ from export.contract.errors import InputError
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from hw_model.graph_work.nodes import Context, attention, causal_pairs, linear, window_of
-from hw_model.graph_work.operation import ACTIVATION_BYTES, Operation
-
-_QUANTIZE_OPS = 8  # an element: scale, round, clip, magnitude, OR, shift, round, saturate
+from hw_model.graph_work.operation import ACTIVATION_BYTES, QUANTIZE_OPS, Operation
 
 
 def _quantize(node: Node, context: Context) -> Operation:
     elements = context.elements(node.inputs[0])
     coded = round(elements * node.sdr_format().effective_bits / 8)
     return Operation(
-        node.name, "quantization", vector_ops=_QUANTIZE_OPS * elements,
-        activation_bytes=ACTIVATION_BYTES * elements + coded,
+        node.name, "quantization", vector_ops=QUANTIZE_OPS * elements, weight_bytes=context.weight_bytes(node),
+        activation_bytes=ACTIVATION_BYTES * elements + coded, quantized=elements,
     )  # fmt: skip
 
 
@@ -28,7 +26,8 @@ def _product(node: Node, context: Context) -> Operation:
     layout = node.integer_layout()
     found = linear(node, context, layout.N, layout.K)
     # codes are read from memory as bytes
-    return replace(found, activation_bytes=ACTIVATION_BYTES * context.made(node) + found.macs // layout.N)
+    moved = ACTIVATION_BYTES * context.made(node) + found.macs // layout.N
+    return replace(found, activation_bytes=moved, coded=True)
 
 
 def _attention(node: Node, context: Context) -> Operation:
@@ -42,8 +41,12 @@ def _attention(node: Node, context: Context) -> Operation:
     )
     share = layout.row_bytes / layout.head_dim  # bytes of one cached number
     floats = found.cache_bytes_each
+    quantized = context.phase.tokens * (layout.heads + 2 * layout.kv_heads) * layout.head_dim  # queries, keys, values
     return replace(
         found,
+        vector_ops=found.vector_ops + QUANTIZE_OPS * quantized,
+        quantized=quantized,
+        weight_bytes=context.weight_bytes(node),
         cache_read_bytes=round(found.cache_read_bytes / floats * share),
         cache_write_bytes=round(found.cache_write_bytes / floats * share),
         cache_bytes_each=share,

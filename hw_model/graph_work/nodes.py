@@ -68,8 +68,8 @@ class Context:
 
     graph: Graph
     phase: Phase
-    constant: set[str] = field(default_factory=set)  # values that depend on weights alone
-    stored: dict[str, int] = field(default_factory=dict)  # bytes behind them in the file
+    constant: dict[str, frozenset[str]] = field(default_factory=dict)  # values of weights alone: of which
+    stored: dict[str, int] = field(default_factory=dict)  # bytes of a weight in the file
     makers: dict[str, Node] = field(default_factory=dict)  # the node that makes a value
 
     @staticmethod
@@ -77,7 +77,7 @@ class Context:
         # int64 initializers are indices and shapes, not weights
         stored = {name: array.nbytes for name, array in graph.weights.items() if array.dtype != np.int64}
         makers = {name: node for node in graph.nodes for name in node.outputs}
-        return Context(graph, phase, set(graph.weights), stored, makers)
+        return Context(graph, phase, {name: frozenset((name,)) for name in graph.weights}, stored, makers)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises InputError when the file does not state it."""
@@ -111,8 +111,12 @@ class Context:
         """Inputs that are not constant."""
         return [name for name in node.inputs if name and name not in self.constant]
 
+    def weights(self, node: Node) -> frozenset[str]:
+        """Weights of the file that its inputs are made of."""
+        return frozenset[str]().union(*(self.constant.get(name, ()) for name in node.inputs))
+
     def weight_bytes(self, node: Node) -> int:
-        return sum(self.stored.get(name, 0) for name in node.inputs)
+        return sum(self.stored.get(name, 0) for name in self.weights(node))
 
     def moved(self, node: Node) -> int:
         """Bytes of activations read and written."""
@@ -202,7 +206,7 @@ def _experts(node: Node, context: Context) -> Operation:
     return Operation(
         node.name, "experts", macs=picks * layout.rows * layout.K, weight_bytes=round(stored * (1 - missed)),
         activation_bytes=context.moved(node), rows=layout.rows, columns=layout.K,
-        weight_bits=8 * stored / (layout.N * layout.K), stored_bytes=stored,
+        weight_bits=8 * stored / (layout.N * layout.K),
     )  # fmt: skip
 
 
@@ -225,7 +229,7 @@ def _convolution(node: Node, context: Context) -> Operation:
     return Operation(
         node.name, "convolution", vector_ops=2 * math.prod(weights[2:]) * context.made(node),
         weight_bytes=context.weight_bytes(node), cache_read_bytes=state, cache_write_bytes=state,
-        activation_bytes=context.moved(node),
+        activation_bytes=context.moved(node) - state,
     )  # fmt: skip
 
 
@@ -277,10 +281,13 @@ def _attention(node: Node, context: Context) -> Operation:
     head_dim = context.shape(node.inputs[0])[-1] // heads
     window = window_of(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
     pairs = causal_pairs(context.phase, window)
-    if not node.attributes.get("is_causal", 0):  # what lies ahead is seen as what lies behind
-        pairs = 2 * pairs - context.phase.tokens
     cached = len(node.inputs) > 4  # an encoder keeps nothing
-    return attention(node, context, heads, kv_heads, head_dim, pairs, window=window if cached else 0, cached=cached)
+    found = attention(node, context, heads, kv_heads, head_dim, pairs, window, cached)
+    if node.attributes.get("is_causal", 0):
+        return found
+    both = 2 * pairs - context.phase.tokens  # what lies ahead is seen as what lies behind
+    macs, vector_ops = (work // pairs * both for work in (found.macs, found.vector_ops))
+    return replace(found, macs=macs, vector_ops=vector_ops, causal=False)
 
 
 def _sink_attention(node: Node, context: Context) -> Operation:
@@ -324,6 +331,7 @@ def attention(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        window=window,
     )
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from export.contract.errors import InputError
 
 ACTIVATION_BYTES = 4  # our graphs compute in float32
 CACHE_BYTES = 4  # and so do their caches
+QUANTIZE_OPS = 8  # of a number that becomes a code: scale, round, clip, magnitude, OR, shift, round, saturate
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,78 @@ class Operation:
     heads: int = 0  # attention only
     kv_heads: int = 0
     head_dim: int = 0
-    stored_bytes: int = 0  # experts: of all of them, of which weight_bytes are read
+    window: int = 0  # keys a query sees at most on one side, itself among them; 0: all
+    causal: bool = True  # whether a query sees nothing that lies ahead
+    stored_bytes: int | None = None  # of the file that no other operation accounts for; None: as many as are read
+    uses: int = 1  # nodes that multiply with the same matrix, this one among them
+    again: bool = False  # whether a node before it multiplies with the same matrix
+    coded: bool = False  # whether another node has made its inputs codes already
+    quantized: int = 0  # numbers that it makes codes of; QUANTIZE_OPS of its vector_ops each
 
     @property
     def bytes(self) -> int:
         return self.weight_bytes + self.cache_read_bytes + self.cache_write_bytes + self.activation_bytes
 
+    @property
+    def stored(self) -> int:
+        """Bytes of the file that are accounted for here."""
+        return self.weight_bytes if self.stored_bytes is None else self.stored_bytes
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that the matrix is multiplied with."""
+        return self.macs // (self.rows * self.columns)
+
+    @property
+    def pairs(self) -> int:
+        """Attention: query-key pairs of one head."""
+        return self.macs // (2 * self.heads * self.head_dim)
+
+    def keys(self, phase: Phase) -> np.ndarray:
+        """Attention: keys that each query sees, int64 [tokens]; their sum is `pairs`."""
+        place = phase.past + np.arange(phase.tokens)
+        behind = np.minimum(place + 1, self.window or phase.total)
+        return behind if self.causal else behind + np.minimum(phase.total - place, self.window or phase.total) - 1
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it keeps something from one pass to the next."""
+        return self.cache_read_bytes + self.cache_write_bytes > 0
+
+    @property
+    def cache_values(self) -> float:
+        """Numbers of the cache that are read."""
+        return self.cache_read_bytes / self.cache_bytes_each
+
+    @property
+    def new_values(self) -> float:
+        """Numbers of the cache that are written."""
+        return self.cache_write_bytes / self.cache_bytes_each
+
+    def held_values(self, phase: Phase) -> int:
+        """Attention: numbers of keys and values that are there while it computes."""
+        reach = self.window + phase.tokens - 1 if self.window else phase.total
+        return 2 * min(phase.total, reach) * self.kv_heads * self.head_dim
+
 
 def held_bytes(operations: Iterable[tuple[Operation, int]]) -> int:
     """Stored bytes, of operations with their counts, that no array of a matrix holds: outliers, norms and biases."""
-    return sum(op.weight_bytes * count for op, count in operations if op.kind not in ("linear", "embedding"))
+    return sum(op.stored * count for op, count in operations if op.kind not in ("linear", "embedding"))
+
+
+def held_values(operations: Iterable[tuple[Operation, int]], phase: Phase) -> int:
+    """Numbers of keys and values that a machine holds at once: of all layers, of an encoder's one after another."""
+    layers = [(op, count) for op, count in operations if op.kind == "attention"]
+    kept = sum(op.held_values(phase) * count for op, count in layers if op.is_cached)
+    return kept + max((op.held_values(phase) for op, _ in layers if not op.is_cached), default=0)
 
 
 def expert_notes(operations: Iterable[tuple[Operation, int]]) -> tuple[str, ...]:
     """The line of a report that says what of the experts is read; none for a model without them."""
-    stored = read = 0
-    for op, count in operations:
-        stored, read = stored + op.stored_bytes * count, read + (op.weight_bytes * count if op.stored_bytes else 0)
-    if not stored:
+    experts = [(op, count) for op, count in operations if op.kind == "experts"]
+    if not experts:
         return ()
+    stored, read = sum(op.stored * n for op, n in experts), sum(op.weight_bytes * n for op, n in experts)
     return (f"experts: {read / 1e6:.3g} of {stored / 1e6:.3g} MB are read, picks taken as evenly spread",)
 
 

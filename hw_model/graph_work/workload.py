@@ -2,12 +2,15 @@
 
 Reads the ONNX graph alone. Every value's shape is known from the file once batch, sequence and past length are bound;
 an operator that is not in the tables raises, it never counts as free. Nodes that depend on stored weights alone run
-once at load and are left out.
+once at load and are left out. Each stored byte is accounted for by one operation, however many nodes share it, so the
+operations' `stored` together are the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
@@ -18,20 +21,26 @@ from hw_model.graph_work.nodes import FREE, Context
 from hw_model.graph_work.operation import (
     ACTIVATION_BYTES,
     CACHE_BYTES,
+    QUANTIZE_OPS,
     Operation,
     Phase,
     expert_notes,
     held_bytes,
+    held_values,
     outlier_notes,
 )
 
+_PRODUCTS = ("linear", "experts")
+_ORDER = {**dict.fromkeys(_PRODUCTS, 0), "embedding": 2}
 __all__ = [
     "ACTIVATION_BYTES",
     "CACHE_BYTES",
+    "QUANTIZE_OPS",
     "Operation",
     "Phase",
     "expert_notes",
     "held_bytes",
+    "held_values",
     "operations",
     "outlier_notes",
 ]
@@ -41,12 +50,11 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
     """Work of every node. Raises InputError on an operator that has no price or a value without a shape."""
     if phase.name == "decode" and not any(info.name.startswith("past_") for info in graph.inputs):
         raise InputError("model.onnx: has no cache, as an encoder; cost it with --phase prefill")
-    context, found = Context.of(graph, phase), []
+    context, found = Context.of(graph, phase), list[tuple[Operation, frozenset[str]]]()
     for node in graph.nodes:
         if all(name in context.constant for name in node.inputs if name):
-            context.constant.update(node.outputs)
             # what is decoded once at load is counted where it is used, at its stored size
-            context.stored.update(dict.fromkeys(node.outputs, context.weight_bytes(node)))
+            context.constant.update(dict.fromkeys(node.outputs, context.weights(node)))
             continue
         if node.op_type in FREE and not node.domain:
             continue
@@ -60,5 +68,24 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             kind = type(error).__name__
             raise InputError(f"model.onnx: node {node.name} ({node.op_type}) is malformed ({kind}: {error})") from None
-        found.append(operation)
-    return found
+        found.append((operation, context.weights(node)))
+    return _accounted(found, context.stored)
+
+
+def _accounted(found: Sequence[tuple[Operation, frozenset[str]]], sizes: Mapping[str, int]) -> list[Operation]:
+    """Operations with their share of the file: a weight counts where it is first multiplied with, else first used.
+
+    Lookups come last, so that a table that is a product's matrix, too, is the product's.
+    """
+    uses = Counter(weights for op, weights in found if op.kind in _PRODUCTS)
+    seen, matrices, operations = set[str](), set[frozenset[str]](), [op for op, _ in found]
+    for place in sorted(range(len(found)), key=lambda i: _ORDER.get(found[i][0].kind, 1)):
+        op, weights = found[place]
+        own = sum(sizes.get(name, 0) for name in weights - seen)
+        seen |= weights
+        if op.kind in _PRODUCTS:
+            operations[place] = replace(op, stored_bytes=own, uses=uses[weights], again=weights in matrices)
+            matrices.add(weights)
+        else:
+            operations[place] = replace(op, stored_bytes=own)
+    return operations

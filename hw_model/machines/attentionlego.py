@@ -12,64 +12,102 @@ and cycle; reading a byte is taken to cost what one of its operations costs. All
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from export.contract.errors import InputError
-from hw_model.graph_work.workload import Operation, Phase, held_bytes, outlier_notes
-from hw_model.machines.result import ComponentCost, CostReport, group_by_kind
+from hw_model.graph_work.workload import Operation, Phase, held_bytes, held_values, outlier_notes
+from hw_model.machines.parts import Part, components, lanes, leakage, logic
+from hw_model.machines.pim import collapse
+from hw_model.machines.ranges import Figures, as_they_are, ranges, spanned
+from hw_model.machines.result import CostReport, group_by_kind, shares
 from targets import Target, load_target
 
 PROFILES = ("rtl", "ideal")
 
 
-def cost(operations: list[Operation], phase: Phase, target: Target, profile: str) -> CostReport:
+def cost(operations: Sequence[Operation], phase: Phase, target: Target, profile: str, ranged: bool) -> CostReport:
     """Cost of one forward pass. Raises InputError on an unknown profile."""
     if profile not in PROFILES:
         raise InputError(f"--profile must be one of {', '.join(PROFILES)}, not {profile!r}")
-    clock = target.constants["clock"]
-    macro_bytes = target["macro_rows"] * target["macro_columns"] * target["weight_bits"] / 8
-    held = held_bytes((op, 1) for op in operations)
-    macros = sum(_macros(op, target) for op in operations) + _cache_macros(operations, phase, target)
-    macros += math.ceil(held / macro_bytes)
-    leakage = target["leakage"] * macros * macro_bytes
-    rows = []
-    for op in operations:
-        latency = _cycles(op, phase, target, profile) / clock.value
-        energy = op.macs * target["mac_energy"] + _vector_work(op) * target["vector_energy"] + latency * leakage
-        rows.append((op.kind, op.macs, op.bytes, latency, energy))
-    cycles = sum(_cycles(op, phase, target, profile) for op in operations)
-    stored = held + sum(op.weight_bytes for op in operations if op.kind == "linear")
+    unique = collapse(operations)
+
+    def figures(other: Target) -> Figures:
+        seconds = sum(_cycles(op, phase, other, profile) * count for op, count in unique) / other["clock"]
+        parts = _parts(other, unique, phase)
+        joules = sum(_energies(unique, other).values()) + leakage(parts) * seconds
+        return seconds, joules, sum(part.area for part in parts.values())
+
+    (latency, joules, area), parts = figures(target), _parts(target, unique, phase)
+    spans = ranges(figures, target) if ranged else as_they_are((latency, joules, area))
+    leak, waits, rows = leakage(parts), dict[str, float](), []
+    for op, count in unique:
+        seconds = _cycles(op, phase, target, profile) / target["clock"]
+        energy = sum(_energies([(op, 1)], target).values()) + seconds * leak
+        rows += [(op.kind, op.macs, op.bytes, seconds, energy)] * count
+        unit = {"linear": "macros", "attention": "scores and values"}.get(op.kind, "vector unit")
+        waits[unit] = waits.get(unit, 0.0) + seconds * count
+    stored = held_bytes(unique) + sum(op.stored * count for op, count in unique if op.kind == "linear")
+    macros, macro_bytes = _all_macros(unique, phase, target), _macro_bytes(target)
     return CostReport(
         target=f"{target.name} ({profile})",
         kind=target.kind,
         phase=phase.name,
         context=phase.total,
         tokens=phase.tokens,
-        latency_s=cycles / clock.value,
-        energy_j=sum(row[4] for row in rows),
-        area_mm2=macros * target["macro_area"],
-        latency_low_s=cycles / (clock.high or clock.value),
-        latency_high_s=cycles / (clock.low or clock.value),
+        latency_s=latency,
+        energy_j=joules,
+        area_mm2=area,
+        **spanned(spans),
+        waits_for=shares(waits),
         by_kind=group_by_kind(rows),
         basis="modelled: published cycle counts; clock, energy and area assumed",
         notes=(
             f"{macros:,.0f} macros of {macro_bytes / 1024:.0f} KiB hold all weights and the cache at 8 bits",
             "P.V engine, vector unit, energy and area are assumptions: the publication has none of them",
             "weights are expanded from codes to 8 bits when loaded; loading reads the codes over a 32-bit bus once",
-            *outlier_notes(
-                ((op, 1) for op in operations), "the vector unit multiplies and adds them, a byte a lane and cycle"
-            ),
+            *outlier_notes(unique, "the vector unit multiplies and adds them, a byte a lane and cycle"),
         ),
-        components=_components(operations, target, cycles / clock.value * leakage, macros * target["macro_area"]),
-        macs=sum(op.macs for op in operations),
-        load_s=stored * 8 / target["bus_width"] / clock.value,
+        components=components(_energies(unique, target), parts, latency),
+        macs=sum(op.macs * count for op, count in unique),
+        load_s=stored * 8 / target["bus_width"] / target["clock"],
     )
 
 
-def _components(operations: list[Operation], target: Target, leakage: float, area: float) -> tuple[ComponentCost, ...]:
-    macs = sum(op.macs for op in operations) * target["mac_energy"]
-    vector = sum(_vector_work(op) for op in operations) * target["vector_energy"]
-    parts = (("macros", macs, area), ("vector unit", vector, 0.0), ("leakage", leakage, 0.0))
-    return tuple(ComponentCost(*part) for part in parts)
+def _energies(unique: Sequence[tuple[Operation, int]], target: Target) -> dict[str, float]:
+    """J by part, without leakage."""
+    scores = sum(_vector_work(op) * n for op, n in unique if op.kind == "attention")
+    others = sum(_vector_work(op) * n for op, n in unique) - scores
+    return {
+        "macros": sum(op.macs * n for op, n in unique) * target["mac_energy"],
+        "vector unit": others * target["vector_energy"],
+        "softmax": scores * target["vector_energy"],
+    }
+
+
+def _parts(target: Target, unique: Sequence[tuple[Operation, int]], phase: Phase) -> dict[str, Part]:
+    """All that the chip is made of."""
+    macros, size = _all_macros(unique, phase, target), _macro_bytes(target)
+    cells = macros * size * 8 * target["cell_area"] * 1e-6
+    rest = logic(target, max(macros * target["macro_area"] - cells, 0.0))
+    return {
+        "macros": Part(macros * target["macro_area"], rest.leakage + macros * size * target["leakage"]),
+        "vector unit": lanes(target, target["vector_lanes"], "vector_area"),
+        "softmax": lanes(target, target["softmax_lanes"], "softmax_area"),
+        "bus": logic(target, target["bus_width"] * target["bus_area"]),
+    }
+
+
+def _macro_bytes(target: Target) -> float:
+    return target["macro_rows"] * target["macro_columns"] * target["weight_bits"] / 8
+
+
+def _all_macros(unique: Sequence[tuple[Operation, int]], phase: Phase, target: Target) -> int:
+    """Macros of matrices, of keys and values as many as are there at once, and of other stored numbers."""
+    cache = math.ceil(held_values(unique, phase) / (target["macro_rows"] * target["macro_columns"]))
+    held = math.ceil(held_bytes(unique) / _macro_bytes(target))
+    return sum(_macros(op, target) * n for op, n in unique) + cache + held
 
 
 def _vector_work(op: Operation) -> int:
@@ -78,23 +116,17 @@ def _vector_work(op: Operation) -> int:
 
 
 def _macros(op: Operation, target: Target) -> int:
-    if op.kind != "linear":
+    if op.kind != "linear" or op.again:
         return 0
     return math.ceil(op.columns / target["macro_rows"]) * math.ceil(op.rows / target["macro_columns"])
-
-
-def _cache_macros(operations: list[Operation], phase: Phase, target: Target) -> int:
-    """Macros' worth of storage for the 8-bit keys and values of the whole context."""
-    size = sum(2 * phase.total * op.kv_heads * op.head_dim for op in operations if op.kind == "attention")
-    return math.ceil(size / (target["macro_rows"] * target["macro_columns"]))
 
 
 def _cycles(op: Operation, phase: Phase, target: Target, profile: str) -> float:
     """Cycles of one node for all tokens of the phase, nodes one after another, heads side by side."""
     if op.kind == "linear":
-        return phase.tokens * target["projection_cycles"]
+        return op.vectors * target["projection_cycles"]
     if op.kind == "attention":
-        return sum(_attention_cycles(phase.past + t + 1, target, profile) for t in range(phase.tokens))
+        return float(_attention_cycles(op.keys(phase), target, profile).sum())
     return math.ceil(max(op.vector_ops, op.weight_bytes) / target["vector_lanes"])
 
 
@@ -108,11 +140,11 @@ def published_cycles() -> dict[str, float]:
     }
 
 
-def _attention_cycles(keys: int, target: Target, profile: str) -> float:
-    """K and V write, scores, softmax and P.V of one query over `keys` keys."""
+def _attention_cycles(keys: np.ndarray, target: Target, profile: str) -> np.ndarray:
+    """K and V write, scores, softmax and P.V of each query over so many keys."""
     if profile == "rtl":
         score = keys * target["score_cycles_per_key"] + 1
     else:
-        score = math.ceil(keys / 64) * target["ideal_cycles_per_64_keys"]
-    softmax = 2 * math.ceil(keys / target["softmax_lanes"])
-    return 2 * target["key_write_cycles"] + 2 * score + softmax
+        score = np.ceil(keys / 64) * target["ideal_cycles_per_64_keys"]
+    softmax = 2 * np.ceil(keys / target["softmax_lanes"])
+    return 2 * target["key_write_cycles"] + 2 * score + softmax  # type: ignore[no-any-return]

@@ -27,12 +27,15 @@ class Mapping:
         return asdict(self)
 
 
-def candidates(needed: int, arrays: int, several_tokens: bool) -> Iterator[Mapping]:
-    """Every mapping of `needed` arrays' worth of weights on `arrays` that is worth a try."""
+def candidates(needed: int, arrays: int, several_tokens: bool, follow: bool) -> Iterator[Mapping]:
+    """Every mapping of `needed` arrays' worth of weights on `arrays` that is worth a try.
+
+    follow: whether tokens may follow one another through the layers.
+    """
     if needed <= arrays:
         for copies in _COPIES:
             if copies * needed <= arrays and (copies == 1 or several_tokens):
-                for pipelined in (False, True) if several_tokens else (False,):
+                for pipelined in (False, True) if follow else (False,):
                     yield Mapping(1.0, copies, pipelined=pipelined)
         return
     for share in _SHARES:

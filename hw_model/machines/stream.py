@@ -7,40 +7,68 @@ cache in SRAM: placement by mutability) and for Tender (arXiv 2406.12930: INT4 a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hw_model.components.memory import bit_mask_bits
-from hw_model.graph_work.workload import Operation, Phase, expert_notes, outlier_notes
+from hw_model.graph_work.workload import Operation, Phase, expert_notes, held_values, outlier_notes
+from hw_model.machines.parts import Part, components, dram, lanes, leakage, logic
 from hw_model.machines.pim import collapse
-from hw_model.machines.result import ComponentCost, CostReport, group_by_kind
+from hw_model.machines.ranges import Figures, as_they_are, ranges, spanned
+from hw_model.machines.result import CostReport, group_by_kind, shares
 from targets import Target
 
-_SPAN = ("clock", "weight_bandwidth", "dram_bandwidth")
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass."""
+
+    works: list[tuple[Operation, int, float, float]]  # operation, count, seconds, J of one
+    waits: dict[str, float]  # s by the part that is waited for; together the latency
+    energies: dict[str, float]  # J by part, without leakage
+    notes: tuple[str, ...]
+    outside: float  # bytes from and to DRAM
+
+    @property
+    def latency(self) -> float:
+        return sum(self.waits.values())
 
 
-def cost(operations: Sequence[Operation], phase: Phase, target: Target, objective: str) -> CostReport:
+def cost(operations: Sequence[Operation], phase: Phase, target: Target, objective: str, ranged: bool) -> CostReport:
     """Cost of one forward pass; there is one mapping, so the objective changes nothing."""
     unique = collapse(operations)
-    works, latency, parts, notes, dram = _evaluate(unique, phase, target)
-    spans = [_evaluate(unique, phase, target.extreme(side, _SPAN))[1] for side in ("low", "high")]
-    areas = {
-        "MAC array": target["macs"] * target["mac_area"] * 1e-6,
-        "weight memory": target["weight_capacity"] * target["weight_area"],
-        "buffer": target["buffer_capacity"] * target["buffer_area"],
-    }
-    leak = parts["leakage"]
-    rows = []
-    for op, count, seconds, energy in works:
-        rows += [(op.kind, op.macs, op.bytes, seconds, energy + leak * seconds / latency)] * count
-    components = [ComponentCost(name, energy, areas.get(name, 0.0)) for name, energy in parts.items()]
+
+    def figures(other: Target) -> Figures:
+        done, parts = _evaluate(unique, phase, other), _parts(other)
+        energy = sum(done.energies.values()) + leakage(parts) * done.latency
+        return done.latency, energy, sum(part.area for part in parts.values())
+
+    done, chip, (latency, joules, area) = _evaluate(unique, phase, target), _parts(target), figures(target)
+    spans = ranges(figures, target) if ranged else as_they_are((latency, joules, area))
+    leak, rows = leakage(chip), []
+    for op, count, seconds, energy in done.works:
+        rows += [(op.kind, op.macs, op.bytes, seconds, energy + leak * seconds)] * count
     return CostReport(
         target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.tokens,
-        latency_s=latency, energy_j=sum(row[4] for row in rows), area_mm2=sum(areas.values()),
-        latency_low_s=min(*spans, latency), latency_high_s=max(*spans, latency), by_kind=group_by_kind(rows),
-        basis="modelled: MAC array fed from memory, stated assumptions", notes=notes,
-        components=tuple(sorted(components, key=lambda c: -c.energy_j)),
+        latency_s=latency, energy_j=joules, area_mm2=area, **spanned(spans), waits_for=shares(done.waits),
+        by_kind=group_by_kind(rows), basis="modelled: MAC array fed from memory, stated assumptions", notes=done.notes,
+        components=components(done.energies, chip, latency),
         peak_macs_per_s=target["macs"] * target["clock"], memory_bytes_per_s=target["dram_bandwidth"],
-        memory_bytes=dram, macs=sum(op.macs * n for op, n in unique),
+        memory_bytes=done.outside, macs=sum(op.macs * n for op, n in unique),
     )  # fmt: skip
+
+
+def _parts(target: Target) -> dict[str, Part]:
+    """All that the chip is made of."""
+    weights, buffer = target["weight_capacity"], target["buffer_capacity"]
+    port = logic(target, target["weight_bandwidth"] * target["port_area"])
+    memory = Part(weights * target["weight_area"], weights * target["weight_leakage"])
+    return {
+        "MAC array": lanes(target, target["macs"], "mac_area"),
+        "weight memory": Part(memory.area + port.area, memory.leakage + port.leakage),
+        "buffer": Part(buffer * target["buffer_area"], buffer * target["buffer_leakage"]),
+        "vector unit": lanes(target, target["vector_lanes"], "vector_area"),
+        "DRAM": dram(target),
+    }
 
 
 def _stored_bits(op: Operation, target: Target) -> float:
@@ -48,30 +76,33 @@ def _stored_bits(op: Operation, target: Target) -> float:
     return bit_mask_bits(target["density"], bits) if target["density"] < 1 else bits
 
 
-def _evaluate(
-    unique: list[tuple[Operation, int]], phase: Phase, target: Target
-) -> tuple[list[tuple[Operation, int, float, float]], float, dict[str, float], tuple[str, ...], float]:
-    """(operation, count, seconds, J) of each kind, latency, J by part, notes, bytes from DRAM."""
-    linear = [(op, n) for op, n in unique if op.kind == "linear"]
+def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target) -> _Pass:
+    linear = [(op, n) for op, n in unique if op.kind == "linear" and not op.again]
     total = sum(op.rows * op.columns * _stored_bits(op, target) / 8 * n for op, n in linear)
     inside = min(target["weight_capacity"] / total, 1.0) if total else 1.0
-    heads = sum(op.kv_heads * op.head_dim * n for op, n in unique if op.kind == "attention")
-    cache = 2 * phase.total * heads * target["cache_bits"] / 8
+    cache = held_values(unique, phase) * target["cache_bits"] / 8
     cached = min(target["buffer_capacity"] / cache, 1.0) if cache else 1.0
     parts = dict.fromkeys(("MAC array", "weight memory", "buffer", "DRAM", "vector unit"), 0.0)
-    works, dram_bytes = [], 0.0
+    works, waits, dram_bytes = [], dict[str, float](), 0.0
     for op, count in unique:
         weights = op.rows * op.columns * _stored_bits(op, target) / 8 if op.kind == "linear" else float(op.weight_bytes)
         on_chip = weights * inside if op.kind == "linear" else 0.0
-        read = op.cache_read_bytes / op.cache_bytes_each * target["cache_bits"] / 8
-        off_chip = weights - on_chip + read * (1 - cached)
+        moved = (op.cache_values + op.new_values) * target["cache_bits"] / 8
+        off_chip = weights - on_chip + moved * (1 - cached)
         useful = op.macs * (target["density"] if op.kind == "linear" else 1.0)
-        compute = op.macs / target["macs"] / target["clock"] + op.vector_ops / target["vector_lanes"] / target["clock"]
-        seconds = max(compute, on_chip / target["weight_bandwidth"], off_chip / target["dram_bandwidth"])
+        compute = {
+            "MAC array": op.macs / target["macs"] / target["clock"],
+            "vector unit": op.vector_ops / target["vector_lanes"] / target["clock"],
+        }
+        inner, outer = on_chip / target["weight_bandwidth"], off_chip / target["dram_bandwidth"]
+        longest = max((compute, {"weight memory": inner}, {"DRAM": outer}), key=lambda times: sum(times.values()))
+        seconds = sum(longest.values())
+        for name, value in longest.items():
+            waits[name] = waits.get(name, 0.0) + value * count
         energy = {
             "MAC array": useful * target["mac_energy"],
             "weight memory": on_chip * target["weight_energy"],
-            "buffer": (op.activation_bytes / 4 + read * cached) * target["buffer_energy"],
+            "buffer": (op.activation_bytes / 4 + moved * cached) * target["buffer_energy"],
             "DRAM": off_chip * target["dram_energy"],
             "vector unit": op.vector_ops * target["vector_energy"],
         }
@@ -79,11 +110,6 @@ def _evaluate(
             parts[name] += value * count
         dram_bytes += off_chip * count
         works.append((op, count, seconds, sum(energy.values())))
-    latency = sum(seconds * count for _, count, seconds, _ in works)
-    leakage = (
-        target["weight_capacity"] * target["weight_leakage"] + target["buffer_capacity"] * target["buffer_leakage"]
-    )
-    parts["leakage"] = latency * leakage
     notes = [f"{100 * inside:.0f} % of the weights fit into on-chip memory ({total / 1e6:.1f} MB stored)"]
     if target["density"] < 1:
         notes.append(
@@ -93,4 +119,4 @@ def _evaluate(
         notes.append(f"{100 * cached:.0f} % of the key-value cache fits into the buffer, the rest is in DRAM")
     notes += [f"{note}, from DRAM as they are stored" for note in expert_notes(unique)]
     notes += outlier_notes(unique, "the vector unit multiplies and adds them, read from DRAM in every pass")
-    return works, latency, parts, tuple(notes), dram_bytes
+    return _Pass(works, waits, parts, tuple(notes), dram_bytes)

@@ -48,7 +48,7 @@ def test_an_array_is_the_macro_it_is_made_of():
     array = build(target)
     assert array.cycles == 8 and array.bytes == 128 * 128
     assert array.clock == pytest.approx(1e9 / 3.75708)  # slower than the 400 MHz that the rest may run at
-    macro = Macro(False, 128, 128)
+    macro = Macro(False, 128, 128, input_toggles=target["input_toggles"], weight_ones=target["weight_ones"])
     assert sum(array.energy.values()) == pytest.approx(8e-15 * sum(energies(macro).values()))
     assert array.tiles(128, 128) == 1 and array.tiles(129, 128) == 2 and array.tiles(129, 129) == 4
 
@@ -63,8 +63,11 @@ def test_one_resident_matrix_by_hand():
     energy = (
         2 * sum(array.energy.values()) + (128 * 2 + 256) * target["network_energy"] + 256 * target["requantize_energy"]
     )
-    leak = report.latency_s * target["leakage"] * (2048 * array.bytes + target["cache_capacity"])
-    assert report.energy_j == pytest.approx(energy + leak)
+    memory = target["leakage"] * (2048 * array.bytes + target["cache_capacity"])
+    memory += target["dram_idle"] * target["dram_bandwidth"]
+    no_logic = 2048 * array.areas["cells"] + target["cache_capacity"] * target["sram_area"]
+    leak = memory + (report.area_mm2 - no_logic) * target["logic_leakage"]
+    assert report.energy_j == pytest.approx(energy + leak * report.latency_s)
     assert report.mapping["resident_share"] == 1 and report.mapping["arrays_needed"] == 2
 
 
@@ -151,7 +154,8 @@ def test_placement_by_mutability_saves_leakage_and_sparsity_saves_reads():
     work, target = llama(4, 768, 2048, 1, 128), open_target("hetero-albert")
     leaks = []
     for leakage in (0.0, target["buffer_leakage"]):  # the backbone in RRAM, or in SRAM like the buffer
-        report = price(work, DECODE, target.varied({"weight_leakage": leakage}))
+        memories = {"weight_leakage": leakage, "logic_leakage": 0, "dram_idle": 0}
+        report = price(work, DECODE, target.varied(memories))
         leaks.append(next(c.energy_j for c in report.components if c.name == "leakage"))
     assert leaks[1] / leaks[0] == pytest.approx(1 + target["weight_capacity"] / target["buffer_capacity"])
     dense = {c.name: c.energy_j for c in price(work, DECODE, target.varied({"density": 1})).components}

@@ -4,7 +4,7 @@
 
 Random vectors with all corners check every unit, as source and as gates; the energies come from the tensors of a real
 layer (scribe-6M of ../shared: gate projection of the third block), random ones where it is not there. --write puts the
-plain script's figures into hw_model/rtl/results.toml, which the cost model reads.
+plain script's figures into targets/gates.toml, which the cost model reads.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import numpy as np
 
 from tests.rtl import tools
 from tests.rtl.units import UNITS, Tensors, Unit
+from toolchain.evaluate.emulate import quantize_rows
 
 SHARED = Path(__file__).parents[3] / "shared"
+GATES = Path(__file__).parents[2] / "targets" / "gates.toml"
 PUBLISHED = (61.2, 57.8)  # % of area and power that QRazor's first version claims, without naming the baseline
 _TOKENS, _ROWS = 24, 24
 
@@ -102,8 +104,26 @@ def tables(found: dict[tuple[str, str], tuple[float, float]], library: tools.Lib
     return lines
 
 
-def results(found: dict[tuple[str, str], tuple[float, float]], library: tools.Library, source: str) -> str:
-    """hw_model/rtl/results.toml."""
+def activity(tensors: Tensors) -> dict[str, float]:
+    """Shares that the energy of arrays depends on: ones and changes of bit-serial inputs, ones of weights."""
+    inputs = _planes(quantize_rows(tensors.activations.astype(np.float64))[0])
+    lines = inputs.transpose(1, 0, 2).reshape(inputs.shape[1], -1)  # [K, bits of all tokens], the lowest first
+    return {
+        "input_ones": float(inputs.mean()),
+        "input_toggles": float((lines[:, 1:] != lines[:, :-1]).mean()),
+        "weight_ones": float(_planes(tensors.weights).mean()),
+    }
+
+
+def _planes(values: np.ndarray) -> np.ndarray:
+    """Bits of int8 numbers, the lowest first: uint8 [..., 8]."""
+    return (values.astype(np.int8).view(np.uint8)[..., None] >> np.arange(8)) & 1  # type: ignore[no-any-return]
+
+
+def results(
+    found: dict[tuple[str, str], tuple[float, float]], library: tools.Library, source: str, measured: dict[str, float]
+) -> str:
+    """targets/gates.toml."""
     lines = [
         f"# python -m tests.rtl.run --write: yosys, plain script, osu018 at {tools.VOLTS} V; activity of {source}.",
         f"gate_capacitance_pf = {library.gate_capacitance:.6f}  # both inputs of NAND2X1",
@@ -113,6 +133,11 @@ def results(found: dict[tuple[str, str], tuple[float, float]], library: tools.Li
         area, energy = found[unit.name, "plain"]
         lines += ["", f"[{unit.name}]", f"macs = {unit.macs}"]
         lines += [f"gate_equivalents = {area / library.gate_area:.1f}", f"energy_pj = {energy:.3f}  # a cycle"]
+    lines += [
+        "",
+        "[activity]  # of int8 weights and activations, a power of two as unit of each token, lowest bit first",
+    ]
+    lines += [f"{name} = {value:.4f}" for name, value in measured.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -134,7 +159,7 @@ def main() -> None:
     print(f"Activity: {tensors.source}.\n")
     print("\n".join(tables(found, library)))
     if args.write:
-        (tools.SOURCES / "results.toml").write_text(results(found, library, tensors.source))
+        GATES.write_text(results(found, library, tensors.source, activity(tensors)))
 
 
 if __name__ == "__main__":

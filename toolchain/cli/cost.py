@@ -55,24 +55,28 @@ def cost(
         print(f"no rule for a mixture of experts, left out: {left_out}", file=sys.stderr)
         names = priced
     generations = _generations(folder, names, generate, profile, objective) if generate else []
+    turns = _turns(folder, names, phase, context, objective)
     command = f"athena-export cost {shlex.quote(str(folder))} " + " ".join(f"--target {shlex.quote(n)}" for n in names)
     command += f" --phase {phase} --context {context} --profile {profile} --objective {objective}"
     if save and (folder / report.REPORT_JSON).exists():
         report.add_costs(folder, [{**r.to_json(), "command": command} for r in reports])
     if page is not None:
-        _write_page(page, folder, reports, generations, command)
+        _write_page(page, folder, reports, generations, command, turns)
     if json:
         first = reports[0]
         headline = {"latency_s": first.latency_s, "energy_j": first.energy_j, "area_mm2": first.area_mm2}
         one = headline if len(reports) == 1 else {}
         many = {"generations": [g.to_json() for g in generations]} if generations else {}
-        print_json({"phase": phase, "context": context, **one, "targets": [r.to_json() for r in reports], **many})
+        found = {"targets": [r.to_json() for r in reports], "turns": turns}
+        print_json({"phase": phase, "context": context, **one, **found, **many})
         return
     if len(reports) > 2:
         print_table(f"{phase}, context {context}", *_overview(reports))
     else:
         for r in reports:
             _print_report(r)
+    for line in turns:
+        print(line)
     if generations:
         rows = [
             [g.target, engineering(g.prefill_s, "s"), engineering(g.decode_s, "s"), engineering(g.seconds, "s"),
@@ -84,6 +88,19 @@ def cost(
         print_table(title, ["target", "first token", "the others", "total", "energy"], rows)
     if page is not None:
         print(f"page: {page}")
+
+
+def _turns(folder: Path, names: list[str], phase: str, context: int, objective: str) -> list[str]:
+    """On which assumptions the order of the targets turns, a line for each pair that it does for."""
+    from hw_model.estimate import open_target, workload
+    from hw_model.graph_work.workload import Phase
+    from hw_model.ranking import turning
+
+    if len(names) < 2:
+        return []
+    return turning(
+        workload(folder, phase, context), Phase.of(phase, context), [open_target(n) for n in names], objective
+    )
 
 
 def _generations(folder: Path, names: list[str], lengths: str, profile: str, objective: str) -> list[GenerationCost]:
@@ -100,25 +117,54 @@ def _generations(folder: Path, names: list[str], lengths: str, profile: str, obj
 
 
 def _overview(reports: list[CostReport]) -> tuple[list[str], list[list[str]]]:
-    columns = ["target", "latency", "low", "high", "tokens/s", "energy/token", "area mm2"]
+    columns = ["target", "latency", "low to high", "energy/token", "low to high", "area mm2", "bound by"]
     rows = [
         [
             r.target,
             engineering(r.latency_s, "s"),
-            engineering(r.latency_low_s, "s"),
-            engineering(r.latency_high_s, "s"),
-            f"{r.tokens_per_s:,.1f}",
-            engineering(None if r.energy_j is None else r.energy_j / r.tokens, "J"),
-            "-" if r.area_mm2 is None else f"{r.area_mm2:,.1f}",
+            _span(r.latency_low_s, r.latency_high_s, "s"),
+            engineering(_a_token(r.energy_j, r), "J"),
+            _span(_a_token(r.energy_low_j, r), _a_token(r.energy_high_j, r), "J"),
+            "-" if r.area_mm2 is None else f"{r.area_mm2:,.4g}" if r.area_mm2 < 1000 else f"{r.area_mm2:,.0f}",
+            r.bound_by,
         ]
         for r in reports
     ]
     return columns, rows
 
 
+def _a_token(joules: float | None, report: CostReport) -> float | None:
+    return None if joules is None else joules / report.tokens
+
+
+def _span(low: float | None, high: float | None, unit: str) -> str:
+    """292 to 648 us: the unit of the lower one only where it is another."""
+    first, last = engineering(low, unit), engineering(high, unit)
+    number, _, name = first.partition(" ")
+    return f"{number if last.endswith(f' {name}') else first} to {last}"
+
+
+def _components(report: CostReport) -> tuple[list[str], list[list[str]]]:
+    """What every part takes: energy at work, power at rest, area."""
+    columns = ["component", "energy", "share", "power at rest", "area mm2"]
+    rows = [
+        [
+            c.name,
+            engineering(c.energy_j, "J"),
+            f"{100 * c.energy_j / (report.energy_j or 1):.1f} %",
+            engineering(c.leakage_w, "W"),
+            f"{c.area_mm2:,.3g}" if c.area_mm2 < 1000 else f"{c.area_mm2:,.0f}",
+        ]
+        for c in report.components
+        if c.energy_j or c.area_mm2
+    ]
+    return columns, rows
+
+
 def _write_page(
-    page: Path, folder: Path, reports: list[CostReport], generations: list[GenerationCost], command: str
-) -> None:
+    page: Path, folder: Path, reports: list[CostReport], generations: list[GenerationCost], command: str,
+    turns: list[str],
+) -> None:  # fmt: skip
     from export.contract.errors import InputError
     from toolchain.report.cost_page import write_page
 
@@ -136,13 +182,16 @@ def _write_page(
     shown = [
         ("Roofline", pictures.roofline(data)),
         ("Energy by component", pictures.energy_breakdown(data)),
+        ("Area by component", pictures.area_breakdown(data)),
+        ("Power at rest by component", pictures.rest_breakdown(data)),
         ("Energy by kind of layer", pictures.energy_kinds(data)),
         ("Latency by kind of layer", pictures.kinds(data)),
         ("Latency against energy", pictures.trade(points)),
         ("Latency over the context", pictures.latency_over_context([g.to_json() for g in generations])),
     ]
     notes = [f"{r.target}: {r.basis}. {'. '.join(r.notes)}" for r in reports]
-    write_page(page, f"Cost of {name}", command, shown, *_overview(reports), notes)
+    tables = [(r.target, *_components(r)) for r in reports if len(r.components) > 1]
+    write_page(page, f"Cost of {name}", command, shown, *_overview(reports), [*turns, *notes], tables)
 
 
 def _print_report(r: CostReport) -> None:
@@ -155,21 +204,21 @@ def _print_report(r: CostReport) -> None:
         for kind, nodes, macs, size, latency, energy in figures
     ]
     print_table(f"{r.target}: {r.phase}, context {r.context}", columns, rows)
-    parts = [c for c in r.components if c.energy_j or c.area_mm2]
-    if len(parts) > 1:
-        rows = [
-            [
-                c.name,
-                engineering(c.energy_j, "J"),
-                f"{100 * c.energy_j / (r.energy_j or 1):.1f} %",
-                f"{c.area_mm2:,.2f}",
-            ]
-            for c in parts
-        ]
-        print_table("", ["component", "energy", "share", "area mm2"], rows)
-    area = "-" if r.area_mm2 is None else f"{r.area_mm2:.1f} mm2"
-    span = f"{engineering(r.latency_low_s, 's')} to {engineering(r.latency_high_s, 's')}"
-    print(f"{r.tokens_per_s:,.1f} tokens/s; latency range {span}; area {area}")
+    if len(r.components) > 1:
+        print_table("", *_components(r))
+    print(
+        f"{r.tokens_per_s:,.1f} tokens/s; waits for "
+        + ", ".join(f"{n} {100 * s:.0f} %" for n, s in r.waits_for.items())
+    )
+    area = None if r.area_mm2 is None else f"{r.area_low_mm2:,.4g} to {r.area_high_mm2:,.4g} mm2"
+    for name, span in (
+        ("latency", _span(r.latency_low_s, r.latency_high_s, "s")),
+        ("energy", _span(r.energy_low_j, r.energy_high_j, "J")),
+        ("area", area),
+    ):
+        if span:
+            turns = f", most by {r.turns_on[name]}" if name in r.turns_on else ""
+            print(f"{name} from {span}{turns}")
     if r.load_s is not None:
         print(f"loading the weights once: {engineering(r.load_s, 's')}")
     print(f"{r.basis}")

@@ -18,6 +18,8 @@ _QWEN_3_5 = {
     "max_position_embeddings": 262144, "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
 }  # fmt: skip
+_BERT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2,
+         "pad_token_id": 0}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {
         **_LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
@@ -78,6 +80,18 @@ SHAPES: dict[str, dict[str, Any]] = {
             "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
             "truncate": False, "original_max_position_embeddings": 4096,
         },
+    },
+    "bert-base": {
+        **_BERT, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "vocab_size": 30522,
+    },
+    "minilm": {  # all-MiniLM-L6-v2
+        **_BERT, "model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6,
+        "num_attention_heads": 12, "vocab_size": 30522,
+    },
+    "albert-base": {  # version 2
+        **_BERT, "model_type": "albert", "hidden_act": "gelu_new", "embedding_size": 128, "hidden_size": 768,
+        "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 30000,
     },
 }  # fmt: skip
 

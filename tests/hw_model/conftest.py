@@ -1,0 +1,48 @@
+"""Graphs of every family and weight format, for the tests of what they cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from export.artefacts.reader import Graph, read_graph
+from export.model_folder import write_model_folder
+from hw_model.graph_work.workload import Phase
+from tests.conftest import _checkpoint, _package
+from tests.export.graph.families import TINY, TINY_ENCODERS, FloatCheckpoint, random_text, tiny_model
+from toolchain.settings.razor import RazorSettings
+
+SCHEMES = {
+    "codebooks": {"bits": 3, "scale_bits": 4},
+    "groups, float16 embeddings": {"bits": 2, "group_size": 16, "method": "rtn", "embedding_bits": 16},
+    "outliers and low rank": {"bits": 3, "outliers": 0.02, "rank": 2},
+    "vectors": {"bits": 2, "format": "vectors", "dimension": 2},
+    "trellis": {"bits": 3, "format": "trellis", "outliers": 0.01},
+    "razored": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8, kv=8, kv_unit="head")},
+}  # fmt: skip
+
+
+QUICK = ("outliers and low rank", "razored", "llama", "gemma2", "gpt_neox", "gpt2", "bert", "olmoe", "lfm2",
+         "albert", "modernbert", "mistral", "gpt_oss")  # fmt: skip
+CASES = [
+    case if case in QUICK else pytest.param(case, marks=pytest.mark.long) for case in (*SCHEMES, *TINY, *TINY_ENCODERS)
+]
+
+
+@pytest.fixture(scope="session", params=CASES)
+def graph(request, tmp_path_factory) -> Graph:
+    """The graph of one family with float weights, or of one scheme."""
+    work = tmp_path_factory.mktemp("graph")
+    variant = request.param if request.param not in SCHEMES else "llama"
+    tiny_model(variant, work / "source")
+    if variant is request.param:
+        (work / "model").mkdir()
+        write_model_folder(FloatCheckpoint(work / "source"), work / "model")
+        return read_graph(work / "model")
+    chosen = {"sequences": 2, "sequence_length": 16, "passes": 1, **SCHEMES[request.param]}
+    text = random_text(work / "text.txt")
+    return read_graph(_package(_checkpoint(work / "source", str(text), None, work / "q", **chosen), work / "model"))
+
+
+def phases(graph: Graph) -> list[Phase]:
+    decoder = any(info.name.startswith("past_") for info in graph.inputs)
+    return [Phase.of("prefill", 5), *([Phase.of("decode", 20)] if decoder else [])]
