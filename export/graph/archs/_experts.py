@@ -7,19 +7,27 @@ from typing import Any
 
 from export.contract.errors import InputError
 from export.graph.archs._config import positive
-from export.graph.spec import Experts, ModelSpec
+from export.graph.spec import BlockNames, Experts, ModelSpec
 
 
-def with_experts(base: ModelSpec, config: dict[str, Any], count_field: str, normalised: bool) -> ModelSpec:
-    """`base` with experts in place of its gate, up and down layers, named as numerics.experts has them."""
+def with_experts(
+    base: ModelSpec, config: dict[str, Any], count_field: str, normalised: bool, width: int | None = None
+) -> ModelSpec:
+    """`base` with experts in every block in place of gate, up and down layers. width: of one, else of `base`."""
+    return replace(base, block=picking(base.block, config, count_field, normalised, width or base.feed_forward))
+
+
+def picking(
+    block: BlockNames, config: dict[str, Any], count_field: str, normalised: bool, width: int, inside: str = "mlp"
+) -> BlockNames:
+    """A block with experts, named as numerics.experts has them. inside: the module that has router and experts."""
     count, per_token = positive(config, count_field), positive(config, "num_experts_per_tok")
     if per_token > count:
         raise InputError(f"config.json: num_experts_per_tok ({per_token}) is more than the {count} experts")
-    block = replace(
-        base.block,
-        gate="mlp.experts.{expert}.gate_proj",
-        up="mlp.experts.{expert}.up_proj",
-        down="mlp.experts.{expert}.down_proj",
-        experts=Experts(count, per_token, normalised),
+    return replace(
+        block,
+        gate=f"{inside}.experts.{{expert}}.gate_proj",
+        up=f"{inside}.experts.{{expert}}.up_proj",
+        down=f"{inside}.experts.{{expert}}.down_proj",
+        experts=Experts(count, per_token, normalised, width, router=f"{inside}.gate"),
     )
-    return replace(base, block=block)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from runtime_py.engine.kernels.matmul import MAX_ROWS
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import NONE, T, declared
+from runtime_py.engine.records.record import NONE, REAL, T, declared
 from runtime_py.engine.steps.products import CodeProduct
 from runtime_py.engine.steps.step import Making, Step, rows, whole
 
+ONE: Any = 1.0
 GATHERED = 32  # picks of one expert that its rows are decoded for together
 
 
 @declared
 @dataclass(kw_only=True, eq=False)
 class Route(Step[T]):
-    """The largest `count` of a softmax over `experts` scores: weights float32 [tokens, count], picked int64 alike."""
+    """The largest `count` of a softmax over `experts` scores: weights float32 [tokens, count], picked int64 alike.
+
+    Or of the scores' sigmoids plus `biases`, which the weights are without.
+    """
 
     source: T
     stride: T
@@ -27,13 +32,30 @@ class Route(Step[T]):
     count: T
     weights: T
     picked: T
-    normalised: T = NONE  # whether the weights of a token are divided by their sum
+    normalised: T = NONE  # whether the weights of a token are divided by their sum and `floor`
+    sigmoid: T = NONE
+    biases: T = NONE  # address of float32 [experts]
+    floor: T = field(default=NONE, metadata=REAL)
+    scale: T = field(default=ONE, metadata=REAL)  # on the weights
+
+    def constants(self: Route[int], arrays: Arrays) -> Iterator[Constant]:
+        need(not self.biases or bool(self.sigmoid), "biases of a softmax")
+        if self.biases:
+            yield Constant("biases", self.biases, 4 * self.experts)
 
     def accesses(self: Route[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         need(1 <= self.count <= self.experts, "more picks than experts")
         yield rows("source", READ, self.source, self.stride, self.experts, case.tokens)
         yield whole("weights", self.weights, self.count, case.tokens)
         yield Access("picked", WRITE, self.picked, 8 * self.count * case.tokens)
+
+    def scratch(self: Route[int], arrays: Arrays) -> int:
+        return Step.scratch(self, arrays) + route_bytes(self.experts)
+
+
+def route_bytes(experts: int) -> int:
+    """Beside those of other steps, of a thread's scratch memory: sigmoids, and what is picked by."""
+    return 8 * experts
 
 
 @declared

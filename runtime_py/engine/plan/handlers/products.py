@@ -10,7 +10,7 @@ from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.engine.plan.context import Context
-from runtime_py.engine.plan.handlers.experts import with_biases
+from runtime_py.engine.plan.handlers.experts import biased_ranks, with_biases, with_floor
 from runtime_py.engine.plan.handlers.gates import of_gate
 from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.registry import handles
@@ -162,7 +162,9 @@ def sparse_matmul(context: Context, node: Node) -> None:
 
 @handles("", "Add")
 def add(context: Context, node: Node) -> None:
-    if of_gate(context, node) or with_biases(context, node):
+    if of_gate(context, node) or biased_ranks(context, node) or with_floor(context, node):
+        return
+    if with_biases(context, node):
         return
     constant = [context.folder.is_constant(name) for name in node.inputs]
     if any(constant):
