@@ -11,10 +11,12 @@ from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, REAL, T, declared
-from runtime_py.engine.steps.products import CodeProduct
+from runtime_py.engine.steps.lookups import grouped_matrix
+from runtime_py.engine.steps.products import CodeProduct, Product
 from runtime_py.engine.steps.step import Making, Step, rows, whole
 
 ONE: Any = 1.0
+FLOAT_ROWS = 32  # of a work item of a product in float32
 GATHERED = 32  # picks of one expert that its rows are decoded for together
 
 
@@ -94,6 +96,72 @@ class ExpertMatMul(CodeProduct[T]):
 
     def scratch(self: ExpertMatMul[int], arrays: Arrays) -> int:
         return expert_bytes(self.columns) + CodeProduct.scratch(self, arrays)
+
+
+@dataclass(kw_only=True, eq=False)
+class ExpertFloats(Product[T]):
+    """float32 activations times the rows of picked experts in float32: out [tokens, count, rows].
+
+    Rows, biases and picks as of ExpertMatMul.
+    """
+
+    source: T
+    stride: T
+    columns: T
+    apart: T
+    picked: T
+    count: T
+    experts: T
+
+    def constants(self: ExpertFloats[int], arrays: Arrays) -> Iterator[Constant]:
+        need(min(self.experts, self.rows, self.count, self.columns) >= 1, "a matrix of no experts")
+        if self.bias:
+            yield Constant("bias", self.bias, 4 * self.experts * self.rows)
+
+    def accesses(self: ExpertFloats[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+        need(self.apart in (0, self.columns), "inputs that overlap")
+        read = self.columns * (self.count if self.apart else 1)
+        yield rows("source", READ, self.source, self.stride, read, case.tokens)
+        yield Access("picked", READ, self.picked, 8 * self.count * case.tokens)
+        yield whole("out", self.out, self.count * self.rows, case.tokens, self.accumulate)
+
+    def scratch(self: ExpertFloats[int], arrays: Arrays) -> int:
+        return expert_float_bytes(self.columns)
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class ExpertGrouped(ExpertFloats[T]):
+    """The matrix has several codebooks along each row."""
+
+    matrix: T
+    groups: T
+    group_size: T
+
+    def constants(self: ExpertGrouped[int], arrays: Arrays) -> Iterator[Constant]:
+        m = grouped_matrix(self.matrix, self.groups, self.group_size, arrays)
+        need(self.experts * self.rows == m.rows and self.columns == m.columns, "experts that are not the matrix's")
+        yield from m.constants(self.groups, arrays)
+        yield from ExpertFloats.constants(self, arrays)
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class ExpertDense(ExpertFloats[T]):
+    """The matrix is float16 or float32."""
+
+    weights: T  # [experts * rows, columns]
+    item_bytes: T
+
+    def constants(self: ExpertDense[int], arrays: Arrays) -> Iterator[Constant]:
+        need(self.item_bytes in (2, 4), "a matrix of other numbers")
+        yield Constant("weights", self.weights, self.item_bytes * self.columns * self.experts * self.rows)
+        yield from ExpertFloats.constants(self, arrays)
+
+
+def expert_float_bytes(columns: int) -> int:
+    """Of a thread's scratch memory: inputs of GATHERED picks and what is made of them, and a row with its codes."""
+    return GATHERED * (8 + 4 * FLOAT_ROWS + 4 * columns) + 4 * columns + 256
 
 
 def expert_bytes(columns: int) -> int:

@@ -23,6 +23,10 @@ OPTIONS = {
     "lfm2_moe": {"bits": 4},
     "lfm2_moe without bias": {"bits": 3},
     "gpt_oss": {"bits": 4},
+    "gpt_oss mxfp4": {"bits": 4, "method": "rtn", "format": "mxfp4"},
+    "gpt_oss clamped low rank": {"bits": 4, "rank": 2},
+    "olmoe low rank": {"bits": 3, "rank": 3},
+    "mixtral groups": {"bits": 4, "group_size": 16},
     "gpt_oss clamped": {"bits": 3},
 }
 IDS = np.random.default_rng(1).integers(0, 96, 23)
@@ -31,7 +35,8 @@ IDS = np.random.default_rng(1).integers(0, 96, 23)
 @pytest.fixture(scope="module", params=OPTIONS)
 def folder(request, tmp_path_factory):
     work = tmp_path_factory.mktemp("experts")
-    tiny_model(request.param, work / "source")
+    variant = request.param.removesuffix(" low rank").removesuffix(" groups").removesuffix(" mxfp4")
+    tiny_model(variant, work / "source")
     text = random_text(work / "text.txt")
     chosen = {"sequences": 4, "sequence_length": 32, "passes": 1, **OPTIONS[request.param]}
     return _package(_checkpoint(work / "source", str(text), None, work / "q", **chosen), work / "model")
@@ -145,12 +150,3 @@ def test_threads_change_nothing(folder, threads):
     found = [open_model(folder, threads=n)[0] for n in (2, threads)]
     first, second = (engine.forward(engine.new_state(), ids) for engine in found)
     np.testing.assert_array_equal(first, second)
-
-
-def test_low_rank_experts_run_on_the_interpreter_with_a_reason(tmp_path):
-    tiny_model("olmoe", tmp_path / "source")
-    text = random_text(tmp_path / "text.txt")
-    options = {"bits": 4, "rank": 2, "sequences": 2, "sequence_length": 16, "passes": 1}
-    folder = _package(_checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", **options), tmp_path / "model")
-    runner, why = open_model(folder)
-    assert isinstance(runner, Session) and "whose weights are no codes" in why

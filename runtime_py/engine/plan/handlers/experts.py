@@ -22,7 +22,17 @@ from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Routed, Tokens
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
-from runtime_py.engine.steps.experts import Combine, ExpertMatMul, Route, expert_bytes, route_bytes
+from runtime_py.engine.steps.experts import (
+    Combine,
+    ExpertDense,
+    ExpertFloats,
+    ExpertGrouped,
+    ExpertMatMul,
+    Route,
+    expert_bytes,
+    expert_float_bytes,
+    route_bytes,
+)
 
 # What a value of a router is. SCORES are those of the picked experts, BIASES their rows of a constant, RANKS what
 # experts are picked by where that is not what weighs them
@@ -206,7 +216,7 @@ def with_biases(context: Context, node: Node) -> bool:
         return False
     x, last = context.tokens(node.inputs[0], in_heads=True), context.steps[-1]
     step, vectors = last.step, context.folder.constant(biases.biases) if biases.kind == BIASES else None
-    if vectors is None or not isinstance(step, ExpertMatMul) or last.writes != [x.buffer] or step.bias:
+    if vectors is None or not isinstance(step, ExpertMatMul | ExpertFloats) or last.writes != [x.buffer] or step.bias:
         raise Unplannable(f"the sum {node.name}")
     same = step.picked == Place(biases.picked) if biases.picked is not None else False
     if not same or vectors.shape != (step.experts, step.rows) or context.needed(x.buffer) or not x.whole:
@@ -225,46 +235,42 @@ def expert_matmul(context: Context, node: Node) -> None:
     columns = x.width if one else x.width // x.heads
     if picked.step.experts != layout.experts or columns != layout.K or (not one and x.heads != count):
         raise Unplannable(f"the inputs of {node.name}")
-    address, width, row_bytes = _record(context, node, layout, count)
     out = context.new(count * layout.rows)
     context.widest = max(context.widest, layout.K)
-    context.gathering = max(context.gathering, expert_bytes(layout.K))
-    step = ExpertMatMul[Argument](
-        matrix=address,
-        width=width,
-        row_bytes=row_bytes,
-        rows=layout.rows,
-        experts=layout.experts,
-        source=x.place,
-        stride=x.stride,
-        columns=layout.K,
-        apart=0 if one else layout.K,
-        picked=Place(picked.picked),
-        count=count,
-        out=out.place,
-    )
-    context.emit(step, [x.buffer, picked.picked], [out.buffer])
+    context.gathering = max(context.gathering, expert_bytes(layout.K), expert_float_bytes(layout.K))
+    common: dict[str, Argument] = {
+        "rows": layout.rows, "experts": layout.experts, "source": x.place, "stride": x.stride, "columns": layout.K,
+        "apart": 0 if one else layout.K, "picked": Place(picked.picked), "count": count, "out": out.place,
+    }  # fmt: skip
+    context.emit(_product(context, node, layout, count, common), [x.buffer, picked.picked], [out.buffer])
     context.give(node.outputs[0], replace(out, heads=count))
 
 
-def _record(context: Context, node: Node, layout: ExpertLayout, count: int) -> tuple[int, int, int]:
-    """Address, width and bytes of a row of the record of all experts' matrix."""
+def _product(
+    context: Context, node: Node, layout: ExpertLayout, picks: int, common: dict[str, Argument]
+) -> ExpertMatMul[Argument] | ExpertFloats[Argument]:
+    """The step for the form that the experts are stored in. picks: of a token; common: the fields of all kinds."""
     stored, parts = layout.stored, [context.folder.constant(name) for name in node.inputs[2:]]
     if stored is None:
-        raise Unplannable(f"the experts of {node.name}, whose weights are no codes")
+        weights = np.ascontiguousarray(parts[0])
+        context.bytes_per_token += weights.nbytes * picks // layout.experts
+        return ExpertDense[Argument](**common, weights=context.stored(weights), item_bytes=weights.itemsize)
     if not isinstance(stored, CodebookLayout) and not (isinstance(stored, TrellisLayout) and runs_directly(node)):
         stored, parts = stored.as_codebook(*parts)
     assert isinstance(stored, CodebookLayout | TrellisLayout)
-    if isinstance(stored, CodebookLayout) and stored.groups > 1:
-        raise Unplannable(f"the experts of {node.name}, which have several codebooks along a row")
     codes, book, scale = (np.ascontiguousarray(part) for part in parts)
     scale = scale.astype(np.float32)
     if not np.isfinite(scale).all():
         raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
     record, alive = matrix_record(stored, codes, book, scale)
     context.keep += [record, *alive]
-    context.bytes_per_token += (codes.nbytes + book.nbytes + scale.nbytes) * count // layout.experts
-    return record.ctypes.data, matrix_width(record), stored.codes_shape[1]
+    context.bytes_per_token += (codes.nbytes + book.nbytes + scale.nbytes) * picks // layout.experts
+    address = record.ctypes.data
+    if isinstance(stored, CodebookLayout) and stored.groups > 1:
+        size = stored.columns_per_group
+        return ExpertGrouped[Argument](**common, matrix=address, groups=stored.groups, group_size=size)
+    width, row_bytes = matrix_width(record), stored.codes_shape[1]
+    return ExpertMatMul[Argument](**common, matrix=address, width=width, row_bytes=row_bytes)
 
 
 def _routed(context: Context, node: Node, place: int, *kinds: int) -> Routed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from export.artefacts.reader import Node, sparse_weights
@@ -17,6 +19,7 @@ from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Tokens, stored_rows
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import Add
+from runtime_py.engine.steps.experts import ExpertMatMul
 from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, Product, Sparse
 
 _WITH_BIAS = (MatMul, GroupMatMul, Grouped, Dense)
@@ -170,13 +173,14 @@ def add(context: Context, node: Node) -> None:
     if any(constant):
         _add_bias(context, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
         return
-    a, b = (context.tokens(name) for name in node.inputs)
-    if a.width != b.width:
+    a, b = (context.tokens(name, in_heads=True) for name in node.inputs)
+    if (a.width, a.heads) != (b.width, b.heads):
         raise Unplannable(f"the sum {node.name} of different widths")
     for product, other in ((b, a), (a, b)):
         last = context.steps[-1]
         if (
             isinstance(last.step, Product)
+            and not isinstance(last.step, ExpertMatMul)
             and last.writes == [product.buffer]
             and not last.step.accumulate  # it holds only a part of the product then
             and product.whole
@@ -198,7 +202,7 @@ def _sum(context: Context, node: Node, a: Tokens, b: Argument, b_stride: int, re
     out = context.new(a.width)
     step = Add[Argument](a=a.place, a_stride=a.stride, b=b, b_stride=b_stride, columns=a.width, out=out.place)
     context.emit(step, reads, [out.buffer])
-    context.give(node.outputs[0], out)
+    context.give(node.outputs[0], replace(out, heads=a.heads))
 
 
 def _add_bias(context: Context, node: Node, value: str, bias: str) -> None:
