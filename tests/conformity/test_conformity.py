@@ -60,6 +60,7 @@ OPTIMUM_LACKS = {  # families that its older transformers does not have, or whos
     "internlm3": "does not recognize this architecture",
     "ministral3": "does not recognize this architecture",
     "lfm2": "Input past_conv.1 is required by model but not provided",
+    "lfm2_moe": "does not recognize this architecture",
 }
 
 

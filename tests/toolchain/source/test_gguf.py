@@ -16,6 +16,7 @@ from export.files.access import read_json
 from tests.toolchain.source.gguf_models import FAMILIES, QUANTIZED, write_gguf
 from toolchain.calibrate.own_text import whole_model
 from toolchain.cli import app
+from toolchain.numerics.experts import unpack_experts
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel, resolve
@@ -36,7 +37,7 @@ def opened(path: Path) -> SourceModel:
 
 
 def same_weights(source: SourceModel, model) -> None:
-    state = model.state_dict()
+    state = unpack_experts(model).state_dict()
     assert set(source.parameters()) <= set(state)
     for name in source.parameters():
         assert torch.equal(source.tensor(name, tuple(state[name].shape)), state[name]), name
@@ -279,3 +280,19 @@ def command(*words: object) -> str:
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def test_the_codes_of_an_expert_are_kept(tmp_path):
+    source = opened(write_gguf(tmp_path / "m.gguf", "qwen3moe", lambda name: "Q4_0" if "exps" in name else "F32"))
+    for layer, expert, matrix in ((0, 0, "gate"), (0, 2, "up"), (1, 1, "down")):
+        name = f"model.layers.{layer}.mlp.experts.{expert}.{matrix}_proj.weight"
+        kept = source.group_codes(name)
+        assert kept is not None and np.array_equal(kept.weight(), source.tensor(name).numpy())
+
+
+WRONG_EXPERTS = {
+    "another width": ("qwen3moe", {"moe_intermediate_size": 64}, "has shape .* the metadata ask for"),
+    "another count": ("qwen3moe", {"change": lambda w: w.add_uint32("qwen3moe.expert_count", 4)}, "ask for 4 experts"),
+    "another count used": ("qwen3moe", {"num_experts_per_tok": 3, "num_experts": 2}, "num_experts_per_tok"),
+    "other layers": ("lfm2", {"layer_types": ["full_attention", "full_attention"], "change": None}, "has no place|no tensor"),
+}  # fmt: skip
