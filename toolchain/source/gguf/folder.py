@@ -104,7 +104,7 @@ def _config(path: Path, metadata: Path, model: GgufModel, architecture: str) -> 
     with _quiet(), foreign(path, "transformers cannot read this GGUF model"):
         raw: dict[str, Any]
         if newer:
-            values = {**read_gguf_metadata(metadata)[0], _TOKENS: model.first.lengths.get(_TOKENS)}
+            values = {**read_gguf_metadata(str(metadata))[0], _TOKENS: model.first.lengths.get(_TOKENS)}
             raw = get_gguf_config(values, tuple(model.tensors))
         else:
             raw = load_gguf_checkpoint(metadata, return_tensors=False)["config"]
