@@ -79,7 +79,7 @@ class ExpertLayers:
         outputs = (("output_0", few, ir.DataType.FLOAT), ("output_1", few, LONG))
         weights, picked = g.typed_op("TopK", f"{at}/top", [ranked, count], outputs, "", {"axis": -1})
         if ranked is not scores:
-            weights = g.op("GatherElements", f"{at}/of_picked", [scores, picked], few, axis=-1)
+            weights = g.op("GatherElements", f"{at}/of_picked", [scores, picked], few, axis=2)
         if experts.of_picked:
             weights = g.op("Softmax", f"{at}/softmax", [weights], few, axis=-1)
         if experts.normalised:

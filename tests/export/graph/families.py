@@ -88,7 +88,7 @@ TINY = {
     "lfm2 wide": {"num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "conv"], "conv_L_cache": 5,
                   "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"],
-                 "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                 "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
                  "routed_scaling_factor": 1.7},
     "lfm2_moe without bias": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"],
                               "num_dense_layers": 0, "num_experts": 5, "num_experts_per_tok": 3, "conv_L_cache": 4,
