@@ -27,6 +27,7 @@ from runtime_py.reference.session import Session
 from tests.fuzz.compare import agree
 from tests.fuzz.compose import Composer, named
 from tests.fuzz.graphs import in_a_process
+from tests.export.graph.families import random_text, tiny_model
 from tests.fuzz.targets import tiny_bert, tiny_llama
 from tests.runtime_py.tiny import write_tiny
 from toolchain.pipeline.packaging import package_checkpoint
@@ -47,8 +48,19 @@ FAMILIES = {
     "mistral": {"model_type": "mistral", "sliding_window": 24, "head_dim": 16},
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
     "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {
+        "model_type": "lfm2_moe",
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        "moe_intermediate_size": 48,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+    },
     "olmoe": {"model_type": "olmoe", "num_key_value_heads": 4, "num_experts": 5, "num_experts_per_tok": 2},
 }
+
+
+MUTATED = [*FORMATS, *FAMILIES, "outliers and rank", "bert", "grouped experts", "experts of low rank"]
 
 
 class Small(Composer):
@@ -247,6 +259,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("verified")
     made = {name: write_tiny(root / name, {}, settings) for name, settings in FORMATS.items()}
     made["bert"] = tiny_bert(root)
+    made["grouped experts"] = write_tiny(root / "grouped experts", {}, FORMATS["grouped"], **FAMILIES["olmoe"])
+    tiny_model("olmoe", root / "mixture")
+    settings = QuantizeSettings(bits=3, method="rtn", rank=2, sequences=2, sequence_length=16)
+    text = CalibrationChoice(str(random_text(root / "text.txt")))
+    checkpoint = quantize_model(str(root / "mixture"), root / "low rank", settings, text, quiet=True)
+    made["experts of low rank"] = package_checkpoint(checkpoint, root / "low rank model", quiet=True)
     settings = QuantizeSettings(bits=3, method="rtn", outliers=0.02, rank=2, sequences=2, sequence_length=16)
     checkpoint = quantize_model(
         str(tiny_llama(root / "source")), root / "quantized", settings, CalibrationChoice(), quiet=True
@@ -321,13 +339,13 @@ def mutated(folder: Path, count: int) -> None:
     assert caught > (0.6 * count if count else 1000)  # the rest is harmless: it touched no guard page
 
 
-@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2"])
+@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2", "grouped experts"])
 def test_changed_tables_that_pass_touch_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 500)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [*FORMATS, *FAMILIES, "outliers and rank", "bert"])
+@pytest.mark.parametrize("name", MUTATED)
 def test_every_changed_table_that_passes_touches_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 0)
 
