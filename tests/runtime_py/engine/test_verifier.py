@@ -24,10 +24,10 @@ from runtime_py.engine.steps import table as op
 from runtime_py.engine.verify import verifier
 from runtime_py.load import _runner
 from runtime_py.reference.session import Session
+from tests.export.graph.families import random_text, tiny_model
 from tests.fuzz.compare import agree
 from tests.fuzz.compose import Composer, named
 from tests.fuzz.graphs import in_a_process
-from tests.export.graph.families import random_text, tiny_model
 from tests.fuzz.targets import tiny_bert, tiny_llama
 from tests.runtime_py.tiny import write_tiny
 from toolchain.pipeline.packaging import package_checkpoint
