@@ -54,6 +54,7 @@ GENAI_TYPES = frozenset(
         "hunyuandensev1",
         "internlm2",
         "lfm2",
+        "lfm2_moe",
         "llama",
         "mistral",
         "nemotron",

@@ -34,7 +34,7 @@ class ExpertLayers:
         g, spec, block = self.g, self.spec, self.spec.names_of_layer(layer)
         experts, prefix, at = block.experts, spec.prefix(layer), f"/model/layers.{layer}/mlp"
         assert experts is not None and block.gate and block.up
-        k, hidden, width = experts.per_token, spec.hidden_size, spec.feed_forward
+        k, hidden, width = experts.per_token, spec.hidden_size, experts.width
         weights, picked = self._route(layer, value)
         axis = g.constant("axis.third", np.asarray([2], np.int64))
         one = g.op("Unsqueeze", f"{at}/one_input", [value, axis], [BATCH, SEQUENCE, 1, hidden])
@@ -93,18 +93,42 @@ class ExpertLayers:
         bias = f"{self.spec.prefix(layer)}{experts.router}.bias"
         if self.layers.checkpoint.has(bias):
             scores = g.op("Add", f"{at}/add_bias", [scores, self.layers.vector(bias)], shape)
-        if not experts.of_picked:
+        if experts.sigmoid:
+            scores = g.op("Sigmoid", f"{at}/sigmoid", [scores], shape)
+        elif not experts.of_picked:
             scores = g.op("Softmax", f"{at}/softmax", [scores], shape, axis=-1)
+        ranked = self._ranked(layer, scores)
         count = g.constant(f"router.experts_per_token_{experts.per_token}", np.asarray([experts.per_token], np.int64))
         outputs = (("output_0", few, ir.DataType.FLOAT), ("output_1", few, LONG))
-        weights, picked = g.typed_op("TopK", f"{at}/top", [scores, count], outputs, "", {"axis": -1})
+        weights, picked = g.typed_op("TopK", f"{at}/top", [ranked, count], outputs, "", {"axis": -1})
+        if ranked is not scores:
+            weights = g.op("GatherElements", f"{at}/of_picked", [scores, picked], few, axis=2)
         if experts.of_picked:
             weights = g.op("Softmax", f"{at}/softmax", [weights], few, axis=-1)
         if experts.normalised:
-            last = g.constant("axis.last", np.asarray([-1], np.int64))
-            total = g.op("ReduceSum", f"{at}/total", [weights, last], [BATCH, SEQUENCE, 1], keepdims=1)
+            last, one = g.constant("axis.last", np.asarray([-1], np.int64)), [BATCH, SEQUENCE, 1]
+            total = g.op("ReduceSum", f"{at}/total", [weights, last], one, keepdims=1)
+            if experts.floor:
+                floor = g.constant("router.floor", np.asarray([experts.floor], np.float32))
+                total = g.op("Add", f"{at}/total_and_floor", [total, floor], one)
             weights = g.op("Div", f"{at}/normalised", [weights, total], few)
+        if experts.scale != 1:
+            scale = g.constant("router.scale", np.asarray([experts.scale], np.float32))
+            weights = g.op("Mul", f"{at}/scaled", [weights, scale], few)
         return weights, picked
+
+    def _ranked(self, layer: int, scores: ir.Value) -> ir.Value:
+        """What experts are picked by: the scores, and each expert's bias where the router has them."""
+        experts, checkpoint = self.spec.names_of_layer(layer).experts, self.layers.checkpoint
+        assert experts is not None
+        if experts.pick_bias is None:
+            return scores
+        name = self.spec.prefix(layer) + experts.pick_bias
+        bias = self.layers.vector(name)
+        if tuple(bias.shape or ()) != (experts.count,):
+            raise InputError(f"{checkpoint.folder}: {name} is {bias.shape}, expected {[experts.count]}")
+        shape: list[Dim] = [BATCH, SEQUENCE, experts.count]
+        return self.g.op("Add", f"/model/layers.{layer}/mlp/router/ranked", [scores, bias], shape)
 
     def _product(
         self, modules: Sequence[str], value: ir.Value, picked: ir.Value, name: str, shape: tuple[int, int]

@@ -41,10 +41,14 @@ class Experts:
     count: int
     per_token: int
     normalised: bool  # the weights of a token are divided by their sum
+    width: int  # outputs of an expert's gate and up layers
     router: str = "mlp.gate"  # its matrix [count, hidden_size] stays as it is
+    sigmoid: bool = False  # a probability is the sigmoid of its product, whatever the others are
+    pick_bias: str | None = None  # parameter [count], added to the probabilities where the largest are looked for
+    floor: float = 0.0  # added to the sum that weights are divided by
+    scale: float = 1.0  # on the weights
     of_picked: bool = False  # the softmax is over the largest products alone, not over all
     together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
-    concatenated: bool = False  # or they may do so with the gate's rows before those of up
     shared: SharedExpert | None = None
 
     def names(self, template: str) -> tuple[str, ...]:
@@ -223,7 +227,7 @@ class ModelSpec:
     heads: int
     kv_heads: int
     head_dim: int
-    feed_forward: int
+    feed_forward: int  # outputs of gate and up layers; of experts: Experts.width
     vocab_size: int
     context_length: int  # positions the source model was made for
     norm: str  # "rms", "layer" or "layer_without_bias"

@@ -55,6 +55,7 @@ PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "LessOrEqual": ("mask", 1),
     "Range": ("mask", 1),
     "Cast": ("data movement", 1),
+    "GatherElements": ("data movement", 1),
     "Gather": ("data movement", 1),  # of activations: columns put in another order
     "Slice": ("data movement", 1),
     "Transpose": ("data movement", 1),

@@ -157,6 +157,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Expand": lambda a, x: (x[0] * np.ones([int(n) for n in x[1]], x[0].dtype),),
     "Floor": lambda a, x: (np.floor(x[0]),),
     "Gather": lambda a, x: (np.take(x[0], x[1], axis=a.get("axis", 0)),),
+    "GatherElements": lambda a, x: (np.take_along_axis(x[0], x[1], axis=a.get("axis", 0)),),
     "Gelu": _gelu,
     "LayerNormalization": _layer_normalization,
     "Less": lambda a, x: (x[0] < x[1],),
@@ -227,6 +228,8 @@ def _result_elements(op_type: str, attributes: Mapping[str, Any], x: Arrays) -> 
     if op_type == "Gather":
         axis = x[0].shape[attributes.get("axis", 0)]
         return x[0].size // max(axis, 1) * x[1].size
+    if op_type == "GatherElements":
+        return x[1].size
     if op_type == "Range":
         start, stop, step = (int(v) for v in x)
         return len(range(start, stop, step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.conftest import DEMO, SHARED, _checkpoint, _package
-from tests.export.graph.families import TINY, TINY_ENCODERS, is_mixture, random_text, tiny_model
+from tests.export.graph.families import TINY, TINY_ENCODERS, random_text, tiny_model
 
 REAL = {"stories260K": "models/stories260K", "scribe-6M": "models/scribe-6M"}
 BUNDLED = "athena-demo-2M"  # for single tests: there on every machine
@@ -48,8 +48,7 @@ def build(name: str, work: Path) -> Path:
     else:
         tiny_model(name.removesuffix(" plain"), scratch / "source", **PLAIN.get(name, {}))
         text = random_text(scratch / "text.txt")
-        # low-rank terms of experts run in the interpreter alone
-        options = {"bits": 4, "sequence_length": 32, "rank": 0 if is_mixture(name) else 2}
+        options = {"bits": 4, "sequence_length": 32, "rank": 2}
         checkpoint = _checkpoint(scratch / "source", str(text), None, scratch / "quantized", **options)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return _package(checkpoint, folder)

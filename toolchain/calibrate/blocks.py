@@ -147,7 +147,7 @@ class BlockRunner:
                 module.embed_scale = torch.tensor(spec.embedding_scale)
             self._fill_index_buffers(name)
         for name, module in list(self._model.named_modules()):
-            if name.endswith("rotary_emb"):
+            if name.endswith(("rotary_emb", "pos_emb")):
                 parent_name, _, child = name.rpartition(".")
                 setattr(self._module(parent_name), child, type(module)(config=self._model.config))
         yield

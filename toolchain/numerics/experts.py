@@ -102,7 +102,16 @@ def unpack_experts(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
             model.set_submodule(name, _unpacked(name, module))
+            _with_parameters(model.get_submodule(name.rpartition(".")[0]))
     return model
+
+
+def _with_parameters(router: nn.Module) -> None:
+    """What a checkpoint holds of a part with a router (a bias of picks) as parameters, as all that is read."""
+    for name, value in list(router.named_buffers(recurse=False)):
+        if name in router.state_dict():
+            delattr(router, name)
+            router.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def packed_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

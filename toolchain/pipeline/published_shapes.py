@@ -20,6 +20,7 @@ _QWEN_3_5 = {
 }  # fmt: skip
 _BERT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2,
          "pad_token_id": 0}  # fmt: skip
+_LFM2_LAYERS = ["full_attention" if number in (2, 6, 10, 14, 18, 21) else "conv" for number in range(24)]
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {
         **_LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
@@ -38,6 +39,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "lfm2", "norm_eps": 1e-5, "rope_theta": 1000000.0, "hidden_size": 2048,
         "intermediate_size": 12288, "block_auto_adjust_ff_dim": True, "block_multiple_of": 256,
         "num_hidden_layers": 16, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "conv_L_cache": 3, "conv_bias": False,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 65536, "max_position_embeddings": 128000,
+        "tie_word_embeddings": True,
+    },
+    "lfm2-8b-a1b": {
+        "model_type": "lfm2_moe", "norm_eps": 1e-5, "rope_theta": 1000000.0, "hidden_size": 2048,
+        "intermediate_size": 7168, "moe_intermediate_size": 1792, "num_dense_layers": 2, "num_experts": 32,
+        "num_experts_per_tok": 4, "norm_topk_prob": True, "use_expert_bias": True, "routed_scaling_factor": 1.0,
+        "num_hidden_layers": 24, "layer_types": _LFM2_LAYERS, "conv_L_cache": 3, "conv_bias": False,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 65536, "max_position_embeddings": 128000,
         "tie_word_embeddings": True,
     },
@@ -107,4 +116,5 @@ def chosen_shape(choice: str) -> dict[str, Any]:
     most = shape["num_hidden_layers"]
     if not (blocks.isdecimal() and 1 <= int(blocks) <= most):
         raise InputError(f"--random {choice!r}: blocks are a number from 1 to {most}")
-    return {**shape, "num_hidden_layers": int(blocks)}
+    cut = {"layer_types": shape["layer_types"][: int(blocks)]} if "layer_types" in shape else {}
+    return {**shape, **cut, "num_hidden_layers": int(blocks)}

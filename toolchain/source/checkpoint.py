@@ -30,7 +30,7 @@ from toolchain.source.group_codes import GroupCodes
 from toolchain.source.packings.base import Microscaled
 from toolchain.source.quantization import FIELDS, source_quantization, unreadable
 from toolchain.source.stacked_experts import METHOD, StackedExperts, is_stacked
-from toolchain.source.stored_names import ParameterNames, is_adapter, is_packed, parameter_names
+from toolchain.source.stored_names import ParameterNames, is_adapter, parameter_names
 from toolchain.source.stored_weights import StoredWeights, changes_activations_only, format_of
 from toolchain.source.tasks import with_task
 from toolchain.source.wrappers import check_quantization, left_out_of, text_name
@@ -94,12 +94,11 @@ class SourceModel:
         found = StoredWeights(checkpoint_tensors(self.folder, self.config), self.quantization)
         stacked = [name for name in found.tensors if is_stacked(name)]
         packed = self.quantization is not None and self.quantization.method == METHOD
-        experts = model_spec(self.config).block.experts if stacked or packed else None
-        if experts is not None and (experts.together or experts.concatenated):
-            return StackedExperts(found, experts.count, experts.concatenated)
-        if packed:
+        kinds = model_spec(self.config).kinds() if stacked or packed else ()
+        experts = next((names.experts for names in kinds if names.experts is not None), None)
+        if packed and (experts is None or not experts.together):
             raise unreadable("MXFP4", f"{self.folder / 'config.json'}: quantization_config")
-        return found
+        return found if experts is None else StackedExperts(found, experts.count, experts.together)
 
     @functools.cached_property
     def _parameters(self) -> ParameterNames:
@@ -147,10 +146,7 @@ class SourceModel:
                 )
 
     def _alike(self, parameter: str) -> str:
-        """What to add where a parameter is missing: the stored name that ends like it, or experts in one piece."""
-        packed = next((name for name in self._weights.names() if is_packed(name)), None)
-        if packed is not None and ".experts." in parameter:
-            return f"; it has {packed}, experts in one piece, which are not read"
+        """What to add where a parameter is missing: the stored name that ends like it."""
         alike = (name for name in self._weights.names() if name.endswith(f".{parameter}"))
         return next((f"; it has {name}, a name that transformers does not know" for name in alike), "")
 

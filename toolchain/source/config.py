@@ -32,6 +32,7 @@ _NOT_FOR_THE_CLASS = frozenset(
         "use_return_dict",
     ]
 )  # fmt: skip
+_ROUTERS = "output_router_logits"  # the class looks at its type; what it says does not matter either
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 _MOST_LAYERS = 10_000  # as export/artefacts/checkpoint.py: classes make lists of this length
 _LONGEST_REASON = 300  # characters
@@ -103,12 +104,16 @@ def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:
     given = {
         name: copy.deepcopy(value)
         for name, value in config.items()
-        if name not in _NOT_FOR_THE_CLASS and not name.startswith(("_attn", "_experts")) and name != "model_type"
+        if (name not in _NOT_FOR_THE_CLASS or name == _ROUTERS)
+        and not name.startswith(("_attn", "_experts"))
+        and name != "model_type"
     }
     if is_scoring(config):
         given["num_labels"] = 1
     with _quiet():
         made: PreTrainedConfig = CONFIG_MAPPING[kind](**given)
+        if hasattr(made, _ROUTERS):
+            setattr(made, _ROUTERS, False)
         if getattr(made, "rope_parameters", None):
             made.standardize_rope_params()  # once more, as the rotary embedding does: now it sees every key
     return made

@@ -6,8 +6,9 @@ one added, matrices turned over), is transformers' own code (modeling_gguf_pytor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from toolchain.source.config import transformers_config
 from toolchain.source.gguf.blocks import PLAIN, codes, readable, values
 from toolchain.source.gguf.files import GgufModel
 from toolchain.source.gguf.folder import GgufFolder
+from toolchain.source.gguf.header import GgufTensor
 from toolchain.source.group_codes import GroupCodes
 from toolchain.source.packings.base import Microscaled
 
 _REORDERED = ("llama", "bloom")  # architectures with rows in llama.cpp's order; the others' rows are as they are
 _HARMLESS = (".rot_embd", ".freqs")  # of early files: frequencies that the metadata give, too
 _SIDEWAYS = "gpt2"  # the architecture whose linear weights are [in, out] in transformers
+_KERNEL = ".shortconv.conv.weight"  # which transformers has with one dimension more
+_STACKED = re.compile(r"(blk\.\d+\.ffn_(gate|up|down)_exps)\.weight")  # a matrix of all experts
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def gguf_weights(source: GgufFolder, config: dict[str, Any]) -> GgufWeights:
     processor = TENSOR_PROCESSORS.get(source.architecture, TensorProcessor)(config=source.raw)
     with foreign(path, f"transformers has no rules for GGUF models of architecture {source.architecture}"):
         known, shapes = _parameters(source, config, processor)
+        source, known, shapes = _experts_apart(source, known, shapes)
     names = {known.get(stored, f"{stored} (GGUF)"): stored for stored in source.model.tensors}
     for stored in source.model.tensors:
         if stored not in known and stored.startswith("blk.") and not stored.endswith(_HARMLESS):
@@ -143,9 +148,43 @@ def _parameters(
     return get_gguf_hf_weights_map(model, processor), shapes
 
 
+def _experts_apart(
+    source: GgufFolder, known: dict[str, str], shapes: dict[str, tuple[int, ...]]
+) -> tuple[GgufFolder, dict[str, str], dict[str, tuple[int, ...]]]:
+    """The same with a tensor for each expert in place of one for all, where transformers has a place for that.
+
+    known: parameters by the names of the file, and shapes by parameter.
+    """
+    tensors, known, shapes = dict(source.model.tensors), dict(known), dict(shapes)
+    for stored, tensor in source.model.tensors.items():
+        match = _STACKED.fullmatch(stored)
+        packed = known.pop(match[1], None) if match is not None else None
+        if match is None or packed is None or len(tensor.shape) != 3:
+            continue
+        count, rows, columns = shapes[packed]
+        if tensor.shape[0] != count:
+            path, found = tensor.path, list(tensor.shape)
+            raise InputError(f"{path}: {stored} has shape {found}, the metadata ask for {count} experts")
+        rows //= 1 if match[2] == "down" else 2
+        del tensors[stored]
+        for number, own in enumerate(_apart(tensor)):
+            name = f"{packed.rpartition('.')[0]}.{number}.{match[2]}_proj.weight"
+            tensors[f"{match[1]}.{number}.weight"] = own
+            known[f"{match[1]}.{number}.weight"], shapes[name] = name, (rows, columns)
+    return replace(source, model=replace(source.model, tensors=tensors)), known, shapes
+
+
+def _apart(tensor: GgufTensor) -> Iterator[GgufTensor]:
+    """The parts of a tensor along its first axis, which lie one behind another."""
+    size = tensor.bytes // tensor.shape[0]
+    for number in range(tensor.shape[0]):
+        yield replace(tensor, shape=tensor.shape[1:], offset=tensor.offset + number * size, bytes=size)
+
+
 def _shape(source: GgufFolder, stored: str, processor: Any) -> tuple[int, ...]:
     """A tensor's shape in the model."""
     shape = source.model.tensors[stored].shape
-    if source.architecture != _SIDEWAYS or stored == "output.weight":  # which is the head, and copied
+    turned = source.architecture == _SIDEWAYS and stored != "output.weight"  # which is the head, and copied
+    if not turned and not stored.endswith(_KERNEL):
         return shape
     return processor.process(np.broadcast_to(np.float32(0), shape), stored).weights.shape

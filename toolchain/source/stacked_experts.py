@@ -1,4 +1,11 @@
-"""Experts of a block that a checkpoint holds in one tensor, as in gpt-oss: a tensor for each expert and matrix instead.
+"""Experts of a block that a checkpoint holds in one tensor: a tensor for each expert and matrix instead.
+
+As transformers' save_pretrained writes them when it is told not to write the original format:
+
+    experts.gate_up_proj         floats [experts, 2 rows, columns], rows of gate before those of up
+    experts.down_proj            floats [experts, rows, columns]
+
+As in gpt-oss:
 
     experts.gate_up_proj         floats [experts, columns, 2 rows], columns of gate and up in turns
     experts.down_proj            floats [experts, columns, rows]
@@ -47,18 +54,18 @@ def is_stacked(stored: str) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a tensor of one expert lies."""
+    """Where a tensor of one expert lies. Of gate and up in one tensor it is the part `turn` of `turns`."""
 
     stored: str  # the tensor that holds it, without _blocks
     kind: str  # what follows the name of the matrix: "", "_bias" or "_blocks"
     expert: int
-    turn: int  # which of the rows that lie in turns
+    turn: int
     turns: int
-    concatenated: bool  # rows do not come in turns
+    in_turns: bool  # as in gpt-oss: rows of gate and up alternate, and floats lie as [columns, rows]
 
     def own(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of this matrix out of all."""
-        return rows.chunk(self.turns)[self.turn] if self.concatenated else rows[self.turn :: self.turns]
+        return rows[self.turn :: self.turns] if self.in_turns else rows.chunk(self.turns)[self.turn]
 
 
 class StackedExperts:
@@ -66,17 +73,14 @@ class StackedExperts:
 
     in_layout = False
 
-    def __init__(self, inner: StoredWeights, count: int, concatenated: bool = False) -> None:
-        """count: experts of a block; concatenated: their matrices are rows, one behind the other.
-
-        Raises InputError for tensors that do not go together.
-        """
-        self._concatenated = concatenated
-        self._inner, self._count, self._parts = inner, count, dict[str, _Part]()
-        self.tensors = {name: stored for name, stored in inner.tensors.items() if not is_stacked(name)}
+    def __init__(self, inner: StoredWeights, count: int, in_turns: bool) -> None:
+        """count: experts of a block; in_turns: as in gpt-oss. Raises InputError for tensors that do not go together."""
+        self._inner, self._count, self._in_turns = inner, count, in_turns
+        self._parts = dict[str, _Part]()
+        self.tensors = {name: stored for name, stored in inner.tensors.items() if not self._is_split(name)}
         packed = inner.quantization is not None and inner.quantization.method == METHOD
         for name in inner.tensors:
-            if (found := _NAME.fullmatch(name)) is None:
+            if (found := _NAME.fullmatch(name)) is None or not self._is_split(name):
                 continue
             experts, matrix, kind = found.groups()
             if kind in ("_blocks", "_scales") and not packed:
@@ -92,6 +96,11 @@ class StackedExperts:
         if packed and not any(part.kind == "_blocks" for part in self._parts.values()):
             raise InputError(f"config.json says that experts are packed ({METHOD}), but none is")
 
+    def _is_split(self, name: str) -> bool:
+        """Whether its parts take the place of a tensor; only gpt-oss's experts have more than their matrices."""
+        found = _NAME.fullmatch(name)
+        return found is not None and (self._in_turns or not found[3])
+
     def _with(self, name: str, other: str) -> StoredTensor:
         if other not in self._inner.tensors:
             raise InputError(f"{self._inner.tensors[name].path}: {other} is missing, {name} needs it ({_TITLE})")
@@ -101,8 +110,6 @@ class StackedExperts:
         """The parts of a tensor: which of its matrices, where it lies and what it looks like."""
         header, turns = self._inner.tensors[name], len(_MATRICES[matrix.rpartition(".")[2]])
         shape, dtype, where = header.shape, header.dtype, f"{header.path}: {name}"
-        if self._concatenated and kind:
-            raise InputError(f"{where} is nothing that experts of this family have")
         if len(shape) != {"": 3, "_bias": 2, "_blocks": 4}[kind] or 0 in shape:
             raise InputError(f"{where} has shape {list(shape)}, which is none of experts")
         if shape[0] != self._count:
@@ -115,21 +122,19 @@ class StackedExperts:
             own: tuple[int, ...] = (shape[1] // turns, shape[2] * _GROUP)
         elif dtype not in _FLOATS:
             raise unreadable(f"type {dtype}", where)
+        elif kind == "_bias" or not self._in_turns:
+            own = (shape[1] // turns, *shape[2:])
         else:
-            own = (shape[1] // turns,) if kind == "_bias" else (shape[2] // turns, shape[1])
-            own = (shape[1] // turns, shape[2]) if self._concatenated else own
-        if own[0] * turns != shape[2 if kind == "" and not self._concatenated else 1]:
+            own = (shape[2] // turns, shape[1])
+        if own[0] * turns != shape[2 if kind == "" and self._in_turns else 1]:
             raise InputError(f"{where} has shape {list(shape)}: rows of gate and up do not come in pairs")
         for expert in range(shape[0]):
             for turn in range(turns):
-                yield (
-                    turn,
-                    _Part(name, kind, expert, turn, turns, self._concatenated),
-                    StoredTensor(header.path, dtype, own),
-                )
+                part = _Part(name, kind, expert, turn, turns, self._in_turns)
+                yield turn, part, StoredTensor(header.path, dtype, own)
 
     def names(self) -> list[str]:
-        return sorted([*(name for name in self._inner.names() if not is_stacked(name)), *self._parts])
+        return sorted([*(name for name in self._inner.names() if not self._is_split(name)), *self._parts])
 
     def check(self, name: str) -> str:
         """As StoredWeights.check()."""
@@ -147,7 +152,7 @@ class StackedExperts:
             value = torch.from_numpy(found.weight())
         else:
             stored = self._raw(part.stored, part.expert).float()
-            value = part.own(stored if part.kind == "_bias" or part.concatenated else stored.mT).contiguous()
+            value = part.own(stored.mT if part.in_turns and part.kind == "" else stored).contiguous()
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{self.tensors[name].path}: {part.stored} holds NaN or infinite values")
         return value

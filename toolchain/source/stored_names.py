@@ -102,11 +102,6 @@ def is_adapter(stored: str) -> bool:
     return _ADAPTER.search(stored) is not None
 
 
-def is_packed(stored: str) -> bool:
-    """Whether a tensor of this name holds the matrices of all experts."""
-    return stored.endswith((".experts.gate_up_proj", ".experts.down_proj"))
-
-
 def parameter_names(config: dict[str, Any], stored: int) -> ParameterNames:
     """Of the model that a config.json describes and of which `stored` tensors are there.
 

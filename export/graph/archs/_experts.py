@@ -10,25 +10,28 @@ from export.graph.archs._config import positive
 from export.graph.spec import BlockNames, Experts, ModelSpec
 
 
-def with_experts(base: ModelSpec, config: dict[str, Any], count_field: str, normalised: bool) -> ModelSpec:
-    """`base` with experts in place of its gate, up and down layers, named as numerics.experts has them."""
-    experts = picked_experts(config, count_field, normalised)
-    kinds = tuple(block_with(names, experts) for names in base.block_kinds)
-    return replace(base, block=block_with(base.block, experts), block_kinds=kinds)
+def with_experts(
+    base: ModelSpec, config: dict[str, Any], count_field: str, normalised: bool, width: int | None = None
+) -> ModelSpec:
+    """`base` with experts in every block in place of gate, up and down layers. width: of one, else of `base`."""
+
+    def made(names: BlockNames) -> BlockNames:
+        return picking(names, config, count_field, normalised, width or base.feed_forward)
+
+    return replace(base, block=made(base.block), block_kinds=tuple(map(made, base.block_kinds)))
 
 
-def picked_experts(config: dict[str, Any], count_field: str, normalised: bool) -> Experts:
+def picking(
+    block: BlockNames, config: dict[str, Any], count_field: str, normalised: bool, width: int, inside: str = "mlp"
+) -> BlockNames:
+    """A block with experts, named as numerics.experts has them. inside: the module that has router and experts."""
     count, per_token = positive(config, count_field), positive(config, "num_experts_per_tok")
     if per_token > count:
         raise InputError(f"config.json: num_experts_per_tok ({per_token}) is more than the {count} experts")
-    return Experts(count, per_token, normalised)
-
-
-def block_with(names: BlockNames, experts: Experts) -> BlockNames:
     return replace(
-        names,
-        gate="mlp.experts.{expert}.gate_proj",
-        up="mlp.experts.{expert}.up_proj",
-        down="mlp.experts.{expert}.down_proj",
-        experts=experts,
+        block,
+        gate=f"{inside}.experts.{{expert}}.gate_proj",
+        up=f"{inside}.experts.{{expert}}.up_proj",
+        down=f"{inside}.experts.{{expert}}.down_proj",
+        experts=Experts(count, per_token, normalised, width, router=f"{inside}.gate"),
     )

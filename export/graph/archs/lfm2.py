@@ -26,6 +26,11 @@ ATTENTION = BlockNames(
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
+    return replace(without_width(config), feed_forward=_feed_forward(config))
+
+
+def without_width(config: dict[str, Any]) -> ModelSpec:
+    """All but the width of the feed-forward part, which is `intermediate_size` here."""
     base = llama.spec({**config, "hidden_act": "silu"}, norm_epsilon="norm_eps")
     convolution = ShortConvolution("conv.in_proj", "conv.conv", positive(config, "conv_L_cache"))
     without: dict[str, Any] = dict.fromkeys(("query", "key", "value", "query_norm", "key_norm"))
@@ -34,7 +39,6 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         base,
         block=ATTENTION,
         block_kinds=tuple(ATTENTION if kind == "full_attention" else convolving for kind in layer_kinds(config)),
-        feed_forward=_feed_forward(config),
         norm_each_head=True,
         final_norm="model.embedding_norm",
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from export.graph.archs import qwen3_5_text
 from export.graph.archs._config import flag, positive
-from export.graph.archs._experts import block_with, picked_experts
-from export.graph.spec import ModelSpec, SharedExpert
+from export.graph.archs._experts import with_experts
+from export.graph.spec import BlockNames, ModelSpec, SharedExpert
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
@@ -23,6 +23,10 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         weight="mlp.shared_expert_gate",
         width=positive(config, "shared_expert_intermediate_size"),
     )
-    experts = replace(picked_experts(config, "num_experts", normalised=True), concatenated=True, shared=shared)
-    kinds = tuple(block_with(names, experts) for names in base.block_kinds)
-    return replace(base, block=block_with(base.block, experts), block_kinds=kinds)
+    base = with_experts(base, config, "num_experts", normalised=True, width=width)
+    return replace(base, block=_with(base.block, shared), block_kinds=tuple(_with(b, shared) for b in base.block_kinds))
+
+
+def _with(names: BlockNames, shared: SharedExpert) -> BlockNames:
+    assert names.experts is not None
+    return replace(names, experts=replace(names.experts, shared=shared))

@@ -62,7 +62,8 @@ def exponential(x):
 
 
 @nb.njit(cache=True, inline="always")
-def _logistic(x):
+def logistic(x):
+    """1 / (1 + e**-x) of 16 floats."""
     one = splat_float(_F(1.0))
     return divide(one, add(one, exponential(subtract(zero_floats(), x))))
 
@@ -70,7 +71,7 @@ def _logistic(x):
 @nb.njit(cache=True, inline="always")
 def hyperbolic_tangent(x):
     """tanh of 16 floats as 2 logistic(2x) - 1; absolute error below 2e-7."""
-    return subtract(multiply(splat_float(_F(2.0)), _logistic(add(x, x))), splat_float(_F(1.0)))
+    return subtract(multiply(splat_float(_F(2.0)), logistic(add(x, x))), splat_float(_F(1.0)))
 
 
 @nb.njit(cache=True, inline="always")
@@ -93,17 +94,17 @@ def activated(kind, x):
     """SiLU, GELU (by erf or by tanh), ReLU, tanh or the logistic function of 16 floats."""
     half, one = splat_float(_F(0.5)), splat_float(_F(1.0))
     if kind == SILU:
-        return multiply(x, _logistic(x))
+        return multiply(x, logistic(x))
     if kind == GELU:
         return multiply(multiply(half, x), add(one, _erf(multiply(x, splat_float(_F(0.7071067811865476))))))
     if kind == GELU_TANH:
         cube = multiply(multiply(x, x), x)
         inner = multiply(splat_float(_F(1.5957691216057308)), fused(splat_float(_F(0.044715)), cube, x))
-        return multiply(x, _logistic(inner))  # 0.5 (1 + tanh(y)) is the logistic of 2y
+        return multiply(x, logistic(inner))  # 0.5 (1 + tanh(y)) is the logistic of 2y
     if kind == TANH:
         return hyperbolic_tangent(x)
     if kind == SIGMOID:
-        return _logistic(x)
+        return logistic(x)
     return maximum(zero_floats(), x)  # in this order NaN stays
 
 
@@ -126,7 +127,7 @@ def clamped_gate(source, gated, columns, alpha, limit, target):
         some = min(columns - k, 16)
         gate = minimum(most, load_some(source + 4 * k, some))  # in this order NaN stays
         up = maximum(least, minimum(most, load_some(gated + 4 * k, some)))
-        active = multiply(gate, _logistic(multiply(gate, splat_float(alpha))))
+        active = multiply(gate, logistic(multiply(gate, splat_float(alpha))))
         store_some(target + 4 * k, multiply(active, add(up, one)), some)
 
 

@@ -29,10 +29,13 @@ def grouped_row(matrix, groups, group_size, row, target, scratch):
     for start in range(0, columns, 256):
         some = min(columns - start, 256)
         unpack_block(at, bits, some, scratch)
-        for k in range(some):
+        k = 0
+        while k < some:  # one division for each group
             g = (start + k) // group_size
-            level = get_i8(book + (g << bits) + get_u8(scratch + k))
-            put_f32(target + 4 * (start + k), nb.float32(level) * get_f32(scale + 4 * g))
+            entries, factor, end = book + (g << bits), get_f32(scale + 4 * g), min((g + 1) * group_size - start, some)
+            for j in range(k, end):
+                put_f32(target + 4 * (start + j), nb.float32(get_i8(entries + get_u8(scratch + j))) * factor)
+            k = end
         at += 32 * bits
 
 

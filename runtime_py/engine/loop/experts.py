@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.kernels.elementwise import add_rows, dense_rows
+from runtime_py.engine.kernels.grouped import grouped_rows
 from runtime_py.engine.kernels.matmul import MAX_ROWS, tile_of_rows
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN, quantize_group, quantize_token
-from runtime_py.engine.loop.dispatch import by_width
-from runtime_py.engine.steps.experts import GATHERED
+from runtime_py.engine.loop.dispatch import by_kind, by_width
+from runtime_py.engine.steps.experts import FLOAT_ROWS, GATHERED, ExpertDense, ExpertGrouped
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64, load_some, put_i64, store_some
 
@@ -115,3 +117,59 @@ def run_experts(s, isa, widths, tile, offset, tokens, threads, counter, scratch)
         _one_token(s, isa, widths, offset, counter, scratch)
     else:
         _several_tokens(s, isa, widths, tile, offset, tokens, threads, counter, scratch)
+
+
+def _grouped_rows(s, source, tokens, stride, first, last, out, out_stride, accumulate, scratch):
+    grouped_rows(
+        source, stride, tokens, s.matrix, s.groups, s.group_size, first, last, out, out_stride, s.bias, accumulate,
+        scratch,
+    )  # fmt: skip
+
+
+def _dense_rows(s, source, tokens, stride, first, last, out, out_stride, accumulate, scratch):
+    dense_rows(
+        source, tokens, stride, s.weights, s.item_bytes, s.columns, first, last, out, out_stride, s.bias, accumulate
+    )  # fmt: skip
+
+
+_float_rows = by_kind({ExpertGrouped: _grouped_rows, ExpertDense: _dense_rows})
+
+
+@nb.njit(cache=True)
+def _picks_in_floats(s, expert, first, last, picks, count, scratch):
+    """Rows first..last - 1 of an expert for `count` picks; scratch: expert_float_bytes() without the picks."""
+    made, some, place = scratch, last - first, expert * s.rows
+    inputs = made + 4 * GATHERED * FLOAT_ROWS
+    rest = inputs + 4 * GATHERED * s.columns
+    for i in range(count):
+        pick = get_i64(picks + 8 * i)
+        token = pick // s.count
+        _copy(s.source + 4 * (token * s.stride + pick % s.count * s.apart), s.columns, inputs + 4 * i * s.columns)
+    start = made - 4 * (place + first)  # rows are counted over all experts
+    _float_rows(s, inputs, count, s.columns, place + first, place + last, start, some, False, rest)
+    for i in range(count):
+        own, to = made + 4 * i * some, s.out + 4 * (get_i64(picks + 8 * i) * s.rows + first)
+        if s.accumulate != 0:
+            add_rows(to, own, some, to)
+        else:
+            _copy(own, some, to)
+
+
+@nb.njit(cache=True)
+def run_expert_floats(s, tokens, counter, scratch):
+    """An ExpertGrouped or ExpertDense: a work item is a run of rows of one expert, for all picks of it."""
+    parts = (s.rows + FLOAT_ROWS - 1) // FLOAT_ROWS
+    item = fetch_add(counter, 1)
+    while item < s.experts * parts:
+        expert, first, found = item // parts, item % parts * FLOAT_ROWS, 0
+        last = min(first + FLOAT_ROWS, s.rows)
+        for pick in range(tokens * s.count):
+            if min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1) == expert:
+                put_i64(scratch + 8 * found, pick)
+                found += 1
+                if found == GATHERED:
+                    _picks_in_floats(s, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+                    found = 0
+        if found > 0:
+            _picks_in_floats(s, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+        item = fetch_add(counter, 1)

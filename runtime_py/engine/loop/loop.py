@@ -11,7 +11,7 @@ import numba as nb
 from runtime_py.engine.loop.attention import run_attention, run_razor_kv_append
 from runtime_py.engine.loop.blocks import run_blocks, run_norm
 from runtime_py.engine.loop.delta_net import run_delta_rule
-from runtime_py.engine.loop.experts import run_experts
+from runtime_py.engine.loop.experts import run_expert_floats, run_experts
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, RUN_SHARE, run_product, run_rows
 from runtime_py.engine.loop.tokens import run_tokens
 from runtime_py.engine.records.record import reader
@@ -30,7 +30,8 @@ _head = reader(table.Head)
     _embed, _embed_dense, _norm, _quantize, _matmul, _grouped, _dense, _activate, _add, _kv_append, _attend, _scale,
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
     _rotate,
-    _route, _expert_matmul, _combine, _short_convolution, _causal_convolution, _delta_rule,
+    _route, _expert_matmul, _combine, _short_convolution, _causal_convolution, _delta_rule, _expert_grouped,
+    _expert_dense,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -84,6 +85,10 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_blocks(_causal_convolution(step), isa, offset, tokens, counter, scratch)
     elif operation == table.DELTA_RULE:
         run_delta_rule(_delta_rule(step), tokens, counter, scratch)
+    elif operation == table.EXPERT_GROUPED:
+        run_expert_floats(_expert_grouped(step), tokens, counter, scratch)
+    elif operation == table.EXPERT_DENSE:
+        run_expert_floats(_expert_dense(step), tokens, counter, scratch)
     elif operation == table.EMBED:
         run_tokens(_embed(step), past, tokens, counter, scratch)
     elif operation == table.EMBED_GROUPS:

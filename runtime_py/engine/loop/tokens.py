@@ -6,7 +6,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, rotated_row, scale_row
-from runtime_py.engine.kernels.experts import combine_row, route
+from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid
 from runtime_py.engine.kernels.grouped import grouped_row
 from runtime_py.engine.kernels.groups import group_row
 from runtime_py.engine.loop.dispatch import by_kind
@@ -54,7 +54,13 @@ def _rotate(s, past, token, scratch):
 
 def _route(s, past, token, scratch):
     weights, picked = s.weights + 4 * token * s.count, s.picked + 8 * token * s.count
-    route(s.source + 4 * token * s.stride, s.experts, s.count, s.normalised, weights, picked)
+    source = s.source + 4 * token * s.stride
+    if s.sigmoid != 0:
+        route_by_sigmoid(
+            source, s.biases, s.experts, s.count, s.normalised, s.floor, s.scale, weights, picked, scratch
+        )  # fmt: skip
+    else:
+        route(source, s.experts, s.count, s.normalised, s.floor, s.scale, weights, picked)
 
 
 def _combine(s, past, token, scratch):

@@ -16,7 +16,7 @@ from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, Raz
 from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.delta_net import CausalConvolution, DeltaRule
 from runtime_py.engine.steps.elementwise import Activate, Add, Norm, Scale
-from runtime_py.engine.steps.experts import Combine, ExpertMatMul, Route
+from runtime_py.engine.steps.experts import Combine, ExpertDense, ExpertGrouped, ExpertMatMul, Route
 from runtime_py.engine.steps.integers import Quantize, Razor
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
 from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse
@@ -26,12 +26,13 @@ KINDS: tuple[type[Step[Any]], ...] = (
     Embed, EmbedDense, Norm, Quantize, MatMul, Grouped, Dense, Activate, Add, KvAppend, Attend, Scale, Reorder,
     Razor, RazorMatMul, RazorKvAppend, RazorAttend, Sparse,
     GroupMatMul, EmbedGroups, Rotate, Route, ExpertMatMul, Combine, ShortConvolution, CausalConvolution, DeltaRule,
+    ExpertGrouped, ExpertDense,
 )  # fmt: skip
 (
     EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, KV_APPEND, ATTEND, SCALE, REORDER,
     RAZOR, RAZOR_MATMUL, RAZOR_KV_APPEND, RAZOR_ATTEND, SPARSE,
     GROUP_MATMUL, EMBED_GROUPS, ROTATE, ROUTE, EXPERT_MATMUL, COMBINE, SHORT_CONVOLUTION, CAUSAL_CONVOLUTION,
-    DELTA_RULE,
+    DELTA_RULE, EXPERT_GROUPED, EXPERT_DENSE,
 ) = range(len(KINDS))  # fmt: skip
 
 

@@ -62,6 +62,9 @@ TINY = {
                   "head_dim": 16},
     "qwen3_moe window": {"num_experts": 6, "num_experts_per_tok": 1, "moe_intermediate_size": 20,
                          "use_sliding_window": True, "sliding_window": 6},
+    "qwen3_moe dense": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16,
+                        "num_hidden_layers": 4, "mlp_only_layers": [0], "decoder_sparse_step": 2,
+                        "norm_topk_prob": True},
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral all experts": {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 6},
@@ -85,6 +88,13 @@ TINY = {
     "lfm2": {"num_hidden_layers": 3, "full_attn_idxs": [0], "block_multiple_of": 8, "conv_bias": True},
     "lfm2 wide": {"num_hidden_layers": 3, "layer_types": ["full_attention", "conv", "conv"], "conv_L_cache": 5,
                   "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
+    "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+                 "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+                 "routed_scaling_factor": 1.7},
+    "lfm2_moe without bias": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"],
+                              "num_dense_layers": 0, "num_experts": 5, "num_experts_per_tok": 3, "conv_L_cache": 4,
+                              "moe_intermediate_size": 20, "use_expert_bias": False, "norm_topk_prob": False,
+                              "conv_bias": True, "tie_word_embeddings": False},
     "gpt_oss": {"num_hidden_layers": 3, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2,
                 "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
                 "rope_parameters": {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
@@ -120,7 +130,7 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
-MIXTURES = ("gpt_oss", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen3_moe")  # experts picked by a router
+MIXTURES = ("gpt_oss", "lfm2_moe", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen3_moe")  # experts picked by a router
 
 
 def is_mixture(variant: str) -> bool:
@@ -143,6 +153,9 @@ def tiny_model(variant: str, folder: Path, **more: object) -> None:
         for name, p in model.named_parameters():
             norm = "norm" in name.lower() or "ln_" in name
             p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if norm else 0))
+        for name, p in model.named_buffers():
+            if name in model.state_dict():  # a router's bias
+                p.copy_(torch.randn_like(p) * 0.3)
     model.save_pretrained(folder)
     write_tokenizer(folder)
 

@@ -32,8 +32,6 @@ UNSUPPORTED = {
     ("albert", "inner_group_num"): "inner_group_num must be 1",
     ("gpt2", "scale_attn_by_inverse_layer_idx"): "scale_attn_by_inverse_layer_idx True is not supported",
     ("olmoe", "clip_qkv"): "is not supported for olmoe",
-    ("qwen3_moe", "decoder_sparse_step"): "layers without experts",
-    ("qwen3_moe", "mlp_only_layers"): "layers without experts",
     ("opt", "_remove_final_layer_norm"): "_remove_final_layer_norm True is not supported",
     ("opt", "do_layer_norm_before"): "do_layer_norm_before False is not supported",
     ("opt", "layer_norm_elementwise_affine"): "layer_norm_elementwise_affine False is not supported",

@@ -100,6 +100,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 128000, "norm_eps": 1e-05, "rope_parameters": {"rope_theta": 1000000.0,
         "rope_type": "default"}, "tie_embedding": False,
     },
+    "LFM2-8B-A1B": {
+        "architectures": ["Lfm2MoeForCausalLM"], "conv_L_cache": 3, "conv_bias": False, "dtype": "bfloat16",
+        "eos_token_id": 7, "layer_types": ["conv", "conv", "full_attention", "conv"], "max_position_embeddings": 128000,
+        "model_type": "lfm2_moe", "moe_intermediate_size": 20, "norm_eps": 1e-05, "norm_topk_prob": True,
+        "num_dense_layers": 2, "num_experts": 8, "num_experts_per_tok": 4, "rope_theta": 1000000.0,
+        "routed_scaling_factor": 1.0, "tie_embedding": True, "use_expert_bias": True,
+    },
+    "Qwen3-30B-A3B with dense layers": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 16,
+        "hidden_act": "silu", "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [1, 3],
+        "model_type": "qwen3_moe", "moe_intermediate_size": 24, "norm_topk_prob": True, "num_experts": 8,
+        "num_experts_per_tok": 3, "output_router_logits": False, "rms_norm_eps": 1e-06, "rope_scaling": None,
+        "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None, "tie_word_embeddings": False,
+        "use_sliding_window": False,
+    },
     "gemma-2b": {
         "architectures": ["GemmaForCausalLM"], "attention_bias": False, "head_dim": 16, "hidden_act": "gelu",
         "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "model_type": "gemma",

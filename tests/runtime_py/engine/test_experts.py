@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime_py.engine.kernels.experts import combine_row, route
+from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid
 from runtime_py.load import open_model
 from runtime_py.reference.operators import run_operator
 from runtime_py.reference.session import Session
@@ -19,7 +19,14 @@ OPTIONS = {
     "qwen3_moe": {"bits": 3, "format": "trellis"},
     "mixtral": {"bits": 2, "format": "vectors", "dimension": 2},
     "qwen3_moe window": {"bits": 8},
+    "qwen3_moe dense": {"bits": 3},
+    "lfm2_moe": {"bits": 4},
+    "lfm2_moe without bias": {"bits": 3},
     "gpt_oss": {"bits": 4},
+    "gpt_oss mxfp4": {"bits": 4, "method": "rtn", "format": "mxfp4"},
+    "gpt_oss clamped low rank": {"bits": 4, "rank": 2},
+    "olmoe low rank": {"bits": 3, "rank": 3},
+    "mixtral groups": {"bits": 4, "group_size": 16},
     "gpt_oss clamped": {"bits": 3},
 }
 IDS = np.random.default_rng(1).integers(0, 96, 23)
@@ -28,7 +35,8 @@ IDS = np.random.default_rng(1).integers(0, 96, 23)
 @pytest.fixture(scope="module", params=OPTIONS)
 def folder(request, tmp_path_factory):
     work = tmp_path_factory.mktemp("experts")
-    tiny_model(request.param, work / "source")
+    variant = request.param.removesuffix(" low rank").removesuffix(" groups").removesuffix(" mxfp4")
+    tiny_model(variant, work / "source")
     text = random_text(work / "text.txt")
     chosen = {"sequences": 4, "sequence_length": 32, "passes": 1, **OPTIONS[request.param]}
     return _package(_checkpoint(work / "source", str(text), None, work / "q", **chosen), work / "model")
@@ -41,7 +49,8 @@ def test_picks_are_those_of_softmax_and_top_k(experts, seed, normalised, coarse,
     count, rng = data.draw(st.integers(1, experts)), np.random.default_rng(seed)
     scores = (rng.integers(-3, 3, experts) if coarse else 4 * rng.standard_normal(experts)).astype(np.float32)
     weights, picked = np.full(count + 1, 7, np.float32), np.full(count + 1, 7, np.int64)
-    route(scores.ctypes.data, experts, count, int(normalised), weights.ctypes.data, picked.ctypes.data)
+    places = weights.ctypes.data, picked.ctypes.data
+    route(scores.ctypes.data, experts, count, int(normalised), np.float32(0), np.float32(1), *places)
     (shares,) = run_operator("Softmax", "", {"axis": -1}, [scores[None]])
     values, numbers = run_operator("TopK", "", {"axis": -1}, [shares, np.array([count])])
     values = values / values.sum() if normalised else values
@@ -52,12 +61,41 @@ def test_picks_are_those_of_softmax_and_top_k(experts, seed, normalised, coarse,
     assert weights[count] == 7 and picked[count] == 7
 
 
+@settings(max_examples=200)
+@given(st.integers(1, 70), st.integers(0, 2**31), st.booleans(), st.booleans(), st.booleans(), st.data())
+def test_picks_by_sigmoids_and_biases(experts, seed, normalised, biased, coarse, data):
+    """Against the operators of the graph: the biases are not in the weights."""
+    count, rng = data.draw(st.integers(1, experts)), np.random.default_rng(seed)
+    scores = (rng.integers(-3, 3, experts) if coarse else 4 * rng.standard_normal(experts)).astype(np.float32)
+    biases = rng.standard_normal(experts).astype(np.float32) if biased else np.zeros(experts, np.float32)
+    weights, picked = np.full(count + 1, 7, np.float32), np.full(count + 1, 7, np.int64)
+    floor, scale, scratch = np.float32(0.25), np.float32(1.75), np.zeros(2 * experts + 1, np.float32)
+    route_by_sigmoid(
+        scores.ctypes.data, biases.ctypes.data if biased else 0, experts, count, int(normalised), floor, scale,
+        weights.ctypes.data, picked.ctypes.data, scratch.ctypes.data,
+    )  # fmt: skip
+    (shares,) = run_operator("Sigmoid", "", {}, [scores[None]])
+    ranks = shares[0] + biases
+    np.testing.assert_allclose(ranks[picked[:count]], np.sort(ranks)[::-1][:count], rtol=1e-5, atol=1e-6)
+    assert len(set(picked[:count].tolist())) == count
+    if coarse:
+        np.testing.assert_array_equal(picked[:count], np.argsort(-ranks, kind="stable")[:count])
+    (wanted,) = run_operator("GatherElements", "", {"axis": -1}, [shares, picked[None, :count]])
+    wanted = scale * (wanted / (wanted.sum() + floor) if normalised else wanted)
+    np.testing.assert_allclose(weights[:count], wanted[0], rtol=1e-5)
+    assert weights[count] == 7 and picked[count] == 7 and scratch[2 * experts] == 0
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_scores_that_are_no_numbers_pick_experts_all_the_same(value, everywhere):
     scores = np.full(9, value, np.float32) if everywhere else np.array([1, 2, value, 0, 5, 3, 1, 1, 4], np.float32)
     weights, picked = np.zeros(9, np.float32), np.full(9, -1, np.int64)
-    route(scores.ctypes.data, 9, 9, 1, weights.ctypes.data, picked.ctypes.data)
+    numbers, places = (9, 9, 1, np.float32(0), np.float32(1)), (weights.ctypes.data, picked.ctypes.data)
+    route(scores.ctypes.data, *numbers, *places)
+    assert ((picked >= 0) & (picked < 9)).all()
+    picked[:], scratch = -1, np.zeros(18, np.float32)
+    route_by_sigmoid(scores.ctypes.data, scores.ctypes.data, *numbers, *places, scratch.ctypes.data)
     assert ((picked >= 0) & (picked < 9)).all()
 
 
@@ -112,12 +150,3 @@ def test_threads_change_nothing(folder, threads):
     found = [open_model(folder, threads=n)[0] for n in (2, threads)]
     first, second = (engine.forward(engine.new_state(), ids) for engine in found)
     np.testing.assert_array_equal(first, second)
-
-
-def test_low_rank_experts_run_on_the_interpreter_with_a_reason(tmp_path):
-    tiny_model("olmoe", tmp_path / "source")
-    text = random_text(tmp_path / "text.txt")
-    options = {"bits": 4, "rank": 2, "sequences": 2, "sequence_length": 16, "passes": 1}
-    folder = _package(_checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", **options), tmp_path / "model")
-    runner, why = open_model(folder)
-    assert isinstance(runner, Session) and "whose weights are no codes" in why

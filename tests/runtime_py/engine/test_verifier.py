@@ -24,6 +24,7 @@ from runtime_py.engine.steps import table as op
 from runtime_py.engine.verify import verifier
 from runtime_py.load import _runner
 from runtime_py.reference.session import Session
+from tests.export.graph.families import random_text, tiny_model
 from tests.fuzz.compare import agree
 from tests.fuzz.compose import Composer, named
 from tests.fuzz.graphs import in_a_process
@@ -50,8 +51,19 @@ FAMILIES = {
     "qwen3_5": {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
                 "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
                 "linear_value_head_dim": 40},
+    "lfm2_moe": {
+        "model_type": "lfm2_moe",
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        "moe_intermediate_size": 48,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+    },
     "olmoe": {"model_type": "olmoe", "num_key_value_heads": 4, "num_experts": 5, "num_experts_per_tok": 2},
 }  # fmt: skip
+
+
+MUTATED = [*FORMATS, *FAMILIES, "outliers and rank", "bert", "grouped experts", "experts of low rank"]
 
 
 class Small(Composer):
@@ -250,6 +262,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("verified")
     made = {name: write_tiny(root / name, {}, settings) for name, settings in FORMATS.items()}
     made["bert"] = tiny_bert(root)
+    made["grouped experts"] = write_tiny(root / "grouped experts", {}, FORMATS["grouped"], **FAMILIES["olmoe"])
+    tiny_model("olmoe", root / "mixture")
+    settings = QuantizeSettings(bits=3, method="rtn", rank=2, sequences=2, sequence_length=16)
+    text = CalibrationChoice(str(random_text(root / "text.txt")))
+    checkpoint = quantize_model(str(root / "mixture"), root / "low rank", settings, text, quiet=True)
+    made["experts of low rank"] = package_checkpoint(checkpoint, root / "low rank model", quiet=True)
     settings = QuantizeSettings(bits=3, method="rtn", outliers=0.02, rank=2, sequences=2, sequence_length=16)
     checkpoint = quantize_model(
         str(tiny_llama(root / "source")), root / "quantized", settings, CalibrationChoice(), quiet=True
@@ -324,13 +342,15 @@ def mutated(folder: Path, count: int) -> None:
     assert caught > (0.6 * count if count else 1000)  # the rest is harmless: it touched no guard page
 
 
-@pytest.mark.parametrize("name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize(
+    "name", ["codebook", "outliers and rank", "bert", "olmoe", "lfm2", "qwen3_5", "grouped experts"]
+)
 def test_changed_tables_that_pass_touch_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 500)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [*FORMATS, *FAMILIES, "outliers and rank", "bert"])
+@pytest.mark.parametrize("name", MUTATED)
 def test_every_changed_table_that_passes_touches_no_guard_page(folders, name, tmp_path):
     mutated(folders.get(name) or write_tiny(tmp_path / name, {}, **FAMILIES[name]), 0)
 

@@ -216,20 +216,6 @@ def _razor():
     return RazorSettings(activation_bits=8)
 
 
-def test_experts_stored_in_one_piece_are_refused_by_name(folders, tmp_path):
-    config = (folders["olmoe"] / "config.json").read_text()
-    tensors = load_file(folders["olmoe"] / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
-    for layer in range(2):
-        prefix = f"model.layers.{layer}.mlp.experts."
-        kept[f"{prefix}gate_up_proj"] = torch.zeros(5, 96, 32)
-        kept[f"{prefix}down_proj"] = torch.zeros(5, 32, 48)
-    (tmp_path / "config.json").write_text(config)
-    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"no tensor model.layers.0.mlp.experts.0.* experts in one piece"):
-        open_model(tmp_path)
-
-
 def test_layer_losses_are_not_counts_of_tokens():
     assert final_loss({"sweep": 0.5, "refinement": 0.25, "damping": 0.1, POOLED: 3.0}) == 0.25
     assert final_loss({POOLED: 3.0}) is None

@@ -26,6 +26,18 @@ FAMILIES = {
     "phi3": ("phi3", {"pad_token_id": 0}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "starcoder2": ("starcoder2", {}),
+    # transformers 5.23 takes an expert's width from no key of the file: it is its class's default
+    "qwen3moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": True,
+            "head_dim": 16,
+        },
+    ),
+    "lfm2": ("lfm2", {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}),
     "gpt2": ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2}),
 }
 QUANTIZED = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32", "TQ1_0", "TQ2_0", "MXFP4"}  # by the package
@@ -75,7 +87,8 @@ def write_gguf(
     _metadata(writers[0], config, words, kind)
     change(writers[0])
     for number, (name, value) in enumerate(tensors.items()):
-        _add(writers[number * parts // len(tensors)], name, value, type_of(name) if value.ndim == 2 else "F32")
+        plain = value.ndim == 1 or "shortconv.conv" in name
+        _add(writers[number * parts // len(tensors)], name, value, "F32" if plain else type_of(name))
     for writer in writers:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -89,10 +102,25 @@ def _named(model: torch.nn.Module, architecture: str, tied: bool):
     names = get_tensor_name_map(arch, 2)
     for name, value in model.state_dict().items():
         module, _, leaf = name.rpartition(".")
+        if leaf in ("gate_up_proj", "down_proj"):
+            yield from _experts(name, value)
+            continue
         found = names.get_name(module)
         if found is not None and not (tied and found == "output"):
             value = torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2
             yield f"{found}.{leaf}", value.numpy() + (1 if "norm" in found and leaf == "weight" else 0)
+
+
+def _experts(name: str, value: torch.Tensor):
+    """llama.cpp keeps gate and up apart."""
+    made = (torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2).numpy()
+    block = f"blk.{name.split('.')[2]}.ffn_"
+    if name.endswith("down_proj"):
+        yield f"{block}down_exps.weight", made
+    else:
+        gate, up = np.split(made, 2, axis=1)
+        yield f"{block}gate_exps.weight", gate
+        yield f"{block}up_exps.weight", up
 
 
 def _as_in_file(architecture: str, name: str, value: np.ndarray, config) -> np.ndarray:
@@ -104,7 +132,7 @@ def _as_in_file(architecture: str, name: str, value: np.ndarray, config) -> np.n
         ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
     ):
         return value.T
-    return value
+    return value[:, 0] if name.endswith("shortconv.conv.weight") else value
 
 
 def _add(writer: GGUFWriter, name: str, value: np.ndarray, title: str) -> None:
@@ -134,14 +162,23 @@ def _metadata(writer: GGUFWriter, config, words: dict[str, list], kind: str) -> 
     writer.add_head_count(text.num_attention_heads)
     writer.add_feed_forward_length(getattr(text, "intermediate_size", 4 * text.hidden_size))
     if hasattr(text, "num_key_value_heads"):
-        writer.add_head_count_kv(text.num_key_value_heads)
+        kinds = getattr(text, "layer_types", None) if text.model_type == "lfm2" else None
+        heads = text.num_key_value_heads
+        writer.add_head_count_kv([heads * (kind == "full_attention") for kind in kinds] if kinds else heads)
         writer.add_rope_freq_base(10000.0)
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         writer.add_rope_dimension_count(head)
         writer.add_key_length(head)
     if getattr(text, "sliding_window", None):
         writer.add_sliding_window(text.sliding_window)
-    (writer.add_layer_norm_rms_eps if hasattr(text, "rms_norm_eps") else writer.add_layer_norm_eps)(1e-5)
+    if hasattr(text, "conv_L_cache"):
+        writer.add_shortconv_l_cache(text.conv_L_cache)
+    if hasattr(text, "num_experts_per_tok"):
+        writer.add_expert_count(text.num_experts)
+        writer.add_expert_used_count(text.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(text.moe_intermediate_size)
+    rms = hasattr(text, "rms_norm_eps") or hasattr(text, "norm_eps")
+    (writer.add_layer_norm_rms_eps if rms else writer.add_layer_norm_eps)(1e-5)
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre("default")
     writer.add_token_list(words["tokens"])

@@ -16,6 +16,7 @@ from export.files.access import read_json
 from tests.toolchain.source.gguf_models import FAMILIES, QUANTIZED, write_gguf
 from toolchain.calibrate.own_text import whole_model
 from toolchain.cli import app
+from toolchain.numerics.experts import unpack_experts
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel, resolve
@@ -36,7 +37,7 @@ def opened(path: Path) -> SourceModel:
 
 
 def same_weights(source: SourceModel, model) -> None:
-    state = model.state_dict()
+    state = unpack_experts(model).state_dict()
     assert set(source.parameters()) <= set(state)
     for name in source.parameters():
         assert torch.equal(source.tensor(name, tuple(state[name].shape)), state[name]), name
@@ -279,3 +280,49 @@ def command(*words: object) -> str:
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def test_the_codes_of_an_expert_are_kept(tmp_path):
+    source = opened(write_gguf(tmp_path / "m.gguf", "qwen3moe", lambda name: "Q4_0" if "exps" in name else "F32"))
+    for layer, expert, matrix in ((0, 0, "gate"), (0, 2, "up"), (1, 1, "down")):
+        name = f"model.layers.{layer}.mlp.experts.{expert}.{matrix}_proj.weight"
+        kept = source.group_codes(name)
+        assert kept is not None and np.array_equal(kept.weight(), source.tensor(name).numpy())
+
+
+WRONG_EXPERTS = {
+    "another width": ("qwen3moe", {"moe_intermediate_size": 64}, "", "the metadata ask for"),
+    "another count": ("qwen3moe", {}, "qwen3moe.expert_count", "the metadata ask for 5 experts"),
+    "more picks than experts": ("qwen3moe", {}, "qwen3moe.expert_used_count", "num_experts_per_tok"),
+    "a matrix elsewhere": ("qwen3moe", {}, "blk.1.ffn_up_exps.weight", "blk.7.ffn_up_exps.weight has no place"),
+    "a router elsewhere": ("qwen3moe", {}, "blk.1.ffn_gate_inp.weight", "blk.7.ffn_gate_inp.weight has no place"),
+    "a kernel elsewhere": ("lfm2", {}, "blk.0.shortconv.conv.weight", "no tensor|no place"),
+    "no kinds of layers": ("lfm2", {}, "lfm2.attention.head_count_kv", "cannot read"),
+    "no width of kernels": ("lfm2", {}, "lfm2.shortconv.l_cache", "cannot read"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_EXPERTS)
+def test_what_a_mixture_or_lfm2_lacks_is_said(case, tmp_path):
+    architecture, fields, key_or_tensor, message = WRONG_EXPERTS[case]
+    path = write_gguf(tmp_path / "m.gguf", architecture, **fields)
+    old = key_or_tensor.encode()
+    if old.startswith(b"blk."):
+        edited(path, (old, b"blk.7" + old[5:]))
+    elif "expert" in case or "count" in case:
+        count = 3 if "count" in case else 2
+        edited(path, (old + number(4, 4) + number(count, 4), old + number(4, 4) + number(5, 4)))
+    elif old:
+        edited(path, (old, b"x" * len(old)))
+    with pytest.raises(InputError, match=message) as raised:
+        opened(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_architecture_whose_experts_transformers_does_not_place(tmp_path):
+    """A mixture with llama's name, as Mixtral's files are, would lose its experts."""
+    path = write_gguf(
+        tmp_path / "m.gguf", change=lambda w: w.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((2, 4, 32), np.float32))
+    )
+    with pytest.raises(InputError, match="blk.0.ffn_up_exps.weight has no place"):
+        opened(path)

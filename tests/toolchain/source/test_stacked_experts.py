@@ -1,4 +1,4 @@
-"""Checkpoints that hold the experts of a block in one tensor, as gpt-oss does, as floats and in MXFP4."""
+"""Checkpoints that hold the experts of a block in one tensor: as transformers does, and as gpt-oss (floats, MXFP4)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from export.contract.errors import InputError
 from export.model_folder import write_model_folder
+from runtime_py.load import open_model as load_runner
 from tests.conftest import _package
 from tests.export.graph.families import FloatCheckpoint, compare, tiny_model
 from toolchain.calibrate.own_text import whole_model
@@ -77,7 +78,9 @@ def test_codes_are_kept_exactly(folders, tmp_path):
     name = "model.layers.1.mlp.experts.4.{}_proj.weight"
     assert torch.equal(source.tensor(name.format("gate")), both[:, ::2].T)
     assert torch.equal(source.tensor(name.format("up")), both[:, 1::2].T)
-    compare(theirs(plain), _package(checkpoint, tmp_path / "model"), 1e-4)
+    folder = _package(checkpoint, tmp_path / "model")
+    compare(theirs(plain), folder, 1e-4)
+    assert load_runner(folder)[1] == ""  # planned, not interpreted
 
 
 def test_transformers_own_model_is_built_from_the_parts(folders):
@@ -205,3 +208,77 @@ def test_what_such_experts_do_not_have_is_refused(rows, kind):
     write(rows, {**own, f"{name}{kind}": own[name].clone()})
     with pytest.raises(InputError):
         FloatCheckpoint(rows)
+
+
+# As transformers 5 writes mixtures with save_original_format=False: experts as its own classes have them.
+PACKED = ("qwen3_moe", "qwen3_moe dense", "olmoe", "mixtral", "lfm2_moe", "lfm2_moe without bias")
+
+
+def own_form(variant: str, folder: Path) -> Path:
+    """The tiny model of a variant in `folder`/plain, as checkpoints are, and in `folder`/packed, which is returned."""
+    tiny_model(variant, folder / "plain")
+    model = AutoModelForCausalLM.from_pretrained(folder / "plain", dtype=torch.float32)
+    model.save_pretrained(folder / "packed", save_original_format=False)
+    return folder / "packed"
+
+
+@pytest.mark.parametrize("variant", PACKED)
+def test_packed_experts_are_the_same_model(variant, tmp_path):
+    packed = own_form(variant, tmp_path)
+    assert any(name.endswith("experts.gate_up_proj") for name in load_file(packed / "model.safetensors"))
+    ours, plain = SourceModel(packed), SourceModel(tmp_path / "plain")
+    assert ours.parameters() == plain.parameters()
+    for name in plain.parameters():
+        torch.testing.assert_close(ours.tensor(name), plain.tensor(name), rtol=0, atol=0)
+    (tmp_path / "model").mkdir()
+    write_model_folder(FloatCheckpoint(packed), tmp_path / "model")
+    compare(theirs(packed), tmp_path / "model", 1e-4)
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        found, expected = whole_model(ours)(ids).logits, theirs(packed)(ids).logits
+    assert float((found - expected).abs().max()) < 1e-5
+
+
+def test_packed_experts_under_the_names_of_checkpoints(tmp_path):
+    """Mixtral's own name of the part with the router, which transformers renames; half precision."""
+    packed = own_form("mixtral", tmp_path)
+    stored = load_file(packed / "model.safetensors")
+    write(packed, {name.replace(".mlp.", ".block_sparse_moe."): value.half() for name, value in stored.items()})
+    (tmp_path / "model").mkdir()
+    write_model_folder(FloatCheckpoint(packed), tmp_path / "model")
+    compare(theirs(packed), tmp_path / "model", 1e-4)
+
+
+BOTH = "model.layers.1.mlp.experts.gate_up_proj"
+WRONG_PACKED = {
+    "one expert less": (lambda t: t.update({BOTH: t[BOTH][:-1]}), "of 4 experts, the model of config.json has 5"),
+    "rows that are odd": (lambda t: t.update({BOTH: t[BOTH][:, :-1]}), "do not come in pairs"),
+    "fewer rows": (lambda t: t.update({BOTH: t[BOTH][:, :-2]}), "config.json asks for"),
+    "turned over": (lambda t: t.update({BOTH: t[BOTH].mT}), "config.json asks for"),
+    "a matrix": (lambda t: t.update({BOTH: t[BOTH][0]}), "which is none of experts"),
+    "nothing": (lambda t: t.update({BOTH: t[BOTH][:, :0]}), "which is none of experts"),
+    "integers": (lambda t: t.update({BOTH: t[BOTH].to(torch.int8)}), "type I8"),
+    "missing": (lambda t: t.pop(BOTH), "has no tensor model.layers.1.mlp.experts.0.gate_proj.weight"),
+    "not a number": (lambda t: t[BOTH].__setitem__((2, 3, 1), float("nan")), "gate_up_proj holds NaN"),
+    "stored apart, too": (
+        lambda t: t.update({"model.layers.1.mlp.experts.3.up_proj.weight": t[BOTH][3, 48:].clone()}), "stored twice",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_PACKED)
+def test_wrong_packed_experts_are_refused(case, tmp_path):
+    packed = own_form("olmoe", tmp_path)
+    change, message = WRONG_PACKED[case]
+    changed(packed, change)
+    with pytest.raises(InputError, match=message) as raised:
+        FloatCheckpoint(packed)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_expert_of_mixtral_stored_twice_is_refused(tmp_path):
+    packed = own_form("mixtral", tmp_path)
+    both = load_file(packed / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"]
+    changed(packed, lambda t: t.update({"model.layers.0.mlp.experts.1.w1.weight": both[1, :48].clone()}))
+    with pytest.raises(InputError, match="stored for one and the same tensor"):
+        FloatCheckpoint(packed)

@@ -23,6 +23,7 @@ from toolchain.source.gguf.header import GgufHeader
 
 _METADATA = "metadata.gguf"
 _TOKENS = "tokenizer.ggml.tokens"
+_NEWER = ("lfm2",)  # of the architectures that transformers reads in its newer way, those whose weights it only renames
 _UNTIED = ("falcon", "bloom")  # families whose head is tied in transformers' rule although it is stored
 _NOT_IN_A_CONFIG = ("_model_name_or_path", "unk_token_id")  # no fields of a config.json
 
@@ -94,13 +95,19 @@ _KEPT: list[_Temporary] = []
 
 def _config(path: Path, metadata: Path, model: GgufModel, architecture: str) -> dict[str, Any]:
     """The config that transformers makes of the metadata; what it sees in the tensors is taken from all parts."""
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS, get_gguf_config, read_gguf_metadata
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    if architecture in GGUF_CONFIG_ARCHS:  # its newer way, with other rules for the weights
+    newer = architecture in GGUF_CONFIG_ARCHS
+    if newer and architecture not in _NEWER:  # with other rules for the weights
         raise InputError(f"{path}: GGUF models of architecture {architecture} are not supported")
     with _quiet(), foreign(path, "transformers cannot read this GGUF model"):
-        raw: dict[str, Any] = load_gguf_checkpoint(metadata, return_tensors=False)["config"]
+        raw: dict[str, Any]
+        if newer:
+            values = {**read_gguf_metadata(str(metadata))[0], _TOKENS: model.first.lengths.get(_TOKENS)}
+            raw = get_gguf_config(values, tuple(model.tensors))
+        else:
+            raw = load_gguf_checkpoint(metadata, return_tensors=False)["config"]
     _check_sizes(path, raw, model.first, architecture)
     if "vocab_size" not in raw and _TOKENS in model.first.lengths:
         raw["vocab_size"] = model.first.lengths[_TOKENS]

@@ -11,7 +11,7 @@ from export.artefacts.reader import Node
 from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked
-from runtime_py.engine.plan.handlers.experts import weighted
+from runtime_py.engine.plan.handlers.experts import scaled, weighted
 from runtime_py.engine.plan.handlers.gates import of_gate
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
@@ -79,7 +79,7 @@ def activation(context: Context, node: Node) -> None:
 
 @handles("", "Mul")
 def mul(context: Context, node: Node) -> None:
-    if weighted(context, node) or of_gate(context, node):
+    if scaled(context, node) or weighted(context, node) or of_gate(context, node):
         return
     constant = [context.folder.is_constant(name) for name in node.inputs]
     if any(constant):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from export.artefacts.reader import Node, sparse_weights
@@ -10,13 +12,14 @@ from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.engine.plan.context import Context
-from runtime_py.engine.plan.handlers.experts import with_biases
+from runtime_py.engine.plan.handlers.experts import biased_ranks, with_biases, with_floor
 from runtime_py.engine.plan.handlers.gates import of_gate
 from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Tokens, stored_rows
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.elementwise import Add
+from runtime_py.engine.steps.experts import ExpertMatMul
 from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, Product, Sparse
 
 _WITH_BIAS = (MatMul, GroupMatMul, Grouped, Dense)
@@ -162,19 +165,22 @@ def sparse_matmul(context: Context, node: Node) -> None:
 
 @handles("", "Add")
 def add(context: Context, node: Node) -> None:
-    if of_gate(context, node) or with_biases(context, node):
+    if of_gate(context, node) or biased_ranks(context, node) or with_floor(context, node):
+        return
+    if with_biases(context, node):
         return
     constant = [context.folder.is_constant(name) for name in node.inputs]
     if any(constant):
         _add_bias(context, node, node.inputs[constant.index(False)], node.inputs[constant.index(True)])
         return
-    a, b = (context.tokens(name) for name in node.inputs)
-    if a.width != b.width:
+    a, b = (context.tokens(name, in_heads=True) for name in node.inputs)
+    if (a.width, a.heads) != (b.width, b.heads):
         raise Unplannable(f"the sum {node.name} of different widths")
     for product, other in ((b, a), (a, b)):
         last = context.steps[-1]
         if (
             isinstance(last.step, Product)
+            and not isinstance(last.step, ExpertMatMul)
             and last.writes == [product.buffer]
             and not last.step.accumulate  # it holds only a part of the product then
             and product.whole
@@ -196,7 +202,7 @@ def _sum(context: Context, node: Node, a: Tokens, b: Argument, b_stride: int, re
     out = context.new(a.width)
     step = Add[Argument](a=a.place, a_stride=a.stride, b=b, b_stride=b_stride, columns=a.width, out=out.place)
     context.emit(step, reads, [out.buffer])
-    context.give(node.outputs[0], out)
+    context.give(node.outputs[0], replace(out, heads=a.heads))
 
 
 def _add_bias(context: Context, node: Node, value: str, bias: str) -> None:
