@@ -42,12 +42,12 @@ class Compiler:
         self._tokenizer, self._size, self._seconds = tokenizer, size, seconds
         self._library_tokenizer: Any = None
         self._trial: LineProcess | None = None
-        self._kept: OrderedDict[tuple[str, bool], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, bool, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, form: Form) -> Compiled:
         """Raises InputError that begins with the form's field when it is no grammar, or one that costs too much."""
-        key = (form.grammar, form.gbnf)
+        key = (form.grammar, form.gbnf, form.around)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = self._matcher(form)
@@ -73,12 +73,12 @@ class Compiler:
         return matcher
 
     def _tried(self, form: Form) -> str:
-        """The grammar as Lark, after another process has compiled it. Raises InputError."""
+        """The grammar for llguidance, after another process has compiled it. Raises InputError."""
         try:
             if self._trial is None:
                 self._trial = LineProcess(["-c", _START, str(_ROOT)])
                 self._ask({"size": self._size, "special": special_tokens(self._tokenizer, self._size)}, _START_SECONDS)
-            answer = self._ask({"grammar": form.grammar, "gbnf": form.gbnf}, self._seconds)
+            answer = self._ask({"grammar": form.grammar, "gbnf": form.gbnf, "around": form.around}, self._seconds)
         except (OSError, ValueError) as error:
             self.close()
             raise InputError(f"{form.where}: this grammar cannot be used ({error})") from None

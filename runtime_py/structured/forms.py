@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from export.contract.errors import InputError
@@ -30,6 +30,7 @@ class Form:
     grammar: str  # Lark, or GBNF where `gbnf`
     where: str
     gbnf: bool = False
+    around: str = ""  # rules around the grammar, which they call @form
 
 
 def json_object(where: str) -> Form:
@@ -45,14 +46,17 @@ def schema(found: Any, where: str) -> Form:
     return lark(f"start: {inline(found, where)}", where)
 
 
-def inline(found: Any, where: str) -> str:
-    """The schema as it stands within a rule. Objects get none but their declared properties, where that is safe."""
+def inline(found: Any, where: str, lenient: bool = False) -> str:
+    """The schema as it stands within a rule. Objects get none but their declared properties, where that is safe.
+
+    lenient: keywords that llguidance does not know are left out instead of refused.
+    """
     if not isinstance(found, dict | bool):
         raise InputError(f"{where} must be a JSON schema: an object, true or false")
     check_json(found, where)
     document: dict[str, Any] = {} if found is True else {"not": {}} if found is False else dict(found)
     document = document if _merges(document) else _closed(document)
-    return f"%json {json.dumps({**document, 'x-guidance': _SPACING})}"
+    return f"%json {json.dumps({**document, 'x-guidance': {**_SPACING, 'lenient': lenient}})}"
 
 
 def regex(found: str, where: str) -> Form:
@@ -85,6 +89,18 @@ def lark(rules: str, where: str) -> Form:
 def with_head(rules: str) -> str:
     """Rules that were made from GBNF, as a grammar."""
     return _HEAD + rules
+
+
+def within(form: Form, rules: str) -> Form:
+    """The form as `@form` of these rules. Raises InputError when they are too large."""
+    return replace(form, around=_bounded(_HEAD + rules, form.where))
+
+
+def assembled(grammar: str, around: str) -> str:
+    """What llguidance gets."""
+    if not around:
+        return grammar
+    return json.dumps({"grammars": [{"lark_grammar": around}, {"name": "form", "lark_grammar": grammar}]})
 
 
 def literal(text: str) -> str:

@@ -25,8 +25,8 @@ def _limit_memory() -> None:
 
 
 def tried(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """{"grammar": Lark} or {"error": why not} for {"grammar": Lark or GBNF, "gbnf": whether it is that}."""
-    from runtime_py.structured.forms import MOST_BYTES, with_head
+    """{"grammar": for llguidance} or {"error": why not} for the fields of a Form."""
+    from runtime_py.structured.forms import MOST_BYTES, assembled, with_head
     from runtime_py.structured.vocabulary import library, limits
 
     grammar = request["grammar"]
@@ -39,6 +39,7 @@ def tried(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
             return {"error": f"neither Lark nor GBNF: {error}"}
         if len(grammar.encode()) > MOST_BYTES:
             return {"error": f"it becomes more than {MOST_BYTES} bytes of Lark"}
+    grammar = assembled(grammar, request["around"])
     matcher = library().LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
     if not matcher.is_error():
         matcher.compute_bitmask()

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 
 from runtime_py.text.decoder_stages import BROKEN, TokenDecoder, overlap
 
-
 _TOKEN = 64  # characters, more than a token of bytes and a decoder's cut at the start of a text amount to
 
 
