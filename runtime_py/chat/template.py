@@ -75,6 +75,10 @@ class ChatTemplate:
             rendered = self._ask(text, {**self._tokens, **arguments, "messages": shown})
         return rendered if end is None else cut(rendered, end)
 
+    def source(self, variables: Mapping[str, Any] = NONE) -> str:
+        """The Jinja source that render() would take. Raises InputError where there is none of that name."""
+        return self._choose(variables.get("chat_template"), variables.get("tools"))
+
     def _choose(self, name: str | None, tools: Any) -> str:
         if name is not None:
             if not self._named or name not in self._texts:
@@ -126,6 +130,10 @@ class PlainTemplate:
             raise InputError("this model has no chat template: every message needs its content as text")
         text = "\n".join(message["content"] for message in messages)
         return text + "\n" if add_generation_prompt else text
+
+    def source(self, variables: Mapping[str, Any] = NONE) -> str:
+        """No source."""
+        return ""
 
     def close(self) -> None:
         """Nothing to end."""

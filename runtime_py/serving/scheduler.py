@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.load import Runner
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.structured.constraint import FormError
 from runtime_py.text.generation import Generation, GenerationRequest, Piece, reusable
 
 
@@ -45,10 +46,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer could not be completed; `timeout` when only time ran out."""
+    """The answer could not be completed; `timeout` when only time ran out, `field` of the request when that is wrong."""
 
     message: str
     timeout: bool = False
+    field: str = ""
 
 
 Event = Piece | Finished | Failed
@@ -260,6 +262,8 @@ class Scheduler:
 
 
 def _failed(error: BaseException) -> Failed:
+    if isinstance(error, FormError):
+        return Failed(str(error), field=error.where)
     known = isinstance(error, InputError | NotFiniteError)
     return Failed(str(error) if known else f"{type(error).__name__} while generating")
 

@@ -93,6 +93,7 @@ class Format(ABC):
     OPENING: ClassVar[str] = ""  # the mark that the first call begins with; "": calls are the whole answer
     TEXT: ClassVar[str] = ANY  # what an answer without calls may be
     SEVERAL: ClassVar[bool] = True  # whether an answer may have several calls
+    CHANNELS: ClassVar[bool] = False  # whether an answer without calls has marks, too
 
     def __init__(self, template: str) -> None:
         """template: the chat template, for notations with variants."""
@@ -114,6 +115,11 @@ class Format(ABC):
     def reasoning(self) -> Reasoning | None:
         """The marks around reasoning, where the template knows any."""
         return Reasoning("<think>", "</think>") if "</think>" in self.template else None
+
+    def names(self) -> frozenset[str]:
+        """All marks that the notation knows."""
+        found = self.reasoning()
+        return frozenset(self.MARKS) | (frozenset() if found is None else {found.opening, found.closing})
 
     def thinking(self, prompt: str) -> bool:
         """Whether a prompt (its last tokens, special ones by name) ends where the model is to think."""

@@ -19,6 +19,7 @@ class GptOss(Format):
     NAME = "gpt-oss"
     MARKS = (_START, _CHANNEL, _CONSTRAIN, _MESSAGE, _END)
     SEVERAL = False
+    CHANNELS = True
 
     @classmethod
     def fits(cls, template: str) -> bool:
