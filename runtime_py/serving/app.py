@@ -135,10 +135,10 @@ class Server:
         messages, variables = read_messages(body, self._settings.ignore_unknown), template_variables(body)
         generator, where = self._generator, _Where("messages", tuple(variables))
         try:
-            plan, told, variables = self._answering.chat(messages, variables, tool_use(body), options.form)
+            plan, told, shown = self._answering.chat(messages, variables, tool_use(body), options.form)
         except InputError as error:
             raise ApiError(400, self._told(error), where.of(str(error))) from None
-        make = partial(prompt_ids, told, self._template, generator.tokenizer, variables, generator.most_bytes)
+        make = partial(prompt_ids, told, self._template, generator.tokenizer, shown, generator.most_bytes)
         return await self._respond(request, make, options, where, plan, chat=True)
 
     async def _respond(
@@ -162,7 +162,9 @@ class Server:
                 grammar = await self._grammar(plan, end, gone) if plan.form or plan.asked.tools else None
                 if gone.done():
                     return self._shell.count(request, Response(status_code=499))
-                constrained = Constrained(grammar and grammar.constraint, plan.shown(), partial(plan.reader, end))
+                constrained = Constrained(
+                    grammar.constraint if grammar else None, plan.shown(), partial(plan.reader, end)
+                )
                 running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained)
             if not options.stream:
                 return self._shell.count(request, await self._whole(gone, running))
@@ -250,9 +252,8 @@ class Server:
         jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
         first = Answer(self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
-        return Running(
-            jobs, events, [replace(first, index=i, reader=constrained.reader()) for i in range(len(jobs))], arrived
-        )
+        answers = [replace(first, index=i, reader=constrained.reader()) for i in range(len(jobs))]
+        return Running(jobs, events, answers, arrived)
 
     def _requests(
         self, ids: list[int], options: schema.Options, where: str, constrained: Constrained

@@ -46,7 +46,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer could not be completed; `timeout` when only time ran out, `field` of the request when that is wrong."""
+    """The answer could not be completed; `timeout`: only time ran out; `field`: what is wrong in the request, if it is."""
 
     message: str
     timeout: bool = False

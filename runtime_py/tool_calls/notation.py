@@ -54,6 +54,7 @@ class Reasoning:
 
     opening: str
     closing: str
+    title: str = ""  # behind the opening mark, and no part of the text
 
 
 class Put(Protocol):
@@ -155,6 +156,8 @@ class Format(ABC):
         if found is not None:
             opened = thinking or (yield from text.starts(marks.text(found.opening))) is not None
             if opened:
+                if found.title:
+                    yield from text.starts(found.title)
                 yield from text.until((marks.text(found.closing),), put.reasoning)
                 yield from text.spaces()
         yield from self.read(text, put, marks)

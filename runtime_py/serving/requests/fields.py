@@ -45,8 +45,8 @@ _INERT = _names(
 _GENERATION = _names(
     "model stream stream_options max_tokens n best_of logprobs temperature top_p top_k min_p seed stop "
     "repetition_penalty frequency_penalty presence_penalty logit_bias stop_token_ids min_tokens ignore_eos "
-    "response_format structured_outputs guided_json guided_regex guided_choice guided_grammar json_schema grammar regex "
-    "ebnf"
+    "response_format structured_outputs guided_json guided_regex guided_choice guided_grammar json_schema grammar "
+    "regex ebnf"
 )
 # Extensions of the API by vLLM, llama.cpp's server, TGI, SGLang, Ollama, text-generation-webui, koboldcpp and hosted
 # services. A penalty of 1 or a strength of 0 is their way to say "off".

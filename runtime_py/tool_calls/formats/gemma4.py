@@ -13,9 +13,8 @@ from runtime_py.tool_calls.notation import Format, Marks, Put, Reasoning, Tool
 from runtime_py.tool_calls.reader import Reading, Text
 
 _OPENING, _CLOSING, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
-_THOUGHT = Reasoning("<|channel>", "<channel|>")
+_THOUGHT = Reasoning("<|channel>", "<channel|>", "thought\n")
 _CALL = re.compile(r"\s*call:([a-zA-Z0-9_.-]+)(?=\{)")
-_TITLE = re.compile(r"thought\n")
 
 
 class Gemma4(Format):
