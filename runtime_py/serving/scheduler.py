@@ -46,7 +46,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer could not be completed; `timeout`: only time ran out; `field`: what is wrong in the request, if it is."""
+    """The answer could not be completed; `timeout`: only time ran out; `field`: what the request has wrong."""
 
     message: str
     timeout: bool = False

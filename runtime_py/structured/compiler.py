@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,7 @@ _SECONDS = 5.0  # for one grammar; those of usual schemas take a hundredth
 _START_SECONDS = 60.0  # for the process to begin
 _ROOT = Path(__file__).resolve().parents[2]
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from runtime_py.structured.trial import main; main()"
+_QUOTED = re.compile(r"\s*(\d+ \||\^)")
 _KEPT = 64  # compiled grammars: an agent sends its tools with every request
 
 
@@ -94,6 +96,6 @@ class Compiler:
 
 
 def refusal(where: str, message: str) -> InputError:
-    """One line for what llguidance says in several."""
-    lines = [line.strip() for line in message.split("\n")]
+    """One line for what llguidance says in several, without the grammar that it quotes."""
+    lines = [line.strip() for line in message.split("\n") if not _QUOTED.match(line)]
     return InputError(f"{where}: {printable(' '.join(filter(None, lines)))[:400]}")

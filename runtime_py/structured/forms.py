@@ -105,7 +105,7 @@ def assembled(grammar: str, around: str) -> str:
 
 def literal(text: str) -> str:
     """A text as it stands within a rule."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text).replace("\x7f", "\\u007f")  # what Lark's lexer does not take as it is
 
 
 def slashed(expression: str, where: str) -> str:

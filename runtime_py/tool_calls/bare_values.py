@@ -32,6 +32,9 @@ def keyword_arguments(tool: Tool, rules: list[str]) -> str:
     shared = {name: tool.parameters[name] for name in ("$defs", "definitions") if name in tool.parameters}
 
     def value(name: str, schema: Any) -> str:
+        if not _KEY.fullmatch(name):
+            message = f"{tool.where}.parameters: {name[:64]!r} cannot be the name of a keyword argument"
+            raise InputError(f"{message}, which is how this model writes calls")
         return _python(schema, shared, f"{tool.where}.parameters.properties.{name[:64]}", not tool.strict)
 
     return members(tool.parameters, f"a{len(rules)}", "=", literal(", "), value, rules)
