@@ -199,8 +199,9 @@ class Server:
         try:
             return await self._before_gone(self._grammars, partial(self._answering.compiled, plan, end), gone)
         except InputError as error:
-            field = str(error).split(":")[0].split(" ")[0]
-            raise ApiError(400, self._told(error), field) from None
+            asked = plan.form.where if plan.form else "tools"
+            field = str(error).split(":")[0].split(" ")[0]  # a part of what was asked for, in most messages
+            raise ApiError(400, self._told(error), field if field.startswith(("tools", asked)) else asked) from None
 
     async def _before_gone(
         self, threads: ThreadPoolExecutor, work_to_do: Callable[[], T], gone: asyncio.Future[None]
