@@ -16,6 +16,7 @@ from export.contract.errors import InputError
 MOST_BYTES = 512 << 10  # of one grammar, schemas included
 _DEPTH, _MOST_NODES = 64, 20_000  # of a schema
 _MOST_CHOICES = 10_000
+_LARGEST = 2**53 - 1  # of whole numbers that a float64 holds exactly
 # Every token that the grammar allows may come, not only the one that a tokenizer would put there: the model knows best.
 _HEAD = '%llguidance {"no_forcing": true}\n'
 # At most one space where JSON allows any: a model that has lost its way writes line breaks for ever.
@@ -171,7 +172,19 @@ def _closed(found: Any) -> Any:
         required = found.get("required", [])
         if isinstance(required, list) and all(name in found["properties"] for name in required if type(name) is str):
             made["additionalProperties"] = False
-    return made
+    return _bounded_integer(made) if found.get("type") == "integer" else made
+
+
+def _bounded_integer(made: dict[str, Any]) -> dict[str, Any]:
+    """Whole numbers that every reader of JSON takes, where the schema has no bound: digits would never end."""
+    if "enum" in made or "const" in made or any(name in made for name in _TOGETHER):
+        return made
+    least = {} if "minimum" in made or "exclusiveMinimum" in made else {"minimum": -_LARGEST}
+    most = {} if "maximum" in made or "exclusiveMaximum" in made else {"maximum": _LARGEST}
+    given = [made[n] for n in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if n in made]
+    if not all(type(one) in (int, float) and abs(one) <= _LARGEST for one in given):
+        return made
+    return {**made, **least, **most}
 
 
 def _closed_part(name: str, value: Any) -> Any:

@@ -82,6 +82,13 @@ def test_an_object_has_no_members_that_its_schema_does_not_name(holding):
     assert holding.accepts(forms.schema(named, "schema"), '{"a": 1, "b": 2}')
 
 
+def test_whole_numbers_have_an_end(holding):
+    form = forms.schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}, "schema")
+    assert holding.accepts(form, '{"n": -9007199254740991}') and not holding.accepts(form, '{"n": 90071992547409910}')
+    asked = {"type": "integer", "minimum": 10**17, "maximum": 10**17 + 5}
+    assert holding.accepts(forms.schema(asked, "schema"), "100000000000000000")
+
+
 def nested(depth):
     found = {"type": "boolean"}
     for _ in range(depth):
