@@ -310,4 +310,3 @@ def test_a_real_process_serves_them(served_folder):
             talk(client, tools=TOOLS, tool_choice=named("add"), parallel_tool_calls=False).choices[0].message.tool_calls
         )
         assert set(check(call)) == {"a", "b"}
-    assert process.status == 0

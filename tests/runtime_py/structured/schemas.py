@@ -28,7 +28,7 @@ SCHEMAS = {
         "additionalProperties": False,
     },
     "a pattern": record(code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{4}$"}),
-    "a date": record(day={"type": "string", "format": "date"}, at={"type": "string", "format": "time"}),
+    "a date": record(day={"type": "string", "format": "date"}, at={"type": "string", "format": "ipv4"}),
     "an identifier": record(id={"type": "string", "format": "uuid"}),
     "integers": {"type": "integer", "exclusiveMinimum": -3, "exclusiveMaximum": 12, "multipleOf": 2},
     "a text": {"type": "string", "minLength": 3, "maxLength": 9},
