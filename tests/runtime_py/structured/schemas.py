@@ -34,6 +34,11 @@ SCHEMAS = {
     "a text": {"type": "string", "minLength": 3, "maxLength": 9},
     "nothing": {"type": "null"},
     "odd names": record(**{"a b": {"type": "boolean"}, 'q"\\': {"const": 1}, "ключ": {"const": "да"}}),
-    "a map": {"type": "object", "properties": {}, "additionalProperties": {"type": "boolean"}, "maxProperties": 1},
+    "a map": {
+        "type": "object",
+        "patternProperties": {"^[a-z]{1,6}$": {"type": "boolean"}},
+        "additionalProperties": False,
+        "maxProperties": 1,
+    },
     "deep": {"type": "array", "maxItems": 1, "items": {"type": "array", "maxItems": 2, "items": record(z=NAME)}},
 }
