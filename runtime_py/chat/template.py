@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import selectors
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,19 +12,12 @@ from typing import Any
 from export.artefacts.chat_templates import DEFAULT, read_template, read_templates
 from export.contract.errors import InputError
 from runtime_py.chat.prefill import REASONING, cut, tagged
+from runtime_py.system.line_process import LineProcess
 from runtime_py.text.special_tokens import read_special_tokens
 
 Message = Mapping[str, Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
 _SCRIPT = Path(__file__).with_name("renderer.py")
-_MAX_OUTPUT = 16 << 20  # bytes of rendered text
-# What Python and dates need of our environment; keys and tokens are not for a program that came with a download.
-_ENVIRONMENT = frozenset(
-    (
-        "PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
-        "LANG", "LANGUAGE", "TZ", "TZDIR", "HOME", "SYSTEMROOT",
-    )
-)  # fmt: skip
 # Names that transformers' apply_chat_template and what it calls take for themselves; no template sees them.
 _RESERVED = frozenset(
     (
@@ -54,7 +42,7 @@ class ChatTemplate:
         self._texts = {DEFAULT: text} if isinstance(text, str) else dict(text)
         self._named = not isinstance(text, str)
         self._tokens, self._where, self._seconds = dict(tokens), where, seconds
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: LineProcess | None = None
         self._lock = threading.Lock()
         for name in tokens:
             if name in _RESERVED | _ARGUMENTS:
@@ -87,6 +75,10 @@ class ChatTemplate:
             rendered = self._ask(text, {**self._tokens, **arguments, "messages": shown})
         return rendered if end is None else cut(rendered, end)
 
+    def source(self, variables: Mapping[str, Any] = NONE) -> str:
+        """The Jinja source that render() would take. Raises InputError where there is none of that name."""
+        return self._choose(variables.get("chat_template"), variables.get("tools"))
+
     def _choose(self, name: str | None, tools: Any) -> str:
         if name is not None:
             if not self._named or name not in self._texts:
@@ -102,54 +94,24 @@ class ChatTemplate:
         """End the process; a later render starts another."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, str(_SCRIPT)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            start_new_session=True,  # a Ctrl-C in the terminal is meant for us alone
-            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("LC_")},
-        )  # fmt: skip
+            process.close()
 
     def _ask(self, text: str, variables: dict[str, Any] | None) -> str:
         """The rendered text; without variables the template is only compiled."""
         try:
-            request = json.dumps({"template": text, "variables": variables}).encode() + b"\n"
+            request = json.dumps({"template": text, "variables": variables}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the template variables cannot be written as JSON ({error})") from None
-        self._process = process = self._process or self._start()
-        assert process.stdin is not None
+        self._process = process = self._process or LineProcess([str(_SCRIPT)])
         try:
-            process.stdin.write(request)
-            answer = json.loads(self._read_line(process))
+            process.send(request)
+            answer = json.loads(process.line(self._seconds))
         except (OSError, ValueError) as error:
             self.close()
             raise InputError(f"{self._where}: the chat template failed ({error})") from None
         if "error" in answer:
             raise InputError(f"{self._where}: the chat template refuses this conversation ({answer['error']})")
         return str(answer["text"])
-
-    def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:
-        assert process.stdout is not None
-        deadline, line = time.monotonic() + self._seconds, bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    raise ValueError(f"it takes longer than {self._seconds:g} s")
-                part = process.stdout.read(1 << 16)
-                if not part:
-                    raise ValueError("it ended its process")
-                line += part
-                if len(line) > _MAX_OUTPUT:
-                    raise ValueError("it makes more than 16 MB of text")
-        return bytes(line)
 
 
 class PlainTemplate:
@@ -168,6 +130,10 @@ class PlainTemplate:
             raise InputError("this model has no chat template: every message needs its content as text")
         text = "\n".join(message["content"] for message in messages)
         return text + "\n" if add_generation_prompt else text
+
+    def source(self, variables: Mapping[str, Any] = NONE) -> str:
+        """No source."""
+        return ""
 
     def close(self) -> None:
         """Nothing to end."""

@@ -16,7 +16,7 @@ from export.contract.errors import InputError, NotFiniteError
 from export.files.access import expanded, read_json_value, write_json
 from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import Message, Template
-from runtime_py.text.generation import Generation, GenerationRequest, reusable
+from runtime_py.text.generation import Constraint, Generation, GenerationRequest, reusable
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
@@ -41,6 +41,7 @@ class ChatSettings:
     variables: Mapping[str, Any] = field(default_factory=dict)  # what the template may read besides the messages
     rules: LogitRules | None = None  # on logits; None: the model's own
     stop_tokens: frozenset[int] | None = None  # None: the model's own
+    constraint: Callable[[frozenset[int]], Constraint] | None = None  # what every answer is held to
 
 
 class Interrupts:
@@ -106,6 +107,7 @@ class Chat:
             stop_tokens=generator.stop if self.settings.stop_tokens is None else self.settings.stop_tokens,
             stop_strings=self.settings.stop,
             rules=generator.rules if self.settings.rules is None else self.settings.rules,
+            constraint=self.settings.constraint,
         )
         generation = Generation(
             request, generator.session, generator.tokenizer, self._state, reusable(self._cached, ids)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -18,6 +18,7 @@ from starlette.routing import Route
 from export.contract.errors import InputError
 from runtime_py.chat.conversation import prompt_ids
 from runtime_py.chat.template import Template
+from runtime_py.serving.answering import Answering, Plan
 from runtime_py.serving.guard import App, tenant_of
 from runtime_py.serving.page.document import chat_page
 from runtime_py.serving.requests import schema
@@ -25,14 +26,18 @@ from runtime_py.serving.requests.errors import ApiError, for_clients
 from runtime_py.serving.requests.messages import messages as read_messages
 from runtime_py.serving.requests.messages import template_variables
 from runtime_py.serving.requests.schema import Served
+from runtime_py.serving.requests.tools import tool_use
 from runtime_py.serving.responses import DONE, Answer, closing_usage, event, whole
 from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Places, Scheduler
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected, json_object
-from runtime_py.text.generation import GenerationRequest, Piece
+from runtime_py.structured.compiler import Compiled
+from runtime_py.text.generation import Constraint, GenerationRequest, Piece
 from runtime_py.text.generator import TextGenerator, default_sampling
 from runtime_py.text.tokenizing import TooLong, encode_prompt
+from runtime_py.tool_calls.answer import AnswerReader
 
+T = TypeVar("T")
 _WRITERS = 2  # prompts that are rendered and tokenized at a time
 _COMPLETION_TOKENS = 16  # the API's own default for completions
 
@@ -48,6 +53,18 @@ class _Where:
         """The field that an error's message begins with."""
         refused = next((name for name in self.variables if message.startswith(f"{name}: ")), None)
         return self.name if refused is None else f"chat_template_kwargs.{refused[:100]}"
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """What holds the answers of a request, and who reads them."""
+
+    constraint: Callable[[frozenset[int]], Constraint] | None = None
+    shown: frozenset[str] = frozenset()
+    reader: Callable[[], AnswerReader | None] = lambda: None
+
+
+FREE = Constrained()
 
 
 @dataclass
@@ -66,7 +83,9 @@ class Server:
     def __init__(self, generator: TextGenerator, template: Template, model: str, settings: ServeSettings) -> None:
         self._generator, self._template, self._model, self._settings = generator, template, model, settings
         self.scheduler = Scheduler(generator.session, generator.tokenizer, settings)
+        self._answering = Answering(generator, template)
         self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
+        self._grammars = ThreadPoolExecutor(1, "athena-grammars")  # apart: one that takes long holds no prompt up
         self._shell = Shell(model, settings, self.scheduler.alive, self.scheduler.load, _details(generator))
         self.metrics = self._shell.metrics
         self._served = Served(
@@ -90,6 +109,8 @@ class Server:
     def close(self) -> None:
         """Stop working; what runs or waits fails."""
         self._writers.shutdown(wait=False, cancel_futures=True)
+        self._grammars.shutdown(wait=False, cancel_futures=True)
+        self._answering.close()
         self.scheduler.close()
 
     async def _rerank(self, request: Request) -> Response:
@@ -106,18 +127,28 @@ class Server:
             make = partial(encode_prompt, generator.tokenizer, prompt, generator.most_bytes)
         else:
             make = partial(list, prompt)
-        return await self._respond(request, make, options, _Where("prompt"), chat=False)
+        return await self._respond(request, make, options, _Where("prompt"), Plan(form=options.form), chat=False)
 
     async def _chat(self, request: Request) -> Response:
         body = json_object(await request.body())
         options = schema.options(body, self._served, True, None)
         messages, variables = read_messages(body, self._settings.ignore_unknown), template_variables(body)
-        generator = self._generator
-        make = partial(prompt_ids, messages, self._template, generator.tokenizer, variables, generator.most_bytes)
-        return await self._respond(request, make, options, _Where("messages", tuple(variables)), chat=True)
+        generator, where = self._generator, _Where("messages", tuple(variables))
+        try:
+            plan, told, shown = self._answering.chat(messages, variables, tool_use(body), options.form)
+        except InputError as error:
+            raise ApiError(400, self._told(error), where.of(str(error))) from None
+        make = partial(prompt_ids, told, self._template, generator.tokenizer, shown, generator.most_bytes)
+        return await self._respond(request, make, options, where, plan, chat=True)
 
     async def _respond(
-        self, request: Request, make: Callable[[], list[int]], options: schema.Options, where: _Where, chat: bool
+        self,
+        request: Request,
+        make: Callable[[], list[int]],
+        options: schema.Options,
+        where: _Where,
+        plan: Plan,
+        chat: bool,
     ) -> Response:
         """make: gives the prompt's ids; it is called once the request has its places in the queue."""
         arrived = time.perf_counter()
@@ -127,7 +158,14 @@ class Server:
                 ids = await self._prompt(make, gone, where)
                 if ids is None:
                     return self._shell.count(request, Response(status_code=499))  # nobody reads it
-                running = self._start(ids, options, chat, arrived, places, tenant_of(request))
+                end = self._answering.prompt_end(ids) if plan.reads() else ""
+                grammar = await self._grammar(plan, end, gone) if plan.form or plan.asked.tools else None
+                if gone.done():
+                    return self._shell.count(request, Response(status_code=499))
+                constrained = Constrained(
+                    grammar.constraint if grammar else None, plan.shown(), partial(plan.reader, end)
+                )
+                running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained)
             if not options.stream:
                 return self._shell.count(request, await self._whole(gone, running))
             return await self._streamed(request, gone, running, options)
@@ -148,7 +186,28 @@ class Server:
         self, make: Callable[[], list[int]], gone: asyncio.Future[None], where: _Where
     ) -> list[int] | None:
         """The prompt's ids; None when the client went away. Few prompts are made at a time, the others wait."""
-        work = asyncio.get_running_loop().run_in_executor(self._writers, make)
+        try:
+            return await self._before_gone(self._writers, make, gone)
+        except TooLong as error:
+            message = f"{error}; the model's context is {self._generator.context}"
+            raise ApiError(400, message, where.name, "context_length_exceeded") from None
+        except InputError as error:
+            raise ApiError(400, self._told(error), where.of(str(error))) from None
+
+    async def _grammar(self, plan: Plan, end: str, gone: asyncio.Future[None]) -> Compiled | None:
+        """The compiled grammar; None when the client went away. end: of the prompt."""
+        try:
+            return await self._before_gone(self._grammars, partial(self._answering.compiled, plan, end), gone)
+        except InputError as error:
+            asked = plan.form.where if plan.form else "tools"
+            field = str(error).split(":")[0].split(" ")[0]  # a part of what was asked for, in most messages
+            raise ApiError(400, self._told(error), field if field.startswith(("tools", asked)) else asked) from None
+
+    async def _before_gone(
+        self, threads: ThreadPoolExecutor, work_to_do: Callable[[], T], gone: asyncio.Future[None]
+    ) -> T | None:
+        """What the work gives in one of the threads; None when the client goes away first. Raises what it raises."""
+        work = asyncio.get_running_loop().run_in_executor(threads, work_to_do)
         try:
             waiting: set[asyncio.Future[Any]] = {gone, work}
             await asyncio.wait(waiting, timeout=self._settings.seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -157,11 +216,6 @@ class Server:
             if not work.done():
                 raise ApiError(504, "the time limit passed before the prompt was read", code="timeout")
             return work.result()
-        except TooLong as error:
-            message = f"{error}; the model's context is {self._generator.context}"
-            raise ApiError(400, message, where.name, "context_length_exceeded") from None
-        except InputError as error:
-            raise ApiError(400, self._told(error), where.of(str(error))) from None
         finally:
             work.cancel()  # what did not begin never will
             work.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -188,20 +242,23 @@ class Server:
 
     def _start(
         self, ids: list[int], options: schema.Options, chat: bool, arrived: float | None = None,
-        places: Places | None = None, tenant: Hashable = None,
+        places: Places | None = None, tenant: Hashable = None, constrained: Constrained = FREE,
     ) -> Running:  # fmt: skip
         """arrived: on time.perf_counter(), None: now; places: those kept for the request, None: they are asked for."""
         generator, arrived = self._generator, time.perf_counter() if arrived is None else arrived
-        requests = self._requests(ids, options, "messages" if chat else "prompt")
+        requests = self._requests(ids, options, "messages" if chat else "prompt", constrained)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         listener = partial(_forward, asyncio.get_running_loop(), events)
         left = max(self._settings.seconds - (time.perf_counter() - arrived), 0.0)
         jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
         first = Answer(self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
-        return Running(jobs, events, [replace(first, index=i) for i in range(len(jobs))], arrived)
+        answers = [replace(first, index=i, reader=constrained.reader()) for i in range(len(jobs))]
+        return Running(jobs, events, answers, arrived)
 
-    def _requests(self, ids: list[int], options: schema.Options, where: str) -> list[GenerationRequest]:
+    def _requests(
+        self, ids: list[int], options: schema.Options, where: str, constrained: Constrained
+    ) -> list[GenerationRequest]:
         """One for every choice. Raises ApiError when the prompt does not fit the model."""
         generator = self._generator
         if not ids:
@@ -225,6 +282,8 @@ class Server:
             stop_strings=options.stop,
             top_logprobs=options.top_logprobs,
             rules=options.rules,
+            constraint=constrained.constraint,
+            shown=constrained.shown,
         )
         return [replace(request, sampling=options.sampling_of(i)) for i in range(options.choices)]
 
@@ -270,8 +329,8 @@ class Server:
                         self._note(running, index, one)
                     pieces = [one for one in mine if isinstance(one, Piece)]
                     text = "".join(piece.text for piece in pieces)
-                    if text or (pieces and answer.with_logprobs):
-                        yield answer.chunk(pieces, text, None)
+                    if (text or (pieces and answer.with_logprobs)) and (data := answer.chunk(pieces, text, None)):
+                        yield data
                     end = mine[-1] if mine else None
                     if isinstance(end, Failed):
                         yield event(self._failure(end).body())
@@ -290,6 +349,8 @@ class Server:
 
     def _failure(self, failed: Failed) -> ApiError:
         message = for_clients(failed.message, self._generator.folder)
+        if failed.field:
+            return ApiError(400, message, failed.field)
         return ApiError(504 if failed.timeout else 500, message, code="timeout" if failed.timeout else None)
 
     def _cancel(self, running: Running) -> None:

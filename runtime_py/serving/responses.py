@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from runtime_py.text.generation import Piece
 from runtime_py.text.token_bytes import TokenBytes
+from runtime_py.tool_calls.answer import AnswerReader, Part
 
 
 @dataclass
@@ -30,15 +31,18 @@ class Answer:
     tokens: int = 0
     reused: int = 0
     index: int = 0  # of the choice
+    reader: AnswerReader | None = None  # of a chat's answer that may have calls or reasoning
 
     def __post_init__(self) -> None:
         self.id = self.id or f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
 
     def choice(self, pieces: Sequence[Piece], text: str, reason: str) -> dict[str, Any]:
         """The choice's object in an answer that is not streamed."""
+        parts = [Part(content=text)] if self.reader is None else self.reader.end(text)
+        reason = self._reason(reason)
         choice: dict[str, Any] = {"index": self.index, "logprobs": self._logprobs(pieces), "finish_reason": reason}
         if self.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            choice["message"] = _message(parts)
         else:
             choice["text"] = text
         return choice
@@ -54,13 +58,33 @@ class Answer:
         )
 
     def chunk(self, pieces: Sequence[Piece], text: str, reason: str | None) -> bytes:
-        """An event with new text."""
+        """An event with new text; with a reader there may be several, or none."""
+        if self.reader is not None:
+            return self._read_chunks(self.reader, pieces, text, reason)
         choice: dict[str, Any] = {"index": self.index, "logprobs": self._logprobs(pieces), "finish_reason": reason}
         if self.chat:
             choice["delta"] = {"content": text} if text else {}
         else:
             choice["text"] = text
         return event({**self.frame(".chunk"), "choices": [choice]})
+
+    def _read_chunks(self, reader: AnswerReader, pieces: Sequence[Piece], text: str, reason: str | None) -> bytes:
+        deltas = [_delta(part) for part in (reader.push(text) if reason is None else reader.end(text))]
+        logprobs, events = self._logprobs(pieces), []
+        if not deltas and pieces and self.with_logprobs:
+            deltas = [{}]
+        for delta in deltas:
+            choice = {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+            events.append(event({**self.frame(".chunk"), "choices": [choice]}))
+            logprobs = None
+        if reason is not None:
+            choice = {"index": self.index, "delta": {}, "logprobs": None, "finish_reason": self._reason(reason)}
+            events.append(event({**self.frame(".chunk"), "choices": [choice]}))
+        return b"".join(events)
+
+    def _reason(self, reason: str) -> str:
+        """Why the answer ended, once its reader has read it."""
+        return "tool_calls" if reason == "stop" and self.reader is not None and self.reader.calls else reason
 
     def frame(self, suffix: str) -> dict[str, Any]:
         """What every object and chunk of an answer says of it. suffix: of the object's type in a chat."""
@@ -113,6 +137,35 @@ class Answer:
     @cached_property
     def _bytes(self) -> TokenBytes:
         return TokenBytes(self.tokenizer)
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    """More of an answer in a stream."""
+    if part.content:
+        return {"content": part.content}
+    if part.reasoning:
+        return {"reasoning_content": part.reasoning}
+    if part.name:
+        function = {"name": part.name, "arguments": ""}
+        return {"tool_calls": [{"index": part.call, "id": part.id, "type": "function", "function": function}]}
+    return {"tool_calls": [{"index": part.call, "function": {"arguments": part.arguments}}]}
+
+
+def _message(parts: Sequence[Part]) -> dict[str, Any]:
+    """A whole answer."""
+    text, thought = "".join(part.content for part in parts), "".join(part.reasoning for part in parts)
+    calls: list[dict[str, Any]] = []
+    for part in parts:
+        if part.name:
+            calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
+        elif part.arguments:
+            calls[part.call]["function"]["arguments"] += part.arguments
+    found: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+    if thought:
+        found["reasoning_content"] = thought
+    if calls:
+        found["tool_calls"] = calls
+    return found
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.load import Runner
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.structured.constraint import FormError
 from runtime_py.text.generation import Generation, GenerationRequest, Piece, reusable
 
 
@@ -49,10 +50,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer could not be completed; `timeout` when only time ran out."""
+    """The answer could not be completed; `timeout`: only time ran out; `field`: what the request has wrong."""
 
     message: str
     timeout: bool = False
+    field: str = ""
 
 
 Event = Piece | Finished | Failed
@@ -304,6 +306,8 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 def _failed(error: BaseException) -> Failed:
+    if isinstance(error, FormError):
+        return Failed(str(error), field=error.where)
     known = isinstance(error, InputError | NotFiniteError)
     return Failed(str(error) if known else f"{type(error).__name__} while generating")
 

@@ -25,6 +25,7 @@ from tokenizers.decoders import Decoder
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # as ByteFallback reads them: with a sign, too
 BROKEN = "\ufffd"  # what decoders show for bytes that are no character
+MARK = "\ufdd0"  # before a special token that is shown: no character, so that no text can pass for such a token
 
 
 class Stage(ABC):
@@ -231,8 +232,9 @@ class _Waiting(Stage):
 class TokenDecoder:
     """A tokenizer's decode() in small steps, special tokens skipped."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, shown: frozenset[str] = frozenset()) -> None:
+        """shown: special tokens that are not skipped, but put into the text behind MARK."""
+        self._tokenizer, self._shown = tokenizer, shown
         self._special = special_tokens(tokenizer)
         self._stages = stages(tokenizer.decoder)
         self.waits = any(isinstance(stage, _Waiting) for stage in self._stages)  # all text comes at the end
@@ -240,7 +242,11 @@ class TokenDecoder:
     def push(self, ids: Sequence[int]) -> str:
         """Text that is final after these tokens."""
         tokens = (self._tokenizer.id_to_token(token) for token in ids)
-        parts = [token for token in tokens if token is not None and token not in self._special]
+        parts = [
+            MARK + token if token in self._special else token
+            for token in tokens
+            if token is not None and (token not in self._special or token in self._shown)
+        ]
         for stage in self._stages:
             parts = stage.push(parts) if parts else parts
         return "".join(parts)

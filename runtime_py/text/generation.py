@@ -6,10 +6,10 @@ requests run, nor on how much of the prompt an earlier request left in the cache
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +24,16 @@ from runtime_py.text.tokenizing import boundary
 IMPOSSIBLE = -9999.0  # log probability reported for a token that the model rules out, as OpenAI does: JSON has no -inf
 
 
+class Constraint(Protocol):
+    """What the tokens of one answer are held to (runtime_py/structured)."""
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """The logits to draw from: -inf for what may not come. Raises InputError when nothing may."""
+
+    def note(self, token: int) -> bool:
+        """Tell which token was drawn; whether the answer is complete with it. Raises InputError."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """What to generate. Token ids are checked by the caller; stop_tokens end the answer and are not shown."""
@@ -35,6 +45,8 @@ class GenerationRequest:
     stop_strings: tuple[str, ...] = ()
     top_logprobs: int | None = None  # alternatives to report per token, None: no log probabilities at all
     rules: LogitRules = NEUTRAL  # what changes the logits before sampling
+    constraint: Callable[[frozenset[int]], Constraint] | None = None  # called once with the stop tokens
+    shown: frozenset[str] = frozenset()  # special tokens that the text has, each behind decoder_stages.MARK
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Generation:
         self._processor: LogitProcessor | None = None
         if request.rules != NEUTRAL:
             self._processor = LogitProcessor(request.rules, request.prompt, request.stop_tokens, runner.vocab_size)
+        self._constraint = request.constraint(request.stop_tokens) if request.constraint else None
         self._tokenizer = tokenizer
         self._done = self.reused = runner.rewind(state, reused)
         self.tokens: list[int] = []
@@ -72,7 +85,7 @@ class Generation:
     @cached_property
     def _text(self) -> TextStream:
         """Made with the first token: it reads the whole prompt."""
-        return TextStream(self._tokenizer, self.request.prompt, self.request.stop_strings)
+        return TextStream(self._tokenizer, self.request.prompt, self.request.stop_strings, self.request.shown)
 
     @property
     def next_token(self) -> int | None:
@@ -98,14 +111,16 @@ class Generation:
 
     def _choose(self, logits: np.ndarray) -> Piece | None:
         request = self.request
-        processor = self._processor
-        token = self._sampler.next(processor.apply(logits) if processor else logits)
+        processor, constraint = self._processor, self._constraint
+        changed = processor.apply(logits) if processor else logits
+        token = self._sampler.next(constraint.apply(changed) if constraint else changed)
         if token in request.stop_tokens:
             self._finish("stop")
             return None
         self.tokens.append(token)
         if processor:
             processor.note(token)
+        complete = constraint.note(token) if constraint else False
         with boundary():
             text, offset = (
                 self._text.push_placed(token) if request.top_logprobs is not None else (self._text.push(token), 0)
@@ -114,7 +129,7 @@ class Generation:
         alternatives: tuple[tuple[int, float], ...] = ()
         if request.top_logprobs is not None:
             logprob, alternatives = _log_probabilities(logits, token, request.top_logprobs)
-        if self._text.stopped:
+        if self._text.stopped or complete:
             self._finish("stop")
         elif len(self.tokens) == request.max_tokens:
             self._finish("length")

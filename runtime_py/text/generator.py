@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -12,7 +12,7 @@ from export.contract.errors import InputError
 from export.files.access import MAX_JSON, checked_path, read_json
 from export.graph.archs import model_spec, supported_model_types
 from runtime_py.load import open_model
-from runtime_py.text.generation import Generation, GenerationRequest
+from runtime_py.text.generation import Constraint, Generation, GenerationRequest
 from runtime_py.text.generation_config import recommendation
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
@@ -147,6 +147,7 @@ class TextGenerator:
         rules: LogitRules | None = None,
         stop: frozenset[int] | None = None,
         stop_strings: tuple[str, ...] = (),
+        constraint: Callable[[frozenset[int]], Constraint] | None = None,
     ) -> Iterator[tuple[int | None, str]]:
         """Yield (token, new text); text comes when it is complete, so a split multi-byte character waits.
 
@@ -161,6 +162,7 @@ class TextGenerator:
             stop_tokens=self.stop if stop is None else stop,
             stop_strings=stop_strings,
             rules=self.rules if rules is None else rules,
+            constraint=constraint,
         )
         yield from self.answer(request)
 

@@ -23,9 +23,15 @@ class TextStream:
     decoder_stages.py cannot feed by token), stop strings are found there.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
-        """before: the prompt's ids. stop: stop strings."""
-        self._decoder = TokenDecoder(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        before: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        shown: frozenset[str] = frozenset(),
+    ) -> None:
+        """before: the prompt's ids. stop: stop strings. shown: special tokens that the text has, behind MARK."""
+        self._decoder = TokenDecoder(tokenizer, shown)
         self._decoder.push(before)
         self._prompt = self._decoder.rest()  # what the prompt shows for tokens that may still change
         self._stop = tuple(text for text in stop if text)

@@ -9,12 +9,18 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx import AttributeProto, ModelProto
 
 from export.contract.errors import InputError, NotFiniteError
 from tests.conftest import DEMO
+
+if TYPE_CHECKING:
+    from runtime_py.structured.compiler import Compiler
+    from runtime_py.structured.forms import Form
 
 WORK = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
 
@@ -150,6 +156,100 @@ def use_json(folder: Path) -> None:
                 raise AssertionError(f"an error of several lines: {error}") from error
 
 
+def use_request(folder: Path) -> None:
+    """A chat request: its fields, tools and forms, and the grammar that they make, compiled."""
+    from runtime_py.chat.template import PlainTemplate
+    from runtime_py.serving.requests import schema
+    from runtime_py.serving.requests.errors import ApiError
+    from runtime_py.serving.requests.messages import messages, template_variables
+    from runtime_py.serving.requests.tools import tool_use
+    from runtime_py.serving.shell import json_object
+    from runtime_py.structured import forms
+    from runtime_py.text.logit_processors import NEUTRAL
+    from runtime_py.tool_calls.formats.registry import FORMATS
+    from runtime_py.tool_calls.notation import Asked, Marks
+
+    try:
+        body = json_object((folder / "request.json").read_bytes())
+        options = schema.options(body, schema.Served("m", 1536, NEUTRAL, False, 68), True, None)
+        use, told = tool_use(body), messages(body)
+        template_variables(body)
+    except ApiError as error:
+        json.dumps(error.body(), ensure_ascii=False).encode()
+        raise InputError(error.message) from None
+    for kind in FORMATS if use.tools else ():
+        notation = kind("</think>")
+        prepared, _ = notation.prepared(told, use.tools)
+        PlainTemplate().render([{**message, "content": message["content"] or ""} for message in prepared])
+        rules = notation.rules(Asked(use.tools, use.forced, use.several), Marks({}), False)
+        use_form(forms.lark(rules, "tools"))
+    if options.form is not None:
+        use_form(options.form)
+
+
+def use_grammar(folder: Path) -> None:
+    """A grammar, as Lark or GBNF, and as an expression."""
+    from runtime_py.structured import forms
+
+    text = (folder / "grammar.txt").read_text(encoding="utf-8", errors="surrogateescape")
+    refused = []
+    for make in (forms.grammar, forms.regex):
+        try:
+            use_form(make(text, "the field"))
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
+
+
+def use_form(form: Form) -> None:
+    """Compile a form, and draw a token under it."""
+    import numpy as np
+
+    constraint = compiler().compile(form).constraint(frozenset([0]))
+    token = int(np.argmax(constraint.apply(np.zeros(1536, np.float32))))
+    if token:
+        constraint.note(token)
+
+
+@cache
+def compiler() -> Compiler:
+    """One for all inputs: its process is what they may not get down for good."""
+    from runtime_py.structured.compiler import Compiler
+    from runtime_py.text.generator import load_tokenizer
+
+    return Compiler(load_tokenizer(DEMO), 1536)
+
+
+def request_folder(folder: Path) -> Path:
+    """A request with all that holds an answer to something, and a grammar."""
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"type": ["integer", "null"], "minimum": 1},
+                       "deep": {"type": "array", "maxItems": 3, "items": {"$ref": "#/$defs/one"}}},
+        "required": ["city"],
+        "$defs": {"one": {"anyOf": [{"const": 1}, {"type": "object", "properties": {"a": {"type": "boolean"}}}]}},
+    }  # fmt: skip
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    request = {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": "rain"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": False}}],
+        "tool_choice": "required",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": parameters}},
+    }
+    folder.mkdir()
+    (folder / "request.json").write_text(json.dumps(request))
+    grammar = 'start: sum | "(" start ")"\nsum: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]{1,4}/ & ~/0+/\n%ignore / +/\n'
+    (folder / "grammar.txt").write_text(grammar)
+    return folder
+
+
 def make_folders(root: Path) -> dict[str, Target]:
     """The targets over small real folders: a random llama, exported, and the demo model's files."""
     from toolchain.pipeline.packaging import package_checkpoint
@@ -199,6 +299,8 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("config", copy(model, "json-a"), "config.json", use_json),
         Target("generation", copy(model, "json-b"), "generation_config.json", use_json),
         Target("tokenizer-config", copy(model, "json-c"), "tokenizer_config.json", use_json),
+        Target("request", request_folder(root / "request"), "request.json", use_request),
+        Target("grammar", root / "request", "grammar.txt", use_grammar),
     ]
     return {target.name: target for target in targets}
 
@@ -360,6 +462,10 @@ _VALUES: tuple[object, ...] = (
 )  # fmt: skip
 
 
+_KEYS = ("rope_scaling", "rope_parameters", "head_dim", "model_type", "x", "pattern", "allOf", "$ref", "enum", "items",
+         "regex", "grammar", "not", "format", "multipleOf", "patternProperties", "x-guidance")  # fmt: skip
+
+
 def _change_json(data: bytes, random_: random.Random) -> bytes:
     try:
         value = json.loads(data)
@@ -376,7 +482,7 @@ def _changed(value: object, random_: random.Random) -> object:
         if kind == 1:
             return {
                 **value,
-                random_.choice(["rope_scaling", "rope_parameters", "head_dim", "model_type", "x"]): random_.choice(
+                random_.choice(_KEYS): random_.choice(
                     [*_VALUES, {"rope_type": "llama3"}, {"rope_type": "linear", "factor": 0}, "gpt2"]
                 ),
             }

@@ -32,6 +32,8 @@ NAMES = [
     "config",
     "generation",
     "tokenizer-config",
+    "request",
+    "grammar",
 ]
 
 

@@ -47,6 +47,7 @@ def chat(
 
     system, stop = typed_text(system, "--system"), asked.stop_texts()
     sampling = asked.sampling_of(folder)
+    asked.form()  # what is wrong with it is told before the model is loaded
     variables = template_variables([typed_text(text, "--template-variable") for text in template_variable or ()])
     template = open_template(folder, chat_template)
     if variables:  # a variable that cannot be one is told before the model is loaded
@@ -57,7 +58,14 @@ def chat(
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
     settings = ChatSettings(
-        sampling, asked.max_tokens, stop, system, variables, asked.rules(generator), asked.stops(generator)
+        sampling,
+        asked.max_tokens,
+        stop,
+        system,
+        variables,
+        asked.rules(generator),
+        asked.stops(generator),
+        asked.constraint(generator),
     )
     try:
         good = converse(Chat(generator, template, settings))

@@ -35,18 +35,19 @@ def run(
 
     prompt, stop = typed_text(prompt, "--prompt"), asked.stop_texts()
     settings = asked.sampling()
+    asked.form()  # what is wrong with it is told before the model is loaded
     announce_compilation()
     generator = TextGenerator(folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus)
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     tell_unsupported(generator)
-    rules, stops = asked.rules(generator), asked.stops(generator)
+    rules, stops, constraint = asked.rules(generator), asked.stops(generator), asked.constraint(generator)
     if not json:
         print(prompt, end="", flush=True)
     pieces: list[str] = []
     tokens: list[int] = []
     first = start = time.perf_counter()
-    for token, text in generator.stream(prompt, settings, asked.max_tokens, rules, stops, stop):
+    for token, text in generator.stream(prompt, settings, asked.max_tokens, rules, stops, stop, constraint):
         if not tokens:
             first = time.perf_counter()
         if token is not None:

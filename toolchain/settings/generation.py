@@ -5,6 +5,7 @@ The runtime's own settings (runtime_py/text/sampling.py, logit_processors.py) ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional
@@ -13,6 +14,8 @@ from export.contract.errors import InputError
 from toolchain.settings.option import check_limits, option
 
 if TYPE_CHECKING:
+    from runtime_py.structured.forms import Form
+    from runtime_py.text.generation import Constraint
     from runtime_py.text.generator import TextGenerator
     from runtime_py.text.logit_processors import LogitRules
     from runtime_py.text.sampling import SamplingSettings
@@ -65,7 +68,51 @@ class TokenOptions:
 
 
 @dataclass(frozen=True)
-class GenerationSettings(LengthSettings, SamplingOptions, TokenOptions):
+class FormOptions:
+    """What an answer is held to; at most one of them."""
+
+    PANEL: ClassVar[str] = "Form"
+
+    schema: Optional[str] = option(None, "The answer is JSON that this JSON Schema allows", metavar="FILE", common=True)
+    regex: Optional[str] = option(None, "The answer is what this expression matches as a whole")
+    choice: tuple[str, ...] = option((), "The answer is one of these texts; may be repeated")
+    grammar: Optional[str] = option(None, "The answer is a text of this grammar (Lark or GBNF)", metavar="FILE")
+
+    def form(self) -> Form | None:
+        """The form of the answer, None for any text. Raises InputError naming the option or file that is wrong."""
+        from export.files.access import MAX_JSON, expanded, read_json_value, read_text
+        from runtime_py.structured import forms
+        from runtime_py.text.typed_text import typed_text
+
+        given = [name for name in ("schema", "regex", "choice", "grammar") if getattr(self, name)]
+        if len(given) > 1:
+            raise InputError(f"--{' and --'.join(given)}: an answer is held to one form")
+        if self.schema:
+            return forms.schema(read_json_value(expanded(self.schema), None), self.schema)
+        if self.regex:
+            return forms.regex(typed_text(self.regex, "--regex"), "--regex")
+        if self.choice:
+            return forms.choices([typed_text(text, "--choice") for text in self.choice], "--choice")
+        if self.grammar:
+            return forms.grammar(read_text(expanded(self.grammar), MAX_JSON), self.grammar)
+        return None
+
+    def constraint(self, generator: TextGenerator) -> Callable[[frozenset[int]], Constraint] | None:
+        """What holds the model's answers to the form. Raises InputError."""
+        from runtime_py.structured.compiler import Compiler
+
+        form = self.form()
+        if form is None:
+            return None
+        compiler = Compiler(generator.tokenizer, generator.session.vocab_size)
+        try:
+            return compiler.compile(form).constraint
+        finally:
+            compiler.close()
+
+
+@dataclass(frozen=True)
+class GenerationSettings(LengthSettings, SamplingOptions, TokenOptions, FormOptions):
     """What was asked for on the command line; the fields are in the parts."""
 
     def __post_init__(self) -> None:

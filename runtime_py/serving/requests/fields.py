@@ -44,7 +44,9 @@ _INERT = _names(
 )
 _GENERATION = _names(
     "model stream stream_options max_tokens n best_of logprobs temperature top_p top_k min_p seed stop "
-    "repetition_penalty frequency_penalty presence_penalty logit_bias stop_token_ids min_tokens ignore_eos"
+    "repetition_penalty frequency_penalty presence_penalty logit_bias stop_token_ids min_tokens ignore_eos "
+    "response_format structured_outputs guided_json guided_regex guided_choice guided_grammar json_schema grammar "
+    "regex ebnf"
 )
 # Extensions of the API by vLLM, llama.cpp's server, TGI, SGLang, Ollama, text-generation-webui, koboldcpp and hosted
 # services. A penalty of 1 or a strength of 0 is their way to say "off".
@@ -78,8 +80,8 @@ _EXTENSIONS: Mapping[str, tuple[Any, ...]] = {
     "watermarking": (False,),
     "include_reasoning": (True,),
     **_nothing(
-        "truncate_prompt_tokens prompt_logprobs allowed_token_ids guided_json guided_regex guided_choice "
-        "guided_grammar guided_decoding_backend guided_whitespace_pattern structural_tag structured_outputs documents "
+        "truncate_prompt_tokens prompt_logprobs allowed_token_ids guided_decoding_backend guided_whitespace_pattern "
+        "structural_tag documents "
         "chat_template cache_salt kv_transfer_params ec_transfer_params prompt_embeds reasoning logprob_token_ids "
         "thinking_token_budget repetition_detection truncation_side"
     ),
@@ -109,7 +111,6 @@ _EXTENSIONS: Mapping[str, tuple[Any, ...]] = {
     "timings_per_token": (False,),
     "return_progress": (False,),
     "lora": ([],),
-    "grammar": ("",),
     "grammar_lazy": (False,),
     "grammar_triggers": ([],),
     "preserved_tokens": ([],),
@@ -124,7 +125,7 @@ _EXTENSIONS: Mapping[str, tuple[Any, ...]] = {
     # Parameters of samplers that the fields above switch on, and the order of samplers.
     **_nothing(
         "mirostat_tau mirostat_eta dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold "
-        "dynatemp_exponent repeat_last_n samplers json_schema penalty_prompt input_prefix input_suffix input_extra "
+        "dynatemp_exponent repeat_last_n samplers penalty_prompt input_prefix input_suffix input_extra "
         "enable_thinking reasoning_budget reasoning_budget_tokens chat_format adaptive_decay backend_sampling"
     ),
     # TGI
@@ -146,7 +147,7 @@ _EXTENSIONS: Mapping[str, tuple[Any, ...]] = {
     "return_logprob": (False,),
     "custom_params": ({},),
     **_nothing(
-        "regex ebnf stop_regex lora_path session_params input_ids input_embeds custom_logit_processor extra_key "
+        "stop_regex lora_path session_params input_ids input_embeds custom_logit_processor extra_key "
         "bootstrap_host bootstrap_port bootstrap_room images_config sampling_params ngram_corpus_id "
         "max_dynamic_patch min_dynamic_patch disagg_prefill_dp_rank"
     ),
@@ -199,7 +200,6 @@ _CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (False, True),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),  # the API's own default
     "add_generation_prompt": (True,),
@@ -230,9 +230,10 @@ def _route(supported: frozenset[str], refused: Mapping[str, tuple[Any, ...]]) ->
 _ELSEWHERE = " ".join(sorted(_GENERATION)) + (
     " messages max_completion_tokens top_logprobs chat_template_kwargs prompt suffix encoding_format dimensions"
 )
+_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 COMPLETIONS = _route(_GENERATION | {"prompt"}, {"suffix": ("",), "add_special_tokens": (True,)})
 CHAT = _route(
-    _GENERATION | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"},
+    _GENERATION | _TOOLS | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"},
     {"add_special_tokens": (False,)},  # templates write their own
 )
 EMBEDDINGS = _route(
@@ -246,12 +247,30 @@ DOCUMENT = Fields(frozenset({"text"}), frozenset(), {"image": ()})
 STREAM_OPTIONS = Fields(
     frozenset({"include_usage"}), frozenset({"include_obfuscation"}), {"continuous_usage_stats": (False,)}
 )
+TOOL = Fields(frozenset({"type", "function"}), frozenset({"cache_control"}), {})
+FUNCTION = Fields(frozenset({"name", "description", "parameters", "strict"}), frozenset(), {"return": ()})
+ALLOWED_CHOICE = Fields(frozenset({"type", "allowed_tools"}), frozenset(), {})
+ALLOWED_TOOLS = Fields(frozenset({"mode", "tools"}), frozenset(), {})
+CALL = Fields(frozenset({"id", "type", "function"}), frozenset({"index"}), {})
+CALLED = Fields(frozenset({"name", "arguments"}), frozenset(), {})
+TEXT_FORMAT = Fields(frozenset({"type"}), frozenset(), {"json_schema": ()})
+OBJECT_FORMAT = Fields(frozenset({"type", "schema"}), frozenset(), {"json_schema": ()})
+SCHEMA_FORMAT = Fields(frozenset({"type", "json_schema"}), frozenset(), {})
+NAMED_SCHEMA = Fields(frozenset({"schema"}), frozenset({"name", "description", "strict"}), {})
+STRUCTURED_OUTPUTS = Fields(
+    frozenset({"json", "json_object", "regex", "choice", "grammar"}),
+    frozenset({"disable_fallback"}),
+    {
+        "disable_any_whitespace": (False,),
+        "disable_additional_properties": (False,),
+        **_nothing("structural_tag whitespace_pattern backend"),
+    },
+)
 # `name` and `reasoning_content` reach the chat template, which may show them.
 MESSAGE = Fields(
-    frozenset({"role", "content", "name", "reasoning_content"}),
+    frozenset({"role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id"}),
     frozenset({"cache_control"}),
     {
-        "tool_calls": ([],),
         "refusal": ("",),
         "annotations": ([],),
         "images": ([],),
@@ -259,7 +278,7 @@ MESSAGE = Fields(
         "partial": (False,),
         "reasoning_details": ([],),
         **_nothing(
-            "tool_call_id function_call audio weight reasoning thinking tool_responses tool_plan documents citations "
+            "function_call audio weight reasoning thinking tool_responses tool_plan documents citations "
             "tool_name thinking_blocks provider_specific_fields"
         ),
     },

@@ -13,7 +13,9 @@ from typing import Any
 
 from runtime_py.serving.requests import fields
 from runtime_py.serving.requests.errors import ApiError
+from runtime_py.serving.requests.forms import form
 from runtime_py.serving.requests.values import integer, number, optional, text
+from runtime_py.structured.forms import Form
 from runtime_py.text.logit_processors import BIAS, MOST, RANGES, LogitRules
 from runtime_py.text.sampling import SamplingSettings
 
@@ -35,6 +37,7 @@ class Options:
     stream: bool
     include_usage: bool  # in a stream's last chunk
     top_logprobs: int | None
+    form: Form | None = None  # what the answer's text is held to
 
     def sampling_of(self, choice: int) -> SamplingSettings:
         """Each choice draws with a seed of its own; the first as it would alone."""
@@ -72,6 +75,7 @@ def options(body: Mapping[str, Any], served: Served, chat: bool, default_max_tok
         stream=stream,
         include_usage=optional(stream_options, "include_usage", bool, False, "stream_options.") and stream,
         top_logprobs=_logprobs(body, chat),
+        form=form(body),
     )
 
 

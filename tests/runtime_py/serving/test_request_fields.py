@@ -21,6 +21,7 @@ from openai.types.chat.chat_completion_stream_options_param import ChatCompletio
 from runtime_py.serving.requests import fields, schema
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.requests.messages import messages, template_variables
+from runtime_py.serving.requests.tools import tool_use
 from runtime_py.serving.shell import json_object
 from runtime_py.text.generation_config import RULES, SAMPLING, UNSUPPORTED
 from runtime_py.text.logit_processors import NEUTRAL, LogitRules
@@ -94,10 +95,13 @@ def test_every_supported_field_reaches_the_options(chat):
         "stream": True, "max_tokens": 3, "max_completion_tokens": 3, "n": 2, "temperature": 0.5, "top_p": 0.5,
         "top_k": 3, "min_p": 0.1, "seed": 5, "stop": "x", "repetition_penalty": 1.1, "frequency_penalty": 1,
         "presence_penalty": -1, "logit_bias": {"3": -2}, "stop_token_ids": [4], "min_tokens": 1, "ignore_eos": True,
-        "logprobs": True if chat else 1,
+        "logprobs": True if chat else 1, "response_format": {"type": "json_object"}, "guided_regex": "a", "regex": "a",
+        "structured_outputs": {"choice": ["a"]}, "guided_json": {}, "guided_choice": ["a"], "grammar": 'root ::= "a"',
+        "guided_grammar": 'start: "a"', "json_schema": {}, "ebnf": 'root ::= "a"',
     }  # fmt: skip
     table = fields.CHAT if chat else fields.COMPLETIONS
     elsewhere = {"model", "messages", "prompt", "stream_options", "chat_template_kwargs", "top_logprobs", "best_of"}
+    elsewhere |= {"tools", "tool_choice", "parallel_tool_calls"}  # test_request_tools.py
     assert table.supported - elsewhere == set(values) - (set() if chat else {"max_completion_tokens"})
     base = {"seed": 1}
     plain = schema.options(body_of(chat, **base), SERVED, chat, None)
@@ -125,7 +129,7 @@ def test_refused_fields_are_named_unless_they_change_nothing(route, lenient):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("suffix", 0), ("echo", 0), ("length_penalty", True), ("mirostat", False), ("tools", {})]
+    ("name", "value"), [("suffix", 0), ("echo", 0), ("length_penalty", True), ("mirostat", False), ("functions", {})]
 )
 def test_a_number_is_no_truth_value(name, value):
     with pytest.raises(ApiError, match=name):
@@ -163,6 +167,7 @@ def test_no_value_of_a_field_is_a_fault(chat, data):
     try:
         schema.options(body, SERVED, chat, 16)
         messages(body) if chat else schema.prompt(body)
+        tool_use(body) if chat else None
         template_variables(body) if chat else None
     except ApiError as error:
         assert error.status == (404 if name == "model" and isinstance(body["model"], str) else 400)
@@ -208,8 +213,24 @@ def test_no_value_of_a_field_is_a_fault(chat, data):
         ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
         ({"stream_options": []}, "stream_options"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "text", "x": 1}}, "response_format"),
+        ({"response_format": "json_object"}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": [1]}, "guided_choice"),
+        ({"guided_regex": 5}, "guided_regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": 5}, "guided_json"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex"),
+        ({"regex": "\ud800"}, "regex"),
+        ({"json_schema": {"enum": ["\ud800"]}}, "json_schema"),
+        ({"grammar": " "}, "grammar"),
+        ({"ebnf": "x" * 600_000}, "ebnf"),
         ({"stop": ["\ud800"]}, "stop"),
     ],
 )
@@ -255,11 +276,29 @@ def test_fields_of_nested_objects_are_in_exactly_one_class(kind, table):
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "role"),
+        ({"role": "tool", "content": "x"}, "tool_call_id"),
+        ({"role": "tool", "content": None, "tool_call_id": "1"}, "content"),
+        ({"role": "user", "content": "x", "tool_calls": [{}]}, "tool_calls"),
+        ({"role": "assistant", "tool_calls": {}}, "tool_calls"),
+        ({"role": "assistant", "tool_calls": [5]}, "tool_calls[0]"),
+        ({"role": "assistant", "tool_calls": [{"id": "1", "type": "custom"}]}, "tool_calls[0]"),
+        ({"role": "assistant", "tool_calls": [{"id": "1", "function": {}}]}, "tool_calls[0]"),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]},
+            "tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}]},
+            "tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1]"}}]},
+            "tool_calls[0].function.arguments",
+        ),
         ({"role": "function", "content": "x", "name": "f"}, "role"),
         ({"role": "robot", "content": "x"}, "role"),
         ({"role": ["user"], "content": "x"}, "role"),
-        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls[0].function"),
         ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
         ({"role": "assistant", "content": "x", "refusal": "no"}, "refusal"),
         ({"role": "assistant", "content": "x", "prefix": True}, "prefix"),
@@ -304,6 +343,32 @@ def test_what_a_message_may_carry_reaches_the_template():
     assert messages({"messages": [odd]}, ignore_unknown=True) == [odd]
     with pytest.raises(ApiError, match="tool_calls"):
         messages({"messages": [{**odd, "tool_calls": [1]}]}, ignore_unknown=True)
+
+
+def test_calls_and_their_results_reach_the_template():
+    def call(number, arguments):
+        return {
+            "id": number,
+            "type": "function",
+            "index": 0,
+            "function": {"name": "f" + number, "arguments": arguments},
+        }
+
+    asked = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [call("1", '{"a": [1]}'), call("2", "")]},
+        {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "two"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "one", "name": "own"},
+    ]
+    shown = messages({"messages": asked})
+    assert shown[1]["content"] == "" and [c["function"]["arguments"] for c in shown[1]["tool_calls"]] == [
+        {"a": [1]},
+        {},
+    ]
+    assert shown[2:] == [
+        {"role": "tool", "content": "two", "tool_call_id": "2", "name": "f2"},
+        {"role": "tool", "content": "one", "tool_call_id": "1", "name": "own"},
+    ]
 
 
 def nested(depth: int):

@@ -1,0 +1,1 @@
+"""Answers held to a form: JSON schemas, expressions and grammars as masks over a vocabulary (package llguidance)."""
