@@ -77,12 +77,14 @@ class StackedExperts:
         """count: experts of a block; in_turns: as in gpt-oss. Raises InputError for tensors that do not go together."""
         self._inner, self._count, self._in_turns = inner, count, in_turns
         self._parts = dict[str, _Part]()
-        self.tensors = {name: stored for name, stored in inner.tensors.items() if not self._is_split(name)}
+        self.tensors = {name: stored for name, stored in inner.tensors.items() if not is_stacked(name)}
         packed = inner.quantization is not None and inner.quantization.method == METHOD
         for name in inner.tensors:
-            if (found := _NAME.fullmatch(name)) is None or not self._is_split(name):
+            if (found := _NAME.fullmatch(name)) is None:
                 continue
             experts, matrix, kind = found.groups()
+            if kind and not in_turns:
+                raise InputError(f"{inner.tensors[name].path}: {name} is nothing that experts of this family have")
             if kind in ("_blocks", "_scales") and not packed:
                 raise unreadable(_TITLE, f"{inner.tensors[name].path}: {name} without quantization_config")
             if kind == "_scales":
@@ -95,11 +97,6 @@ class StackedExperts:
                 self.tensors[ours], self._parts[ours] = stored, part
         if packed and not any(part.kind == "_blocks" for part in self._parts.values()):
             raise InputError(f"config.json says that experts are packed ({METHOD}), but none is")
-
-    def _is_split(self, name: str) -> bool:
-        """Whether its parts take the place of a tensor; only gpt-oss's experts have more than their matrices."""
-        found = _NAME.fullmatch(name)
-        return found is not None and (self._in_turns or not found[3])
 
     def _with(self, name: str, other: str) -> StoredTensor:
         if other not in self._inner.tensors:
@@ -134,7 +131,7 @@ class StackedExperts:
                 yield turn, part, StoredTensor(header.path, dtype, own)
 
     def names(self) -> list[str]:
-        return sorted([*(name for name in self._inner.names() if not self._is_split(name)), *self._parts])
+        return sorted([*(name for name in self._inner.names() if not is_stacked(name)), *self._parts])
 
     def check(self, name: str) -> str:
         """As StoredWeights.check()."""
