@@ -141,7 +141,12 @@ def _models() -> Finding:
 
 
 def _device() -> Finding:
-    import torch
+    try:
+        import torch
+    except Exception as error:  # an installation that is broken in one of many ways
+        return Finding(
+            "devices", "unknown", f"torch is installed and cannot be imported ({type(error).__name__}: {error})"
+        )
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     names += ["Apple MPS"] if torch.backends.mps.is_available() else []
