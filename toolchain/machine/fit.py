@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from export.graph.spec import ModelSpec
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.source.empty_model import empty_model
 
 OVERHEAD_BITS = 0.1  # of a linear weight: codebooks and scales, which the default's widths allow for
 RUNTIME = 240_000_000  # bytes of Python, packages and kernels: a run of 87 MB of weights and 25 tokens peaks at 319 MB
@@ -27,6 +26,8 @@ class Sizes:
     @classmethod
     def of(cls, spec: ModelSpec, config: dict[str, object]) -> Sizes:
         """config: resolved. Raises InputError where transformers refuses it."""
+        from toolchain.source.empty_model import empty_model  # torch, which `doctor` does without
+
         outside = sum(math.prod(shape) for shape in spec.outside().values())
         total = sum(parameter.numel() for parameter in empty_model(config).parameters())
         attends = [names for names in map(spec.names_of_layer, range(spec.layers)) if names.value or names.fused_qkv]
