@@ -15,6 +15,7 @@ from export.contract.formats import CodebookLayout
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
+from runtime_py.engine.kernels.elementwise import SIGMOID
 from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, Buffer, Place
@@ -81,7 +82,7 @@ def top_k(context: Context, node: Node) -> None:
 def _sigmoid_of(context: Context, name: str) -> Tokens | None:
     """The value that a bare sigmoid is of; None where the name stands for anything else."""
     value = context.values.get(name)
-    return value.source if isinstance(value, Pending) and value.kind == -1 else None
+    return value.source if isinstance(value, Pending) and value.kind == SIGMOID else None
 
 
 @handles("", "GatherElements")
