@@ -23,7 +23,8 @@ the 200 prompts of tests/benchmarks/real/prompts.jsonl. Questions are the 200 of
 50 of each kind, four choices each, answered by the likelihood of the choice; guessing gives 25 %. Defaults and `best`
 calibrate on what they calibrate on by themselves; calibrated peers get WikiText-2's validation text, as do our rows
 "peers' text": the same source as the test. Time is wall time on two cores that other work may have shared, so processor
-time stands beside it; both are of the whole export. "Bits" counts everything stored for the linear layers, "files"
+time stands beside it; both are of the whole export (`-` for
+a run that was broken off and went on). "Bits" counts everything stored for the linear layers, "files"
 every byte that has to be shipped, tokenizer included.
 """
 QUALITY = ("row", "bits", "files, MB", "perplexity / float32", "KL", "KL, float32", "top-1", "chat KL", "chat top-1")

@@ -107,14 +107,15 @@ def ours(name: str, kind: str, folder: str, options: str) -> Row:
 
     def make(yard: Yard) -> Made:
         words = [sys.executable, "-m", "toolchain", *words_of(command, yard)[1:], "--force", "--json"]
+        continued = (yard.folder / f"{folder}.partial").exists()  # a part of its time was spent before
         try:
             done = finished(words)
         except ProgramFailed as error:
             raise SystemExit(f"{command}: {error}") from None
         size = json.loads(done.printed)["size"]
         return Made(
-            folder, size["effective_bits"], bytes_of(yard.folder / folder), done.seconds, done.processor_seconds,
-            done.peak_bytes,
+            folder, size["effective_bits"], bytes_of(yard.folder / folder), 0.0 if continued else done.seconds,
+            done.processor_seconds, done.peak_bytes, "a run that was broken off and went on" if continued else "",
         )  # fmt: skip
 
     return Row(name, kind, command, make)
