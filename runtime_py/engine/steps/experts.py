@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from runtime_py.engine.kernels.matmul import MAX_ROWS
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
@@ -15,7 +14,6 @@ from runtime_py.engine.steps.lookups import grouped_matrix
 from runtime_py.engine.steps.products import CodeProduct, Product
 from runtime_py.engine.steps.step import Making, Step, rows, whole
 
-ONE: Any = 1.0
 FLOAT_ROWS = 32  # of a work item of a product in float32
 GATHERED = 32  # picks of one expert that its rows are decoded for together
 
@@ -34,11 +32,11 @@ class Route(Step[T]):
     count: T
     weights: T
     picked: T
+    scale: T = field(metadata=REAL)  # on the weights
     normalised: T = NONE  # whether the weights of a token are divided by their sum and `floor`
     sigmoid: T = NONE
     biases: T = NONE  # address of float32 [experts]
     floor: T = field(default=NONE, metadata=REAL)
-    scale: T = field(default=ONE, metadata=REAL)  # on the weights
 
     def constants(self: Route[int], arrays: Arrays) -> Iterator[Constant]:
         need(not self.biases or bool(self.sigmoid), "biases of a softmax")

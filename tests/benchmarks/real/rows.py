@@ -115,7 +115,7 @@ def ours(name: str, kind: str, folder: str, options: str) -> Row:
         size = json.loads(done.printed)["size"]
         return Made(
             folder, size["effective_bits"], bytes_of(yard.folder / folder), 0.0 if continued else done.seconds,
-            done.processor_seconds, done.peak_bytes, "a run that was broken off and went on" if continued else "",
+            done.processor_seconds, done.peak_bytes,
         )  # fmt: skip
 
     return Row(name, kind, command, make)

@@ -217,7 +217,7 @@ def test_the_template_process_knows_no_keys(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
     (tmp_path / "chat_template.jinja").write_text("x")
     template = open_template(tmp_path)
-    environment = Path(f"/proc/{template._process.pid}/environ").read_bytes()
+    environment = Path(f"/proc/{template._process._process.pid}/environ").read_bytes()
     template.close()
     assert b"s3cret" not in environment
     assert b"PATH=" in environment
