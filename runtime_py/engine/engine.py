@@ -76,7 +76,7 @@ class Engine:
                 raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {self._smallest_head}")
         calls = ((1, False, HALF_ITEM), (_CHUNK, False, FLOAT_ITEM), (_CHUNK, True, HALF_ITEM))
         cases = [Case(tokens, last_only, _CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
-        self._program = Program(planned, self._promises, cases, threads, processors)
+        self._program = Program(planned, self._promises, cases, threads, processors, texts=True)
         limits = self._program.limits
         self._lookup_rows, self._position_rows = limits.get("input_ids", 0), limits.get("position_ids")
         self._table = self._program.table

@@ -17,6 +17,7 @@ from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import finish
 from runtime_py.engine.records.claims import Case
+from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.table import OPERATION
 from runtime_py.engine.verify.verifier import Promises, verify
 from runtime_py.simd.codes import RAW
@@ -38,11 +39,13 @@ class Program:
         cases: Sequence[Case],
         threads: int | None = None,
         processors: Sequence[int] = (),
+        texts: bool = False,
     ) -> None:
         """promises: what the caller will set, from the number of threads. cases: the kinds of calls (verifier.py).
 
         threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
-        Raises Unplannable where the plan is not proven to stay inside its memory.
+        texts: whether run_apart() is wanted; `takes_apart` says whether it can be had. Raises Unplannable where the
+        plan is not proven to stay inside its memory.
         """
         self.table = finish(planned.steps, planned.keep)
         isa = pick()
@@ -57,11 +60,9 @@ class Program:
         per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096 + planned.gathering
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
-        self.takes_apart = apart.KINDS.issuperset(self.table.steps[:, OPERATION].tolist()) and not planned.recurrent
-        if self.takes_apart:
-            cases = [*cases, *(case._replace(tokens=MOST_TOKENS, apart=True) for case in cases if case.tokens == 1)]
         cases = [case._replace(threads=self.threads) for case in cases]
         self.limits = verify(self.table, promises(self.threads), cases, self._scratch_stride)
+        self.takes_apart = texts and not planned.recurrent and self._proven_apart(promises, cases)
         self._counters = settled(np.zeros(len(self.table.steps), np.int64))
         self._gate = aligned_bytes(128)
         self._addresses = tuple(a.ctypes.data for a in (self._counters, self._gate, self._scratch))
@@ -72,6 +73,17 @@ class Program:
         self.instruction_set = isa + (" with AMX" if amx else "")
         self.alone_below = _SMALL_WORK
         self.bytes_per_token = planned.bytes_per_token  # weights read for one token
+
+    def _proven_apart(self, promises: Callable[[int], Promises], cases: Sequence[Case]) -> bool:
+        """Whether the table may run for single tokens of several texts."""
+        if not apart.KINDS.issuperset(self.table.steps[:, OPERATION].tolist()):
+            return False
+        single = [case._replace(tokens=MOST_TOKENS, apart=True) for case in cases if case.tokens == 1]
+        try:
+            verify(self.table, promises(self.threads), single, self._scratch_stride)
+        except Unplannable:
+            return False
+        return True
 
     def run(self, tokens: int, past: int, last_only: bool) -> None:
         """Compute `tokens` tokens behind `past` others; every External of the table has its address by now."""

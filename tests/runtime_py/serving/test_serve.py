@@ -126,7 +126,7 @@ def test_the_context_is_filled_to_its_end_and_not_beyond(client):
     [
         ({"n": 17}, "n must be a whole number from 1 to 16"),
         ({"logit_bias": {"5": 101}}, "logit_bias must hold numbers from -100 to 100"),
-        ({"grammar": "root ::= x"}, "grammar is not supported"),
+        ({"mirostat": 2}, "mirostat is not supported"),
         ({"new_field": [1]}, "unknown field 'new_field'"),
         ({"echo": True}, "echo is not supported"),
         ({"presence_penalty": 2.5}, "presence_penalty must be a number from -2 to 2"),

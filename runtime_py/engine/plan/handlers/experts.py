@@ -69,7 +69,8 @@ def top_k(context: Context, node: Node) -> None:
     weights, picked = context.new(count[0]), Buffer(8 * count[0] * context.chunk)
     step = Route[Argument](
         source=x.place, stride=x.stride, experts=x.width, count=count[0], weights=weights.place, picked=Place(picked),
-        scale=1.0, sigmoid=int(sigmoid is not None or bool(biases)), biases=context.vector(biases, x.width) if biases else 0,
+        scale=1.0, sigmoid=int(sigmoid is not None or bool(biases)),
+        biases=context.vector(biases, x.width) if biases else 0,
     )  # fmt: skip
     context.gathering = max(context.gathering, route_bytes(x.width))
     context.emit(step, [x.buffer], [weights.buffer, picked])
