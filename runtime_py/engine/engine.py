@@ -16,6 +16,7 @@ from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
+from runtime_py.engine.loop import apart
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
@@ -50,6 +51,7 @@ class EngineState:
     stamp: int = -1  # changes whenever the arrays do
     recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # as steps have them
     spare: list[np.ndarray] = field(default_factory=list)  # as large: what the next call makes them
+    row: np.ndarray | None = None  # as loop/apart.py reads the state, while its arrays are the same
 
     def bytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values, *self.spare)) + self.recurrent.bytes()
@@ -222,15 +224,15 @@ class Engine:
                 self._widen(state)
                 self._grow(state, state.length + 1)
             self._bind(states[0])  # the bytes of a cached number are those of all
-            texts = settled(np.array([_text_row(state) for state in states], np.int64))
+            texts = settled(np.stack([_text_row(state) for state in states]))
             self._program.run_apart(texts, self._layers)
             if not self._found_overflow():
                 return
 
-    def _refusal(self, total: int, ids: Sequence[int] | np.ndarray) -> InputError | None:
+    def _refusal(self, total: int, ids: Sequence[int]) -> InputError | None:
         """Why these tokens, the last of `total`, cannot be computed."""
         if min(ids) < 0 or max(ids) >= self._lookup_rows:
-            return InputError(f"token {int(max(ids))} lies outside the vocabulary of {self._lookup_rows}")
+            return InputError(f"token {max(ids)} lies outside the vocabulary of {self._lookup_rows}")
         if self._position_rows is not None and total > self._position_rows:
             return InputError(f"{total} tokens exceed the model's {self._position_rows} positions")
         return None
@@ -287,7 +289,7 @@ class Engine:
                     halfs = stored[i]
                     stored[i] = aligned_bytes(2 * halfs.nbytes).reshape(*halfs.shape[:2], 2 * halfs.shape[2])
                     stored[i].view(np.float32)[...] = halfs.view(np.float16)
-        state.items, state.stamp = self._items, next(_STAMPS)
+        state.items, state.stamp, state.row = self._items, next(_STAMPS), None
 
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
@@ -322,7 +324,7 @@ class Engine:
             else:
                 state.keys.append(k)
                 state.values.append(v)
-        state.capacity, state.stamp = capacity, next(_STAMPS)
+        state.capacity, state.stamp, state.row = capacity, next(_STAMPS), None
 
     def _extend_rotations(self, total: int) -> None:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
@@ -351,10 +353,14 @@ def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, in
     return shape.key_block * items[0] // HALF_ITEM, shape.value_block * items[1] // HALF_ITEM
 
 
-def _text_row(state: EngineState) -> list[int]:
-    """A state as loop/apart.py reads it."""
-    caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
-    return [state.length, state.capacity, *(address for pair in caches for address in pair)]
+def _text_row(state: EngineState) -> np.ndarray:
+    """A state as loop/apart.py reads it. Addresses are asked for once: that takes as long as a small step."""
+    if state.row is None:
+        caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
+        addresses = [address for pair in caches for address in pair]
+        state.row = np.array([0, state.capacity, *addresses], np.int64)
+    state.row[apart.PAST] = state.length
+    return state.row
 
 
 def _cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) -> tuple[int, int]:

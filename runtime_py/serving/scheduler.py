@@ -2,7 +2,7 @@
 
 The tokens of a round are computed together, so that the weights are read once for all of them (Runner.step), and none
 depends on which others there are. A prompt is read chunk by chunk between the rounds: while others generate, prompts
-get half of the time, the oldest first, so that a long one at most halves their speed.
+get half of the time, a chunk of each in turn, so that a long one at most halves their speed.
 
 Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
 the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
@@ -204,7 +204,7 @@ class Scheduler:
         if answering:
             self._owed -= _seconds(partial(self._answer, answering))
         if reading and (not answering or self._owed <= 0):
-            taken = _seconds(partial(self._attempt, reading[0], partial(_step, reading[0])))
+            taken = _seconds(partial(self._read, reading[0]))
             self._owed = taken if answering else 0.0
         return True
 
@@ -248,10 +248,20 @@ class Scheduler:
         states, tokens = [one.state for _, one in running], [one.next_token or 0 for _, one in running]
         try:
             found: Sequence[Any] = self._runner.step(states, tokens)
-        except BaseException as error:  # memory, mostly; the others of the queue go on
-            found = [error] * len(running)
+        except BaseException:  # memory, mostly, and one request's: alone each shows whether it is that one
+            for job, _ in running:
+                self._attempt(job, partial(_step, job))
+            return
         for (job, generation), logits in zip(running, found):
             self._attempt(job, partial(_taken, generation, logits))
+
+    def _read(self, job: Job) -> None:
+        """A chunk of a prompt; then it is the next prompt's turn."""
+        self._attempt(job, partial(_step, job))
+        with self._wake:
+            if job in self._active:
+                self._active.remove(job)
+                self._active.append(job)
 
     def _attempt(self, job: Job, work: Callable[[], Piece | None]) -> None:
         """One step of a running request."""

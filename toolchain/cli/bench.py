@@ -74,7 +74,8 @@ def warmup(folder: Folder, json: Json = False) -> None:
     start = time.perf_counter()
     model, why = open_model(folder)
     model.forward(model.new_state(), [0], last_only=True)
-    model.step([model.new_state(), model.new_state()], [0, 0])  # what a server with several clients runs
+    if not why:
+        model.step([model.new_state(), model.new_state()], [0, 0])  # what a server with several clients runs
     elapsed = time.perf_counter() - start
     if json:
         kept = cache_folder()

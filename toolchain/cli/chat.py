@@ -118,7 +118,7 @@ def serve(
         try:  # compiles before a client waits
             first, second = (generator.session.new_state() for _ in range(2))
             generator.session.forward(first, [0], last_only=True)
-            if limits.sessions > 1:
+            if limits.sessions > 1 and not generator.interpreted:
                 generator.session.step([first, second], [0, 0])
         except NotFiniteError as error:
             print(f"[{error}: requests will fail]", file=sys.stderr)

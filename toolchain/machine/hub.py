@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.contract.errors import InputError
 from toolchain.machine.fit import Sizes
+
+_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # the first stands for all parts of a model
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def cached_models() -> Iterator[CachedModel]:
 
 def _of_snapshot(name: str, folder: Path) -> Iterator[CachedModel]:
     files = [] if (folder / "config.json").exists() else sorted(folder.rglob("*.gguf"))
+    files = [file for file in files if not _LATER_PART.search(file.name)]
     for place in files or [folder]:
         shown = str(place) if files else name
         try:

@@ -35,6 +35,21 @@ _AHEAD = 4096  # bytes that the software asks for ahead of its reads: hardware s
 
 
 @nb.njit(cache=True, inline="always")
+def high_products(isa, w0, w1, w2, w3, places, digits):
+    """The products with a block's high digits."""
+    upper = zero_ints()
+    if places & 0xFFFF != 0:
+        upper = dot(isa, upper, w0, load_bytes(digits))
+    if (places >> 16) & 0xFFFF != 0:
+        upper = dot(isa, upper, w1, load_bytes(digits + 64))
+    if (places >> 32) & 0xFFFF != 0:
+        upper = dot(isa, upper, w2, load_bytes(digits + 128))
+    if (places >> 48) & 0xFFFF != 0:
+        upper = dot(isa, upper, w3, load_bytes(digits + 192))
+    return times_255(upper)
+
+
+@nb.njit(cache=True, inline="always")
 def _tail(isa, width, m, entries, at, scratch, states, low, high, acc, outliers):
     """acc plus the products of the last, shorter block, whose codes are at `at` or unpacked in scratch."""
     upper = zero_ints()
@@ -75,16 +90,8 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
             w3 = weights(isa, width, entries, at, 3, state + 192)
             places = get_i64(high + HIGH_TOKEN * b)
             if places != 0:
-                digits, upper = high + HIGH_TOKEN * b + HIGH_BYTES, zero_ints()
-                if places & 0xFFFF != 0:
-                    upper = dot(isa, upper, w0, load_bytes(digits))
-                if (places >> 16) & 0xFFFF != 0:
-                    upper = dot(isa, upper, w1, load_bytes(digits + 64))
-                if (places >> 32) & 0xFFFF != 0:
-                    upper = dot(isa, upper, w2, load_bytes(digits + 128))
-                if (places >> 48) & 0xFFFF != 0:
-                    upper = dot(isa, upper, w3, load_bytes(digits + 192))
-                acc = add_ints(acc, times_255(upper))
+                digits = high + HIGH_TOKEN * b + HIGH_BYTES
+                acc = add_ints(acc, high_products(isa, w0, w1, w2, w3, places, digits))
             acc = dot(isa, acc, w0, load_bytes(q))
             acc = dot(isa, acc, w1, load_bytes(q + 64))
             acc = dot(isa, acc, w2, load_bytes(q + 128))

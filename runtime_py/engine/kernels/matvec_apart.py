@@ -12,6 +12,7 @@ import numba as nb
 from numba.extending import overload
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.kernels.matvec import high_products
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
 from runtime_py.engine.kernels.quantize import HIGH_TOKEN
 from runtime_py.engine.records.stored_matrix import read_matrix
@@ -48,21 +49,6 @@ SCRATCH_BYTES = 256 + _TAIL + _TOTALS  # and one for each column, rounded up to 
 def place(token, block):
     """Where a token's part of a block lies, counted in such parts: whole blocks of 256, also where columns end."""
     return MOST_TOKENS * block + token
-
-
-@nb.njit(cache=True, inline="always")
-def _upper(isa, w0, w1, w2, w3, places, digits):
-    """The products with a block's high digits."""
-    upper = zero_ints()
-    if places & 0xFFFF != 0:
-        upper = dot(isa, upper, w0, load_bytes(digits))
-    if (places >> 16) & 0xFFFF != 0:
-        upper = dot(isa, upper, w1, load_bytes(digits + 64))
-    if (places >> 32) & 0xFFFF != 0:
-        upper = dot(isa, upper, w2, load_bytes(digits + 128))
-    if (places >> 48) & 0xFFFF != 0:
-        upper = dot(isa, upper, w3, load_bytes(digits + 192))
-    return times_255(upper)
 
 
 @nb.njit(cache=True, inline="always")
@@ -172,13 +158,13 @@ def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, 
                 _add_block(isa, start, d0, d1, d2, d3, q0, q1, q2, q3, scale, total + 192)
             else:
                 digits = own + HIGH_BYTES
-                upper = add_ints(start, _upper(isa, a0, a1, a2, a3, places, digits))
+                upper = add_ints(start, high_products(isa, a0, a1, a2, a3, places, digits))
                 _add_block(isa, upper, a0, a1, a2, a3, q0, q1, q2, q3, scale, total)
-                upper = add_ints(start, _upper(isa, b0, b1, b2, b3, places, digits))
+                upper = add_ints(start, high_products(isa, b0, b1, b2, b3, places, digits))
                 _add_block(isa, upper, b0, b1, b2, b3, q0, q1, q2, q3, scale, total + 64)
-                upper = add_ints(start, _upper(isa, c0, c1, c2, c3, places, digits))
+                upper = add_ints(start, high_products(isa, c0, c1, c2, c3, places, digits))
                 _add_block(isa, upper, c0, c1, c2, c3, q0, q1, q2, q3, scale, total + 128)
-                upper = add_ints(start, _upper(isa, d0, d1, d2, d3, places, digits))
+                upper = add_ints(start, high_products(isa, d0, d1, d2, d3, places, digits))
                 _add_block(isa, upper, d0, d1, d2, d3, q0, q1, q2, q3, scale, total + 192)
             q, s, scale_at, own, total = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN, total + 64 * ROWS
         at += 32 * m.bits
@@ -196,7 +182,7 @@ def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, to
             q, start, own = quantized + 256 * i, load_ints(sums + 64 * i), high + HIGH_TOKEN * i
             places = get_i64(own)
             if places != 0:
-                start = add_ints(start, _upper(isa, w0, w1, w2, w3, places, own + HIGH_BYTES))
+                start = add_ints(start, high_products(isa, w0, w1, w2, w3, places, own + HIGH_BYTES))
             _add_block(
                 isa, start, w0, w1, w2, w3, load_bytes(q), load_bytes(q + 64), load_bytes(q + 128),
                 load_bytes(q + 192), broadcast_float(scales + 4 * i), totals + 64 * ROWS * t,

@@ -64,6 +64,8 @@ def _gguf(folder):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    for part in (1, 2):  # of another model, which is listed once
+        (folder / f"p-{part:05}-of-00002.gguf").write_bytes(b"GGUF")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,16 @@ def cache(tmp_path_factory):
 
 def test_every_model_has_sizes_or_a_reason(cache):
     found = {one["name"].rpartition("/")[2]: one for one in json.loads(models(cache, "--json"))["models"]}
-    assert found.keys() == {"demo", "no-weights", "pickle", "unknown", "json", "empty", "m.gguf"}
+    assert found.keys() == {
+        "demo",
+        "no-weights",
+        "pickle",
+        "unknown",
+        "json",
+        "empty",
+        "m.gguf",
+        "p-00001-of-00002.gguf",
+    }
     demo = found.pop("demo")
     assert demo["refused"] is None and demo["model_type"] == "llama" and demo["parameters"] > 1_000_000
     assert found["empty"]["refused"] == "config.json: this file is missing"

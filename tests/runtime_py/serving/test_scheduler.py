@@ -1,0 +1,93 @@
+"""Turns: tokens of all running requests together, prompts a chunk each, and failures that stay where they are."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from runtime_py.serving.scheduler import Failed, Finished, Scheduler
+from runtime_py.serving.settings import ServeSettings
+from runtime_py.text.generation import GenerationRequest, Piece
+from runtime_py.text.generator import TextGenerator
+from runtime_py.text.sampling import SamplingSettings
+
+PROMPTS = [(5, 6, 7), (9, 8), (11, 12, 13, 14)]
+
+
+@pytest.fixture(scope="module")
+def generator(served_folder):
+    return TextGenerator(served_folder)
+
+
+class Runner:
+    """The generator's own; more than one text at a time fails, and everything of the texts in `broken`."""
+
+    def __init__(self, inner):
+        self._inner, self.broken, self.together = inner, [], 0
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def step(self, states, tokens):
+        self.together = max(self.together, len(states))
+        raise MemoryError
+
+    def forward(self, state, tokens, last_only=False):
+        if any(state is one for one in self.broken) and len(tokens) == 1:
+            raise MemoryError
+        return self._inner.forward(state, tokens, last_only)
+
+
+def answers(scheduler, prompts, count=12):
+    """(tokens, end) of each prompt, and the numbers of the prompts in the order of their first tokens."""
+    found, ends, order, done = [[] for _ in prompts], [None] * len(prompts), [], threading.Event()
+
+    def listen(number, event):
+        if isinstance(event, Piece):
+            order.extend([number] if not found[number] else [])
+            found[number].append(event.token)
+        else:
+            ends[number] = event
+            if all(ends):
+                done.set()
+
+    requests = [GenerationRequest(prompt=p, sampling=SamplingSettings(0.0), max_tokens=count) for p in prompts]
+    scheduler.submit(requests, listen, 60.0)
+    assert done.wait(60)
+    return found, ends, order
+
+
+def scheduled(runner, generator, prompts, prepare=lambda scheduler: None):
+    scheduler = Scheduler(runner, generator.tokenizer, ServeSettings(sessions=len(prompts)))
+    try:
+        prepare(scheduler)
+        return answers(scheduler, prompts)
+    finally:
+        scheduler.close()
+
+
+def test_what_cannot_be_computed_together_is_computed_alone(generator):
+    expected, ends, _ = scheduled(generator.session, generator, PROMPTS)
+    assert all(isinstance(end, Finished) for end in ends)
+    runner = Runner(generator.session)
+    found, ends, _ = scheduled(runner, generator, PROMPTS)
+    assert runner.together == len(PROMPTS) and found == expected
+    assert all(isinstance(end, Finished) for end in ends)
+
+
+def test_the_request_that_fails_is_the_only_one(generator):
+    expected, _, _ = scheduled(generator.session, generator, PROMPTS)
+    runner = Runner(generator.session)
+    found, ends, _ = scheduled(
+        runner, generator, PROMPTS, lambda scheduler: runner.broken.append(scheduler._free[0].state)
+    )
+    failed = [number for number, end in enumerate(ends) if isinstance(end, Failed)]
+    assert len(failed) == 1 and "MemoryError" in ends[failed[0]].message
+    assert [found[n] for n in range(3) if n not in failed] == [expected[n] for n in range(3) if n not in failed]
+
+
+def test_a_long_prompt_lets_a_short_one_pass(generator):
+    long = tuple(5 + i % 200 for i in range(480))  # two chunks
+    _, ends, order = scheduled(generator.session, generator, [long, (5, 6, 7)])
+    assert order == [1, 0] and all(isinstance(end, Finished) for end in ends)
