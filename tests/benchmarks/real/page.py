@@ -123,7 +123,7 @@ def page(rows: list[dict[str, Any]], speeds: dict[str, Any], reference: str, ref
     lines += [
         "## Commands", "",
         "SOURCE is the folder above, TEXT `../shared/text/wikitext2_valid.tokens.txt`, FOLDER the one given to",
-        f"`python -m tests.benchmarks.real -o FOLDER`, which runs and scores all rows (here at commit "
+        f"`python -m tests.benchmarks.real -o FOLDER`, which runs and scores all rows (here at commits "
         f"{', '.join(commits) or '-'}).", "",
         "```", *(row["command"] for row in ready), "```", "",
     ]  # fmt: skip
