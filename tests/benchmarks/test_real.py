@@ -255,9 +255,11 @@ def test_the_page_and_its_plot(tmp_path):
 
 def test_readme_gets_its_part_between_the_marks():
     held = [made_row("float32", "source", 16.0, 0.0), made_row("three", rows.DEFAULTS, 3.1, 0.3)]
-    marked = "before\n" + "\nold\n".join(page.README_PART) + "\nafter\n"
+    marked = (
+        "before\n" + "\nbetween\n".join("\nold\n".join(page.marks(part)) for part in page.README_PARTS) + "\nafter\n"
+    )
     found = page.readme(marked, held)
-    assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
+    assert found.startswith("before\n") and found.endswith("\nafter\n") and "between" in found and "old" not in found
     assert "| three | 3.10 |" in found and found == page.readme(found, held)
     with pytest.raises(ValueError, match="begin"):
         page.readme("nothing", held)
