@@ -128,6 +128,33 @@ class GatedDeltaNet:
 
 
 @dataclass(frozen=True)
+class PerLayerEmbedding:
+    """A second embedding, whose rows have a part for each layer; every block adds what it makes of its own part.
+
+    The part of a layer is (embedding * scale + norm(projection of the token's first embedding)) / sqrt(2), the norm
+    being an RMSNorm of each part. Full names.
+    """
+
+    embedding: str
+    projection: str  # linear layer from hidden_size to all parts, times hidden_size ** -0.5
+    norm: str
+    rows: int
+    width: int  # of a part
+
+
+@dataclass(frozen=True)
+class PerLayerInput:
+    """The last part of a block: projection(activation(gate(x)) * part of the PerLayerEmbedding), normed, is added."""
+
+    gate: str
+    projection: str
+    norm: str
+
+    def linears(self) -> tuple[str, ...]:
+        return self.gate, self.projection
+
+
+@dataclass(frozen=True)
 class ScoreHead:
     """From the states of a text or pair to one score: output(norm(activation(dense(pooled state)))). Full names."""
 
@@ -168,6 +195,13 @@ class BlockNames:
     convolution: ShortConvolution | None = None  # in place of attention: no query, key and value
     delta_net: GatedDeltaNet | None = None  # in place of attention: no query, key and value
     sinks: str | None = None  # parameter [heads]: a score beside those of the keys, of what no value stands for
+    value_norm: bool = False  # RMSNorm without weights on each head of the values
+    values_are_keys: bool = False  # before their norms: no value layer
+    head_dim: int | None = None  # where they are not the model's
+    kv_heads: int | None = None
+    feed_forward: int | None = None
+    per_layer: PerLayerInput | None = None
+    factor: str | None = None  # parameter [1]: what leaves the block is multiplied by it
 
     @property
     def attends(self) -> bool:
@@ -184,7 +218,8 @@ class BlockNames:
         feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
         if self.experts is not None:
             feed_forward = () if self.experts.shared is None else self.experts.shared.linears()
-        return tuple(name for name in (*attention, *feed_forward) if name is not None)
+        behind = () if self.per_layer is None else self.per_layer.linears()
+        return tuple(name for name in (*attention, *feed_forward, *behind) if name is not None)
 
     def first(self) -> tuple[str, ...]:
         """The linear layers that read what the block begins with."""
@@ -211,6 +246,25 @@ class BlockNames:
         if self.experts is None:
             return ()
         return tuple(zip(*(self.experts.names(template) for template in self.of_experts())))
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Heads of the queries, those of keys and values, and the columns of each."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def queries(self) -> int:
+        """Columns of all queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Columns of all keys, and of all values."""
+        return self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
@@ -275,6 +329,9 @@ class ModelSpec:
     layers_without_attention_norm: frozenset[int] = frozenset()
     block_of_layer: tuple[int, ...] = ()  # the stored block each layer uses; empty: each its own
     block_kinds: tuple[BlockNames, ...] = ()  # of each stored block, where not all are as `block` says
+    per_layer: PerLayerEmbedding | None = None
+    # Per layer: the layer whose keys and values its queries see, itself or an earlier one; empty: each its own.
+    cache_of_layer: tuple[int, ...] = ()
 
     @property
     def embedding_width(self) -> int:
@@ -317,6 +374,15 @@ class ModelSpec:
     def prefix(self, layer: int) -> str:
         return self.block_name(self.block_of_layer[layer] if self.block_of_layer else layer)
 
+    def heads_of(self, layer: int) -> HeadSizes:
+        """Heads of a layer's attention."""
+        names = self.names_of_layer(layer)
+        return HeadSizes(self.heads, names.kv_heads or self.kv_heads, names.head_dim or self.head_dim)
+
+    def cache_layer(self, layer: int) -> int:
+        """The layer whose keys and values this one's queries see."""
+        return self.cache_of_layer[layer] if self.cache_of_layer else layer
+
     def outside(self) -> dict[str, tuple[int, int]]:
         """Matrices outside the blocks: module name and shape [rows, columns] as they are exported."""
         width = self.embedding_width
@@ -329,6 +395,10 @@ class ModelSpec:
             shapes[self.embedding_projection] = (self.hidden_size, width)
         if self.head and not self.tied_head:
             shapes[self.head] = (self.vocab_size, self.hidden_size)
+        if self.per_layer:
+            parts = self.layers * self.per_layer.width
+            shapes[self.per_layer.embedding] = (self.per_layer.rows, parts)
+            shapes[self.per_layer.projection] = (parts, self.hidden_size)
         return shapes
 
     def outside_floats(self) -> dict[str, tuple[int, ...]]:
@@ -360,6 +430,8 @@ class ModelSpec:
             sizes[f"{self.head}.bias"] = self.vocab_size
         if self.embedding_projection:
             sizes[f"{self.embedding_projection}.bias"] = self.hidden_size
+        if self.per_layer:
+            sizes[f"{self.per_layer.norm}.weight"] = self.per_layer.width
         return sizes
 
     def window(self, layer: int) -> int | None:

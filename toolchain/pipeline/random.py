@@ -23,7 +23,7 @@ from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
 from export.model_folder import install_folder
 from toolchain.calibrate.gradients import weight_of
-from toolchain.numerics.experts import unpack_experts
+from toolchain.numerics.plain_modules import plain_modules
 from toolchain.pipeline.apart import apart
 from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.published_shapes import chosen_shape
@@ -78,7 +78,7 @@ class RandomCheckpoint:
     def _all_records(self, spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
         records = [self._uniform(name, shape, settings.embedding_bits) for name, shape in spec.outside().items()]
         records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
-        model = unpack_experts(empty_model(self.config))
+        model = plain_modules(empty_model(self.config))
         for number in range(spec.blocks):
             prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()
             of_experts = {name for own in names.by_expert() for name in own}
