@@ -376,7 +376,10 @@ class ModelSpec:
 
     def heads_of(self, layer: int) -> HeadSizes:
         """Heads of a layer's attention."""
-        names = self.names_of_layer(layer)
+        return self.heads_of_block(self.block_of_layer[layer] if self.block_of_layer else layer)
+
+    def heads_of_block(self, block: int) -> HeadSizes:
+        names = self.names(block)
         return HeadSizes(self.heads, names.kv_heads or self.kv_heads, names.head_dim or self.head_dim)
 
     def cache_layer(self, layer: int) -> int:

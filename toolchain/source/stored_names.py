@@ -133,7 +133,8 @@ def _parameter_names(config: str) -> ParameterNames:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings() if spec.causal else None
     if head is not None and head.weight is not embedding.weight:
         optional.add(first[id(head.weight)])
-    ignored = [f"({pattern})" for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    parts = (getattr(part, "_keys_to_ignore_on_load_unexpected", None) for part in model.modules())
+    ignored = [f"({pattern})" for patterns in parts for pattern in patterns or ()]
     return ParameterNames(
         expected=expected,
         required=frozenset(expected.values()) - optional,

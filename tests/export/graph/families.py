@@ -147,6 +147,10 @@ def is_mixture(variant: str) -> bool:
     return variant.split()[0] in MIXTURES
 
 
+def stores_norms_minus_one(family: str) -> bool:
+    return family.startswith(("gemma", "qwen3_5")) and not family.startswith(("gemma3n", "gemma4"))
+
+
 def tiny_model(variant: str, folder: Path, **more: object) -> None:
     """A random tiny model with non-trivial norms and biases, saved with a tokenizer of one-letter words.
 
@@ -157,8 +161,7 @@ def tiny_model(variant: str, folder: Path, **more: object) -> None:
     config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen, **more})
     torch.manual_seed(0)
     model = (AutoModelForCausalLM if variant in TINY else AutoModel).from_config(config)
-    minus_one = model_type.startswith(("gemma", "qwen3_5")) and not model_type.startswith(("gemma3n", "gemma4"))
-    centre = 0.0 if minus_one else 1.0  # these store norm weights minus one
+    centre = 0.0 if stores_norms_minus_one(model_type) else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             norm = "norm" in name.lower() or "ln_" in name
