@@ -31,6 +31,26 @@ class SharedExpert:
 
 
 @dataclass(frozen=True)
+class DenseBeside:
+    """A gated feed-forward part that every token passes beside its experts; norms make both alike in size.
+
+    It reads what the block's norm before it gives; router and experts read the residual stream through norms of their
+    own, that of the router without weights but multiplied by `router_scale` and hidden_size ** -0.5.
+    """
+
+    gate: str
+    up: str
+    down: str
+    norm: str  # on what it gives
+    experts_norm: str  # on what the experts read
+    experts_post_norm: str  # on what they give
+    router_scale: str  # parameter [hidden_size]
+
+    def linears(self) -> tuple[str, ...]:
+        return self.gate, self.up, self.down
+
+
+@dataclass(frozen=True)
 class Experts:
     """A feed-forward part made of many, of which a router picks a few for every token.
 
@@ -50,6 +70,8 @@ class Experts:
     of_picked: bool = False  # the softmax is over the largest products alone, not over all
     together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
     shared: SharedExpert | None = None
+    own_scales: str | None = None  # parameter [count]: the weights of an expert are multiplied by its own
+    beside: DenseBeside | None = None
 
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""
@@ -217,7 +239,8 @@ class BlockNames:
         attention = (*self.first(), self.attention_output)
         feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
         if self.experts is not None:
-            feed_forward = () if self.experts.shared is None else self.experts.shared.linears()
+            beside = self.experts.shared or self.experts.beside
+            feed_forward = () if beside is None else beside.linears()
         behind = () if self.per_layer is None else self.per_layer.linears()
         return tuple(name for name in (*attention, *feed_forward, *behind) if name is not None)
 

@@ -61,7 +61,7 @@ def bits_of(name: str, spec: ModelSpec, settings: QuantizeSettings) -> int:
 
 
 def _in_pieces(source: SourceModel, name: str, shape: tuple[int, int], bits: int) -> StoredMatrix:
-    """The matrix with a scale of each row, made from pieces of rows: embeddings for layers are larger than all blocks."""
+    """The matrix with a scale of each row, in pieces of rows: embeddings for layers are larger than all blocks."""
     settings = QuantizeSettings(method="rtn", bits=bits)
     found = [rtn.quantize(piece.numpy(), None, settings) for _, piece in source.row_pieces(f"{name}.weight", shape)]
     if len(found) == 1:

@@ -8,15 +8,16 @@ from typing import Any
 from export.contract.errors import InputError
 from export.graph.archs import llama
 from export.graph.archs._config import flag, optional_number, positive, refuse, windows
+from export.graph.archs._experts import picking
 from export.graph.archs._layers import earlier_caches, sizes_of_layers, whole_number
 from export.graph.archs._rope import exported_context, of_layer_type, rope
-from export.graph.spec import BlockNames, ModelSpec, PerLayerEmbedding, PerLayerInput
+from export.graph.spec import BlockNames, DenseBeside, ModelSpec, PerLayerEmbedding, PerLayerInput
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
-    refuse(config, {"use_bidirectional_attention": "all", "enable_moe_block": True})
+    refuse(config, {"use_bidirectional_attention": "all"})
     everywhere = of_layer_type(config, FULL)
     base = llama.spec({**everywhere, "head_dim": _head_dim(config, FULL)}, hidden_act="hidden_activation")
     base = replace(
@@ -71,6 +72,8 @@ def _kind(config: dict[str, Any], base: ModelSpec, layer: int, caches: tuple[int
             f"config.json: num_attention_heads ({base.heads}) must be a multiple of the {kv_heads} key-value heads"
         )
     names = replace(names, kv_heads=kv_heads, head_dim=head_dim)
+    if flag(config, "enable_moe_block"):
+        names = _with_experts(names, config)
     if base.per_layer is not None:
         own = PerLayerInput("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
         names = replace(names, per_layer=own)
@@ -81,6 +84,24 @@ def _kind(config: dict[str, Any], base: ModelSpec, layer: int, caches: tuple[int
     width = base.feed_forward * (2 if flag(config, "use_double_wide_mlp") else 1)
     without: dict[str, Any] = dict.fromkeys(("key", "value", "key_norm"))
     return replace(names, **without, value_norm=False, values_are_keys=False, feed_forward=width)
+
+
+def _with_experts(names: BlockNames, config: dict[str, Any]) -> BlockNames:
+    assert names.gate and names.up
+    beside = DenseBeside(
+        gate=names.gate,
+        up=names.up,
+        down=names.down,
+        norm="post_feedforward_layernorm_1",
+        experts_norm="pre_feedforward_layernorm_2",
+        experts_post_norm="post_feedforward_layernorm_2",
+        router_scale="router.scale",
+    )
+    fields = {**config, "num_experts_per_tok": config["top_k_experts"]}
+    found = picking(names, fields, "num_experts", True, positive(config, "moe_intermediate_size"), inside="")
+    assert found.experts is not None
+    experts = replace(found.experts, router="router.proj", own_scales="router.per_expert_scale", beside=beside)
+    return replace(found, experts=experts)
 
 
 def _head_dim(config: dict[str, Any], kind: str) -> int:

@@ -16,6 +16,7 @@ from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.graph.experts import ExpertLayers
+from export.graph.gemma.beside import feed_forward_beside
 from export.graph.gemma.per_layer import add_per_layer_input
 from export.graph.gemma.shared_keys import attend_to_earlier
 from export.graph.layers import BATCH, SEQUENCE, Layers
@@ -64,7 +65,7 @@ class BlockBuilder:
         hidden = self._norm(layer, names.attention_sum_norm, hidden)
         if inner_input is None:
             inner_input = self._norm(layer, names.mlp_norm, hidden)
-        inner = self._norm(layer, names.mlp_post_norm, self._feed_forward(layer, inner_input))
+        inner = self._norm(layer, names.mlp_post_norm, self._feed_forward(layer, inner_input, hidden))
         inner = self.layers.scaled(inner, self.spec.residual_scale, f"{at}/mlp_scaled", width)
         hidden = self.g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
         hidden = self._norm(layer, names.mlp_sum_norm, hidden)
@@ -304,8 +305,11 @@ class BlockBuilder:
         out: ir.Value = g.op("Reshape", f"{name}/join_heads", [normed, flat], [BATCH, SEQUENCE, width])
         return out
 
-    def _feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
+    def _feed_forward(self, layer: int, value: ir.Value, stream: ir.Value) -> ir.Value:
+        """value: what the part reads; stream: the residual stream that it is added to."""
         g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
+        if names.experts is not None and names.experts.beside is not None:
+            return feed_forward_beside(self.experts, layer, value, stream)
         if names.experts is not None:
             return self.experts.feed_forward(layer, value)
         at, width = f"/model/layers.{layer}/mlp", names.feed_forward or spec.feed_forward

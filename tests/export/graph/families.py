@@ -120,6 +120,11 @@ TINY = {
                           "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
                           "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
                           "attention_bias": True, "tie_word_embeddings": False},
+    "gemma4_text experts": {"num_hidden_layers": 3, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6,
+                            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                            "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 96,
+                            "num_kv_shared_layers": 0, "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2,
+                            "moe_intermediate_size": 24},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -144,7 +149,7 @@ MIXTURES = ("gpt_oss", "lfm2_moe", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen
 
 def is_mixture(variant: str) -> bool:
     """Whether a variant's family has experts."""
-    return variant.split()[0] in MIXTURES
+    return variant.split()[0] in MIXTURES or variant == "gemma4_text experts"
 
 
 def stores_norms_minus_one(family: str) -> bool:
