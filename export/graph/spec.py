@@ -177,6 +177,34 @@ class PerLayerInput:
 
 
 @dataclass(frozen=True)
+class AltUp:
+    """Several hidden states of every token, of which a block computes with one and corrects all (AltUp, NeurIPS 2023).
+
+    Names in the block: layers without biases, which stay float32, as the norm and the scale do.
+    """
+
+    streams: int
+    active: int  # number of the one
+    projections: tuple[str, ...]  # of the embedding to the streams behind the first; full names
+    unembeddings: tuple[str, ...]  # of those behind the last block; full names
+    router: str  # [streams, hidden_size], of what `router_norm` gives, times 1 / hidden_size
+    router_norm: str
+    prediction: str  # [streams ** 2, streams]
+    correction: str  # [streams, streams]
+    scale: str | None  # parameter [hidden_size]: on the corrected stream that the per-layer input is made from
+
+
+@dataclass(frozen=True)
+class Laurel:
+    """A learned residual beside the attention: x + norm(right(left(x))), x being what the attention reads."""
+
+    left: str
+    right: str
+    norm: str
+    rank: int
+
+
+@dataclass(frozen=True)
 class ScoreHead:
     """From the states of a text or pair to one score: output(norm(activation(dense(pooled state)))). Full names."""
 
@@ -223,6 +251,8 @@ class BlockNames:
     kv_heads: int | None = None
     feed_forward: int | None = None
     per_layer: PerLayerInput | None = None
+    laurel: Laurel | None = None
+    gate_cut: float | None = None  # gates become relu(gate - mean - cut * deviation), both of the token's gates
     factor: str | None = None  # parameter [1]: what leaves the block is multiplied by it
 
     @property
@@ -236,7 +266,8 @@ class BlockNames:
 
     def everyones(self) -> tuple[str, ...]:
         """The linear layers that read every token."""
-        attention = (*self.first(), self.attention_output)
+        laurel = () if self.laurel is None else (self.laurel.left, self.laurel.right)
+        attention = (*laurel, *self.first(), self.attention_output)
         feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
         if self.experts is not None:
             beside = self.experts.shared or self.experts.beside
@@ -355,6 +386,7 @@ class ModelSpec:
     per_layer: PerLayerEmbedding | None = None
     # Per layer: the layer whose keys and values its queries see, itself or an earlier one; empty: each its own.
     cache_of_layer: tuple[int, ...] = ()
+    altup: AltUp | None = None
 
     @property
     def embedding_width(self) -> int:
@@ -425,6 +457,9 @@ class ModelSpec:
             parts = self.layers * self.per_layer.width
             shapes[self.per_layer.embedding] = (self.per_layer.rows, parts)
             shapes[self.per_layer.projection] = (parts, self.hidden_size)
+        if self.altup:
+            names = (*self.altup.projections, *self.altup.unembeddings)
+            shapes |= dict.fromkeys(names, (self.hidden_size, self.hidden_size))
         return shapes
 
     def outside_floats(self) -> dict[str, tuple[int, ...]]:

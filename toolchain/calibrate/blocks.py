@@ -127,7 +127,8 @@ class BlockRunner:
                     with contextlib.suppress(Stop):
                         self._model(input_ids=torch.from_numpy(row[None]), **settings)
                     assert recorders[0].hidden is not None
-                    hidden.append(recorders[0].hidden)
+                    first = recorders[0].hidden
+                    hidden.append(first if self._carried is None else self._carried.of_model(first))
             finally:
                 for name, block in zip(names, blocks):
                     self._model.set_submodule(name, block)
@@ -165,6 +166,7 @@ class BlockRunner:
         spec = self.spec
         names = [n for n in (spec.embedding, spec.position_embedding, spec.token_types, spec.embedding_norm) if n]
         names += [spec.embedding_projection] if spec.embedding_projection else []
+        names += spec.altup.projections if spec.altup else ()
         for name in names:
             module = self._module(name)
             for parameter, empty in list(module.named_parameters(recurse=False)):
@@ -191,7 +193,7 @@ class BlockRunner:
 
         def one(i: int) -> torch.Tensor:
             states = hidden[i : i + 1].to(self.device).requires_grad_()
-            running.given = self.visible(states)
+            running.given = states if self._carried is None else self._carried.as_model(self.visible(states))
             ids = torch.from_numpy(tokens[i : i + 1])
             loss = self._model(input_ids=ids, labels=ids, use_cache=False).loss
             return torch.autograd.grad(loss, [states])[0][0]
@@ -214,6 +216,7 @@ class BlockRunner:
         # transformers' own name of the head may be another one than checkpoints have
         parts = {self.spec.final_norm: self._module(self.spec.final_norm)}
         parts[self.spec.head] = self._model.get_output_embeddings()
+        parts |= {name: self._module(name) for name in (self.spec.altup.unembeddings if self.spec.altup else ())}
         for name, module in parts.items():
             for parameter, empty in list(module.named_parameters(recurse=False)):
                 stored = f"{name}.{parameter}"
@@ -242,6 +245,9 @@ class BlockRunner:
         for name, parameter in block.named_parameters():
             state[name] = self.source.tensor(prefix + name, tuple(parameter.shape))
         missing, unexpected = block.load_state_dict(state, strict=False)
+        for module in block.modules():  # AltUp's, which no checkpoint holds
+            if hasattr(module, "router_input_scale"):
+                module.router_input_scale = torch.tensor(1 / self.spec.hidden_size)
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
             raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")

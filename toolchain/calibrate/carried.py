@@ -21,6 +21,7 @@ from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
 
 ReadRows = Callable[[str, np.ndarray, int], torch.Tensor]  # module, rows, columns of the whole: float32 [rows, columns]
+_PER_LAYER_SCALES = ("per_layer_projection_scale", "per_layer_input_scale")
 _MOST_TOKENS = 1 << 24  # float32 counts no further
 
 
@@ -55,7 +56,9 @@ class Carried:
         self.spec, self._types = spec, layer_types
         self._inputs = torch.zeros(0)  # of each layer, by token
         self._shared: dict[int, _Shared] = {}
-        self.width = spec.hidden_size + 1
+        self._streams = 1 if spec.altup is None else spec.altup.streams
+        self.visible_width = self._streams * spec.hidden_size
+        self.width = self.visible_width + 1
         for layer in sorted({spec.cache_layer(n) for n in range(spec.layers) if spec.cache_layer(n) != n}):
             heads = spec.heads_of(layer)
             self._shared[layer] = _Shared(self.width, heads.kv_heads, heads.head_dim)
@@ -73,20 +76,26 @@ class Carried:
             parts = self.spec.layers * table.width
             for module, width in ((table.embedding, parts), (table.projection, parts), (table.norm, None)):
                 model.set_submodule(module, NoValues(width))
+        for name, _ in list(model.named_buffers()):
+            if name.endswith(_PER_LAYER_SCALES):
+                module, _, buffer = name.rpartition(".")
+                setattr(model.get_submodule(module), buffer, torch.ones(()))
 
     def behind(self, hidden: torch.Tensor, tokens: np.ndarray, read: ReadRows) -> torch.Tensor:
         """The states of the first block, with the columns: float32 [sequences, length, self.width].
 
-        tokens: int64 [sequences, length].
+        hidden: float32 [sequences, length, visible_width]; tokens: int64 [sequences, length].
         """
         known, numbers = np.unique(tokens, return_inverse=True)
         if len(known) > _MOST_TOKENS:
             raise InputError(f"{len(known)} different tokens are more than can be counted")
         places = np.unique(numbers, return_index=True)[1]
-        self._inputs = self._per_layer(hidden.flatten(0, 1)[torch.from_numpy(places)], known, read)
+        self._inputs = self._per_layer(
+            hidden.flatten(0, 1)[torch.from_numpy(places), : self.spec.hidden_size], known, read
+        )
         out = hidden.new_zeros(*hidden.shape[:2], self.width)
-        out[..., : self.spec.hidden_size] = hidden
-        out[..., self.spec.hidden_size] = torch.from_numpy(numbers.reshape(tokens.shape)).to(out.dtype)
+        out[..., : self.visible_width] = hidden
+        out[..., self.visible_width] = torch.from_numpy(numbers.reshape(tokens.shape)).to(out.dtype)
         return out
 
     def _per_layer(self, embedded: torch.Tensor, tokens: np.ndarray, read: ReadRows) -> torch.Tensor:
@@ -103,8 +112,18 @@ class Carried:
         return (projected * size * (norm + spec.norm_offset) + rows.reshape(projected.shape)) * 2**-0.5
 
     def visible(self, states: torch.Tensor) -> torch.Tensor:
-        """The hidden states alone."""
-        return states[..., : self.spec.hidden_size]
+        """The hidden states alone; of several streams [few, length, streams * hidden_size]."""
+        return states[..., : self.visible_width]
+
+    def as_model(self, visible: torch.Tensor) -> torch.Tensor:
+        """Hidden states as transformers' model passes them on: streams come first where there are several."""
+        if self.spec.altup is None:
+            return visible
+        return visible.unflatten(-1, (self._streams, self.spec.hidden_size)).permute(2, 0, 1, 3)
+
+    def of_model(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The other way round."""
+        return hidden if self.spec.altup is None else hidden.permute(1, 2, 0, 3).flatten(2)
 
     def call(
         self, layer: int, block: nn.Module, states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -117,19 +136,19 @@ class Carried:
         caches = {self._types[owner]: self._stored(states, where) for owner, where in self._shared.items()}
         mine: dict[str, Any] = {"shared_kv_states": caches}
         if self.spec.per_layer is not None:
-            numbers = states[..., self.spec.hidden_size].detach().long()
+            numbers = states[..., self.visible_width].detach().long()
             mine["per_layer_input"] = self._inputs.to(states.device)[numbers, layer]
         for name, value in mine.items():
             if name in names and (place := names.index(name)) < len(args):
                 args = (*args[:place], value, *args[place + 1 :])
             else:
                 kwargs = {**kwargs, name: value}
-        found = block(self.visible(states), *args, **kwargs)
-        hidden = found[0] if isinstance(found, tuple) else found
-        rest = states[..., self.spec.hidden_size :]
+        found = block(self.as_model(self.visible(states)), *args, **kwargs)
+        hidden = self.of_model(found[0] if isinstance(found, tuple) else found)
+        rest = states[..., self.visible_width :]
         if layer in self._shared:
             where, flat = self._shared[layer], [v.transpose(1, 2).flatten(2) for v in caches[self._types[layer]]]
-            start = where.start - self.spec.hidden_size
+            start = where.start - self.visible_width
             rest = torch.cat([rest[..., :start], *flat, rest[..., start + where.width :]], -1)
         return torch.cat([hidden, rest], -1)
 

@@ -22,26 +22,31 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     base = llama.spec({**everywhere, "head_dim": _head_dim(config, FULL)}, hidden_act="hidden_activation")
     base = replace(
         base,
-        block=_block(base.block),
+        block=shaped_block(base.block, per_layer_embedding(config)),
         norm_each_head=True,
         embedding_scale=base.hidden_size**0.5,
         attention_scale=1.0,
         logit_softcap=optional_number(config, "final_logit_softcapping"),
         sliding_window=windows(config, base.layers),
-        per_layer=_per_layer(config),
+        per_layer=per_layer_embedding(config),
     )
     if base.sliding_window:
         near = of_layer_type(config, SLIDING)
         context = min(base.context_length, exported_context(near))
         base = replace(base, context_length=context, local_rope=rope(near, _head_dim(config, SLIDING)))
+    if base.per_layer is None and config["num_kv_shared_layers"]:
+        raise InputError("config.json: num_kv_shared_layers without hidden_size_per_layer_input is not supported")
     caches = earlier_caches(config, whole_number(config, "num_kv_shared_layers"))
     kinds = tuple(_kind(config, base, layer, caches) for layer in range(base.layers))
     return replace(base, block=kinds[0], block_kinds=kinds, cache_of_layer=caches)
 
 
-def _block(base: BlockNames) -> BlockNames:
+def shaped_block(base: BlockNames, table: PerLayerEmbedding | None) -> BlockNames:
+    """A block with all norms and, where the model has them, embeddings for each layer."""
+    own = PerLayerInput("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
     return replace(
         base,
+        per_layer=None if table is None else own,
         query_norm="self_attn.q_norm",
         key_norm="self_attn.k_norm",
         value_norm=True,
@@ -52,7 +57,7 @@ def _block(base: BlockNames) -> BlockNames:
     )
 
 
-def _per_layer(config: dict[str, Any]) -> PerLayerEmbedding | None:
+def per_layer_embedding(config: dict[str, Any]) -> PerLayerEmbedding | None:
     """None where hidden_size_per_layer_input is 0 or null."""
     if not config["hidden_size_per_layer_input"]:
         return None
@@ -74,16 +79,18 @@ def _kind(config: dict[str, Any], base: ModelSpec, layer: int, caches: tuple[int
     names = replace(names, kv_heads=kv_heads, head_dim=head_dim)
     if flag(config, "enable_moe_block"):
         names = _with_experts(names, config)
-    if base.per_layer is not None:
-        own = PerLayerInput("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
-        names = replace(names, per_layer=own)
     if flag(config, "attention_k_eq_v") and config["layer_types"][layer] == FULL:
         names = replace(names, value=None, values_are_keys=True)
     if not caches or caches[layer] == layer:
         return names
     width = base.feed_forward * (2 if flag(config, "use_double_wide_mlp") else 1)
+    return replace(without_cache(names), feed_forward=width)
+
+
+def without_cache(names: BlockNames) -> BlockNames:
+    """A block that sees keys and values of an earlier one."""
     without: dict[str, Any] = dict.fromkeys(("key", "value", "key_norm"))
-    return replace(names, **without, value_norm=False, values_are_keys=False, feed_forward=width)
+    return replace(names, **without, value_norm=False, values_are_keys=False)
 
 
 def _with_experts(names: BlockNames, config: dict[str, Any]) -> BlockNames:

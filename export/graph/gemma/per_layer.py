@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.spec import ModelSpec
-from export.graph.writer import Dim
+from export.graph.writer import Dim, GraphWriter
 
 
 def per_layer_inputs(layers: Layers, spec: ModelSpec, input_ids: ir.Value, hidden: ir.Value) -> tuple[ir.Value, ...]:
@@ -20,7 +20,8 @@ def per_layer_inputs(layers: Layers, spec: ModelSpec, input_ids: ir.Value, hidde
     count, width = spec.layers, table.width
     flat: list[Dim] = [BATCH, SEQUENCE, count * width]
     parts: list[Dim] = [BATCH, SEQUENCE, count, width]
-    rows = layers.lookup(table.embedding, input_ids, f"{at}/embedding", (table.rows, count * width))
+    ids = _within(g, input_ids, table.rows) if table.rows < spec.vocab_size else input_ids
+    rows = layers.lookup(table.embedding, ids, f"{at}/embedding", (table.rows, count * width))
     rows = layers.scaled(rows, width**0.5, f"{at}/embedding_scaled", count * width)
     projected = layers.matmul(table.projection, hidden, f"{at}/projection", spec.hidden_size, count * width)
     projected = layers.scaled(projected, spec.hidden_size**-0.5, f"{at}/projection_scaled", count * width)
@@ -37,8 +38,26 @@ def per_layer_inputs(layers: Layers, spec: ModelSpec, input_ids: ir.Value, hidde
     return found
 
 
+def _within(g: GraphWriter, ids: ir.Value, rows: int) -> ir.Value:
+    """int64 [batch, sequence]: tokens that the table has no row for become the first."""
+    at, shape, long = "/model/per_layer/ids", [BATCH, SEQUENCE], ir.DataType.INT64
+    limit = g.constant("per_layer.rows", np.asarray(rows, np.int64))
+    known = g.op("Less", f"{at}/known", [ids, limit], shape, ir.DataType.BOOL)
+    ones = g.op("Cast", f"{at}/ones", [known], shape, long, to=long)
+    found: ir.Value = g.op("Mul", at, [ids, ones], shape, long)
+    return found
+
+
 def add_per_layer_input(layers: Layers, spec: ModelSpec, layer: int, hidden: ir.Value, own: ir.Value) -> ir.Value:
     """`hidden` float32 [batch, sequence, hidden_size] and what the block makes of its part of the embeddings."""
+    shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
+    out = per_layer_part(layers, spec, layer, hidden, own)
+    found: ir.Value = layers.g.op("Add", f"/model/layers.{layer}/per_layer/residual", [hidden, out], shape)
+    return found
+
+
+def per_layer_part(layers: Layers, spec: ModelSpec, layer: int, hidden: ir.Value, own: ir.Value) -> ir.Value:
+    """norm(projection(activation(gate(hidden)) * own)), float32 [batch, sequence, hidden_size]."""
     names, table = spec.names_of_layer(layer).per_layer, spec.per_layer
     assert names is not None and table is not None
     at, prefix, width = f"/model/layers.{layer}/per_layer", spec.prefix(layer), table.width
@@ -47,6 +66,4 @@ def add_per_layer_input(layers: Layers, spec: ModelSpec, layer: int, hidden: ir.
     active = layers.activate(spec.activation, gate, f"{at}/activation", [BATCH, SEQUENCE, width])
     gated = layers.g.op("Mul", f"{at}/gated", [active, own], [BATCH, SEQUENCE, width])
     out = layers.matmul(prefix + names.projection, gated, f"{at}/projection", width, spec.hidden_size)
-    out = layers.norm("rms", out, prefix + names.norm, f"{at}/norm", shape, spec.norm_epsilon, spec.norm_offset)
-    found: ir.Value = layers.g.op("Add", f"{at}/residual", [hidden, out], shape)
-    return found
+    return layers.norm("rms", out, prefix + names.norm, f"{at}/norm", shape, spec.norm_epsilon, spec.norm_offset)

@@ -16,7 +16,9 @@ from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.graph.experts import ExpertLayers
+from export.graph.gemma.altup import AltUpLayers
 from export.graph.gemma.beside import feed_forward_beside
+from export.graph.gemma.cut import cut_gates, with_laurel
 from export.graph.gemma.per_layer import add_per_layer_input
 from export.graph.gemma.shared_keys import attend_to_earlier
 from export.graph.layers import BATCH, SEQUENCE, Layers
@@ -47,12 +49,15 @@ class BlockBuilder:
     def __init__(self, spec: ModelSpec, layers: Layers) -> None:
         self.spec, self.layers, self.g = spec, layers, layers.g
         self.experts, self.delta_nets = ExpertLayers(spec, layers), DeltaNetLayers(spec, layers)
+        self.altup = AltUpLayers(spec, layers) if spec.altup is not None else None
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """Output of block `layer`, and its keys and values for the cache, or its state (none without a past)."""
         names, width = self.spec.names_of_layer(layer), self.spec.hidden_size
         at = f"/model/layers.{layer}"
+        if self.altup is not None:
+            return self._corrected(self.altup, layer, hidden, context)
         first = layer not in self.spec.layers_without_attention_norm
         normed = self._norm(layer, names.attention_norm if first else None, hidden)
         inner_input = None
@@ -72,6 +77,25 @@ class BlockBuilder:
         if context.per_layer is not None:
             hidden = add_per_layer_input(self.layers, self.spec, layer, hidden, context.per_layer)
         return self._multiplied(layer, hidden), cache
+
+    def _corrected(
+        self, altup: AltUpLayers, layer: int, streams: ir.Value, context: Context
+    ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """All streams behind a block that computes with one of them; streams: [batch, sequence, streams, hidden]."""
+        names, g, at = self.spec.names_of_layer(layer), self.g, f"/model/layers.{layer}"
+        assert context.per_layer is not None
+        predicted, active = altup.predict(layer, streams)
+        normed = self._norm(layer, names.attention_norm, active)
+        laurel = with_laurel(self.layers, self.spec, layer, normed)
+        attended, cache = self._mixer(layer)(layer, normed, context)
+        attended = self._norm(layer, names.attention_post_norm, attended)
+        hidden = g.op("Add", f"{at}/attention_residual", [active, attended], self.hidden_shape)
+        hidden = g.op("Add", f"{at}/laurel_residual", [hidden, laurel], self.hidden_shape)
+        hidden = self.layers.scaled(hidden, 2**-0.5, f"{at}/laurel_scaled", self.spec.hidden_size)
+        inner = self._feed_forward(layer, self._norm(layer, names.mlp_norm, hidden), hidden)
+        inner = self._norm(layer, names.mlp_post_norm, inner)
+        made = g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
+        return altup.correct(layer, predicted, made, context.per_layer), cache
 
     def _multiplied(self, layer: int, hidden: ir.Value) -> ir.Value:
         """What leaves a block times its factor, where it has one."""
@@ -324,6 +348,8 @@ class BlockBuilder:
             if names.gate is not None:
                 gate = self._linear(layer, names.gate, value, spec.hidden_size, width)
             up = self._linear(layer, names.up, value, spec.hidden_size, width)
+        if gate is not None and names.gate_cut is not None:
+            gate = cut_gates(self.layers, gate, names.gate_cut, width, f"{at}/gate_cut")
         if gate is None:
             inner = self.layers.activate(spec.activation, up, f"{at}/activation", shape)
         else:

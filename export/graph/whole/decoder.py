@@ -50,6 +50,8 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     masks = _masks(g, spec, input_ids, attention_mask)
     hidden = _embed(layers, spec, input_ids, position_ids)
     own = per_layer_inputs(layers, spec, input_ids, hidden) if spec.per_layer is not None else None
+    if blocks.altup is not None:
+        hidden = blocks.altup.begin(hidden)
     present: list[tuple[ir.Value, str]] = []
     caches: list[tuple[ir.Value, ...]] = []
     for layer in range(spec.layers):
@@ -65,6 +67,8 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
         hidden, cache = blocks.block(layer, hidden, context)
         caches.append(cache)
         present += [(value, output_of(str(given.name))) for value, given in zip(cache, past[layer])]
+    if blocks.altup is not None:
+        hidden = blocks.altup.end(hidden)
     hidden = layers.norm(
         spec.norm, hidden, spec.final_norm, "/model/norm", blocks.hidden_shape, spec.norm_epsilon, spec.norm_offset
     )
