@@ -20,11 +20,11 @@ from export.artefacts.generation_config import read_generation_config
 from export.files.access import MANIFEST, MAX_JSON, MAX_TEMPLATE, copy_file, write_json
 from export.files.replace import install_folder as install_folder
 from export.graph.archs import model_spec
-from export.graph.decoder import build_decoder, cache_row
-from export.graph.encoder import build_encoder
 from export.graph.integers import IntegerArithmetic
 from export.graph.sentence_modules import Pooling, copy_sentence_files, read_pooling
-from export.graph.spec import ModelSpec
+from export.graph.spec import HeadSizes, ModelSpec
+from export.graph.whole.decoder import build_decoder, cache_row
+from export.graph.whole.encoder import build_encoder
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 TOKENIZER_FILES = (
@@ -133,7 +133,8 @@ def write_model_folder(
         genai = genai_config(spec, checkpoint.config, destination, weights)
         _tell_convolutions(genai["model"]["decoder"], spec)
         _tell_delta_nets(genai["model"]["decoder"], spec)
-        head_size = cache_row(spec, IntegerArithmetic.from_manifest(manifest))[1]  # genai sizes its cache by it
+        heads = HeadSizes(spec.heads, spec.kv_heads, spec.head_dim)
+        head_size = cache_row(heads, IntegerArithmetic.from_manifest(manifest))[1]  # genai sizes its cache by it
         genai["model"]["decoder"]["head_size"] = head_size
         write_json(destination / "genai_config.json", genai)
     write_json(destination / MANIFEST, manifest)

@@ -29,13 +29,16 @@ class ExpertLayers:
     def __init__(self, spec: ModelSpec, layers: Layers) -> None:
         self.spec, self.layers, self.g = spec, layers, layers.g
 
-    def feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
-        """What the picked experts of block `layer` give, added up with their weights."""
+    def feed_forward(self, layer: int, value: ir.Value, routed: ir.Value | None = None) -> ir.Value:
+        """What the picked experts of block `layer` give, added up with their weights.
+
+        routed: what the router reads, where that is another value than the experts do.
+        """
         g, spec, block = self.g, self.spec, self.spec.names_of_layer(layer)
         experts, prefix, at = block.experts, spec.prefix(layer), f"/model/layers.{layer}/mlp"
         assert experts is not None and block.gate and block.up
         k, hidden, width = experts.per_token, spec.hidden_size, experts.width
-        weights, picked = self._route(layer, value)
+        weights, picked = self._route(layer, value if routed is None else routed)
         axis = g.constant("axis.third", np.asarray([2], np.int64))
         one = g.op("Unsqueeze", f"{at}/one_input", [value, axis], [BATCH, SEQUENCE, 1, hidden])
         sides = []
@@ -115,6 +118,13 @@ class ExpertLayers:
         if experts.scale != 1:
             scale = g.constant("router.scale", np.asarray([experts.scale], np.float32))
             weights = g.op("Mul", f"{at}/scaled", [weights, scale], few)
+        if experts.own_scales is not None:
+            name = self.spec.prefix(layer) + experts.own_scales
+            scales = self.layers.vector(name)
+            if tuple(scales.shape or ()) != (experts.count,):
+                raise InputError(f"{self._folder}: {name} is {scales.shape}, expected {[experts.count]}")
+            own = g.op("Gather", f"{at}/own_scale", [scales, picked], few, axis=0)
+            weights = g.op("Mul", f"{at}/with_own_scale", [weights, own], few)
         return weights, picked
 
     def _ranked(self, layer: int, scores: ir.Value) -> ir.Value:

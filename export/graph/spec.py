@@ -31,6 +31,26 @@ class SharedExpert:
 
 
 @dataclass(frozen=True)
+class DenseBeside:
+    """A gated feed-forward part that every token passes beside its experts; norms make both alike in size.
+
+    It reads what the block's norm before it gives; router and experts read the residual stream through norms of their
+    own, that of the router without weights but multiplied by `router_scale` and hidden_size ** -0.5.
+    """
+
+    gate: str
+    up: str
+    down: str
+    norm: str  # on what it gives
+    experts_norm: str  # on what the experts read
+    experts_post_norm: str  # on what they give
+    router_scale: str  # parameter [hidden_size]
+
+    def linears(self) -> tuple[str, ...]:
+        return self.gate, self.up, self.down
+
+
+@dataclass(frozen=True)
 class Experts:
     """A feed-forward part made of many, of which a router picks a few for every token.
 
@@ -50,6 +70,8 @@ class Experts:
     of_picked: bool = False  # the softmax is over the largest products alone, not over all
     together: bool = False  # checkpoints hold the experts of a block in one tensor (source/stacked_experts.py)
     shared: SharedExpert | None = None
+    own_scales: str | None = None  # parameter [count]: the weights of an expert are multiplied by its own
+    beside: DenseBeside | None = None
 
     def names(self, template: str) -> tuple[str, ...]:
         """The modules of all experts that a name with {expert} in it stands for."""
@@ -128,6 +150,61 @@ class GatedDeltaNet:
 
 
 @dataclass(frozen=True)
+class PerLayerEmbedding:
+    """A second embedding, whose rows have a part for each layer; every block adds what it makes of its own part.
+
+    The part of a layer is (embedding * scale + norm(projection of the token's first embedding)) / sqrt(2), the norm
+    being an RMSNorm of each part. Full names.
+    """
+
+    embedding: str
+    projection: str  # linear layer from hidden_size to all parts, times hidden_size ** -0.5
+    norm: str
+    rows: int
+    width: int  # of a part
+
+
+@dataclass(frozen=True)
+class PerLayerInput:
+    """The last part of a block: projection(activation(gate(x)) * part of the PerLayerEmbedding), normed, is added."""
+
+    gate: str
+    projection: str
+    norm: str
+
+    def linears(self) -> tuple[str, ...]:
+        return self.gate, self.projection
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """Several hidden states of every token, of which a block computes with one and corrects all (AltUp, NeurIPS 2023).
+
+    Names in the block: layers without biases, which stay float32, as the norm and the scale do.
+    """
+
+    streams: int
+    active: int  # number of the one
+    projections: tuple[str, ...]  # of the embedding to the streams behind the first; full names
+    unembeddings: tuple[str, ...]  # of those behind the last block; full names
+    router: str  # [streams, hidden_size], of what `router_norm` gives, times 1 / hidden_size
+    router_norm: str
+    prediction: str  # [streams ** 2, streams]
+    correction: str  # [streams, streams]
+    scale: str | None  # parameter [hidden_size]: on the corrected stream that the per-layer input is made from
+
+
+@dataclass(frozen=True)
+class Laurel:
+    """A learned residual beside the attention: x + norm(right(left(x))), x being what the attention reads."""
+
+    left: str
+    right: str
+    norm: str
+    rank: int
+
+
+@dataclass(frozen=True)
 class ScoreHead:
     """From the states of a text or pair to one score: output(norm(activation(dense(pooled state)))). Full names."""
 
@@ -168,6 +245,15 @@ class BlockNames:
     convolution: ShortConvolution | None = None  # in place of attention: no query, key and value
     delta_net: GatedDeltaNet | None = None  # in place of attention: no query, key and value
     sinks: str | None = None  # parameter [heads]: a score beside those of the keys, of what no value stands for
+    value_norm: bool = False  # RMSNorm without weights on each head of the values
+    values_are_keys: bool = False  # before their norms: no value layer
+    head_dim: int | None = None  # where they are not the model's
+    kv_heads: int | None = None
+    feed_forward: int | None = None
+    per_layer: PerLayerInput | None = None
+    laurel: Laurel | None = None
+    gate_cut: float | None = None  # gates become relu(gate - mean - cut * deviation), both of the token's gates
+    factor: str | None = None  # parameter [1]: what leaves the block is multiplied by it
 
     @property
     def attends(self) -> bool:
@@ -180,11 +266,14 @@ class BlockNames:
 
     def everyones(self) -> tuple[str, ...]:
         """The linear layers that read every token."""
-        attention = (*self.first(), self.attention_output)
+        laurel = () if self.laurel is None else (self.laurel.left, self.laurel.right)
+        attention = (*laurel, *self.first(), self.attention_output)
         feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
         if self.experts is not None:
-            feed_forward = () if self.experts.shared is None else self.experts.shared.linears()
-        return tuple(name for name in (*attention, *feed_forward) if name is not None)
+            beside = self.experts.shared or self.experts.beside
+            feed_forward = () if beside is None else beside.linears()
+        behind = () if self.per_layer is None else self.per_layer.linears()
+        return tuple(name for name in (*attention, *feed_forward, *behind) if name is not None)
 
     def first(self) -> tuple[str, ...]:
         """The linear layers that read what the block begins with."""
@@ -211,6 +300,25 @@ class BlockNames:
         if self.experts is None:
             return ()
         return tuple(zip(*(self.experts.names(template) for template in self.of_experts())))
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Heads of the queries, those of keys and values, and the columns of each."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def queries(self) -> int:
+        """Columns of all queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Columns of all keys, and of all values."""
+        return self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
@@ -275,6 +383,10 @@ class ModelSpec:
     layers_without_attention_norm: frozenset[int] = frozenset()
     block_of_layer: tuple[int, ...] = ()  # the stored block each layer uses; empty: each its own
     block_kinds: tuple[BlockNames, ...] = ()  # of each stored block, where not all are as `block` says
+    per_layer: PerLayerEmbedding | None = None
+    # Per layer: the layer whose keys and values its queries see, itself or an earlier one; empty: each its own.
+    cache_of_layer: tuple[int, ...] = ()
+    altup: AltUp | None = None
 
     @property
     def embedding_width(self) -> int:
@@ -317,6 +429,18 @@ class ModelSpec:
     def prefix(self, layer: int) -> str:
         return self.block_name(self.block_of_layer[layer] if self.block_of_layer else layer)
 
+    def heads_of(self, layer: int) -> HeadSizes:
+        """Heads of a layer's attention."""
+        return self.heads_of_block(self.block_of_layer[layer] if self.block_of_layer else layer)
+
+    def heads_of_block(self, block: int) -> HeadSizes:
+        names = self.names(block)
+        return HeadSizes(self.heads, names.kv_heads or self.kv_heads, names.head_dim or self.head_dim)
+
+    def cache_layer(self, layer: int) -> int:
+        """The layer whose keys and values this one's queries see."""
+        return self.cache_of_layer[layer] if self.cache_of_layer else layer
+
     def outside(self) -> dict[str, tuple[int, int]]:
         """Matrices outside the blocks: module name and shape [rows, columns] as they are exported."""
         width = self.embedding_width
@@ -329,6 +453,13 @@ class ModelSpec:
             shapes[self.embedding_projection] = (self.hidden_size, width)
         if self.head and not self.tied_head:
             shapes[self.head] = (self.vocab_size, self.hidden_size)
+        if self.per_layer:
+            parts = self.layers * self.per_layer.width
+            shapes[self.per_layer.embedding] = (self.per_layer.rows, parts)
+            shapes[self.per_layer.projection] = (parts, self.hidden_size)
+        if self.altup:
+            names = (*self.altup.projections, *self.altup.unembeddings)
+            shapes |= dict.fromkeys(names, (self.hidden_size, self.hidden_size))
         return shapes
 
     def outside_floats(self) -> dict[str, tuple[int, ...]]:
@@ -360,6 +491,8 @@ class ModelSpec:
             sizes[f"{self.head}.bias"] = self.vocab_size
         if self.embedding_projection:
             sizes[f"{self.embedding_projection}.bias"] = self.hidden_size
+        if self.per_layer:
+            sizes[f"{self.per_layer.norm}.weight"] = self.per_layer.width
         return sizes
 
     def window(self, layer: int) -> int | None:

@@ -278,6 +278,9 @@ def _state_elements(context: Context, name: str) -> int:
 
 
 def _attention(node: Node, context: Context) -> Operation:
+    maker = context.makers.get(node.inputs[1])
+    if maker is not None and maker.op_type == node.op_type:
+        return _attention_to_earlier(node, context)
     heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
     head_dim = context.shape(node.inputs[0])[-1] // heads
     window = window_of(context, node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else 0
@@ -289,6 +292,15 @@ def _attention(node: Node, context: Context) -> Operation:
     both = 2 * pairs - context.phase.tokens  # what lies ahead is seen as what lies behind
     macs, vector_ops = (work // pairs * both for work in (found.macs, found.vector_ops))
     return replace(found, macs=macs, vector_ops=vector_ops, causal=False)
+
+
+def _attention_to_earlier(node: Node, context: Context) -> Operation:
+    """Over the keys and values of an earlier attention: its cache is read again, nothing is written."""
+    _, heads, tokens, head_dim = context.shape(node.inputs[0])
+    kv_heads, window = context.shape(node.inputs[1])[1], window_of(context, node.inputs[3])
+    found = attention(node, context, heads, kv_heads, head_dim, causal_pairs(context.phase, window), window)
+    moved = ACTIVATION_BYTES * tokens * 2 * heads * head_dim
+    return replace(found, cache_write_bytes=0, activation_bytes=moved)
 
 
 def _sink_attention(node: Node, context: Context) -> Operation:
@@ -337,7 +349,7 @@ def attention(
 
 
 def window_of(context: Context, mask: str) -> int:
-    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); 0 for all."""
+    """Keys a query may see by the mask our exporter builds (export/graph/whole/decoder.py); 0 for all."""
     waiting, seen = [mask], set()
     while waiting:
         node = context.makers.get(waiting.pop())

@@ -12,6 +12,7 @@ from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
@@ -125,11 +126,11 @@ def _always(number: int, case: Case) -> int:
 
 def rotation_tables(planned: Context, limit: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """cos and sin of the positions below `limit` for every rotation: float32 [limit, half]. Raises Unplannable."""
-    smallest, found = min((shape.head_dim for shape in planned.attention), default=0), []
-    for names in planned.rotations:
+    found = []
+    for names, head_dim in zip(planned.rotations, heads_of_rotations(planned)):
         mask = np.ones((1, limit), np.int64)
         cos, sin = (settled(a[0].astype(np.float32)) for a in planned.folder.given(names, {"attention_mask": mask}))
-        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != limit or 2 * cos.shape[1] > smallest:
-            raise Unplannable(f"rotations of shape {list(cos.shape)} beside heads of {smallest}")
+        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != limit or 2 * cos.shape[1] > head_dim:
+            raise Unplannable(f"rotations of shape {list(cos.shape)} beside heads of {head_dim}")
         found.append((cos, sin))
     return found

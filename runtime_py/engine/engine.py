@@ -17,6 +17,7 @@ from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
 from runtime_py.engine.loop import apart
+from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
@@ -71,11 +72,11 @@ class Engine:
         self._rotation_names = planned.rotations
         self._states = planned.held
         self.vocab_size = planned.result_width
-        self._smallest_head = min((shape.head_dim for shape in self._attention), default=0)
-        for names in self._rotation_names if self._attention else ():
+        self._turned_heads = heads_of_rotations(planned)
+        for names, head_dim in zip(self._rotation_names, self._turned_heads) if self._attention else ():
             (cos, _) = self._folder.given(names, {"position_ids": np.zeros((1, 1), np.int64)})
-            if 2 * cos.shape[-1] > self._smallest_head:
-                raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {self._smallest_head}")
+            if 2 * cos.shape[-1] > head_dim:
+                raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {head_dim}")
         calls = ((1, False, HALF_ITEM), (_CHUNK, False, FLOAT_ITEM), (_CHUNK, True, HALF_ITEM))
         cases = [Case(tokens, last_only, _CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
         self._program = Program(planned, self._promises, cases, threads, processors, texts=True)
@@ -125,11 +126,11 @@ class Engine:
             held = 4 * math.prod(sizes)
             memory[f"past_state.{i}"] = Promise(lambda case, held=held: held)  # type: ignore[misc]
             memory[f"present_state.{i}"] = Promise(lambda case, held=held: held, ready=False)  # type: ignore[misc]
-        half = self._smallest_head // 2
-        for i in range(len(self._rotation_names)):
-            numbers[f"half.{i}"] = lambda case: half
+        for i, head_dim in enumerate(self._turned_heads):
+            half = head_dim // 2
+            numbers[f"half.{i}"] = lambda case, half=half: half  # type: ignore[misc]
             for name in ("cos", "sin"):
-                memory[f"{name}.{i}"] = Promise(lambda case: 4 * half * case.capacity)
+                memory[f"{name}.{i}"] = Promise(lambda case, half=half: 4 * half * case.capacity)  # type: ignore[misc]
         return Promises(memory, numbers)
 
     @property
@@ -353,11 +354,11 @@ class Engine:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
         self._rotated = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * self._rotated)
         inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
-        smallest, tables = self._smallest_head, []
-        for number, names in enumerate(self._rotation_names):
+        tables: list[np.ndarray] = []
+        for number, (names, head_dim) in enumerate(zip(self._rotation_names, self._turned_heads)):
             cos, sin = (settled(a[0].astype(np.float32)) for a in self._folder.given(names, inputs))
-            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != self._rotated or 2 * cos.shape[1] > smallest:
-                raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {smallest}")
+            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != self._rotated or 2 * cos.shape[1] > head_dim:
+                raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {head_dim}")
             for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
                 self._table.set(f"{name}.{number}", value)
             tables += [cos, sin]

@@ -53,7 +53,7 @@ def _visit(context: Context, node: Node) -> None:
     if all(name in context.graph.weights for name in node.inputs if name):
         return  # a constant: computed if somebody asks
     known = any(name in context.values or name in context.razored or name in context.halves for name in node.inputs)
-    special = (context.routed, context.convolving, context.gates)
+    special = (context.routed, context.convolving, context.gates, context.by_head)
     known = known or any(name in found for found in special for name in node.inputs)
     if not known and node.op_type not in _LOOKUPS:
         return  # masks and rotations: only attention reads them

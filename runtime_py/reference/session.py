@@ -63,6 +63,8 @@ class Session:
         self._head_values = self._find_head_values()
         self.vocab_size = self._dimension("logits", 2)
         self._recurrent = recurrent_states(self.graph)
+        attending = [node for node in self.graph.nodes if node.op_type in ("Attention", SDR_ATTENTION, SINK_ATTENTION)]
+        self._cache_of = {name: node.name for node in attending for name in node.outputs[1:]}  # by keys or values
 
     def _find_head_values(self) -> set[str]:
         """Outputs of the vocabulary product (and of the bias after it): computed for the last token when asked."""
@@ -151,6 +153,8 @@ class Session:
         query, key, value, mask = inputs[:4]
         if node.op_type == SDR_ATTENTION:
             return _attend_razored(node, inputs, state)
+        if query.ndim == 4:
+            return self._attend_to_earlier(node, query, mask, state)
         heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
         tokens, head_dim = query.shape[1], query.shape[2] // heads
         shapes = key.shape == value.shape == (1, tokens, kv_heads * head_dim) and query.shape == (
@@ -163,21 +167,45 @@ class Session:
         past, total = state.length, state.length + tokens
         keys = _append(state.keys, node.name, key, past, kv_heads)
         values = _append(state.values, node.name, value, past, kv_heads)
-        repeat = heads // kv_heads
-        grouped = query.reshape(tokens, kv_heads, repeat, head_dim).transpose(1, 2, 0, 3)
-        grouped = np.ascontiguousarray(grouped).reshape(kv_heads, repeat * tokens, head_dim)
-        scores = grouped @ keys[:, :total].transpose(0, 2, 1)
-        scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
-        cap = np.float32(node.attributes.get("softcap", 0.0))
-        if cap > 0:
-            scores, scale = np.tanh(scores * (scale / cap)) * cap, np.float32(1.0)
-        visible = mask.reshape(mask.shape[-2], total)
-        if node.op_type == SINK_ATTENTION:
-            scores = _beside_sinks(scores * scale, visible, past, repeat, inputs[6])
-        else:
-            masked_softmax(scores, visible, past, repeat, scale)
-        mixed = (scores @ values[:, :total]).reshape(kv_heads, repeat, tokens, -1)
+        grouped = query.reshape(tokens, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
+        mixed = _mixed(node, grouped, (keys[:, :total], values[:, :total]), mask, past, inputs[6:7])
         return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3)).reshape(1, tokens, -1)
+
+    def _attend_to_earlier(self, node: Node, query: np.ndarray, mask: np.ndarray, state: State) -> np.ndarray:
+        """Attention-23 over what an earlier node's cache holds: [1, heads, T, head_dim], as the queries are."""
+        owners = {self._cache_of.get(name) for name in node.inputs[1:3]}
+        owner = owners.pop() if len(owners) == 1 else None
+        if owner is None or owner not in state.keys or len(query) != 1:
+            raise ValueError("keys and values are not those of one earlier attention")
+        keys, values = state.keys[owner], state.values[owner]
+        _, heads, tokens, head_dim = query.shape
+        kv_heads, total = len(keys), state.length + tokens
+        if keys.shape[2] != head_dim or keys.ndim != 3 or heads % kv_heads or node.attributes.get("is_causal", 0):
+            raise ValueError("queries do not fit the keys of the earlier attention")
+        grouped = query.reshape(kv_heads, heads // kv_heads, tokens, head_dim)
+        mixed = _mixed(node, grouped, (keys[:, :total], values[:, :total]), mask, state.length, [])
+        return mixed.reshape(1, heads, tokens, -1)
+
+
+def _mixed(
+    node: Node, queries: np.ndarray, cache: tuple[np.ndarray, np.ndarray], mask: np.ndarray, past: int,
+    sinks: Sequence[np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """float32 [kv_heads, heads / kv_heads, T, head_dim] from queries of that form and keys and values of all tokens."""
+    kv_heads, repeat, tokens, head_dim = queries.shape
+    keys, values = cache
+    rows = np.ascontiguousarray(queries).reshape(kv_heads, repeat * tokens, head_dim)
+    scores = rows @ keys.transpose(0, 2, 1)
+    scale = np.float32(node.attributes.get("scale", 1 / math.sqrt(head_dim)))
+    cap = np.float32(node.attributes.get("softcap", 0.0))
+    if cap > 0:
+        scores, scale = np.tanh(scores * (scale / cap)) * cap, np.float32(1.0)
+    visible = mask.reshape(mask.shape[-2], keys.shape[1])
+    if node.op_type == SINK_ATTENTION:
+        scores = _beside_sinks(scores * scale, visible, past, repeat, sinks[0])
+    else:
+        masked_softmax(scores, visible, past, repeat, scale)
+    return (scores @ values).reshape(kv_heads, repeat, tokens, -1)
 
 
 def _attend_razored(node: Node, inputs: list[Any], state: State) -> np.ndarray:

@@ -21,7 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
 from export.graph.spec import BlockNames, ModelSpec
-from toolchain.numerics.experts import tokens_at_hand, unpack_experts
+from toolchain.calibrate.carried import Carried
+from toolchain.numerics.experts import tokens_at_hand
+from toolchain.numerics.plain_modules import plain_modules
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
@@ -94,8 +96,10 @@ class BlockRunner:
         kind = model_class(spec)
         with torch.device("meta"):
             self._model = as_transformers(lambda: kind.from_config(config, dtype=torch.float32), where)
-        if spec.has_experts:
-            unpack_experts(self._model)
+        plain_modules(self._model)
+        self._carried = Carried.of(spec, source.config)
+        if self._carried is not None:
+            self._carried.silence(self._model)
         with_precision(self._model, precision).eval()
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # by stored block
         self._number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -104,7 +108,7 @@ class BlockRunner:
         return self._model.get_submodule(name.rstrip("."))
 
     def embed(self, tokens: np.ndarray) -> torch.Tensor:
-        """Inputs of the first block, float32 [sequences, length, hidden], for tokens int64 [sequences, length].
+        """Inputs of the first block, float32 [sequences, length, state_size], for tokens int64 [sequences, length].
 
         Also keeps the arguments (mask, rotary angles) that the model hands to each block for one sequence.
         """
@@ -123,14 +127,38 @@ class BlockRunner:
                     with contextlib.suppress(Stop):
                         self._model(input_ids=torch.from_numpy(row[None]), **settings)
                     assert recorders[0].hidden is not None
-                    hidden.append(recorders[0].hidden)
+                    first = recorders[0].hidden
+                    hidden.append(first if self._carried is None else self._carried.of_model(first))
             finally:
                 for name, block in zip(names, blocks):
                     self._model.set_submodule(name, block)
         for recorder in recorders:
             recorder.hidden = None
         self._arguments = [_moved((recorder.args, recorder.kwargs), self.device) for recorder in recorders]
-        return torch.cat(hidden)
+        states = torch.cat(hidden)
+        return states if self._carried is None else self._carried.behind(states, tokens, self._rows)
+
+    def _rows(self, module: str, rows: np.ndarray, columns: int) -> torch.Tensor:
+        """Rows of a matrix outside of the blocks, float32 [rows, columns]; of a vector where there are no columns."""
+        if not columns:
+            return self.source.tensor(f"{module}.weight", (len(rows),))
+        return self.source.rows(f"{module}.weight", (self.spec.outside()[module][0], columns), rows)
+
+    @property
+    def state_size(self) -> int:
+        """Columns of what passes from block to block."""
+        return self.spec.hidden_size if self._carried is None else self._carried.width
+
+    def visible(self, states: torch.Tensor) -> torch.Tensor:
+        """The hidden states of what passes from block to block (carried.py)."""
+        return states if self._carried is None else self._carried.visible(states)
+
+    def _call(self, block: nn.Module, states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a block makes of states [few, length, state_size], in that form."""
+        if self._carried is not None:
+            return self._carried.call(self._number_of[block], block, states, args, kwargs)
+        result = block(states, *args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
 
     @contextlib.contextmanager
     def _outside_weights(self) -> Iterator[None]:
@@ -138,6 +166,7 @@ class BlockRunner:
         spec = self.spec
         names = [n for n in (spec.embedding, spec.position_embedding, spec.token_types, spec.embedding_norm) if n]
         names += [spec.embedding_projection] if spec.embedding_projection else []
+        names += spec.altup.projections if spec.altup else ()
         for name in names:
             module = self._module(name)
             for parameter, empty in list(module.named_parameters(recurse=False)):
@@ -157,16 +186,17 @@ class BlockRunner:
     def loss_gradients(self, hidden: torch.Tensor, tokens: np.ndarray) -> torch.Tensor:
         """Gradients of every sequence's mean loss of the next token by the last block's outputs.
 
-        hidden, and what is returned: float32 [sequences, length, hidden]; tokens int64 [sequences, length].
+        hidden, and what is returned: float32 [sequences, length, state_size]; tokens int64 [sequences, length].
         """
         blocks = {name: self._module(name) for name in map(self.spec.block_name, range(self.spec.blocks))}
         out, running = torch.empty_like(hidden), threading.local()
 
         def one(i: int) -> torch.Tensor:
-            running.given = hidden[i : i + 1].to(self.device).requires_grad_()
+            states = hidden[i : i + 1].to(self.device).requires_grad_()
+            running.given = states if self._carried is None else self._carried.as_model(self.visible(states))
             ids = torch.from_numpy(tokens[i : i + 1])
             loss = self._model(input_ids=ids, labels=ids, use_cache=False).loss
-            return torch.autograd.grad(loss, [running.given])[0][0]
+            return torch.autograd.grad(loss, [states])[0][0]
 
         with self._outside_weights(), self._end_weights():
             try:
@@ -186,6 +216,7 @@ class BlockRunner:
         # transformers' own name of the head may be another one than checkpoints have
         parts = {self.spec.final_norm: self._module(self.spec.final_norm)}
         parts[self.spec.head] = self._model.get_output_embeddings()
+        parts |= {name: self._module(name) for name in (self.spec.altup.unembeddings if self.spec.altup else ())}
         for name, module in parts.items():
             for parameter, empty in list(module.named_parameters(recurse=False)):
                 stored = f"{name}.{parameter}"
@@ -214,6 +245,9 @@ class BlockRunner:
         for name, parameter in block.named_parameters():
             state[name] = self.source.tensor(prefix + name, tuple(parameter.shape))
         missing, unexpected = block.load_state_dict(state, strict=False)
+        for module in block.modules():  # AltUp's, which no checkpoint holds
+            if hasattr(module, "router_input_scale"):
+                module.router_input_scale = torch.tensor(1 / self.spec.hidden_size)
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
             raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")
@@ -238,8 +272,8 @@ class BlockRunner:
 
         def one(own: slice) -> None:
             with torch.no_grad():
-                result = block(hidden[own].to(self.device), *args, **kwargs)
-            out[own] = (result[0] if isinstance(result, tuple) else result).to(out.device)
+                result = self._call(block, hidden[own].to(self.device), args, kwargs)
+            out[own] = result.to(out.device)
 
         together = self.together(block, hidden)
         for _ in each(one, together, self.device) if cache is None else map(one, together):
@@ -265,8 +299,8 @@ class BlockRunner:
         few: one, or as many as together() has at once.
         """
         args, kwargs = self._arguments_of(block)
-        result = block(hidden.to(self.device), *args, **kwargs)
-        return result[0] if isinstance(result, tuple) else result
+        found: torch.Tensor = self._call(block, hidden.to(self.device), args, kwargs)
+        return found
 
     def hessians(
         self,

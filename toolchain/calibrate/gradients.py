@@ -67,7 +67,7 @@ def sequences_together(runner: BlockRunner, length: int) -> int:
     """How many sequences' states between all blocks are held at once."""
     spec = runner.spec
     room = max(_STATES, 2 * runner.block_bytes(0))
-    return max(1, room // (4 * length * spec.hidden_size * (spec.blocks + 1)))
+    return max(1, room // (4 * length * runner.state_size * (spec.blocks + 1)))
 
 
 class _Block:

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
-from toolchain.numerics.experts import unpack_experts
+from toolchain.numerics.plain_modules import plain_modules
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
@@ -52,7 +52,7 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
         raise InputError(f"{source.folder}: transformers refuses the checkpoint ({_last_line(error)})") from None
     if report["missing_keys"]:  # it would have made them up
         raise InputError(f"{source.folder}: the checkpoint has no tensor {min(report['missing_keys'])}")
-    unpack_experts(model.eval().requires_grad_(False))
+    plain_modules(model.eval().requires_grad_(False))
     if isinstance(source, FoldedSource):
         names = source.folded()
         for name, parameter in model.named_parameters():

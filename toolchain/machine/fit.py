@@ -30,8 +30,8 @@ class Sizes:
 
         outside = sum(math.prod(shape) for shape in spec.outside().values())
         total = sum(parameter.numel() for parameter in empty_model(config).parameters())
-        attends = [names for names in map(spec.names_of_layer, range(spec.layers)) if names.value or names.fused_qkv]
-        cached = 2 * len(attends) * spec.kv_heads * spec.head_dim if spec.causal else 0
+        own = [n for n in range(spec.layers) if spec.names_of_layer(n).attends and spec.cache_layer(n) == n]
+        cached = sum(2 * spec.heads_of(layer).keys for layer in own) if spec.causal else 0
         return cls(max(total - outside, 0), outside, cached, spec.context_length)
 
     @property

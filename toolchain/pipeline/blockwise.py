@@ -248,7 +248,10 @@ class BlockQuantizer:
         tune = BlockTuneSettings(
             settings.block_steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed
         )
-        before, after = tune_block(block, partial(self._runner.forward, block), hidden, targets, tune)
+        runner = self._runner
+        before, after = tune_block(
+            block, lambda states: runner.visible(runner.forward(block, states)), hidden, runner.visible(targets), tune
+        )
         report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
         tuned = {name: layer.cpu().to_stored(dict(results[name].losses)) for name, layer in layers.items()}
         for name, module in modules.items():

@@ -90,6 +90,14 @@ SHAPES: dict[str, dict[str, Any]] = {
             "truncate": False, "original_max_position_embeddings": 4096,
         },
     },
+    "gemma-4-e2b": {
+        "model_type": "gemma4_text", "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "global_head_dim": 512,
+        "num_kv_shared_layers": 20, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 256,
+        "vocab_size": 262144, "vocab_size_per_layer_input": 262144, "sliding_window": 512,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7, "final_logit_softcapping": 30.0,
+        "max_position_embeddings": 131072, "tie_word_embeddings": True,
+    },
     "bert-base": {
         **_BERT, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "vocab_size": 30522,
@@ -116,5 +124,7 @@ def chosen_shape(choice: str) -> dict[str, Any]:
     most = shape["num_hidden_layers"]
     if not (blocks.isdecimal() and 1 <= int(blocks) <= most):
         raise InputError(f"--random {choice!r}: blocks are a number from 1 to {most}")
-    cut = {"layer_types": shape["layer_types"][: int(blocks)]} if "layer_types" in shape else {}
+    cut: dict[str, Any] = {"layer_types": shape["layer_types"][: int(blocks)]} if "layer_types" in shape else {}
+    if "num_kv_shared_layers" in shape:  # of those that are left
+        cut["num_kv_shared_layers"] = max(0, int(blocks) - (most - shape["num_kv_shared_layers"]))
     return {**shape, **cut, "num_hidden_layers": int(blocks)}

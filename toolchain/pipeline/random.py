@@ -23,8 +23,9 @@ from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
 from export.model_folder import install_folder
 from toolchain.calibrate.gradients import weight_of
-from toolchain.numerics.experts import unpack_experts
+from toolchain.numerics.plain_modules import plain_modules
 from toolchain.pipeline.apart import apart
+from toolchain.pipeline.non_block import bits_of
 from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.published_shapes import chosen_shape
 from toolchain.pipeline.run import totals
@@ -35,7 +36,7 @@ from toolchain.quantize.solvers.trellis import scale_bits as trellis_scale_bits
 from toolchain.quantize.solvers.vectors import choose_dimension
 from toolchain.quantize.solvers.vectors import choose_layout as choose_vectors
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.rules import check_experts, check_random
+from toolchain.settings.rules import check_experts, check_random, check_shared_keys
 from toolchain.settings.solver import FORMAT_SOLVERS
 from toolchain.source.config import resolved_config
 from toolchain.source.empty_model import empty_model
@@ -58,6 +59,7 @@ class RandomCheckpoint:
         spec = model_spec(self.config)
         if spec.has_experts:
             check_experts(settings, spec)
+        check_shared_keys(settings, spec)
         self._norm_weight = 1.0 - spec.norm_offset
         nets = [names.delta_net for names in spec.kinds() if names.delta_net is not None]
         self._plain_norms = tuple(f"{net.norm}.weight" for net in nets)  # which have no offset
@@ -76,9 +78,9 @@ class RandomCheckpoint:
         }
 
     def _all_records(self, spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
-        records = [self._uniform(name, shape, settings.embedding_bits) for name, shape in spec.outside().items()]
+        records = [self._uniform(name, shape, bits_of(name, spec, settings)) for name, shape in spec.outside().items()]
         records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
-        model = unpack_experts(empty_model(self.config))
+        model = plain_modules(empty_model(self.config))
         for number in range(spec.blocks):
             prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()
             of_experts = {name for own in names.by_expert() for name in own}

@@ -50,7 +50,7 @@ from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.rules import check_encoder, check_experts
+from toolchain.settings.rules import check_encoder, check_experts, check_shared_keys
 from toolchain.settings.solver import GRADIENT_METHODS, KEEP
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.source.heads import open_model
@@ -140,6 +140,7 @@ def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, 
     source, spec = open_model(folder)
     if spec.has_experts:
         check_experts(settings, spec)
+    check_shared_keys(settings, spec)
     source.print_notes()
     if settings.rotates(VALUES) or settings.rotates(RESIDUAL):
         source = RotatedSource(source, spec, settings.rotation, settings.seed)

@@ -6,6 +6,7 @@ backward is measured by probe_training.py.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from export.graph.spec import BlockNames
+from export.graph.spec import BlockNames, ModelSpec
 from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
@@ -23,6 +24,7 @@ from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.allocation import PLAN_SEQUENCES
+from toolchain.pipeline.non_block import bits_of
 from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
 from toolchain.quantize import Method, quantizer
@@ -119,7 +121,7 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     return Prediction(
         seconds=seconds,
         peak_bytes=max(peaks),
-        output_bytes=int(stored + matrices * min(settings.embedding_bits, 16) / 8),
+        output_bytes=int(stored + _outside_bytes(spec, settings)),
         effective_bits=8 * stored / weights,
         parameters=weights + matrices,
     )
@@ -248,6 +250,12 @@ def _layer(
     seconds, result = run(settings)
     seconds += fixed if planned else 0.0
     return seconds, result.stored(name)[1].bytes * factor, Layer(name, result, weights.shape[0])
+
+
+def _outside_bytes(spec: ModelSpec, settings: QuantizeSettings) -> float:
+    """Bytes of the codes of the matrices outside the blocks."""
+    sizes = ((math.prod(shape), bits_of(name, spec, settings)) for name, shape in spec.outside().items())
+    return sum(size * min(bits, 16) for size, bits in sizes) / 8
 
 
 def _outside(source: SourceModel, spec: Any, settings: QuantizeSettings) -> tuple[int, float]:

@@ -82,7 +82,8 @@ class TrainingProbe:
         """toolchain.calibrate.own_text for `sequences` calibration sequences: the model, keys and values."""
         (reading, _), _ = self._all_times(self._length, per_weight=False)
         writing = (reading + self._head_times(self._length)[0]) * _DRAWING
-        row = 2 * self._spec.kv_heads * self._spec.head_dim * self._spec.layers * self._length
+        spec = self._spec
+        row = sum(2 * spec.heads_of(layer).keys for layer in range(spec.layers)) * self._length
         together = min(sequences, self._threads * WINDOWS)
         return Cost(writing * sequences / self._threads, 4 * (parameters + together * row))
 
@@ -145,8 +146,8 @@ class TrainingProbe:
     def _head_times(self, length: int) -> tuple[float, float]:
         """Seconds of the logits and their log-softmax for one sequence, forward and backward."""
         rows = min(_HEAD_ROWS, self._spec.vocab_size)
-        head = torch.randn(rows, self._width).to(self._device)
-        hidden = torch.randn(length, self._width).to(self._device).requires_grad_()
+        head = torch.randn(rows, self._spec.hidden_size).to(self._device)
+        hidden = torch.randn(length, self._spec.hidden_size).to(self._device).requires_grad_()
         begun = self._now()
         out = torch.log_softmax(linear(hidden, head, None, self._runner.precision), dim=-1)
         middle = self._now()

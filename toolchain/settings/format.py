@@ -66,6 +66,9 @@ class FormatSettings:
     embedding_bits: int = option(
         8, "Embedding and head: 2 to 8, or 16 for float16", choices=(*range(2, 9), 16), common=True
     )
+    per_layer_bits: int = option(
+        8, "Embeddings for each layer (Gemma 3n and 4): 2 to 8, or 16 for float16", choices=(*range(2, 9), 16)
+    )
 
     @property
     def width(self) -> int:

@@ -63,6 +63,12 @@ def check_experts(settings: QuantizeSettings, spec: ModelSpec) -> None:
             raise InputError(f"{name} is not available for models with a mixture of experts")
 
 
+def check_shared_keys(settings: QuantizeSettings, spec: ModelSpec) -> None:
+    """Raises InputError for what keys and values that layers share cannot be."""
+    if settings.razor.kv and spec.cache_of_layer:
+        raise InputError("--kv is not available for models whose layers share keys and values")
+
+
 def check_random(settings: QuantizeSettings) -> None:
     """What random codes cannot be. Raises InputError when it is asked for."""
     if settings.method == KEEP:

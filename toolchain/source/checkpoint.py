@@ -11,9 +11,11 @@ import functools
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from export.contract.errors import InputError
@@ -37,6 +39,7 @@ from toolchain.source.wrappers import check_quantization, left_out_of, text_name
 
 _DOWNLOAD = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "merges.txt", "vocab*"]
 _ADAPTED = "base_model."  # what PEFT puts before every name
+_PIECE = 1 << 27  # bytes of rows that are read together
 _NAMED = 3  # tensors that a line lists before it only counts them
 
 
@@ -228,6 +231,28 @@ class SourceModel:
                 f"{header.path}: {name} has shape {list(header.shape)}, config.json asks for {list(shape)}"
             )
         return self._weights.read(stored)
+
+    def row_pieces(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """A matrix in pieces of rows, float32, each with the number of its first row; shape and errors as of tensor().
+
+        Where it lies as plain floats, no more than a piece is in memory.
+        """
+        stored = self._stored_name(name)
+        header = None if stored is None else self._weights.tensors[stored]
+        step = max(1, _PIECE // (4 * max(shape[1], 1)))
+        if stored is None or header is None or header.shape != shape or self.stored_form(name) or shape[0] <= step:
+            yield 0, self.tensor(name, shape)
+            return
+        for start in range(0, shape[0], step):
+            yield start, self._weights.read_rows(stored, slice(start, min(start + step, shape[0])))
+
+    def rows(self, name: str, shape: tuple[int, int], rows: np.ndarray) -> torch.Tensor:
+        """Some rows of a matrix, float32 [rows, columns]; rows: int64, rising; shape and errors as of tensor()."""
+        found, numbers = [], torch.from_numpy(rows)
+        for start, piece in self.row_pieces(name, shape):
+            own = numbers[(numbers >= start) & (numbers < start + len(piece))] - start
+            found.append(piece[own])
+        return torch.cat(found)
 
     def stored_form(self, name: str) -> str:
         """How a tensor is stored: "" for plain floats, else a title. Raises InputError when the tensor is missing."""

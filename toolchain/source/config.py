@@ -34,6 +34,7 @@ _NOT_FOR_THE_CLASS = frozenset(
 )  # fmt: skip
 _ROUTERS = "output_router_logits"  # the class looks at its type; what it says does not matter either
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
+_SIZED_BY_LAYER = frozenset(["gemma4_text"])  # families whose spec reads `per_layer_config`
 _MOST_LAYERS = 10_000  # as export/artefacts/checkpoint.py: classes make lists of this length
 _LONGEST_REASON = 300  # characters
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def resolved_config(raw: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def _check_layers(raw: dict[str, Any], where: Path) -> None:
-    if raw.get("per_layer_config"):
+    if raw.get("per_layer_config") and raw.get("model_type") not in _SIZED_BY_LAYER:
         raise InputError(f"{where}: per_layer_config is not supported")
     for name in _LAYER_COUNTS:
         count = raw.get(name)
@@ -84,11 +85,14 @@ def _text_part(raw: dict[str, Any], where: Path) -> dict[str, Any]:
 def _fields(config: PreTrainedConfig) -> dict[str, Any]:
     """The config without what the class keeps for itself."""
     known = set(config.default_config_fields())
-    return {
+    found = {
         name: value
         for name, value in config.to_dict().items()
         if name not in _NOT_FOR_THE_CLASS and (name in known or not name.startswith("_"))
     }
+    if config.model_type in _SIZED_BY_LAYER:  # absent would mean sizes that the class chooses
+        found.setdefault("per_layer_config", {})
+    return found
 
 
 def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:

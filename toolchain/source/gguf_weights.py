@@ -75,6 +75,10 @@ class GgufWeights:
             raise InputError(f"{tensor.path}: {stored} holds NaN or infinite values")
         return value
 
+    def read_rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of read()."""
+        return self.read(name)[rows]
+
     def group_codes(self, name: str) -> GroupCodes | None:
         """The codes and scales of a matrix, in the rows of the model; None where it is not stored so."""
         stored = self.names_of[name]

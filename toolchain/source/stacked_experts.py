@@ -154,6 +154,10 @@ class StackedExperts:
             raise InputError(f"{self.tensors[name].path}: {part.stored} holds NaN or infinite values")
         return value
 
+    def read_rows(self, name: str, rows: slice) -> torch.Tensor:
+        """As StoredWeights.read_rows()."""
+        return self.read(name)[rows] if name in self._parts else self._inner.read_rows(name, rows)
+
     def group_codes(self, name: str) -> GroupCodes | None:
         return None if name in self._parts else self._inner.group_codes(name)
 

@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
-from toolchain.numerics.experts import unpack_experts
+from toolchain.numerics.plain_modules import plain_modules
 from toolchain.source.empty_model import empty_model
 from toolchain.source.stored_weights import changes_activations_only
 
@@ -125,7 +125,7 @@ def _parameter_names(config: str) -> ParameterNames:
         experts = tuple(_expert_names(entry for entry in transforms if isinstance(entry, WeightConverter)))
         if spec.experts_together:
             experts = tuple((name, name) for name in ("gate_proj", "up_proj", "down_proj"))
-        unpack_experts(model)
+    plain_modules(model)
     first = {id(value): name for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
     expected = {name: first[id(value)] for name, value in model.state_dict(keep_vars=True).items()}
     optional = {expected[name] for name, _ in model.named_buffers() if name in expected}
@@ -133,7 +133,8 @@ def _parameter_names(config: str) -> ParameterNames:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings() if spec.causal else None
     if head is not None and head.weight is not embedding.weight:
         optional.add(first[id(head.weight)])
-    ignored = [f"({pattern})" for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    parts = (getattr(part, "_keys_to_ignore_on_load_unexpected", None) for part in model.modules())
+    ignored = [f"({pattern})" for patterns in parts for pattern in patterns or ()]
     return ParameterNames(
         expected=expected,
         required=frozenset(expected.values()) - optional,

@@ -174,6 +174,18 @@ class StoredWeights:
             raise InputError(f"{where} holds NaN or infinite values")
         return value
 
+    def read_rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Neighbouring rows of a weight whose check() is "", float32; no other is read. Raises as read() does."""
+        path = self.tensors[name].path
+        try:
+            with safe_open(path, framework="pt") as file:
+                value: torch.Tensor = file.get_slice(name)[rows].float()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: {name} cannot be read ({error})") from None
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path}: {name} holds NaN or infinite values")
+        return value
+
     def group_codes(self, name: str) -> GroupCodes | None:
         """The codes and scales of a matrix of the model; None where it is not stored so."""
         found = self._unpacked(name) if name in self.packed else None

@@ -19,6 +19,8 @@ WRAPPERS = {
     "aya_vision": "vision",
     "cohere2_vision": "vision",
     "gemma3": "vision",
+    "gemma3n": "vision and audio",
+    "gemma4": "vision and audio",
     "got_ocr2": "vision",
     "idefics3": "vision",
     "internvl": "vision",
@@ -38,6 +40,7 @@ _HEAD = re.compile(r"^(language_model\.)?(?=lm_head\.)")
 _OTHER_PARTS = ("vision_config", "audio_config")
 # What text models do to their logits and the wrappers' own heads do not, as doing nothing.
 _BEHIND_THE_HEAD = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
+_CAPPING = frozenset(["gemma3n", "gemma4"])  # wrappers whose heads do all that their text models' do
 _ENDS = ("bos_token_id", "eos_token_id")  # of the whole model where it states them, as in transformers' generation
 
 
@@ -73,7 +76,8 @@ def without_other_parts(config: dict[str, Any]) -> dict[str, Any]:
 
 def text_fields(raw: dict[str, Any], whole: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
     """The config of the text part, complete. raw, whole: the wrapper's, stated and read; fields: the part's own."""
-    behind = {name: value for name, value in _BEHIND_THE_HEAD.items() if name in fields}
+    dropped = {} if whole.model_type in _CAPPING else _BEHIND_THE_HEAD
+    behind = {name: value for name, value in dropped.items() if name in fields}
     ends = {name: raw[name] for name in _ENDS if raw.get(name) is not None}
     return {**fields, **behind, **ends, "tie_word_embeddings": getattr(whole, "tie_word_embeddings", False)}
 

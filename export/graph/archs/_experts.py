@@ -24,14 +24,18 @@ def with_experts(
 def picking(
     block: BlockNames, config: dict[str, Any], count_field: str, normalised: bool, width: int, inside: str = "mlp"
 ) -> BlockNames:
-    """A block with experts, named as numerics.experts has them. inside: the module that has router and experts."""
+    """A block with experts, named as numerics.experts has them.
+
+    inside: the module that has router and experts, "" for the block itself.
+    """
+    prefix = f"{inside}." if inside else ""
     count, per_token = positive(config, count_field), positive(config, "num_experts_per_tok")
     if per_token > count:
         raise InputError(f"config.json: num_experts_per_tok ({per_token}) is more than the {count} experts")
     return replace(
         block,
-        gate=f"{inside}.experts.{{expert}}.gate_proj",
-        up=f"{inside}.experts.{{expert}}.up_proj",
-        down=f"{inside}.experts.{{expert}}.down_proj",
-        experts=Experts(count, per_token, normalised, width, router=f"{inside}.gate"),
+        gate=f"{prefix}experts.{{expert}}.gate_proj",
+        up=f"{prefix}experts.{{expert}}.up_proj",
+        down=f"{prefix}experts.{{expert}}.down_proj",
+        experts=Experts(count, per_token, normalised, width, router=f"{prefix}gate"),
     )

@@ -36,10 +36,12 @@ def rope(config: dict[str, Any], head_dim: int, partial: bool = False) -> Rope:
     reads it. Kinds: default;
     linear; dynamic (within the context it was trained for, which is all that is exported, it is the default one);
     yarn (arXiv 2309.00071); longrope (arXiv 2402.13753) with its short factors, which reach to
-    `original_max_position_embeddings`; llama3.
+    `original_max_position_embeddings`; llama3; proportional, which turns the first pairs of a whole head alone.
     """
     settings = rope_settings(config)
     kind, theta = settings["rope_type"], number(settings, "rope_theta")
+    if kind == "proportional":
+        return _proportional(settings, theta, head_dim)
     whole = kind == "default" and not partial
     part = number({"partial_rotary_factor": 1.0, **settings}, "partial_rotary_factor") if not whole else 1.0
     width = int(head_dim * part)
@@ -59,7 +61,7 @@ def rope(config: dict[str, Any], head_dim: int, partial: bool = False) -> Rope:
         return _yarn(config, settings, theta, frequencies)
     if kind == "longrope":
         return _longrope(config, settings, frequencies)
-    kinds = "default, linear, dynamic, yarn, longrope, llama3"
+    kinds = "default, linear, dynamic, yarn, longrope, llama3, proportional"
     raise InputError(f"config.json: rope_type {kind!r} is not supported; supported are {kinds}")
 
 
@@ -68,6 +70,16 @@ def exported_context(config: dict[str, Any]) -> int:
     context = positive(config, "max_position_embeddings")
     settings = rope_settings(config)
     return min(context, int(number(settings, _ORIGINAL))) if settings.get("rope_type") == "longrope" else context
+
+
+def _proportional(settings: dict[str, Any], theta: float, head_dim: int) -> Rope:
+    """All pairs of a head, the slowest of them at a standstill: their frequencies are 0."""
+    part = number({"partial_rotary_factor": 1.0, **settings}, "partial_rotary_factor")
+    factor, turning = number({"factor": 1.0, **settings}, "factor"), int(part * head_dim // 2)
+    if head_dim % 2 or not 1 <= turning <= head_dim // 2:
+        raise InputError(f"config.json: rotary positions need an even part of head_dim, not {part:g} x {head_dim}")
+    frequencies = [theta ** (-2 * i / head_dim) / factor for i in range(turning)]
+    return Rope((*frequencies, *[0.0] * (head_dim // 2 - turning)))
 
 
 def _given(settings: dict[str, Any], name: str, otherwise: float) -> float:

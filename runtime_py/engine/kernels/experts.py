@@ -105,6 +105,13 @@ def route_by_sigmoid(scores, biases, experts, count, normalised, floor, scale, w
 
 
 @nb.njit(cache=True)
+def scale_by_expert(weights, picked, count, scales):
+    """weights[j] *= scales[picked[j]], scales float32 [experts]."""
+    for j in range(count):
+        put_f32(weights + 4 * j, get_f32(weights + 4 * j) * get_f32(scales + 4 * get_i64(picked + 8 * j)))
+
+
+@nb.njit(cache=True)
 def combine_row(source, weights, count, columns, target):
     """target[i] = sum over j of weights[j] * source[j, i], source float32 [count, columns]."""
     for k in range(0, columns, 16):

@@ -6,7 +6,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_row, rotated_row, scale_row
-from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid
+from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid, scale_by_expert
 from runtime_py.engine.kernels.grouped import grouped_row
 from runtime_py.engine.kernels.groups import group_row
 from runtime_py.engine.loop.dispatch import by_kind
@@ -61,6 +61,8 @@ def _route(s, past, token, scratch):
         )  # fmt: skip
     else:
         route(source, s.experts, s.count, s.normalised, s.floor, s.scale, weights, picked)
+    if s.own_scales != 0:
+        scale_by_expert(weights, picked, s.count, s.own_scales)
 
 
 def _combine(s, past, token, scratch):

@@ -70,6 +70,8 @@ class Context:
         self.held = [state.shape[:0:-1] for state in self.recurrent]  # as the engine keeps them: positions first
         self.advanced: set[str] = set()  # outputs of recurrent states that a step makes
         self.gates: dict[str, Gate] = {}  # of clamped gates
+        self.by_head: dict[str, Tokens] = {}  # [batch, heads, tokens, head_dim] to the graph (handlers/earlier.py)
+        self.cached: dict[str, tuple[int, int]] = {}  # number of the attention and of its output: keys 1, values 2
         self.folder = ConstantFolder(graph)
         self.quantized: dict[Buffer, list[Quantized]] = {}
         self.razored: dict[str, Razored] = {}  # codes, flags and units by name
@@ -148,6 +150,11 @@ class Context:
     def give_half(self, name: str, value: Tokens) -> None:
         """Say what a name of float16 type stands for: only a Cast may read it, because steps compute with float32."""
         self.halves[name] = value
+        self._say_who_reads(name, value)
+
+    def give_by_head(self, name: str, value: Tokens, heads: int = 0) -> None:
+        """Say what a value stands for whose heads come before its tokens. heads: 0 for those that it is cut into."""
+        self.by_head[name] = replace(value, heads=heads or value.heads)
         self._say_who_reads(name, value)
 
     def route(self, name: str, value: Routed) -> None:

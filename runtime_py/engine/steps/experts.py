@@ -37,11 +37,14 @@ class Route(Step[T]):
     sigmoid: T = NONE
     biases: T = NONE  # address of float32 [experts]
     floor: T = field(default=NONE, metadata=REAL)
+    own_scales: T = NONE  # address of float32 [experts]: at last, weights of an expert are multiplied by its own
 
     def constants(self: Route[int], arrays: Arrays) -> Iterator[Constant]:
         need(not self.biases or bool(self.sigmoid), "biases of a softmax")
         if self.biases:
             yield Constant("biases", self.biases, 4 * self.experts)
+        if self.own_scales:
+            yield Constant("own_scales", self.own_scales, 4 * self.experts)
 
     def accesses(self: Route[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         need(1 <= self.count <= self.experts, "more picks than experts")

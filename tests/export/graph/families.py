@@ -16,7 +16,7 @@ from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from tests.runtime_py.reference.test_session import OnnxRuntime
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
-from toolchain.numerics.experts import unpack_experts
+from toolchain.numerics.plain_modules import plain_modules
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.empty_model import model_class
 from toolchain.source.heads import open_model
@@ -111,6 +111,31 @@ TINY = {
                          "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
                          "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
                          "shared_expert_intermediate_size": 20},
+    "gemma4_text": {"num_hidden_layers": 5, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6,
+                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention",
+                                    "full_attention"],
+                    "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 96, "num_kv_shared_layers": 2,
+                    "use_double_wide_mlp": True, "final_logit_softcapping": 5.0},
+    "gemma4_text large": {"num_hidden_layers": 3, "head_dim": 16, "global_head_dim": 8, "sliding_window": 6,
+                          "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                          "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+                          "attention_bias": True, "tie_word_embeddings": False},
+    "gemma4_text experts": {"num_hidden_layers": 3, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6,
+                            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                            "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 96,
+                            "num_kv_shared_layers": 0, "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2,
+                            "moe_intermediate_size": 24},
+    "gemma3n_text": {"num_hidden_layers": 5, "head_dim": 8, "sliding_window": 6,
+                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention",
+                                     "sliding_attention"],
+                     "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 90, "num_kv_shared_layers": 2,
+                     "intermediate_size": [48, 40, 48, 56, 48], "laurel_rank": 8, "altup_num_inputs": 3,
+                     "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.0, 0.3], "final_logit_softcapping": 5.0},
+    "gemma3n_text other stream": {"num_hidden_layers": 2, "head_dim": 16, "layer_types": ["full_attention"] * 2,
+                                  "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96,
+                                  "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_active_idx": 1,
+                                  "altup_num_inputs": 2, "altup_correct_scale": False, "attention_bias": True,
+                                  "tie_word_embeddings": False},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -135,7 +160,11 @@ MIXTURES = ("gpt_oss", "lfm2_moe", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen
 
 def is_mixture(variant: str) -> bool:
     """Whether a variant's family has experts."""
-    return variant.split()[0] in MIXTURES
+    return variant.split()[0] in MIXTURES or variant == "gemma4_text experts"
+
+
+def stores_norms_minus_one(family: str) -> bool:
+    return family.startswith(("gemma", "qwen3_5")) and not family.startswith(("gemma3n", "gemma4"))
 
 
 def tiny_model(variant: str, folder: Path, **more: object) -> None:
@@ -148,14 +177,14 @@ def tiny_model(variant: str, folder: Path, **more: object) -> None:
     config = AutoConfig.for_model(model_type, **{**({} if model_type == "gpt2" else COMMON), **chosen, **more})
     torch.manual_seed(0)
     model = (AutoModelForCausalLM if variant in TINY else AutoModel).from_config(config)
-    centre = 0.0 if model_type.startswith(("gemma", "qwen3_5")) else 1.0  # these store norm weights minus one
+    centre = 0.0 if stores_norms_minus_one(model_type) else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             norm = "norm" in name.lower() or "ln_" in name
             p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if norm else 0))
         for name, p in model.named_buffers():
-            if name in model.state_dict():  # a router's bias
-                p.copy_(torch.randn_like(p) * 0.3)
+            if name in model.state_dict():  # a router's bias, a block's factor
+                p.copy_(torch.randn_like(p) * 0.3 + ("scal" in name))
     model.save_pretrained(folder)
     write_tokenizer(folder)
 
@@ -216,7 +245,7 @@ def dequantized_model(source: Path, checkpoint: QuantizedCheckpoint):
     spec = model_spec(checkpoint.config)
     kind = model_class(spec)
     model = kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
-    unpack_experts(model)
+    plain_modules(model)
     for name, record in checkpoint.records.items():
         module = model.get_output_embeddings() if spec.head and name == spec.head else None
         if record.scheme == "codebook":

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoCo
 
 from export.contract.errors import InputError
 from export.model_folder import write_model_folder
-from tests.export.graph.families import COMMON, TINY, FloatCheckpoint, compare
+from tests.export.graph.families import COMMON, TINY, FloatCheckpoint, compare, stores_norms_minus_one
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.heads import open_model
 from toolchain.source.wrappers import WRAPPERS
@@ -30,6 +30,8 @@ QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_head
 # wrapper, family inside, what else its config says
 CASES = {
     "gemma3": ("gemma3", "gemma3_text", {"vision_config": SIGLIP, "mm_tokens_per_image": 4}),
+    "gemma4": ("gemma4", "gemma4_text", {"vision_config": {"model_type": "gemma4_vision", **VISION},
+                                         "audio_config": None}),
     "mistral3 with ministral3": ("mistral3", "ministral3", {"vision_config": {"model_type": "pixtral", **VISION}}),
     "mistral3": ("mistral3", "mistral", {"vision_config": {"model_type": "pixtral", **VISION},
                                          "tie_word_embeddings": False}),
@@ -60,7 +62,7 @@ def wrapped_model(case: str, folder: Path, **text: object):
     config = CONFIG_MAPPING[wrapper](text_config=inner, **more)
     torch.manual_seed(0)
     model = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)](config).eval()
-    centre = 0.0 if family.startswith(("gemma", "qwen3_5")) else 1.0
+    centre = 0.0 if stores_norms_minus_one(family) else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn_like(p) * (0.2 if p.ndim > 1 else 0.3) + (centre if "norm" in name.lower() else 0))

@@ -57,7 +57,7 @@ class EqualizedSource(FoldedSource):
         for number in range(spec.blocks):
             prefix, names = spec.block_name(number), spec.names(number)
             self._plan_norms(number, prefix, names)
-            if names.attends:
+            if names.attends and not names.value_norm and (names.value or names.fused_qkv):
                 self._plan_values(prefix, names)
             elif names.convolution is not None:
                 self._plan_convolution(prefix, names)
@@ -150,9 +150,10 @@ class EqualizedSource(FoldedSource):
             return
         factors = partial(self._factors, [prefix + block.down])
         self._scale_columns(prefix + block.down, factors)
-        rows = np.arange(spec.feed_forward)
+        width = block.feed_forward or spec.feed_forward
+        rows = np.arange(width)
         if block.fused_gate_up:
-            self._divide_rows(prefix + block.fused_gate_up, rows + spec.feed_forward, factors)
+            self._divide_rows(prefix + block.fused_gate_up, rows + width, factors)
         else:
             assert block.up is not None
             self._divide_rows(prefix + block.up, rows, factors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -31,6 +31,12 @@ class FoldedSource(SourceModel):
         for change in self._changes.get(name, ()):
             value = change(value)
         return value.contiguous()
+
+    def row_pieces(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
+        if name in self.folded():
+            yield 0, self.tensor(name, shape)
+        else:
+            yield from self.inner.row_pieces(name, shape)
 
     def group_codes(self, name: str) -> GroupCodes | None:
         return None if name in self.folded() else self.inner.group_codes(name)

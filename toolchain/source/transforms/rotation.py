@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from export.contract.errors import InputError
-from export.graph.spec import ModelSpec
+from export.graph.spec import HeadSizes, ModelSpec
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.transforms.folding import FoldedSource
@@ -45,7 +45,7 @@ class RotatedSource(FoldedSource):
         if RESIDUAL in rotation.split(","):
             self._plan_residual(spec, hadamard_rotation(spec.hidden_size, seed))
         if VALUES in rotation.split(","):
-            self._plan_values(spec, hadamard_rotation(spec.head_dim, seed))
+            self._plan_values(spec, seed)
 
     def _plan_residual(self, spec: ModelSpec, turn: torch.Tensor) -> None:
         others = [
@@ -83,26 +83,27 @@ class RotatedSource(FoldedSource):
         self.change(f"{layer}.weight", change)
         self.change(norm_weight, torch.ones_like)
 
-    def _plan_values(self, spec: ModelSpec, turn: torch.Tensor) -> None:
-        attending = [block for block in spec.kinds() if block.attends]
+    def _plan_values(self, spec: ModelSpec, seed: int) -> None:
         if spec.query_gate:
             raise InputError(f"--rotation values is not available where attention is gated, as in {spec.model_type}")
-        if any(block.value is None for block in attending) or spec.linear_is_transposed:
+        own = [n for n in range(spec.layers) if spec.cache_layer(n) == n and spec.names_of_layer(n).attends]
+        if any(spec.names_of_layer(layer).value is None for layer in own) or spec.linear_is_transposed:
             raise InputError(
                 f"--rotation values needs a value layer of its own; {spec.model_type} has it in one with others"
             )
-
-        def rows(w: torch.Tensor) -> torch.Tensor:
-            heads = w.reshape(spec.kv_heads, spec.head_dim, -1)
-            return torch.matmul(turn, heads).reshape(w.shape)
-
-        def columns(w: torch.Tensor) -> torch.Tensor:
-            return torch.matmul(w.reshape(len(w), spec.heads, spec.head_dim), turn.T).reshape(w.shape)
-
         for number in range(spec.blocks):
-            prefix, block = spec.block_name(number), spec.names(number)
+            prefix, block, heads = spec.block_name(number), spec.names(number), spec.heads_of_block(number)
             if not block.attends:
                 continue
-            for part in ("weight", "bias"):
-                self.change(f"{prefix}{block.value}.{part}", rows)
+            turn = hadamard_rotation(heads.head_dim, seed)
+
+            def rows(w: torch.Tensor, heads: HeadSizes = heads, turn: torch.Tensor = turn) -> torch.Tensor:
+                return torch.matmul(turn, w.reshape(heads.kv_heads, heads.head_dim, -1)).reshape(w.shape)
+
+            def columns(w: torch.Tensor, heads: HeadSizes = heads, turn: torch.Tensor = turn) -> torch.Tensor:
+                return torch.matmul(w.reshape(len(w), heads.heads, heads.head_dim), turn.T).reshape(w.shape)
+
+            if block.value is not None:  # else those of an earlier layer, which come rotated alike
+                for part in ("weight", "bias"):
+                    self.change(f"{prefix}{block.value}.{part}", rows)
             self.change(f"{prefix}{block.attention_output}.weight", columns)

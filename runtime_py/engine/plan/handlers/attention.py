@@ -17,6 +17,7 @@ from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
 from runtime_py.engine.kernels.attention import attend, razor_attend
 from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.handlers.earlier import over_earlier
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import (
@@ -28,7 +29,7 @@ from runtime_py.engine.plan.values import (
     window_of_mask,
 )
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, RazorKvAppend
+from runtime_py.engine.steps.attention import Append, Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
 from runtime_py.engine.steps.step import Step
 
 Maker = Callable[..., Step[Argument]]
@@ -72,6 +73,8 @@ def rotary(context: Context, node: Node) -> None:
 @handles("", "Attention")
 def attention(context: Context, node: Node) -> None:
     """Over a cache of float16 or float32 numbers; the mask is causal, or an encoder's."""
+    if over_earlier(context, node):
+        return
     inputs = _Inputs.of(context, node)
     heads, kv_heads = int(node.attributes["q_num_heads"]), int(node.attributes["kv_num_heads"])
     if heads < 1 or kv_heads < 1 or inputs.query.width % heads or heads % kv_heads:
@@ -179,6 +182,7 @@ def _append_and_attend(
     _check(context, node, inputs, shape)
     index = len(context.attention)
     context.attention.append(shape)
+    context.cached |= {name: (index, place) for place, name in enumerate(node.outputs) if place}
     cache: dict[str, Argument] = {
         "query": query.place,
         "query_stride": query.stride,
@@ -223,3 +227,14 @@ def _check(context: Context, node: Node, inputs: _Inputs, shape: AttentionShape)
         raise Unplannable(f"queries or keys of {node.name} that are read again")
     for buffer in (query.buffer, key.buffer):
         context.quantized.pop(buffer, None)
+
+
+def heads_of_rotations(context: Context) -> list[int]:
+    """For each rotation the columns of the narrowest heads that it turns."""
+    found: dict[str, int] = {}
+    for planned in context.steps:
+        step = planned.step
+        if isinstance(step, Append | Rotate) and isinstance(step.half, External):
+            assert isinstance(step.head_dim, int)
+            found[step.half.name] = min(step.head_dim, found.get(step.half.name, step.head_dim))
+    return [found.get(f"half.{number}", 0) for number in range(len(context.rotations))]

@@ -1,4 +1,4 @@
-"""Gated short convolutions (export/graph/convolution.py): from the product of two gates to the other gate, one step.
+"""Gated short convolutions (export/graph/recurrent/convolution.py): from the product of two gates on, one step.
 
 What stands between is kept apart from plain values (values.py, Convolving). The new state is made by the same step, so
 a graph whose state is anything else than the last columns of what is convolved is not planned.
@@ -12,6 +12,7 @@ import numpy as np
 
 from export.artefacts.reader import Node
 from runtime_py.engine.plan.context import Context
+from runtime_py.engine.plan.handlers.earlier import turned
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Convolving, Tokens, token_mask_hides_padding_only
@@ -24,6 +25,8 @@ _END = 1 << 30  # a slice to here or beyond goes to the end
 
 @handles("", "Transpose")
 def transpose(context: Context, node: Node) -> None:
+    if turned(context, node):
+        return
     found = _convolving(context, node, 0, GATED, CONVOLVED)
     if list(node.attributes.get("perm", ())) != [0, 2, 1]:
         raise Unplannable(f"the transposition {node.name}")

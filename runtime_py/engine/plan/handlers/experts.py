@@ -124,15 +124,28 @@ def with_floor(context: Context, node: Node) -> bool:
 
 
 def scaled(context: Context, node: Node) -> bool:
-    """Have weights multiplied by a number in the step that makes them; False where the node multiplies no weights."""
+    """Have weights multiplied by a number, or one of each expert, in the step that makes them; False for no weights."""
     weights = context.routed.get(node.inputs[0])
     if weights is None or weights.kind != WEIGHTS or weights.step is None:
         return False
-    if context.uses(node.inputs[0]) != 1 or weights.step.scale != 1:
+    own, step = context.routed.get(node.inputs[1]), weights.step
+    if context.uses(node.inputs[0]) != 1 or step.own_scales or (own is None and step.scale != 1):
         raise Unplannable(f"the product {node.name}")
+    if own is not None:
+        same = own.kind == BIASES and own.picked is not None and step.picked == Place(own.picked)
+        if not same or context.folder.constant(own.biases).shape != (step.experts,):
+            raise Unplannable(f"the product {node.name}")
+        step.own_scales = context.vector(own.biases, _count(step))
+        context.route(node.outputs[0], weights)
+        return True
     weights.step.scale = _number(context, node)
     context.route(node.outputs[0], weights)
     return True
+
+
+def _count(step: Route[Argument]) -> int:
+    assert isinstance(step.experts, int)
+    return step.experts
 
 
 def _number(context: Context, node: Node) -> float:

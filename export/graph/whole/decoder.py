@@ -16,14 +16,15 @@ from export.artefacts.states import output_of
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.contract.operators.attention import AttentionLayout
-from export.graph.block import TOTAL, BlockBuilder, Context
 from export.graph.bodies.integers import integer_function_bodies
-from export.graph.convolution import token_mask
-from export.graph.delta_net import delta_net_states
+from export.graph.gemma.per_layer import per_layer_inputs
 from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.spec import ModelSpec, Rope
+from export.graph.recurrent.convolution import token_mask
+from export.graph.recurrent.delta_net import delta_net_states
+from export.graph.spec import HeadSizes, ModelSpec, Rope
+from export.graph.whole.block import TOTAL, BlockBuilder, Context
 from export.graph.writer import Dim, GraphWriter
 
 PAST = "past_sequence_length"
@@ -48,16 +49,26 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     query_turns = tuple(grown_rotations(g, spec.query_growth, turns, position_ids))
     masks = _masks(g, spec, input_ids, attention_mask)
     hidden = _embed(layers, spec, input_ids, position_ids)
-    present = []
+    own = per_layer_inputs(layers, spec, input_ids, hidden) if spec.per_layer is not None else None
+    if blocks.altup is not None:
+        hidden = blocks.altup.begin(hidden)
+    present: list[tuple[ir.Value, str]] = []
+    caches: list[tuple[ir.Value, ...]] = []
     for layer in range(spec.layers):
         rotates = layer not in spec.layers_without_rope
         rotation, query_rotation = (
             found[spec.window(layer) is not None] if rotates else None for found in (turns, query_turns)
         )
-        mask = masks[spec.window(layer)]
-        context = Context(mask, rotation, past[layer], query_rotation, own_mask)  # type: ignore[arg-type]
+        earlier = caches[spec.cache_layer(layer)] if spec.cache_layer(layer) != layer else None
+        context = Context(
+            masks[spec.window(layer)], rotation, past[layer], earlier, query_rotation, own_mask,  # type: ignore[arg-type]
+            own[layer] if own is not None else None,
+        )  # fmt: skip
         hidden, cache = blocks.block(layer, hidden, context)
+        caches.append(cache)
         present += [(value, output_of(str(given.name))) for value, given in zip(cache, past[layer])]
+    if blocks.altup is not None:
+        hidden = blocks.altup.end(hidden)
     hidden = layers.norm(
         spec.norm, hidden, spec.final_norm, "/model/norm", blocks.hidden_shape, spec.norm_epsilon, spec.norm_offset
     )
@@ -80,19 +91,22 @@ def _past(g: GraphWriter, spec: ModelSpec, arithmetic: IntegerArithmetic, layer:
     if convolution is not None:
         state: list[Dim] = [BATCH, spec.hidden_size, convolution.width]
         return (g.input(f"past_conv.{layer}", ir.DataType.FLOAT, state),)
-    cache_type, row = cache_row(spec, arithmetic)
-    shape: list[Dim] = [BATCH, spec.kv_heads, PAST, row]
+    if spec.cache_layer(layer) != layer:
+        return ()
+    heads = spec.heads_of(layer)
+    cache_type, row = cache_row(heads, arithmetic)
+    shape: list[Dim] = [BATCH, heads.kv_heads, PAST, row]
     return tuple(g.input(f"past_key_values.{layer}.{kind}", cache_type, shape) for kind in ("key", "value"))
 
 
-def cache_row(spec: ModelSpec, arithmetic: IntegerArithmetic) -> tuple[ir.DataType, int]:
+def cache_row(heads: HeadSizes, arithmetic: IntegerArithmetic) -> tuple[ir.DataType, int]:
     """Element type of a cached key or value of one head, and how many elements it has."""
     if arithmetic.cache is None:
-        return ir.DataType.FLOAT, spec.head_dim
+        return ir.DataType.FLOAT, heads.head_dim
     try:
         layout = AttentionLayout(
-            spec.heads, spec.kv_heads, spec.head_dim,
-            replace(arithmetic.cache, group_size=min(arithmetic.cache.group_size, spec.head_dim)), 1.0,
+            heads.heads, heads.kv_heads, heads.head_dim,
+            replace(arithmetic.cache, group_size=min(arithmetic.cache.group_size, heads.head_dim)), 1.0,
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"the key-value cache cannot be razored: {error}") from None

@@ -15,10 +15,15 @@ from export.contract.formats.base import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
 from export.contract.operators.sink_attention import SINK_ATTENTION
-from export.graph.convolution import short_convolution
-from export.graph.delta_net import DeltaNetLayers
 from export.graph.experts import ExpertLayers
+from export.graph.gemma.altup import AltUpLayers
+from export.graph.gemma.beside import feed_forward_beside
+from export.graph.gemma.cut import cut_gates, with_laurel
+from export.graph.gemma.per_layer import add_per_layer_input
+from export.graph.gemma.shared_keys import attend_to_earlier
 from export.graph.layers import BATCH, SEQUENCE, Layers
+from export.graph.recurrent.convolution import short_convolution
+from export.graph.recurrent.delta_net import DeltaNetLayers
 from export.graph.spec import ModelSpec
 from export.graph.writer import Dim
 
@@ -32,8 +37,10 @@ class Context:
     mask: ir.Value  # bool, True where a query sees a key
     rotation: tuple[ir.Value, ir.Value] | None = None  # cos and sin [batch, sequence, rotated / 2]
     past: tuple[ir.Value, ...] | None = None  # cached keys and values, or a state; None: queries see the whole input
+    earlier: tuple[ir.Value, ...] | None = None  # keys and values of an earlier layer, those of this call included
     query_rotation: tuple[ir.Value, ir.Value] | None = None  # of the queries, where it is another than that of the keys
     token_mask: ir.Value | None = None  # float32 [batch, sequence, 1], for what keeps a state
+    per_layer: ir.Value | None = None  # the block's part of the embeddings for each layer
 
 
 class BlockBuilder:
@@ -42,12 +49,15 @@ class BlockBuilder:
     def __init__(self, spec: ModelSpec, layers: Layers) -> None:
         self.spec, self.layers, self.g = spec, layers, layers.g
         self.experts, self.delta_nets = ExpertLayers(spec, layers), DeltaNetLayers(spec, layers)
+        self.altup = AltUpLayers(spec, layers) if spec.altup is not None else None
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """Output of block `layer`, and its keys and values for the cache, or its state (none without a past)."""
         names, width = self.spec.names_of_layer(layer), self.spec.hidden_size
         at = f"/model/layers.{layer}"
+        if self.altup is not None:
+            return self._corrected(self.altup, layer, hidden, context)
         first = layer not in self.spec.layers_without_attention_norm
         normed = self._norm(layer, names.attention_norm if first else None, hidden)
         inner_input = None
@@ -60,10 +70,43 @@ class BlockBuilder:
         hidden = self._norm(layer, names.attention_sum_norm, hidden)
         if inner_input is None:
             inner_input = self._norm(layer, names.mlp_norm, hidden)
-        inner = self._norm(layer, names.mlp_post_norm, self._feed_forward(layer, inner_input))
+        inner = self._norm(layer, names.mlp_post_norm, self._feed_forward(layer, inner_input, hidden))
         inner = self.layers.scaled(inner, self.spec.residual_scale, f"{at}/mlp_scaled", width)
         hidden = self.g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
-        return self._norm(layer, names.mlp_sum_norm, hidden), cache
+        hidden = self._norm(layer, names.mlp_sum_norm, hidden)
+        if context.per_layer is not None:
+            hidden = add_per_layer_input(self.layers, self.spec, layer, hidden, context.per_layer)
+        return self._multiplied(layer, hidden), cache
+
+    def _corrected(
+        self, altup: AltUpLayers, layer: int, streams: ir.Value, context: Context
+    ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        """All streams behind a block that computes with one of them; streams: [batch, sequence, streams, hidden]."""
+        names, g, at = self.spec.names_of_layer(layer), self.g, f"/model/layers.{layer}"
+        assert context.per_layer is not None
+        predicted, active = altup.predict(layer, streams)
+        normed = self._norm(layer, names.attention_norm, active)
+        laurel = with_laurel(self.layers, self.spec, layer, normed)
+        attended, cache = self._mixer(layer)(layer, normed, context)
+        attended = self._norm(layer, names.attention_post_norm, attended)
+        hidden = g.op("Add", f"{at}/attention_residual", [active, attended], self.hidden_shape)
+        hidden = g.op("Add", f"{at}/laurel_residual", [hidden, laurel], self.hidden_shape)
+        hidden = self.layers.scaled(hidden, 2**-0.5, f"{at}/laurel_scaled", self.spec.hidden_size)
+        inner = self._feed_forward(layer, self._norm(layer, names.mlp_norm, hidden), hidden)
+        inner = self._norm(layer, names.mlp_post_norm, inner)
+        made = g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
+        return altup.correct(layer, predicted, made, context.per_layer), cache
+
+    def _multiplied(self, layer: int, hidden: ir.Value) -> ir.Value:
+        """What leaves a block times its factor, where it has one."""
+        factor = self.spec.names_of_layer(layer).factor
+        if factor is None:
+            return hidden
+        vector = self.layers.vector(self.spec.prefix(layer) + factor)
+        if tuple(vector.shape or ()) != (1,):
+            raise InputError(f"{self.layers.checkpoint.folder}: {vector.name} is {vector.shape}, expected [1]")
+        out: ir.Value = self.g.op("Mul", f"/model/layers.{layer}/factor", [hidden, vector], self.hidden_shape)
+        return out
 
     def _mixer(self, layer: int) -> Callable[[int, ir.Value, Context], tuple[ir.Value, tuple[ir.Value, ...]]]:
         names = self.spec.names_of_layer(layer)
@@ -96,35 +139,57 @@ class BlockBuilder:
         return self._linear(layer, names.attention_output, out, width, self.spec.hidden_size), states
 
     def _attention(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
-        spec, at = self.spec, f"/model/layers.{layer}/attention"
+        spec, at, heads = self.spec, f"/model/layers.{layer}/attention", self.spec.heads_of(layer)
+        if context.earlier is not None:
+            return self._over_earlier(layer, normed, context), ()
         query, key, value, gate = self._query_key_value(layer, normed)
         if not spec.norm_after_rope:
             query, key = self._head_norms(layer, query, key)
         if context.rotation is not None:
             turn = context.query_rotation or context.rotation
-            query = self._rotate(query, f"{at}/rotate_query", spec.heads, turn)
-            key = self._rotate(key, f"{at}/rotate_key", spec.kv_heads, context.rotation)
+            query = self._rotate(query, f"{at}/rotate_query", heads.heads, heads.head_dim, turn)
+            key = self._rotate(key, f"{at}/rotate_key", heads.kv_heads, heads.head_dim, context.rotation)
         if spec.norm_after_rope:
             query, key = self._head_norms(layer, query, key)
+        if spec.names_of_layer(layer).value_norm:
+            value = self._norm_of_heads(f"{at}/value_norm", None, value, heads.kv_heads, heads.head_dim)
         out, cache = self._attended(layer, (query, key, value), context)
-        width = spec.heads * spec.head_dim
+        width = heads.queries
         if gate is not None:
             shape: list[Dim] = [BATCH, SEQUENCE, width]
             share = self.layers.activate("sigmoid", gate, f"{at}/gate", shape)
             out = self.g.op("Mul", f"{at}/gated", [out, share], shape)
         return self._linear(layer, spec.names_of_layer(layer).attention_output, out, width, spec.hidden_size), cache
 
+    def _over_earlier(self, layer: int, normed: ir.Value, context: Context) -> ir.Value:
+        """What queries of this layer give over the keys and values of an earlier one."""
+        spec, at, heads = self.spec, f"/model/layers.{layer}/attention", self.spec.heads_of(layer)
+        names = spec.names_of_layer(layer)
+        assert names.query and context.earlier is not None and context.query_rotation is None
+        if self.layers.arithmetic.cache is not None:
+            raise InputError(f"{self.layers.checkpoint.folder}: keys and values that layers share cannot be razored")
+        query = self._linear(layer, names.query, normed, spec.hidden_size, heads.queries)
+        query = self._head_norm(layer, names.query_norm, query, heads.heads)
+        if context.rotation is not None:
+            query = self._rotate(query, f"{at}/rotate_query", heads.heads, heads.head_dim, context.rotation)
+        attributes = self._score_attributes(layer)
+        out = attend_to_earlier(self.g, at, query, context.earlier, context.mask, heads, attributes)
+        return self._linear(layer, names.attention_output, out, heads.queries, spec.hidden_size)
+
+    def _score_attributes(self, layer: int) -> dict[str, float]:
+        spec = self.spec
+        scale = spec.attention_scale or 1 / math.sqrt(spec.heads_of(layer).head_dim)
+        return {"scale": scale} | ({} if spec.attention_softcap is None else {"softcap": spec.attention_softcap})
+
     def _attended(
         self, layer: int, qkv: tuple[ir.Value, ...], context: Context
     ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """What all heads give, float32 [batch, sequence, heads * head_dim], and keys and values for the cache."""
-        spec = self.spec
-        shapes: list[list[Dim]] = [[BATCH, SEQUENCE, spec.heads * spec.head_dim]]
+        spec, heads = self.spec, self.spec.heads_of(layer)
+        shapes: list[list[Dim]] = [[BATCH, SEQUENCE, heads.queries]]
         if context.past is not None:
-            shapes += [[BATCH, spec.kv_heads, TOTAL, spec.head_dim]] * 2
-        attributes: dict[str, float] = {"scale": spec.attention_scale or 1 / math.sqrt(spec.head_dim)}
-        if spec.attention_softcap is not None:
-            attributes["softcap"] = spec.attention_softcap
+            shapes += [[BATCH, heads.kv_heads, TOTAL, heads.head_dim]] * 2
+        attributes = self._score_attributes(layer)
         if self.layers.arithmetic.cache is not None and context.past is not None:
             out, *cache = self._razored_attention(layer, qkv, context, attributes)
             return out, tuple(cache)
@@ -138,7 +203,7 @@ class BlockBuilder:
             shapes,
             attributes=attributes,
             q_num_heads=spec.heads,
-            kv_num_heads=spec.kv_heads,
+            kv_num_heads=heads.kv_heads,
             is_causal=int(context.past is not None or spec.looks_back_only),
         )
         return out, tuple(cache)
@@ -165,23 +230,23 @@ class BlockBuilder:
         self, layer: int, qkv: tuple[ir.Value, ...], context: Context, attributes: dict[str, float]
     ) -> tuple[ir.Value, ...]:
         """Attention over a razored cache: its output, and keys and values with the new tokens behind."""
-        g, spec, layers = self.g, self.spec, self.layers
+        g, spec, layers, heads = self.g, self.spec, self.layers, self.spec.heads_of(layer)
         form = layers.arithmetic.cache
         assert form is not None and context.past is not None
         if spec.names_of_layer(layer).sinks is not None:
             raise InputError(f"{layers.checkpoint.folder}: attention with sinks has no razored cache")
         chosen: dict[str, Any] = {
-            "q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": attributes["scale"],
+            "q_num_heads": heads.heads, "kv_num_heads": heads.kv_heads, "scale": attributes["scale"],
             "softcap": attributes.get("softcap", 0.0), **format_attributes(form),
         }  # fmt: skip
         units = []
         for name in ("key_unit", "value_unit"):
             full = spec.prefix(layer) + name
-            units.append(g.constant(full, layers.unit(full, spec.kv_heads)))
-        row_bytes = AttentionLayout.of(chosen, spec.heads * spec.head_dim).row_bytes
-        cached: list[Dim] = [BATCH, spec.kv_heads, TOTAL, row_bytes]
+            units.append(g.constant(full, layers.unit(full, heads.kv_heads)))
+        row_bytes = AttentionLayout.of(chosen, heads.queries).row_bytes
+        cached: list[Dim] = [BATCH, heads.kv_heads, TOTAL, row_bytes]
         outputs: tuple[tuple[str, list[Dim], ir.DataType], ...] = (
-            ("output_0", [BATCH, SEQUENCE, spec.heads * spec.head_dim], ir.DataType.FLOAT),
+            ("output_0", [BATCH, SEQUENCE, heads.queries], ir.DataType.FLOAT),
             ("output_1", cached, ir.DataType.UINT8),
             ("output_2", cached, ir.DataType.UINT8),
         )
@@ -191,17 +256,14 @@ class BlockBuilder:
     def _query_key_value(self, layer: int, normed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
         """Queries, keys and values, and what the heads' outputs are gated with where the family has that."""
         g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
-        at = f"/model/layers.{layer}/attention"
-        q_width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        at, heads = f"/model/layers.{layer}/attention", spec.heads_of(layer)
+        q_width, kv_width = heads.queries, heads.keys
         if names.fused_qkv is None:
-            assert names.query and names.key and names.value
+            assert names.query and names.key and (names.value or names.values_are_keys)
             query, gate = self._gated_query(layer, names.query, normed)
-            return (
-                query,
-                self._linear(layer, names.key, normed, spec.hidden_size, kv_width),
-                self._linear(layer, names.value, normed, spec.hidden_size, kv_width),
-                gate,
-            )
+            key = self._linear(layer, names.key, normed, spec.hidden_size, kv_width)
+            value = self._linear(layer, names.value, normed, spec.hidden_size, kv_width) if names.value else key
+            return query, key, value, gate
         total = q_width + 2 * kv_width
         fused = self._linear(layer, names.fused_qkv, normed, spec.hidden_size, total)
         if spec.fused_qkv_by_head:
@@ -216,7 +278,7 @@ class BlockBuilder:
     def _gated_query(self, layer: int, module: str, normed: ir.Value) -> tuple[ir.Value, ir.Value | None]:
         """Queries, and their gate where the layer gives each head both, one behind the other."""
         g, spec, at = self.g, self.spec, f"/model/layers.{layer}/attention"
-        width = spec.heads * spec.head_dim
+        width = spec.heads_of(layer).queries
         if not spec.query_gate:
             return self._linear(layer, module, normed, spec.hidden_size, width), None
         both = self._linear(layer, module, normed, spec.hidden_size, 2 * width)
@@ -227,39 +289,54 @@ class BlockBuilder:
         query, gate = g.op("Split", f"{at}/split_query", [both, sizes], [[BATCH, SEQUENCE, width]] * 2, axis=-1)
         return query, gate
 
-    def _rotate(self, value: ir.Value, name: str, heads: int, rotation: tuple[ir.Value, ir.Value]) -> ir.Value:
+    def _rotate(
+        self, value: ir.Value, name: str, heads: int, head_dim: int, rotation: tuple[ir.Value, ir.Value]
+    ) -> ir.Value:
         rotated = 2 * int(rotation[0].shape[-1])  # type: ignore[index, arg-type]
-        chosen = {} if rotated == self.spec.head_dim else {"rotary_embedding_dim": rotated}
+        chosen = {} if rotated == head_dim else {"rotary_embedding_dim": rotated}
         chosen |= {"interleaved": 1} if self.spec.rope_interleaved else {}
-        shape: list[Dim] = [BATCH, SEQUENCE, heads * self.spec.head_dim]
+        shape: list[Dim] = [BATCH, SEQUENCE, heads * head_dim]
         return self.g.op("RotaryEmbedding", name, [value, *rotation], shape, attributes=chosen, num_heads=heads)
 
     def _head_norms(self, layer: int, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
-        spec, names = self.spec, self.spec.names_of_layer(layer)
-        normed = self._head_norm(layer, names.query_norm, query, spec.heads)
-        return normed, self._head_norm(layer, names.key_norm, key, spec.kv_heads)
+        heads, names = self.spec.heads_of(layer), self.spec.names_of_layer(layer)
+        normed = self._head_norm(layer, names.query_norm, query, heads.heads)
+        return normed, self._head_norm(layer, names.key_norm, key, heads.kv_heads)
 
     def _head_norm(self, layer: int, module: str | None, value: ir.Value, heads: int) -> ir.Value:
         """RMSNorm on queries or keys [batch, sequence, heads * head_dim], over each head or over all of them."""
         if module is None:
             return value
-        g, spec, width = self.g, self.spec, heads * self.spec.head_dim
+        spec, head_dim = self.spec, self.spec.heads_of(layer).head_dim
         name, full = f"/model/layers.{layer}/{module}", self.spec.prefix(layer) + module
-        shape: list[Dim] = [BATCH, SEQUENCE, width]
-        if not spec.norm_each_head:
-            return self.layers.norm("rms", value, full, name, shape, spec.norm_epsilon, spec.norm_offset)
-        split: list[Dim] = [BATCH, SEQUENCE, heads, spec.head_dim]
-        by_head = g.constant(f"shape.heads_{heads}", np.asarray([0, 0, heads, spec.head_dim], np.int64))
+        if spec.norm_each_head:
+            return self._norm_of_heads(name, full, value, heads, head_dim)
+        shape: list[Dim] = [BATCH, SEQUENCE, heads * head_dim]
+        return self.layers.norm("rms", value, full, name, shape, spec.norm_epsilon, spec.norm_offset)
+
+    def _norm_of_heads(self, name: str, module: str | None, value: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        """RMSNorm over each head of [batch, sequence, heads * head_dim]; module: full name, None without weights."""
+        g, spec, width = self.g, self.spec, heads * head_dim
+        split: list[Dim] = [BATCH, SEQUENCE, heads, head_dim]
+        by_head = g.constant(f"shape.heads_{heads}_{head_dim}", np.asarray([0, 0, heads, head_dim], np.int64))
         flat = g.constant(f"shape.width_{width}", np.asarray([0, 0, width], np.int64))
         parts = g.op("Reshape", f"{name}/split_heads", [value, by_head], split)
-        normed = self.layers.norm("rms", parts, full, name, split, spec.norm_epsilon, spec.norm_offset)
-        return g.op("Reshape", f"{name}/join_heads", [normed, flat], shape)
+        if module is None:
+            ones = g.constant(f"norm.ones_{head_dim}", np.ones(head_dim, np.float32))
+            normed = g.op("RMSNormalization", name, [parts, ones], split, epsilon=spec.norm_epsilon, axis=-1)
+        else:
+            normed = self.layers.norm("rms", parts, module, name, split, spec.norm_epsilon, spec.norm_offset)
+        out: ir.Value = g.op("Reshape", f"{name}/join_heads", [normed, flat], [BATCH, SEQUENCE, width])
+        return out
 
-    def _feed_forward(self, layer: int, value: ir.Value) -> ir.Value:
+    def _feed_forward(self, layer: int, value: ir.Value, stream: ir.Value) -> ir.Value:
+        """value: what the part reads; stream: the residual stream that it is added to."""
         g, spec, names = self.g, self.spec, self.spec.names_of_layer(layer)
+        if names.experts is not None and names.experts.beside is not None:
+            return feed_forward_beside(self.experts, layer, value, stream)
         if names.experts is not None:
             return self.experts.feed_forward(layer, value)
-        at, width = f"/model/layers.{layer}/mlp", spec.feed_forward
+        at, width = f"/model/layers.{layer}/mlp", names.feed_forward or spec.feed_forward
         shape: list[Dim] = [BATCH, SEQUENCE, width]
         if names.fused_gate_up is not None:
             fused = self._linear(layer, names.fused_gate_up, value, spec.hidden_size, 2 * width)
@@ -271,6 +348,8 @@ class BlockBuilder:
             if names.gate is not None:
                 gate = self._linear(layer, names.gate, value, spec.hidden_size, width)
             up = self._linear(layer, names.up, value, spec.hidden_size, width)
+        if gate is not None and names.gate_cut is not None:
+            gate = cut_gates(self.layers, gate, names.gate_cut, width, f"{at}/gate_cut")
         if gate is None:
             inner = self.layers.activate(spec.activation, up, f"{at}/activation", shape)
         else:
