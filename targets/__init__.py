@@ -87,6 +87,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "read_energy": "J/byte",  # of weights from an array whose units stand beside it: sdr only
         "input_toggles": "1",  # share of cycles in which an input bit changes
         "weight_ones": "1",  # share of ones among the bits of weights
+        "node": "nm",  # of the arrays' logic; not for sdr, whose units are of 28 nm
         "columns_per_adc": "1",  # bit lines that take turns at one converter
         "logic_leakage": "W/mm2",  # of all that is no memory cell
         "vector_area": "um2",  # of a lane, as the next two

@@ -76,6 +76,7 @@ def build(target: Target) -> Array:
         input_ones=target["ones_density"],
         input_toggles=target["input_toggles"],
         weight_ones=target["weight_ones"],
+        node=target["node"],
     )
     areas_mm2 = {name: um2 * 1e-6 for name, um2 in areas(macro).items() if um2}
     clock = min(target["clock"], 1e9 / clock_period(macro))
@@ -121,6 +122,7 @@ def _ones_splitting(target: Target, macro: Macro, clock: float, areas_mm2: dict[
         "place-value adders": count * macro.outputs * merge,
         "accumulators": count * macro.outputs * accumulate,
     }
-    joules = {name: value * 1e-15 for name, value in energy.items()}
+    shrink = {"ADC": 1.0}  # converters do not go with the node
+    joules = {name: value * 1e-15 * shrink.get(name, macro.node / 28) for name, value in energy.items()}
     lossless = 2 ** target["adc_bits"] - 1 >= active
     return Array(macro.rows, macro.outputs, count * macro.columns_per_adc, clock, joules, areas_mm2, size, lossless)

@@ -143,13 +143,13 @@ def test_prefill_reads_keys_and_values_once():
 
 
 def test_the_runtime_keeps_its_cache_in_float16():
-    """7B at 4,096 on a Raspberry Pi 5 was 694 ms, for a float32 cache."""
+    """7B at 4,096 on a Raspberry Pi 5 was 694 ms at 9.9 GB/s, for a float32 cache."""
     phase, target = Phase.of("decode", 4096), open_target("rpi5")
     work = seven_billion(phase, bits=3.09)
     report = price(work, phase, target)
     moved = sum(op.weight_bytes for op in work) + 2 * 2 * 4097 * 4096 * 32
     assert report.latency_s == pytest.approx(moved / target["memory_bandwidth"], rel=0.01)
-    assert report.latency_s == pytest.approx(477e-3, rel=0.04)
+    assert report.latency_s == pytest.approx(477e-3 * 9.9e9 / target["memory_bandwidth"], rel=0.04)
     razored = [replace(op, cache_bytes_each=0.53, cache_read_bytes=round(op.cache_read_bytes * 0.53 / 4),
                        cache_write_bytes=0) if op.kind == "attention" else op for op in work]  # fmt: skip
     assert price(razored, phase, target).memory_bytes == pytest.approx(

@@ -139,7 +139,7 @@ def _typed(one: Declared) -> tuple[Any, Any]:
     if _is_tuple(one, str):
         return list[str], None
     inner = [part for part in get_args(one.type) if part is not type(None)]
-    return (inner[0] if inner else one.type), one.default
+    return (str if str in inner else inner[0] if inner else one.type), one.default
 
 
 def _value(one: Declared, given: Any) -> Any:

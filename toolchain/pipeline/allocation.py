@@ -1,4 +1,4 @@
-"""Spends a bit budget where it matters: one code width per linear layer, chosen exactly under a total-bytes budget.
+"""Spends a budget where it matters: one width per linear layer, chosen exactly for bytes, time or energy.
 
 The cost of a width is the second-order estimate of the end loss, from the Hessian whose tokens carry their squared
 output gradients, so that layers can be compared. Nothing is quantized for it: rounding column after column, later ones
@@ -11,6 +11,7 @@ Pareto front of (bytes, loss).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from toolchain.calibrate.gradients import Gradients, measure_gradients
 from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
 from toolchain.pipeline.apart import apart
+from toolchain.pipeline.costs import STEPS, Prices
 from toolchain.quantize import Method
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
 from toolchain.settings.format import MIXED, TRELLIS
@@ -35,6 +37,7 @@ from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import GRADIENT_METHODS
 from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
+from toolchain.system.units import engineering
 
 PLAN_FILE = "allocation.json"
 PLAN_SEQUENCES = 16  # of the calibration text that the plan looks at
@@ -112,8 +115,9 @@ def plan_widths(
             runner.source, spec, tokens, quiet, per_weight=False, precision=runner.precision, device=runner.device
         )
         chosen = np.arange(len(tokens))
+    prices = Prices(runner.source.config, spec, settings) if settings.cost_budget else None
     budget = settings.effective_budget
-    widths = candidate_widths(budget)
+    widths = prices.widths if prices else candidate_widths(budget)
     names, losses, sizes, weights = [], [], [], 0
     known: dict[tuple[int, ...], list[TensorRecord]] = {}  # what a matrix of a shape is stored in, at every width
     hidden = runner.embed(tokens)
@@ -143,12 +147,41 @@ def plan_widths(
                 losses.append([cost * expected_error(b, trellis and b <= MOST_BITS) for b in widths])
                 sizes.append([record.bytes * len(together) for record in known[kind]])
                 weights += size * len(together)
+    if prices:
+        plan = _within(prices, names, losses)
+        modelled = f"{engineering(prices.of(plan), prices.unit)} a token on {prices.target.name}"
+        if not quiet:
+            print(f"widths for {modelled}", file=sys.stderr)
+        write_json(path, {"bits": plan, "modelled": modelled})
+        return plan
     bits = budget - 32 * settings.outliers  # which come on top, of every layer
     tables = standard_bytes([record for records in known.values() for record in records])  # whichever are used
-    options = knapsack(losses, sizes, int(bits * weights / 8) - tables)
-    plan = {name: widths[option] for together, option in zip(names, options) for name in together}
+    plan = _chosen(names, widths, knapsack(losses, sizes, int(bits * weights / 8) - tables))
     write_json(path, {"bits": plan})
     return plan
+
+
+def _chosen(names: Sequence[Sequence[str]], widths: Sequence[int], options: Sequence[int]) -> dict[str, int]:
+    return {name: widths[option] for together, option in zip(names, options) for name in together}
+
+
+def _within(prices: Prices, names: Sequence[Sequence[str]], losses: Sequence[Sequence[float]]) -> dict[str, int]:
+    """Widths of least loss whose modelled cost, priced as a whole, is within the budget.
+
+    Parts of a machine that wait for each other make a sum of layers' costs more or less than the whole: the room is
+    made smaller until the whole fits, for which the narrowest widths always do.
+    """
+    sizes, room = [prices.steps(together) for together in names], prices.room
+    low = [min(own) for own in sizes]
+    sizes = [[size - least for size in own] for own, least in zip(sizes, low)]
+    room -= sum(low)
+    for _ in range(30):
+        plan = _chosen(names, prices.widths, knapsack(losses, sizes, max(room, 0)))
+        over = prices.of(plan) / prices.budget - 1
+        if over <= 0:
+            return plan
+        room -= max(int(over * STEPS), 1)
+    return _chosen(names, prices.widths, [0] * len(names))
 
 
 def _stored(matrix: np.ndarray, settings: QuantizeSettings, quantizer: Method, name: str) -> TensorRecord:

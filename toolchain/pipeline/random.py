@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +65,7 @@ class RandomCheckpoint:
         self._norm_weight = 1.0 - spec.norm_offset
         nets = [names.delta_net for names in spec.kinds() if names.delta_net is not None]
         self._plain_norms = tuple(f"{net.norm}.weight" for net in nets)  # which have no offset
-        self.records = {record.name: record for record in self._all_records(spec, settings)}
+        self.records = {record.name: record for record in all_records(self.config, spec, settings)}
         self.manifest = {
             "tool_version": __version__,
             "fingerprint": "",
@@ -76,48 +78,6 @@ class RandomCheckpoint:
             "totals": totals(list(self.records.values()), spec),
             "tensors": [record.to_json() for record in self.records.values()],
         }
-
-    def _all_records(self, spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
-        records = [self._uniform(name, shape, bits_of(name, spec, settings)) for name, shape in spec.outside().items()]
-        records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
-        model = plain_modules(empty_model(self.config))
-        for number in range(spec.blocks):
-            prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()
-            of_experts = {name for own in names.by_expert() for name in own}
-            for name in names.linears():
-                rows, columns = weight_of(model.get_submodule(prefix + name)).shape
-                shape = (columns, rows) if spec.linear_is_transposed else (rows, columns)
-                own = apart(settings, *shape) if name in of_experts else settings
-                records.append(self._codes(prefix + name, shape, own))
-                matrices.add(f"{name}.weight")
-            for name, parameter in model.get_submodule(prefix[:-1]).named_parameters():
-                if name not in matrices:
-                    records.append(_vector(prefix + name, tuple(parameter.shape)))
-            units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
-            units += ["key_unit", "value_unit"] if settings.razor.kv and names.attends else []
-            records += [_vector(prefix + unit, (1,)) for unit in units]
-        return records
-
-    def _codes(self, name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
-        """A linear layer in the layout that the quantizer would choose; trellis codes with levels of their own."""
-        if settings.method == "qrazor":
-            return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
-        if settings.format in FORMAT_SOLVERS:
-            return _record(name, layout_of(settings.format, {"bits": settings.width, "K": shape[1], "N": shape[0]}), 16)
-        if settings.method == "aqlm":
-            return _record(name, *choose_vectors(*shape, settings, aqlm.DIMENSION, aqlm.ENTRY_BITS, settings.width))
-        trellis = choose_trellis(*shape, settings) if settings.uses_trellis else None
-        if trellis is not None:
-            return _record(name, trellis[0], trellis_scale_bits(shape[1], settings))
-        dimension = choose_dimension(*shape, settings)
-        if dimension > 1:
-            return _record(name, *choose_vectors(*shape, settings, dimension, settings.width * dimension, books=1))
-        return _record(name, *choose_layout(*shape, settings))
-
-    def _uniform(self, name: str, shape: tuple[int, int], bits: int) -> TensorRecord:
-        if bits > 8:
-            return TensorRecord(name, "float16", shape, 2 * shape[0] * shape[1])
-        return _record(name, CodebookLayout(bits, shape[1], shape[0], rows_per_codebook=shape[0]), 16)
 
     def has(self, name: str) -> bool:
         return name in self.records
@@ -149,6 +109,52 @@ class RandomCheckpoint:
         if name.endswith("_unit"):
             return _UNIT
         return 1.0 if name.endswith(self._plain_norms) else self._norm_weight
+
+
+def all_records(config: Mapping[str, Any], spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
+    """What a checkpoint of this configuration holds, in the layouts that `quantize` chooses, without losses."""
+    records = [_uniform(name, shape, bits_of(name, spec, settings)) for name, shape in spec.outside().items()]
+    records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
+    model = plain_modules(empty_model(config))
+    for number in range(spec.blocks):
+        prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()
+        of_experts = {name for own in names.by_expert() for name in own}
+        for name in names.linears():
+            rows, columns = weight_of(model.get_submodule(prefix + name)).shape
+            shape = (columns, rows) if spec.linear_is_transposed else (rows, columns)
+            own = apart(settings, *shape) if name in of_experts else settings
+            records.append(_codes(prefix + name, shape, own))
+            matrices.add(f"{name}.weight")
+        for name, parameter in model.get_submodule(prefix[:-1]).named_parameters():
+            if name not in matrices:
+                records.append(_vector(prefix + name, tuple(parameter.shape)))
+        units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
+        units += ["key_unit", "value_unit"] if settings.razor.kv and names.attends else []
+        records += [_vector(prefix + unit, (1,)) for unit in units]
+    return records
+
+
+def _codes(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
+    """A linear layer in the layout that the quantizer would choose; trellis codes with levels of their own."""
+    if settings.method == "qrazor":
+        return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
+    if settings.format in FORMAT_SOLVERS:
+        return _record(name, layout_of(settings.format, {"bits": settings.width, "K": shape[1], "N": shape[0]}), 16)
+    if settings.method == "aqlm":
+        return _record(name, *choose_vectors(*shape, settings, aqlm.DIMENSION, aqlm.ENTRY_BITS, settings.width))
+    trellis = choose_trellis(*shape, settings) if settings.uses_trellis else None
+    if trellis is not None:
+        return _record(name, trellis[0], trellis_scale_bits(shape[1], settings))
+    dimension = choose_dimension(*shape, settings)
+    if dimension > 1:
+        return _record(name, *choose_vectors(*shape, settings, dimension, settings.width * dimension, books=1))
+    return _record(name, *choose_layout(*shape, settings))
+
+
+def _uniform(name: str, shape: tuple[int, int], bits: int) -> TensorRecord:
+    if bits > 8:
+        return TensorRecord(name, "float16", shape, 2 * shape[0] * shape[1])
+    return _record(name, CodebookLayout(bits, shape[1], shape[0], rows_per_codebook=shape[0]), 16)
 
 
 def _vector(name: str, shape: tuple[int, ...]) -> TensorRecord:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from export.contract.errors import InputError
 from export.graph.spec import BlockNames, ModelSpec
 from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
@@ -86,6 +87,8 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
     runner, base = BlockRunner(source, spec, precision, device), peak_rss()
     embedding, hidden = _timed(lambda: runner.embed(few))
     paths = 2 if settings.asymmetric else 1  # states that are kept and passed on: the model's, and the source's
+    if settings.cost_budget:
+        raise InputError("--dry-run takes a --budget of bits: widths for a cost are found while quantizing")
     plans = settings.is_budget or (settings.spread and spec.causal)
     kinds = [_Kind.of(runner, names, hidden, solver, settings, plans, sequences) for names in spec.kinds()]
     held = peak_rss()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import ClassVar, Optional, Union
 
 from export.contract.errors import InputError
 from export.contract.registry import FORMAT_CLASSES
 from toolchain.settings.option import option
+from toolchain.system.units import quantity
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "trellis", "mixed", "razored", "groups"
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
@@ -26,11 +27,19 @@ class FormatSettings:
     bits: Optional[int] = option(
         None, "Code width of the linear layers, 1 to 8", low=1, high=8, common=True, unset=str(DEFAULT_BITS)
     )
-    # Every layer gets its own width (toolchain/pipeline/allocation.py).
-    budget: Optional[float] = option(
-        None, "Instead of --bits: effective bits, everything stored included, such as 3.25; every layer gets its own "
-        "width", low=1, high=8, common=True, unset="none",
+    # Every layer gets its own width (toolchain/pipeline/allocation.py). After construction a number, of effective bits,
+    # or a text, of what a token may cost on the target.
+    budget: Union[float, str, None] = option(
+        None, "Instead of --bits: effective bits, everything stored included, such as 3.25; or with --target what "
+        "decoding a token may take, 45ms or 12mJ; every layer gets its own width", common=True, unset="none",
+        metavar="BITS|TIME|ENERGY",
     )  # fmt: skip
+    budget_target: Optional[str] = option(
+        None, "Target that a --budget of time or energy is modelled on", flag="--target", unset="none", common=True
+    )
+    budget_context: int = option(
+        1024, "--budget of time or energy: position of the token that is decoded", flag="--context", low=1, high=2**24
+    )
     spread: bool = option(
         False, "Wider codes for layers that the loss depends on, narrower ones for others; on average "
         f"{SPREAD_ROOM} effective bits above --bits (decoders only)",
@@ -73,11 +82,16 @@ class FormatSettings:
     @property
     def width(self) -> int:
         """The code width where one is needed; a budget is turned into widths before any matrix is quantized."""
-        return int(self.budget or 0) if self.bits is None else self.bits
+        return int(self.effective_budget) if self.bits is None else self.bits
 
     @property
     def is_budget(self) -> bool:
         return self.budget is not None
+
+    @property
+    def cost_budget(self) -> tuple[float, str] | None:
+        """What a token may cost: (seconds, "s") or (joules, "J"); None for a budget of bits and without one."""
+        return quantity(self.budget) if isinstance(self.budget, str) else None
 
     @property
     def plans_widths(self) -> bool:
@@ -86,8 +100,12 @@ class FormatSettings:
 
     @property
     def effective_budget(self) -> float:
-        """Effective bits that widths are planned for."""
-        return self.width + SPREAD_ROOM if self.budget is None else self.budget
+        """Effective bits that widths are planned for; where they follow from a cost, DEFAULT_BITS."""
+        if isinstance(self.budget, str):
+            return DEFAULT_BITS
+        if self.budget is not None:
+            return self.budget
+        return (self.bits or 0) + SPREAD_ROOM
 
     @property
     def uses_trellis(self) -> bool:
@@ -106,6 +124,7 @@ class FormatSettings:
         """What a format asks of the other fields. Raises InputError naming the options."""
         if self.bits is not None and self.budget is not None:
             raise InputError("--bits and --budget exclude each other")
+        self._check_budget()
         if self.fixed_bits and (self.is_budget or self.width != self.fixed_bits):
             raise InputError(f"--format {self.format} takes --bits {self.fixed_bits}")
         self._check_dimension()
@@ -118,6 +137,24 @@ class FormatSettings:
         low, high = self.width + 1, min(12, 8 * self.width)
         if not low <= self.state_bits <= high:
             raise InputError(f"--state-bits must be {low} to {high} at {self.width} bits, not {self.state_bits}")
+
+    @staticmethod
+    def read_budget(budget: float | str | None) -> float | str | None:
+        """A budget as it is kept: bits are a number. Raises InputError for what is neither bits nor a cost."""
+        if not isinstance(budget, str) or quantity(budget) is not None:
+            return budget
+        try:
+            return float(budget)
+        except ValueError:
+            raise InputError(f"--budget {budget!r:.50}: effective bits such as 3.25, or 45ms or 12mJ") from None
+
+    def _check_budget(self) -> None:
+        if isinstance(self.budget, int | float) and not 1 <= self.budget <= 8:  # NaN is outside, too
+            raise InputError(f"--budget must be 1 to 8, not {self.budget}")
+        if (self.cost_budget is not None) != (self.budget_target is not None):
+            raise InputError("--target goes with a --budget of time or energy, such as 45ms or 12mJ, and that with it")
+        if self.cost_budget and (self.rank or self.outliers):
+            raise InputError("--budget of time or energy goes with neither --rank nor --outliers")
 
     def _check_dimension(self) -> None:
         if self.dimension and self.format not in (VECTORS, MIXED):

@@ -12,7 +12,10 @@ from toolchain.settings.solver import METHOD_FORMATS
 TRELLIS_FORMATS = {"no": VECTORS, "large": MIXED, "all": TRELLIS}
 # --incoherence and --rotate (of activations) are now --rotation.
 INCOHERENCE = {NONE: (), VALUES: (VALUES,), RESIDUAL: (RESIDUAL,), "all": (VALUES, RESIDUAL)}
-ADDED = {"asymmetric": False, "spread": False, "per_layer_bits": 8}  # settings that came later, as all did before
+# settings that came later, as all did before
+ADDED = {
+    "asymmetric": False, "spread": False, "per_layer_bits": 8, "budget_target": None, "budget_context": 1024,
+}  # fmt: skip
 PRESET_TRELLIS = {"best": "large"}  # what presets said then
 PRESET_VECTOR = {"best": 0}
 

@@ -30,7 +30,7 @@ class QuantizeSettings(FormatSettings, SolverSettings, PreparationSettings, Cali
         from toolchain.settings.rules import check
 
         check_limits(self)
-        decided: dict[str, Any] = {"rotation": self.sorted_rotation()}
+        decided: dict[str, Any] = {"rotation": self.sorted_rotation(), "budget": self.read_budget(self.budget)}
         if self.format is None:
             decided["format"] = METHOD_FORMATS[self.method][0]
         for name, value in decided.items():
@@ -51,7 +51,7 @@ class QuantizeSettings(FormatSettings, SolverSettings, PreparationSettings, Cali
 
     def at_width(self, bits: int, **others: Any) -> QuantizeSettings:
         """These settings for one layer with codes of `bits`, out of a budget."""
-        return replace(self, bits=bits, budget=None, **others)
+        return replace(self, bits=bits, budget=None, budget_target=None, **others)
 
     def arithmetic(self) -> IntegerArithmetic:
         """What of the model is computed on integers."""

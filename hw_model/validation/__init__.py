@@ -1,0 +1,1 @@
+"""The cost model against published silicon and boards: what is re-added, what was fitted, what it never saw."""
