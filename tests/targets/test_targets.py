@@ -14,7 +14,7 @@ from export.contract.errors import InputError
 from hw_model.estimate import open_target
 from targets import KINDS, TargetError, load_target, target_names
 from targets.lowering import open_lowering
-from toolchain.cli.cost import targets
+from toolchain.cli.costing.targets import targets
 
 GOOD = """kind = "cpu"
 summary = "test"
@@ -93,7 +93,7 @@ def test_the_list_for_people(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(None, 2) for line in lines] == [[e["name"], e["use"], e["summary"]] for e in entries]
     terminal, side = pty.openpty()
-    command = [sys.executable, "-c", "from toolchain.cli.cost import targets; targets(json=False)"]
+    command = [sys.executable, "-c", "from toolchain.cli.costing.targets import targets; targets(json=False)"]
     with subprocess.Popen(command, stdout=side, env={**os.environ, "COLUMNS": "80"}) as process:
         os.close(side)
         shown = b""

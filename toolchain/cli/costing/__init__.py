@@ -1,0 +1,1 @@
+"""The commands of the cost model: what a graph costs, on which machine, and what would cost less."""
