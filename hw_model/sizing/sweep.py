@@ -104,6 +104,8 @@ def sweep(
     for model, chosen in itertools.product(models, combinations):
         texts = dict(zip(names, chosen))
         point = _point(model, start, texts, works, emulated)
+        if len(models) > 1 and point.accuracy == Accuracy():  # another model's bits are another model's loss
+            point = replace(point, accuracy=Accuracy(("the folder's own bits",)))
         shown = {"model": model.name, **point.values} if len(models) > 1 else point.values
         found.append(replace(point, values=shown))
         progress(" ".join(f"{name}={text}" for name, text in texts.items()))

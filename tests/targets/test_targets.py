@@ -14,7 +14,7 @@ from export.contract.errors import InputError
 from hw_model.estimate import open_target
 from targets import KINDS, TargetError, load_target, target_names
 from targets.lowering import open_lowering
-from toolchain.cli.costing.targets import targets
+from toolchain.cli.cost import targets
 
 GOOD = """kind = "cpu"
 summary = "test"
@@ -65,7 +65,7 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, message):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(TargetError, match="choose one of attentionlego, digital-sram-pim, .*, tender, or give"):
+    with pytest.raises(TargetError, match="choose one of a100, attentionlego, digital-sram-pim, .*, tender, or give"):
         load_target("abacus")
 
 
@@ -93,7 +93,7 @@ def test_the_list_for_people(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(None, 2) for line in lines] == [[e["name"], e["use"], e["summary"]] for e in entries]
     terminal, side = pty.openpty()
-    command = [sys.executable, "-c", "from toolchain.cli.costing.targets import targets; targets(json=False)"]
+    command = [sys.executable, "-c", "from toolchain.cli.cost import targets; targets(json=False)"]
     with subprocess.Popen(command, stdout=side, env={**os.environ, "COLUMNS": "80"}) as process:
         os.close(side)
         shown = b""

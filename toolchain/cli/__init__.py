@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from export import __version__
-from toolchain.cli import bench, chat, compare, embed, evaluate, inspect, lower, machine, quantize, run
-from toolchain.cli.costing import cost, sweep, targets
+from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, machine, quantize, run
 from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(
@@ -55,8 +54,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "inspect": inspect.inspect,
     "cost": cost.cost,
-    "sweep": sweep.sweep,
-    "targets": targets.targets,
+    "sweep": cost.sweep,
+    "targets": cost.targets,
     "doctor": machine.doctor,
     "models": machine.models,
 }

@@ -72,7 +72,8 @@ def test_the_knee_is_the_rooflines(name):
     """Within 5 % on the machines that a roofline describes."""
 
     def work(sequences: int):
-        phase = Phase.of("decode", 16, sequences)
+        context = 1024 if name == "tender" else 16  # no cache fits its buffer; no cache to speak of
+        phase = Phase.of("decode", context, sequences)
         return batched(8, 2048, 5632, phase), phase
 
     found = curve(work, open_target(name), (1, 64))

@@ -1,1 +1,0 @@
-"""The commands of the cost model: what a graph costs, on which machine, and what would cost less."""
