@@ -39,7 +39,7 @@ def turning(
     priced: dict[tuple[str, str, float | str], CostReport] = {}
 
     def of(target: Target, name: str = "", value: float | str = "") -> CostReport:
-        key = (str(target.path), name, value)
+        key = (f"{target.path} {target.name}", name, value)
         if key not in priced:
             other = target.varied({name: value}) if name else target
             priced[key] = price(work, phase, other, objective=objective, ranged=False)

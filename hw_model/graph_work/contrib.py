@@ -41,5 +41,5 @@ def _attention(node: Node, context: Context) -> Operation:
     found = attention(node, context, heads, kv_heads, head_dim, causal_pairs(context.phase, window), window)
     if not node.attributes.get("do_rotary", 0):
         return found
-    rotated = 3 * context.phase.tokens * (heads + kv_heads) * head_dim
+    rotated = 3 * context.phase.vectors * (heads + kv_heads) * head_dim
     return Operation(**{**found.__dict__, "vector_ops": found.vector_ops + rotated})

@@ -41,7 +41,7 @@ def _attention(node: Node, context: Context) -> Operation:
     )
     share = layout.row_bytes / layout.head_dim  # bytes of one cached number
     floats = found.cache_bytes_each
-    quantized = context.phase.tokens * (layout.heads + 2 * layout.kv_heads) * layout.head_dim  # queries, keys, values
+    quantized = context.phase.vectors * (layout.heads + 2 * layout.kv_heads) * layout.head_dim  # queries, keys, values
     return replace(
         found,
         vector_ops=found.vector_ops + QUANTIZE_OPS * quantized,

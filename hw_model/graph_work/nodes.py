@@ -88,7 +88,7 @@ class Context:
                 f"model.onnx: the shape of {name!r} is not stated; run ONNX shape inference on the file first"
             )
         sizes = {
-            "batch_size": 1,
+            "batch_size": self.phase.sequences,
             "sequence_length": self.phase.tokens,
             "past_sequence_length": self.phase.past,
             "total_sequence_length": self.phase.total,
@@ -203,7 +203,7 @@ def _experts(node: Node, context: Context) -> Operation:
     """Products of every pick. Weights are read of the experts that have a pick, if picks are evenly spread."""
     layout, stored = node.expert_layout(), context.weight_bytes(node)
     picks = context.elements(node.inputs[1])
-    missed = (1 - picks / context.phase.tokens / layout.experts) ** context.phase.tokens
+    missed = (1 - picks / context.phase.vectors / layout.experts) ** context.phase.vectors
     return Operation(
         node.name, "experts", macs=picks * layout.rows * layout.K, weight_bytes=round(stored * (1 - missed)),
         activation_bytes=context.moved(node), rows=layout.rows, columns=layout.K,
@@ -254,13 +254,13 @@ def _delta_rule(node: Node, context: Context) -> Operation:
         layout = DeltaRuleLayout.of(node.attributes, keys, values)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
-    tokens, state = context.phase.tokens, math.prod(layout.state)
+    tokens, state = context.phase.vectors, math.prod(layout.state)
     by_token = 7 * state + 6 * keys + 5 * values + 16 * layout.value_heads  # lengths; differences; decay and step
     moved = context.made(node) + sum(context.elements(name) for name in node.inputs[:5])
     return Operation(
         node.name, "delta rule", vector_ops=tokens * by_token, weight_bytes=context.weight_bytes(node),
-        cache_read_bytes=CACHE_BYTES * state, cache_write_bytes=CACHE_BYTES * state,
-        activation_bytes=ACTIVATION_BYTES * moved,
+        cache_read_bytes=CACHE_BYTES * state * context.phase.sequences,
+        cache_write_bytes=CACHE_BYTES * state * context.phase.sequences, activation_bytes=ACTIVATION_BYTES * moved,
     )  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def _attention(node: Node, context: Context) -> Operation:
     found = attention(node, context, heads, kv_heads, head_dim, pairs, window, cached)
     if node.attributes.get("is_causal", 0):
         return found
-    both = 2 * pairs - context.phase.tokens  # what lies ahead is seen as what lies behind
+    both = 2 * pairs - context.phase.vectors  # what lies ahead is seen as what lies behind
     macs, vector_ops = (work // pairs * both for work in (found.macs, found.vector_ops))
     return replace(found, macs=macs, vector_ops=vector_ops, causal=False)
 
@@ -312,17 +312,17 @@ def _sink_attention(node: Node, context: Context) -> Operation:
     window = window_of(context, node.inputs[3])
     pairs = causal_pairs(context.phase, window)
     found = attention(node, context, layout.heads, layout.kv_heads, layout.head_dim, pairs, window)
-    more = 6 * context.phase.tokens * layout.heads
+    more = 6 * context.phase.vectors * layout.heads
     return replace(found, vector_ops=found.vector_ops + more, weight_bytes=context.weight_bytes(node))
 
 
 def causal_pairs(phase: Phase, window: int) -> int:
-    """Query-key pairs of one forward pass; window: keys a query sees at most, 0 for all."""
+    """Query-key pairs of one forward pass, all sequences; window: keys a query sees at most, 0 for all."""
     seen = [min(phase.past + t + 1, window or phase.total) for t in (0, phase.tokens - 1)]
     if not window or seen[1] < window or seen[0] == seen[1]:
-        return (seen[0] + seen[1]) * phase.tokens // 2
+        return (seen[0] + seen[1]) * phase.tokens // 2 * phase.sequences
     growing = window - seen[0]  # queries before the window is full
-    return (seen[0] + window - 1) * growing // 2 + (phase.tokens - growing) * window
+    return ((seen[0] + window - 1) * growing // 2 + (phase.tokens - growing) * window) * phase.sequences
 
 
 def attention(
@@ -338,9 +338,9 @@ def attention(
         "attention",
         macs=2 * pairs * heads * head_dim,
         vector_ops=6 * pairs * heads,  # scale, maximum, exponential (as four with the sum), division
-        cache_read_bytes=2 * row * read,
-        cache_write_bytes=2 * row * phase.tokens,
-        activation_bytes=ACTIVATION_BYTES * phase.tokens * 2 * (heads + kv_heads) * head_dim,
+        cache_read_bytes=2 * row * read * phase.sequences,
+        cache_write_bytes=2 * row * phase.vectors,
+        activation_bytes=ACTIVATION_BYTES * phase.vectors * 2 * (heads + kv_heads) * head_dim,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,

@@ -16,20 +16,31 @@ QUANTIZE_OPS = 8  # of a number that becomes a code: scale, round, clip, magnitu
 
 @dataclass(frozen=True)
 class Phase:
-    """One forward pass: prefill of `tokens` positions (past 0) or decode of one token behind `past` others."""
+    """One forward pass: prefill of `tokens` positions (past 0) or decode of one token behind `past` others.
+
+    `sequences` texts of this length are computed together; each has keys, values and states of its own.
+    """
 
     name: str  # "prefill" or "decode"
-    tokens: int
+    tokens: int  # of each sequence
     past: int
+    sequences: int = 1
 
     @staticmethod
-    def of(name: str, context: int) -> Phase:
+    def of(name: str, context: int, sequences: int = 1) -> Phase:
         """prefill: `context` tokens at once; decode: one token at position `context`. Raises InputError otherwise."""
         if name not in ("prefill", "decode"):
             raise InputError(f"--phase must be prefill or decode, not {name!r}")
         if not 1 <= context <= 2**24:
             raise InputError(f"--context must be 1 to {2**24}, not {context}")
-        return Phase(name, context, 0) if name == "prefill" else Phase(name, 1, context - 1)
+        if not 1 <= sequences <= 2**16:
+            raise InputError(f"--batch must be 1 to {2**16} sequences, not {sequences}")
+        return Phase(name, context, 0, sequences) if name == "prefill" else Phase(name, 1, context - 1, sequences)
+
+    @property
+    def vectors(self) -> int:
+        """Tokens of all sequences."""
+        return self.tokens * self.sequences
 
     @property
     def total(self) -> int:
@@ -38,7 +49,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Operation:
-    """The work of one node in one forward pass, batch size one."""
+    """The work of one node in one forward pass of all sequences."""
 
     name: str
     # linear, experts, sparse, attention, embedding, normalization, activation, rotary, elementwise, mask, ...
@@ -63,6 +74,7 @@ class Operation:
     again: bool = False  # whether a node before it multiplies with the same matrix
     coded: bool = False  # whether another node has made its inputs codes already
     quantized: int = 0  # numbers that it makes codes of; QUANTIZE_OPS of its vector_ops each
+    changes: bool = False  # whether its weights are a task's own: they lie in memory that is rewritten
 
     @property
     def bytes(self) -> int:
@@ -80,12 +92,12 @@ class Operation:
 
     @property
     def pairs(self) -> int:
-        """Attention: query-key pairs of one head."""
+        """Attention: query-key pairs of one head, over all sequences."""
         return self.macs // (2 * self.heads * self.head_dim)
 
     def keys(self, phase: Phase) -> np.ndarray:
-        """Attention: keys that each query sees, int64 [tokens]; their sum is `pairs`."""
-        place = phase.past + np.arange(phase.tokens)
+        """Attention: keys that each query sees, int64 [vectors]; their sum is `pairs`."""
+        place = np.tile(phase.past + np.arange(phase.tokens), phase.sequences)
         behind = np.minimum(place + 1, self.window or phase.total)
         return behind if self.causal else behind + np.minimum(phase.total - place, self.window or phase.total) - 1
 
@@ -107,7 +119,7 @@ class Operation:
     def held_values(self, phase: Phase) -> int:
         """Attention: numbers of keys and values that are there while it computes."""
         reach = self.window + phase.tokens - 1 if self.window else phase.total
-        return 2 * min(phase.total, reach) * self.kv_heads * self.head_dim
+        return 2 * phase.sequences * min(phase.total, reach) * self.kv_heads * self.head_dim
 
 
 def held_bytes(operations: Iterable[tuple[Operation, int]]) -> int:

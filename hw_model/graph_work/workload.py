@@ -50,6 +50,8 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
     """Work of every node. Raises InputError on an operator that has no price or a value without a shape."""
     if phase.name == "decode" and not any(info.name.startswith("past_") for info in graph.inputs):
         raise InputError("model.onnx: has no cache, as an encoder; cost it with --phase prefill")
+    if phase.sequences > 1 and not any(_takes_several(info.shape) for info in graph.inputs):
+        raise InputError("model.onnx: takes one sequence at a time; cost it with --batch 1")
     context, found = Context.of(graph, phase), list[tuple[Operation, frozenset[str]]]()
     for node in graph.nodes:
         if all(name in context.constant for name in node.inputs if name):
@@ -70,6 +72,10 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
             raise InputError(f"model.onnx: node {node.name} ({node.op_type}) is malformed ({kind}: {error})") from None
         found.append((operation, context.weights(node)))
     return _accounted(found, context.stored)
+
+
+def _takes_several(shape: Sequence[int | str | None] | None) -> bool:
+    return bool(shape) and shape[0] == "batch_size"  # type: ignore[index]
 
 
 def _accounted(found: Sequence[tuple[Operation, frozenset[str]]], sizes: Mapping[str, int]) -> list[Operation]:

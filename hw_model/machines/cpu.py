@@ -36,7 +36,7 @@ def cost(operations: Sequence[Operation], phase: Phase, target: Target, ranged: 
         kind=target.kind,
         phase=phase.name,
         context=phase.total,
-        tokens=phase.tokens,
+        tokens=phase.vectors,
         latency_s=latency,
         energy_j=joules,
         area_mm2=None,

@@ -6,7 +6,8 @@ memory, norms and activations a vector unit; each product's outputs are requanti
 itself. mapping.py chooses what stays resident and how the rest is loaded.
 
 Keys and values are read once for all tokens of a pass, as the graph's work has it; where tokens follow one another
-through the layers, each reads them on its own. Outliers are multiplied and added by the vector unit; they, norm weights
+through the layers, each reads them on its own. Sequences that are computed together are tokens of a pass; weights
+are read once for all. Outliers are multiplied and added by the vector unit; they, norm weights
 and biases lie in SRAM as far as they fit, else in DRAM, and the cache gets the rest of the SRAM.
 """
 
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hw_model.graph_work.workload import QUANTIZE_OPS, Operation, Phase, held_bytes, held_values, outlier_notes
-from hw_model.machines.array import Array, build
+from hw_model.machines.array import build
+from hw_model.machines.chip import Sharing, parts, together
 from hw_model.machines.mapping import Mapping, candidates, describe
-from hw_model.machines.parts import Part, components, dram, lanes, leakage, logic
+from hw_model.machines.parts import components, leakage
 from hw_model.machines.ranges import Figures, Range, as_they_are, ranges, spanned
 from hw_model.machines.result import CostReport, group_by_kind, shares
 from targets import Target
@@ -57,8 +59,8 @@ def cost(operations: Sequence[Operation], phase: Phase, target: Target, objectiv
     unique = collapse(operations)
     chip = _Chip(target, unique, phase)
     # every token of an encoder's layer waits for all tokens of the layer before
-    follow = phase.tokens > 1 and all(op.causal for op, _ in unique)
-    options = candidates(chip.needed, chip.arrays, phase.tokens > 1, follow)
+    follow = phase.vectors > 1 and all(op.causal for op, _ in unique)
+    options = candidates(chip.needed, chip.arrays, phase.vectors > 1, follow)
     found = [(mapping, chip.evaluate(mapping)) for mapping in options]
     score = {
         "latency": lambda f: f[1].latency,
@@ -91,6 +93,8 @@ class _Chip:
     """One target with one model's work on it."""
 
     def __init__(self, target: Target, unique: list[tuple[Operation, int]], phase: Phase) -> None:
+        self.sharing = Sharing.of(target)
+        target = together(target, self.sharing)
         self.target, self.array, self.unique, self.phase = target, build(target), unique, phase
         self.matrices = [(op, n) for op, n in unique if op.kind == "linear" and not op.again]
         self.needed = sum(self.array.tiles(op.rows, op.columns) * n for op, n in self.matrices)
@@ -100,7 +104,7 @@ class _Chip:
         self.held_on_chip = min(target["cache_capacity"] / held, 1.0) if held else 1.0
         self.held_inside = held * self.held_on_chip
         self.cache_on_chip = min((target["cache_capacity"] - self.held_inside) / cache, 1.0) if cache else 1.0
-        self.parts = _parts(target, self.array, self.arrays)
+        self.parts = parts(target, self.sharing, self.array, self.arrays)
         self.leakage = leakage(self.parts)
         self.area = sum(part.area for part in self.parts.values())
 
@@ -114,9 +118,10 @@ class _Chip:
         serial, dynamic = sum(waits.values()), sum(sum(work.energy.values()) * work.count for work in works)
         if mapping.pipelined:
             follow = self._following(works)
-            first = serial / self.phase.tokens
-            if first + sum(follow.values()) < serial:
-                waits = {name: seconds / self.phase.tokens for name, seconds in waits.items()}
+            rounds = math.ceil(self.phase.vectors / mapping.copies)  # tokens that pass an array one by one
+            first = {n: s / (rounds if n == "arrays" else self.phase.vectors) for n, s in waits.items()}
+            if sum(first.values()) + sum(follow.values()) < serial:
+                waits = first
                 for name, seconds in follow.items():
                     waits[name] = waits.get(name, 0.0) + seconds
         return _Pass(works, sum(waits.values()), waits, dynamic)
@@ -135,9 +140,9 @@ class _Chip:
                 else:
                     shared[name] = shared.get(name, 0.0) + value * work.count
         slowest, busy = max(shared.items(), key=lambda pair: pair[1], default=("arrays", 0.0))
-        pace = np.full(self.phase.tokens, busy / self.phase.tokens)
+        pace = np.full(self.phase.vectors, busy / self.phase.vectors)
         attention = [(w.operation, w.count) for w in works if w.operation.kind == "attention"]
-        own = np.zeros(self.phase.tokens)
+        own = np.zeros(self.phase.vectors)
         for op, count in attention:
             own += self._attention_pace(op) * count
         slower = (own > pace)[1:]
@@ -180,13 +185,16 @@ class _Chip:
     def _linear(self, op: Operation, mapping: Mapping) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         target, array = self.target, self.array
         made = 0 if op.coded else op.vectors * op.rows  # outputs to be requantized
-        moved = op.vectors * (op.columns * math.ceil(op.rows / array.outputs) + op.rows)  # bytes to and from the arrays
-        network = moved / target["network_bandwidth"]
+        busiest, moved = self.sharing.network_bytes(op.vectors, op.rows, op.columns, array)
+        network = busiest / target["network_bandwidth"]
+        received, linked = self.sharing.link_bytes(op.vectors, op.rows)
+        links = received / target["link_bandwidth"] if linked else 0.0
         requantize = made / target["requantize_lanes"] / target["clock"]
-        times = {"arrays": op.vectors * array.seconds / mapping.copies}
+        times = {"arrays": math.ceil(op.vectors / mapping.copies) * array.seconds}
         energy = array.energy_of(op.macs)
         energy["network"] = moved * target["network_energy"]
         energy["requantization"] = made * target["requantize_energy"]
+        energy["links"] = linked * target["link_energy"]
         spilled = 1.0 - mapping.resident_share
         if spilled > 0:
             bits, weights = target["transfer_bits"], op.rows * op.columns
@@ -198,8 +206,8 @@ class _Chip:
         compute = sum(times.values())
         if network > compute:
             times = {"network": network}
-        busy = {"arrays": compute, "network": network, "requantization": requantize}
-        return {**times, "requantization": requantize}, energy, busy
+        busy = {"arrays": compute, "network": network, "requantization": requantize, "links": links}
+        return {**times, "requantization": requantize, "links": links}, energy, busy
 
     def _reloaded(self, compute: float, tiles: float, size: float, held: float, mapping: Mapping) -> dict[str, float]:
         """Seconds of a product whose matrix passes through the working arrays, by what is waited for."""
@@ -273,7 +281,7 @@ class _Chip:
         notes += outlier_notes(self.unique, where)
         peak = self.arrays * array.rows * array.outputs / array.seconds
         return CostReport(
-            target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.tokens,
+            target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.vectors,
             latency_s=latency, energy_j=sum(row[4] for row in rows),
             area_mm2=self.area, by_kind=group_by_kind(rows), **spanned(spans), waits_for=shares(done.waits),
             basis=f"modelled: {target.choices['array']} arrays from published equations and stated assumptions",
@@ -282,26 +290,9 @@ class _Chip:
             components=components(energies, self.parts, latency),
             mapping={
                 **mapping.to_json(), "objective": objective, "lossless": array.lossless,
-                "arrays_needed": self.needed, "arrays": self.arrays,
+                "arrays_needed": self.needed, "arrays": self.arrays, "tiles": self.sharing.tiles,
+                "chips": self.sharing.chips,
             },
             peak_macs_per_s=peak, memory_bytes_per_s=target["dram_bandwidth"], memory_bytes=outside,
             macs=sum(op.macs * n for op, n in self.unique),
         )  # fmt: skip
-
-
-def _parts(target: Target, array: Array, arrays: int) -> dict[str, Part]:
-    """All that the chip is made of."""
-    found = {name: logic(target, arrays * area) for name, area in array.areas.items() if name != "cells"}
-    found["cells"] = Part(arrays * array.areas["cells"], arrays * array.bytes * target["leakage"])
-    capacity = target["cache_capacity"]
-    return {
-        **found,
-        "SRAM": Part(capacity * target["sram_area"], capacity * target["leakage"]),
-        "vector unit": lanes(target, target["vector_lanes"], "vector_area"),
-        "softmax": lanes(target, target["softmax_lanes"], "softmax_area"),
-        "requantization": lanes(target, target["requantize_lanes"], "requantize_area"),
-        "attention engine": lanes(target, target["attention_macs"], "attention_area"),
-        "array writes": logic(target, target["write_bandwidth"] * target["write_area"]),
-        "network": logic(target, target["network_bandwidth"] * target["network_area"]),
-        "DRAM": dram(target),
-    }

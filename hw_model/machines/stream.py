@@ -48,7 +48,7 @@ def cost(operations: Sequence[Operation], phase: Phase, target: Target, objectiv
     for op, count, seconds, energy in done.works:
         rows += [(op.kind, op.macs, op.bytes, seconds, energy + leak * seconds)] * count
     return CostReport(
-        target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.tokens,
+        target=target.name, kind=target.kind, phase=phase.name, context=phase.total, tokens=phase.vectors,
         latency_s=latency, energy_j=joules, area_mm2=area, **spanned(spans), waits_for=shares(done.waits),
         by_kind=group_by_kind(rows), basis="modelled: MAC array fed from memory, stated assumptions", notes=done.notes,
         components=components(done.energies, chip, latency),

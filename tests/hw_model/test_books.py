@@ -328,6 +328,7 @@ def rates(name: str) -> list[str]:
 @pytest.mark.parametrize("name, rate", [(name, rate) for name in ACCELERATORS for rate in rates(name)])
 def test_more_of_a_resource_is_paid_for(name, rate):
     target, phase = open_target(name), Phase.of("decode", 100)
+    target = target.varied({"chips": 2}) if rate == "link_bandwidth" else target  # a single one has no link
     work = llama(2, 512, 1408, 1, 100)
     more = target.varied({rate: 1.5 * target[rate] or 1e6})
     one, other = price(work, phase, target), price(work, phase, more)

@@ -115,7 +115,7 @@ def all_records(config: Mapping[str, Any], spec: ModelSpec, settings: QuantizeSe
     """What a checkpoint of this configuration holds, in the layouts that `quantize` chooses, without losses."""
     records = [_uniform(name, shape, bits_of(name, spec, settings)) for name, shape in spec.outside().items()]
     records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
-    model = plain_modules(empty_model(config))
+    model = plain_modules(empty_model(dict(config)))
     for number in range(spec.blocks):
         prefix, names, matrices = spec.block_name(number), spec.names(number), set[str]()
         of_experts = {name for own in names.by_expert() for name in own}
