@@ -110,15 +110,17 @@ class TextGenerator:
         threads: int | None = None,
         mapped: bool | None = None,
         processors: Sequence[int] = (),
+        adapters: Sequence[str] | None = (),
     ) -> None:
         """The options: see load.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
         asks for in vain, `recommended` its values for sampling, `ignored` why the file is not used. `most_bytes`: of a
-        prompt that can fit the context.
+        prompt that can fit the context. `adapter`: whose terms stream() adds, the first of `adapters` to begin with.
         """
         self.folder = Path(folder)
-        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
+        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors, adapters)
+        self.adapter = adapters[0] if adapters else ""
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         asked = recommendation(self.folder, self.stop)
@@ -163,6 +165,7 @@ class TextGenerator:
             stop_strings=stop_strings,
             rules=self.rules if rules is None else rules,
             constraint=constraint,
+            adapter=self.adapter,
         )
         yield from self.answer(request)
 
