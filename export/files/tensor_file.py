@@ -49,7 +49,7 @@ def read_tensors(path: Path, limit: int, folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a file, atomically; data begins at a multiple of 64 bytes. Tensors are of a type that read_tensors knows."""
+    """Write a file, atomically; data begins at a multiple of 64 bytes. Types are those that read_tensors knows."""
     header, parts, at = {}, [], 0
     for name, array in tensors.items():
         data = np.ascontiguousarray(array).tobytes()

@@ -108,6 +108,7 @@ class Chat:
             stop_strings=self.settings.stop,
             rules=generator.rules if self.settings.rules is None else self.settings.rules,
             constraint=self.settings.constraint,
+            adapter=generator.adapter,
         )
         generation = Generation(
             request, generator.session, generator.tokenizer, self._state, reusable(self._cached, ids)

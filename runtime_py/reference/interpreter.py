@@ -74,8 +74,8 @@ class Interpreter:
     ) -> dict[str, np.ndarray]:
         """Run all steps from these inputs; what remains in the dictionary are the outputs that were made.
 
-        take_over: called with every node and its inputs; it may change the list, or return the outputs itself. add_to: called
-        with its outputs, too; gives those that count.
+        take_over: called with every node and its inputs; it may change the list, or return the outputs itself.
+        add_to: called with its outputs, too; gives those that count.
         Raises InputError, also where an input has the name of a weight: kernels were told of the weight.
         """
         twice = sorted(values.keys() & self._constants.keys())

@@ -21,12 +21,12 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
-from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.stepping import Stepped, one_by_one
 from runtime_py.system.finite import checked_logits
 

@@ -72,6 +72,7 @@ class _Slot:
     state: Any
     tokens: list[int] = field(default_factory=list)  # what the state's cache holds, as far as it may be used
     tenant: Hashable = None  # whose tokens they are
+    adapter: str = ""  # that they were computed with
     used: float = 0.0
 
 
@@ -219,10 +220,12 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         def shared(slot: _Slot) -> int:
             mine = self._settings.share_prefixes and slot.tenant == job.tenant
+            mine = mine and slot.adapter == job.request.adapter
             return reusable(slot.tokens, job.request.prompt) if mine else 0
 
         slot = max(self._free, key=lambda s: (shared(s), -s.used))
         reused, slot.tokens, slot.tenant = shared(slot), [], job.tenant
+        slot.adapter = job.request.adapter
         try:
             job.generation = Generation(job.request, self._runner, self._tokenizer, slot.state, reused)
         except BaseException as error:  # one request's failure must not end the others

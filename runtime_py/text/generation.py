@@ -67,8 +67,8 @@ class Generation:
     def __init__(
         self, request: GenerationRequest, runner: Runner, tokenizer: Tokenizer, state: Any, reused: int = 0
     ) -> None:
-        """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute; they are
-        of the same adapter.
+        """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute;
+        they are of the same adapter.
 
         Afterwards `reused` says how many of them are not computed again.
         """

@@ -12,10 +12,11 @@ from export.artefacts.manifest import read_manifest
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, expanded
-from toolchain.adapters.peft_folder import read_lora
+from toolchain.adapters.peft_folder import check_folder, read_lora
+from toolchain.settings.preparation import RESIDUAL, VALUES, PreparationSettings
 
-# Settings that give the layers other inputs or outputs than the source's, so that factors trained for it do not fit.
-_TURNED = {"rotation": ("values", "residual"), "equalize": (True,)}
+# Settings, former names among them, that give the layers other inputs or outputs than the source's, so that factors trained for it do not fit.
+_TURNED = {"rotation": (VALUES, RESIDUAL), "incoherence": (VALUES, RESIDUAL), "equalize": (True,)}
 
 
 def named_folders(given: Sequence[str], option: str) -> dict[str, Path]:
@@ -30,6 +31,19 @@ def named_folders(given: Sequence[str], option: str) -> dict[str, Path]:
         found[name] = expanded(folder)
         if not found[name].is_dir():
             raise InputError(f"{option}: {folder[:200]}: no such folder")
+    return found
+
+
+def check_asked(given: Sequence[str], bits: int, settings: PreparationSettings) -> dict[str, Path]:
+    """What `export` is asked for, before the hours that it may take. Raises InputError as add_adapter() will."""
+    found = named_folders(given, "--adapter")
+    check_bits(bits, "--adapter-bits")
+    if found and (settings.equalize or any(settings.rotates(what) for what in _TURNED["rotation"])):
+        raise InputError(
+            "--adapter: --rotation and --equalize turn what the layers read; adapters need an export without"
+        )
+    for folder in found.values():
+        check_folder(folder)
     return found
 
 

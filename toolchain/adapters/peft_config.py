@@ -22,11 +22,12 @@ ALL_LINEAR = "all-linear"
 # Of no consequence once the factors are trained: training, how they began, and who made them.
 _NEUTRAL = frozenset(
     {
-        "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-        "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
-        "monteclora_config", "qalora_group_size", "megatron_core", "runtime_config", "ephemeral_gpu_offload",
-        "ensure_weight_tying", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
-        "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights",
+        "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+        "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config", "corda_config",
+        "lora_ga_config", "velora_config", "monteclora_config", "qalora_group_size", "megatron_core",
+        "runtime_config", "ephemeral_gpu_offload", "ensure_weight_tying", "r", "lora_alpha", "use_rslora",
+        "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "bias", "init_lora_weights",
     }
 )  # fmt: skip
 _WHOLE = "PEFT's merge_and_unload() makes a model of it that can be exported"

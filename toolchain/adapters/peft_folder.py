@@ -14,6 +14,7 @@ from export.contract.errors import InputError
 from export.files.tensor_file import read_tensors
 from toolchain.adapters.peft_config import LoraConfig, read_lora_config
 
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 WEIGHTS = "adapter_model.safetensors"
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight")
 _PREFIX = "base_model.model."
@@ -26,18 +27,10 @@ def read_lora(folder: Path, name: str, sites: Sequence[Site], bits: int) -> Adap
 
     Raises InputError on a folder that is incomplete, hostile, for another model, or cannot be honoured.
     """
-    config = read_lora_config(folder)
-    path = folder / WEIGHTS
-    if not path.exists() and any(folder.glob("adapter_model.*")):
-        raise InputError(f"{folder}: adapters are read from {WEIGHTS} alone; save it with safe_serialization=True")
-    tensors = read_tensors(path, MAX_BYTES, folder)
-    pairs = _pairs(path, tensors)
-    modules = list(pairs)
-    patterns, places = config.matched(modules), _places(sites)
+    config, pairs, patterns = _read(folder)
+    path, places = folder / WEIGHTS, _places(sites)
     terms: dict[str, Factors] = {}
     for module, (a, b) in pairs.items():
-        if not config.targets(module, patterns):
-            raise InputError(f"{path}: {module[:200]} has factors, but adapter_config.json does not select it")
         site = _site(path, module, places)
         if site.module in terms:
             raise InputError(f"{path}: {module[:200]} stands for {site.module}, which has factors already")
@@ -45,7 +38,25 @@ def read_lora(folder: Path, name: str, sites: Sequence[Site], bits: int) -> Adap
     return Adapter(name, bits, terms, dict(config.source))
 
 
-def _pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def check_folder(folder: Path) -> None:
+    """What can be said of a folder without the model. Raises InputError as read_lora() does."""
+    _read(folder)
+
+
+def _read(folder: Path) -> tuple[LoraConfig, Pairs, Mapping[str, frozenset[str]]]:
+    """The configuration, the factors, and what the configuration's expressions match."""
+    config, path = read_lora_config(folder), folder / WEIGHTS
+    if not path.exists() and any(folder.glob("adapter_model.*")):
+        raise InputError(f"{folder}: adapters are read from {WEIGHTS} alone; save it with safe_serialization=True")
+    pairs = _pairs(path, read_tensors(path, MAX_BYTES, folder))
+    patterns = config.matched(list(pairs))
+    for module in pairs:
+        if not config.targets(module, patterns):
+            raise InputError(f"{path}: {module[:200]} has factors, but adapter_config.json does not select it")
+    return config, pairs, patterns
+
+
+def _pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> Pairs:
     """A [rank, columns] and B [rows, rank] of each module, as PEFT names it."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for key, array in tensors.items():

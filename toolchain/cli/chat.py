@@ -14,7 +14,7 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded
 from toolchain.cli.generating import tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, Execution
+from toolchain.settings.execution import AS_IT_IS, NO_ADAPTER, Adapted, Execution
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
 
@@ -35,6 +35,7 @@ def chat(
     template_variable: TemplateVariable = None,
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
+    adapted: Adapted = NO_ADAPTER,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer; /help lists commands.
 
@@ -53,7 +54,7 @@ def chat(
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
     announce_compilation()
-    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)
+    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names())
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
@@ -112,9 +113,9 @@ def serve(
     if is_reranker(folder):
         server = RerankServer(Reranker(folder, "int8", execution.threads), name, settings)
     elif is_encoder(folder):
-        server = EmbeddingServer(TextEncoder(folder, "int8", execution.threads), name, settings)
+        server = EmbeddingServer(TextEncoder(folder, "int8", execution.threads, None), name, settings)
     else:
-        generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)
+        generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, None)
         try:  # compiles before a client waits
             first, second = (generator.session.new_state() for _ in range(2))
             generator.session.forward(first, [0], last_only=True)

@@ -12,7 +12,7 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded, print_json
 from toolchain.cli.generating import tell_unsupported
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, INT8, Arithmetic, Execution
+from toolchain.settings.execution import AS_IT_IS, INT8, NO_ADAPTER, Adapted, Arithmetic, Execution
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
 
 
@@ -24,6 +24,7 @@ def run(
     asked: GenerationSettings = CONTINUATION,
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
+    adapted: Adapted = NO_ADAPTER,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stream a continuation of --prompt.
@@ -37,7 +38,9 @@ def run(
     settings = asked.sampling()
     asked.form()  # what is wrong with it is told before the model is loaded
     announce_compilation()
-    generator = TextGenerator(folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus)
+    generator = TextGenerator(
+        folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names()
+    )
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     tell_unsupported(generator)

@@ -46,4 +46,18 @@ class Arithmetic:
         check_limits(self)
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """Whose low-rank terms are added to the shared weights."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    adapter: str = option("", "Adapter of the folder, see `adapter list`", unset="none", common=True)
+
+    def names(self) -> list[str]:
+        """What the runtime is to load."""
+        return [self.adapter] if self.adapter else []
+
+
+NO_ADAPTER = Adapted()
 EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
