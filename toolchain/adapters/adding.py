@@ -15,8 +15,10 @@ from export.files.access import MANIFEST, expanded
 from toolchain.adapters.peft_folder import check_folder, read_lora
 from toolchain.settings.preparation import RESIDUAL, VALUES, PreparationSettings
 
-# Settings, former names among them, that give the layers other inputs or outputs than the source's, so that factors trained for it do not fit.
-_TURNED = {"rotation": (VALUES, RESIDUAL), "incoherence": (VALUES, RESIDUAL), "equalize": (True,)}
+# Settings, former names among them, that give the layers other inputs or outputs than the source's, so that factors
+# trained for it do not fit.
+_ROTATIONS = (VALUES, RESIDUAL)
+_TURNED = {"rotation": _ROTATIONS, "incoherence": _ROTATIONS, "equalize": (True,)}
 
 
 def named_folders(given: Sequence[str], option: str) -> dict[str, Path]:
@@ -38,7 +40,7 @@ def check_asked(given: Sequence[str], bits: int, settings: PreparationSettings) 
     """What `export` is asked for, before the hours that it may take. Raises InputError as add_adapter() will."""
     found = named_folders(given, "--adapter")
     check_bits(bits, "--adapter-bits")
-    if found and (settings.equalize or any(settings.rotates(what) for what in _TURNED["rotation"])):
+    if found and (settings.equalize or any(settings.rotates(what) for what in _ROTATIONS)):
         raise InputError(
             "--adapter: --rotation and --equalize turn what the layers read; adapters need an export without"
         )

@@ -62,7 +62,8 @@ def evaluate(
     assert asked.text is not None
     emulation = (asked.emulate, asked.noise) if asked.emulate else None
     result = evaluate_folder(
-        Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit, save and not emulation and not adapter,
+        Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit,
+        save and not emulation and not adapter,
         quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation, adapter=adapter,
     )  # fmt: skip
     if json:
