@@ -23,7 +23,7 @@ KINDS = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int8, np.uin
 def test_both_ways_as_the_package(tmp_path_factory, shapes, data):
     folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    tensors = {f"t{i}": (rng.standard_normal(shape) * 9).astype(kind) for i, (kind, shape) in enumerate(shapes)}
+    tensors = {f"t{i}": np.asarray(rng.standard_normal(shape) * 9, kind) for i, (kind, shape) in enumerate(shapes)}
     write_tensors(folder / "own", tensors)
     save_file(tensors, folder / "theirs")
     for found in (
