@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.adapters.folder import folder_sites
 from export.adapters.sites import Site
+from export.adapters.stock import remove_stock_files
 from export.adapters.store import ADAPTERS, BITS, RECORD, Adapter, check_name, remove_adapter, write_adapter
 from export.artefacts.manifest import read_manifest
 from export.artefacts.reader import read_graph
@@ -83,6 +84,7 @@ def add_adapter(folder: Path, name: str, source: Path, bits: int = 16, force: bo
         raise InputError(f"{folder}: has an adapter {name}; --force replaces it")
     check_backbone(folder)
     adapter = read_lora(source, name, sites_of(folder), bits)
+    remove_stock_files(folder)
     if there:
         remove_adapter(folder, name)
     write_adapter(folder, adapter)

@@ -73,13 +73,29 @@ def list_(folder: Folder, json: Json = False) -> None:
 @guarded
 def remove(folder: Folder, name: Annotated[str, typer.Argument(help="An adapter of the folder.")]) -> None:
     """Remove an adapter. The shared weights stay as they are."""
+    from export.adapters.stock import remove_stock_files
     from export.adapters.store import remove_adapter
     from export.files.lock import locked
 
     _is_model(folder)
     with locked(folder.resolve()):
         remove_adapter(folder, name)
+        remove_stock_files(folder)
     print(f"{folder}: adapter {name} removed")
+
+
+@app.command("onnx")
+@guarded
+def onnx(folder: Folder) -> None:
+    """Write model_adapters.onnx and a .onnx_adapter file for each, for stock onnxruntime and onnxruntime-genai."""
+    from export.adapters.stock import write_stock_files
+    from export.files.lock import locked
+
+    _is_model(folder)
+    with locked(folder.resolve()):
+        written = write_stock_files(folder)
+    for path in written:
+        print(f"{path}: {size_text(path.stat().st_size)}")
 
 
 def _is_model(folder: Path) -> None:
