@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from export.adapters.folder import folder_adapters, folder_sites
+from export.adapters.store import Adapter
 from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, read_json
@@ -25,12 +27,16 @@ class Runner(Protocol):
     """What Engine and Session have in common; a state belongs to the runner that made it."""
 
     vocab_size: int
+    adapters: tuple[str, ...]  # those that a state can have
 
     def new_state(self) -> Any:
         """An empty key-value cache; its `length` counts the tokens seen."""
 
     def rewind(self, state: Any, length: int) -> int:
         """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
+
+    def adapt(self, state: Any, adapter: str) -> None:
+        """Give the tokens to come this adapter's terms ("": none). A state with others has to be empty."""
 
     def forward(self, state: Any, tokens: Any, last_only: bool = False) -> np.ndarray:
         """Append tokens to the state; their logits, float32 [T or 1, vocabulary]. Raises NotFiniteError."""
@@ -45,13 +51,15 @@ def open_model(
     threads: int | None = None,
     mapped: bool | None = None,
     processors: Sequence[int] = (),
+    adapters: Sequence[str] | None = (),
 ) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
     activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter). mapped:
     weights stay in the mapped file; False: they are read into memory, which decodes 5 to 25 % faster where that gets
     huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
-    processors: numbers of those that keep one thread each.
+    processors: numbers of those that keep one thread each. adapters: names of those of the folder that a state can
+    have; None: all of them. A few percent of speed go where there are any.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
     """
     if activations not in ACTIVATIONS:
@@ -65,22 +73,29 @@ def open_model(
     threads = threads if threads is not None or processors else hints.get("threads")
     graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
-        return _runner(graph, activations, threads, processors)
+        found = folder_adapters(graph, adapters)
+        return _runner(graph, activations, threads, processors, found)
 
 
-def _runner(graph: Graph, activations: str, threads: int | None, processors: Sequence[int]) -> tuple[Runner, str]:
+def _runner(
+    graph: Graph, activations: str, threads: int | None, processors: Sequence[int], adapters: Sequence[Adapter]
+) -> tuple[Runner, str]:
+    from runtime_py.reference.adapters import ReferenceTerms
     from runtime_py.reference.session import Session
 
+    sites = folder_sites(graph) if adapters else ()
     if activations == "float32":
-        return Session(graph), "float32 activations were asked for"
+        return Session(graph, ReferenceTerms(adapters, sites)), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
     from runtime_py.engine.kernels.paths import runs_directly
     from runtime_py.engine.records.errors import Unplannable
+    from runtime_py.engine.terms import Terms
 
     try:
-        return Engine(expand_products(graph, keep=runs_directly), threads, processors), ""
+        expanded = expand_products(graph, keep=runs_directly)
+        return Engine(expanded, threads, processors, Terms(adapters, sites)), ""
     except Unplannable as error:
-        return Session(graph), f"not planned: {error}"
+        return Session(graph, ReferenceTerms(adapters, sites)), f"not planned: {error}"
 
 
 def _hints(folder: Path) -> dict[str, Any]:

@@ -109,9 +109,10 @@ class Chat:
             stop_strings=self.settings.stop,
             rules=generator.rules if self.settings.rules is None else self.settings.rules,
             constraint=self.settings.constraint,
+            adapter=generator.adapter,
         )
         reused, cache = reusable(self._cached, ids), generator.prompt_cache
-        found = cache.restore(self._state, ids, at_least=reused + 1) if cache else 0
+        found = cache.restore(self._state, ids, "", generator.adapter, reused + 1) if cache else 0
         clean = prompted(max(self._prompted, found), max(reused, found), len(ids))
         generation = Generation(request, generator.session, generator.tokenizer, self._state, max(reused, found))
         self._cached = []  # whatever ends the answer early leaves a cache that nobody may rely on

@@ -11,11 +11,13 @@ import numpy as np
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.plan.adapters import RECORDS
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_encoder
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
@@ -24,12 +26,18 @@ from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 class EncoderEngine:
     """States of all tokens of one text, with int8 activations; calls take turns."""
 
-    def __init__(self, graph: Graph, states: str, limit: int, threads: int | None = None) -> None:
-        """states: the output to compute. limit: most tokens of a text. Raises Unplannable."""
+    def __init__(
+        self, graph: Graph, states: str, limit: int, threads: int | None = None, terms: Terms | None = None
+    ) -> None:
+        """states: the output to compute. limit: most tokens of a text. terms: the adapters that a text can have.
+
+        Raises Unplannable.
+        """
         if threads is not None and not 1 <= threads <= 1024:
             raise InputError(f"--threads must be 1 to 1024, not {threads}")
         self.limit = -(-limit // 16) * 16
-        planned = plan_encoder(graph, self.limit, states)
+        self._terms = terms or Terms()
+        planned = plan_encoder(graph, self.limit, states, self._terms.slots)
         self._attention = planned.attention
         self._rotations = rotation_tables(planned, self.limit)
         self._width = planned.result_width
@@ -60,6 +68,7 @@ class EncoderEngine:
         """What is set before the first text, and for each text its result. All layers share one cache."""
         memory = {n: Promise(lambda case: 8 * self.limit) for n in ("input_ids", "position_ids", "token_type_ids")}
         memory["result"] = Promise(lambda case: 4 * self._width * case.tokens, ready=False, result=True)
+        memory[RECORDS] = self._terms.promise()
         keys = Promise(lambda case: self._cache_bytes(case.item)[0], ready=False)
         values = Promise(lambda case: self._cache_bytes(case.item)[1], ready=False)
         overflow = Promise(lambda case: 16)
@@ -93,10 +102,12 @@ class EncoderEngine:
                 self._program.table.set(f"{name}.{i}", value)
         return cache
 
-    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> np.ndarray:
+    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None, adapter: str = "") -> np.ndarray:
         """float32 [tokens, hidden]. segments: of each token; None: all of the first one.
+        adapter: whose terms are added.
 
-        Raises InputError on ids or segments that the model has no row for, or more than there is room for.
+        Raises InputError on ids or segments that the model has no row for, more than there is room for, or an adapter
+        that is not loaded.
         """
         tokens = np.asarray(ids, np.int64)
         if not 1 <= tokens.size <= self._longest:
@@ -106,11 +117,12 @@ class EncoderEngine:
         kinds = np.zeros(tokens.size, np.int64) if segments is None else np.asarray(segments, np.int64)
         if kinds.shape != tokens.shape or int(kinds.min()) < 0 or int(kinds.max()) >= self._kinds:
             raise InputError(f"a token is of a segment that the model does not have; it has {self._kinds}")
-        out = result_array((tokens.size, self._width))
+        out, terms = result_array((tokens.size, self._width)), self._terms.address(adapter)
         with self._lock:
             self._segments[: tokens.size] = kinds
             self._ids[: tokens.size] = tokens
             self._program.table.set("result", out.ctypes.data)
+            self._program.table.set(RECORDS, terms)
             self._program.run(tokens.size, 0, False)
             if self._overflow.any():  # float16 is too narrow for this text: float32 from now on
                 self._overflow[:] = 0

@@ -17,11 +17,13 @@ from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
 from runtime_py.engine.loop import apart
+from runtime_py.engine.plan.adapters import RECORDS
 from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.reference.recurrent import EVERY, Recurrent
@@ -53,6 +55,8 @@ class EngineState:
     recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # as steps have them
     spare: list[np.ndarray] = field(default_factory=list)  # as large: what the next call makes them
     row: np.ndarray | None = None  # as loop/apart.py reads the state, while its arrays are the same
+    adapter: str = ""  # whose terms its tokens get
+    terms: int = 0  # address of their records
 
     def bytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values, *self.spare)) + self.recurrent.bytes()
@@ -61,12 +65,17 @@ class EngineState:
 class Engine:
     """Runs one model folder with int8 activations. Several states can share it; calls take turns."""
 
-    def __init__(self, graph: Graph, threads: int | None = None, processors: Sequence[int] = ()) -> None:
+    def __init__(
+        self, graph: Graph, threads: int | None = None, processors: Sequence[int] = (), terms: Terms | None = None
+    ) -> None:
         """threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
+        terms: the adapters that a state can have.
 
         Raises Unplannable when the graph has something this cannot run.
         """
-        planned = plan_decoder(graph, _CHUNK)
+        self._terms = terms or Terms()
+        self.adapters = self._terms.names
+        planned = plan_decoder(graph, _CHUNK, self._terms.slots)
         self._folder = planned.folder
         self._attention = planned.attention
         self._rotation_names = planned.rotations
@@ -112,6 +121,7 @@ class Engine:
         )
         scores = Promise(lambda case: _scores_bytes(case.capacity, threads), ready=False)
         memory = {"input_ids": ids, "position_ids": Promise(ids.size), "result": rows, "scores": scores}
+        memory[RECORDS] = self._terms.promise()
         numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
         for i, shape in enumerate(self._attention):
             for k, name in enumerate(("keys", "values")):
@@ -164,7 +174,19 @@ class Engine:
     def new_state(self) -> EngineState:
         """An empty key-value cache, and states of zeros."""
         arrays, spare = ([_zeros(shape) for shape in self._states] for _ in range(2))
-        return EngineState(0, 0, [], [], self._items, recurrent=Recurrent(arrays), spare=spare)
+        return EngineState(
+            0, 0, [], [], self._items, recurrent=Recurrent(arrays), spare=spare, terms=self._terms.address("")
+        )
+
+    def adapt(self, state: EngineState, adapter: str) -> None:
+        """Give the tokens to come this adapter's terms ("": none). A state with others has to be empty.
+
+        Raises InputError on one that is not loaded.
+        """
+        if adapter != state.adapter:
+            assert state.length == 0, "a cache of another adapter"
+            state.terms, state.adapter = self._terms.address(adapter), adapter
+            state.stamp, state.row = next(_STAMPS), None
 
     def rewind(self, state: EngineState, length: int) -> int:
         """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
@@ -318,6 +340,7 @@ class Engine:
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
         self._table.set("capacity", state.capacity)
+        self._table.set(RECORDS, state.terms)
         if any(shape.razored for shape in self._attention):
             size = _scores_bytes(state.capacity, self.threads)
             if self._scores is None or self._scores.nbytes < size:
@@ -382,7 +405,7 @@ def _text_row(state: EngineState) -> np.ndarray:
     if state.row is None:
         caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
         addresses = [address for pair in caches for address in pair]
-        state.row = np.array([0, state.capacity, *addresses], np.int64)
+        state.row = np.array([0, state.capacity, state.terms, *addresses], np.int64)
     state.row[apart.PAST] = state.length
     return state.row
 

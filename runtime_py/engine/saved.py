@@ -46,13 +46,16 @@ def is_finite(engine: Engine, items: Items, data: bytes) -> bool:
     )
 
 
-def restore(engine: Engine, state: EngineState, parts: Sequence[tuple[Items, bytes]], recurrent: bytes) -> int:
+def restore(
+    engine: Engine, state: EngineState, adapter: str, parts: Sequence[tuple[Items, bytes]], recurrent: bytes
+) -> int:
     """Make a state hold these parts, the first tokens of a text, and nothing else; how many tokens these are.
 
-    recurrent: states behind them, empty where the family has none. All must have the sizes that part_bytes() and
-    recurrent_bytes() say.
+    adapter: that they were computed with. recurrent: states behind them, empty where the family has none. All must have
+    the sizes that part_bytes() and recurrent_bytes() say.
     """
     engine.rewind(state, 0)
+    engine.adapt(state, adapter)
     length = len(parts) * BLOCK
     engine.reserve(state, length, [items for items, _ in parts])
     for number, (items, data) in enumerate(parts):

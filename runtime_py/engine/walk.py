@@ -10,6 +10,7 @@ from __future__ import annotations
 from export.artefacts.reader import Graph, Node
 from export.contract.formats.codebook import CODEBOOK_GATHER
 from export.contract.formats.groups import GROUP_GATHER
+from runtime_py.engine.plan.adapters import Slots
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers import handler_of
 from runtime_py.engine.plan.placement import External
@@ -22,34 +23,38 @@ from runtime_py.engine.steps.step import Making
 _LOOKUPS = (CODEBOOK_GATHER, GROUP_GATHER, "Gather")
 
 
-def plan_decoder(graph: Graph, chunk: int) -> Context:
-    """All of a language model. chunk: most tokens of a call. Raises Unplannable."""
+def plan_decoder(graph: Graph, chunk: int, slots: Slots | None = None) -> Context:
+    """All of a language model. chunk: most tokens of a call. slots: of adapters. Raises Unplannable."""
+    slots = slots or Slots()
     context = Context(graph, chunk, ("input_ids", "position_ids"), "logits", counted_positions=False)
     for node in graph.nodes:
         context.enter(node)
-        _visit(context, node)
+        _visit(context, node, slots)
     left = [state.output for state in context.recurrent if state.output not in context.advanced]
     if left:
         raise Unplannable(f"the state {left[0]}")
     _mark_last(context)
     _send_out(context)
+    slots.insert(context)
     return context
 
 
-def plan_encoder(graph: Graph, chunk: int, states: str) -> Context:
+def plan_encoder(graph: Graph, chunk: int, states: str, slots: Slots | None = None) -> Context:
     """An encoder up to its states of all tokens; what comes behind is left out. Raises Unplannable."""
+    slots = slots or Slots()
     indices = ("input_ids", "position_ids", "token_type_ids")
     context = Context(graph, chunk, indices, states, counted_positions=True)
     for node in graph.nodes:
         context.enter(node)
-        _visit(context, node)
+        _visit(context, node, slots)
         if states in node.outputs:
             break
     _send_out(context)
+    slots.insert(context)
     return context
 
 
-def _visit(context: Context, node: Node) -> None:
+def _visit(context: Context, node: Node, slots: Slots) -> None:
     if all(name in context.graph.weights for name in node.inputs if name):
         return  # a constant: computed if somebody asks
     known = any(name in context.values or name in context.razored or name in context.halves for name in node.inputs)
@@ -61,6 +66,7 @@ def _visit(context: Context, node: Node) -> None:
     if handler is None:
         raise Unplannable(f"operator {node.op_type} of node {node.name}")
     handler(context, node)
+    slots.note(context, node)
 
 
 def _mark_last(context: Context) -> None:

@@ -25,9 +25,9 @@ class Damaged(Exception):
     """The file is not what its name says."""
 
 
-def first_key(fingerprint: bytes, tenant: str) -> bytes:
-    """What the keys of a model and a tenant begin with."""
-    return hashlib.blake2b(fingerprint + tenant.encode(), digest_size=_KEY).digest()
+def first_key(fingerprint: bytes, tenant: str, adapter: str) -> bytes:
+    """What the keys of a model, a tenant and an adapter begin with."""
+    return hashlib.blake2b(fingerprint + repr((tenant, adapter)).encode(), digest_size=_KEY).digest()
 
 
 def next_key(before: bytes, tokens: tuple[int, ...]) -> bytes:

@@ -37,13 +37,15 @@ class PromptCache:
         self._writer = threading.Thread(target=self._write, name="athena-prompt-cache", daemon=True)
         self._writer.start()
 
-    def restore(self, state: EngineState, prompt: Sequence[int], tenant: str = "", at_least: int = 1) -> int:
+    def restore(
+        self, state: EngineState, prompt: Sequence[int], tenant: str = "", adapter: str = "", at_least: int = 1
+    ) -> int:
         """Make the state hold as many of the prompt's first tokens as there are on disk; how many these are.
 
         At least two tokens of the prompt are left to compute. Where fewer than `at_least` are found, the state stays as
-        it is, and the answer is 0. tenant: only what was kept for the same one is found.
+        it is, and the answer is 0. tenant, adapter: only what was kept for and with the same is found.
         """
-        keys = list(self._keys(prompt[: max(len(prompt) - 2, 0)], tenant))
+        keys = list(self._keys(prompt[: max(len(prompt) - 2, 0)], tenant, adapter))
         parts: list[tuple[Items, bytes]] = []
         if len(keys) * BLOCK < at_least or not self._files.path(keys[0], "part").exists():
             return 0
@@ -56,11 +58,11 @@ class PromptCache:
         if len(parts) * BLOCK < max(at_least, 1):
             return 0
         self._tasks.put([self._files.path(key, "part") for key in keys[: len(parts)]])
-        return restore(self._engine, state, parts, recurrent)
+        return restore(self._engine, state, adapter, parts, recurrent)
 
     def keep(self, state: EngineState, tokens: Sequence[int], tenant: str = "") -> None:
         """Write what is not on disk yet of `tokens`, a prompt that the state begins with."""
-        keys = list(self._keys(tokens[: state.length], tenant))
+        keys = list(self._keys(tokens[: state.length], tenant, state.adapter))
         paths = [self._files.path(key, "part") for key in keys]
         flat = [item for pair in state.items for item in pair]
         for number, (key, path) in enumerate(zip(keys, paths)):
@@ -82,9 +84,9 @@ class PromptCache:
         self._tasks.put(None)
         self._writer.join()
 
-    def _keys(self, tokens: Sequence[int], tenant: str) -> Iterator[bytes]:
+    def _keys(self, tokens: Sequence[int], tenant: str, adapter: str) -> Iterator[bytes]:
         """The key of each whole part of these tokens."""
-        key = entry.first_key(self._model, tenant)
+        key = entry.first_key(self._model, tenant, adapter)
         for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
             key = entry.next_key(key, tuple(tokens[start : start + BLOCK]))
             yield key

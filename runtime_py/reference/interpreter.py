@@ -29,6 +29,7 @@ from runtime_py.reference.sdr import IntegerWeights, razor_activations
 
 Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
+AddTo = Callable[[Node, list[Any], "tuple[np.ndarray, ...]"], "tuple[np.ndarray, ...]"]
 
 
 _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_GATHER)
@@ -47,6 +48,10 @@ def _nothing(node: Node, inputs: list[Any]) -> None:
     """Every node as it is."""
 
 
+def _as_they_are(node: Node, inputs: list[Any], outputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return outputs
+
+
 class Interpreter:
     """The graph's constants and the steps that remain."""
 
@@ -61,11 +66,16 @@ class Interpreter:
         self._last_use = self._find_last_uses({info.name for info in graph.outputs})
 
     def run(
-        self, values: dict[str, np.ndarray], attend: Attend, take_over: TakeOver = _nothing
+        self,
+        values: dict[str, np.ndarray],
+        attend: Attend,
+        take_over: TakeOver = _nothing,
+        add_to: AddTo = _as_they_are,
     ) -> dict[str, np.ndarray]:
         """Run all steps from these inputs; what remains in the dictionary are the outputs that were made.
 
         take_over: called with every node and its inputs; it may change the list, or return the outputs itself.
+        add_to: called with its outputs, too; gives those that count.
         Raises InputError, also where an input has the name of a weight: kernels were told of the weight.
         """
         twice = sorted(values.keys() & self._constants.keys())
@@ -76,7 +86,7 @@ class Interpreter:
             outputs = take_over(node, inputs)
             if outputs is None:
                 outputs = self._run_checked(node, inputs, attend)
-            values.update(zip(node.outputs, outputs))
+            values.update(zip(node.outputs, add_to(node, inputs, outputs)))
             for name in finished:
                 values.pop(name, None)
         return values

@@ -21,6 +21,7 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
@@ -46,13 +47,14 @@ class State:
     keys: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
     recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))
+    adapter: str = ""  # whose terms its tokens get
 
 
 class Session:
     """Runs one model folder. Holds no per-generation state, so several State objects can share it."""
 
-    def __init__(self, folder: str | Path | Graph) -> None:
-        """folder: a model folder, or the graph read from one.
+    def __init__(self, folder: str | Path | Graph, terms: ReferenceTerms | None = None) -> None:
+        """folder: a model folder, or the graph read from one. terms: the adapters that a state can have.
 
         Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
         """
@@ -65,6 +67,8 @@ class Session:
         self._recurrent = recurrent_states(self.graph)
         attending = [node for node in self.graph.nodes if node.op_type in ("Attention", SDR_ATTENTION, SINK_ATTENTION)]
         self._cache_of = {name: node.name for node in attending for name in node.outputs[1:]}  # by keys or values
+        self._terms = terms or ReferenceTerms()
+        self.adapters = self._terms.names
 
     def _find_head_values(self) -> set[str]:
         """Outputs of the vocabulary product (and of the bias after it): computed for the last token when asked."""
@@ -84,6 +88,16 @@ class Session:
     def new_state(self) -> State:
         """An empty key-value cache, and states of zeros."""
         return State(0, {}, {}, Recurrent([np.zeros(state.shape, np.float32) for state in self._recurrent]))
+
+    def adapt(self, state: State, adapter: str) -> None:
+        """Give the tokens to come this adapter's terms ("": none). A state with others has to be empty.
+
+        Raises InputError on one that is not loaded.
+        """
+        if adapter != state.adapter:
+            assert state.length == 0, "a cache of another adapter"
+            self._terms.adding(adapter)
+            state.adapter = adapter
 
     def rewind(self, state: State, length: int) -> int:
         """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
@@ -116,7 +130,12 @@ class Session:
             return self._take_over(node, inputs)
 
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number reaches the logits and is said there
-            self._interpreter.run(values, lambda node, inputs: self._attend(node, inputs, state), take_over)
+            self._interpreter.run(
+                values,
+                lambda node, inputs: self._attend(node, inputs, state),
+                take_over,
+                self._terms.adding(state.adapter),
+            )
         logits = values.get("logits")
         lengths = (1, ids.shape[1]) if last_only else (ids.shape[1],)
         if logits is None or logits.shape not in [(1, length, self.vocab_size) for length in lengths]:

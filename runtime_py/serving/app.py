@@ -86,7 +86,9 @@ class Server:
         self._answering = Answering(generator, template)
         self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
         self._grammars = ThreadPoolExecutor(1, "athena-grammars")  # apart: one that takes long holds no prompt up
-        self._shell = Shell(model, settings, self.scheduler.alive, self.scheduler.load, _details(generator))
+        self._shell = Shell(
+            model, settings, self.scheduler.alive, self.scheduler.load, _details(generator), generator.session.adapters
+        )
         self.metrics = self._shell.metrics
         self._served = Served(
             model=model,
@@ -94,6 +96,7 @@ class Server:
             rules=generator.rules,
             ignore_unknown=settings.ignore_unknown,
             most_choices=settings.sessions + settings.queue,
+            adapters=generator.session.adapters,
         )
 
     def application(self) -> App:
@@ -252,7 +255,9 @@ class Server:
         left = max(self._settings.seconds - (time.perf_counter() - arrived), 0.0)
         jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
-        first = Answer(self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
+        first = Answer(
+            options.model or self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None
+        )
         answers = [replace(first, index=i, reader=constrained.reader()) for i in range(len(jobs))]
         return Running(jobs, events, answers, arrived)
 
@@ -284,6 +289,7 @@ class Server:
             rules=options.rules,
             constraint=constrained.constraint,
             shown=constrained.shown,
+            adapter=options.adapter,
         )
         return [replace(request, sampling=options.sampling_of(i)) for i in range(options.choices)]
 

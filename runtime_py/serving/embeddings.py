@@ -16,8 +16,8 @@ from export.contract.errors import InputError
 from runtime_py.serving.guard import App
 from runtime_py.serving.one_by_one import OneByOne
 from runtime_py.serving.requests import fields
+from runtime_py.serving.requests.adapters import asked_model
 from runtime_py.serving.requests.errors import ApiError
-from runtime_py.serving.requests.schema import check_model
 from runtime_py.serving.requests.values import integer, optional
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, json_object
@@ -32,7 +32,7 @@ class EmbeddingServer:
     def __init__(self, encoder: TextEncoder, model: str, settings: ServeSettings) -> None:
         self._encoder, self._model, self._settings = encoder, model, settings
         self._queue = OneByOne(encoder.folder, settings)
-        self._shell = Shell(model, settings, self._queue.alive, self._queue.load)
+        self._shell = Shell(model, settings, self._queue.alive, self._queue.load, adapters=encoder.adapters)
 
     def application(self) -> App:
         """The ASGI application."""
@@ -54,7 +54,7 @@ class EmbeddingServer:
 
     async def _embeddings(self, request: Request) -> Response:
         body = json_object(await request.body())
-        check_model(body, self._model)
+        model, adapter = asked_model(body, self._model, self._encoder.adapters)
         fields.check(body, fields.EMBEDDINGS, self._settings.ignore_unknown)
         form = _form(body)
         width = self._encoder.width
@@ -65,7 +65,7 @@ class EmbeddingServer:
             self._encoder.prompted("", prompt)
         except InputError as error:
             raise ApiError(400, str(error), "prompt_name") from None
-        work = [partial(self._one, text, prompt) for text in texts]
+        work = [partial(self._one, text, prompt, adapter) for text in texts]
         found = await self._queue.results(request, "input", work)
         if found is None:
             return self._shell.count(request, Response(status_code=499))  # nobody reads it
@@ -73,13 +73,13 @@ class EmbeddingServer:
         self._shell.metrics.prompt_tokens.inc(tokens)
         data = [{"object": "embedding", "index": i, "embedding": form(v)} for i, (v, _) in enumerate(found)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        answer = {"object": "list", "data": data, "model": self._model, "usage": usage}
+        answer = {"object": "list", "data": data, "model": model, "usage": usage}
         return self._shell.count(request, JSONResponse(answer))
 
-    def _one(self, text: str | list[int], prompt: str | None) -> tuple[np.ndarray, int]:
+    def _one(self, text: str | list[int], prompt: str | None, adapter: str) -> tuple[np.ndarray, int]:
         """Vector and number of tokens; token ids are taken as they are, without a prompt."""
         ids = self._encoder.encode(text, cut=False, prompt=prompt) if isinstance(text, str) else text
-        return self._encoder.embed_ids(ids), len(ids)
+        return self._encoder.embed_ids(ids, adapter), len(ids)
 
 
 def _form(body: Mapping[str, Any]) -> Any:

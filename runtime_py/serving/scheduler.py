@@ -74,6 +74,7 @@ class _Slot:
     tokens: list[int] = field(default_factory=list)  # what the state's cache holds, as far as it may be used
     tenant: Hashable = None  # whose tokens they are
     prompted: int = 0  # of these, how many first ones were computed as a prompt
+    adapter: str = ""  # that they were computed with
     used: float = 0.0
 
 
@@ -226,13 +227,16 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         def shared(slot: _Slot) -> int:
             mine = self._settings.share_prefixes and slot.tenant == job.tenant
+            mine = mine and slot.adapter == job.request.adapter
             return reusable(slot.tokens, job.request.prompt) if mine else 0
 
         slot = max(self._free, key=lambda s: (shared(s), -s.used))
         reused, slot.tokens, slot.tenant = shared(slot), [], job.tenant
+        slot.adapter = job.request.adapter
         try:
             if self._prompts and self._settings.share_prefixes:
-                found = self._prompts.restore(slot.state, job.request.prompt, self._key_of(job.tenant), reused + 1)
+                key, adapter = self._key_of(job.tenant), job.request.adapter
+                found = self._prompts.restore(slot.state, job.request.prompt, key, adapter, reused + 1)
                 reused, slot.prompted = max(reused, found), max(slot.prompted, found)
             slot.prompted = prompted(slot.prompted, reused, len(job.request.prompt))
             job.generation = Generation(job.request, self._runner, self._tokenizer, slot.state, reused)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from runtime_py.serving.guard import App, Guard
 from runtime_py.serving.metrics import Metrics
+from runtime_py.serving.requests.adapters import adapter_model, asked_model
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
@@ -26,7 +27,8 @@ _MAX_CONTAINERS = 200_000  # of a request, and of the texts in it
 class Shell:
     """One served model; `alive` says whether requests are still worked on, `load` how many run and wait.
 
-    details: what its entry in the list of models says beside its name.
+    details: what its entry in the list of models says beside its name. adapters: of the model, each with an entry of
+    its own.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Shell:
         alive: Callable[[], bool],
         load: Callable[[], tuple[int, int]],
         details: Mapping[str, Any] | None = None,
+        adapters: Sequence[str] = (),
     ) -> None:
         self.model, self._settings, self._alive, self._details = model, settings, alive, dict(details or {})
+        self._adapters = adapters
         self._created = int(time.time())
         self.metrics = Metrics(load)
 
@@ -61,17 +65,19 @@ class Shell:
         return response
 
     async def _models(self, request: Request) -> Response:
-        return self.count(request, JSONResponse({"object": "list", "data": [self._entry()]}))
+        return self.count(
+            request, JSONResponse({"object": "list", "data": [self._entry(name) for name in ("", *self._adapters)]})
+        )
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name != self.model:
-            raise ApiError(404, f"the model {name[:100]!r} is not here; this server has {self.model!r}", "model")
-        return self.count(request, JSONResponse(self._entry()))
+        _, adapter = asked_model({"model": name}, self.model, self._adapters)
+        return self.count(request, JSONResponse(self._entry(adapter)))
 
-    def _entry(self) -> dict[str, Any]:
-        entry = {"id": self.model, "object": "model", "created": self._created, "owned_by": "athena-export"}
-        return entry | self._details
+    def _entry(self, adapter: str) -> dict[str, Any]:
+        name = adapter_model(self.model, adapter)
+        entry = {"id": name, "object": "model", "created": self._created, "owned_by": "athena-export"}
+        return entry | ({"parent": self.model} if adapter else {}) | self._details
 
     async def _health(self, request: Request) -> Response:
         alive = self._alive()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from export.adapters.folder import folder_adapters, folder_sites
 from export.artefacts.reader import Graph, Node, read_graph
 from export.contract.errors import InputError, NotFiniteError
 from export.files.access import read_json
@@ -19,7 +20,9 @@ from export.graph.sentence_modules import PROMPTS, TEXT_LIMIT, read_prompts
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.terms import Terms
 from runtime_py.load import ACTIVATIONS
+from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.constants import ConstantFolder
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
@@ -41,9 +44,17 @@ def is_encoder(folder: Path) -> bool:
 class StatesModel:
     """States of the tokens of one text at a time, and one value that the graph makes of them."""
 
-    def __init__(self, folder: str | Path, made: str, activations: str = "int8", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        made: str,
+        activations: str = "int8",
+        threads: int | None = None,
+        adapters: Sequence[str] | None = (),
+    ) -> None:
         """made: the graph's output beside the states. activations: "int8" (the compiled engine, where it can plan the
-        graph) or "float32" (the interpreter).
+        graph) or "float32" (the interpreter). adapters: names of those of the folder that a text can have; None: all
+        of them. The first one is `adapter`, whose terms a text gets that names none.
 
         Raises InputError when the folder is incomplete, hostile or holds no such model.
         """
@@ -63,28 +74,37 @@ class StatesModel:
         self._inputs = {info.name for info in graph.inputs}
         self._runner: Interpreter | EncoderEngine
         with foreign(self.folder / "model.onnx", "the graph is malformed"):
-            self._runner, self.interpreted = _open(graph, activations, self.limit, threads)
+            found = folder_adapters(graph, adapters)
+            sites = folder_sites(graph) if found else ()
+            self._terms = ReferenceTerms(found, sites)
+            self._runner, self.interpreted = _open(graph, activations, self.limit, threads, Terms(found, sites))
+        self.adapters, self.adapter = self._terms.names, adapters[0] if adapters else ""
         self._folder = ConstantFolder(graph)
         self._made = made
 
-    def states(self, ids: Sequence[int], segments: Sequence[int] | None = None) -> np.ndarray:
+    def states(
+        self, ids: Sequence[int], segments: Sequence[int] | None = None, adapter: str | None = None
+    ) -> np.ndarray:
         """float32 [tokens, hidden]. segments: of each token, where the model has some; None: all of the first one.
+        adapter: whose terms are added, "" for none; None: that of the model.
 
-        Raises InputError on ids, segments or a length it cannot read.
+        Raises InputError on ids, segments, a length it cannot read, or an adapter that is not loaded.
         """
+        adapter = self.adapter if adapter is None else adapter
         if not 1 <= len(ids) <= self.limit:
             raise InputError(f"the text has {len(ids)} tokens; the model reads 1 to {self.limit}")
         if not all(0 <= token < _MOST_IDS for token in ids):
             raise InputError("the text has a token that lies outside every vocabulary")
         if isinstance(self._runner, EncoderEngine):
-            return self._runner.states(ids, segments if "token_type_ids" in self._inputs else None)
+            return self._runner.states(ids, segments if "token_type_ids" in self._inputs else None, adapter)
         tokens = np.asarray(ids, np.int64)[None]
         feeds = {
             "input_ids": tokens,
             "attention_mask": np.ones_like(tokens),
             "token_type_ids": np.asarray([segments or [0] * len(ids)], np.int64),
         }
-        values = self._runner.run({name: feeds[name] for name in feeds if name in self._inputs}, _attend)
+        given = {name: feeds[name] for name in feeds if name in self._inputs}
+        values = self._runner.run(given, _attend, add_to=self._terms.adding(adapter))
         states = values.get(STATES)
         if states is None or states.ndim != 3 or states.shape[:2] != tokens.shape:
             raise InputError(f"model.onnx: does not make {STATES} for every token")
@@ -100,9 +120,15 @@ class StatesModel:
 class TextEncoder(StatesModel):
     """An encoder with its tokenizer and its limit of tokens."""
 
-    def __init__(self, folder: str | Path, activations: str = "int8", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        activations: str = "int8",
+        threads: int | None = None,
+        adapters: Sequence[str] | None = (),
+    ) -> None:
         """As StatesModel."""
-        super().__init__(folder, VECTOR, activations, threads)
+        super().__init__(folder, VECTOR, activations, threads, adapters)
         self.prompts, self.default_prompt = read_prompts(self.folder)
         self.width = 0  # not known yet
         self.width = self.embed_ids([0]).size
@@ -137,12 +163,12 @@ class TextEncoder(StatesModel):
             raise InputError(f"the text has more than the {self.limit} tokens that the model reads")
         return encoding.ids
 
-    def embed_ids(self, ids: Sequence[int]) -> np.ndarray:
-        """The vector of one token sequence, float32 [width].
+    def embed_ids(self, ids: Sequence[int], adapter: str | None = None) -> np.ndarray:
+        """The vector of one token sequence, float32 [width]. adapter: as in states().
 
         Raises InputError on ids or a length it cannot read, NotFiniteError on a vector that is no numbers.
         """
-        vector = self.value(self.states(ids))
+        vector = self.value(self.states(ids, adapter=adapter))
         if vector.shape != (1, self.width or vector.size) or vector.dtype != np.float32:
             raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
         if not np.isfinite(vector).all():
@@ -150,11 +176,13 @@ class TextEncoder(StatesModel):
         return vector[0]
 
 
-def _open(graph: Graph, activations: str, limit: int, threads: int | None) -> tuple[Interpreter | EncoderEngine, str]:
+def _open(
+    graph: Graph, activations: str, limit: int, threads: int | None, terms: Terms
+) -> tuple[Interpreter | EncoderEngine, str]:
     if activations == "float32":
         return Interpreter(expand_products(graph)), "float32 activations were asked for"
     try:
-        return EncoderEngine(expand_products(graph, keep=runs_directly), STATES, limit, threads), ""
+        return EncoderEngine(expand_products(graph, keep=runs_directly), STATES, limit, threads, terms), ""
     except Unplannable as error:
         return Interpreter(expand_products(graph)), f"not planned: {error}"
 

@@ -47,6 +47,7 @@ class GenerationRequest:
     rules: LogitRules = NEUTRAL  # what changes the logits before sampling
     constraint: Callable[[frozenset[int]], Constraint] | None = None  # called once with the stop tokens
     shown: frozenset[str] = frozenset()  # special tokens that the text has, each behind decoder_stages.MARK
+    adapter: str = ""  # of the runner's adapters, whose terms the tokens get
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Generation:
     def __init__(
         self, request: GenerationRequest, runner: Runner, tokenizer: Tokenizer, state: Any, reused: int = 0
     ) -> None:
-        """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute.
+        """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute;
+        they are of the same adapter.
 
         Afterwards `reused` says how many of them are not computed again.
         """
@@ -78,6 +80,7 @@ class Generation:
         self._constraint = request.constraint(request.stop_tokens) if request.constraint else None
         self._tokenizer = tokenizer
         self._done = self.reused = runner.rewind(state, reused)
+        runner.adapt(state, request.adapter)
         self.tokens: list[int] = []
         self.finish_reason = ""  # "stop" or "length" once finished
         self.tail = ""  # text that was held back until the end

@@ -111,15 +111,17 @@ class TextGenerator:
         threads: int | None = None,
         mapped: bool | None = None,
         processors: Sequence[int] = (),
+        adapters: Sequence[str] | None = (),
     ) -> None:
         """The options: see load.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
         asks for in vain, `recommended` its values for sampling, `ignored` why the file is not used. `most_bytes`: of a
-        prompt that can fit the context.
+        prompt that can fit the context. `adapter`: whose terms stream() adds, the first of `adapters` to begin with.
         """
         self.folder = Path(folder)
-        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
+        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors, adapters)
+        self.adapter = adapters[0] if adapters else ""
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         asked = recommendation(self.folder, self.stop)
@@ -165,13 +167,14 @@ class TextGenerator:
             stop_strings=stop_strings,
             rules=self.rules if rules is None else rules,
             constraint=constraint,
+            adapter=self.adapter,
         )
         yield from self.answer(request)
 
     def answer(self, request: GenerationRequest) -> Iterator[tuple[int | None, str]]:
         """stream() for a request that starts with what the prompt cache has of it."""
         state, kept = self.session.new_state(), self.prompt_cache
-        reused = kept.restore(state, request.prompt) if kept else 0
+        reused = kept.restore(state, request.prompt, adapter=request.adapter) if kept else 0
         generation = Generation(request, self.session, self.tokenizer, state, reused)
         while not generation.finish_reason:
             piece = generation.step()

@@ -77,6 +77,30 @@ def use_encoder(folder: Path) -> None:
     TextEncoder(folder).embed_ids([1, 2, 3])
 
 
+def use_adapter(folder: Path) -> None:
+    """A LoRA folder of PEFT made an adapter of the model beside it, and run."""
+    from export.adapters.store import adapter_names, remove_adapter
+    from toolchain.adapters.adding import add_adapter
+
+    model = folder / "model"
+    if adapter_names(model):
+        remove_adapter(model, "x")
+    add_adapter(model, "x", folder)
+    use_adapted(model)
+
+
+def use_adapted(folder: Path) -> None:
+    """A model with an adapter, by both runners."""
+    from runtime_py.load import open_model
+
+    for activations in ("int8", "float32"):
+        runner, _ = open_model(folder, activations, threads=1, mapped=True, adapters=None)
+        state = runner.new_state()
+        runner.adapt(state, "x")
+        runner.forward(state, [1, 2, 3], last_only=True)
+        runner.forward(state, [4], last_only=True)
+
+
 def use_lower(folder: Path) -> None:
     """What `lower` reads and writes."""
     from export.lowering.folder import Lowering, write_lowered_folder
@@ -281,6 +305,7 @@ def make_folders(root: Path) -> dict[str, Target]:
     settings = QuantizeSettings(bits=2, format="trellis", outliers=0.02, passes=1, sequences=2, sequence_length=16)
     checkpoint = quantize_model(str(source), root / "trellis-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "trellis-built", quiet=True).rename(root / "trellis")
+    adapted, lora = adapter_folders(copy(model, "adapted"), copy(model, "lora/model"))
     targets = [
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
         Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
@@ -300,11 +325,26 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("config", copy(model, "json-a"), "config.json", use_json),
         Target("generation", copy(model, "json-b"), "generation_config.json", use_json),
         Target("tokenizer-config", copy(model, "json-c"), "tokenizer_config.json", use_json),
+        Target("adapter-config", lora, "adapter_config.json", use_adapter),
+        Target("adapter-weights", lora, "adapter_model.safetensors", use_adapter),
+        Target("adapter-record", adapted, "adapters/x/adapter.json", use_adapted),
+        Target("adapter-factors", adapted, "adapters/x/adapter.safetensors", use_adapted),
         Target("request", request_folder(root / "request"), "request.json", use_request),
         Target("grammar", root / "request", "grammar.txt", use_grammar),
         Target("prompt-cache", prompt_folder(copy(model, "model-e"), root / "prompts"), FILE, use_prompt_cache),
     ]
     return {target.name: target for target in targets}
+
+
+def adapter_folders(adapted: Path, beside: Path) -> tuple[Path, Path]:
+    """A model folder with the adapter x, and a LoRA folder with a model in it."""
+    from tests.peft_folders import random_pairs, write_peft
+    from toolchain.adapters.adding import add_adapter, sites_of
+
+    pairs = random_pairs(sites_of(adapted), 2, only="_proj")
+    lora = write_peft(beside.parent, pairs, r=2, alpha_pattern={r".*q_.*": 4})
+    add_adapter(adapted, "x", lora, 8)
+    return adapted, lora
 
 
 def tiny_bert(root: Path) -> Path:

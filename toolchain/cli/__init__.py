@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from export import __version__
-from toolchain.cli import bench, chat, compare, cost, embed, evaluate, inspect, lower, machine, quantize, run
+from toolchain.cli import adapters, bench, chat, compare, cost, embed, evaluate, inspect, lower, machine, quantize, run
 from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=QuantizeCommand if _name in ("export", "quantize") else OptionsCommand)(_command)
+app.add_typer(adapters.app, name="adapter")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded
 from toolchain.cli.generating import tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, NO_PROMPT_CACHE, Execution, PromptCaching
+from toolchain.settings.execution import AS_IT_IS, NO_ADAPTER, NO_PROMPT_CACHE, Adapted, Execution, PromptCaching
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
 
@@ -36,6 +36,7 @@ def chat(
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
     caching: PromptCaching = NO_PROMPT_CACHE,
+    adapted: Adapted = NO_ADAPTER,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer; /help lists commands.
 
@@ -54,7 +55,7 @@ def chat(
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
     announce_compilation()
-    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)
+    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names())
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
@@ -119,9 +120,9 @@ def serve(
     if is_reranker(folder):
         server = RerankServer(Reranker(folder, "int8", execution.threads), name, settings)
     elif is_encoder(folder):
-        server = EmbeddingServer(TextEncoder(folder, "int8", execution.threads), name, settings)
+        server = EmbeddingServer(TextEncoder(folder, "int8", execution.threads, None), name, settings)
     else:
-        generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)
+        generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, None)
         try:  # compiles before a client waits
             first, second = (generator.session.new_state() for _ in range(2))
             generator.session.forward(first, [0], last_only=True)

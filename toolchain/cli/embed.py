@@ -11,7 +11,7 @@ import typer
 
 from toolchain.cli.common import announce_compilation, guarded, print_json
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import EVERY_THREAD, INT8, Arithmetic, Threads
+from toolchain.settings.execution import EVERY_THREAD, INT8, NO_ADAPTER, Adapted, Arithmetic, Threads
 
 
 @guarded
@@ -26,6 +26,7 @@ def embed(
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the vectors here (.npy).")] = None,
     threads: Threads = EVERY_THREAD,
     arithmetic: Arithmetic = INT8,
+    adapted: Adapted = NO_ADAPTER,
     json: Annotated[bool, typer.Option("--json", help="Vectors and similarities as one JSON object.")] = False,
 ) -> None:
     """Print the vector of one text, or how similar several are (cosine)."""
@@ -42,7 +43,7 @@ def embed(
     if output is not None and output.suffix != ".npy":
         raise InputError(f"--output {output}: must end in .npy")
     announce_compilation()
-    encoder = TextEncoder(folder, arithmetic.activations, threads.threads)
+    encoder = TextEncoder(folder, arithmetic.activations, threads.threads, adapted.names())
     start = time.perf_counter()
     vectors = encoder.embed(texts, prompt_name)
     seconds = time.perf_counter() - start

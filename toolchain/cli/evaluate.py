@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from export.contract.errors import InputError
 from toolchain.cli.common import guarded, print_json, print_table
 from toolchain.cli.signature import with_options
 from toolchain.settings.evaluation import EvaluationSettings
-from toolchain.settings.execution import INT8, Arithmetic
+from toolchain.settings.execution import INT8, NO_ADAPTER, Adapted, Arithmetic
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder or GGUF file (float32).")],
     asked: EvaluationSettings,
     arithmetic: Arithmetic = INT8,
+    adapted: Adapted = NO_ADAPTER,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -32,8 +34,11 @@ def evaluate(
 
     --text gives the perplexity; with --reference also KL divergence and top-1 agreement.
     """
+    adapter = adapted.adapter
+    if adapter and (asked.task or asked.emulate):
+        raise InputError("--adapter goes with --text and --choices, on the runtime's own arithmetic")
     if asked.choices is not None:
-        answered = _answer_questions(model, asked.choices, asked.limit, arithmetic.activations, quiet=json)
+        answered = _answer_questions(model, asked.choices, asked.limit, arithmetic.activations, json, adapter)
         if json:
             print_json({"model": model, "choices": str(asked.choices), **answered.to_json()})
             return
@@ -57,8 +62,9 @@ def evaluate(
     assert asked.text is not None
     emulation = (asked.emulate, asked.noise) if asked.emulate else None
     result = evaluate_folder(
-        Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit, save and not emulation,
-        quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation,
+        Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit,
+        save and not emulation and not adapter,
+        quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation, adapter=adapter,
     )  # fmt: skip
     if json:
         print_json({"model": model, "text": str(asked.text), **result.to_json()})
@@ -78,7 +84,9 @@ def _percent(share: float, error: float) -> str:
     return f"{100 * share:.1f} % +- {100 * error:.1f}"
 
 
-def _answer_questions(model: str, path: Path, limit: int | None, activations: str, quiet: bool) -> ChoiceResult:
+def _answer_questions(
+    model: str, path: Path, limit: int | None, activations: str, quiet: bool, adapter: str
+) -> ChoiceResult:
     from runtime_py.text.generator import context_length, stop_tokens
     from toolchain.calibrate import text as calibration
     from toolchain.evaluate.multiple_choice import evaluate_choices, read_questions
@@ -87,7 +95,7 @@ def _answer_questions(model: str, path: Path, limit: int | None, activations: st
     folder = _resolved(model)
     questions = read_questions(path)[:limit]
     return evaluate_choices(
-        open_scorer(model, activations),
+        open_scorer(model, activations, adapter),
         calibration.load_tokenizer(folder),
         questions,
         min(stop_tokens(folder), default=0),
@@ -99,7 +107,7 @@ def _answer_questions(model: str, path: Path, limit: int | None, activations: st
 def _run_tasks(
     folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str
 ) -> dict[str, Any]:
-    from export.contract.errors import InputError, NotFiniteError
+    from export.contract.errors import NotFiniteError
 
     if not (folder / "model.onnx").is_file():
         raise InputError(f"{folder}: --task needs a model folder made by `export`")
@@ -136,6 +144,7 @@ def evaluate_folder(
     activations: str = "int8",
     stride: int | None = None,
     emulation: tuple[str, float] | None = None,
+    adapter: str = "",
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
     from toolchain.calibrate import text as calibration
@@ -150,7 +159,7 @@ def evaluate_folder(
 
         scorer: Any = EmulatedScorer(folder, *emulation)
     else:
-        scorer = open_scorer(name, activations)
+        scorer = open_scorer(name, activations, adapter)
     tokenizer = calibration.load_tokenizer(_resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text), stride)
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet, stride)

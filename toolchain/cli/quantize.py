@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -42,6 +43,17 @@ Random = Annotated[
         hidden=True,
     ),
 ]
+Adapters = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        metavar="NAME=FOLDER",
+        help="LoRA folder of PEFT to add as an adapter; may be repeated.",
+        rich_help_panel="Output",
+    ),
+]
+AdapterBits = Annotated[
+    int, typer.Option(help="Of a number of an adapter: 16, 8 or 32.", rich_help_panel="Output", hidden=True)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Predict time, peak memory and size; write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Restart = Annotated[bool, typer.Option("--force", help="Restart a run made with other settings.")]
@@ -58,14 +70,18 @@ def export(
     vocabulary_text: VocabularyText = None,
     keep_quantized: KeepQuantized = None,
     random: Random = None,
+    adapter: Adapters = None,
+    adapter_bits: AdapterBits = 16,
     dry_run: DryRun = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write the model folder with its report. An interrupted run continues where it stopped."""
     from export.files.replace import install_folder, output_folder, recover, refuse_existing
+    from toolchain.adapters.adding import check_asked
 
-    inputs = _inputs(model, quantization.text.source, eval_text, vocabulary_text)
+    adapters = check_asked(adapter or (), adapter_bits, quantization.settings)
+    inputs = _inputs(model, quantization.text.source, eval_text, vocabulary_text, *adapters.values())
     place = output_folder(output, force, [*inputs, *([keep_quantized] if keep_quantized else [])])
     if (model is None) == (random is None):
         raise InputError("give either MODEL or --random SHAPE")
@@ -75,6 +91,7 @@ def export(
         with locked(place):
             recover(place)
             write_random_folder(str(random), place, quantization.settings, force, quiet=json)
+            _add(place, adapters, adapter_bits)
         _summary(output, json)
         return
     if dry_run:
@@ -86,6 +103,7 @@ def export(
         refuse_existing(place, force)
         checkpoint = _quantize(model, work, quantization, force, json)
         built = _package(checkpoint, place, vocabulary_text, json)
+        _add(built, adapters, adapter_bits)
         install_folder(built, place, force)
         if keep_quantized is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -176,6 +194,19 @@ def _inputs(*names: str | Path | None) -> list[Path]:
     from export.files.access import expanded
 
     return [path for path in (expanded(str(name)) for name in names if name is not None) if path.exists()]
+
+
+def _add(folder: Path, adapters: Mapping[str, Path], bits: int) -> None:
+    """Put adapters into a model folder; a folder that is not installed yet goes where one does not fit."""
+    from toolchain.adapters.adding import add_adapter
+
+    try:
+        for name, source in adapters.items():
+            add_adapter(folder, name, source, bits)
+    except BaseException:
+        if adapters and folder.name.startswith("."):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _package(checkpoint: Any, output: Path, vocabulary_text: Path | None, quiet: bool) -> Path:

@@ -12,7 +12,16 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded, print_json
 from toolchain.cli.generating import tell_unsupported
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, INT8, NO_PROMPT_CACHE, Arithmetic, Execution, PromptCaching
+from toolchain.settings.execution import (
+    AS_IT_IS,
+    INT8,
+    NO_ADAPTER,
+    NO_PROMPT_CACHE,
+    Adapted,
+    Arithmetic,
+    Execution,
+    PromptCaching,
+)
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
 
 
@@ -25,6 +34,7 @@ def run(
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
     caching: PromptCaching = NO_PROMPT_CACHE,
+    adapted: Adapted = NO_ADAPTER,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stream a continuation of --prompt.
@@ -38,7 +48,9 @@ def run(
     settings = asked.sampling()
     asked.form()  # what is wrong with it is told before the model is loaded
     announce_compilation()
-    generator = TextGenerator(folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus)
+    generator = TextGenerator(
+        folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names()
+    )
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     tell_unsupported(generator)

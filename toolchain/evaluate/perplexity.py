@@ -60,14 +60,17 @@ class EvalResult:
 class FolderScorer:
     """A model folder run by runtime_py."""
 
-    def __init__(self, folder: Path, activations: str = "int8") -> None:
+    def __init__(self, folder: Path, activations: str = "int8", adapter: str = "") -> None:
         from runtime_py.load import open_model
 
-        self._session, _ = open_model(folder, activations)
+        self._session, _ = open_model(folder, activations, adapters=[adapter] if adapter else [])
+        self._adapter = adapter
         self.vocab_size = self._session.vocab_size
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return self._session.forward(self._session.new_state(), tokens)
+        state = self._session.new_state()
+        self._session.adapt(state, self._adapter)
+        return self._session.forward(state, tokens)
 
 
 class HuggingFaceScorer:
@@ -93,10 +96,15 @@ class HuggingFaceScorer:
             return self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
 
 
-def open_scorer(name: str, activations: str = "int8") -> Scorer:
-    """A model folder if it holds model.onnx (run with these activations), else a Hugging Face folder or hub name."""
+def open_scorer(name: str, activations: str = "int8", adapter: str = "") -> Scorer:
+    """A model folder if it holds model.onnx (run with these activations), else a Hugging Face folder or hub name.
+
+    adapter: of the model folder; "": none.
+    """
     if (Path(name) / "model.onnx").exists():
-        return FolderScorer(Path(name), activations)
+        return FolderScorer(Path(name), activations, adapter)
+    if adapter:
+        raise InputError(f"{name}: --adapter needs a model folder made by `export`")
     return HuggingFaceScorer(name)
 
 

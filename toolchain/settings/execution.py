@@ -78,4 +78,18 @@ class PromptCaching:
         return PromptCache(expanded(typed_text(self.prompt_cache, "--prompt-cache")), most, model, runner)
 
 
-EVERY_THREAD, AS_IT_IS, INT8, NO_PROMPT_CACHE = Threads(), Execution(), Arithmetic(), PromptCaching()
+@dataclass(frozen=True)
+class Adapted:
+    """Whose low-rank terms are added to the shared weights."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    adapter: str = option("", "Adapter of the folder, see `adapter list`", unset="none", common=True)
+
+    def names(self) -> list[str]:
+        """What the runtime is to load."""
+        return [self.adapter] if self.adapter else []
+
+
+EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
+NO_PROMPT_CACHE, NO_ADAPTER = PromptCaching(), Adapted()

@@ -14,6 +14,7 @@ from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.matvec_apart import ROWS, matvec_apart_rows, place
 from runtime_py.engine.kernels.quantize import HIGH_TOKEN, quantize_token
+from runtime_py.engine.loop.adapters import run_adapter_down, run_adapter_up
 from runtime_py.engine.loop.dispatch import by_kind, by_width
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, ITEM_BYTES, RUN_SHARE, run_rows
 from runtime_py.engine.loop.tokens import one_token
@@ -25,26 +26,26 @@ from runtime_py.engine.steps.table import ARGUMENTS, STEP
 from runtime_py.simd.atomics import barrier, fetch_add
 from runtime_py.simd.vectors import get_i64
 
-# A row of the table of texts, int64: tokens before this one, positions its cache has room for, and then the addresses
-# of keys and values of each layer.
-PAST, CAPACITY, CACHES = range(3)
+# A row of the table of texts, int64: tokens before this one, positions its cache has room for, the address of the
+# records of its adapter, and then those of keys and values of each layer.
+PAST, CAPACITY, ADAPTER, CACHES = range(4)
 KINDS = frozenset(
     {table.EMBED, table.EMBED_DENSE, table.EMBED_GROUPS, table.NORM, table.QUANTIZE, table.MATMUL, table.GROUPED,
      table.DENSE, table.SPARSE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND, table.SCALE, table.REORDER,
-     table.ROTATE}
+     table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP}
 )  # fmt: skip
 
 _matvec = by_width(matvec_apart_rows)
 _head = reader(table.Head)
 (
     _embed, _embed_dense, _embed_groups, _norm, _quantize, _matmul, _grouped, _dense, _sparse, _activate, _add,
-    _kv_append, _attend, _scale, _reorder, _rotate,
+    _kv_append, _attend, _scale, _reorder, _rotate, _adapter_down, _adapter_up,
 ) = (
     reader(table.KINDS[kind], ARGUMENTS)
     for kind in (
         table.EMBED, table.EMBED_DENSE, table.EMBED_GROUPS, table.NORM, table.QUANTIZE, table.MATMUL, table.GROUPED,
         table.DENSE, table.SPARSE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND, table.SCALE,
-        table.REORDER, table.ROTATE,
+        table.REORDER, table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP,
     )
 )  # fmt: skip
 
@@ -183,6 +184,10 @@ def _run_rare(operation, step, texts, stride, tokens, counter, scratch):
         _run_tokens(_reorder(step), texts, stride, tokens, counter, scratch)
     elif operation == table.ROTATE:
         _run_tokens(_rotate(step), texts, stride, tokens, counter, scratch)
+    elif operation == table.ADAPTER_DOWN:
+        run_adapter_down(_adapter_down(step), tokens, texts, stride, 8 * ADAPTER, counter)
+    elif operation == table.ADAPTER_UP:
+        run_adapter_up(_adapter_up(step), tokens, texts, stride, 8 * ADAPTER, counter)
     else:
         _run_tokens(_add(step), texts, stride, tokens, counter, scratch)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.loop.adapters import run_adapter_down, run_adapter_up
 from runtime_py.engine.loop.attention import run_attention, run_razor_kv_append
 from runtime_py.engine.loop.blocks import run_blocks, run_norm
 from runtime_py.engine.loop.delta_net import run_delta_rule
@@ -31,7 +32,7 @@ _head = reader(table.Head)
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
     _rotate,
     _route, _expert_matmul, _combine, _short_convolution, _causal_convolution, _delta_rule, _expert_grouped,
-    _expert_dense,
+    _expert_dense, _adapter_down, _adapter_up,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -87,6 +88,10 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_delta_rule(_delta_rule(step), tokens, counter, scratch)
     elif operation == table.EXPERT_GROUPED:
         run_expert_floats(_expert_grouped(step), tokens, counter, scratch)
+    elif operation == table.ADAPTER_DOWN:
+        run_adapter_down(_adapter_down(step), tokens, 0, 0, 0, counter)
+    elif operation == table.ADAPTER_UP:
+        run_adapter_up(_adapter_up(step), tokens, 0, 0, 0, counter)
     elif operation == table.EXPERT_DENSE:
         run_expert_floats(_expert_dense(step), tokens, counter, scratch)
     elif operation == table.EMBED:

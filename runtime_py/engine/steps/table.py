@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime_py.engine.records.record import Record, T, declared
+from runtime_py.engine.steps.adapters import AdapterDown, AdapterUp
 from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
 from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.delta_net import CausalConvolution, DeltaRule
@@ -26,13 +27,13 @@ KINDS: tuple[type[Step[Any]], ...] = (
     Embed, EmbedDense, Norm, Quantize, MatMul, Grouped, Dense, Activate, Add, KvAppend, Attend, Scale, Reorder,
     Razor, RazorMatMul, RazorKvAppend, RazorAttend, Sparse,
     GroupMatMul, EmbedGroups, Rotate, Route, ExpertMatMul, Combine, ShortConvolution, CausalConvolution, DeltaRule,
-    ExpertGrouped, ExpertDense,
+    ExpertGrouped, ExpertDense, AdapterDown, AdapterUp,
 )  # fmt: skip
 (
     EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, KV_APPEND, ATTEND, SCALE, REORDER,
     RAZOR, RAZOR_MATMUL, RAZOR_KV_APPEND, RAZOR_ATTEND, SPARSE,
     GROUP_MATMUL, EMBED_GROUPS, ROTATE, ROUTE, EXPERT_MATMUL, COMBINE, SHORT_CONVOLUTION, CAUSAL_CONVOLUTION,
-    DELTA_RULE, EXPERT_GROUPED, EXPERT_DENSE,
+    DELTA_RULE, EXPERT_GROUPED, EXPERT_DENSE, ADAPTER_DOWN, ADAPTER_UP,
 ) = range(len(KINDS))  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runtime_py.serving.requests import fields
+from runtime_py.serving.requests.adapters import asked_model
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.requests.forms import form
 from runtime_py.serving.requests.values import integer, number, optional, text
@@ -38,6 +39,8 @@ class Options:
     include_usage: bool  # in a stream's last chunk
     top_logprobs: int | None
     form: Form | None = None  # what the answer's text is held to
+    model: str = ""  # as the request names it
+    adapter: str = ""
 
     def sampling_of(self, choice: int) -> SamplingSettings:
         """Each choice draws with a seed of its own; the first as it would alone."""
@@ -53,11 +56,12 @@ class Served:
     rules: LogitRules  # where a request does not say otherwise
     ignore_unknown: bool
     most_choices: int  # that can run and wait together
+    adapters: tuple[str, ...] = ()
 
 
 def options(body: Mapping[str, Any], served: Served, chat: bool, default_max_tokens: int | None) -> Options:
     """The common fields. Raises ApiError naming the first field that is wrong, not supported or not known."""
-    check_model(body, served.model)
+    model, adapter = asked_model(body, served.model, served.adapters)
     fields.check(body, fields.CHAT if chat else fields.COMPLETIONS, served.ignore_unknown)
     stream = optional(body, "stream", bool, False)
     stream_options = optional(body, "stream_options", dict, {})
@@ -76,16 +80,14 @@ def options(body: Mapping[str, Any], served: Served, chat: bool, default_max_tok
         include_usage=optional(stream_options, "include_usage", bool, False, "stream_options.") and stream,
         top_logprobs=_logprobs(body, chat),
         form=form(body),
+        model=model,
+        adapter=adapter,
     )
 
 
 def check_model(body: Mapping[str, Any], model: str) -> None:
     """Raises ApiError when another model is asked for."""
-    asked = optional(body, "model", str, model)
-    if asked != model:
-        raise ApiError(
-            404, f"the model {asked[:100]!r} is not here; this server has {model!r}", "model", "model_not_found"
-        )
+    asked_model(body, model, ())
 
 
 def prompt(body: Mapping[str, Any]) -> str | list[int]:

@@ -173,7 +173,7 @@ def test_the_folder_stays_within_its_size_and_the_beginning_stays_longest(model,
     left = [path for path in tmp_path.iterdir() if path.name != "notes.txt"]
     assert sum(path.stat().st_size for path in left) <= most and (tmp_path / "notes.txt").read_text() == "mine"
     cache = opened(model, tmp_path, MOST)
-    key = next(iter(cache._keys(PROMPT[::-1][:BLOCK], "")))
+    key = next(iter(cache._keys(PROMPT[::-1][:BLOCK], "", "")))
     assert (tmp_path / f"{key.hex()}.part").exists()
     cache.close()
 

@@ -1,0 +1,23 @@
+"""The record of one low-rank term: what compiled code reads of an adapter at one of the graph's products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime_py.engine.records.record import NONE, Record, T, declared
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class Term(Record[T]):
+    """y += (x @ a^T) @ b; all zeros where an adapter has no term. Factors lie as kernels/adapters/low_rank.py says."""
+
+    rank: T = NONE
+    item_bytes: T = NONE  # of a number of a and b: 1, 2 or 4
+    a: T = NONE
+    a_scales: T = NONE  # float32 [rank]; 0 for none
+    b: T = NONE
+    b_scales: T = NONE
+
+
+TERM = len(Term.names())  # int64 numbers of a record
