@@ -26,8 +26,8 @@ from runtime_py.engine.walk import plan_decoder
 from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
 from runtime_py.reference.stepping import Stepped, one_by_one
 from runtime_py.system.finite import checked_logits
-from runtime_py.system.memory import held_bytes
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
+from runtime_py.system.memory import held_bytes
 
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
 _CACHE_CHUNK = 256  # tokens to whose multiples a key-value cache grows

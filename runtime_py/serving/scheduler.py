@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.load import Runner
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.serving.turns import Turns
 from runtime_py.structured.constraint import FormError
 from runtime_py.text.generation import Generation, GenerationRequest, Piece, reusable
 
@@ -92,7 +93,11 @@ class Job:
 class Scheduler:
     """Owns the model: nobody else may call it while the scheduler lives."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings) -> None:
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings, turns: Turns | None = None
+    ) -> None:
+        """turns: with other models of the server."""
+        self._turns = turns or Turns()
         self._runner, self._tokenizer, self._settings = runner, tokenizer, settings
         self._free = [_Slot(runner.new_state()) for _ in range(settings.sessions)]
         self._waiting: deque[Job] = deque()
@@ -202,9 +207,11 @@ class Scheduler:
         answering = [job for job in staying if job.generation and job.generation.next_token is not None]
         reading = [job for job in staying if job not in answering]
         if answering:
-            self._owed -= _seconds(partial(self._answer, answering))
+            with self._turns:
+                self._owed -= _seconds(partial(self._answer, answering))
         if reading and (not answering or self._owed <= 0):
-            taken = _seconds(partial(self._read, reading[0]))
+            with self._turns:
+                taken = _seconds(partial(self._read, reading[0]))
             self._owed = taken if answering else 0.0
         return True
 

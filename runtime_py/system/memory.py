@@ -55,7 +55,7 @@ def _left_in_group() -> int | None:
 
 
 def held_bytes(arrays: Iterable[np.ndarray]) -> int:
-    """Bytes that these arrays keep: of each the whole that it is a view of, counted once. A mapped file counts whole."""
+    """Bytes that these arrays keep: of each the whole that it is a view of, once. A mapped file counts whole."""
     wholes: dict[int, int] = {}
     for array in arrays:
         while isinstance(array.base, np.ndarray):

@@ -14,7 +14,7 @@ from pathlib import Path
 class ServerProcess:
     """Use as a context manager; `url` ends in /v1."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path | str, *options: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "toolchain", "serve", str(folder), "--port", "0", *options],
             stderr=subprocess.PIPE,
