@@ -9,6 +9,7 @@ to one event loop, but opening and closing, which have a thread of their own.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -78,7 +79,7 @@ class Registry:
         for model in self._models.values():
             self._load(model)
             if self.limit is not None and self._taken() > self.limit:
-                self._unload(model)
+                self._unload(model, self._taken_out(model))
 
     def names(self) -> list[str]:
         """Of all models, in the order they were given."""
@@ -187,12 +188,12 @@ class Registry:
                 await self._freed.wait()
                 continue
             self._metrics.evictions.labels(victim.name).inc()
-            await loop.run_in_executor(self._thread, self._unload, victim)
+            await loop.run_in_executor(self._thread, self._unload, victim, self._taken_out(victim))
         if model.service is None:
             await loop.run_in_executor(self._thread, self._load, model)
         self._stay()
         if self.limit is not None and self._taken() > self.limit:  # another folder has come to its place
-            await loop.run_in_executor(self._thread, self._unload, model)
+            await loop.run_in_executor(self._thread, self._unload, model, self._taken_out(model))
             raise InputError(f"it has grown to {_size(model.memory)}, which do not fit --memory beside what runs")
         return True
 
@@ -243,13 +244,19 @@ class Registry:
             message = f"{model.name} is loaded: up to {_size(model.memory)}, {seconds:.1f} s"
             self._log.say("model", message, model=model.name, memory=model.memory, seconds=round(seconds, 3))
 
-    def _unload(self, model: Model) -> None:
-        service, model.service = model.service, None
-        if service is not None:
-            service.close()
-            del service
-            give_back()
-            self._log.say("model", f"{model.name} leaves", model=model.name)
+    def _taken_out(self, model: Model) -> list[Service]:
+        """The model's service, for _unload() alone: nobody can hold it from this moment, while a thread closes it."""
+        found = [model.service] if model.service is not None else []
+        model.service = None
+        return found
+
+    def _unload(self, model: Model, services: list[Service]) -> None:
+        """services: emptied, so that their memory is free at the end."""
+        while services:
+            services.pop().close()
+        gc.collect()
+        give_back()
+        self._log.say("model", f"{model.name} leaves", model=model.name)
 
     def states(self) -> dict[str, ModelState]:
         """Of every model now."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,17 @@ class Fake:
         self.world.open.remove(self)
 
 
+class Slow(ThreadPoolExecutor):
+    """A thread that begins late, as on a busy machine: much can happen before a model is closed."""
+
+    def submit(self, work, /, *arguments):
+        def late():
+            time.sleep(0.005)
+            return work(*arguments)
+
+        return super().submit(late)
+
+
 class World:
     """A registry of fake models, and what happened to them."""
 
@@ -56,6 +69,7 @@ class World:
         models = [Model(name, Path(f"/secret/{name}"), lambda name=name: self._open(name)) for name in sizes]
         self.metrics = Metrics()
         self.registry = Registry(models, self.metrics, Log(), limit, queue)
+        self.registry._thread = Slow(1)
 
     def _open(self, name: str) -> Fake:
         if name in self.broken:
@@ -65,7 +79,7 @@ class World:
     async def use(self, name: str, seconds: float = 0.0, patience: float = 20.0) -> str:
         never = asyncio.get_running_loop().create_future()
         async with self.registry.held(self.registry.resolve(name), never, patience) as service:
-            assert not service.closed and service.name == name
+            assert not service.closed and service.name == name and service in self.open
             await asyncio.sleep(seconds)
             assert not service.closed  # whatever others asked for meanwhile
             return service.name
