@@ -243,3 +243,15 @@ def test_the_queue_for_models_has_an_end():
         return await asyncio.gather(slow, *waiting)
 
     assert run(world, work()) == ["a", "b", "b"]
+
+
+def test_nobody_gets_a_model_that_is_about_to_be_closed():
+    world = World(1, a=1, b=1)
+    world.registry.open_all()
+
+    async def work():
+        first = asyncio.ensure_future(world.use("b"))
+        await asyncio.sleep(0.001)  # a is idle, so it leaves; the thread that closes it has not begun
+        return await asyncio.gather(first, world.use("a", 0.02))
+
+    assert run(world, work()) == ["b", "a"]
