@@ -18,7 +18,8 @@ from export.contract.errors import InputError
 from runtime_py.chat.conversation import prompt_ids
 from runtime_py.chat.template import Template
 from runtime_py.serving.answering import Answering, Plan
-from runtime_py.serving.answers.answer import DONE, Answer, closing_usage, event, whole
+from runtime_py.serving.answers.answer import Answer
+from runtime_py.serving.answers.response import ResponseAnswer
 from runtime_py.serving.guard import App, tenant_of
 from runtime_py.serving.models.registry import Registry
 from runtime_py.serving.models.service import Handler
@@ -29,6 +30,7 @@ from runtime_py.serving.requests import schema
 from runtime_py.serving.requests.errors import ApiError, for_clients
 from runtime_py.serving.requests.messages import messages as read_messages
 from runtime_py.serving.requests.messages import template_variables
+from runtime_py.serving.requests.responses import as_chat
 from runtime_py.serving.requests.schema import Served
 from runtime_py.serving.requests.tools import tool_use
 from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Places, Scheduler
@@ -42,6 +44,7 @@ from runtime_py.text.tokenizing import TooLong, encode_prompt, tokenizer_bytes
 from runtime_py.tool_calls.answer import AnswerReader
 
 T = TypeVar("T")
+Form = Callable[..., Answer]  # what an answer is to its client
 _WRITERS = 2  # prompts that are rendered and tokenized at a time
 _COMPLETION_TOKENS = 16  # the API's own default for completions
 
@@ -116,6 +119,7 @@ class Server:
         return {
             "/v1/completions": self._completions,
             "/v1/chat/completions": self._chat,
+            "/v1/responses": self._responses,
             "/v1/embeddings": self._embeddings,
             "/v1/rerank": self._rerank,
         }
@@ -169,7 +173,14 @@ class Server:
             make = partial(list, prompt)
         return await self._respond(request, make, options, _Where("prompt"), Plan(form=options.form), chat=False)
 
-    async def _chat(self, request: Request, body: Mapping[str, Any]) -> Response:
+    async def _responses(self, request: Request, body: Mapping[str, Any]) -> Response:
+        asked = as_chat(body, self._settings.ignore_unknown)
+        try:
+            return await self._chat(request, asked.chat, partial(ResponseAnswer, asked=body))
+        except ApiError as error:
+            raise asked.renamed(error) from None
+
+    async def _chat(self, request: Request, body: Mapping[str, Any], form: Form = Answer) -> Response:
         options = schema.options(body, self._served, True, None)
         messages, variables = read_messages(body, self._settings.ignore_unknown), template_variables(body)
         generator, where = self._generator, _Where("messages", tuple(variables))
@@ -178,7 +189,7 @@ class Server:
         except InputError as error:
             raise ApiError(400, self._told(error), where.of(str(error))) from None
         make = partial(prompt_ids, told, self._template, generator.tokenizer, shown, generator.most_bytes)
-        return await self._respond(request, make, options, where, plan, chat=True)
+        return await self._respond(request, make, options, where, plan, chat=True, form=form)
 
     async def _respond(
         self,
@@ -188,6 +199,7 @@ class Server:
         where: _Where,
         plan: Plan,
         chat: bool,
+        form: Form = Answer,
     ) -> Response:
         """make: gives the prompt's ids; it is called once the request has its places in the queue."""
         arrived = time.perf_counter()
@@ -204,7 +216,7 @@ class Server:
                 constrained = Constrained(
                     grammar.constraint if grammar else None, plan.shown(), partial(plan.reader, end)
                 )
-                running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained)
+                running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained, form)
             running.notes = request.state.notes
             if not options.stream:
                 return await self._whole(gone, running)
@@ -282,6 +294,7 @@ class Server:
     def _start(
         self, ids: list[int], options: schema.Options, chat: bool, arrived: float | None = None,
         places: Places | None = None, tenant: Hashable = None, constrained: Constrained = FREE,
+        form: Form = Answer,
     ) -> Running:  # fmt: skip
         """arrived: on time.perf_counter(), None: now; places: those kept for the request, None: they are asked for."""
         generator, arrived = self._generator, time.perf_counter() if arrived is None else arrived
@@ -292,7 +305,7 @@ class Server:
         left = max(self._settings.seconds - (time.perf_counter() - arrived), 0.0)
         jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
-        first = Answer(self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
+        first = form(self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
         answers = [replace(first, index=i, reader=constrained.reader()) for i in range(len(jobs))]
         return Running(jobs, events, answers, arrived, clock)
 
@@ -349,7 +362,7 @@ class Server:
         for index, answer in enumerate(running.answers):
             text = "".join(piece.text for piece in pieces[index]) + ends[index].tail
             choices.append(answer.choice(pieces[index], text, ends[index].reason))
-        return JSONResponse(whole(running.answers, choices))
+        return JSONResponse(running.answers[0].whole(running.answers, choices))
 
     async def _stream(
         self, running: Running, first: tuple[int, Event], options: schema.Options
@@ -373,17 +386,15 @@ class Server:
                         yield data
                     end = mine[-1] if mine else None
                     if isinstance(end, Failed):
-                        yield event(self._failure(end).body())
+                        yield answer.failed(self._failure(end).body())
                         return
                     if isinstance(end, Finished):
                         yield answer.chunk([], end.tail, end.reason)
                         left -= 1
                 found = [await running.events.get()] if left else []
-            if options.include_usage:
-                yield closing_usage(running.answers)
-            yield DONE
+            yield running.answers[0].closing(running.answers, options.include_usage)
         except InputError as error:  # the tokenizer cannot say what a token's text is
-            yield event(ApiError(500, self._told(error)).body())
+            yield running.answers[0].failed(ApiError(500, self._told(error)).body())
         finally:
             self._cancel(running)
 
