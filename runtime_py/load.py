@@ -29,6 +29,12 @@ class Runner(Protocol):
     vocab_size: int
     adapters: tuple[str, ...]  # those that a state can have
 
+    def held_bytes(self) -> int:
+        """What it takes without any state: weights (mapped ones, too), tables and buffers."""
+
+    def state_bytes(self, tokens: int) -> int:
+        """Most that a state of so many tokens takes."""
+
     def new_state(self) -> Any:
         """An empty key-value cache; its `length` counts the tokens seen."""
 

@@ -21,6 +21,7 @@ from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_encoder
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
+from runtime_py.system.memory import held_bytes
 
 
 class EncoderEngine:
@@ -38,7 +39,7 @@ class EncoderEngine:
         self.limit = -(-limit // 16) * 16
         self._terms = terms or Terms()
         planned = plan_encoder(graph, self.limit, states, self._terms.slots)
-        self._attention = planned.attention
+        self._folder, self._attention = planned.folder, planned.attention
         self._rotations = rotation_tables(planned, self.limit)
         self._width = planned.result_width
         calls = ((1, HALF_ITEM), (self.limit, FLOAT_ITEM))
@@ -80,6 +81,10 @@ class EncoderEngine:
             memory |= {f"{name}.{i}": Promise(partial(_always, cos.nbytes)) for name in ("cos", "sin")}
             numbers[f"half.{i}"] = partial(_always, cos.shape[1])
         return Promises(memory, numbers)
+
+    def held_bytes(self) -> int:
+        """Weights, tables and buffers."""
+        return held_bytes([*self._folder.arrays(), *self._program.arrays(), *self._cache, *sum(self._rotations, ())])
 
     def _cache_bytes(self, item: int) -> tuple[int, int]:
         """Bytes of the keys and of the values of any layer."""

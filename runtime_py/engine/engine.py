@@ -26,10 +26,11 @@ from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
-from runtime_py.reference.recurrent import EVERY, Recurrent
+from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
 from runtime_py.reference.stepping import Stepped, one_by_one
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
+from runtime_py.system.memory import held_bytes
 
 _CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
 _CACHE_CHUNK = 256  # tokens to whose multiples a key-value cache grows
@@ -170,6 +171,20 @@ class Engine:
                     self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in zip(self._items, more))
             self._widen(state)
             self._grow(state, total)
+
+    def held_bytes(self) -> int:
+        """Weights, tables and buffers."""
+        return held_bytes([*self._folder.arrays(), *self._program.arrays(), *self._rotations])
+
+    def state_bytes(self, tokens: int) -> int:
+        """Most that a state of so many tokens takes, with what the engine keeps beside it for so many."""
+        capacity = -(-(tokens + _CACHE_STEP) // _CACHE_CHUNK) * _CACHE_CHUNK  # it grows ahead
+        caches = sum(sum(_cache_bytes(shape, capacity, items)) for shape, items in zip(self._attention, self._items))
+        states = sum(4 * math.prod(shape) for shape in self._states)
+        razored = any(shape.razored for shape in self._attention)
+        rotations = 2 * 4 * self._smallest_head // 2 * 2 * capacity * len(self._rotation_names)
+        scores = _scores_bytes(capacity, self.threads) if razored else 0
+        return caches + (2 * states + max(MOST_BYTES, states) if states else 0) + rotations + scores
 
     def new_state(self) -> EngineState:
         """An empty key-value cache, and states of zeros."""

@@ -85,6 +85,10 @@ class Program:
             return False
         return True
 
+    def arrays(self) -> list[np.ndarray]:
+        """What the program keeps in memory."""
+        return [*self.table.constants, *self.table.memory, self.table.steps, self._scratch]
+
     def run(self, tokens: int, past: int, last_only: bool) -> None:
         """Compute `tokens` tokens behind `past` others; every External of the table has its address by now."""
         self._counters[:] = 0

@@ -19,7 +19,7 @@ _VERSION = "1"  # of what the engine computes: raised where a change of the kern
 
 
 def fingerprint(folder: Path) -> bytes:
-    """32 bytes of a model folder: all its files, adapters too, as external data may have any name. Raises InputError."""
+    """32 bytes of a model folder: all its files, as external data may have any name. Raises InputError."""
     digest = hashlib.blake2b(_VERSION.encode(), digest_size=32)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open_file(path, None, folder) as file:

@@ -32,6 +32,10 @@ class ConstantFolder:
         """Whether the value depends on weights alone and can be computed here."""
         return name in self._foldable
 
+    def arrays(self) -> list[np.ndarray]:
+        """The weights, and what has been computed from them alone."""
+        return [*self._constants.values()]
+
     def constant(self, name: str) -> np.ndarray:
         """A value that depends on weights alone. Raises InputError when it does not."""
         return self._value(name, self._constants)

@@ -91,6 +91,10 @@ class Interpreter:
                 values.pop(name, None)
         return values
 
+    def arrays(self) -> list[np.ndarray]:
+        """The weights, and what has been computed from them alone."""
+        return [*self._constants.values()]
+
     def _admit(self, node: Node) -> None:
         ours = node.domain == DOMAIN and (node.op_type in _OURS or node.is_expert_product)
         if not ours and (node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Attention"}):

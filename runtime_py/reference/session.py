@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.artefacts.reader import Graph, Node, read_graph
-from export.artefacts.states import recurrent_states
+from export.artefacts.states import KEYS_AND_VALUES, recurrent_states
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
@@ -25,10 +25,11 @@ from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
-from runtime_py.reference.recurrent import EVERY, Recurrent
+from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
 from runtime_py.reference.stepping import Stepped, one_by_one
 from runtime_py.system.finite import checked_logits
+from runtime_py.system.memory import held_bytes
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
 _HEADS = (CODEBOOK_MATMUL, GROUP_MATMUL, "MatMul")  # products that can make logits
@@ -84,6 +85,18 @@ class Session:
         if not isinstance(size, int):
             raise InputError(f"model.onnx: {name} does not state its dimension {axis}")
         return size
+
+    def held_bytes(self) -> int:
+        """Weights and what was computed from them at load."""
+        return held_bytes(self._interpreter.arrays())
+
+    def state_bytes(self, tokens: int) -> int:
+        """Most that a state of so many tokens takes."""
+        caches = [info.shape for info in self.graph.inputs if info.name.startswith(KEYS_AND_VALUES) and info.shape]
+        each = sum(math.prod(size for size in shape if isinstance(size, int)) for shape in caches)
+        capacity = max(2 * tokens, _CACHE_CHUNK)  # it grows ahead
+        states = sum(4 * math.prod(state.shape) for state in self._recurrent)
+        return 4 * each * capacity + (states + max(MOST_BYTES, states) if states else 0)
 
     def new_state(self) -> State:
         """An empty key-value cache, and states of zeros."""

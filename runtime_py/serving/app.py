@@ -1,43 +1,50 @@
-"""The OpenAI-compatible HTTP application over one scheduler."""
+"""A model that generates text, as the server has it: completions, chats and responses over one scheduler."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from export.contract.errors import InputError
 from runtime_py.chat.conversation import prompt_ids
 from runtime_py.chat.template import Template
 from runtime_py.serving.answering import Answering, Plan
+from runtime_py.serving.answers.answer import Answer
+from runtime_py.serving.answers.response import ResponseAnswer
 from runtime_py.serving.guard import App, tenant_of
+from runtime_py.serving.models.registry import Registry
+from runtime_py.serving.models.service import Handler
+from runtime_py.serving.operating.clock import Clock
+from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.page.document import chat_page
 from runtime_py.serving.requests import schema
 from runtime_py.serving.requests.errors import ApiError, for_clients
 from runtime_py.serving.requests.messages import messages as read_messages
 from runtime_py.serving.requests.messages import template_variables
+from runtime_py.serving.requests.responses import as_chat
 from runtime_py.serving.requests.schema import Served
 from runtime_py.serving.requests.tools import tool_use
-from runtime_py.serving.responses import DONE, Answer, closing_usage, event, whole
 from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Places, Scheduler
 from runtime_py.serving.settings import ServeSettings
-from runtime_py.serving.shell import Shell, disconnected, json_object
+from runtime_py.serving.shell import Shell, disconnected
+from runtime_py.serving.turns import Turns
 from runtime_py.structured.compiler import Compiled
 from runtime_py.text.generation import Constraint, GenerationRequest, Piece
 from runtime_py.text.generator import TextGenerator, default_sampling
-from runtime_py.text.tokenizing import TooLong, encode_prompt
+from runtime_py.text.tokenizing import TooLong, encode_prompt, tokenizer_bytes
 from runtime_py.tool_calls.answer import AnswerReader
 
 T = TypeVar("T")
+Form = Callable[..., Answer]  # what an answer is to its client
 _WRITERS = 2  # prompts that are rendered and tokenized at a time
 _COMPLETION_TOKENS = 16  # the API's own default for completions
 
@@ -75,21 +82,30 @@ class Running:
     events: asyncio.Queue[tuple[int, Event]]
     answers: list[Answer]
     arrived: float
+    clock: Clock
+    notes: dict[str, Any] = field(default_factory=dict)  # for its line in the log
 
 
 class Server:
-    """The routes of a model that generates text."""
+    """The handlers of a model that generates text."""
 
-    def __init__(self, generator: TextGenerator, template: Template, model: str, settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        template: Template,
+        model: str,
+        settings: ServeSettings,
+        metrics: Metrics | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        """metrics, turns: of the server, where it has other models beside this one."""
         self._generator, self._template, self._model, self._settings = generator, template, model, settings
-        self.scheduler = Scheduler(generator.session, generator.tokenizer, settings, generator.prompt_cache)
+        self.name, self._all_metrics = model, metrics or Metrics()
+        self.metrics = self._all_metrics.of(model)
+        self.scheduler = Scheduler(generator.session, generator.tokenizer, settings, turns, generator.prompt_cache)
         self._answering = Answering(generator, template)
         self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
         self._grammars = ThreadPoolExecutor(1, "athena-grammars")  # apart: one that takes long holds no prompt up
-        self._shell = Shell(
-            model, settings, self.scheduler.alive, self.scheduler.load, _details(generator), generator.session.adapters
-        )
-        self.metrics = self._shell.metrics
         self._served = Served(
             model=model,
             vocabulary=generator.session.vocab_size,
@@ -99,31 +115,62 @@ class Server:
             adapters=generator.session.adapters,
         )
 
+    def handlers(self) -> dict[str, Handler]:
+        """By path."""
+        return {
+            "/v1/completions": self._completions,
+            "/v1/chat/completions": self._chat,
+            "/v1/responses": self._responses,
+            "/v1/embeddings": self._embeddings,
+            "/v1/rerank": self._rerank,
+        }
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Each is a model of its own to clients."""
+        return self._generator.session.adapters
+
+    def details(self) -> dict[str, Any]:
+        """Of the list of models: the model's context, and the sampling that `chat` and the page begin with."""
+        begins = default_sampling(self._generator.folder, None, None, None, 0)
+        sampling = {name: getattr(begins, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        return {"max_model_len": self._generator.context, "recommended_sampling": sampling}
+
+    def load(self) -> tuple[int, int]:
+        """(running, waiting) requests."""
+        return self.scheduler.load()
+
+    def alive(self) -> bool:
+        """Whether requests are still worked on."""
+        return self.scheduler.alive()
+
+    def most_bytes(self) -> int:
+        """Most memory: weights, buffers, tokenizer, and a cache as long as the context for every session."""
+        session, sessions = self._generator.session, self._settings.sessions
+        caches = sessions * session.state_bytes(self._generator.context)
+        return session.held_bytes() + caches + tokenizer_bytes(self._generator.folder)
+
     def application(self) -> App:
-        """The ASGI application."""
-        routes = [
-            Route("/v1/completions", self._completions, methods=["POST"]),
-            Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
-            Route("/v1/rerank", self._rerank, methods=["POST"]),
-        ]
-        return self._shell.application([*routes, *([Route("/", chat_page)] if self._settings.page else [])])
+        """The ASGI application of this model alone."""
+        page = chat_page if self._settings.page else None
+        registry = Registry.of(self, self._all_metrics)
+        return Shell(registry, self._settings, self._all_metrics, page=page).application()
 
     def close(self) -> None:
-        """Stop working; what runs or waits fails."""
+        """Stop working; what runs or waits fails. The template's process ends, too."""
+        self._template.close()
         self._writers.shutdown(wait=False, cancel_futures=True)
         self._grammars.shutdown(wait=False, cancel_futures=True)
         self._answering.close()
         self.scheduler.close()
 
-    async def _rerank(self, request: Request) -> Response:
+    async def _rerank(self, request: Request, body: Mapping[str, Any]) -> Response:
         raise ApiError(400, f"{self._model!r} generates text; /v1/rerank needs the folder of a reranker", "model")
 
-    async def _embeddings(self, request: Request) -> Response:
+    async def _embeddings(self, request: Request, body: Mapping[str, Any]) -> Response:
         raise ApiError(400, f"{self._model!r} generates text; embeddings need the folder of an encoder", "model")
 
-    async def _completions(self, request: Request) -> Response:
-        body = json_object(await request.body())
+    async def _completions(self, request: Request, body: Mapping[str, Any]) -> Response:
         options = schema.options(body, self._served, False, _COMPLETION_TOKENS)
         prompt, generator = schema.prompt(body), self._generator
         if isinstance(prompt, str):
@@ -132,8 +179,14 @@ class Server:
             make = partial(list, prompt)
         return await self._respond(request, make, options, _Where("prompt"), Plan(form=options.form), chat=False)
 
-    async def _chat(self, request: Request) -> Response:
-        body = json_object(await request.body())
+    async def _responses(self, request: Request, body: Mapping[str, Any]) -> Response:
+        asked = as_chat(body, self._settings.ignore_unknown)
+        try:
+            return await self._chat(request, asked.chat, partial(ResponseAnswer, asked=body))
+        except ApiError as error:
+            raise asked.renamed(error) from None
+
+    async def _chat(self, request: Request, body: Mapping[str, Any], form: Form = Answer) -> Response:
         options = schema.options(body, self._served, True, None)
         messages, variables = read_messages(body, self._settings.ignore_unknown), template_variables(body)
         generator, where = self._generator, _Where("messages", tuple(variables))
@@ -142,7 +195,7 @@ class Server:
         except InputError as error:
             raise ApiError(400, self._told(error), where.of(str(error))) from None
         make = partial(prompt_ids, told, self._template, generator.tokenizer, shown, generator.most_bytes)
-        return await self._respond(request, make, options, where, plan, chat=True)
+        return await self._respond(request, make, options, where, plan, chat=True, form=form)
 
     async def _respond(
         self,
@@ -152,6 +205,7 @@ class Server:
         where: _Where,
         plan: Plan,
         chat: bool,
+        form: Form = Answer,
     ) -> Response:
         """make: gives the prompt's ids; it is called once the request has its places in the queue."""
         arrived = time.perf_counter()
@@ -160,17 +214,18 @@ class Server:
             with self._places(options.choices) as places:
                 ids = await self._prompt(make, gone, where)
                 if ids is None:
-                    return self._shell.count(request, Response(status_code=499))  # nobody reads it
+                    return Response(status_code=499)  # nobody reads it
                 end = self._answering.prompt_end(ids) if plan.reads() else ""
                 grammar = await self._grammar(plan, end, gone) if plan.form or plan.asked.tools else None
                 if gone.done():
-                    return self._shell.count(request, Response(status_code=499))
+                    return Response(status_code=499)
                 constrained = Constrained(
                     grammar.constraint if grammar else None, plan.shown(), partial(plan.reader, end)
                 )
-                running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained)
+                running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained, form)
+            running.notes = request.state.notes
             if not options.stream:
-                return self._shell.count(request, await self._whole(gone, running))
+                return await self._whole(gone, running)
             return await self._streamed(request, gone, running, options)
         finally:
             gone.cancel()
@@ -234,32 +289,32 @@ class Server:
             first = await _before(gone, running.events)
             if first is None:
                 self._cancel(running)
-                return self._shell.count(request, Response(status_code=499))
+                return Response(status_code=499)
             if isinstance(first[1], Failed):
                 raise self._failure(first[1])
         except BaseException:
             self._cancel(running)
             raise
-        self.metrics.requests.labels(request.url.path, 200).inc()
         return _Stream(self._stream(running, first, options), lambda: self._cancel(running))
 
     def _start(
         self, ids: list[int], options: schema.Options, chat: bool, arrived: float | None = None,
         places: Places | None = None, tenant: Hashable = None, constrained: Constrained = FREE,
+        form: Form = Answer,
     ) -> Running:  # fmt: skip
         """arrived: on time.perf_counter(), None: now; places: those kept for the request, None: they are asked for."""
         generator, arrived = self._generator, time.perf_counter() if arrived is None else arrived
         requests = self._requests(ids, options, "messages" if chat else "prompt", constrained)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        listener = partial(_forward, asyncio.get_running_loop(), events)
+        clock = Clock(self.metrics, arrived)
+        listener = partial(_forward, asyncio.get_running_loop(), events, clock)
         left = max(self._settings.seconds - (time.perf_counter() - arrived), 0.0)
         jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
-        first = Answer(
-            options.model or self._model, chat, len(ids), generator.tokenizer, options.top_logprobs is not None
-        )
+        name = options.model or self._model
+        first = form(name, chat, len(ids), generator.tokenizer, options.top_logprobs is not None)
         answers = [replace(first, index=i, reader=constrained.reader()) for i in range(len(jobs))]
-        return Running(jobs, events, answers, arrived)
+        return Running(jobs, events, answers, arrived, clock)
 
     def _requests(
         self, ids: list[int], options: schema.Options, where: str, constrained: Constrained
@@ -315,7 +370,7 @@ class Server:
         for index, answer in enumerate(running.answers):
             text = "".join(piece.text for piece in pieces[index]) + ends[index].tail
             choices.append(answer.choice(pieces[index], text, ends[index].reason))
-        return JSONResponse(whole(running.answers, choices))
+        return JSONResponse(running.answers[0].whole(running.answers, choices))
 
     async def _stream(
         self, running: Running, first: tuple[int, Event], options: schema.Options
@@ -339,17 +394,15 @@ class Server:
                         yield data
                     end = mine[-1] if mine else None
                     if isinstance(end, Failed):
-                        yield event(self._failure(end).body())
+                        yield answer.failed(self._failure(end).body())
                         return
                     if isinstance(end, Finished):
                         yield answer.chunk([], end.tail, end.reason)
                         left -= 1
                 found = [await running.events.get()] if left else []
-            if options.include_usage:
-                yield closing_usage(running.answers)
-            yield DONE
+            yield running.answers[0].closing(running.answers, options.include_usage)
         except InputError as error:  # the tokenizer cannot say what a token's text is
-            yield event(ApiError(500, self._told(error)).body())
+            yield running.answers[0].failed(ApiError(500, self._told(error)).body())
         finally:
             self._cancel(running)
 
@@ -364,30 +417,33 @@ class Server:
             self.scheduler.cancel(job)
 
     def _note(self, running: Running, index: int, found: Event) -> None:
-        elapsed = time.perf_counter() - running.arrived
         answer = running.answers[index]
         if isinstance(found, Piece):
-            if not any(one.tokens for one in running.answers):
-                self.metrics.first_token.observe(elapsed)
             answer.tokens += 1
             self.metrics.generated_tokens.inc()
-        elif isinstance(found, Finished):
+            return
+        job, waited = running.jobs[index], time.monotonic() - time.perf_counter() + running.arrived
+        if job.started:
+            self.metrics.queue_seconds.observe(max(job.started - waited, 0.0))
+        if isinstance(found, Finished):
             answer.reused = found.reused
             if index == 0:  # the prompt counts once
                 self.metrics.reused_tokens.inc(found.reused)
-            self.metrics.seconds.observe(elapsed)
-
-
-def _details(generator: TextGenerator) -> dict[str, Any]:
-    """Of the list of models: the model's context, and the sampling that `chat` and the page begin with."""
-    begins = default_sampling(generator.folder, None, None, None, 0)
-    sampling = {name: getattr(begins, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    return {"max_model_len": generator.context, "recommended_sampling": sampling}
+                (self.metrics.cache_hits if found.reused else self.metrics.cache_misses).inc()
+            self.metrics.seconds.observe(time.perf_counter() - running.arrived)
+        running.notes |= {
+            "prompt_tokens": answer.prompt_tokens,
+            "cached_tokens": running.answers[0].reused,
+            "completion_tokens": sum(one.tokens for one in running.answers),
+            "first_token_seconds": running.clock.first,
+        }
 
 
 def _forward(
-    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int, found: Event
+    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], clock: Clock, index: int, found: Event
 ) -> None:
+    if isinstance(found, Piece):
+        clock.token(index)
     loop.call_soon_threadsafe(events.put_nowait, (index, found))
 
 

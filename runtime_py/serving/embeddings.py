@@ -10,51 +10,48 @@ from typing import Any
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from export.contract.errors import InputError
-from runtime_py.serving.guard import App
-from runtime_py.serving.one_by_one import OneByOne
+from runtime_py.serving.models.service import Handler
+from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.requests import fields
 from runtime_py.serving.requests.adapters import asked_model
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.requests.values import integer, optional
 from runtime_py.serving.settings import ServeSettings
-from runtime_py.serving.shell import Shell, json_object
+from runtime_py.serving.states_service import StatesService
+from runtime_py.serving.turns import Turns
 from runtime_py.text.encoder import TextEncoder
 
 _MAX_TEXTS = 2048  # of one request, as in the API
 
 
-class EmbeddingServer:
-    """The routes of a model that makes vectors."""
+class EmbeddingServer(StatesService):
+    """The handlers of a model that makes vectors."""
 
-    def __init__(self, encoder: TextEncoder, model: str, settings: ServeSettings) -> None:
-        self._encoder, self._model, self._settings = encoder, model, settings
-        self._queue = OneByOne(encoder.folder, settings)
-        self._shell = Shell(model, settings, self._queue.alive, self._queue.load, adapters=encoder.adapters)
+    def __init__(
+        self, encoder: TextEncoder, model: str, settings: ServeSettings, metrics: Metrics | None = None,
+        turns: Turns | None = None,
+    ) -> None:  # fmt: skip
+        """As StatesService."""
+        super().__init__(encoder, model, settings, metrics, turns)
+        self._encoder = encoder
 
-    def application(self) -> App:
-        """The ASGI application."""
-        return self._shell.application(
-            [
-                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
-                Route("/v1/rerank", self._no_text, methods=["POST"]),
-                Route("/v1/completions", self._no_text, methods=["POST"]),
-                Route("/v1/chat/completions", self._no_text, methods=["POST"]),
-            ]
-        )
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Each is a model of its own to clients."""
+        return self._encoder.adapters
 
-    def close(self) -> None:
-        """Stop after the current text."""
-        self._queue.close()
+    def handlers(self) -> dict[str, Handler]:
+        """By path."""
+        others = ("/v1/rerank", "/v1/completions", "/v1/chat/completions", "/v1/responses")
+        return {"/v1/embeddings": self._embeddings, **dict.fromkeys(others, self._no_text)}
 
-    async def _no_text(self, request: Request) -> Response:
-        raise ApiError(400, f"{self._model!r} is an encoder: it makes embeddings, no text and no scores", "model")
+    async def _no_text(self, request: Request, body: Mapping[str, Any]) -> Response:
+        raise ApiError(400, f"{self.name!r} is an encoder: it makes embeddings, no text and no scores", "model")
 
-    async def _embeddings(self, request: Request) -> Response:
-        body = json_object(await request.body())
-        model, adapter = asked_model(body, self._model, self._encoder.adapters)
+    async def _embeddings(self, request: Request, body: Mapping[str, Any]) -> Response:
+        model, adapter = asked_model(body, self.name, self.adapters)
         fields.check(body, fields.EMBEDDINGS, self._settings.ignore_unknown)
         form = _form(body)
         width = self._encoder.width
@@ -68,13 +65,14 @@ class EmbeddingServer:
         work = [partial(self._one, text, prompt, adapter) for text in texts]
         found = await self._queue.results(request, "input", work)
         if found is None:
-            return self._shell.count(request, Response(status_code=499))  # nobody reads it
+            return Response(status_code=499)  # nobody reads it
         tokens = sum(count for _, count in found)
-        self._shell.metrics.prompt_tokens.inc(tokens)
+        self.metrics.prompt_tokens.inc(tokens)
+        request.state.notes["prompt_tokens"] = tokens
         data = [{"object": "embedding", "index": i, "embedding": form(v)} for i, (v, _) in enumerate(found)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": model, "usage": usage}
-        return self._shell.count(request, JSONResponse(answer))
+        return JSONResponse(answer)
 
     def _one(self, text: str | list[int], prompt: str | None, adapter: str) -> tuple[np.ndarray, int]:
         """Vector and number of tokens; token ids are taken as they are, without a prompt."""

@@ -16,6 +16,7 @@ from export.contract.errors import InputError, NotFiniteError
 from runtime_py.serving.requests.errors import ApiError, for_clients
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import disconnected
+from runtime_py.serving.turns import Turns
 
 T = TypeVar("T")
 
@@ -23,8 +24,9 @@ T = TypeVar("T")
 class OneByOne:
     """The only worker of a server, because the kernels have one pool of threads."""
 
-    def __init__(self, folder: Path, settings: ServeSettings) -> None:
-        self._folder, self._settings = folder, settings
+    def __init__(self, folder: Path, settings: ServeSettings, turns: Turns) -> None:
+        """turns: with other models of the server."""
+        self._folder, self._settings, self._turns = folder, settings, turns
         self._worker = ThreadPoolExecutor(1, "athena-encoder")
         self._closed = threading.Event()
         self._waiting = 0  # requests, the running one included; touched by the event loop only
@@ -57,6 +59,10 @@ class OneByOne:
         finally:
             self._waiting -= 1
 
+    def _in_turn(self, piece: Callable[[], T]) -> T:
+        with self._turns:
+            return piece()
+
     async def _computed(self, request: Request, field: str, work: Sequence[Callable[[], T]]) -> list[T] | None:
         started = time.monotonic()
         deadline, gone = started + self._settings.seconds, asyncio.ensure_future(disconnected(request))
@@ -64,7 +70,7 @@ class OneByOne:
         loop = asyncio.get_running_loop()
         try:
             for number, piece in enumerate(work):
-                running = loop.run_in_executor(self._worker, piece)
+                running = loop.run_in_executor(self._worker, self._in_turn, piece)
                 left = max(deadline - time.monotonic(), 0)
                 waiting: set[asyncio.Future[Any]] = {gone, running}
                 await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)

@@ -8,62 +8,60 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from runtime_py.serving.guard import App
-from runtime_py.serving.one_by_one import OneByOne
+from runtime_py.serving.models.service import Handler
+from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.requests import fields
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.requests.schema import check_model
 from runtime_py.serving.requests.values import integer, optional, text
 from runtime_py.serving.settings import ServeSettings
-from runtime_py.serving.shell import Shell, json_object
+from runtime_py.serving.states_service import StatesService
+from runtime_py.serving.turns import Turns
 from runtime_py.text.reranker import Reranker, relevance
 
 _MAX_DOCUMENTS = 2048  # of one request, as many as texts of `/v1/embeddings`
 
 
-class RerankServer:
-    """The routes of a model that scores documents."""
+class RerankServer(StatesService):
+    """The handlers of a model that scores documents."""
 
-    def __init__(self, reranker: Reranker, model: str, settings: ServeSettings) -> None:
-        self._reranker, self._model, self._settings = reranker, model, settings
-        self._queue = OneByOne(reranker.folder, settings)
-        self._shell = Shell(model, settings, self._queue.alive, self._queue.load)
+    def __init__(
+        self, reranker: Reranker, model: str, settings: ServeSettings, metrics: Metrics | None = None,
+        turns: Turns | None = None,
+    ) -> None:  # fmt: skip
+        """As StatesService."""
+        super().__init__(reranker, model, settings, metrics, turns)
+        self._reranker = reranker
 
-    def application(self) -> App:
-        """The ASGI application."""
-        others = ("/v1/embeddings", "/v1/completions", "/v1/chat/completions")
-        routes = [Route(path, self._not_here, methods=["POST"]) for path in others]
-        return self._shell.application([Route("/v1/rerank", self._rerank, methods=["POST"]), *routes])
+    def handlers(self) -> dict[str, Handler]:
+        """By path."""
+        others = ("/v1/embeddings", "/v1/completions", "/v1/chat/completions", "/v1/responses")
+        return {"/v1/rerank": self._rerank, **dict.fromkeys(others, self._not_here)}
 
-    def close(self) -> None:
-        """Stop after the current document."""
-        self._queue.close()
+    async def _not_here(self, request: Request, body: Mapping[str, Any]) -> Response:
+        raise ApiError(400, f"{self.name!r} is a reranker: it scores documents, at /v1/rerank alone", "model")
 
-    async def _not_here(self, request: Request) -> Response:
-        raise ApiError(400, f"{self._model!r} is a reranker: it scores documents, at /v1/rerank alone", "model")
-
-    async def _rerank(self, request: Request) -> Response:
-        body = json_object(await request.body())
-        check_model(body, self._model)
+    async def _rerank(self, request: Request, body: Mapping[str, Any]) -> Response:
+        check_model(body, self.name)
         fields.check(body, fields.RERANK, self._settings.ignore_unknown)
         query, documents = _query(body), _documents(body, self._settings.ignore_unknown)
         most = integer(body, "top_n", len(documents), 1, 2**31)
         shown = optional(body, "return_documents", bool, False)
         found = await self._queue.results(request, "documents", [partial(self._one, query, d) for d in documents])
         if found is None:
-            return self._shell.count(request, Response(status_code=499))  # nobody reads it
+            return Response(status_code=499)  # nobody reads it
         tokens = sum(count for _, count in found)
-        self._shell.metrics.prompt_tokens.inc(tokens)
+        self.metrics.prompt_tokens.inc(tokens)
+        request.state.notes["prompt_tokens"] = tokens
         results: list[dict[str, Any]] = []
         for i in sorted(range(len(found)), key=lambda i: (-found[i][0], i))[:most]:
             results.append({"index": i, "relevance_score": relevance(found[i][0])})
             if shown:
                 results[-1]["document"] = {"text": documents[i]}
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        answer = {"object": "list", "model": self._model, "results": results, "usage": usage}
-        return self._shell.count(request, JSONResponse(answer))
+        answer = {"object": "list", "model": self.name, "results": results, "usage": usage}
+        return JSONResponse(answer)
 
     def _one(self, query: str, document: str) -> tuple[float, int]:
         """Score and number of tokens."""

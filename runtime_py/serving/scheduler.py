@@ -28,6 +28,7 @@ from export.contract.errors import InputError, NotFiniteError
 from runtime_py.load import Runner
 from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.serving.turns import Turns
 from runtime_py.structured.constraint import FormError
 from runtime_py.text.generation import Generation, GenerationRequest, Piece, prompted, reusable
 
@@ -96,10 +97,12 @@ class Scheduler:
     """Owns the model: nobody else may call it while the scheduler lives."""
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings, prompts: PromptCache | None = None
-    ) -> None:
-        """prompts: where they are looked for, and kept, beside the caches in memory."""
-        self._runner, self._tokenizer, self._settings, self._prompts = runner, tokenizer, settings, prompts
+        self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings, turns: Turns | None = None,
+        prompts: PromptCache | None = None,
+    ) -> None:  # fmt: skip
+        """turns: with other models of the server. prompts: where they are looked for, and kept, beside memory."""
+        self._turns, self._prompts = turns or Turns(), prompts
+        self._runner, self._tokenizer, self._settings = runner, tokenizer, settings
         self._free = [_Slot(runner.new_state()) for _ in range(settings.sessions)]
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
@@ -210,9 +213,11 @@ class Scheduler:
         answering = [job for job in staying if job.generation and job.generation.next_token is not None]
         reading = [job for job in staying if job not in answering]
         if answering:
-            self._owed -= _seconds(partial(self._answer, answering))
+            with self._turns:
+                self._owed -= _seconds(partial(self._answer, answering))
         if reading and (not answering or self._owed <= 0):
-            taken = _seconds(partial(self._read, reading[0]))
+            with self._turns:
+                taken = _seconds(partial(self._read, reading[0]))
             self._owed = taken if answering else 0.0
         return True
 

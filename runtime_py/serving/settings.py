@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from export.contract.errors import InputError
+from runtime_py.serving.operating.logs import FORMATS
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?"
 )
+_SIZE = re.compile(r"(?P<count>[0-9]{1,18}(\.[0-9]{1,18})?) ?(?P<unit>b|[kmgt]i?b)", re.IGNORECASE | re.ASCII)
+_UNITS = {
+    f"{prefix}{i}b": (1024 if i else 1000) ** power for power, prefix in enumerate(("", *"kmgt")) for i in ("", "i")
+}
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -30,6 +36,10 @@ class ServeSettings:
     page: bool = True  # a chat page at /
     ignore_unknown: bool = False  # drop request fields that nobody knows, instead of refusing them
     allow_origins: tuple[str, ...] = ()  # web pages whose scripts may call the server; "*": all
+    memory: str = ""  # that all models may take together, such as 6GB; "": several get what is free, one gets any
+    max_context: int | None = None  # most tokens of prompt and answer; None: as many as the model takes
+    drain_seconds: float = 30.0  # for running answers, once the server is told to end
+    log_format: str = "text"  # one of logs.FORMATS
 
     def __post_init__(self) -> None:
         """Raises InputError naming the option that is out of range."""
@@ -40,7 +50,24 @@ class ServeSettings:
             raise InputError("--api-key must be visible ASCII characters")
         if not (self.seconds > 0 and self.read_seconds > 0):
             raise InputError("--timeout must be above 0")
+        if self.max_context is not None and self.max_context < 1:
+            raise InputError(f"--max-context must be 1 or more, not {self.max_context}")
+        if not 0 <= self.drain_seconds < math.inf:
+            raise InputError(f"--drain-timeout must be 0 or more, not {self.drain_seconds:g}")
+        if self.log_format not in FORMATS:
+            raise InputError(f"--log-format {self.log_format!r} is unknown; choose one of {', '.join(FORMATS)}")
         self.origins()
+        self.memory_bytes()
+
+    def memory_bytes(self) -> int | None:
+        """memory in bytes; None where it is not given. Raises InputError where it is no size."""
+        if not self.memory:
+            return None
+        found = _SIZE.fullmatch(self.memory.strip())
+        count = float(found["count"]) * _UNITS[found["unit"].lower()] if found else 0.0
+        if not 1 <= count < 2**62:
+            raise InputError(f"--memory must be a size such as 6GB, 800MB or 4GiB, not {self.memory[:50]!r}")
+        return int(count)
 
     def keys(self) -> tuple[str, ...]:
         """The API keys."""

@@ -1,8 +1,10 @@
-"""What every server has around its own routes: the model list, health, metrics, and errors in the API's form."""
+"""The server around its models: who is asked, the list of models, health, metrics, logs, errors in the API's form."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,88 +16,160 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime_py.serving.guard import App, Guard
-from runtime_py.serving.metrics import Metrics
+from runtime_py.serving.guard import App, Guard, Message, Receive, Send
+from runtime_py.serving.models.registry import Model, Registry
+from runtime_py.serving.operating.drain import Drain
+from runtime_py.serving.operating.logs import Log
+from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.requests.adapters import adapter_model, asked_model
 from runtime_py.serving.requests.errors import ApiError
+from runtime_py.serving.requests.values import optional
 from runtime_py.serving.settings import ServeSettings
 
-_PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/rerank"})
+# By what clients send; what llama-server, vLLM, Jina and Cohere call reranking is one route.
+POSTED = {
+    "/v1/completions": "/v1/completions",
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/responses": "/v1/responses",
+    "/v1/embeddings": "/v1/embeddings",
+    "/v1/rerank": "/v1/rerank",
+    "/v2/rerank": "/v1/rerank",
+    "/v1/reranking": "/v1/rerank",
+    "/rerank": "/v1/rerank",
+}
+_PATHS = frozenset({"/v1/models", "/healthz", "/metrics", *POSTED})
 _MAX_CONTAINERS = 200_000  # of a request, and of the texts in it
+Page = Callable[[Request], Any]
 
 
 class Shell:
-    """One served model; `alive` says whether requests are still worked on, `load` how many run and wait.
-
-    details: what its entry in the list of models says beside its name. adapters: of the model, each with an entry of
-    its own.
-    """
+    """The application over a registry of models."""
 
     def __init__(
         self,
-        model: str,
+        models: Registry,
         settings: ServeSettings,
-        alive: Callable[[], bool],
-        load: Callable[[], tuple[int, int]],
-        details: Mapping[str, Any] | None = None,
-        adapters: Sequence[str] = (),
+        metrics: Metrics,
+        log: Log | None = None,
+        page: Page | None = None,
     ) -> None:
-        self.model, self._settings, self._alive, self._details = model, settings, alive, dict(details or {})
-        self._adapters = adapters
+        """page: what answers at /, None for nothing."""
+        self._models, self._settings, self._metrics, self._page = models, settings, metrics, page
+        self._log, self.drain = log or Log(), Drain()
         self._created = int(time.time())
-        self.metrics = Metrics(load)
+        metrics.watch(models.states, models.limit, lambda: self.drain.draining)
 
-    def application(self, routes: Sequence[Route]) -> App:
-        """The ASGI application of these routes and the common ones."""
-        common = [
-            Route("/v1/models", self._models),
+    def application(self) -> App:
+        """The ASGI application."""
+        routes = [
+            *(Route(path, _Posted(self, known), methods=["POST"]) for path, known in POSTED.items()),
+            Route("/v1/models", self._list),
             Route("/v1/models/{name:path}", self._one_model),
             Route("/healthz", self._health),
-            Route("/metrics", self._metrics),
+            Route("/metrics", self._show_metrics),
+            *([Route("/", self._page)] if self._page else []),
         ]
-        handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault}
-        application = Starlette(routes=[*routes, *common], exception_handlers=handlers)
+        handlers: Any = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_fault}
+        application = Starlette(routes=routes, exception_handlers=handlers)
         guarded: App = Guard(application, self._settings)  # type: ignore[arg-type]
-        return _open_to(self._settings.origins(), guarded)
+        return _open_to(self._settings.origins(), self._observed(self.drain.around(guarded)))
 
-    def count(self, request: Request, response: Response) -> Response:
-        """Note the response in the metrics."""
-        path = request.url.path if request.url.path in _PATHS else "other"
-        self.metrics.requests.labels(path, response.status_code).inc()
-        return response
+    async def answer(self, known: str, request: Request, send: Send) -> None:
+        """Answer a request to a route of POSTED with the model that it names."""
+        body = json_object(await request.body())
+        model = self._models.resolve(optional(body, "model", str, None))
+        request.state.notes["model"] = model.name
+        gone = asyncio.ensure_future(disconnected(request) if model.service is None or model.leaving else _never())
+        try:
+            async with self._models.held(model, gone, self._settings.seconds) as service:
+                gone.cancel()
+                response = Response(status_code=499)  # nobody reads it
+                if service is not None:
+                    response = await service.handlers()[known](request, body)
+                await response(request.scope, request.receive, send)
+        finally:
+            gone.cancel()
 
-    async def _models(self, request: Request) -> Response:
-        return self.count(
-            request, JSONResponse({"object": "list", "data": [self._entry(name) for name in ("", *self._adapters)]})
-        )
+    def _observed(self, app: App) -> App:
+        """The application with an id for every request, its line in the log and its place in the metrics."""
+
+        async def observed(scope: Message, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            start = time.perf_counter()
+            notes: dict[str, Any] = {"id": f"req_{secrets.token_hex(8)}", "status": 0}
+            scope.setdefault("state", {})["notes"] = notes
+
+            async def noting(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    notes["status"] = message["status"]
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", notes["id"].encode())]
+                await send(message)
+
+            try:
+                await app(scope, receive, noting)
+            finally:
+                path = scope["path"] if scope["path"] in _PATHS else "other"
+                self._metrics.requests.labels(path, notes["status"]).inc()
+                told = {"method": scope["method"], "path": scope["path"][:200], **notes}
+                self._log.request({**told, "seconds": round(time.perf_counter() - start, 6)})
+
+        return observed
+
+    async def _list(self, request: Request) -> Response:
+        models = [self._models.resolve(name) for name in self._models.names()]
+        entries = [self._entry(model, adapter) for model in models for adapter in ("", *model.adapters)]
+        return JSONResponse({"object": "list", "data": entries})
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        _, adapter = asked_model({"model": name}, self.model, self._adapters)
-        return self.count(request, JSONResponse(self._entry(adapter)))
+        model = self._models.resolve(name)
+        return JSONResponse(self._entry(model, asked_model({"model": name}, model.name, model.adapters)[1]))
 
-    def _entry(self, adapter: str) -> dict[str, Any]:
-        name = adapter_model(self.model, adapter)
+    def _entry(self, model: Model, adapter: str) -> dict[str, Any]:
+        name = adapter_model(model.name, adapter)
         entry = {"id": name, "object": "model", "created": self._created, "owned_by": "athena-export"}
-        return entry | ({"parent": self.model} if adapter else {}) | self._details
+        return entry | ({"parent": model.name} if adapter else {}) | self._models.details(model)
 
     async def _health(self, request: Request) -> Response:
-        alive = self._alive()
+        if self.drain.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        alive = self._models.alive()
         return JSONResponse({"status": "ok" if alive else "the scheduler has ended"}, 200 if alive else 503)
 
-    async def _metrics(self, request: Request) -> Response:
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+    async def _show_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
-        return self.count(request, JSONResponse(error.body(), error.status, headers))
 
-    async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
-        body = ApiError(error.status_code, str(error.detail)).body()
-        return self.count(request, JSONResponse(body, error.status_code, error.headers))
+class _Posted:
+    """A route as an application of its own: the model is held until the last byte of the answer is sent."""
 
-    async def _on_fault(self, request: Request, error: Exception) -> Response:
-        return self.count(request, JSONResponse(ApiError(500, f"internal error: {type(error).__name__}").body(), 500))
+    def __init__(self, shell: Shell, known: str) -> None:
+        self._shell, self._known = shell, known
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await self._shell.answer(self._known, Request(scope, receive), send)
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    body = ApiError(error.status_code, str(error.detail)).body()
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    return JSONResponse(ApiError(500, f"internal error: {type(error).__name__}").body(), 500)
 
 
 def _open_to(origins: Sequence[str], app: App) -> App:
@@ -112,7 +186,7 @@ def _open_to(origins: Sequence[str], app: App) -> App:
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         allow_private_network=True,
-        expose_headers=["Retry-After"],
+        expose_headers=["Retry-After", "X-Request-Id"],
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 
 def peak_rss() -> int:
@@ -49,6 +52,16 @@ def _left_in_group() -> int | None:
     except (OSError, StopIteration, ValueError):  # "max", another version of control groups, another system
         return None
     return max(limit - used + files, 0)
+
+
+def held_bytes(arrays: Iterable[np.ndarray]) -> int:
+    """Bytes that these arrays keep: of each the whole that it is a view of, once. A mapped file counts whole."""
+    wholes: dict[int, int] = {}
+    for array in arrays:
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        wholes[id(array)] = array.nbytes
+    return sum(wholes.values())
 
 
 def give_back() -> None:

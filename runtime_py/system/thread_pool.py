@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 Work = Callable[[int, int], None]  # (thread number, threads)
@@ -25,30 +26,50 @@ def _pin(processor: int) -> None:
         os.sched_setaffinity(0, {processor})
 
 
+class _Shared:
+    """What the threads see of their pool: not the pool itself, so that nobody keeps it alive but who uses it."""
+
+    def __init__(self, size: int) -> None:
+        self.work: Work | None = None
+        self.threads = 1
+        self.start = [threading.Semaphore(0) for _ in range(size - 1)]
+
+    def end(self) -> None:
+        """Let the waiting threads return."""
+        self.work = None
+        for signal in self.start:
+            signal.release()
+
+
+def _serve(shared: _Shared, number: int, processor: int | None) -> None:
+    if processor is not None:
+        _pin(processor)
+    while True:
+        shared.start[number - 1].acquire()
+        if shared.work is None:
+            return
+        shared.work(number, shared.threads)
+
+
 class ThreadPool:
-    """size - 1 waiting threads. They are daemons: an exiting interpreter does not wait for them."""
+    """size - 1 waiting threads, which end with the pool. They are daemons: an exiting interpreter does not wait."""
 
     def __init__(self, size: int, processors: Sequence[int] = ()) -> None:
         """processors: where each thread is kept, the caller's first; empty leaves that to the system."""
         self.size, self._processors = size, tuple(processors)
-        self._work: Work = lambda thread, threads: None
-        self._threads = 1
-        self._start = [threading.Semaphore(0) for _ in range(size - 1)]
-        for number, signal in enumerate(self._start, start=1):
-            threading.Thread(target=self._serve, args=(number, signal), daemon=True, name=f"athena-{number}").start()
-
-    def _serve(self, number: int, signal: threading.Semaphore) -> None:
-        if self._processors:
-            _pin(self._processors[number])
-        while True:
-            signal.acquire()
-            self._work(number, self._threads)
+        self._shared = _Shared(size)
+        for number in range(1, size):
+            arguments = (self._shared, number, self._processors[number] if processors else None)
+            threading.Thread(target=_serve, args=arguments, daemon=True, name=f"athena-{number}").start()
+        weakref.finalize(self, self._shared.end)
 
     def run(self, work: Work, threads: int) -> None:
         """work(i, threads) on threads 0..threads - 1 at the same time; they must wait for one another at their end."""
-        self._work, self._threads = work, threads
+        shared = self._shared
+        shared.work, shared.threads = work, threads
         if self._processors:
             _pin(self._processors[0])
-        for signal in self._start[: threads - 1]:
+        for signal in shared.start[: threads - 1]:
             signal.release()
         work(0, threads)
+        shared.work = None  # all threads have begun it, because this one ended; it holds the caller's memory

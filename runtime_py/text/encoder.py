@@ -27,6 +27,7 @@ from runtime_py.reference.constants import ConstantFolder
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
+from runtime_py.system.memory import held_bytes
 from runtime_py.text.generator import context_length, load_tokenizer
 from runtime_py.text.tokenizing import encode, most_bytes
 
@@ -109,6 +110,12 @@ class StatesModel:
         if states is None or states.ndim != 3 or states.shape[:2] != tokens.shape:
             raise InputError(f"model.onnx: does not make {STATES} for every token")
         return states[0]
+
+    def held_bytes(self) -> int:
+        """Memory it takes: weights (mapped ones, too), tables and buffers."""
+        if isinstance(self._runner, EncoderEngine):
+            return self._runner.held_bytes()
+        return held_bytes(self._runner.arrays())
 
     def value(self, states: np.ndarray) -> np.ndarray:
         """What the graph makes of the states [tokens, hidden] of one text. Raises InputError."""

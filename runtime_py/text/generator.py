@@ -131,6 +131,11 @@ class TextGenerator:
         self.most_bytes = most_bytes(self.tokenizer, self.context)
         self.prompt_cache: PromptCache | None = None  # where prompts are looked for and kept
 
+    def limit_context(self, tokens: int) -> None:
+        """Give prompt and answer together no more than so many tokens."""
+        self.context = min(self.context, tokens)
+        self.most_bytes = most_bytes(self.tokenizer, self.context)
+
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
         try:

@@ -23,6 +23,7 @@ from runtime_py.text.tokenizer_limits import check_tokenizer, growth, longest_pr
 FILE = "tokenizer.json"
 _SECONDS, _SECONDS_PER_CHARACTER = 10.0, 2e-5  # a usual tokenizer needs 1e-6 for a character
 _MOST_TEXT = 1 << 32  # characters after normalization of a text file, so many bytes times 20
+_BYTES_PER_BYTE = 10  # in memory for one of tokenizer.json
 T = TypeVar("T")
 
 
@@ -35,6 +36,14 @@ def open_tokenizer(path: Path) -> Tokenizer:
     with boundary(path, "not a readable tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
     return checked(tokenizer, path)
+
+
+def tokenizer_bytes(folder: Path) -> int:
+    """About what the folder's tokenizer takes in memory: assumed from the size of its file."""
+    try:
+        return _BYTES_PER_BYTE * (folder / FILE).stat().st_size
+    except OSError:
+        return 0
 
 
 def parsed_tokenizer(text: str, where: str | Path) -> Tokenizer:

@@ -83,71 +83,78 @@ def chat(
 @guarded
 @with_options
 def serve(
-    folder: Folder,
+    folders: Annotated[
+        list[str], typer.Argument(metavar="FOLDER...", help="Model folders made by `export`; NAME=FOLDER names one.")
+    ],
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
-    model_name: Annotated[Optional[str], typer.Option(help="Name in the API; default: the folder's name.")] = None,
+    model_name: Annotated[
+        Optional[str], typer.Option(help="Name in the API of the only model; default: the folder's name.")
+    ] = None,
     chat_template: TemplateFile = None,
     limits: ServeOptions = LIMITS,
     execution: Execution = AS_IT_IS,
     caching: PromptCaching = NO_PROMPT_CACHE,
 ) -> None:
-    """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings, rerank; metrics."""
-    from export.contract.errors import InputError, NotFiniteError
+    """Serve models over HTTP with the OpenAI API: chat, completions, responses, embeddings, rerank; metrics.
+
+    Several models share --memory: they are loaded when they are asked for, and the least recently used ones leave.
+    """
+    from export.contract.errors import InputError
 
     try:
-        from runtime_py.serving.app import Server
-        from runtime_py.serving.embeddings import EmbeddingServer
-        from runtime_py.serving.rerank import RerankServer
+        from runtime_py.serving.opening import Opening
+        from runtime_py.serving.page.document import chat_page
         from runtime_py.serving.server import bind, is_local
         from runtime_py.serving.server import serve as listen
     except ModuleNotFoundError as error:
         raise InputError(f"this needs the package {error.name}: pip install 'athena-export[serve]'") from None
-    from runtime_py.chat.template import PlainTemplate, open_template
+    from runtime_py.serving.models.registry import Registry
+    from runtime_py.serving.operating.logs import Log
+    from runtime_py.serving.operating.metrics import Metrics
     from runtime_py.serving.settings import ServeSettings
-    from runtime_py.text.encoder import TextEncoder, is_encoder
-    from runtime_py.text.generator import TextGenerator
-    from runtime_py.text.reranker import Reranker, is_reranker
+    from runtime_py.serving.shell import Shell
+    from runtime_py.serving.turns import Turns
+    from runtime_py.system.memory import free_memory
 
     settings = ServeSettings(**asdict(replace(limits, api_key=_keys(limits.api_key))))
-    name = model_name or folder.resolve().name
-    template = open_template(folder, chat_template)
+    named = [_named(text) for text in folders]
+    several = len(named) > 1
+    if model_name is not None:
+        if several:
+            raise InputError("--model-name is for one model; NAME=FOLDER names each of several")
+        named = [(model_name, named[0][1])]
+    if several and chat_template is not None:
+        raise InputError("--chat-template is for one model")
+    log, metrics = Log(settings.log_format), Metrics()
+    opening = Opening(
+        settings, metrics, Turns(), log, chat_template, execution.threads,
+        True if several and execution.mmap is None else execution.mmap, execution.cpus, caching.open,
+    )  # fmt: skip
+    models = opening.models(named)
     listening = bind(host, port)
     announce_compilation()
-    server: Server | EmbeddingServer | RerankServer
-    if caching.prompt_cache and (is_reranker(folder) or is_encoder(folder)):
-        raise InputError("--prompt-cache is for models that generate text")
-    if is_reranker(folder):
-        server = RerankServer(Reranker(folder, "int8", execution.threads), name, settings)
-    elif is_encoder(folder):
-        server = EmbeddingServer(TextEncoder(folder, "int8", execution.threads, None), name, settings)
-    else:
-        generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, None)
-        try:  # compiles before a client waits
-            first, second = (generator.session.new_state() for _ in range(2))
-            generator.session.forward(first, [0], last_only=True)
-            if limits.sessions > 1 and not generator.interpreted:
-                generator.session.step([first, second], [0, 0])
-        except NotFiniteError as error:
-            print(f"[{error}: requests will fail]", file=sys.stderr)
-        generator.prompt_cache = caching.open(folder, generator.session, generator.interpreted)
-        server = Server(generator, template, name, settings)
-        tell_unsupported(generator)
-        if generator.recommended:
-            names = ", ".join(f"{name} {value:g}" for name, value in sorted(generator.recommended.items()))
-            print(f"[the model recommends {names}: requests have to ask for it]", file=sys.stderr)
-        if isinstance(template, PlainTemplate):
-            print("[this model has no chat template: chat continues the text of the messages]", file=sys.stderr)
+    limit = settings.memory_bytes()
+    registry = Registry(models, metrics, log, free_memory() if several and limit is None else limit, settings.queue)
+    registry.open_all()
     if not is_local(host) and not settings.keys():
-        print(f"[anyone who reaches {host} can use this server: --api-key asks for a key]", file=sys.stderr)
+        log.say("start", f"anyone who reaches {host} can use this server: --api-key asks for a key", "warning")
     shown = f"http://{'[' + host + ']' if ':' in host else host}:{listening.getsockname()[1]}"
-    page = f"; chat page: {shown}/" if settings.page and isinstance(server, Server) else ""
+    page = f"; chat page: {shown}/" if settings.page else ""
+    names = ", ".join(registry.names())
+    message = f"{names} at {shown}/v1 (process {os.getpid()}{page}); Ctrl-C stops"
     listen(
-        server, listening, settings,
-        lambda: print(
-            f"{name} at {shown}/v1 (process {os.getpid()}{page}); Ctrl-C stops", file=sys.stderr, flush=True
-        ),
+        Shell(registry, settings, metrics, log, chat_page if settings.page else None), registry, listening, settings,
+        log, lambda: log.say("start", message, plain=True, url=f"{shown}/v1", models=registry.names()),
     )  # fmt: skip
+
+
+def _named(text: str) -> tuple[str, Path]:
+    """(name, folder) of FOLDER or NAME=FOLDER."""
+    name, equals, folder = text.partition("=")
+    if equals and name and folder and not Path(text).exists():
+        return name, Path(folder)
+    return Path(text).resolve().name, Path(text)
 
 
 def _keys(given: Sequence[str]) -> tuple[str, ...]:

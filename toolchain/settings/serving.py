@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Optional
 
 from toolchain.settings.option import option
 
@@ -37,6 +37,17 @@ class ServeOptions:
     allow_origins: tuple[str, ...] = option(
         (), "Origin of web pages that may call the server, *: every one; may be repeated", flag="--allow-origin"
     )
+    memory: str = option(
+        "", "Memory that all models together may take, caches included, such as 6GB",
+        unset="what is free for several models, any for one", metavar="SIZE", common=True,
+    )  # fmt: skip
+    max_context: Optional[int] = option(
+        None, "Most tokens of prompt and answer together", unset="as many as the model takes", common=True
+    )
+    drain_seconds: float = option(
+        30.0, "Seconds that running answers have to end after SIGTERM; new requests get 503", flag="--drain-timeout"
+    )
+    log_format: str = option("text", "Lines on stderr; json: one object a line, requests too", choices=("text", "json"))
 
 
 @dataclass(frozen=True)

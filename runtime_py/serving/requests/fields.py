@@ -244,6 +244,34 @@ RERANK = _route(
     _nothing("rank_fields max_chunks_per_doc max_tokens_per_doc overlap_tokens raw_scores"),
 )
 DOCUMENT = Fields(frozenset({"text"}), frozenset(), {"image": ()})
+_SHAPES = frozenset(name for name in _GENERATION if name.startswith(("guided_", "structured_")))
+_CHATS_ALONE = _names("max_tokens logprobs n best_of response_format json_schema grammar regex ebnf")
+RESPONSES = _route(
+    _GENERATION.difference(_CHATS_ALONE, _SHAPES)
+    | _TOOLS
+    | _names("input instructions max_output_tokens text reasoning include top_logprobs chat_template_kwargs"),
+    {
+        "background": (False,),
+        "truncation": ("disabled",),
+        "response_format": ({"type": "text"},),
+        **_nothing("previous_response_id conversation prompt max_tool_calls context_management image"),
+    },
+)  # fmt: skip
+RESPONSE_STREAM_OPTIONS = Fields(frozenset(), frozenset({"include_obfuscation"}), {"include_usage": (True, False)})
+RESPONSE_TEXT = Fields(frozenset({"format"}), frozenset(), {"verbosity": ("medium",)})
+RESPONSE_SCHEMA = Fields(frozenset({"type", "schema", "name", "description", "strict"}), frozenset(), {})
+RESPONSE_TOOL = Fields(
+    frozenset({"type", "name", "description", "parameters", "strict"}),
+    frozenset({"allowed_callers", "output_schema"}),
+    {"defer_loading": (False,)},
+)
+RESPONSE_CHOICE = Fields(frozenset({"type", "name", "mode", "tools"}), frozenset(), {})
+_ITEM = frozenset({"id", "status", "phase", "type"})
+ITEM_MESSAGE = Fields(frozenset({"role", "content"}), _ITEM, {})
+ITEM_PART = Fields(frozenset({"text"}), frozenset({"type", "annotations", "logprobs", "prompt_cache_breakpoint"}), {})
+ITEM_CALL = Fields(frozenset({"call_id", "name", "arguments"}), _ITEM | {"caller"}, _nothing("namespace async"))
+ITEM_RESULT = Fields(frozenset({"call_id", "output"}), _ITEM | {"caller", "name"}, {})
+ITEM_REASONING = Fields(frozenset({"content"}), _ITEM | {"summary"}, _nothing("encrypted_content"))
 STREAM_OPTIONS = Fields(
     frozenset({"include_usage"}), frozenset({"include_obfuscation"}), {"continuous_usage_stats": (False,)}
 )

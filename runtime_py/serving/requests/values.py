@@ -18,12 +18,12 @@ def text(value: str, where: str) -> str:
 
 
 def optional(body: Mapping[str, Any], name: str, kind: type, default: Any, where: str = "") -> Any:
-    """The field when it is of that kind (str, bool or dict), the default when it is absent or null."""
+    """The field when it is of that kind (str, bool, dict or list), the default when it is absent or null."""
     value = body.get(name)
     if value is None:
         return default
     if type(value) is not kind:
-        names = {str: "a text", bool: "true or false", dict: "an object"}
+        names = {str: "a text", bool: "true or false", dict: "an object", list: "a list"}
         raise ApiError(400, f"{where}{name} must be {names[kind]}", f"{where}{name}")
     return value
 

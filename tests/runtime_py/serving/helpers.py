@@ -14,7 +14,7 @@ from pathlib import Path
 class ServerProcess:
     """Use as a context manager; `url` ends in /v1."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path | str, *options: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "toolchain", "serve", str(folder), "--port", "0", *options],
             stderr=subprocess.PIPE,
@@ -36,7 +36,8 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
+        if self.alive():
+            self._process.send_signal(signal.SIGINT)
         try:
             self.status = self._process.wait(20)
         except subprocess.TimeoutExpired:
@@ -45,6 +46,13 @@ class ServerProcess:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """The exit code."""
+        return self._process.wait(seconds)
 
     def resident(self) -> int:
         """Bytes of memory the process has now."""

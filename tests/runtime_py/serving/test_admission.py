@@ -232,7 +232,7 @@ def server(served_folder):
 def metric(server, name):
     with urllib.request.urlopen(f"http://{server.host}:{server.port}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 def stream(server, **more):

@@ -185,9 +185,9 @@ def test_health_and_metrics(server, client):
     assert server.status_of(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") == 200
     text = server.raw(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
     values = dict(line.rsplit(" ", 1) for line in text.split("\n") if line.startswith("athena_"))
-    assert float(values["athena_generated_tokens_total"]) >= 24
+    assert float(values['athena_generated_tokens_total{model="stories"}']) >= 24
     assert float(values['athena_requests_total{path="/v1/completions",status="200"}']) >= 1
-    assert float(values["athena_requests_running"]) == 0
+    assert float(values['athena_requests_running{model="stories"}']) == 0
 
 
 def test_hostile_requests_get_a_4xx_and_the_server_lives(server, client):
@@ -280,7 +280,7 @@ def test_a_full_queue_answers_429_and_a_lost_client_frees_its_place(demo_folder)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             text = server.raw(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
-            if "athena_requests_running 0.0" in text:
+            if 'athena_requests_running{model="m"} 0.0' in text:
                 break
             time.sleep(0.05)
         else:

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from runtime_py.serving.responses import Answer
+from runtime_py.serving.answers.answer import Answer
 from runtime_py.text.generation import Piece
 from runtime_py.text.stream import TextStream
 from runtime_py.text.token_bytes import TokenBytes

@@ -82,6 +82,19 @@ class Answer:
             events.append(event({**self.frame(".chunk"), "choices": [choice]}))
         return b"".join(events)
 
+    def whole(self, answers: Sequence[Answer], choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The body of an answer that is not streamed, from all its choices."""
+        return {**self.frame(""), "choices": list(choices), "usage": usage(answers)}
+
+    def closing(self, answers: Sequence[Answer], include_usage: bool) -> bytes:
+        """The last events of a stream: the counts, when they were asked for, and the end."""
+        frame = {**self.frame(".chunk"), "choices": [], "usage": usage(answers)}
+        return (event(frame) if include_usage else b"") + DONE
+
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """The last event of a stream that broke off. error: as in a body."""
+        return event(error)
+
     def _reason(self, reason: str) -> str:
         """Why the answer ended, once its reader has read it."""
         return "tool_calls" if reason == "stop" and self.reader is not None and self.reader.calls else reason
@@ -177,16 +190,6 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
         "total_tokens": first.prompt_tokens + made,
         "prompt_tokens_details": {"cached_tokens": first.reused},
     }
-
-
-def whole(answers: Sequence[Answer], choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The object of an answer that is not streamed."""
-    return {**answers[0].frame(""), "choices": list(choices), "usage": usage(answers)}
-
-
-def closing_usage(answers: Sequence[Answer]) -> bytes:
-    """A stream's event with the counts, when they were asked for."""
-    return event({**answers[0].frame(".chunk"), "choices": [], "usage": usage(answers)})
 
 
 def event(data: dict[str, Any]) -> bytes:

@@ -1,0 +1,1 @@
+"""What clients get: the objects and stream events of completions, chats and responses, made of what was generated."""

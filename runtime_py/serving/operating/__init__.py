@@ -1,0 +1,1 @@
+"""What an operator sees and does: metrics, logs, and the way out that loses no answer."""
