@@ -66,18 +66,19 @@ def _add_terms(model: onnx.ModelProto, sites: Sequence[Site], modules: set[str])
     wanted = {site.node: site for site in sites if site.module in modules}
     nodes: list[onnx.NodeProto] = []
     for site in {site.module: site for site in wanted.values()}.values():
-        for part, shape, empty in (
+        shapes: tuple[tuple[str, list[str | int | None], tuple[int, int]], ...] = (
             ("lora_a", [site.columns, f"rank_of.{site.module}"], (site.columns, 0)),
             ("lora_b", [f"rank_of.{site.module}", site.rows], (0, site.rows)),
-        ):
+        )
+        for part, shape, empty in shapes:
             name = f"{site.module}.{part}"
             graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
             graph.initializer.append(numpy_helper.from_array(np.zeros(empty, np.float32), name))
     for node in graph.node:
         nodes.append(node)
-        site = wanted.get(node.name)
-        if site is None:
+        if node.name not in wanted:
             continue
+        site = wanted[node.name]
         out, own = node.output[0], f"{node.output[0]}.without_adapter"
         node.output[0] = own
         between, term = f"{out}.adapter_rank", f"{out}.adapter"

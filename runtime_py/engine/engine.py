@@ -182,7 +182,7 @@ class Engine:
         caches = sum(sum(_cache_bytes(shape, capacity, items)) for shape, items in zip(self._attention, self._items))
         states = sum(4 * math.prod(shape) for shape in self._states)
         razored = any(shape.razored for shape in self._attention)
-        rotations = 2 * 4 * self._smallest_head // 2 * 2 * capacity * len(self._rotation_names)
+        rotations = 2 * 2 * 4 * sum(head_dim // 2 for head_dim in self._turned_heads) * capacity  # grown by doubling
         scores = _scores_bytes(capacity, self.threads) if razored else 0
         return caches + (2 * states + max(MOST_BYTES, states) if states else 0) + rotations + scores
 

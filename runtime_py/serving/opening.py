@@ -30,7 +30,7 @@ _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,199}")
 
 @dataclass(frozen=True)
 class Opening:
-    """How all folders of a server are opened, each with its adapters. mapped, threads, processors: as load.py has them."""
+    """How all folders of a server are opened, with all adapters. mapped, threads, processors: as load.py has them."""
 
     settings: ServeSettings
     metrics: Metrics
