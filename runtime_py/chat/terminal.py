@@ -110,14 +110,18 @@ class Chat:
             constraint=self.settings.constraint,
         )
         generation = Generation(
-            request, generator.session, generator.tokenizer, self._state, reusable(self._cached, ids)
+            request,
+            generator.session,
+            generator.tokenizer,
+            self._state,
+            reusable(self._cached, ids),
+            generator.speculation,
         )
         self._cached = []  # whatever ends the answer early leaves a cache that nobody may rely on
         pieces, start, first = [], time.perf_counter(), 0.0
         with self._interrupts.caught():
             while not generation.finish_reason and not self._interrupts.pressed:
-                piece = generation.step()
-                if piece is not None:
+                for piece in generation.pieces():
                     first = first or time.perf_counter()
                     pieces.append(piece.text)
                     show(piece.text)

@@ -26,7 +26,7 @@ from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
-from runtime_py.reference.stepping import Stepped, one_by_one
+from runtime_py.reference.stepping import Stepped, token_by_token
 from runtime_py.system.finite import checked_logits
 
 _CACHE_CHUNK = 256  # tokens by which a key-value cache grows
@@ -79,6 +79,8 @@ class Session:
             raise InputError(f"model.onnx: {name} does not state its dimension {axis}")
         return size
 
+    most_together = 1  # tokens that one pass over the weights computes, as far as advance() offers it
+
     def new_state(self) -> State:
         """An empty key-value cache, and states of zeros."""
         return State(0, {}, {}, Recurrent([np.zeros(state.shape, np.float32) for state in self._recurrent]))
@@ -127,7 +129,11 @@ class Session:
 
     def step(self, states: Sequence[State], tokens: Sequence[int]) -> list[Stepped]:
         """Append one token to each of several states: the logits of each, or why there are none."""
-        return one_by_one(self, states, tokens)
+        return [rows[0] for rows in self.advance(states, [[token] for token in tokens])]
+
+    def advance(self, states: Sequence[State], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:
+        """Append a run of tokens to each of several states: the logits of each, up to the first that has none."""
+        return token_by_token(self, states, runs)
 
     def _go_on(self, state: State, values: dict[str, np.ndarray], total: int) -> None:
         """The state behind `total` tokens. Raises InputError where the graph made recurrent states of another form."""

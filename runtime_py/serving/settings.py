@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from export.contract.errors import InputError
+from runtime_py.speculation.speculation import AUTO, checked
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?"
@@ -29,6 +30,7 @@ class ServeSettings:
     api_key: str | tuple[str, ...] = ()  # one of these has to be sent; none: none is asked for
     page: bool = True  # a chat page at /
     ignore_unknown: bool = False  # drop request fields that nobody knows, instead of refusing them
+    speculate: str = AUTO  # guessed tokens behind the next one (speculation.py)
     allow_origins: tuple[str, ...] = ()  # web pages whose scripts may call the server; "*": all
 
     def __post_init__(self) -> None:
@@ -40,6 +42,7 @@ class ServeSettings:
             raise InputError("--api-key must be visible ASCII characters")
         if not (self.seconds > 0 and self.read_seconds > 0):
             raise InputError("--timeout must be above 0")
+        checked(self.speculate)
         self.origins()
 
     def keys(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from export.contract.errors import InputError
 from export.files.access import MAX_JSON, checked_path, read_json
 from export.graph.archs import model_spec, supported_model_types
 from runtime_py.load import open_model
+from runtime_py.speculation.speculation import AUTO, Speculation, checked
 from runtime_py.text.generation import Constraint, Generation, GenerationRequest
 from runtime_py.text.generation_config import recommendation
 from runtime_py.text.logit_processors import LogitRules
@@ -110,15 +111,18 @@ class TextGenerator:
         threads: int | None = None,
         mapped: bool | None = None,
         processors: Sequence[int] = (),
+        speculate: str = AUTO,
     ) -> None:
-        """The options: see load.py. Raises InputError when the folder is incomplete.
+        """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
         asks for in vain, `recommended` its values for sampling, `ignored` why the file is not used. `most_bytes`: of a
         prompt that can fit the context.
         """
         self.folder = Path(folder)
+        checked(speculate)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors)
+        self.speculation = Speculation(self.session, speculate)
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         asked = recommendation(self.folder, self.stop)
@@ -168,10 +172,10 @@ class TextGenerator:
 
     def answer(self, request: GenerationRequest) -> Iterator[tuple[int | None, str]]:
         """stream() for a request whose cache starts empty."""
-        generation = Generation(request, self.session, self.tokenizer, self.session.new_state())
+        state = self.session.new_state()
+        generation = Generation(request, self.session, self.tokenizer, state, speculation=self.speculation)
         while not generation.finish_reason:
-            piece = generation.step()
-            if piece is not None:
+            for piece in generation.pieces():
                 yield piece.token, piece.text
         if generation.tail:
             yield None, generation.tail

@@ -14,7 +14,7 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded
 from toolchain.cli.generating import tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, Execution
+from toolchain.settings.execution import AS_IT_IS, GUESSING, Execution, Guessing
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
 
@@ -35,6 +35,7 @@ def chat(
     template_variable: TemplateVariable = None,
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
+    guessing: Guessing = GUESSING,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer; /help lists commands.
 
@@ -42,6 +43,7 @@ def chat(
     """
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
+    from runtime_py.speculation.speculation import checked
     from runtime_py.text.generator import TextGenerator
     from runtime_py.text.typed_text import typed_text
 
@@ -52,8 +54,11 @@ def chat(
     template = open_template(folder, chat_template)
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
-    announce_compilation()
-    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus)
+    checked(guessing.speculate)
+    cold = announce_compilation()
+    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, guessing.speculate)
+    if cold:
+        generator.speculation.compile()
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
@@ -118,7 +123,7 @@ def serve(
         try:  # compiles before a client waits
             first, second = (generator.session.new_state() for _ in range(2))
             generator.session.forward(first, [0], last_only=True)
-            if limits.sessions > 1 and not generator.interpreted:
+            if (limits.sessions > 1 or limits.speculate != "off") and not generator.interpreted:
                 generator.session.step([first, second], [0, 0])
         except NotFiniteError as error:
             print(f"[{error}: requests will fail]", file=sys.stderr)

@@ -8,6 +8,10 @@ from typing import ClassVar, Optional
 from toolchain.settings.option import check_limits, option
 
 EXECUTION = "Execution"
+SPECULATE = (
+    "Tokens guessed behind the next one from text that repeats, which changes no answer; auto: as many as pay, N: as "
+    "many as that"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,15 @@ class Execution(Threads):
 
 
 @dataclass(frozen=True)
+class Guessing:
+    """Guessed tokens; runtime_py/speculation checks what is asked for."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    speculate: str = option("auto", SPECULATE, metavar="off|auto|N")
+
+
+@dataclass(frozen=True)
 class Arithmetic:
     """What activations are."""
 
@@ -46,4 +59,4 @@ class Arithmetic:
         check_limits(self)
 
 
-EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
+EVERY_THREAD, AS_IT_IS, INT8, GUESSING = Threads(), Execution(), Arithmetic(), Guessing()
