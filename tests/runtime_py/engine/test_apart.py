@@ -171,6 +171,12 @@ def test_a_text_whose_logits_are_no_numbers_stays_as_long_as_it_was(tmp_path):
     np.testing.assert_array_equal(found[1], model.forward(model.new_state(), [5])[-1])
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    return open_model(write_tiny(folder, {}, QuantizeSettings(bits=3, method="rtn")))[0]
+
+
 def runs_both_ways(model, prompts, runs):
     """Logits of runs of tokens behind these prompts: computed together, and token by token."""
     texts, twins = ([model.new_state() for _ in prompts] for _ in range(2))
@@ -190,9 +196,9 @@ def runs_both_ways(model, prompts, runs):
 )  # fmt: skip
 @example([(250, 16)], 0)  # over the end of a cache
 @example([(0, 8), (7, 8), (30, 1)], 1)
-def test_runs_of_texts_are_their_tokens_one_by_one(demo_folder, shapes, seed):
+def test_runs_of_texts_are_their_tokens_one_by_one(tiny, shapes, seed):
     """Also once some of the tokens are taken back, as those of a wrong guess are."""
-    rng, (model, _) = np.random.default_rng(seed), open_model(demo_folder)
+    rng, model = np.random.default_rng(seed), tiny
     prompts, runs = ([rng.integers(3, 1500, shape[i]).tolist() for shape in shapes] for i in range(2))
     together, alone, texts, twins = runs_both_ways(model, prompts, runs)
     for one, other in zip(together, alone):
@@ -212,8 +218,8 @@ def test_runs_beyond_float16(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_run_ends_where_a_token_fails(demo_folder):
-    model, _ = open_model(demo_folder)
+def test_a_run_ends_where_a_token_fails(tiny):
+    model = tiny
     first, second = model.new_state(), model.new_state()
     rows, others = model.advance([first, second], [[5, model.vocab_size, 6], [7, 8]])
     assert len(rows) == 2 and isinstance(rows[1], InputError) and first.length == 1

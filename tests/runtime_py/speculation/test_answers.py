@@ -69,8 +69,9 @@ def both(runner, tokenizer, request, asked="auto", proposer=None):
 
 
 @pytest.fixture(scope="module")
-def generator(demo_folder):
-    return TextGenerator(demo_folder)
+def generator(tmp_path_factory):
+    """Of random weights, which soon repeat themselves."""
+    return TextGenerator(write_tiny(tmp_path_factory.mktemp("tiny") / "model", {}))
 
 
 def ask(prompt, **more):
