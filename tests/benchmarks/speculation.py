@@ -1,8 +1,8 @@
 """What guessed tokens bring: `python -m tests.benchmarks.speculation OUT`.
 
 Answers to the prompts of speculation_prompts.jsonl, through the model's chat template: texts that are edited or
-summarized, code that is given back changed, and free ones. One interleaved run: each prompt is answered plainly and with
-guesses in turns, as many rounds as are asked for; medians. Rates are tokens a second behind the first one. "the same"
+summarized, code that is given back changed, and free ones. One interleaved run: every prompt is answered plainly and
+with guesses in turns, as many rounds as are asked for; medians. Rates are tokens a second behind the first one. "same"
 says whether both answers have the same tokens, sampled ones (--temperature) included. `--draft FOLDER` also guesses
 with another model, such as this one at fewer bits.
 """
@@ -129,7 +129,7 @@ def main() -> None:
 def report(name: str, kinds: Sequence[str], found: Sequence[dict[str, tuple[list[int], float, Counts]]]) -> None:
     """One way beside the plain one: each kind of prompt, all of its answers together."""
     print(f"{name}:\n")
-    print("| prompts | tokens | plain, tokens/s | guessed, tokens/s | ratio | each | right of guessed | the same |")
+    print("| prompts | tokens | plain, tokens/s | guessed, tokens/s | ratio | each | right of guessed | same |")
     print("|---|---|---|---|---|---|---|---|")
     for kind in dict.fromkeys(kinds):
         rows = [row for other, row in zip(kinds, found) if other == kind]
