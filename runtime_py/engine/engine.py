@@ -136,6 +136,29 @@ class Engine:
         """Bytes of one token's keys and values."""
         return sum(a.kv_heads * sum(_block_bytes(a, items)) for a, items in zip(self._attention, self._items)) // 16
 
+    @property
+    def attention(self) -> tuple[AttentionShape, ...]:
+        """What the caches of each attention are made for."""
+        return tuple(self._attention)
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """Bytes of the recurrent states of one text."""
+        return sum(4 * math.prod(shape) for shape in self._states)
+
+    def block_bytes(self, items: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Bytes of 16 cached keys and values of a head, for each attention, from the bytes of a number in each."""
+        return [_block_bytes(shape, pair) for shape, pair in zip(self._attention, items)]
+
+    def reserve(self, state: EngineState, total: int, items: Sequence[tuple[tuple[int, int], ...]]) -> None:
+        """Let a state hold `total` tokens, of numbers as wide as all of `items` at least."""
+        with self._lock:
+            for more in items:
+                if more != self._items:
+                    self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in zip(self._items, more))
+            self._widen(state)
+            self._grow(state, total)
+
     def new_state(self) -> EngineState:
         """An empty key-value cache, and states of zeros."""
         arrays, spare = ([_zeros(shape) for shape in self._states] for _ in range(2))

@@ -51,6 +51,10 @@ class Recurrent:
         """Copies of the states as they are."""
         return [array.copy() for array in self.arrays]
 
+    def copies(self) -> dict[int, list[np.ndarray]]:
+        """The copies that are kept, by the tokens they stand behind."""
+        return dict(self._kept)
+
     def forget(self, length: int) -> None:
         """The states are those behind `length` tokens again; copies from beyond are of no use."""
         self.length = length

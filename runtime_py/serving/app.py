@@ -82,7 +82,7 @@ class Server:
 
     def __init__(self, generator: TextGenerator, template: Template, model: str, settings: ServeSettings) -> None:
         self._generator, self._template, self._model, self._settings = generator, template, model, settings
-        self.scheduler = Scheduler(generator.session, generator.tokenizer, settings)
+        self.scheduler = Scheduler(generator.session, generator.tokenizer, settings, generator.prompt_cache)
         self._answering = Answering(generator, template)
         self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
         self._grammars = ThreadPoolExecutor(1, "athena-grammars")  # apart: one that takes long holds no prompt up

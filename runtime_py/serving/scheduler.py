@@ -27,10 +27,11 @@ from tokenizers import Tokenizer
 
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.load import Runner
+from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.speculation.speculation import Speculation
 from runtime_py.structured.constraint import FormError
-from runtime_py.text.generation import Generation, GenerationRequest, Piece, reusable
+from runtime_py.text.generation import Generation, GenerationRequest, Piece, prompted, reusable
 
 
 class Busy(Exception):
@@ -74,6 +75,7 @@ class _Slot:
     state: Any
     tokens: list[int] = field(default_factory=list)  # what the state's cache holds, as far as it may be used
     tenant: Hashable = None  # whose tokens they are
+    prompted: int = 0  # of these, how many first ones were computed as a prompt
     used: float = 0.0
 
 
@@ -94,8 +96,11 @@ class Job:
 class Scheduler:
     """Owns the model: nobody else may call it while the scheduler lives."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings) -> None:
-        self._runner, self._tokenizer, self._settings = runner, tokenizer, settings
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer, settings: ServeSettings, prompts: PromptCache | None = None
+    ) -> None:
+        """prompts: where they are looked for, and kept, beside the caches in memory."""
+        self._runner, self._tokenizer, self._settings, self._prompts = runner, tokenizer, settings, prompts
         self.speculation = Speculation(runner, settings.speculate)  # its counts are for whoever wants to show them
         self._free = [_Slot(runner.new_state()) for _ in range(settings.sessions)]
         self._waiting: deque[Job] = deque()
@@ -176,6 +181,8 @@ class Scheduler:
             self._closing = True
             self._wake.notify()
         self._thread.join(timeout=60)
+        if self._prompts:
+            self._prompts.close()
 
     def _work(self) -> None:
         message = "the scheduler failed"
@@ -227,6 +234,10 @@ class Scheduler:
         slot = max(self._free, key=lambda s: (shared(s), -s.used))
         reused, slot.tokens, slot.tenant = shared(slot), [], job.tenant
         try:
+            if self._prompts and self._settings.share_prefixes:
+                found = self._prompts.restore(slot.state, job.request.prompt, self._key_of(job.tenant), reused + 1)
+                reused, slot.prompted = max(reused, found), max(slot.prompted, found)
+            slot.prompted = prompted(slot.prompted, reused, len(job.request.prompt))
             job.generation = Generation(
                 job.request, self._runner, self._tokenizer, slot.state, reused, self.speculation
             )
@@ -246,6 +257,11 @@ class Scheduler:
         else:
             return False
         return True
+
+    def _key_of(self, tenant: Hashable) -> str:
+        """The API key behind a tenant's number, which is another one's when the server starts with other keys."""
+        keys = self._settings.keys()
+        return keys[tenant] if isinstance(tenant, int) and tenant < len(keys) else ""
 
     def _answer(self, jobs: list[Job]) -> None:
         """A token for each of these requests, and more where guesses are right."""
@@ -292,6 +308,9 @@ class Scheduler:
         if job.generation:
             with suppress(BaseException):  # the slot is free again, whatever happens
                 slot.tokens = job.generation.cached_tokens(self._settings.reuse_answers)
+                if self._prompts and self._settings.share_prefixes:
+                    tokens = job.generation.cached_tokens(answers=False)
+                    self._prompts.keep(slot.state, tokens[: slot.prompted], self._key_of(job.tenant))
         slot.used = time.monotonic()
         with self._wake:
             self._active.remove(job)

@@ -215,6 +215,14 @@ class Generation:
         return known if len(self.request.prompt) > 1 else []
 
 
+def prompted(clean: int, reused: int, length: int) -> int:
+    """How many first tokens of a prompt of `length` have been computed as a prompt, not as an answer.
+
+    reused: taken from a cache whose first `clean` tokens were.
+    """
+    return length if reused <= clean else clean
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens a and b share at their start."""
     for i, (x, y) in enumerate(zip(a, b)):

@@ -12,6 +12,7 @@ from export.contract.errors import InputError
 from export.files.access import MAX_JSON, checked_path, read_json
 from export.graph.archs import model_spec, supported_model_types
 from runtime_py.load import open_model
+from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.speculation.speculation import AUTO, Speculation, checked
 from runtime_py.text.generation import Constraint, Generation, GenerationRequest
 from runtime_py.text.generation_config import recommendation
@@ -130,6 +131,7 @@ class TextGenerator:
         self.ignored = ignored(self.folder)
         self.context = context_length(self.folder)
         self.most_bytes = most_bytes(self.tokenizer, self.context)
+        self.prompt_cache: PromptCache | None = None  # where prompts are looked for and kept
 
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids with the tokenizer's own special tokens. Raises InputError for an empty prompt or one too long."""
@@ -171,11 +173,14 @@ class TextGenerator:
         yield from self.answer(request)
 
     def answer(self, request: GenerationRequest) -> Iterator[tuple[int | None, str]]:
-        """stream() for a request whose cache starts empty."""
-        state = self.session.new_state()
-        generation = Generation(request, self.session, self.tokenizer, state, speculation=self.speculation)
+        """stream() for a request that starts with what the prompt cache has of it."""
+        state, kept = self.session.new_state(), self.prompt_cache
+        reused = kept.restore(state, request.prompt) if kept else 0
+        generation = Generation(request, self.session, self.tokenizer, state, reused, self.speculation)
         while not generation.finish_reason:
             for piece in generation.pieces():
                 yield piece.token, piece.text
         if generation.tail:
             yield None, generation.tail
+        if kept:
+            kept.keep(state, generation.cached_tokens(answers=False))

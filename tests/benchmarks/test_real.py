@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -111,14 +112,15 @@ def test_greedy_ends_at_the_stop_token():
 
 
 def test_every_row_has_a_key_and_a_folder_of_its_own():
-    assert len({row.name for row in ALL_ROWS}) == len({rows.key(row.command) for row in ALL_ROWS}) == len(ALL_ROWS)
+    assert (
+        len({rows.file_name(row.name) for row in ALL_ROWS}) == len({row.command for row in ALL_ROWS}) == len(ALL_ROWS)
+    )
     assert not any(row.name.split()[-1] == peers.SAME_GRID for row in ALL_ROWS)
     outputs = [row.command.split("-o ")[-1].split()[0] for row in rows.own_rows()]
     assert len(set(outputs)) == len(outputs)
 
 
-def test_a_key_is_of_words(tmp_path):
-    assert rows.key("a  b") == rows.key("a b") != rows.key("a b c")
+def test_paths_stand_in_the_words_of_a_command(tmp_path):
     yard = quality.Yard(tmp_path, Path("/models/x"))
     words = rows.words_of("tool SOURCE -o FOLDER/a/b --calibration TEXT --bits 3", yard)
     assert words == [
@@ -134,11 +136,12 @@ def test_a_key_is_of_words(tmp_path):
 
 
 def test_a_row_is_made_and_scored_once(tmp_path):
-    yard, calls = quality.Yard(tmp_path, DEMO), []
+    yard, calls = quality.Yard(tmp_path, DEMO, tmp_path / "measured"), []
     made = rows.Made("out", 3.0, 10, 1.0, 2.0, 3)
 
     def make(yard):
         calls.append("make")
+        (yard.folder / "out").mkdir()
         return made
 
     def score(yard, folder):
@@ -164,9 +167,34 @@ def test_dequantized_weights_go_once_they_are_scored(folder, left, tmp_path):
     path.write_bytes(b"weights")
     made = rows.Made(folder, 3.0, 10, 1.0, 2.0, 3)
     row = rows.Row("a", "b", "tool", lambda yard: made)
-    yard = quality.Yard(tmp_path, DEMO)
+    yard = quality.Yard(tmp_path, DEMO, tmp_path / "measured")
     rows.run(row, yard, "c", lambda yard, scored: {"seen": (scored / "model.safetensors").exists()})
     assert path.exists() == left and rows.kept(yard)[0]["scores"] == {"seen": True}
+
+
+def test_a_row_is_made_again_where_its_command_or_its_unscored_folder_is_another(tmp_path):
+    yard, calls = quality.Yard(tmp_path, DEMO, tmp_path / "measured"), []
+
+    def row(command):
+        def make(yard):
+            calls.append(command)
+            return rows.Made("gone", 3.0, 10, 1.0, 2.0, 3)
+
+        return rows.Row("a", "b", command, make)
+
+    def stopped(yard, folder):
+        raise KeyboardInterrupt
+
+    for command, score in [("x", stopped), ("x", stopped), ("x", lambda *_: {}), ("x", stopped), ("y", lambda *_: {})]:
+        with suppress(KeyboardInterrupt):
+            rows.run(row(command), yard, "c", score)
+    assert calls == ["x", "x", "x", "y"] and [held["command"] for held in rows.kept(yard)] == ["y"]
+
+
+def test_kept_rows_are_those_of_the_table():
+    known = {row.name: row.command for row in ALL_ROWS}
+    held = rows.kept(quality.Yard(Path("none"), DEMO))
+    assert held and all(known[row["name"]] == row["command"] for row in held if row["kind"] != "source")
 
 
 def test_rows_are_chosen_by_their_name_or_a_part_of_it():
@@ -181,7 +209,12 @@ def test_a_row_that_cannot_be_made_says_why(tmp_path):
     def make(yard):
         raise rows.CannotStore("rows of 576")
 
-    held = rows.run(rows.Row("a", "b", "tool b", make), quality.Yard(tmp_path, DEMO), "c", lambda *_: pytest.fail())
+    held = rows.run(
+        rows.Row("a", "b", "tool b", make),
+        quality.Yard(tmp_path, DEMO, tmp_path / "measured"),
+        "c",
+        lambda *_: pytest.fail(),
+    )
     assert held["error"] == "rows of 576" and "scores" not in held
     assert "- a: rows of 576" in page.page([held, made_row("float32", "source", 16.0, 0.0)], {}, "x", [])
 
@@ -222,9 +255,11 @@ def test_the_page_and_its_plot(tmp_path):
 
 def test_readme_gets_its_part_between_the_marks():
     held = [made_row("float32", "source", 16.0, 0.0), made_row("three", rows.DEFAULTS, 3.1, 0.3)]
-    marked = "before\n" + "\nold\n".join(page.README_PART) + "\nafter\n"
+    marked = (
+        "before\n" + "\nbetween\n".join("\nold\n".join(page.marks(part)) for part in page.README_PARTS) + "\nafter\n"
+    )
     found = page.readme(marked, held)
-    assert found.startswith("before\n") and found.endswith("\nafter\n") and "old" not in found
+    assert found.startswith("before\n") and found.endswith("\nafter\n") and "between" in found and "old" not in found
     assert "| three | 3.10 |" in found and found == page.readme(found, held)
     with pytest.raises(ValueError, match="begin"):
         page.readme("nothing", held)

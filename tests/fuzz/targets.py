@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto
 
 from export.contract.errors import InputError, NotFiniteError
 from tests.conftest import DEMO
+from tests.fuzz.kept import FILE, prompt_folder, use_prompt_cache
 
 if TYPE_CHECKING:
     from runtime_py.structured.compiler import Compiler
@@ -301,6 +302,7 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("tokenizer-config", copy(model, "json-c"), "tokenizer_config.json", use_json),
         Target("request", request_folder(root / "request"), "request.json", use_request),
         Target("grammar", root / "request", "grammar.txt", use_grammar),
+        Target("prompt-cache", prompt_folder(copy(model, "model-e"), root / "prompts"), FILE, use_prompt_cache),
     ]
     return {target.name: target for target in targets}
 

@@ -14,7 +14,7 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded
 from toolchain.cli.generating import tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, GUESSING, Execution, Guessing
+from toolchain.settings.execution import AS_IT_IS, GUESSING, NO_PROMPT_CACHE, Execution, Guessing, PromptCaching
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
 
@@ -36,6 +36,7 @@ def chat(
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
     guessing: Guessing = GUESSING,
+    caching: PromptCaching = NO_PROMPT_CACHE,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer; /help lists commands.
 
@@ -62,6 +63,7 @@ def chat(
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
+    generator.prompt_cache = caching.open(folder, generator.session, generator.interpreted)
     settings = ChatSettings(
         sampling,
         asked.max_tokens,
@@ -76,6 +78,8 @@ def chat(
         good = converse(Chat(generator, template, settings))
     finally:
         template.close()
+        if generator.prompt_cache:
+            generator.prompt_cache.close()
     if not good:
         raise typer.Exit(1)
 
@@ -90,6 +94,7 @@ def serve(
     chat_template: TemplateFile = None,
     limits: ServeOptions = LIMITS,
     execution: Execution = AS_IT_IS,
+    caching: PromptCaching = NO_PROMPT_CACHE,
 ) -> None:
     """Serve a model over HTTP with the OpenAI API: completions, chat, streaming; embeddings, rerank; metrics."""
     from export.contract.errors import InputError, NotFiniteError
@@ -114,6 +119,8 @@ def serve(
     listening = bind(host, port)
     announce_compilation()
     server: Server | EmbeddingServer | RerankServer
+    if caching.prompt_cache and (is_reranker(folder) or is_encoder(folder)):
+        raise InputError("--prompt-cache is for models that generate text")
     if is_reranker(folder):
         server = RerankServer(Reranker(folder, "int8", execution.threads), name, settings)
     elif is_encoder(folder):
@@ -127,6 +134,7 @@ def serve(
                 generator.session.step([first, second], [0, 0])
         except NotFiniteError as error:
             print(f"[{error}: requests will fail]", file=sys.stderr)
+        generator.prompt_cache = caching.open(folder, generator.session, generator.interpreted)
         server = Server(generator, template, name, settings)
         tell_unsupported(generator)
         if generator.recommended:

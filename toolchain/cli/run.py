@@ -12,7 +12,16 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded, print_json
 from toolchain.cli.generating import tell_unsupported
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, GUESSING, INT8, Arithmetic, Execution, Guessing
+from toolchain.settings.execution import (
+    AS_IT_IS,
+    GUESSING,
+    INT8,
+    NO_PROMPT_CACHE,
+    Arithmetic,
+    Execution,
+    Guessing,
+    PromptCaching,
+)
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
 
 
@@ -25,6 +34,7 @@ def run(
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
     guessing: Guessing = GUESSING,
+    caching: PromptCaching = NO_PROMPT_CACHE,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stream a continuation of --prompt.
@@ -48,6 +58,7 @@ def run(
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     tell_unsupported(generator)
+    generator.prompt_cache = caching.open(folder, generator.session, generator.interpreted)
     rules, stops, constraint = asked.rules(generator), asked.stops(generator), asked.constraint(generator)
     if not json:
         print(prompt, end="", flush=True)
@@ -63,6 +74,8 @@ def run(
         if not json:
             print(text, end="", flush=True)
     end = time.perf_counter()
+    if generator.prompt_cache:
+        generator.prompt_cache.close()
     rate = (len(tokens) - 1) / (end - first) if len(tokens) > 1 else None
     if json:
         print_json(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
+from export.contract.errors import InputError
+from export.files.access import expanded
 from toolchain.settings.option import check_limits, option
+
+if TYPE_CHECKING:
+    from runtime_py.prompt_cache.store import PromptCache
 
 EXECUTION = "Execution"
 SPECULATE = (
@@ -59,4 +65,31 @@ class Arithmetic:
         check_limits(self)
 
 
-EVERY_THREAD, AS_IT_IS, INT8, GUESSING = Threads(), Execution(), Arithmetic(), Guessing()
+@dataclass(frozen=True)
+class PromptCaching:
+    """Where prompts are kept between runs; runtime_py/prompt_cache."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    prompt_cache: Optional[str] = option(
+        None, "Keep keys and values of prompts in this folder, for later starts", metavar="folder", common=True,
+        unset="in memory only",
+    )  # fmt: skip
+    prompt_cache_size: str = option("2GB", "Most bytes of that folder, such as 500MB", metavar="size")
+
+    def open(self, model: Path, runner: Any, interpreted: str) -> PromptCache | None:
+        """The cache of a model that runs, None where there is none. Raises InputError."""
+        from runtime_py.prompt_cache.store import PromptCache
+        from runtime_py.system.sizes import parsed_size
+        from runtime_py.text.typed_text import typed_text
+
+        most = parsed_size(self.prompt_cache_size, "--prompt-cache-size")
+        if self.prompt_cache is None:
+            return None
+        if interpreted:
+            raise InputError("--prompt-cache needs the compiled engine, which does not run this model here")
+        return PromptCache(expanded(typed_text(self.prompt_cache, "--prompt-cache")), most, model, runner)
+
+
+EVERY_THREAD, AS_IT_IS, INT8, NO_PROMPT_CACHE = Threads(), Execution(), Arithmetic(), PromptCaching()
+GUESSING = Guessing()

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.real -o FOLDER [--tools FOLDER_OF_LLAMA_CPP] [--hqq PYTHON] [--auto-round PYTHON]
 
-Finished rows are kept in FOLDER, so a stopped run goes on where it was; the page is written from all that are there. A
-row of another commit is not made again: remove its file in FOLDER/rows. llama.cpp: llama-quantize, llama-imatrix and
-llama-bench, built from the source package of llama-cpp-python
+Finished rows are kept in tests/benchmarks/real/measured, each with its commit, so a stopped run goes on where it was;
+the page is written from all that are there. A row of another commit is not made again: remove its file. llama.cpp:
+llama-quantize, llama-imatrix and llama-bench, built from the source package of llama-cpp-python
 (`cmake -B build && cmake --build build --target llama-quantize llama-imatrix llama-bench`). PYTHON: of an environment
 where `pip install hqq termcolor safetensors`, or `auto-round`, has been done. Without a tool its rows are left out.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--hqq", type=Path, help="python with hqq")
     parser.add_argument("--auto-round", type=Path, help="python with auto-round")
     parser.add_argument("--only", nargs="*", default=[], help="make only rows whose name holds one of these texts")
-    parser.add_argument("--page-only", action="store_true", help="write the page from the rows in FOLDER")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the kept rows")
     parser.add_argument("--speed", action=argparse.BooleanOptionalAction, default=True, help="measure speed at the end")
     parser.add_argument("--rounds", type=int, default=3, help="of the speed measurement")
     parser.add_argument("--threads", type=int, default=2)

@@ -123,24 +123,31 @@ def page(rows: list[dict[str, Any]], speeds: dict[str, Any], reference: str, ref
     lines += [
         "## Commands", "",
         "SOURCE is the folder above, TEXT `../shared/text/wikitext2_valid.tokens.txt`, FOLDER the one given to",
-        f"`python -m tests.benchmarks.real -o FOLDER`, which runs and scores all rows (here at commit "
+        f"`python -m tests.benchmarks.real -o FOLDER`, which runs and scores all rows (here at commits "
         f"{', '.join(commits) or '-'}).", "",
         "```", *(row["command"] for row in ready), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-README_PART = ("<!-- real model: begin -->", "<!-- real model: end -->")  # what stands between is written by readme()
+README_PARTS = ("real model", "answers")  # what stands between their marks is written by readme()
+
+
+def marks(part: str) -> tuple[str, str]:
+    """The lines of README that a part stands between."""
+    return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
 
 
 def readme(text: str, rows: list[dict[str, Any]]) -> str:
-    """README's text with the table and the ten answers of these rows between its two marks. Raises ValueError."""
-    if any(text.count(mark) != 1 for mark in README_PART):
-        raise ValueError(f"README has not one {' and one '.join(README_PART)}")
-    before, rest = text.split(README_PART[0])
+    """README's text with the table and the ten answers of these rows between their marks. Raises ValueError."""
     quality = table(README_QUALITY, [readme_cells(row) for row in scored(rows)])
-    lines = [README_PART[0], "", *quality, "", *answer_lines(rows), "", README_PART[1]]
-    return before + "\n".join(lines) + rest.split(README_PART[1])[1]
+    for part, lines in zip(README_PARTS, (quality, answer_lines(rows))):
+        begin, end = marks(part)
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README has not one {begin} and one {end}")
+        before, rest = text.split(begin)
+        text = before + "\n".join([begin, "", *lines, "", end]) + rest.split(end)[1]
+    return text
 
 
 def readme_cells(row: dict[str, Any]) -> list[str]:

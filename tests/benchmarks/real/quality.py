@@ -1,7 +1,8 @@
 """Scores of one folder: a text that nobody was calibrated on, the model's own chat answers, questions, ten answers.
 
-The reference is the source model in float32. What it costs to ask it is paid once: its answers and its logits are kept
-in the benchmark's folder (about 10 GB for a vocabulary of 49,152), so that every row is compared with the same numbers.
+The reference is the source model in float32. What it costs to ask it is paid once: its logits are kept in the
+benchmark's folder (about 10 GB for a vocabulary of 49,152), its answers beside the rows, so that every row is compared
+with the same numbers.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Yard:
-    """The source model, and the folder where all that is measured is kept."""
+    """The source model, the folder where models and logits are made, and the one that keeps what was measured."""
 
     folder: Path
     source: Path
+    measured: Path = HERE / "measured"  # a part of the repository: machines come and go, rows stay
 
     @cached_property
     def reference(self) -> Scorer:
@@ -54,7 +56,7 @@ class Yard:
     @cached_property
     def answers(self) -> list[tuple[np.ndarray, int]]:
         """The source model's own answers, as evaluate_spans() takes them: only the positions of the answer count."""
-        path = self.folder / "answers.jsonl"
+        path = self.measured / "answers.jsonl"
         if not path.exists():
             prompts = [line["prompt"] for line in lines_of(HERE / "prompts.jsonl")]
             made = own_answers(self.source, prompts)

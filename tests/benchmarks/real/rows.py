@@ -1,13 +1,14 @@
 """Rows of the table: the command that makes each, what it made, and the file that keeps it.
 
-A row is made, then scored; each of the two is kept as soon as it is done, in FOLDER/rows, under a name made from the
-row's command. Commands say SOURCE, FOLDER and TEXT for paths, so that a row is found again wherever these lie.
+A row is made, then scored; each of the two is kept as soon as it is done, in tests/benchmarks/real/measured under the
+row's name, with the command that made it: another command makes it again. Commands say SOURCE, FOLDER and TEXT for
+paths, so that a row is found again wherever these lie.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from tests.benchmarks.real.quality import Yard
 from tests.benchmarks.running import ProgramFailed, finished
 
 DEFAULTS = "athena, defaults"
+SPEEDS_FILE = "speed.json"
 CALIBRATION = SHARED / "text" / "wikitext2_valid.tokens.txt"
 
 
@@ -49,9 +51,9 @@ class Row:
     make: Callable[[Yard], Made]
 
 
-def key(command: str) -> str:
-    """The name of the file that keeps the row of a command."""
-    return hashlib.sha256(" ".join(command.split()).encode()).hexdigest()[:16]
+def file_name(name: str) -> str:
+    """The name of the file that keeps a row: its own, in letters, digits, points and dashes."""
+    return "-".join(re.findall(r"[a-z0-9.]+", name.lower())) + ".json"
 
 
 def words_of(command: str, yard: Yard) -> list[str]:
@@ -63,18 +65,24 @@ def words_of(command: str, yard: Yard) -> list[str]:
 
 
 def kept(yard: Yard) -> list[dict[str, Any]]:
-    """Every row that FOLDER holds."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((yard.folder / "rows").glob("*.json"))]
+    """Every row that has been measured."""
+    paths = sorted(path for path in yard.measured.glob("*.json") if path.name != SPEEDS_FILE)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def run(row: Row, yard: Yard, commit: str, score: Callable[[Yard, Path], dict[str, Any]]) -> dict[str, Any]:
-    """Make and score a row, as far as no earlier run has; what FOLDER now holds of it.
+    """Make and score a row, as far as no earlier run has; what is now kept of it.
 
     A row that its tool cannot make holds `error` and no figures.
     """
-    path = yard.folder / "rows" / f"{key(row.command)}.json"
+    path = yard.measured / file_name(row.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    made = held.get("made", {})
+    if held.get("command") != row.command or (
+        "scores" not in held and not (yard.folder / made.get("folder", "")).exists()
+    ):
+        held = {}  # another command's, or made on a machine that is gone
     held |= {"name": row.name, "kind": row.kind, "command": row.command}
 
     def keep(**found: Any) -> None:

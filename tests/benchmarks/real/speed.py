@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.real.quality import Yard
+from tests.benchmarks.real.rows import SPEEDS_FILE
 from tests.benchmarks.speed import Contender, folder_contender, llama
 
 SPEEDS = {"decode": "decode at 64", "prefill": "prefill 512"}  # tokens already there; tokens of the prompt
@@ -35,13 +36,13 @@ def contenders(rows: list[dict[str, Any]], yard: Yard, tools: Path | None, threa
 
 
 def kept_speeds(yard: Yard) -> dict[str, Any]:
-    """{name: {decode, prefill}} in tokens a second, as FOLDER/speed.json holds it."""
-    path = yard.folder / "speed.json"
+    """{name: {decode, prefill}} in tokens a second, as last measured."""
+    path = yard.measured / SPEEDS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def measure(chosen: Sequence[Contender], yard: Yard, rounds: int) -> None:
-    """Medians of all contenders into FOLDER/speed.json, unless it holds each of them already."""
+    """Medians of all contenders, kept beside the rows, unless each of them is there already."""
     if not chosen or {one.name for one in chosen} <= kept_speeds(yard).keys():
         return
     found: dict[str, list[dict[str, float]]] = {one.name: [] for one in chosen}
@@ -53,4 +54,4 @@ def measure(chosen: Sequence[Contender], yard: Yard, rounds: int) -> None:
         name: {label: statistics.median(run[key] for run in runs) for label, key in SPEEDS.items()}
         for name, runs in found.items()
     }
-    (yard.folder / "speed.json").write_text(json.dumps(medians, indent=1), encoding="utf-8")
+    (yard.measured / SPEEDS_FILE).write_text(json.dumps(medians, indent=1), encoding="utf-8")

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.serving.scheduler import Failed, Finished, Scheduler
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.text.generation import GenerationRequest, Piece
@@ -39,7 +40,7 @@ class Runner:
         return self._inner.forward(state, tokens, last_only)
 
 
-def answers(scheduler, prompts, count=12):
+def answers(scheduler, prompts, count=12, tenant=None):
     """(tokens, end) of each prompt, and the numbers of the prompts in the order of their first tokens."""
     found, ends, order, done = [[] for _ in prompts], [None] * len(prompts), [], threading.Event()
 
@@ -53,7 +54,7 @@ def answers(scheduler, prompts, count=12):
                 done.set()
 
     requests = [GenerationRequest(prompt=p, sampling=SamplingSettings(0.0), max_tokens=count) for p in prompts]
-    scheduler.submit(requests, listen, 60.0)
+    scheduler.submit(requests, listen, 60.0, tenant=tenant)
     assert done.wait(60)
     return found, ends, order
 
@@ -91,3 +92,24 @@ def test_a_long_prompt_lets_a_short_one_pass(generator):
     long = tuple(5 + i % 200 for i in range(480))  # two chunks
     _, ends, order = scheduled(generator.session, generator, [long, (5, 6, 7)])
     assert order == [1, 0] and all(isinstance(end, Finished) for end in ends)
+
+
+def test_a_second_start_finds_the_prompts_of_the_first(generator, served_folder, tmp_path):
+    prompt = tuple(5 + i % 200 for i in range(300))
+    expected = scheduled(generator.session, generator, [prompt])[0]
+    for reused, keys, tenant in ((0, ("a", "b"), 1), (256, ("b",), 0), (0, ("c",), 0), (256, ("x", "y", "b"), 2)):
+        prompts = PromptCache(tmp_path / "c", 1 << 30, served_folder, generator.session)
+        settings = ServeSettings(sessions=1, api_key=keys)
+        scheduler = Scheduler(generator.session, generator.tokenizer, settings, prompts)
+        found, ends, _ = answers(scheduler, [prompt], tenant=tenant)
+        scheduler.close()
+        assert found == expected and ends[0].reused == reused
+
+
+def test_a_server_that_shares_nothing_keeps_nothing(generator, served_folder, tmp_path):
+    prompts = PromptCache(tmp_path / "c", 1 << 30, served_folder, generator.session)
+    settings = ServeSettings(sessions=1, share_prefixes=False)
+    scheduler = Scheduler(generator.session, generator.tokenizer, settings, prompts)
+    answers(scheduler, [tuple(range(5, 205))])
+    scheduler.close()
+    assert not list((tmp_path / "c").iterdir())

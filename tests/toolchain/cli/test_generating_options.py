@@ -131,3 +131,26 @@ def test_pairs_and_counts():
     for most, least in ((0, None), (5, 6), (-1, 0)):
         with pytest.raises(InputError, match="-tokens"):
             GenerationSettings(max_tokens=most, min_tokens=least)
+
+
+def test_run_and_chat_keep_prompts_between_starts(served_folder, tmp_path):
+    text, kept = "Once upon a time there was a house. " * 20, tmp_path / "kept"
+    options = ("--prompt", text, "--max-tokens", 5, "--json", "--prompt-cache", kept)
+    first, second = (json.loads(command("run", served_folder, *options).stdout) for _ in range(2))
+    assert first["token_ids"] == second["token_ids"] and list(kept.glob("*.part"))
+    chat = ("chat", served_folder, "--prompt-cache", tmp_path / "talk", "--max-tokens", 5, "--system", text)
+    talks = [command(*chat, text="Hello\nAnd then?\n").stdout for _ in range(2)]
+    assert talks[0] == talks[1] and list((tmp_path / "talk").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompt-cache-size", "none"), "--prompt-cache-size must be a size such as 500MB or 6GB, not 'none'"),
+        (("--prompt-cache", "x", "--activations", "float32"), "--prompt-cache needs the compiled engine"),
+        (("--prompt-cache", "/dev/null"), "--prompt-cache /dev/null: File exists"),
+    ],
+)
+def test_a_prompt_cache_that_cannot_be_is_refused(served_folder, options, message):
+    done = command("run", served_folder, *options)
+    assert done.exit_code == 2 and message in done.output and len(done.output.strip().splitlines()) == 1

@@ -1,0 +1,87 @@
+"""Parts of a state as bytes, and back: what runtime_py/prompt_cache keeps on disk.
+
+A part is BLOCK tokens' keys and values: those of each attention, one after the other, as the engine's caches hold them
+(uint8 [kv_heads, BLOCK / 16, block bytes]). Recurrent states are of one place only and apart from that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from runtime_py.engine.engine import Engine, EngineState
+from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+
+BLOCK = 64  # tokens of a part, a multiple of the 16 of a cache's block
+_ROWS = BLOCK // 16
+_FLOATS = {HALF_ITEM: np.float16, FLOAT_ITEM: np.float32}
+Items = tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values
+
+
+def items_of(flat: Sequence[int], engine: Engine) -> Items:
+    """A cache's items from a list of them. Raises ValueError for what this engine cannot have."""
+    if len(flat) != 2 * len(engine.attention) or not set(flat) <= set(_FLOATS):
+        raise ValueError("other layers")
+    return tuple(zip(flat[::2], flat[1::2]))
+
+
+def part_bytes(engine: Engine, items: Items) -> int:
+    """Bytes of one part."""
+    return sum(math.prod(shape) for shape, _, _ in _arrays(engine, items))
+
+
+def part(state: EngineState, number: int) -> bytes:
+    """The part of tokens number * BLOCK to (number + 1) * BLOCK, which the state must hold."""
+    rows = slice(number * _ROWS, (number + 1) * _ROWS)
+    return b"".join(cache[:, rows].tobytes() for pair in zip(state.keys, state.values) for cache in pair)
+
+
+def is_finite(engine: Engine, items: Items, data: bytes) -> bool:
+    """Whether every number of a part is one; razored codes always are."""
+    return all(
+        razored or bool(np.isfinite(found.view(_FLOATS[item])).all())
+        for found, item, razored in _split(engine, items, data)
+    )
+
+
+def restore(engine: Engine, state: EngineState, parts: Sequence[tuple[Items, bytes]], recurrent: bytes) -> int:
+    """Make a state hold these parts, the first tokens of a text, and nothing else; how many tokens these are.
+
+    recurrent: states behind them, empty where the family has none. All must have the sizes that part_bytes() and
+    recurrent_bytes() say.
+    """
+    engine.rewind(state, 0)
+    length = len(parts) * BLOCK
+    engine.reserve(state, length, [items for items, _ in parts])
+    for number, (items, data) in enumerate(parts):
+        rows = slice(number * _ROWS, (number + 1) * _ROWS)
+        for i, (found, item, razored) in enumerate(_split(engine, items, data)):
+            cache, held = (state.keys, state.values)[i % 2][i // 2], state.items[i // 2][i % 2]
+            if item != held and not razored:  # the engine has since found that float16 is too narrow
+                found = found.view(_FLOATS[item]).astype(_FLOATS[held]).view(np.uint8)
+            cache[:, rows] = found
+    state.length = length
+    read = np.frombuffer(recurrent, np.float32)
+    for array in state.recurrent.arrays:
+        array[...] = read[: array.size].reshape(array.shape)
+        read = read[array.size :]
+    state.recurrent.forget(length)
+    state.recurrent.keep()
+    return length
+
+
+def _arrays(engine: Engine, items: Items) -> Iterator[tuple[tuple[int, int, int], int, bool]]:
+    """(shape in bytes, item, whether it is razored) of each cache's piece of a part."""
+    for shape, sizes, pair in zip(engine.attention, engine.block_bytes(items), items):
+        for size, item in zip(sizes, pair):
+            yield (shape.kv_heads, _ROWS, size), item, shape.razored
+
+
+def _split(engine: Engine, items: Items, data: bytes) -> Iterator[tuple[np.ndarray, int, bool]]:
+    place = 0
+    for shape, item, razored in _arrays(engine, items):
+        size = math.prod(shape)
+        yield np.frombuffer(data, np.uint8, size, place).reshape(shape), item, razored
+        place += size
