@@ -35,6 +35,10 @@ class Runner(Protocol):
     def state_bytes(self, tokens: int) -> int:
         """Most that a state of so many tokens takes."""
 
+    @property
+    def most_together(self) -> int:
+        """Tokens that one call of advance() computes for the price of fewer; 1: it goes token by token."""
+
     def new_state(self) -> Any:
         """An empty key-value cache; its `length` counts the tokens seen."""
 
@@ -49,6 +53,12 @@ class Runner(Protocol):
 
     def step(self, states: Sequence[Any], tokens: Sequence[int]) -> list[Stepped]:
         """Append one token to each of several states: what forward() gives each alone, or why it gives nothing."""
+
+    def advance(self, states: Sequence[Any], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:
+        """The same for a run of tokens of each state: logits of each, to the bit as token by token.
+
+        A run ends at the first token that has none, with why; the state is then as long as before that token.
+        """
 
 
 def open_model(

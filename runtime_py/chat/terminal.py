@@ -114,13 +114,19 @@ class Chat:
         reused, cache = reusable(self._cached, ids), generator.prompt_cache
         found = cache.restore(self._state, ids, "", generator.adapter, reused + 1) if cache else 0
         clean = prompted(max(self._prompted, found), max(reused, found), len(ids))
-        generation = Generation(request, generator.session, generator.tokenizer, self._state, max(reused, found))
+        generation = Generation(
+            request,
+            generator.session,
+            generator.tokenizer,
+            self._state,
+            max(reused, found),
+            generator.speculation,
+        )
         self._cached = []  # whatever ends the answer early leaves a cache that nobody may rely on
         pieces, start, first = [], time.perf_counter(), 0.0
         with self._interrupts.caught():
             while not generation.finish_reason and not self._interrupts.pressed:
-                piece = generation.step()
-                if piece is not None:
+                for piece in generation.pieces():
                     first = first or time.perf_counter()
                     pieces.append(piece.text)
                     show(piece.text)

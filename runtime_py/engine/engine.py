@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
-from runtime_py.reference.stepping import Stepped, one_by_one
+from runtime_py.reference.stepping import Stepped, token_by_token
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 from runtime_py.system.memory import held_bytes
@@ -244,48 +243,86 @@ class Engine:
             state.length = total
         return logits
 
+    @property
+    def most_together(self) -> int:
+        """Tokens that one call of advance() computes in one pass over the weights; 1 where it has none to offer."""
+        return MOST_TOKENS if self._program.takes_apart else 1
+
     def step(self, states: Sequence[EngineState], tokens: Sequence[int]) -> list[Stepped]:
         """Append one token to each of several states: the logits of each, float32 [vocabulary], or why there are none.
 
         They are those of forward() for that token alone, to the bit, but every weight is read once for all of them.
         No two states may be the same.
         """
-        if len(states) == 1 or not self._program.takes_apart:
-            return one_by_one(self, states, tokens)
-        found: list[Stepped] = []
-        for start in range(0, len(states), MOST_TOKENS):
-            found += self._step(states[start : start + MOST_TOKENS], tokens[start : start + MOST_TOKENS])
+        return [rows[0] for rows in self.advance(states, [[token] for token in tokens])]
+
+    def advance(self, states: Sequence[EngineState], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:
+        """Append a run of tokens to each of several states: logits float32 [vocabulary] of each token of each run.
+
+        They are those of forward() token by token, to the bit, but weights are read once for `most_together` tokens. A
+        run ends at the first token that has none, with why; the state is then as long as before that token. No two
+        states may be the same; no run is empty, or longer than `most_together` where that is above 1.
+        """
+        if not self._program.takes_apart or sum(map(len, runs)) == 1:
+            return token_by_token(self, states, runs)
+        found: list[list[Stepped]] = []
+        start = 0
+        while start < len(runs):
+            stop, total = start, 0
+            while stop < len(runs) and total + len(runs[stop]) <= MOST_TOKENS:
+                total += len(runs[stop])
+                stop += 1
+            found += self._advance(states[start:stop], runs[start:stop])
+            start = stop
         return found
 
-    def _step(self, states: Sequence[EngineState], tokens: Sequence[int]) -> list[Stepped]:
-        found: list[Any] = [self._refusal(state.length + 1, [token]) for state, token in zip(states, tokens)]
-        good = [i for i, error in enumerate(found) if error is None]
-        if not good:
-            return found
-        logits = result_array((len(good), self.vocab_size))
-        with self._lock:
-            self._run_apart([states[i] for i in good], [tokens[i] for i in good], logits)
-        for i, row in zip(good, logits):
-            try:
-                found[i] = checked_logits(row[None])[0]
-                states[i].length += 1
-            except NotFiniteError as error:
-                found[i] = error
+    def _advance(self, states: Sequence[EngineState], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:
+        cut = [self._allowed(state, run) for state, run in zip(states, runs)]
+        good = [(state, run) for state, (run, _) in zip(states, cut) if len(run)]
+        logits = result_array((sum(len(run) for _, run in good), self.vocab_size))
+        if good:
+            with self._lock:
+                self._run_apart([state for state, _ in good], [run for _, run in good], logits)
+        found: list[list[Stepped]] = []
+        start = 0
+        for state, (run, refusal) in zip(states, cut):
+            rows: list[Stepped] = []
+            for row in logits[start : start + len(run)]:
+                try:
+                    rows.append(checked_logits(row[None])[0])
+                except NotFiniteError as error:
+                    rows.append(error)
+                    break
+                state.length += 1
+            else:
+                rows += [] if refusal is None else [refusal]
+            start += len(run)
+            found.append(rows)
         return found
 
-    def _run_apart(self, states: list[EngineState], tokens: list[int], logits: np.ndarray) -> None:
-        self._ids[: len(tokens)] = tokens
-        self._positions[: len(tokens)] = [state.length for state in states]
+    def _allowed(self, state: EngineState, run: Sequence[int]) -> tuple[Sequence[int], InputError | None]:
+        """The tokens of a run up to the first that cannot be computed, and why it cannot."""
+        for i, token in enumerate(run):
+            refusal = self._refusal(state.length + i + 1, [token])
+            if refusal is not None:
+                return run[:i], refusal
+        return run, None
+
+    def _run_apart(self, states: list[EngineState], runs: list[Sequence[int]], logits: np.ndarray) -> None:
+        places = np.concatenate([np.arange(len(run)) + state.length for state, run in zip(states, runs)])
+        self._ids[: len(places)] = [token for run in runs for token in run]
+        self._positions[: len(places)] = places
         self._table.set("result", logits.ctypes.data)
-        longest = max(state.length for state in states) + 1
+        longest = int(places.max()) + 1
         if longest > self._rotated:
             self._extend_rotations(longest)
         while True:
-            for state in states:
+            for state, run in zip(states, runs):
                 self._widen(state)
-                self._grow(state, state.length + 1)
+                self._grow(state, state.length + len(run))
             self._bind(states[0])  # the bytes of a cached number are those of all
-            texts = settled(np.stack([_text_row(state) for state in states]))
+            texts = settled(np.stack([_text_row(state) for state, run in zip(states, runs) for _ in run]))
+            texts[:, apart.PAST] = places
             self._program.run_apart(texts, self._layers)
             if not self._found_overflow():
                 return
@@ -416,12 +453,11 @@ def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, in
 
 
 def _text_row(state: EngineState) -> np.ndarray:
-    """A state as loop/apart.py reads it. Addresses are asked for once: that takes as long as a small step."""
+    """A state as loop/apart.py reads it, but for PAST. Addresses are asked for once: that takes long."""
     if state.row is None:
         caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
         addresses = [address for pair in caches for address in pair]
         state.row = np.array([0, state.capacity, state.terms, *addresses], np.int64)
-    state.row[apart.PAST] = state.length
     return state.row
 
 

@@ -27,7 +27,7 @@ from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
-from runtime_py.reference.stepping import Stepped, one_by_one
+from runtime_py.reference.stepping import Stepped, token_by_token
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.memory import held_bytes
 
@@ -98,6 +98,8 @@ class Session:
         states = sum(4 * math.prod(state.shape) for state in self._recurrent)
         return 4 * each * capacity + (states + max(MOST_BYTES, states) if states else 0)
 
+    most_together = 1  # tokens that one pass over the weights computes, as far as advance() offers it
+
     def new_state(self) -> State:
         """An empty key-value cache, and states of zeros."""
         return State(0, {}, {}, Recurrent([np.zeros(state.shape, np.float32) for state in self._recurrent]))
@@ -161,7 +163,11 @@ class Session:
 
     def step(self, states: Sequence[State], tokens: Sequence[int]) -> list[Stepped]:
         """Append one token to each of several states: the logits of each, or why there are none."""
-        return one_by_one(self, states, tokens)
+        return [rows[0] for rows in self.advance(states, [[token] for token in tokens])]
+
+    def advance(self, states: Sequence[State], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:
+        """Append a run of tokens to each of several states: the logits of each, up to the first that has none."""
+        return token_by_token(self, states, runs)
 
     def _go_on(self, state: State, values: dict[str, np.ndarray], total: int) -> None:
         """The state behind `total` tokens. Raises InputError where the graph made recurrent states of another form."""

@@ -21,6 +21,7 @@ from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.rerank import RerankServer
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.turns import Turns
+from runtime_py.speculation.speculation import OFF
 from runtime_py.text.encoder import TextEncoder, is_encoder
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.reranker import Reranker, is_reranker
@@ -88,7 +89,7 @@ class Opening:
     def _warm_up(self, generator: TextGenerator) -> None:
         first, second = (generator.session.new_state() for _ in range(2))
         generator.session.forward(first, [0], last_only=True)
-        if self.settings.sessions > 1 and not generator.interpreted:
+        if (self.settings.sessions > 1 or self.settings.speculate != OFF) and not generator.interpreted:
             generator.session.step([first, second], [0, 0])
 
 

@@ -1,8 +1,9 @@
 """Requests share one model: a thread gives every running request a token a round, the others wait in a queue.
 
-The tokens of a round are computed together, so that the weights are read once for all of them (Runner.step), and none
-depends on which others there are. A prompt is read chunk by chunk between the rounds: while others generate, prompts
-get half of the time, a chunk of each in turn, so that a long one at most halves their speed.
+The tokens of a round are computed together, so that the weights are read once for all of them (Runner.advance), and
+none depends on which others there are. Where few answers run, free places of the step go to guessed tokens. A prompt is
+read chunk by chunk between the rounds: while others generate, prompts get half of the time, a chunk of each in turn, so
+that a long one at most halves their speed.
 
 Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
 the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
@@ -16,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from runtime_py.load import Runner
 from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.turns import Turns
+from runtime_py.speculation.speculation import Speculation
 from runtime_py.structured.constraint import FormError
 from runtime_py.text.generation import Generation, GenerationRequest, Piece, prompted, reusable
 
@@ -103,6 +105,7 @@ class Scheduler:
         """turns: with other models of the server. prompts: where they are looked for, and kept, beside memory."""
         self._turns, self._prompts = turns or Turns(), prompts
         self._runner, self._tokenizer, self._settings = runner, tokenizer, settings
+        self.speculation = Speculation(runner, settings.speculate)  # its counts are for whoever wants to show them
         self._free = [_Slot(runner.new_state()) for _ in range(settings.sessions)]
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
@@ -210,7 +213,7 @@ class Scheduler:
             while self._waiting and self._free:
                 self._begin(self._waiting.popleft())
         staying = [job for job in list(self._active) if not self._ended(job)]
-        answering = [job for job in staying if job.generation and job.generation.next_token is not None]
+        answering = [job for job in staying if job.generation and job.generation.answering]
         reading = [job for job in staying if job not in answering]
         if answering:
             with self._turns:
@@ -244,7 +247,9 @@ class Scheduler:
                 found = self._prompts.restore(slot.state, job.request.prompt, key, adapter, reused + 1)
                 reused, slot.prompted = max(reused, found), max(slot.prompted, found)
             slot.prompted = prompted(slot.prompted, reused, len(job.request.prompt))
-            job.generation = Generation(job.request, self._runner, self._tokenizer, slot.state, reused)
+            job.generation = Generation(
+                job.request, self._runner, self._tokenizer, slot.state, reused, self.speculation
+            )
         except BaseException as error:  # one request's failure must not end the others
             _tell(job, _failed(error))
             return
@@ -268,17 +273,18 @@ class Scheduler:
         return keys[tenant] if isinstance(tenant, int) and tenant < len(keys) else ""
 
     def _answer(self, jobs: list[Job]) -> None:
-        """A token for each of these requests."""
+        """A token for each of these requests, and more where guesses are right."""
         running = [(job, job.generation) for job in jobs if job.generation]
-        states, tokens = [one.state for _, one in running], [one.next_token or 0 for _, one in running]
+        guessed = self.speculation.lengths([one.look() for _, one in running])
+        runs = [one.run(count) for (_, one), count in zip(running, guessed)]
         try:
-            found: Sequence[Any] = self._runner.step(states, tokens)
+            found = self.speculation.advance([one.state for _, one in running], runs)
         except BaseException:  # memory, mostly, and one request's: alone each shows whether it is that one
             for job, _ in running:
                 self._attempt(job, partial(_step, job))
             return
-        for (job, generation), logits in zip(running, found):
-            self._attempt(job, partial(_taken, generation, logits))
+        for (job, generation), run, rows in zip(running, runs, found):
+            self._attempt(job, partial(generation.take, run, rows))
 
     def _read(self, job: Job) -> None:
         """A chunk of a prompt; then it is the next prompt's turn."""
@@ -288,12 +294,13 @@ class Scheduler:
                 self._active.remove(job)
                 self._active.append(job)
 
-    def _attempt(self, job: Job, work: Callable[[], Piece | None]) -> None:
+    def _attempt(self, job: Job, work: Callable[[], Iterable[Piece]]) -> None:
         """One step of a running request."""
         generation = job.generation
         assert generation is not None
         try:
-            piece = work()
+            for piece in work():
+                _tell(job, piece)
         except BaseException as error:  # one request's failure must not end the others, not even a panic of Rust
             assert job.slot is not None
             job.generation = None
@@ -301,8 +308,6 @@ class Scheduler:
                 job.slot.state = self._runner.new_state()
             self._end(job, _failed(error))
             return
-        if piece is not None:
-            _tell(job, piece)
         if generation.finish_reason:
             self._end(job, Finished(generation.finish_reason, generation.tail, generation.reused))
 
@@ -325,16 +330,10 @@ class Scheduler:
             _tell(job, event)
 
 
-def _step(job: Job) -> Piece | None:
+def _step(job: Job) -> Iterable[Piece]:
     assert job.generation is not None
-    return job.generation.step()
-
-
-def _taken(generation: Generation, logits: Any) -> Piece | None:
-    """Go on from what Runner.step gave for a request. Raises it where it is an error."""
-    if isinstance(logits, BaseException):
-        raise logits
-    return generation.take(logits)
+    piece = job.generation.step()
+    return () if piece is None else (piece,)
 
 
 def _seconds(work: Callable[[], None]) -> float:

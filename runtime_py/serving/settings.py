@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from export.contract.errors import InputError
 from runtime_py.serving.operating.logs import FORMATS
+from runtime_py.speculation.speculation import AUTO, checked
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?"
@@ -35,6 +36,7 @@ class ServeSettings:
     api_key: str | tuple[str, ...] = ()  # one of these has to be sent; none: none is asked for
     page: bool = True  # a chat page at /
     ignore_unknown: bool = False  # drop request fields that nobody knows, instead of refusing them
+    speculate: str = AUTO  # guessed tokens behind the next one (speculation.py)
     allow_origins: tuple[str, ...] = ()  # web pages whose scripts may call the server; "*": all
     memory: str = ""  # that all models may take together, such as 6GB; "": several get what is free, one gets any
     max_context: int | None = None  # most tokens of prompt and answer; None: as many as the model takes
@@ -56,6 +58,7 @@ class ServeSettings:
             raise InputError(f"--drain-timeout must be 0 or more, not {self.drain_seconds:g}")
         if self.log_format not in FORMATS:
             raise InputError(f"--log-format {self.log_format!r} is unknown; choose one of {', '.join(FORMATS)}")
+        checked(self.speculate)
         self.origins()
         self.memory_bytes()
 

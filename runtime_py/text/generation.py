@@ -1,12 +1,13 @@
 """One answer as a sequence of small steps, so that several can take turns on one model.
 
 A step is a chunk of the prompt or one token. Everything a step decides depends only on the request: not on which other
-requests run, nor on how much of the prompt an earlier request left in the cache (engine.chunk_size says why).
+requests run, nor on how much of the prompt an earlier request left in the cache (engine.chunk_size says why), nor on
+what was guessed: a step may compute guessed tokens behind the next one, and takes over those that come anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from tokenizers import Tokenizer
 
 from runtime_py.engine.engine import chunk_size
 from runtime_py.load import Runner
+from runtime_py.reference.stepping import Stepped
+from runtime_py.speculation.speculation import Speculation
 from runtime_py.text.logit_processors import NEUTRAL, LogitProcessor, LogitRules
 from runtime_py.text.sampling import Sampler, SamplingSettings
 from runtime_py.text.stream import TextStream
@@ -65,14 +68,24 @@ class Generation:
     """The running answer to one request. Call step() until `finish_reason` is set, then take `tail`."""
 
     def __init__(
-        self, request: GenerationRequest, runner: Runner, tokenizer: Tokenizer, state: Any, reused: int = 0
+        self,
+        request: GenerationRequest,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        state: Any,
+        reused: int = 0,
+        speculation: Speculation | None = None,
     ) -> None:
         """state: a cache that holds the prompt's first `reused` tokens, which must leave two of them to compute;
         they are of the same adapter.
 
-        Afterwards `reused` says how many of them are not computed again.
+        Afterwards `reused` says how many of them are not computed again. speculation: of this runner; None: nothing is
+        guessed.
         """
         self.request, self._runner, self.state = request, runner, state
+        self._speculation = speculation
+        self._guesser = speculation.guesser() if speculation else None
+        self._whole = list(request.prompt)  # and the answer
         self._sampler = Sampler(request.sampling)
         self._processor: LogitProcessor | None = None
         if request.rules != NEUTRAL:
@@ -91,13 +104,53 @@ class Generation:
         return TextStream(self._tokenizer, self.request.prompt, self.request.stop_strings, self.request.shown)
 
     @property
-    def next_token(self) -> int | None:
-        """The one token to compute now, where the prompt is done: take() its logits. None: step()."""
-        return self.tokens[-1] if self.tokens and not self.finish_reason else None
+    def answering(self) -> bool:
+        """Whether the prompt is done and a token is to be computed: take() its logits. Else step()."""
+        return bool(self.tokens) and not self.finish_reason
 
-    def take(self, logits: np.ndarray) -> Piece | None:
-        """Go on from the logits of next_token, float32 [vocabulary], which a runner has appended to the state."""
-        return self._choose(logits)
+    def look(self) -> list[float]:
+        """Guess what follows the token to compute; the chance of each that it and all before it are right."""
+        if self._guesser is None:
+            return []
+        left = min(self.request.max_tokens - len(self.tokens) - 1, self._runner.most_together - 1)
+        return self._guesser.look(self._whole, left) if left > 0 else []
+
+    def run(self, guessed: int = 0) -> list[int]:
+        """The token to compute, and the first tokens of what look() guessed behind it."""
+        return self.tokens[-1:] + (self._guesser.guessed(guessed) if self._guesser and guessed else [])
+
+    def take(self, run: Sequence[int], rows: Sequence[Stepped]) -> Iterator[Piece]:
+        """Go on from what Runner.advance gave for run(): the pieces of the answer, at least one unless it ends.
+
+        Guesses from the first wrong one on are taken out of the state. Raises what rows have in place of logits where
+        the answer comes to it.
+        """
+        start, used = self.state.length - sum(isinstance(row, np.ndarray) for row in rows), 0
+        try:
+            for row in rows:
+                if not isinstance(row, np.ndarray):
+                    raise row
+                used += 1
+                piece = self._choose(row)
+                if piece is not None:
+                    yield piece
+                if self.finish_reason or used == len(run) or self.tokens[-1] != run[used]:
+                    break
+        finally:
+            if self._speculation and used > 1:
+                self._speculation.counts.accepted += used - 1
+            if self.state.length > start + used:
+                self._runner.rewind(self.state, start + used)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Compute a chunk of the prompt, or a token and what is guessed behind it."""
+        if self.answering and self._speculation and self._guesser:
+            run = self.run(self._speculation.lengths([self.look()])[0])
+            yield from self.take(run, self._speculation.advance([self.state], [run])[0])
+        else:
+            piece = self.step()
+            if piece is not None:
+                yield piece
 
     def step(self) -> Piece | None:
         """Compute one chunk of the prompt (None until its last) or one token."""
@@ -121,6 +174,9 @@ class Generation:
             self._finish("stop")
             return None
         self.tokens.append(token)
+        self._whole.append(token)
+        if self._guesser:
+            self._guesser.note(token)
         if processor:
             processor.note(token)
         complete = constraint.note(token) if constraint else False

@@ -13,6 +13,7 @@ from export.files.access import MAX_JSON, checked_path, read_json
 from export.graph.archs import model_spec, supported_model_types
 from runtime_py.load import open_model
 from runtime_py.prompt_cache.store import PromptCache
+from runtime_py.speculation.speculation import AUTO, Speculation, checked
 from runtime_py.text.generation import Constraint, Generation, GenerationRequest
 from runtime_py.text.generation_config import recommendation
 from runtime_py.text.logit_processors import LogitRules
@@ -112,16 +113,19 @@ class TextGenerator:
         mapped: bool | None = None,
         processors: Sequence[int] = (),
         adapters: Sequence[str] | None = (),
+        speculate: str = AUTO,
     ) -> None:
-        """The options: see load.py. Raises InputError when the folder is incomplete.
+        """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 
         `rules` are those on logits that the model's generation_config.json asks for, `unsupported` the names of what it
         asks for in vain, `recommended` its values for sampling, `ignored` why the file is not used. `most_bytes`: of a
         prompt that can fit the context. `adapter`: whose terms stream() adds, the first of `adapters` to begin with.
         """
         self.folder = Path(folder)
+        checked(speculate)
         self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors, adapters)
         self.adapter = adapters[0] if adapters else ""
+        self.speculation = Speculation(self.session, speculate)
         self.tokenizer = load_tokenizer(self.folder)
         self.stop = stop_tokens(self.folder)
         asked = recommendation(self.folder, self.stop)
@@ -180,10 +184,9 @@ class TextGenerator:
         """stream() for a request that starts with what the prompt cache has of it."""
         state, kept = self.session.new_state(), self.prompt_cache
         reused = kept.restore(state, request.prompt, adapter=request.adapter) if kept else 0
-        generation = Generation(request, self.session, self.tokenizer, state, reused)
+        generation = Generation(request, self.session, self.tokenizer, state, reused, self.speculation)
         while not generation.finish_reason:
-            piece = generation.step()
-            if piece is not None:
+            for piece in generation.pieces():
                 yield piece.token, piece.text
         if generation.tail:
             yield None, generation.tail

@@ -14,7 +14,16 @@ import typer
 from toolchain.cli.common import announce_compilation, guarded
 from toolchain.cli.generating import tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, NO_ADAPTER, NO_PROMPT_CACHE, Adapted, Execution, PromptCaching
+from toolchain.settings.execution import (
+    AS_IT_IS,
+    GUESSING,
+    NO_ADAPTER,
+    NO_PROMPT_CACHE,
+    Adapted,
+    Execution,
+    Guessing,
+    PromptCaching,
+)
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
 
@@ -35,6 +44,7 @@ def chat(
     template_variable: TemplateVariable = None,
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
+    guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
 ) -> None:
@@ -44,6 +54,7 @@ def chat(
     """
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
+    from runtime_py.speculation.speculation import checked
     from runtime_py.text.generator import TextGenerator
     from runtime_py.text.typed_text import typed_text
 
@@ -54,8 +65,13 @@ def chat(
     template = open_template(folder, chat_template)
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
-    announce_compilation()
-    generator = TextGenerator(folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names())
+    checked(guessing.speculate)
+    cold = announce_compilation()
+    generator = TextGenerator(
+        folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), guessing.speculate
+    )
+    if cold:
+        generator.speculation.compile()
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)

@@ -81,12 +81,17 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
-def announce_compilation() -> None:
-    """One line before the first run on a machine, which compiles the kernels and would otherwise look stuck."""
+def announce_compilation() -> bool:
+    """One line before the first run on a machine, which compiles the kernels and would otherwise look stuck.
+
+    Whether this is such a run.
+    """
     from runtime_py.system.jit_cache import is_cold
 
-    if is_cold():
+    cold = is_cold()
+    if cold:
         print("compiling kernels for this machine, once: about 15 seconds", file=sys.stderr)
+    return cold
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

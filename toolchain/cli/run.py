@@ -14,12 +14,14 @@ from toolchain.cli.generating import tell_unsupported
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
+    GUESSING,
     INT8,
     NO_ADAPTER,
     NO_PROMPT_CACHE,
     Adapted,
     Arithmetic,
     Execution,
+    Guessing,
     PromptCaching,
 )
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
@@ -33,6 +35,7 @@ def run(
     asked: GenerationSettings = CONTINUATION,
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
+    guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -41,16 +44,21 @@ def run(
 
     Penalties and forbidden tokens of the model's generation_config.json hold unless an option says otherwise.
     """
+    from runtime_py.speculation.speculation import checked
     from runtime_py.text.generator import TextGenerator
     from runtime_py.text.typed_text import typed_text
 
     prompt, stop = typed_text(prompt, "--prompt"), asked.stop_texts()
     settings = asked.sampling()
     asked.form()  # what is wrong with it is told before the model is loaded
-    announce_compilation()
+    checked(guessing.speculate)
+    cold = announce_compilation()
     generator = TextGenerator(
-        folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names()
-    )
+        folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names(),
+        guessing.speculate,
+    )  # fmt: skip
+    if cold:
+        generator.speculation.compile()
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     tell_unsupported(generator)

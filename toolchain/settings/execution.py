@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from runtime_py.prompt_cache.store import PromptCache
 
 EXECUTION = "Execution"
+SPECULATE = (
+    "Tokens guessed behind the next one from text that repeats, which changes no answer; auto: as many as pay, N: as "
+    "many as that"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class Execution(Threads):
 
     cpus: tuple[int, ...] = option((), "Processors that keep one thread each, such as 0,2", unset="the system chooses")
     mmap: Optional[bool] = option(None, "Map the weights instead of reading them", unset="what is faster")
+
+
+@dataclass(frozen=True)
+class Guessing:
+    """Guessed tokens; runtime_py/speculation checks what is asked for."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    speculate: str = option("auto", SPECULATE, metavar="off|auto|N")
 
 
 @dataclass(frozen=True)
@@ -92,4 +105,4 @@ class Adapted:
 
 
 EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
-NO_PROMPT_CACHE, NO_ADAPTER = PromptCaching(), Adapted()
+NO_PROMPT_CACHE, NO_ADAPTER, GUESSING = PromptCaching(), Adapted(), Guessing()

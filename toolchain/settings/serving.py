@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from toolchain.settings.execution import SPECULATE
 from toolchain.settings.option import option
 
 
@@ -27,6 +28,7 @@ class ServeOptions:
         False, "Also reuse the cache of generated tokens: the next turn starts sooner, near ties may differ"
     )
     share_prefixes: bool = option(True, "Requests with the same key use each other's caches, which cached_tokens tells")
+    speculate: str = option("auto", SPECULATE, metavar="off|auto|N")
     api_key: tuple[str, ...] = option(
         (), "Key that clients must send, one of them; may be repeated", envvar="ATHENA_API_KEY", common=True
     )

@@ -169,3 +169,60 @@ def test_a_text_whose_logits_are_no_numbers_stays_as_long_as_it_was(tmp_path):
     found = model.step([state, other], [100, 5])
     assert isinstance(found[0], NotFiniteError) and state.length == 0 and other.length == 1
     np.testing.assert_array_equal(found[1], model.forward(model.new_state(), [5])[-1])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    return open_model(write_tiny(folder, {}, QuantizeSettings(bits=3, method="rtn")))[0]
+
+
+def runs_both_ways(model, prompts, runs):
+    """Logits of runs of tokens behind these prompts: computed together, and token by token."""
+    texts, twins = ([model.new_state() for _ in prompts] for _ in range(2))
+    for state, prompt in zip((*texts, *twins), (*prompts, *prompts)):
+        if len(prompt):
+            model.forward(state, prompt, last_only=True)
+    together = model.advance(texts, runs)
+    alone = [[model.forward(twin, [token], last_only=True)[-1] for token in run] for twin, run in zip(twins, runs)]
+    assert [text.length for text in texts] == [twin.length for twin in twins]
+    return together, alone, texts, twins
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, MOST_TOKENS)), min_size=1, max_size=5),
+    st.integers(0, 2**31),
+)  # fmt: skip
+@example([(250, 16)], 0)  # over the end of a cache
+@example([(0, 8), (7, 8), (30, 1)], 1)
+def test_runs_of_texts_are_their_tokens_one_by_one(tiny, shapes, seed):
+    """Also once some of the tokens are taken back, as those of a wrong guess are."""
+    rng, model = np.random.default_rng(seed), tiny
+    prompts, runs = ([rng.integers(3, 1500, shape[i]).tolist() for shape in shapes] for i in range(2))
+    together, alone, texts, twins = runs_both_ways(model, prompts, runs)
+    for one, other in zip(together, alone):
+        np.testing.assert_array_equal(one, other)
+    for text, twin, run in zip(texts, twins, runs):
+        kept = text.length - int(rng.integers(0, len(run)))
+        model.rewind(text, kept)
+        model.rewind(twin, kept)
+        (found,) = model.advance([text], [[9, 10]])
+        np.testing.assert_array_equal(found, [model.forward(twin, [token])[-1] for token in (9, 10)])
+
+
+def test_runs_beyond_float16(tmp_path):
+    model, _ = open_model(write_tiny(tmp_path / "huge", huge(20, 20)))
+    together, alone, _, _ = runs_both_ways(model, [[5, 6, 7], []], [[8, 9, 10, 11], [12, 13]])
+    for one, other in zip(together, alone):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_ends_where_a_token_fails(tiny):
+    model = tiny
+    first, second = model.new_state(), model.new_state()
+    rows, others = model.advance([first, second], [[5, model.vocab_size, 6], [7, 8]])
+    assert len(rows) == 2 and isinstance(rows[1], InputError) and first.length == 1
+    assert len(others) == 2 and second.length == 2
+    (rows,) = model.advance([first], [[-1, 5]])
+    assert len(rows) == 1 and isinstance(rows[0], InputError) and first.length == 1

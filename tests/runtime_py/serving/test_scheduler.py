@@ -30,7 +30,7 @@ class Runner:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def step(self, states, tokens):
+    def advance(self, states, runs):
         self.together = max(self.together, len(states))
         raise MemoryError
 
