@@ -20,11 +20,11 @@ from export.artefacts.generation_config import read_generation_config
 from export.files.access import MANIFEST, MAX_JSON, MAX_TEMPLATE, copy_file, write_json
 from export.files.replace import install_folder as install_folder
 from export.graph.archs import model_spec
-from export.graph.decoder import build_decoder, cache_row
-from export.graph.encoder import build_encoder
 from export.graph.integers import IntegerArithmetic
 from export.graph.sentence_modules import Pooling, copy_sentence_files, read_pooling
 from export.graph.spec import ModelSpec
+from export.graph.whole.decoder import build_decoder, cache_row
+from export.graph.whole.encoder import build_encoder
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 TOKENIZER_FILES = (

@@ -1,6 +1,6 @@
 """Stored matrices and vectors as nodes of one graph: lookups, products with bias and low-rank terms, norms.
 
-Knows the checkpoint and the operators, and nothing of how a family puts them together (export/graph/block.py).
+Knows the checkpoint and the operators, and nothing of how a family puts them together (export/graph/whole/block.py).
 """
 
 from __future__ import annotations

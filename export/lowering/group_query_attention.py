@@ -27,7 +27,7 @@ HEAD_MULTIPLE = 8  # what head sizes of the operator are multiples of
 _ATTRIBUTES = frozenset({"q_num_heads", "kv_num_heads", "scale", "softcap", "is_causal"})  # that have a counterpart
 _MASK = frozenset(
     {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
-)  # operators of the mask that export/graph/decoder.py builds
+)  # operators of the mask that export/graph/whole/decoder.py builds
 _NO_WINDOW = -1
 _OURS = {
     SDR_ATTENTION: "a razored cache has no counterpart",
@@ -129,7 +129,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value])
 
 
 def _window(mask: ir.Value | None) -> int:
-    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); -1 for all. Raises ValueError."""
+    """Keys a query may see by the mask of export/graph/whole/decoder.py; -1 for all. Raises ValueError."""
     waiting, seen, window = [mask], set(), _NO_WINDOW
     while waiting:
         value = waiting.pop()

@@ -337,7 +337,7 @@ def attention(
 
 
 def window_of(context: Context, mask: str) -> int:
-    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); 0 for all."""
+    """Keys a query may see by the mask our exporter builds (export/graph/whole/decoder.py); 0 for all."""
     waiting, seen = [mask], set()
     while waiting:
         node = context.makers.get(waiting.pop())

@@ -171,7 +171,7 @@ def stored_rows(folder: ConstantFolder, graph: Graph, name: str) -> np.ndarray:
 
 
 def window_of_mask(folder: ConstantFolder, mask: str) -> int:
-    """Keys a query may see by the mask our exporter builds (export/graph/decoder.py); 0 for all."""
+    """Keys a query may see by the mask our exporter builds (export/graph/whole/decoder.py); 0 for all."""
     allowed_types = {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
     limits, seen, waiting = [], set(), [mask]
     while waiting:
@@ -273,14 +273,14 @@ def window_of_encoder(folder: ConstantFolder, mask: str, back_only: bool) -> int
 
 
 def token_mask_hides_padding_only(folder: ConstantFolder, mask: str) -> bool:
-    """The mask over a call's tokens (export/graph/convolution.py): without padding, ones."""
+    """The mask over a call's tokens (export/graph/recurrent/convolution.py): without padding, ones."""
     made = _made_of(folder, mask, frozenset({"Slice", "Cast", "Unsqueeze", "Sub", "Shape"}))
     tried = ((1, 0), (3, 0), (1, 2), (3, 2))
     return made and all((_tried(folder, mask, n, past, (n, 1)) == 1).all() for n, past in tried)
 
 
 def counts_positions(folder: ConstantFolder, ids: str) -> bool:
-    """The positions of an encoder (export/graph/encoder.py): 0, 1, ... for a text without padding."""
+    """The positions of an encoder (export/graph/whole/encoder.py): 0, 1, ... for a text without padding."""
     counted = frozenset({"Max", "Sub", "CumSum"})
     ranged = frozenset({"Unsqueeze", "Range", "Squeeze", "Shape"})
     if not (_made_of(folder, ids, ranged) or _made_of(folder, ids, counted)):

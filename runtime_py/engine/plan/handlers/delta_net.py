@@ -1,4 +1,4 @@
-"""Gated delta nets (export/graph/delta_net.py): a step for the convolution with its activation, one for the rule.
+"""Gated delta nets (export/graph/recurrent/delta_net.py): a step for convolution and activation, one for the rule.
 
 Both make the new states, too: a graph where anything else makes them, or reads them, is not planned.
 """

@@ -16,14 +16,14 @@ from export.artefacts.states import output_of
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 from export.contract.operators.attention import AttentionLayout
-from export.graph.block import TOTAL, BlockBuilder, Context
 from export.graph.bodies.integers import integer_function_bodies
-from export.graph.convolution import token_mask
-from export.graph.delta_net import delta_net_states
 from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
+from export.graph.recurrent.convolution import token_mask
+from export.graph.recurrent.delta_net import delta_net_states
 from export.graph.spec import ModelSpec, Rope
+from export.graph.whole.block import TOTAL, BlockBuilder, Context
 from export.graph.writer import Dim, GraphWriter
 
 PAST = "past_sequence_length"

@@ -15,10 +15,10 @@ from export.contract.formats.base import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION, format_attributes
 from export.contract.operators.sink_attention import SINK_ATTENTION
-from export.graph.convolution import short_convolution
-from export.graph.delta_net import DeltaNetLayers
 from export.graph.experts import ExpertLayers
 from export.graph.layers import BATCH, SEQUENCE, Layers
+from export.graph.recurrent.convolution import short_convolution
+from export.graph.recurrent.delta_net import DeltaNetLayers
 from export.graph.spec import ModelSpec
 from export.graph.writer import Dim
 

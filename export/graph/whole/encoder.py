@@ -11,14 +11,14 @@ import onnx_ir as ir
 
 from export.artefacts.checkpoint import StoredTensors
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
-from export.graph.block import BlockBuilder, Context
-from export.graph.decoder import rotations
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.pooling import pool
 from export.graph.scores import score
 from export.graph.sentence_modules import Pooling
 from export.graph.spec import ModelSpec
 from export.graph.visibility import LONG, encoder_masks, places
+from export.graph.whole.block import BlockBuilder, Context
+from export.graph.whole.decoder import rotations
 from export.graph.writer import Dim, GraphWriter
 
 
