@@ -20,7 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import BlockNames, ModelSpec, StateSpace
 from toolchain.numerics.experts import tokens_at_hand, unpack_experts
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
@@ -217,6 +217,7 @@ class BlockRunner:
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
             raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")
+        _fill_scales(block, self.spec.names(number).state_space)
         block = block.to(self.device)
         self._number_of[block] = number
         return block.eval().requires_grad_(False)
@@ -327,6 +328,15 @@ class BlockRunner:
             if name not in found_of:  # an expert that no token reached
                 found_of[name] = np.zeros((get_weight(block.get_submodule(name)).shape[1],) * 2)
         return found_of, outputs
+
+
+def _fill_scales(block: nn.Module, space: StateSpace | None) -> None:
+    """The factors that Falcon-H1 keeps in a buffer of its blocks, and in no checkpoint."""
+    for module in block.modules() if space is not None else ():
+        buffer = getattr(module, "mup_vector", None)
+        if buffer is not None and space is not None:
+            sizes = torch.tensor([space.values, space.values, space.states, space.states, space.heads])
+            buffer.copy_(torch.repeat_interleave(torch.tensor(space.scales), sizes).reshape(buffer.shape))
 
 
 def token_shares(weights: np.ndarray, sequences: slice, device: torch.device) -> torch.Tensor:

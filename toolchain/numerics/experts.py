@@ -22,6 +22,7 @@ from transformers.integrations.moe import _default_apply_gate
 from export.contract.errors import InputError
 
 _now = threading.local()
+_WITHOUT_GATES = "NemotronHExperts"
 _STACKED = {"gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"}
 _PART = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.(weight|bias)")
 Layer = tuple[torch.Tensor, torch.Tensor | None]  # weight [N, K] and bias
@@ -40,6 +41,20 @@ class Expert(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
+        return found
+
+
+class PlainExpert(nn.Module):
+    """One expert without a gate: down(activation(up(x)))."""
+
+    def __init__(self, up: torch.Tensor, down: torch.Tensor, activation: nn.Module) -> None:
+        """Weights [N, K] are not copied."""
+        super().__init__()
+        self.up_proj, self.down_proj = _linear(up, None), _linear(down, None)
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.down_proj(self.activation(self.up_proj(x)))
         return found
 
 
@@ -100,10 +115,17 @@ def tokens_at_hand() -> torch.Tensor | None:
 def unpack_experts(model: nn.Module) -> nn.Module:
     """The model with Experts in place of packed ones, in place; their weights are not copied and have no gradients."""
     for name, module in list(model.named_modules()):
-        if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
-            model.set_submodule(name, _unpacked(name, module))
-            _with_parameters(model.get_submodule(name.rpartition(".")[0]))
+        plain = type(module).__name__ == _WITHOUT_GATES
+        if plain or isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+            model.set_submodule(name, _without_gates(module) if plain else _unpacked(name, module))
+            for part in list(model.get_submodule(name.rpartition(".")[0]).modules()):
+                _with_parameters(part)
     return model
+
+
+def _without_gates(packed: Any) -> Experts:
+    pairs = zip(packed.up_proj.data, packed.down_proj.data)
+    return Experts(PlainExpert(up, down, packed.act_fn) for up, down in pairs)
 
 
 def _with_parameters(router: nn.Module) -> None:

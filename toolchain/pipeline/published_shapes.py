@@ -20,6 +20,9 @@ _QWEN_3_5 = {
 }  # fmt: skip
 _BERT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2,
          "pad_token_id": 0}  # fmt: skip
+_MAMBA_2 = {"model_type": "mamba2", "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "head_dim": 64, "n_groups": 1,
+            "state_size": 128, "expand": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+            "vocab_size": 50288, "tie_word_embeddings": True}  # fmt: skip
 _LFM2_LAYERS = ["full_attention" if number in (2, 6, 10, 14, 18, 21) else "conv" for number in range(24)]
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {
@@ -90,6 +93,10 @@ SHAPES: dict[str, dict[str, Any]] = {
             "truncate": False, "original_max_position_embeddings": 4096,
         },
     },
+    "mamba2-130m": {**_MAMBA_2, "hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24},
+    "mamba2-370m": {**_MAMBA_2, "hidden_size": 1024, "num_hidden_layers": 48, "num_heads": 32},
+    "mamba2-1.3b": {**_MAMBA_2, "hidden_size": 2048, "num_hidden_layers": 48, "num_heads": 64},
+    "mamba2-2.7b": {**_MAMBA_2, "hidden_size": 2560, "num_hidden_layers": 64, "num_heads": 80},
     "bert-base": {
         **_BERT, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "vocab_size": 30522,

@@ -8,10 +8,10 @@ SelectiveStateSpace(X, step, B, C, rate, bias, skip, past_state) -> Y, present_s
     past_state, present_state  float32 [batch, heads, n, dv]
     Y                          float32 [batch, T, heads * dv]
 for each token and head, with B and C of the head's group:
-    d = softplus(step + bias)
+    d = softplus(step + bias), at least `least` and at most `most`
     S = exp(rate * d) * S + B outer (d * X)
     Y = C @ S + skip * X
-Attributes: heads, groups (heads are a multiple: neighbours share B and C).
+Attributes: heads, groups (heads are a multiple: neighbours share B and C), least, most.
 
 The state space of Mamba-2 (arXiv 2405.21060). LinearAttention of opset 27 with the update rule gated is its inner part,
 which checkers and runtimes of opset 23 refuse; the body here is a Scan over the tokens.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import onnx
 
 SELECTIVE_STATE_SPACE = "SelectiveStateSpace"
+LARGEST = float(np.finfo(np.float32).max)  # for `most` where there is no limit
 _INPUTS = ("X", "step", "B", "C", "rate", "bias", "skip", "past_state")
 
 
@@ -45,16 +46,21 @@ class StateSpaceLayout:
     groups: int
     state_size: int  # rows of a head's state: columns of B and C of a group
     head_dim: int  # columns of a head's state
+    least: float  # of what a step becomes
+    most: float
 
     @staticmethod
     def of(attributes: Mapping[str, Any], state_width: int, value_width: int) -> StateSpaceLayout:
         """Raises KeyError, TypeError or ValueError when the attributes do not fit."""
         heads, groups = attributes["heads"], attributes["groups"]
+        least, most = float(attributes["least"]), float(attributes["most"])
         if type(heads) is not int or type(groups) is not int or min(heads, groups) < 1 or heads % groups:
             raise ValueError(f"{heads!r} heads do not share {groups!r} groups")
         if min(state_width // groups, value_width // heads) < 1 or state_width % groups or value_width % heads:
             raise ValueError(f"widths of {state_width} and {value_width} do not split into groups and heads")
-        return StateSpaceLayout(heads, groups, state_width // groups, value_width // heads)
+        if not least <= most or abs(least) > LARGEST or abs(most) > LARGEST:
+            raise ValueError(f"steps are from {least} to {most}")
+        return StateSpaceLayout(heads, groups, state_width // groups, value_width // heads, least, most)
 
     @property
     def state(self) -> tuple[int, int, int]:
@@ -75,7 +81,7 @@ def selective_state_space(
     split = (batch, tokens, layout.groups, layout.state_size)
     written, read = (np.repeat(rows.reshape(split), shared, axis=2) for rows in (b, c))
     own = x.reshape(batch, tokens, heads, layout.head_dim)
-    length = np.logaddexp(np.float32(0), step + bias).astype(np.float32)
+    length = np.clip(np.logaddexp(np.float32(0), step + bias).astype(np.float32), layout.least, layout.most)
     gate, value = np.exp(rate * length), own * length[..., None]
     out, state = np.empty(own.shape, np.float32), past.astype(np.float32)
     for t in range(tokens):
@@ -99,7 +105,7 @@ def _write(
         """float32 [T, batch, heads, 1, columns of a head]."""
         return b.Transpose(b.Reshape(rows, one_dimension(b, [0], [0], heads, [1], [-1])), perm=[1, 0, 2, 3, 4])
 
-    length = b.Softplus(step + bias)
+    length = b.Clip(b.Softplus(step + bias), b.float_attribute("least"), b.float_attribute("most"))
     own = by_token(x)
     columns = b.Transpose(of_heads(written), perm=[0, 1, 2, 4, 3])
     rows = [by_token(b.Exp(length * rate)), columns, own * by_token(length), of_heads(read)]
@@ -116,5 +122,5 @@ def _token(b: Body, state: Value, gate: Value, column: Value, value: Value, read
 @cache
 def state_space_function() -> onnx.FunctionProto:
     """FunctionProto of SelectiveStateSpace."""
-    attributes, outputs = ("heads", "groups"), ("Y", "present_state")
+    attributes, outputs = ("heads", "groups", "least", "most"), ("Y", "present_state")
     return function_proto(DOMAIN, OPSET, SELECTIVE_STATE_SPACE, _INPUTS, attributes, _write, outputs)

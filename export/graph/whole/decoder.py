@@ -21,7 +21,7 @@ from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.recurrent.convolution import token_mask
-from export.graph.recurrent.delta_net import delta_net_states
+from export.graph.recurrent.parts import states
 from export.graph.spec import ModelSpec, Rope
 from export.graph.whole.block import TOTAL, BlockBuilder, Context
 from export.graph.writer import Dim, GraphWriter
@@ -42,7 +42,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     attention_mask = g.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
     position_ids = g.input("position_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
     past = [_past(g, spec, layers.arithmetic, layer) for layer in range(spec.layers)]
-    stateful = not all(names.attends for names in spec.kinds())
+    stateful = any(names.keeps_state for names in spec.kinds())
     own_mask = token_mask(g, input_ids, attention_mask) if stateful else None
     turns = rotations(g, spec, position_ids)
     query_turns = tuple(grown_rotations(g, spec.query_growth, turns, position_ids))
@@ -54,7 +54,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
         rotation, query_rotation = (
             found[spec.window(layer) is not None] if rotates else None for found in (turns, query_turns)
         )
-        mask = masks[spec.window(layer)]
+        mask = masks.get(spec.window(layer))
         context = Context(mask, rotation, past[layer], query_rotation, own_mask)  # type: ignore[arg-type]
         hidden, cache = blocks.block(layer, hidden, context)
         present += [(value, output_of(str(given.name))) for value, given in zip(cache, past[layer])]
@@ -72,17 +72,12 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
 
 
 def _past(g: GraphWriter, spec: ModelSpec, arithmetic: IntegerArithmetic, layer: int) -> tuple[ir.Value, ...]:
-    """The inputs of a layer that carry what earlier calls left: keys and values, or a state."""
-    names = spec.names_of_layer(layer)
-    convolution = names.convolution
-    if names.delta_net is not None:
-        return delta_net_states(g, names.delta_net, layer)
-    if convolution is not None:
-        state: list[Dim] = [BATCH, spec.hidden_size, convolution.width]
-        return (g.input(f"past_conv.{layer}", ir.DataType.FLOAT, state),)
+    """The inputs of a layer that carry what earlier calls left: keys and values first, then its states."""
     cache_type, row = cache_row(spec, arithmetic)
     shape: list[Dim] = [BATCH, spec.kv_heads, PAST, row]
-    return tuple(g.input(f"past_key_values.{layer}.{kind}", cache_type, shape) for kind in ("key", "value"))
+    kinds = ("key", "value") if spec.names_of_layer(layer).attends else ()
+    cached = [g.input(f"past_key_values.{layer}.{kind}", cache_type, shape) for kind in kinds]
+    return (*cached, *states(g, spec, layer))
 
 
 def cache_row(spec: ModelSpec, arithmetic: IntegerArithmetic) -> tuple[ir.DataType, int]:
@@ -137,6 +132,9 @@ def _masks(
 
     onnxruntime wants the query dimension in full, so the causal part is spelled out beside `is_causal`.
     """
+    widths = {spec.window(i) for i in range(spec.layers) if spec.names_of_layer(i).attends}
+    if not widths:
+        return {}
     boolean, long, at = ir.DataType.BOOL, ir.DataType.INT64, "/model/mask"
     zero, one = (g.constant(n, np.asarray(v, np.int64)) for n, v in (("zero", 0), ("one", 1)))
     first, second = (g.constant(f"axis.{n}", np.asarray([v], np.int64)) for n, v in (("first", 0), ("second", 1)))
@@ -153,7 +151,6 @@ def _masks(
     column = g.op("Unsqueeze", f"{at}/column", [queries, second], [SEQUENCE, 1], long)
     grid: list[Dim] = [SEQUENCE, TOTAL]
     causal = g.op("LessOrEqual", f"{at}/causal", [keys, column], grid, boolean)
-    widths = {spec.window(i) for i in range(spec.layers)}
     masks: dict[int | None, ir.Value] = {}
     for width in sorted(widths, key=lambda w: w or 0):
         allowed, name = causal, f"{at}/{'all' if width is None else f'window_{width}'}"

@@ -69,6 +69,7 @@ class Context:
         self.recurrent = recurrent_states(graph)
         self.held = [state.shape[:0:-1] for state in self.recurrent]  # as the engine keeps them: positions first
         self.advanced: set[str] = set()  # outputs of recurrent states that a step makes
+        self.unscaled: set[Buffer] = set()  # made by norms of heads whose scales are ones
         self.gates: dict[str, Gate] = {}  # of clamped gates
         self.folder = ConstantFolder(graph)
         self.quantized: dict[Buffer, list[Quantized]] = {}
