@@ -33,13 +33,21 @@ class Stop(Exception):
     """Raised in place of the last block, once every block's arguments are known."""
 
 
+_KINDS = ("attention_type", "block_type")  # what models ask their blocks for: ModernBERT, Nemotron-H
+
+
+def _keep_kind(stand_in: nn.Module, block: nn.Module) -> None:
+    for name in _KINDS:
+        if hasattr(block, name):
+            setattr(stand_in, name, getattr(block, name))
+
+
 class _Recorder(nn.Module):
     """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
 
     def __init__(self, block: nn.Module, last: bool) -> None:
         super().__init__()
-        if hasattr(block, "attention_type"):  # ModernBERT's model asks its blocks for it
-            self.attention_type = block.attention_type
+        _keep_kind(self, block)
         self.hidden: torch.Tensor | None = None
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -56,8 +64,9 @@ class _Recorder(nn.Module):
 class _Given(nn.Module):
     """Stands for one block: gives what this thread is to get from the last one."""
 
-    def __init__(self, running: threading.local) -> None:
+    def __init__(self, block: nn.Module, running: threading.local) -> None:
         super().__init__()
+        _keep_kind(self, block)
         self._running = running
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -170,8 +179,8 @@ class BlockRunner:
 
         with self._outside_weights(), self._end_weights():
             try:
-                for name in blocks:
-                    self._model.set_submodule(name.rstrip("."), _Given(running))
+                for name, block in blocks.items():
+                    self._model.set_submodule(name.rstrip("."), _Given(block, running))
                 for i, found in enumerate(each(one, range(len(hidden)), self.device)):
                     out[i] = found
             finally:

@@ -138,14 +138,7 @@ def _with_parameters(router: nn.Module) -> None:
 
 def packed_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors with those of experts stacked as gpt-oss has them, for transformers' own loader."""
-    found, parts = dict[str, torch.Tensor](), dict[str, dict[int, torch.Tensor]]()
-    for name, value in tensors.items():
-        if (part := _PART.fullmatch(name)) is None:
-            found[name] = value
-        else:
-            experts, number, matrix, kind = part.groups()
-            parts.setdefault(f"{experts}.{matrix} {kind}", {})[int(number)] = value
-    stacks = {name: torch.stack([own[number] for number in sorted(own)]) for name, own in parts.items()}
+    found, stacks = _apart(tensors)
     for experts in {name.rpartition(".")[0] for name in stacks}:
         for kind, suffix in (("weight", ""), ("bias", "_bias")):
             gate, up, down = (stacks[f"{experts}.{matrix} {kind}"] for matrix in ("gate", "up", "down"))
@@ -153,6 +146,29 @@ def packed_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
             found[f"{experts}.gate_up_proj{suffix}"] = both.mT.contiguous() if kind == "weight" else both
             found[f"{experts}.down_proj{suffix}"] = down.mT.contiguous() if kind == "weight" else down
     return found
+
+
+def experts_as_rows(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with those of experts stacked as transformers' own modules have them, for its loader."""
+    found, stacks = _apart(tensors)
+    for experts in {name.rpartition(".")[0] for name in stacks}:
+        gate, up, down = (stacks[f"{experts}.{matrix} weight"] for matrix in ("gate", "up", "down"))
+        found[f"{experts}.gate_up_proj"], found[f"{experts}.down_proj"] = torch.cat([gate, up], 1), down
+    return found
+
+
+def _apart(
+    tensors: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors that are of no expert, and the stacks of the others by module, matrix and kind."""
+    found, parts = dict[str, torch.Tensor](), dict[str, dict[int, torch.Tensor]]()
+    for name, value in tensors.items():
+        if (part := _PART.fullmatch(name)) is None:
+            found[name] = value
+        else:
+            experts, number, matrix, kind = part.groups()
+            parts.setdefault(f"{experts}.{matrix} {kind}", {})[int(number)] = value
+    return found, {name: torch.stack([own[number] for number in sorted(own)]) for name, own in parts.items()}
 
 
 def _unpacked(name: str, packed: Any) -> Experts:
