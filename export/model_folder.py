@@ -132,7 +132,7 @@ def write_model_folder(
         weights = sum(math.prod(r.shape) for r in checkpoint.records.values() if r.bits)
         genai = genai_config(spec, checkpoint.config, destination, weights)
         _tell_convolutions(genai["model"]["decoder"], spec)
-        _tell_delta_nets(genai["model"]["decoder"], spec)
+        _tell_states(genai["model"]["decoder"], spec)
         heads = HeadSizes(spec.heads, spec.kv_heads, spec.head_dim)
         head_size = cache_row(heads, IntegerArithmetic.from_manifest(manifest))[1]  # genai sizes its cache by it
         genai["model"]["decoder"]["head_size"] = head_size
@@ -155,14 +155,19 @@ def _tell_convolutions(decoder: dict[str, Any], spec: ModelSpec) -> None:
         decoder["outputs"]["present_conv_names"] = "present_conv.%d"
 
 
-def _tell_delta_nets(decoder: dict[str, Any], spec: ModelSpec) -> None:
-    """Add what genai wants to know of layers with a gated delta net in place of attention, where there are some."""
-    found = [names.delta_net is not None for names in map(spec.names_of_layer, range(spec.layers))]
-    if any(found):
-        decoder["layer_types"] = ["linear_attention" if net else "full_attention" for net in found]
-        for kind in ("conv", "recurrent"):
-            decoder["inputs"][f"past_{kind}_names"] = f"past_key_values.%d.{kind}_state"
-            decoder["outputs"][f"present_{kind}_names"] = f"present.%d.{kind}_state"
+def _tell_states(decoder: dict[str, Any], spec: ModelSpec) -> None:
+    """Add what genai wants to know of layers with gated delta nets or state spaces, where there are some.
+
+    Of a layer that has attention besides it finds the states by their names.
+    """
+    names = [spec.names_of_layer(layer) for layer in range(spec.layers)]
+    recurrent = [own.delta_net is not None or own.state_space is not None for own in names]
+    if not any(recurrent) or any(state and own.attends for state, own in zip(recurrent, names)):
+        return
+    decoder["layer_types"] = ["full_attention" if own.attends else "linear_attention" for own in names]
+    for kind in ("conv", "recurrent"):
+        decoder["inputs"][f"past_{kind}_names"] = f"past_key_values.%d.{kind}_state"
+        decoder["outputs"][f"present_{kind}_names"] = f"present.%d.{kind}_state"
 
 
 def genai_config(spec: ModelSpec, config: dict[str, Any], folder: Path, weights: int) -> dict[str, Any]:

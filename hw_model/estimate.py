@@ -15,8 +15,12 @@ from targets import Target, TargetError, load_target
 
 OBJECTIVES = ("latency", "energy", "edp")
 _ONE_MATRIX_AFTER_ANOTHER = ("pim", "attentionlego")  # kinds of machines whose arrays hold what every token needs
-# What no such machine has a rule for, by the kind of operation; of a delta rule, where its large states are kept.
-_RULELESS = {"experts": "a mixture of experts", "delta rule": "a gated delta rule"}
+# What no such machine has a rule for, by the kind of operation; of the last two, where their large states are kept.
+_RULELESS = {
+    "experts": "a mixture of experts",
+    "delta rule": "a gated delta rule",
+    "state space": "a selective state space",
+}
 
 
 def estimate(

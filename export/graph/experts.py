@@ -36,17 +36,21 @@ class ExpertLayers:
         """
         g, spec, block = self.g, self.spec, self.spec.names_of_layer(layer)
         experts, prefix, at = block.experts, spec.prefix(layer), f"/model/layers.{layer}/mlp"
-        assert experts is not None and block.gate and block.up
+        assert experts is not None and block.up and block.down
         k, hidden, width = experts.per_token, spec.hidden_size, experts.width
         weights, picked = self._route(layer, value if routed is None else routed)
         axis = g.constant("axis.third", np.asarray([2], np.int64))
         one = g.op("Unsqueeze", f"{at}/one_input", [value, axis], [BATCH, SEQUENCE, 1, hidden])
         sides = []
         for template, name in ((block.gate, "gate"), (block.up, "up")):
-            modules = [prefix + module for module in experts.names(template)]
-            sides.append(self._product(modules, one, picked, f"{at}/experts/{name}", (width, hidden)))
+            if template is not None:
+                modules = [prefix + module for module in experts.names(template)]
+                sides.append(self._product(modules, one, picked, f"{at}/experts/{name}", (width, hidden)))
         inner: list[Dim] = [BATCH, SEQUENCE, k, width]
-        gated = self.layers.gated(spec, sides[0], sides[1], at, inner)
+        if block.gate is None:
+            gated = self.layers.activate(spec.activation, sides[0], f"{at}/activation", inner)
+        else:
+            gated = self.layers.gated(spec, sides[0], sides[1], at, inner)
         modules = [prefix + module for module in experts.names(block.down)]
         out = self._product(modules, gated, picked, f"{at}/experts/down", (hidden, width))
         last = g.constant("axis.last", np.asarray([-1], np.int64))
@@ -59,16 +63,13 @@ class ExpertLayers:
         return g.op("Add", f"{at}/with_shared", [total, shared], [BATCH, SEQUENCE, hidden])
 
     def _shared(self, layer: int, expert: SharedExpert, value: ir.Value) -> ir.Value:
-        """What the expert of all tokens gives, times its share."""
+        """What the expert of all tokens gives, times its share where it has one."""
         g, spec, at = self.g, self.spec, f"/model/layers.{layer}/mlp/shared_expert"
         prefix, hidden, width = spec.prefix(layer), spec.hidden_size, expert.width
-        rows: list[Dim] = [BATCH, SEQUENCE, width]
-        gate, up = (
-            self.layers.matmul(prefix + name, value, f"{at}/{kind}", hidden, width)
-            for name, kind in ((expert.gate, "gate"), (expert.up, "up"))
-        )
-        inner = self.layers.gated(spec, gate, up, at, rows)
+        inner = self._shared_inner(expert, value, prefix, at)
         out = self.layers.matmul(prefix + expert.down, inner, f"{at}/down", width, hidden)
+        if expert.weight is None:
+            return out
         matrix = self.layers.vector(f"{prefix}{expert.weight}.weight")
         if tuple(matrix.shape or ()) != (1, hidden):
             raise InputError(f"{self._folder}: {matrix.name} is {matrix.shape}, expected {[1, hidden]}")
@@ -76,6 +77,24 @@ class ExpertLayers:
         product = g.op("MatMul", f"{at}/weight", [value, column], [BATCH, SEQUENCE, 1])
         share = g.op("Sigmoid", f"{at}/share", [product], [BATCH, SEQUENCE, 1])
         return g.op("Mul", f"{at}/weighted", [out, share], [BATCH, SEQUENCE, hidden])
+
+    def _shared_inner(self, expert: SharedExpert, value: ir.Value, prefix: str, at: str) -> ir.Value:
+        """What goes into its `down`, float32 [batch, sequence, width]."""
+        spec, width = self.spec, expert.width
+        rows: list[Dim] = [BATCH, SEQUENCE, width]
+
+        def product(name: str, kind: str, columns: int) -> ir.Value:
+            return self.layers.matmul(prefix + name, value, f"{at}/{kind}", spec.hidden_size, columns)
+
+        if expert.fused_gate_up is not None:
+            sizes = self.g.constant(f"shared_expert.widths_{width}", np.asarray([width, width], np.int64))
+            fused = product(expert.fused_gate_up, "gate_up", 2 * width)
+            gate, up = self.g.op("Split", f"{at}/split", [fused, sizes], [rows, rows], axis=-1)
+            return self.layers.gated(spec, gate, up, at, rows)
+        assert expert.up is not None
+        if expert.gate is None:
+            return self.layers.activate(spec.activation, product(expert.up, "up", width), f"{at}/activation", rows)
+        return self.layers.gated(spec, product(expert.gate, "gate", width), product(expert.up, "up", width), at, rows)
 
     def _route(self, layer: int, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Weights float32 and numbers int64 of each token's experts, both [batch, sequence, k], largest weight first.

@@ -19,6 +19,7 @@ from export.contract.operators.delta_rule import GATED_DELTA_RULE, delta_rule_fu
 from export.contract.operators.experts import expert_functions
 from export.contract.operators.integers import IntegerLayout
 from export.contract.operators.sink_attention import sink_attention_function
+from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, state_space_function
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.graph.bodies.sparse import sparse_function
 from export.graph.integers import IntegerArithmetic, IntegerLayers
@@ -49,6 +50,7 @@ class Layers:
         found += [sink_attention_function()] if self.has_sinks else []
         found += [causal_convolution_function()] if CAUSAL_CONVOLUTION in self.operators else []
         found += [delta_rule_function()] if GATED_DELTA_RULE in self.operators else []
+        found += [state_space_function()] if SELECTIVE_STATE_SPACE in self.operators else []
         return (*found, sparse_function()) if any(record.outliers for record in records) else tuple(found)
 
     def lookup(self, module: str, ids: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
@@ -166,12 +168,15 @@ class Layers:
         return g.op("Mul", f"{at}/gated", [active, more], shape)
 
     def activate(self, kind: str, value: ir.Value, name: str, shape: list[Dim]) -> ir.Value:
-        """ "silu", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid" or "identity"."""
+        """ "silu", "gelu", "gelu_tanh", "relu", "relu2" (its square), "tanh", "sigmoid" or "identity"."""
         if kind == "identity":
             return value
         if kind == "silu":
             gate = self.g.op("Sigmoid", f"{name}/sigmoid", [value], shape)
             return self.g.op("Mul", name, [value, gate], shape)
+        if kind == "relu2":
+            positive = self.g.op("Relu", f"{name}/relu", [value], shape)
+            return self.g.op("Mul", name, [positive, positive], shape)
         if kind in ("relu", "tanh", "sigmoid"):
             return self.g.op(kind.capitalize(), name, [value], shape)
         return self.g.op("Gelu", name, [value], shape, approximate="tanh" if kind == "gelu_tanh" else "none")

@@ -15,19 +15,21 @@ class Rope:
 
 @dataclass(frozen=True)
 class SharedExpert:
-    """A gated feed-forward part that every token passes beside the experts picked for it.
+    """A feed-forward part that every token passes beside the experts picked for it.
 
-    What it gives is multiplied by the logistic function of the token's product with `weight`.
+    With a `weight`, what it gives is multiplied by the logistic function of the token's product with that.
     """
 
-    gate: str
-    up: str
     down: str
-    weight: str  # its matrix [1, hidden_size] stays float32
     width: int  # rows of gate and up
+    up: str | None = None
+    gate: str | None = None  # without one, `up` is activated
+    fused_gate_up: str | None = None  # one linear layer whose outputs are gate and up in this order
+    weight: str | None = None  # its matrix [1, hidden_size] stays float32
 
     def linears(self) -> tuple[str, ...]:
-        return self.gate, self.up, self.down
+        names = (self.gate, self.up, self.fused_gate_up, self.down)
+        return tuple(name for name in names if name is not None)
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,56 @@ class Laurel:
 
 
 @dataclass(frozen=True)
+class StateSpace:
+    """What stands in a block in place of attention or beside it: the selective state space of Mamba-2.
+
+    The linear layer `input` gives the gate, then values, B and C, which are convolved and activated, and at last the
+    steps. What the state space gives is multiplied by silu of the gate, normed, and goes into the layer `output`.
+    """
+
+    input: str
+    output: str
+    kernel: str  # [channels, 1, width], and a bias where the checkpoint has one; both stay float32
+    rate: str  # parameter [heads]: the logarithm of minus the rate
+    bias: str  # parameter [heads], added to the step
+    skip: str  # parameter [heads]: what each head adds of its own values
+    norm: str | None  # RMSNorm of the values, without an offset
+    activation: str
+    heads: int
+    groups: int  # of heads that share B and C
+    head_dim: int
+    state_size: int  # numbers of B and of C
+    width: int  # positions that the convolution sees
+    norm_groups: int = 1  # parts of the values that are normed each alone
+    gate_after_norm: bool = False  # the norm comes before the product with silu of the gate
+    input_scale: float = 1.0  # on what the layer `input` reads
+    output_scale: float = 1.0  # on what the layer `output` gives
+    scales: tuple[float, float, float, float, float] = (1.0,) * 5  # on the gate, values, B, C and steps
+    least_step: float = 0.0  # limits of a step behind its activation; None: there is none
+    most_step: float | None = None
+
+    @property
+    def values(self) -> int:
+        """Columns of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def states(self) -> int:
+        """Columns of B, or of C."""
+        return self.groups * self.state_size
+
+    @property
+    def channels(self) -> int:
+        """Columns that are convolved."""
+        return self.values + 2 * self.states
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the layer `input`."""
+        return self.values + self.channels + self.heads
+
+
+@dataclass(frozen=True)
 class ScoreHead:
     """From the states of a text or pair to one score: output(norm(activation(dense(pooled state)))). Full names."""
 
@@ -225,9 +277,9 @@ class BlockNames:
     """
 
     attention_norm: str | None  # before the attention, or what stands in its place
-    attention_output: str  # the last linear layer of that
+    attention_output: str | None  # the last linear layer of that, but for a state space, which has its own
     mlp_norm: str | None  # before the feed-forward part
-    down: str
+    down: str | None  # a block without has no feed-forward part
     up: str | None = None
     gate: str | None = None
     fused_gate_up: str | None = None  # one linear layer whose outputs are gate and up in this order
@@ -244,6 +296,7 @@ class BlockNames:
     experts: Experts | None = None
     convolution: ShortConvolution | None = None  # in place of attention: no query, key and value
     delta_net: GatedDeltaNet | None = None  # in place of attention: no query, key and value
+    state_space: StateSpace | None = None  # in place of attention, or beside it where there is a query
     sinks: str | None = None  # parameter [heads]: a score beside those of the keys, of what no value stands for
     value_norm: bool = False  # RMSNorm without weights on each head of the values
     values_are_keys: bool = False  # before their norms: no value layer
@@ -257,8 +310,13 @@ class BlockNames:
 
     @property
     def attends(self) -> bool:
-        """Whether the block has attention, and nothing in its place."""
-        return self.convolution is None and self.delta_net is None
+        """Whether the block has attention."""
+        return self.query is not None or self.fused_qkv is not None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the block has a state of one size."""
+        return self.convolution is not None or self.delta_net is not None or self.state_space is not None
 
     def linears(self) -> tuple[str, ...]:
         """The block's linear layers in the order of the forward pass."""
@@ -267,7 +325,8 @@ class BlockNames:
     def everyones(self) -> tuple[str, ...]:
         """The linear layers that read every token."""
         laurel = () if self.laurel is None else (self.laurel.left, self.laurel.right)
-        attention = (*laurel, *self.first(), self.attention_output)
+        space = None if self.state_space is None else self.state_space.output
+        attention = (*laurel, *self.first(), space, self.attention_output)
         feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
         if self.experts is not None:
             beside = self.experts.shared or self.experts.beside
@@ -279,7 +338,8 @@ class BlockNames:
         """The linear layers that read what the block begins with."""
         convolution = None if self.convolution is None else self.convolution.input
         delta_net = () if self.delta_net is None else (self.delta_net.qkv, self.delta_net.gate)
-        names = (convolution, *delta_net, self.query, self.key, self.value, self.fused_qkv)
+        space = None if self.state_space is None else self.state_space.input
+        names = (convolution, *delta_net, space, self.query, self.key, self.value, self.fused_qkv)
         return tuple(name for name in names if name is not None)
 
     def first_floats(self) -> tuple[str, ...]:
@@ -340,7 +400,7 @@ class ModelSpec:
     context_length: int  # positions the source model was made for
     norm: str  # "rms", "layer" or "layer_without_bias"
     norm_epsilon: float
-    activation: str  # "silu", "gelu", "gelu_tanh" or "relu"
+    activation: str  # "silu", "gelu", "gelu_tanh", "relu" or "relu2"
     block_prefix: str  # with {layer}
     block: BlockNames
     embedding: str
@@ -364,6 +424,10 @@ class ModelSpec:
     norm_after_rope: bool = False  # query and key norms come behind the rotation
     layers_without_rope: frozenset[int] = frozenset()
     embedding_scale: float = 1.0
+    attention_input_scale: float = 1.0  # on what query, key and value layers read
+    attention_output_scale: float = 1.0  # on what the attention's output layer gives
+    gate_scale: float = 1.0  # on the gate of the feed-forward part, before its activation
+    feed_forward_scale: float = 1.0  # on what that part gives
     residual_scale: float = 1.0  # on everything added to the residual stream
     attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
     logit_scale: float = 1.0

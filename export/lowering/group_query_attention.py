@@ -129,7 +129,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value])
 
 
 def _window(mask: ir.Value | None) -> int:
-    """Keys a query may see by our exporter's mask (export/graph/whole/decoder.py); -1 for all. Raises ValueError."""
+    """Keys a query may see by the mask of export/graph/whole/decoder.py; -1 for all. Raises ValueError."""
     waiting, seen, window = [mask], set(), _NO_WINDOW
     while waiting:
         value = waiting.pop()

@@ -18,6 +18,7 @@ from export.contract.formats.base import DOMAIN
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
+from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout
 from export.contract.sparse import SPARSE_MATMUL
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
@@ -154,6 +155,8 @@ def operation_of(node: Node, context: Context) -> Operation:
         return _causal_convolution(node, context)
     if ours and node.op_type == GATED_DELTA_RULE:
         return _delta_rule(node, context)
+    if ours and node.op_type == SELECTIVE_STATE_SPACE:
+        return _state_space(node, context)
     if ours and node.op_type == SINK_ATTENTION:
         return _sink_attention(node, context)
     if node.op_type in PER_ELEMENT and not node.domain:
@@ -261,6 +264,26 @@ def _delta_rule(node: Node, context: Context) -> Operation:
         node.name, "delta rule", vector_ops=tokens * by_token, weight_bytes=context.weight_bytes(node),
         cache_read_bytes=CACHE_BYTES * state * context.phase.sequences,
         cache_write_bytes=CACHE_BYTES * state * context.phase.sequences, activation_bytes=ACTIVATION_BYTES * moved,
+    )  # fmt: skip
+
+
+def _state_space(node: Node, context: Context) -> Operation:
+    """For each number of the state and token: decay, what the token writes, what it reads.
+
+    A vector unit does it, as of the delta rule; a call reads and writes the state once.
+    """
+    states, values = context.shape(node.inputs[2])[-1], context.shape(node.inputs[0])[-1]
+    try:
+        layout = StateSpaceLayout.of(node.attributes, states, values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    tokens, state = context.phase.tokens, math.prod(layout.state)
+    by_token = 5 * state + 3 * values + 12 * layout.heads  # times the step, what is skipped; step and decay
+    moved = context.made(node) + sum(context.elements(name) for name in node.inputs[:4])
+    return Operation(
+        node.name, "state space", vector_ops=tokens * by_token, weight_bytes=context.weight_bytes(node),
+        cache_read_bytes=CACHE_BYTES * state, cache_write_bytes=CACHE_BYTES * state,
+        activation_bytes=ACTIVATION_BYTES * moved,
     )  # fmt: skip
 
 

@@ -134,6 +134,11 @@ def held_values(operations: Iterable[tuple[Operation, int]], phase: Phase) -> in
     return kept + max((op.held_values(phase) for op, _ in layers if not op.is_cached), default=0)
 
 
+def held_states(operations: Iterable[tuple[Operation, int]]) -> float:
+    """Numbers of recurrent states of all layers, each of which a pass reads and writes once."""
+    return sum(op.cache_values * count for op, count in operations if op.kind != "attention")
+
+
 def expert_notes(operations: Iterable[tuple[Operation, int]]) -> tuple[str, ...]:
     """The line of a report that says what of the experts is read; none for a model without them."""
     experts = [(op, count) for op, count in operations if op.kind == "experts"]

@@ -26,6 +26,7 @@ from hw_model.graph_work.operation import (
     Phase,
     expert_notes,
     held_bytes,
+    held_states,
     held_values,
     outlier_notes,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Phase",
     "expert_notes",
     "held_bytes",
+    "held_states",
     "held_values",
     "operations",
     "outlier_notes",

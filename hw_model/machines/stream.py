@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hw_model.components.memory import bit_mask_bits
-from hw_model.graph_work.workload import Operation, Phase, expert_notes, held_values, outlier_notes
+from hw_model.graph_work.workload import Operation, Phase, expert_notes, held_states, held_values, outlier_notes
 from hw_model.machines.parts import Part, components, dram, lanes, leakage, logic
 from hw_model.machines.pim import collapse
 from hw_model.machines.ranges import Figures, as_they_are, ranges, spanned
@@ -80,7 +80,7 @@ def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target)
     linear = [(op, n) for op, n in unique if op.kind == "linear" and not op.again]
     total = sum(op.rows * op.columns * _stored_bits(op, target) / 8 * n for op, n in linear)
     inside = min(target["weight_capacity"] / total, 1.0) if total else 1.0
-    cache = held_values(unique, phase) * target["cache_bits"] / 8
+    cache = (held_values(unique, phase) + held_states(unique)) * target["cache_bits"] / 8
     cached = min(target["buffer_capacity"] / cache, 1.0) if cache else 1.0
     parts = dict.fromkeys(("MAC array", "weight memory", "buffer", "DRAM", "vector unit"), 0.0)
     works, waits, dram_bytes = [], dict[str, float](), 0.0
@@ -116,7 +116,7 @@ def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target)
             f"assumes a backbone pruned to {100 * target['density']:.0f} % of its weights, stored with a bit mask"
         )
     if cached < 1:
-        notes.append(f"{100 * cached:.0f} % of the key-value cache fits into the buffer, the rest is in DRAM")
+        notes.append(f"{100 * cached:.0f} % of the cache and states fits into the buffer, the rest is in DRAM")
     notes += [f"{note}, from DRAM as they are stored" for note in expert_notes(unique)]
     notes += outlier_notes(unique, "the vector unit multiplies and adds them, read from DRAM in every pass")
     return _Pass(works, waits, parts, tuple(notes), dram_bytes)

@@ -20,6 +20,7 @@ from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, cau
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout, gated_delta_rule
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout, selective_state_space
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.reference.experts import expert_matmul
 from runtime_py.reference.groups import group_matmul, group_rows
@@ -34,7 +35,7 @@ AddTo = Callable[[Node, list[Any], "tuple[np.ndarray, ...]"], "tuple[np.ndarray,
 
 _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_GATHER)
 _ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION)
-_STATEFUL = (CAUSAL_CONVOLUTION, GATED_DELTA_RULE)
+_STATEFUL = (CAUSAL_CONVOLUTION, GATED_DELTA_RULE, SELECTIVE_STATE_SPACE)
 _OURS = (
     *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION, SINK_ATTENTION,
 )  # fmt: skip
@@ -160,6 +161,8 @@ class Interpreter:
             return causal_convolution(*inputs)
         if node.domain == DOMAIN and node.op_type == GATED_DELTA_RULE:
             return _delta_rule(node, inputs)
+        if node.domain == DOMAIN and node.op_type == SELECTIVE_STATE_SPACE:
+            return _state_space(node, inputs)
         if node.domain == DOMAIN and node.op_type in _GROUPS:
             return (_of_groups(node, *inputs),)
         if node.domain == DOMAIN:
@@ -176,6 +179,12 @@ def _delta_rule(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
     query, key, value, decay, beta, rate, bias, past = inputs
     layout = DeltaRuleLayout.of(node.attributes, key.shape[-1], value.shape[-1])
     return gated_delta_rule(query, key, value, decay, beta, rate, bias, past, layout)
+
+
+def _state_space(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
+    x, step, written, read, rate, bias, skip, past = inputs
+    layout = StateSpaceLayout.of(node.attributes, written.shape[-1], x.shape[-1])
+    return selective_state_space(x, step, written, read, rate, bias, skip, past, layout)
 
 
 def _of_groups(node: Node, x: np.ndarray, *parts: np.ndarray) -> np.ndarray:

@@ -63,6 +63,7 @@ OPTIMUM_LACKS = {  # families that its older transformers does not have, or whos
     "qwen3_5_moe_text": "does not recognize this architecture",
     "lfm2": "Input past_conv.1 is required by model but not provided",
     "lfm2_moe": "does not recognize this architecture",
+    "mamba2": "is required by model but not provided",
 }
 
 

@@ -20,6 +20,7 @@ from export.artefacts.states import is_recurrent, output_of
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
 from export.contract.operators.delta_rule import GATED_DELTA_RULE
+from export.contract.operators.state_space import LARGEST, SELECTIVE_STATE_SPACE
 from export.contract.packing import pack
 from export.contract.sparse import SPARSE_MATMUL
 
@@ -154,7 +155,7 @@ class Composer:
             order = self.weight(self.numbers.permutation(width), np.int64)
             self.value(width, "Gather", (x, order), axis=2)
         elif kind == 15 and self.states is not None and len(self.states) < 4:
-            self.delta_net(x)
+            self.random.choice((self.delta_net, self.state_space))(x)
         elif width % 8 == 0 and self.attentions < 2:
             self.attention(x)
 
@@ -232,6 +233,46 @@ class Composer:
             GATED_DELTA_RULE, inputs, "recurrent_state", (heads, key_dim, value_dim), heads * value_dim,
             key_heads=key_heads, value_heads=heads, epsilon=1e-6,
         )  # fmt: skip
+
+    def state_space(self, x: str) -> None:
+        """Values, B and C through a convolution, with or without a bias, a state space over them, a norm by groups."""
+        r, numbers = self.random, self.numbers
+        groups, repeat, size, dim = r.choice((1, 2)), r.choice((1, 3)), r.choice((1, 8, 20)), r.choice((3, 40))
+        heads = groups * repeat
+        values = heads * dim
+        sizes = [values, groups * size, groups * size]
+        mixed = self.product(x, sum(sizes))
+        if r.random() < 0.8:
+            kernel = numbers.standard_normal((sum(sizes), 1, r.choice((2, 4)))) / 2
+            inputs = (mixed, self.weight(kernel))
+            state = (sum(sizes), kernel.shape[2] - 1)
+            mixed = self._stateful(CAUSAL_CONVOLUTION, inputs, "conv_state", state, sum(sizes), channels=sum(sizes))
+            if r.random() < 0.5:
+                bias = self.weight(numbers.standard_normal(sum(sizes)))
+                mixed = self.value(sum(sizes), "Add", (mixed, bias))
+        parts = self.node("Split", (mixed, self.weight(sizes, np.int64)), 3, axis=-1)
+        self.widths |= dict(zip(parts, sizes))
+        rate = self.weight(-np.exp(numbers.standard_normal(heads)))
+        rest = [self.weight(numbers.standard_normal(heads)) for _ in range(2)]
+        inputs = (parts[0], self.product(self.some(), heads), *parts[1:], rate, *rest)
+        made = self._stateful(
+            SELECTIVE_STATE_SPACE,
+            inputs,
+            "recurrent_state",
+            (heads, size, dim),
+            values,
+            heads=heads,
+            groups=groups,
+            least=r.choice((0.0, 0.1)),
+            most=r.choice((1.0, LARGEST)),
+        )
+        if r.random() < 0.5:
+            split, joined = ([0, 0, groups, values // groups], [0, 0, values])
+            (apart,) = self.node("Reshape", (made, self.weight(split, np.int64)))
+            ones = self.weight(np.ones(values // groups))
+            (normed,) = self.node("RMSNormalization", (apart, ones), axis=-1, epsilon=1e-5)
+            (flat,) = self.node("Reshape", (normed, self.weight(joined, np.int64)))
+            self.value(values, "Mul", (flat, self.weight(numbers.standard_normal(values))))
 
     def _stateful(
         self, op_type: str, inputs: tuple[str, ...], kind: str, shape: tuple[int, ...], width: int, **attributes

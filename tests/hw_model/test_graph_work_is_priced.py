@@ -68,7 +68,7 @@ def test_the_files_bytes_are_accounted_for_once(work, graph):
 def test_pairs_are_those_of_the_mask(work, graph):
     """By the family's own description: windows of layers, encoders that look both ways."""
     spec, (found, phase) = model_spec(read_json(graph.folder / "config.json")), work
-    layers = [i for i in range(spec.layers) if spec.names_of_layer(i).convolution is None]
+    layers = [i for i in range(spec.layers) if spec.names_of_layer(i).attends]
     attention = [op for op in found if op.kind == "attention"]
     assert len(attention) == len(layers)
     for layer, op in zip(layers, attention):

@@ -20,7 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import BlockNames, ModelSpec, StateSpace
 from toolchain.calibrate.carried import Carried
 from toolchain.numerics.experts import tokens_at_hand
 from toolchain.numerics.plain_modules import plain_modules
@@ -35,13 +35,21 @@ class Stop(Exception):
     """Raised in place of the last block, once every block's arguments are known."""
 
 
+_KINDS = ("attention_type", "block_type")  # what models ask their blocks for: ModernBERT, Nemotron-H
+
+
+def _keep_kind(stand_in: nn.Module, block: nn.Module) -> None:
+    for name in _KINDS:
+        if hasattr(block, name):
+            setattr(stand_in, name, getattr(block, name))
+
+
 class _Recorder(nn.Module):
     """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
 
     def __init__(self, block: nn.Module, last: bool) -> None:
         super().__init__()
-        if hasattr(block, "attention_type"):  # ModernBERT's model asks its blocks for it
-            self.attention_type = block.attention_type
+        _keep_kind(self, block)
         self.hidden: torch.Tensor | None = None
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -58,8 +66,9 @@ class _Recorder(nn.Module):
 class _Given(nn.Module):
     """Stands for one block: gives what this thread is to get from the last one."""
 
-    def __init__(self, running: threading.local) -> None:
+    def __init__(self, block: nn.Module, running: threading.local) -> None:
         super().__init__()
+        _keep_kind(self, block)
         self._running = running
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -200,8 +209,8 @@ class BlockRunner:
 
         with self._outside_weights(), self._end_weights():
             try:
-                for name in blocks:
-                    self._model.set_submodule(name.rstrip("."), _Given(running))
+                for name, block in blocks.items():
+                    self._model.set_submodule(name.rstrip("."), _Given(block, running))
                 for i, found in enumerate(each(one, range(len(hidden)), self.device)):
                     out[i] = found
             finally:
@@ -251,6 +260,7 @@ class BlockRunner:
         buffers = {name for name, _ in block.named_buffers()}
         if set(missing) - buffers or unexpected:
             raise InputError(f"{self.source.folder}: block {number} lacks {sorted(set(missing) - buffers)}")
+        _fill_scales(block, self.spec.names(number).state_space)
         block = block.to(self.device)
         self._number_of[block] = number
         return block.eval().requires_grad_(False)
@@ -361,6 +371,15 @@ class BlockRunner:
             if name not in found_of:  # an expert that no token reached
                 found_of[name] = np.zeros((get_weight(block.get_submodule(name)).shape[1],) * 2)
         return found_of, outputs
+
+
+def _fill_scales(block: nn.Module, space: StateSpace | None) -> None:
+    """The factors that Falcon-H1 keeps in a buffer of its blocks, and in no checkpoint."""
+    for module in block.modules() if space is not None else ():
+        buffer = getattr(module, "mup_vector", None)
+        if buffer is not None and space is not None:
+            sizes = torch.tensor([space.values, space.values, space.states, space.states, space.heads])
+            buffer.copy_(torch.repeat_interleave(torch.tensor(space.scales), sizes).reshape(buffer.shape))
 
 
 def token_shares(weights: np.ndarray, sequences: slice, device: torch.device) -> torch.Tensor:

@@ -7,11 +7,14 @@ arXiv 2305.17888, section 3.1), and no window is seen twice. Needs the whole mod
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
@@ -24,7 +27,7 @@ from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces
 
 PROMPT = 16  # tokens of the calibration text that each window begins with
-_WITH_STATE = frozenset({"conv", "linear_attention"})  # kinds of layers, as in transformers' `layer_types`
+_WITH_STATE = frozenset({"conv", "linear_attention", "hybrid"})  # kinds of layers in transformers' `layer_types`
 WINDOWS = 64  # windows written together at most: enough to share the weights' way through memory
 CHUNK = 4 * WINDOWS  # windows made at a time
 
@@ -137,20 +140,28 @@ class _RoomyLayer(DynamicLayer):
 
 def _empty_cache(model: nn.Module) -> Cache:
     """Room for keys and values of every layer of attention, and what transformers keeps for layers with a state."""
-    kinds = getattr(model.config, "layer_types", None) or ()
+    config: Any = model.config
+    kinds = getattr(config, "layer_types", None) or ()
     if _WITH_STATE.isdisjoint(kinds):
         return Cache(layer_class_to_replicate=_RoomyLayer)
-    return Cache(layers=[LinearAttentionLayer() if kind in _WITH_STATE else _RoomyLayer() for kind in kinds])
+    layers = DynamicCache(config=config).layers
+    return Cache(layers=[_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in layers])
+
+
+def _cache_argument(model: nn.Module) -> str:
+    """What the model's forward calls its cache; others it would swallow."""
+    names = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in names else "past_key_values"
 
 
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
     rows = fresh = torch.from_numpy(prompts)
-    cache, device = _empty_cache(model), next(model.parameters()).device
+    cache, device = {_cache_argument(model): _empty_cache(model)}, next(model.parameters()).device
     with torch.no_grad():
         while rows.shape[1] < length:
             ids = fresh.to(device)
-            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logits = model(input_ids=ids, **cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             shares = torch.softmax(logits, dim=-1).cpu()  # a device would draw others from the same seed
             fresh = torch.multinomial(shares, 1, generator=draws)
             rows = torch.cat([rows, fresh], dim=1)

@@ -45,6 +45,20 @@ class CacheRecorder:
     def get_seq_length(self, layer: int = 0) -> int:
         return 0
 
+    # Of a state space beside the attention: there is no state yet, and none is kept.
+
+    def get_conv_state(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def get_recurrent_state(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def update_conv_state(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return inputs
+
+    def update_recurrent_state(self, state: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return state
+
 
 def measure_ranges(
     runner: BlockRunner, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor, rotated: bool

@@ -22,6 +22,7 @@ from transformers.integrations.moe import _default_apply_gate
 from export.contract.errors import InputError
 
 _now = threading.local()
+_WITHOUT_GATES = "NemotronHExperts"
 _STACKED = {"gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"}
 _PART = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.(weight|bias)")
 Layer = tuple[torch.Tensor, torch.Tensor | None]  # weight [N, K] and bias
@@ -40,6 +41,20 @@ class Expert(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
+        return found
+
+
+class PlainExpert(nn.Module):
+    """One expert without a gate: down(activation(up(x)))."""
+
+    def __init__(self, up: torch.Tensor, down: torch.Tensor, activation: nn.Module) -> None:
+        """Weights [N, K] are not copied."""
+        super().__init__()
+        self.up_proj, self.down_proj = _linear(up, None), _linear(down, None)
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.down_proj(self.activation(self.up_proj(x)))
         return found
 
 
@@ -100,10 +115,17 @@ def tokens_at_hand() -> torch.Tensor | None:
 def unpack_experts(model: nn.Module) -> nn.Module:
     """The model with Experts in place of packed ones, in place; their weights are not copied and have no gradients."""
     for name, module in list(model.named_modules()):
-        if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
-            model.set_submodule(name, _unpacked(name, module))
-            _with_parameters(model.get_submodule(name.rpartition(".")[0]))
+        plain = type(module).__name__ == _WITHOUT_GATES
+        if plain or isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+            model.set_submodule(name, _without_gates(module) if plain else _unpacked(name, module))
+            for part in list(model.get_submodule(name.rpartition(".")[0]).modules()):
+                _with_parameters(part)
     return model
+
+
+def _without_gates(packed: Any) -> Experts:
+    pairs = zip(packed.up_proj.data, packed.down_proj.data)
+    return Experts(PlainExpert(up, down, packed.act_fn) for up, down in pairs)
 
 
 def _with_parameters(router: nn.Module) -> None:
@@ -116,14 +138,7 @@ def _with_parameters(router: nn.Module) -> None:
 
 def packed_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors with those of experts stacked as gpt-oss has them, for transformers' own loader."""
-    found, parts = dict[str, torch.Tensor](), dict[str, dict[int, torch.Tensor]]()
-    for name, value in tensors.items():
-        if (part := _PART.fullmatch(name)) is None:
-            found[name] = value
-        else:
-            experts, number, matrix, kind = part.groups()
-            parts.setdefault(f"{experts}.{matrix} {kind}", {})[int(number)] = value
-    stacks = {name: torch.stack([own[number] for number in sorted(own)]) for name, own in parts.items()}
+    found, stacks = _apart(tensors)
     for experts in {name.rpartition(".")[0] for name in stacks}:
         for kind, suffix in (("weight", ""), ("bias", "_bias")):
             gate, up, down = (stacks[f"{experts}.{matrix} {kind}"] for matrix in ("gate", "up", "down"))
@@ -131,6 +146,29 @@ def packed_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
             found[f"{experts}.gate_up_proj{suffix}"] = both.mT.contiguous() if kind == "weight" else both
             found[f"{experts}.down_proj{suffix}"] = down.mT.contiguous() if kind == "weight" else down
     return found
+
+
+def experts_as_rows(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with those of experts stacked as transformers' own modules have them, for its loader."""
+    found, stacks = _apart(tensors)
+    for experts in {name.rpartition(".")[0] for name in stacks}:
+        gate, up, down = (stacks[f"{experts}.{matrix} weight"] for matrix in ("gate", "up", "down"))
+        found[f"{experts}.gate_up_proj"], found[f"{experts}.down_proj"] = torch.cat([gate, up], 1), down
+    return found
+
+
+def _apart(
+    tensors: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors that are of no expert, and the stacks of the others by module, matrix and kind."""
+    found, parts = dict[str, torch.Tensor](), dict[str, dict[int, torch.Tensor]]()
+    for name, value in tensors.items():
+        if (part := _PART.fullmatch(name)) is None:
+            found[name] = value
+        else:
+            experts, number, matrix, kind = part.groups()
+            parts.setdefault(f"{experts}.{matrix} {kind}", {})[int(number)] = value
+    return found, {name: torch.stack([own[number] for number in sorted(own)]) for name, own in parts.items()}
 
 
 def _unpacked(name: str, packed: Any) -> Experts:

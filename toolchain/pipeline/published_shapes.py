@@ -20,6 +20,24 @@ _QWEN_3_5 = {
 }  # fmt: skip
 _BERT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2,
          "pad_token_id": 0}  # fmt: skip
+_MAMBA_2 = {"model_type": "mamba2", "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "head_dim": 64, "n_groups": 1,
+            "state_size": 128, "expand": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+            "vocab_size": 50288, "tie_word_embeddings": True}  # fmt: skip
+_GRANITE_4 = {
+    "model_type": "granitemoehybrid", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "position_embedding_type": "nope", "num_attention_heads": 12, "num_key_value_heads": 4, "mamba_n_heads": 48,
+    "mamba_n_groups": 1, "mamba_d_state": 128, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 256,
+    "mamba_conv_bias": True, "mamba_proj_bias": False, "embedding_multiplier": 12.0, "vocab_size": 100352,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def _attending(layers: int, where: tuple[int, ...]) -> list[str]:
+    return ["full_attention" if number in where else "linear_attention" for number in range(layers)]
+
+
+_NEMOTRON_BLOCKS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+_NEMOTRON_NANO = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
 _LFM2_LAYERS = ["full_attention" if number in (2, 6, 10, 14, 18, 21) else "conv" for number in range(24)]
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {
@@ -98,6 +116,36 @@ SHAPES: dict[str, dict[str, Any]] = {
         "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7, "final_logit_softcapping": 30.0,
         "max_position_embeddings": 131072, "tie_word_embeddings": True,
     },
+    "mamba2-130m": {**_MAMBA_2, "hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24},
+    "mamba2-370m": {**_MAMBA_2, "hidden_size": 1024, "num_hidden_layers": 48, "num_heads": 32},
+    "mamba2-1.3b": {**_MAMBA_2, "hidden_size": 2048, "num_hidden_layers": 48, "num_heads": 64},
+    "mamba2-2.7b": {**_MAMBA_2, "hidden_size": 2560, "num_hidden_layers": 64, "num_heads": 80},
+    "granite-4.0-h-350m": {
+        **_GRANITE_4, "hidden_size": 768, "intermediate_size": 2048, "shared_intermediate_size": 2048,
+        "num_local_experts": 0, "num_experts_per_tok": 0, "num_hidden_layers": 32, "mamba_d_head": 32,
+        "layer_types": _attending(32, (10, 13, 17, 27)), "attention_multiplier": 0.015625, "logits_scaling": 3.0,
+        "residual_multiplier": 0.246, "max_position_embeddings": 32768,
+    },
+    "granite-4.0-h-tiny": {
+        **_GRANITE_4, "hidden_size": 1536, "intermediate_size": 512, "shared_intermediate_size": 1024,
+        "num_local_experts": 64, "num_experts_per_tok": 6, "num_hidden_layers": 40, "mamba_d_head": 64,
+        "layer_types": _attending(40, (5, 15, 25, 35)), "attention_multiplier": 0.0078125, "logits_scaling": 6.0,
+        "residual_multiplier": 0.22, "max_position_embeddings": 131072,
+    },
+    "falcon-h1-1.5b": {
+        "model_type": "falcon_h1", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1e11, "hidden_size": 2048,
+        "intermediate_size": 4608, "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "head_dim": 128, "mamba_d_ssm": 3072, "mamba_n_heads": 48, "mamba_d_head": 64, "mamba_n_groups": 1,
+        "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_chunk_size": 256, "mamba_rms_norm": False, "vocab_size": 65537,
+        "max_position_embeddings": 131072, "tie_word_embeddings": False,
+    },
+    "nemotron-nano-9b-v2": {
+        "model_type": "nemotron_h", "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu", "layer_norm_epsilon": 1e-5,
+        "hidden_size": 4480, "intermediate_size": 15680, "num_hidden_layers": 56, "num_attention_heads": 40,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072, "ssm_state_size": 128, "mamba_num_heads": 128,
+        "mamba_head_dim": 80, "n_groups": 8, "conv_kernel": 4, "chunk_size": 128, "max_position_embeddings": 131072,
+        "layers_block_type": [_NEMOTRON_BLOCKS[kind] for kind in _NEMOTRON_NANO], "tie_word_embeddings": False,
+    },
     "bert-base": {
         **_BERT, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "vocab_size": 30522,
@@ -124,7 +172,9 @@ def chosen_shape(choice: str) -> dict[str, Any]:
     most = shape["num_hidden_layers"]
     if not (blocks.isdecimal() and 1 <= int(blocks) <= most):
         raise InputError(f"--random {choice!r}: blocks are a number from 1 to {most}")
-    cut: dict[str, Any] = {"layer_types": shape["layer_types"][: int(blocks)]} if "layer_types" in shape else {}
+    cut: dict[str, Any] = {
+        name: shape[name][: int(blocks)] for name in ("layer_types", "layers_block_type") if name in shape
+    }
     if "num_kv_shared_layers" in shape:  # of those that are left
         cut["num_kv_shared_layers"] = max(0, int(blocks) - (most - shape["num_kv_shared_layers"]))
     return {**shape, **cut, "num_hidden_layers": int(blocks)}

@@ -21,7 +21,7 @@ import torch
 from export.contract.errors import InputError
 from export.files.access import expanded, read_json
 from export.graph.archs import model_spec
-from toolchain.numerics.experts import packed_experts
+from toolchain.numerics.experts import experts_as_rows, packed_experts
 from toolchain.source.checkpoint_files import checkpoint_tensors
 from toolchain.source.config import resolved_config
 from toolchain.source.foreign_folders import foreign_file, without_config
@@ -211,6 +211,8 @@ class SourceModel:
     def packable(self) -> dict[str, torch.Tensor]:
         """All tensors of parameters() in the form that transformers' loader takes: that of its checkpoints."""
         found = {self._parameters.packable_name(name): self.tensor(name) for name in self.parameters()}
+        if self._parameters.as_rows:
+            return experts_as_rows(found)
         return packed_experts(found) if self._parameters.together else found
 
     def parameters(self) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.contract.errors import InputError
+from export.files.special_floats import as_json, from_json
 from export.graph.archs import supported_model_types
 from export.graph.archs._tasks import is_scoring
 from toolchain.source.wrappers import left_out_of, refuse_unknown_wrapper, text_fields, without_other_parts
@@ -86,7 +87,7 @@ def _fields(config: PreTrainedConfig) -> dict[str, Any]:
     """The config without what the class keeps for itself."""
     known = set(config.default_config_fields())
     found = {
-        name: value
+        name: as_json(value)
         for name, value in config.to_dict().items()
         if name not in _NOT_FOR_THE_CLASS and (name in known or not name.startswith("_"))
     }
@@ -106,7 +107,7 @@ def transformers_config(config: dict[str, Any]) -> PreTrainedConfig:
     if kind == "mistral" and "layer_types" in config:
         kind = "ministral"  # AutoConfig's rule
     given = {
-        name: copy.deepcopy(value)
+        name: copy.deepcopy(from_json(value))
         for name, value in config.items()
         if (name not in _NOT_FOR_THE_CLASS or name == _ROUTERS)
         and not name.startswith(("_attn", "_experts"))

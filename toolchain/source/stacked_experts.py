@@ -17,6 +17,8 @@ Other families (qwen3_5_moe) have them as rows, those of the gate before those o
     experts.gate_up_proj         floats [experts, 2 rows, columns]
     experts.down_proj            floats [experts, rows, columns]
 
+granitemoehybrid calls those input_linear.weight and output_linear.weight of a block_sparse_moe.
+
 The last two of gpt-oss are the matrix in MXFP4: the bytes of a group are 32 4-bit floats, the first of two in the low
 half, with one power of two, stored plus 127. What is read is one expert's part of a file.
 """
@@ -41,6 +43,8 @@ from toolchain.source.stored_weights import StoredWeights
 METHOD = "mxfp4"  # of quantization_config
 _TITLE = "MXFP4"
 _NAME = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_bias|_blocks|_scales|)")
+_GRANITE = re.compile(r"(.*\.block_sparse_moe)\.(input_linear|output_linear)\.weight")
+_GRANITE_MATRICES = {"input_linear": "gate_up_proj", "output_linear": "down_proj"}
 _MATRICES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BYTES = 16  # of a group
@@ -49,7 +53,16 @@ _GROUP = 32
 
 def is_stacked(stored: str) -> bool:
     """Whether a tensor of this name holds something of all experts."""
-    return _NAME.fullmatch(stored) is not None
+    return _parts_of(stored) is not None
+
+
+def _parts_of(stored: str) -> tuple[str, str, str] | None:
+    """The module of the experts, the matrix, and what follows its name."""
+    if (found := _NAME.fullmatch(stored)) is not None:
+        return found.group(1), found.group(2), found.group(3)
+    if (found := _GRANITE.fullmatch(stored)) is not None:
+        return f"{found.group(1)}.experts", _GRANITE_MATRICES[found.group(2)], ""
+    return None
 
 
 @dataclass(frozen=True)
@@ -80,9 +93,9 @@ class StackedExperts:
         self.tensors = {name: stored for name, stored in inner.tensors.items() if not is_stacked(name)}
         packed = inner.quantization is not None and inner.quantization.method == METHOD
         for name in inner.tensors:
-            if (found := _NAME.fullmatch(name)) is None:
+            if (found := _parts_of(name)) is None:
                 continue
-            experts, matrix, kind = found.groups()
+            experts, matrix, kind = found
             if kind and not in_turns:
                 raise InputError(f"{inner.tensors[name].path}: {name} is nothing that experts of this family have")
             if kind in ("_blocks", "_scales") and not packed:

@@ -56,6 +56,7 @@ class ParameterNames:
     renamings: list[WeightRenaming]
     experts: tuple[tuple[str, str], ...]  # what checkpoints call the matrices of an expert, and what we do
     together: bool  # checkpoints hold the experts of a block in one tensor
+    as_rows: bool  # and so does transformers' loader, the gate's rows before those of up
     ignored: re.Pattern[str] | None  # what the class itself takes for left over
 
     def of(self, stored: str) -> str | None:
@@ -144,6 +145,7 @@ def _parameter_names(config: str) -> ParameterNames:
         renamings=renamings,
         experts=experts,
         together=spec.experts_together,
+        as_rows=spec.has_experts and not experts,
         ignored=re.compile("|".join(ignored)) if ignored else None,
     )
 

@@ -23,6 +23,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 

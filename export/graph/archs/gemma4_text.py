@@ -94,7 +94,7 @@ def without_cache(names: BlockNames) -> BlockNames:
 
 
 def _with_experts(names: BlockNames, config: dict[str, Any]) -> BlockNames:
-    assert names.gate and names.up
+    assert names.gate and names.up and names.down
     beside = DenseBeside(
         gate=names.gate,
         up=names.up,

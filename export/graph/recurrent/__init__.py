@@ -1,1 +1,1 @@
-"""What a block has in place of attention or beside it: layers with a state of one size, however long the text."""
+"""Parts of a block that keep a state of one size, however long the text: convolutions, delta nets, state spaces."""

@@ -30,6 +30,11 @@ def token_mask(g: GraphWriter, input_ids: ir.Value, attention_mask: ir.Value) ->
     return g.op("Unsqueeze", at, [floats, last], [BATCH, SEQUENCE, 1])
 
 
+def short_states(g: GraphWriter, spec: ModelSpec, names: ShortConvolution, layer: int) -> tuple[ir.Value, ...]:
+    """Inputs of the graph: the state of a layer."""
+    return (g.input(f"past_conv.{layer}", ir.DataType.FLOAT, [BATCH, spec.hidden_size, names.width]),)
+
+
 def short_convolution(
     layers: Layers, spec: ModelSpec, layer: int, value: ir.Value, mask: ir.Value, state: ir.Value
 ) -> tuple[ir.Value, ir.Value]:

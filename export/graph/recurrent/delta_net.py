@@ -1,42 +1,23 @@
-"""A block's gated delta net (Qwen3.5): what stands in place of attention, and its two states.
-
-The states have the names and shapes that onnxruntime-genai gives them: `conv_state`, float32 [batch, channels,
-width - 1], what the convolution sees of earlier calls, and `recurrent_state`, float32 [batch, value_heads, key_dim,
-value_dim]. Both are zeros at the start.
-"""
+"""A block's gated delta net (Qwen3.5): what stands in place of attention."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from export.artefacts.states import KEYS_AND_VALUES
-from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
 from export.contract.operators.delta_rule import GATED_DELTA_RULE
-from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.spec import GatedDeltaNet, ModelSpec
-from export.graph.writer import Dim, GraphWriter
+from export.graph.layers import BATCH, SEQUENCE
+from export.graph.recurrent.parts import RecurrentLayers
+from export.graph.spec import GatedDeltaNet
+from export.graph.writer import Dim
 
 _EPSILON = 1e-6  # added to the squared lengths of queries and keys
 
 
-def delta_net_states(g: GraphWriter, net: GatedDeltaNet, layer: int) -> tuple[ir.Value, ir.Value]:
-    """Inputs of the graph: the states of a layer."""
-    shapes: tuple[tuple[str, list[Dim]], ...] = (
-        ("conv_state", [BATCH, net.channels, net.width - 1]),
-        ("recurrent_state", [BATCH, net.value_heads, net.key_dim, net.value_dim]),
-    )
-    first, second = (g.input(f"{KEYS_AND_VALUES}{layer}.{n}", ir.DataType.FLOAT, shape) for n, shape in shapes)
-    return first, second
-
-
-class DeltaNetLayers:
+class DeltaNetLayers(RecurrentLayers):
     """Writes the gated delta nets of one model."""
-
-    def __init__(self, spec: ModelSpec, layers: Layers) -> None:
-        self.spec, self.layers, self.g = spec, layers, layers.g
 
     def mix(
         self, layer: int, value: ir.Value, mask: ir.Value, states: tuple[ir.Value, ...]
@@ -53,14 +34,14 @@ class DeltaNetLayers:
         mixed = self._product(layer, net.qkv, masked, net.channels)
         gate = self._product(layer, net.gate, masked, net.values)
         decay, beta = (self._float_product(layer, name, masked, net.value_heads) for name in (net.decay, net.beta))
-        convolved, conv_state = self._convolved(layer, net, mixed, states[0])
+        convolved, conv_state = self._convolved(layer, net.kernel, (net.channels, net.width), mixed, states[0])
         active = self.layers.activate(
             self.spec.activation, convolved, f"{at}/activation", [BATCH, SEQUENCE, net.channels]
         )
         sizes = g.constant("delta_net.widths", np.asarray([net.keys, net.keys, net.values], np.int64))
         shapes = [[BATCH, SEQUENCE, width] for width in (net.keys, net.keys, net.values)]
         query, key, values = g.op("Split", f"{at}/split", [active, sizes], shapes, axis=-1)
-        rate, bias = self._rate(layer, net), self._parameter(layer, net.bias, (net.value_heads,))
+        rate, bias = self._rate(layer, net.rate, net.value_heads), self._parameter(layer, net.bias, (net.value_heads,))
         out, state = g.op(
             GATED_DELTA_RULE, f"{at}/delta_rule", [query, key, values, decay, beta, rate, bias, states[1]],
             [[BATCH, SEQUENCE, net.values], [BATCH, net.value_heads, net.key_dim, net.value_dim]], domain=DOMAIN,
@@ -69,37 +50,12 @@ class DeltaNetLayers:
         self.layers.operators |= {GATED_DELTA_RULE, CAUSAL_CONVOLUTION}
         return self._gated(layer, net, out, gate), (conv_state, state)
 
-    def _product(self, layer: int, module: str, value: ir.Value, rows: int) -> ir.Value:
-        """With a layer that is quantized."""
-        name = f"/model/layers.{layer}/{module.replace('.', '/')}"
-        return self.layers.matmul(self.spec.prefix(layer) + module, value, name, self.spec.hidden_size, rows)
-
     def _float_product(self, layer: int, module: str, value: ir.Value, rows: int) -> ir.Value:
         """With a layer that stays float32 and has no bias."""
         g, hidden, name = self.g, self.spec.hidden_size, f"/model/layers.{layer}/{module.replace('.', '/')}"
         matrix = self._parameter(layer, f"{module}.weight", (rows, hidden))
         turned = g.op("Transpose", f"{name}/transpose", [matrix], [hidden, rows], perm=[1, 0])
         return g.op("MatMul", name, [value, turned], [BATCH, SEQUENCE, rows])
-
-    def _convolved(self, layer: int, net: GatedDeltaNet, value: ir.Value, state: ir.Value) -> tuple[ir.Value, ir.Value]:
-        weight = self._parameter(layer, f"{net.kernel}.weight", (net.channels, 1, net.width))
-        shapes: list[list[Dim]] = [[BATCH, SEQUENCE, net.channels], [BATCH, net.channels, net.width - 1]]
-        made: tuple[ir.Value, ir.Value] = self.g.op(
-            CAUSAL_CONVOLUTION, f"/model/layers.{layer}/{net.kernel.replace('.', '/')}", [value, weight, state], shapes,
-            domain=DOMAIN, channels=net.channels,
-        )  # fmt: skip
-        return made
-
-    def _rate(self, layer: int, net: GatedDeltaNet) -> ir.Value:
-        """Minus the exponential of what is stored, a number of each head."""
-        name, checkpoint = self.spec.prefix(layer) + net.rate, self.layers.checkpoint
-        self._check(name, (net.value_heads,))
-
-        def rate() -> np.ndarray:
-            with np.errstate(over="ignore"):
-                return -np.exp(checkpoint.tensor(name, "").astype(np.float32))
-
-        return self.g.lazy(f"{name}.negative_exponential", np.float32, (net.value_heads,), rate)
 
     def _gated(self, layer: int, net: GatedDeltaNet, value: ir.Value, gate: ir.Value) -> ir.Value:
         """Each head normed, times silu of the gate."""
@@ -116,15 +72,3 @@ class DeltaNetLayers:
         )
         active = self.layers.activate("silu", gate, f"{at}/gate", flat)
         return g.op("Mul", f"{at}/gated", [joined, active], flat)
-
-    def _parameter(self, layer: int, name: str, shape: tuple[int, ...]) -> ir.Value:
-        full = self.spec.prefix(layer) + name
-        self._check(full, shape)
-        return self.layers.vector(full)
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises InputError where the checkpoint lacks a tensor or has it in another shape."""
-        record = self.layers.checkpoint.records.get(name)
-        if record is None or record.shape != shape:
-            problem = "missing" if record is None else f"{list(record.shape)}, expected {list(shape)}"
-            raise InputError(f"{self.layers.checkpoint.folder}: {name} is {problem}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from export.graph.gemma.shared_keys import attend_to_earlier
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.recurrent.convolution import short_convolution
 from export.graph.recurrent.delta_net import DeltaNetLayers
-from export.graph.spec import ModelSpec
+from export.graph.recurrent.state_space import StateSpaceLayers
+from export.graph.spec import BlockNames, ModelSpec
 from export.graph.writer import Dim
 
 TOTAL = "total_sequence_length"
@@ -34,13 +35,17 @@ TOTAL = "total_sequence_length"
 class Context:
     """What a block gets beside the hidden states: values of the graph."""
 
-    mask: ir.Value  # bool, True where a query sees a key
+    mask: ir.Value | None  # bool, True where a query sees a key; None where nothing attends
     rotation: tuple[ir.Value, ir.Value] | None = None  # cos and sin [batch, sequence, rotated / 2]
-    past: tuple[ir.Value, ...] | None = None  # cached keys and values, or a state; None: queries see the whole input
+    # Cached keys and values where the block attends, then its states; None: queries see the whole input.
+    past: tuple[ir.Value, ...] | None = None
     earlier: tuple[ir.Value, ...] | None = None  # keys and values of an earlier layer, those of this call included
     query_rotation: tuple[ir.Value, ir.Value] | None = None  # of the queries, where it is another than that of the keys
     token_mask: ir.Value | None = None  # float32 [batch, sequence, 1], for what keeps a state
     per_layer: ir.Value | None = None  # the block's part of the embeddings for each layer
+
+
+Mixer = Callable[[int, ir.Value, Context], tuple[ir.Value, tuple[ir.Value, ...]]]
 
 
 class BlockBuilder:
@@ -50,6 +55,7 @@ class BlockBuilder:
         self.spec, self.layers, self.g = spec, layers, layers.g
         self.experts, self.delta_nets = ExpertLayers(spec, layers), DeltaNetLayers(spec, layers)
         self.altup = AltUpLayers(spec, layers) if spec.altup is not None else None
+        self.state_spaces = StateSpaceLayers(spec, layers)
         self.hidden_shape: list[Dim] = [BATCH, SEQUENCE, spec.hidden_size]
 
     def block(self, layer: int, hidden: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
@@ -63,14 +69,19 @@ class BlockBuilder:
         inner_input = None
         if self.spec.parallel_residual:
             inner_input = normed if names.mlp_norm is None else self._norm(layer, names.mlp_norm, hidden)
-        attended, cache = self._mixer(layer)(layer, normed, context)
-        attended = self._norm(layer, names.attention_post_norm, attended)
-        attended = self.layers.scaled(attended, self.spec.residual_scale, f"{at}/attention_scaled", width)
-        hidden = self.g.op("Add", f"{at}/attention_residual", [hidden, attended], self.hidden_shape)
-        hidden = self._norm(layer, names.attention_sum_norm, hidden)
+        attended, cache = self._mixed(layer, normed, context)
+        if attended is not None:
+            attended = self._norm(layer, names.attention_post_norm, attended)
+            attended = self.layers.scaled(attended, self.spec.residual_scale, f"{at}/attention_scaled", width)
+            hidden = self.g.op("Add", f"{at}/attention_residual", [hidden, attended], self.hidden_shape)
+            hidden = self._norm(layer, names.attention_sum_norm, hidden)
+        if names.down is None:
+            return hidden, cache
         if inner_input is None:
             inner_input = self._norm(layer, names.mlp_norm, hidden)
-        inner = self._norm(layer, names.mlp_post_norm, self._feed_forward(layer, inner_input, hidden))
+        inner = self._feed_forward(layer, inner_input, hidden)
+        inner = self.layers.scaled(inner, self.spec.feed_forward_scale, f"{at}/mlp/scaled_output", width)
+        inner = self._norm(layer, names.mlp_post_norm, inner)
         inner = self.layers.scaled(inner, self.spec.residual_scale, f"{at}/mlp_scaled", width)
         hidden = self.g.op("Add", f"{at}/mlp_residual", [hidden, inner], self.hidden_shape)
         hidden = self._norm(layer, names.mlp_sum_norm, hidden)
@@ -87,7 +98,8 @@ class BlockBuilder:
         predicted, active = altup.predict(layer, streams)
         normed = self._norm(layer, names.attention_norm, active)
         laurel = with_laurel(self.layers, self.spec, layer, normed)
-        attended, cache = self._mixer(layer)(layer, normed, context)
+        attended, cache = self._mixed(layer, normed, context)
+        assert attended is not None
         attended = self._norm(layer, names.attention_post_norm, attended)
         hidden = g.op("Add", f"{at}/attention_residual", [active, attended], self.hidden_shape)
         hidden = g.op("Add", f"{at}/laurel_residual", [hidden, laurel], self.hidden_shape)
@@ -108,11 +120,29 @@ class BlockBuilder:
         out: ir.Value = self.g.op("Mul", f"/model/layers.{layer}/factor", [hidden, vector], self.hidden_shape)
         return out
 
-    def _mixer(self, layer: int) -> Callable[[int, ir.Value, Context], tuple[ir.Value, tuple[ir.Value, ...]]]:
-        names = self.spec.names_of_layer(layer)
-        if names.delta_net is not None:
-            return self._delta_net
-        return self._attention if names.convolution is None else self._convolution
+    def _mixed(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value | None, tuple[ir.Value, ...]]:
+        """What attention and what stands in its place or beside it give, added up, None for a block with neither."""
+        names, past = self.spec.names_of_layer(layer), context.past
+        found: list[tuple[ir.Value, tuple[ir.Value, ...]]] = []
+        if names.attends:
+            found.append(self._attention(layer, normed, replace(context, past=past[:2] if past else None)))
+            past = past[2:] if past else None
+        for mix, there in self._recurrent(names):
+            if there:
+                found.append(mix(layer, normed, replace(context, past=past)))
+        if not found:
+            return None, ()
+        total = found[0][0]
+        for value, _ in found[1:]:
+            total = self.g.op("Add", f"/model/layers.{layer}/mixed", [total, value], self.hidden_shape)
+        return total, tuple(value for _, cache in found for value in cache)
+
+    def _recurrent(self, names: BlockNames) -> tuple[tuple[Mixer, bool], ...]:
+        return (
+            (self._convolution, names.convolution is not None),
+            (self._delta_net, names.delta_net is not None),
+            (self._state_space, names.state_space is not None),
+        )
 
     def _norm(self, layer: int, module: str | None, value: ir.Value) -> ir.Value:
         """A norm over the hidden size; the value as it is where the family has none here."""
@@ -129,6 +159,7 @@ class BlockBuilder:
         assert context.past is not None and context.token_mask is not None
         out, state = short_convolution(self.layers, spec, layer, normed, context.token_mask, context.past[0])
         output = spec.names_of_layer(layer).attention_output
+        assert output is not None
         return self._linear(layer, output, out, spec.hidden_size, spec.hidden_size), (state,)
 
     def _delta_net(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
@@ -136,12 +167,18 @@ class BlockBuilder:
         assert context.past is not None and context.token_mask is not None and names.delta_net is not None
         out, states = self.delta_nets.mix(layer, normed, context.token_mask, context.past)
         width = names.delta_net.values
+        assert names.attention_output is not None
         return self._linear(layer, names.attention_output, out, width, self.spec.hidden_size), states
+
+    def _state_space(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        assert context.past is not None and context.token_mask is not None
+        return self.state_spaces.mix(layer, normed, context.token_mask, context.past)
 
     def _attention(self, layer: int, normed: ir.Value, context: Context) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         spec, at, heads = self.spec, f"/model/layers.{layer}/attention", self.spec.heads_of(layer)
         if context.earlier is not None:
             return self._over_earlier(layer, normed, context), ()
+        normed = self.layers.scaled(normed, spec.attention_input_scale, f"{at}/scaled_input", spec.hidden_size)
         query, key, value, gate = self._query_key_value(layer, normed)
         if not spec.norm_after_rope:
             query, key = self._head_norms(layer, query, key)
@@ -159,13 +196,18 @@ class BlockBuilder:
             shape: list[Dim] = [BATCH, SEQUENCE, width]
             share = self.layers.activate("sigmoid", gate, f"{at}/gate", shape)
             out = self.g.op("Mul", f"{at}/gated", [out, share], shape)
-        return self._linear(layer, spec.names_of_layer(layer).attention_output, out, width, spec.hidden_size), cache
+        output = spec.names_of_layer(layer).attention_output
+        assert output is not None
+        made = self._linear(layer, output, out, width, spec.hidden_size)
+        made = self.layers.scaled(made, spec.attention_output_scale, f"{at}/scaled_output", spec.hidden_size)
+        return made, cache
 
     def _over_earlier(self, layer: int, normed: ir.Value, context: Context) -> ir.Value:
         """What queries of this layer give over the keys and values of an earlier one."""
         spec, at, heads = self.spec, f"/model/layers.{layer}/attention", self.spec.heads_of(layer)
         names = spec.names_of_layer(layer)
-        assert names.query and context.earlier is not None and context.query_rotation is None
+        assert names.query and names.attention_output and context.mask is not None
+        assert context.earlier is not None and context.query_rotation is None
         if self.layers.arithmetic.cache is not None:
             raise InputError(f"{self.layers.checkpoint.folder}: keys and values that layers share cannot be razored")
         query = self._linear(layer, names.query, normed, spec.hidden_size, heads.queries)
@@ -350,10 +392,13 @@ class BlockBuilder:
             up = self._linear(layer, names.up, value, spec.hidden_size, width)
         if gate is not None and names.gate_cut is not None:
             gate = cut_gates(self.layers, gate, names.gate_cut, width, f"{at}/gate_cut")
+        if gate is not None:
+            gate = self.layers.scaled(gate, spec.gate_scale, f"{at}/scaled_gate", width)
         if gate is None:
             inner = self.layers.activate(spec.activation, up, f"{at}/activation", shape)
         else:
             inner = self.layers.gated(spec, gate, up, at, shape)
+        assert names.down is not None
         return self._linear(layer, names.down, inner, width, spec.hidden_size)
 
     def _linear(self, layer: int, module: str, value: ir.Value, columns: int, rows: int) -> ir.Value:

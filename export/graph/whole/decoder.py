@@ -22,7 +22,7 @@ from export.graph.growth import grown_rotations
 from export.graph.integers import IntegerArithmetic
 from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.recurrent.convolution import token_mask
-from export.graph.recurrent.delta_net import delta_net_states
+from export.graph.recurrent.parts import states
 from export.graph.spec import HeadSizes, ModelSpec, Rope
 from export.graph.whole.block import TOTAL, BlockBuilder, Context
 from export.graph.writer import Dim, GraphWriter
@@ -43,7 +43,7 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
     attention_mask = g.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
     position_ids = g.input("position_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
     past = [_past(g, spec, layers.arithmetic, layer) for layer in range(spec.layers)]
-    stateful = not all(names.attends for names in spec.kinds())
+    stateful = any(names.keeps_state for names in spec.kinds())
     own_mask = token_mask(g, input_ids, attention_mask) if stateful else None
     turns = rotations(g, spec, position_ids)
     query_turns = tuple(grown_rotations(g, spec.query_growth, turns, position_ids))
@@ -60,8 +60,9 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
             found[spec.window(layer) is not None] if rotates else None for found in (turns, query_turns)
         )
         earlier = caches[spec.cache_layer(layer)] if spec.cache_layer(layer) != layer else None
+        mask = masks.get(spec.window(layer))
         context = Context(
-            masks[spec.window(layer)], rotation, past[layer], earlier, query_rotation, own_mask,  # type: ignore[arg-type]
+            mask, rotation, past[layer], earlier, query_rotation, own_mask,  # type: ignore[arg-type]
             own[layer] if own is not None else None,
         )  # fmt: skip
         hidden, cache = blocks.block(layer, hidden, context)
@@ -83,20 +84,14 @@ def build_decoder(spec: ModelSpec, checkpoint: StoredTensors, producer: str) -> 
 
 
 def _past(g: GraphWriter, spec: ModelSpec, arithmetic: IntegerArithmetic, layer: int) -> tuple[ir.Value, ...]:
-    """The inputs of a layer that carry what earlier calls left: keys and values, or a state."""
-    names = spec.names_of_layer(layer)
-    convolution = names.convolution
-    if names.delta_net is not None:
-        return delta_net_states(g, names.delta_net, layer)
-    if convolution is not None:
-        state: list[Dim] = [BATCH, spec.hidden_size, convolution.width]
-        return (g.input(f"past_conv.{layer}", ir.DataType.FLOAT, state),)
-    if spec.cache_layer(layer) != layer:
-        return ()
+    """The inputs of a layer that carry what earlier calls left: keys and values first, then its states."""
     heads = spec.heads_of(layer)
     cache_type, row = cache_row(heads, arithmetic)
     shape: list[Dim] = [BATCH, heads.kv_heads, PAST, row]
-    return tuple(g.input(f"past_key_values.{layer}.{kind}", cache_type, shape) for kind in ("key", "value"))
+    caches = spec.names_of_layer(layer).attends and spec.cache_layer(layer) == layer
+    kinds = ("key", "value") if caches else ()
+    cached = [g.input(f"past_key_values.{layer}.{kind}", cache_type, shape) for kind in kinds]
+    return (*cached, *states(g, spec, layer))
 
 
 def cache_row(heads: HeadSizes, arithmetic: IntegerArithmetic) -> tuple[ir.DataType, int]:
@@ -151,6 +146,9 @@ def _masks(
 
     onnxruntime wants the query dimension in full, so the causal part is spelled out beside `is_causal`.
     """
+    widths = {spec.window(i) for i in range(spec.layers) if spec.names_of_layer(i).attends}
+    if not widths:
+        return {}
     boolean, long, at = ir.DataType.BOOL, ir.DataType.INT64, "/model/mask"
     zero, one = (g.constant(n, np.asarray(v, np.int64)) for n, v in (("zero", 0), ("one", 1)))
     first, second = (g.constant(f"axis.{n}", np.asarray([v], np.int64)) for n, v in (("first", 0), ("second", 1)))
@@ -167,7 +165,6 @@ def _masks(
     column = g.op("Unsqueeze", f"{at}/column", [queries, second], [SEQUENCE, 1], long)
     grid: list[Dim] = [SEQUENCE, TOTAL]
     causal = g.op("LessOrEqual", f"{at}/causal", [keys, column], grid, boolean)
-    widths = {spec.window(i) for i in range(spec.layers)}
     masks: dict[int | None, ir.Value] = {}
     for width in sorted(widths, key=lambda w: w or 0):
         allowed, name = causal, f"{at}/{'all' if width is None else f'window_{width}'}"

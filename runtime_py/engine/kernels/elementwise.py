@@ -38,6 +38,8 @@ from runtime_py.simd.vectors import (
 SILU, GELU, GELU_TANH, RELU, TANH = range(5)
 CLAMPED = 5  # clamped_gate() in place of activate()
 SIGMOID = 6
+RELU2 = 7  # the square of ReLU
+KINDS = RELU2 + 1
 _F = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(-0.693359375), _F(2.12194440e-4)
 _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)
@@ -91,7 +93,7 @@ def _erf(x):
 
 @nb.njit(cache=True, inline="always")
 def activated(kind, x):
-    """SiLU, GELU (by erf or by tanh), ReLU, tanh or the logistic function of 16 floats."""
+    """SiLU, GELU (by erf or by tanh), ReLU, its square, tanh or the logistic function of 16 floats."""
     half, one = splat_float(_F(0.5)), splat_float(_F(1.0))
     if kind == SILU:
         return multiply(x, logistic(x))
@@ -105,7 +107,8 @@ def activated(kind, x):
         return hyperbolic_tangent(x)
     if kind == SIGMOID:
         return logistic(x)
-    return maximum(zero_floats(), x)  # in this order NaN stays
+    positive = maximum(zero_floats(), x)  # in this order NaN stays
+    return multiply(positive, positive) if kind == RELU2 else positive
 
 
 @nb.njit(cache=True)

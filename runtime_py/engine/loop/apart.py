@@ -97,9 +97,9 @@ def _run_norm(s, isa, offset, tokens, counter):
             x = s.source + 4 * (token * s.stride + head * s.columns)
             y = s.out + 4 * (token * s.heads + head) * s.columns
             if s.kind == LAYER:
-                layer_norm(x, s.scale, s.bias, s.columns, s.epsilon, y)
+                layer_norm(x, s.scale + 4 * head * s.scale_stride, s.bias, s.columns, s.epsilon, y)
             else:
-                rms_norm(x, s.scale, s.columns, s.epsilon, y)
+                rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
         if s.quant != 0:
             for b in range((s.columns + 255) // 256):
                 _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b)

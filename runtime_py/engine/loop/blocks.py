@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.convolution import convolve, keep_products
-from runtime_py.engine.kernels.delta_net import convolve_rows, keep_rows
 from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
+from runtime_py.engine.kernels.recurrent.convolution import convolve, keep_products
+from runtime_py.engine.kernels.recurrent.delta_net import convolve_rows, keep_rows
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.delta_net import CausalConvolution
@@ -84,7 +84,7 @@ def _causal_convolution_block(s, isa, offset, group, b, tokens, scratch):
     first, last = 256 * b, min(256 * b + 256, s.columns)
     for token in range(16 * group, min(16 * group + 16, tokens)):
         to = s.out + 4 * token * s.columns
-        convolve_rows(s.source, s.stride, s.past, s.columns, s.width, s.kernel, s.kind, token, first, last, to)
+        convolve_rows(s.source, s.stride, s.past, s.columns, s.width, s.kernel, s.bias, s.kind, token, first, last, to)
     if 16 * group + 16 >= tokens:
         keep_rows(s.source, s.stride, s.past, s.columns, s.width, tokens, first, last, s.present)
 
@@ -121,9 +121,9 @@ def run_norm(s, isa, offset, first_token, tokens, counter, scratch):
                 x = s.source + 4 * ((first_token + token) * s.stride + head * s.columns)
                 y = s.out + 4 * (token * s.heads + head) * s.columns
                 if s.kind == LAYER:
-                    layer_norm(x, s.scale, s.bias, s.columns, s.epsilon, y)
+                    layer_norm(x, s.scale + 4 * head * s.scale_stride, s.bias, s.columns, s.epsilon, y)
                 else:
-                    rms_norm(x, s.scale, s.columns, s.epsilon, y)
+                    rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
         if s.quant != 0:
             _quantize(s, isa, offset, s.out, s.columns, group, tokens, 0, blocks, scratch)
         group = fetch_add(counter, 1)

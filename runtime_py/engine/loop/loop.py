@@ -14,6 +14,7 @@ from runtime_py.engine.loop.blocks import run_blocks, run_norm
 from runtime_py.engine.loop.delta_net import run_delta_rule
 from runtime_py.engine.loop.experts import run_expert_floats, run_experts
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, RUN_SHARE, run_product, run_rows
+from runtime_py.engine.loop.state_space import run_state_space
 from runtime_py.engine.loop.tokens import run_tokens
 from runtime_py.engine.records.record import reader
 from runtime_py.engine.records.stored_matrix import read_matrix
@@ -32,7 +33,7 @@ _head = reader(table.Head)
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
     _rotate,
     _route, _expert_matmul, _combine, _short_convolution, _causal_convolution, _delta_rule, _expert_grouped,
-    _expert_dense, _adapter_down, _adapter_up,
+    _expert_dense, _adapter_down, _adapter_up, _state_space,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -86,6 +87,8 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_blocks(_causal_convolution(step), isa, offset, tokens, counter, scratch)
     elif operation == table.DELTA_RULE:
         run_delta_rule(_delta_rule(step), tokens, counter, scratch)
+    elif operation == table.STATE_SPACE:
+        run_state_space(_state_space(step), tokens, counter, scratch)
     elif operation == table.EXPERT_GROUPED:
         run_expert_floats(_expert_grouped(step), tokens, counter, scratch)
     elif operation == table.ADAPTER_DOWN:

@@ -69,6 +69,7 @@ class Context:
         self.recurrent = recurrent_states(graph)
         self.held = [state.shape[:0:-1] for state in self.recurrent]  # as the engine keeps them: positions first
         self.advanced: set[str] = set()  # outputs of recurrent states that a step makes
+        self.unscaled: set[Buffer] = set()  # made by norms of heads whose scales are ones
         self.gates: dict[str, Gate] = {}  # of clamped gates
         self.by_head: dict[str, Tokens] = {}  # [batch, heads, tokens, head_dim] to the graph (handlers/earlier.py)
         self.cached: dict[str, tuple[int, int]] = {}  # number of the attention and of its output: keys 1, values 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime_py.engine.kernels.delta_net import COLUMNS, SCRATCH
-from runtime_py.engine.kernels.elementwise import CLAMPED, SIGMOID
+from runtime_py.engine.kernels.elementwise import CLAMPED, KINDS
+from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, SCRATCH
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import REAL, T, declared
@@ -18,7 +18,7 @@ PLAIN = -1  # a convolution without an activation
 @declared
 @dataclass(kw_only=True, eq=False)
 class CausalConvolution(Making[T]):
-    """out = activation(convolution(source)), causal and of each channel alone.
+    """out = activation(convolution(source) + bias), causal and of each channel alone.
 
     `past` holds the last `width` - 1 rows before this call, `present` those after it.
     """
@@ -30,14 +30,17 @@ class CausalConvolution(Making[T]):
     columns: T
     width: T
     kernel: T  # float32 [width, columns]
+    bias: T  # float32 [columns]; 0 for none
     kind: T  # kernels/elementwise.py, or PLAIN
     past: T  # float32 [width - 1, columns]
     present: T
 
     def constants(self: CausalConvolution[int], arrays: Arrays) -> Iterator[Constant]:
         need(self.columns >= 1 and self.width >= 2, "a convolution of nothing")
-        need(PLAIN <= self.kind <= SIGMOID and self.kind != CLAMPED, "an unknown activation")
+        need(PLAIN <= self.kind < KINDS and self.kind != CLAMPED, "an unknown activation")
         yield Constant("kernel", self.kernel, 4 * self.width * self.columns)
+        if self.bias:
+            yield Constant("bias", self.bias, 4 * self.columns)
 
     def accesses(self: CausalConvolution[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield rows("source", READ, self.source, self.stride, self.columns, case.tokens)

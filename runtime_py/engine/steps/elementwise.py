@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime_py.engine.kernels.elementwise import CLAMPED, SIGMOID
+from runtime_py.engine.kernels.elementwise import CLAMPED, KINDS
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, REAL, T, declared
@@ -29,6 +29,7 @@ class Norm(Making[T]):
     epsilon: T = field(metadata=REAL)
     columns: T  # of one head
     heads: T
+    scale_stride: T = NONE  # floats from the scales of a head to those of the next; 0 where all have the same
     quant: T = NONE
     sums: T = NONE
     scales: T = NONE
@@ -40,7 +41,8 @@ class Norm(Making[T]):
     def constants(self: Norm[int], arrays: Arrays) -> Iterator[Constant]:
         need(self.kind in (RMS, LAYER) and min(self.columns, self.heads) >= 1, "a norm of nothing")
         need(self.quant == 0 or self.heads == 1, "a norm of heads that is quantized")
-        yield Constant("scale", self.scale, 4 * self.columns)
+        need(self.scale_stride >= 0, "scales that go backward")
+        yield Constant("scale", self.scale, 4 * (self.scale_stride * (self.heads - 1) + self.columns))
         if self.bias:
             yield Constant("bias", self.bias, 4 * self.columns)
 
@@ -73,7 +75,7 @@ class Activate(Making[T]):
     shares: T = NONE
 
     def accesses(self: Activate[int], case: Case, arrays: Arrays) -> Iterator[Access]:
-        need(0 <= self.kind <= SIGMOID, "an unknown activation")
+        need(0 <= self.kind < KINDS, "an unknown activation")
         need(self.kind != CLAMPED or self.gated != 0, "a clamped gate of nothing")
         yield rows("source", READ, self.source, self.stride, self.columns, case.tokens)
         if self.gated:

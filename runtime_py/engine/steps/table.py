@@ -21,19 +21,20 @@ from runtime_py.engine.steps.experts import Combine, ExpertDense, ExpertGrouped,
 from runtime_py.engine.steps.integers import Quantize, Razor
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
 from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse
+from runtime_py.engine.steps.state_space import StateSpace
 from runtime_py.engine.steps.step import Step
 
 KINDS: tuple[type[Step[Any]], ...] = (
     Embed, EmbedDense, Norm, Quantize, MatMul, Grouped, Dense, Activate, Add, KvAppend, Attend, Scale, Reorder,
     Razor, RazorMatMul, RazorKvAppend, RazorAttend, Sparse,
     GroupMatMul, EmbedGroups, Rotate, Route, ExpertMatMul, Combine, ShortConvolution, CausalConvolution, DeltaRule,
-    ExpertGrouped, ExpertDense, AdapterDown, AdapterUp,
+    ExpertGrouped, ExpertDense, AdapterDown, AdapterUp, StateSpace,
 )  # fmt: skip
 (
     EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, KV_APPEND, ATTEND, SCALE, REORDER,
     RAZOR, RAZOR_MATMUL, RAZOR_KV_APPEND, RAZOR_ATTEND, SPARSE,
     GROUP_MATMUL, EMBED_GROUPS, ROTATE, ROUTE, EXPERT_MATMUL, COMBINE, SHORT_CONVOLUTION, CAUSAL_CONVOLUTION,
-    DELTA_RULE, EXPERT_GROUPED, EXPERT_DENSE, ADAPTER_DOWN, ADAPTER_UP,
+    DELTA_RULE, EXPERT_GROUPED, EXPERT_DENSE, ADAPTER_DOWN, ADAPTER_UP, STATE_SPACE,
 ) = range(len(KINDS))  # fmt: skip
 
 

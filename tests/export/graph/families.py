@@ -136,6 +136,39 @@ TINY = {
                                   "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_active_idx": 1,
                                   "altup_num_inputs": 2, "altup_correct_scale": False, "attention_bias": True,
                                   "tie_word_embeddings": False},
+    "mamba2": {"num_hidden_layers": 3, "num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 12, "chunk_size": 8,
+               "layer_norm_epsilon": 0.01},
+    "mamba2 biased": {"num_heads": 4, "head_dim": 8, "expand": 1, "n_groups": 1, "state_size": 20, "chunk_size": 8,
+                      "conv_kernel": 2, "use_bias": True, "hidden_act": "gelu", "tie_word_embeddings": True},
+    "granitemoehybrid": {"num_hidden_layers": 3, "layer_types": QWEN3_5[1:], "num_local_experts": 5,
+                         "num_experts_per_tok": 2, "intermediate_size": 24,
+                         "shared_intermediate_size": 40, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 12,
+                         "mamba_chunk_size": 8, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+                         "attention_multiplier": 0.2, "logits_scaling": 4.0, "tie_word_embeddings": True},
+    "granitemoehybrid dense": {"layer_types": ["full_attention", "linear_attention"], "num_local_experts": 0,
+                               "num_experts_per_tok": 0, "shared_intermediate_size": 48, "mamba_n_heads": 4,
+                               "mamba_n_groups": 1, "mamba_d_state": 20, "mamba_chunk_size": 8, "mamba_d_conv": 2,
+                               "mamba_proj_bias": True, "position_embedding_type": "rope", "attention_bias": True,
+                               "attention_multiplier": 0.3, "mamba_conv_bias": False},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention"],
+                   "head_dim": 8, "ssm_state_size": 12, "mamba_num_heads": 6, "mamba_head_dim": 8, "n_groups": 2,
+                   "chunk_size": 8, "n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                   "moe_shared_expert_intermediate_size": 40, "routed_scaling_factor": 1.7},
+    "nemotron_h dense": {"layers_block_type": ["full_attention", "mlp", "linear_attention", "mlp"], "head_dim": 16,
+                         "ssm_state_size": 20, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 1,
+                         "chunk_size": 8, "conv_kernel": 2, "use_conv_bias": False, "use_bias": True,
+                         "mlp_bias": True, "tie_word_embeddings": False},
+    "falcon_h1": {"mamba_d_ssm": 48, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 12,
+                  "mamba_chunk_size": 8, "embedding_multiplier": 3.0, "lm_head_multiplier": 0.3,
+                  "mlp_multipliers": [0.7, 0.4], "key_multiplier": 0.6, "attention_in_multiplier": 1.2,
+                  "attention_out_multiplier": 0.8, "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.5,
+                  "ssm_multipliers": [0.6, 0.9, 1.4, 0.7, 1.1]},
+    "falcon_h1 normed": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 20,
+                         "mamba_chunk_size": 8, "mamba_rms_norm": True, "mamba_norm_before_gate": True,
+                         "mamba_d_conv": 2, "mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True,
+                         "mlp_bias": True, "tie_word_embeddings": True},
+    "falcon_h1 gate first": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 8,
+                             "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_conv_bias": False},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
 }  # fmt: skip
@@ -155,7 +188,10 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
-MIXTURES = ("gpt_oss", "lfm2_moe", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen3_moe")  # experts picked by a router
+# experts picked by a router
+MIXTURES = (
+    "gpt_oss", "granitemoehybrid", "lfm2_moe", "mixtral", "nemotron_h", "olmoe", "qwen3_5_moe_text", "qwen3_moe"
+)  # fmt: skip
 
 
 def is_mixture(variant: str) -> bool:

@@ -24,6 +24,8 @@ UNSUPPORTED = {
     ("*", "use_bidirectional_attention"): "use_bidirectional_attention True is not supported",
     ("*", "qk_layernorm"): "qk_layernorm True is not supported",
     ("*", "num_attention_heads"): ODD,  # sizes that leave a pair of channels half rotated
+    ("*", "time_step_limit"): "is not supported",  # the smaller limit behind the larger
+    ("mamba2", "rescale_prenorm_residual"): "rescale_prenorm_residual True is not supported",
     ("gpt_neox", "hidden_size"): ODD,
     ("stablelm", "hidden_size"): ODD,
     ("gpt_neox", "head_dim"): "head_dim must be 8",

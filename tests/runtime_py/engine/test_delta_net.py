@@ -15,9 +15,9 @@ from export.contract.errors import NotFiniteError
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, causal_convolution
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout, gated_delta_rule
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels.delta_net import COLUMNS, SCRATCH, convolve_rows, keep_rows
 from runtime_py.engine.kernels.elementwise import SILU
 from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, SCRATCH, convolve_rows, keep_rows
 from runtime_py.engine.loop.delta_net import run_delta_rule
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.delta_net import DeltaRule, blocks
@@ -50,19 +50,22 @@ def packed(state: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 50), st.integers(2, 6), st.integers(1, 9), st.booleans(), st.integers(0, 2**31))
-def test_a_convolution_is_that_of_the_operator(columns, width, tokens, active, seed):
+@given(st.integers(1, 50), st.integers(2, 6), st.integers(1, 9), st.booleans(), st.booleans(), st.integers(0, 2**31))
+def test_a_convolution_is_that_of_the_operator(columns, width, tokens, active, biased, seed):
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((tokens, columns + 3)).astype(np.float32)  # rows lie in wider ones
     past, kernel = (rng.standard_normal((n, columns)).astype(np.float32) for n in (width - 1, width))
+    bias = np.float32(rng.standard_normal(columns))
     out, present = np.full((tokens + 1, columns), 7, np.float32), np.full((width, columns), 7, np.float32)
     given_ = (mixed.ctypes.data, columns + 3, past.ctypes.data, columns, width)
     for token in range(tokens):
         to = out.ctypes.data + 4 * columns * token
-        convolve_rows(*given_, kernel.ctypes.data, SILU if active else -1, token, 0, columns, to)
+        numbers = (kernel.ctypes.data, bias.ctypes.data if biased else 0, SILU if active else -1)
+        convolve_rows(*given_, *numbers, token, 0, columns, to)
     keep_rows(*given_, tokens, 0, columns, present.ctypes.data)
     x, weight = mixed[None, :, :columns], np.ascontiguousarray(kernel.T[:, None])
     expected, state = causal_convolution(x, weight, np.ascontiguousarray(past.T[None]))
+    expected = expected + bias if biased else expected
     expected = expected / (1 + np.exp(-expected)) if active else expected
     np.testing.assert_allclose(out[:tokens], expected[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(present[: width - 1], state[0].T)

@@ -27,6 +27,8 @@ MIXERS = {  # linear layers in place of attention, and what stays float32 there:
     "qwen3_5_text": (
         {"linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj"}, "linear_attn.", 3 * 6,
     ),
+    "mamba2": ({"mixer.in_proj", "mixer.out_proj"}, "mixer.", 3 * 6),
+    "falcon_h1": ({"mamba.in_proj", "mamba.out_proj"}, "mamba.", 2 * 5),
 }  # fmt: skip
 
 
@@ -64,7 +66,8 @@ def test_a_dry_run_counts_blocks_of_every_kind(options, source, tmp_path):
     text = str(source / "text.txt")
     chosen = QuantizeSettings(**SMALL, **options)
     predicted = predict(str(source / "source"), chosen, CalibrationChoice(text))
-    totals = _checkpoint(source / "source", text, None, tmp_path / "q", **SMALL, **options).manifest["totals"]
-    assert predicted.parameters == totals["linear_weights"] + 96 * 32  # and the embedding, which is the head
+    checkpoint = _checkpoint(source / "source", text, None, tmp_path / "q", **SMALL, **options)
+    totals, outside = checkpoint.manifest["totals"], model_spec(checkpoint.config).outside().values()
+    assert predicted.parameters == totals["linear_weights"] + sum(rows * columns for rows, columns in outside)
     assert predicted.effective_bits == pytest.approx(totals["effective_bits"], rel=0.1)
     assert predicted.seconds > 0

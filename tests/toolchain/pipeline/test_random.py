@@ -38,6 +38,7 @@ def test_every_family_has_random_codes(family, tmp_path, monkeypatch):
 def test_a_part_of_a_shape():
     assert chosen_shape("qwen3-30b-a3b:6") == {**SHAPES["qwen3-30b-a3b"], "num_hidden_layers": 6}
     part = chosen_shape("lfm2-8b-a1b:4")
+    assert chosen_shape("nemotron-nano-9b-v2:3")["layers_block_type"] == ["linear_attention", "mlp", "linear_attention"]
     assert part["layer_types"] == ["conv", "conv", "full_attention", "conv"] and part["num_hidden_layers"] == 4
 
 

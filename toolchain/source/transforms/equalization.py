@@ -114,6 +114,7 @@ class EqualizedSource(FoldedSource):
 
     def _plan_values(self, prefix: str, block: BlockNames) -> None:
         spec = self._spec
+        assert block.attention_output is not None
         output = prefix + block.attention_output
         shared = spec.heads // spec.kv_heads
 
@@ -136,7 +137,7 @@ class EqualizedSource(FoldedSource):
 
     def _plan_convolution(self, prefix: str, block: BlockNames) -> None:
         """A convolution of each channel is linear: its values, the third part of the first layer, and its bias."""
-        assert block.convolution is not None
+        assert block.convolution is not None and block.attention_output is not None
         output, size = prefix + block.attention_output, self._spec.hidden_size
         factors = partial(self._factors, [output])
         self._scale_columns(output, factors)
@@ -146,7 +147,7 @@ class EqualizedSource(FoldedSource):
     def _plan_feed_forward(self, prefix: str, block: BlockNames) -> None:
         spec = self._spec
         gated = block.gate is not None or block.fused_gate_up is not None
-        if not gated and spec.activation != "relu":
+        if block.down is None or (not gated and spec.activation != "relu"):
             return
         factors = partial(self._factors, [prefix + block.down])
         self._scale_columns(prefix + block.down, factors)

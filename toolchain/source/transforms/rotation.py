@@ -69,7 +69,8 @@ class RotatedSource(FoldedSource):
             for name in (block.gate, block.up, block.fused_gate_up):
                 if name:
                     self._read(prefix + name, mlp_norm, turn)
-            for name in (block.attention_output, block.down):
+            space = None if block.state_space is None else block.state_space.output
+            for name in (block.attention_output, space, block.down):
                 for part in ("weight", "bias"):
                     self.change(f"{prefix}{name}.{part}", lambda w: turn @ w)
 

@@ -12,6 +12,7 @@ from runtime_py.engine.plan.handlers import (
     lookups,
     products,
     razor,
+    state_space,
 )
 from runtime_py.engine.plan.registry import handler_of
 
@@ -26,4 +27,5 @@ __all__ = [
     "lookups",
     "products",
     "razor",
+    "state_space",
 ]

@@ -1,4 +1,4 @@
-"""Gated short convolutions (export/graph/recurrent/convolution.py): from the product of two gates on, one step.
+"""Gated short convolutions (export/graph/recurrent/convolution.py): one step from a product of gates to the other gate.
 
 What stands between is kept apart from plain values (values.py, Convolving). The new state is made by the same step, so
 a graph whose state is anything else than the last columns of what is convolved is not planned.

@@ -1,4 +1,4 @@
-"""Gated delta nets (export/graph/recurrent/delta_net.py): a step for the convolution and activation, one for the rule.
+"""Gated delta nets (export/graph/recurrent/delta_net.py): a step for convolution and activation, one for the rule.
 
 Both make the new states, too: a graph where anything else makes them, or reads them, is not planned.
 """
@@ -12,7 +12,7 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, LEAST_WIDTH
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout
-from runtime_py.engine.kernels.delta_net import COLUMNS
+from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles
@@ -28,7 +28,7 @@ def causal_convolution(context: Context, node: Node) -> None:
     if weights.ndim != 3 or weights.shape[:2] != (x.width, 1) or weights.shape[2] < LEAST_WIDTH:
         raise Unplannable(f"the weights of {node.name}")
     width = weights.shape[2]
-    number = _state(context, node, 2, (x.width, width - 1))
+    number = state_of(context, node, 2, (x.width, width - 1))
     out = context.new(x.width)
     context.bytes_per_token += 4 * weights.size
     step = CausalConvolution[Argument](
@@ -37,6 +37,7 @@ def causal_convolution(context: Context, node: Node) -> None:
         columns=x.width,
         width=width,
         kernel=context.stored(np.ascontiguousarray(weights[:, 0].T, np.float32)),
+        bias=0,
         kind=PLAIN,
         past=External(f"past_state.{number}"),
         present=External(f"present_state.{number}"),
@@ -58,7 +59,7 @@ def delta_rule(context: Context, node: Node) -> None:
     same = query.width == key.width and query.stride == key.stride == value.stride
     if not same or decay.width != layout.value_heads or beta.width != layout.value_heads:
         raise Unplannable(f"the heads of {node.name}")
-    number = _state(context, node, 7, layout.state)
+    number = state_of(context, node, 7, layout.state)
     context.held[number] = (layout.value_heads, blocks(layout.value_dim), layout.key_dim, COLUMNS)
     out = context.new(value.width)
     step = DeltaRule[Argument](
@@ -86,7 +87,7 @@ def delta_rule(context: Context, node: Node) -> None:
     context.give(node.outputs[0], out)
 
 
-def _state(context: Context, node: Node, place: int, shape: tuple[int, ...]) -> int:
+def state_of(context: Context, node: Node, place: int, shape: tuple[int, ...]) -> int:
     """Number of the state that this node alone reads and makes anew."""
     names = [state.input for state in context.recurrent]
     if node.inputs[place] not in names or len(node.outputs) != 2 or context.uses(node.inputs[place]) != 1:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 from onnx import TensorProto
 
 from export.artefacts.reader import Node
-from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SIGMOID, SILU, TANH
+from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked
 from runtime_py.engine.plan.handlers.experts import scaled, weighted
@@ -65,6 +66,8 @@ def norm(context: Context, node: Node) -> None:
         out=out.place,
     )
     context.emit(step, [x.buffer], [out.buffer])
+    if x.heads > 1 and step.kind == RMS and (np.asarray(context.folder.constant(node.inputs[1])) == 1).all():
+        context.unscaled.add(out.buffer)
     context.give(node.outputs[0], replace(out, heads=x.heads))
 
 
@@ -91,6 +94,9 @@ def mul(context: Context, node: Node) -> None:
     for pending, other in (values, values[::-1]):
         if not isinstance(pending, Pending):
             continue
+        if pending.kind == RELU and other is pending:
+            context.give(node.outputs[0], Pending(RELU2, pending.source))
+            return
         if pending.kind == SIGMOID and other is pending.source:
             context.give(node.outputs[0], Pending(SILU, pending.source))
             return
@@ -118,6 +124,8 @@ def _share(context: Context, node: Node, pending: Pending, x: Tokens) -> None:
 
 def _scale(context: Context, node: Node, value: str, factor: str) -> None:
     x, number = context.tokens(value), context.folder.constant(factor)
+    if _scales_norm(context, node, x, number):
+        return
     if number.size != 1 or number.ndim > 3:
         raise Unplannable(f"the constant product {node.name}")
     out = context.new(x.width)
@@ -126,6 +134,19 @@ def _scale(context: Context, node: Node, value: str, factor: str) -> None:
     )  # fmt: skip
     context.emit(step, [x.buffer], [out.buffer])
     context.give(node.outputs[0], out)
+
+
+def _scales_norm(context: Context, node: Node, x: Tokens, numbers: np.ndarray) -> bool:
+    """Let a norm of heads that has no scales of its own take these, others for each head; False where it is none."""
+    last = context.steps[-1]
+    norm = isinstance(last.step, Norm) and last.writes == [x.buffer] and x.buffer in context.unscaled and x.whole
+    if not norm or numbers.shape != (x.width,) or context.needed(x.buffer):
+        return False
+    assert isinstance(last.step, Norm)
+    last.step.scale, last.step.scale_stride = context.stored(numbers.astype(np.float32)), last.step.columns
+    context.unscaled.discard(x.buffer)
+    context.give(node.outputs[0], x)
+    return True
 
 
 @handles("", "Split")

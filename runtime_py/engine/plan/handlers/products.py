@@ -18,6 +18,7 @@ from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Tokens, stored_rows
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.steps.delta_net import PLAIN, CausalConvolution
 from runtime_py.engine.steps.elementwise import Add
 from runtime_py.engine.steps.experts import ExpertMatMul
 from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, Product, Sparse
@@ -210,11 +211,13 @@ def _add_bias(context: Context, node: Node, value: str, bias: str) -> None:
     vector = context.folder.constant(bias)
     if vector.size != x.width or vector.ndim not in (1, 2, 3) or vector.shape[-1] != x.width:
         raise Unplannable(f"the constant added by {node.name}")
-    made = isinstance(last.step, _WITH_BIAS) and last.writes == [x.buffer] and x.whole and not last.step.bias
+    step = last.step
+    able = isinstance(step, _WITH_BIAS) or (isinstance(step, CausalConvolution) and step.kind == PLAIN)
+    made = able and last.writes == [x.buffer] and x.whole and not getattr(step, "bias", 0)
     if not made or context.needed(x.buffer):
         _sum(context, node, x, context.vector(bias, x.width), 0, [x.buffer])
         return
-    assert isinstance(last.step, Product)
-    last.step.bias = context.vector(bias, x.width)
+    assert isinstance(step, Product | CausalConvolution)
+    step.bias = context.vector(bias, x.width)
     context.quantized.pop(x.buffer, None)
     context.give(node.outputs[0], x)

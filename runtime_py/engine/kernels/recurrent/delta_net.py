@@ -49,11 +49,11 @@ def _row(source, stride, past, columns, width, token, k, some):
 
 
 @nb.njit(cache=True)
-def convolve_rows(source, stride, past, columns, width, kernel, kind, token, first, last, target):
-    """target[first:last] = activation(sum over j of kernel[j] * row(token - width + 1 + j)).
+def convolve_rows(source, stride, past, columns, width, kernel, bias, kind, token, first, last, target):
+    """target[first:last] = activation(sum over j of kernel[j] * row(token - width + 1 + j) + bias).
 
-    kind: below 0 for no activation; source: float32 rows of all tokens; target: the token's row; past: float32
-    [width - 1, columns]; kernel: float32 [width, columns].
+    bias: 0 for none; kind: below 0 for no activation; source: float32 rows of all tokens; target: the token's row;
+    past: float32 [width - 1, columns]; kernel: float32 [width, columns].
     """
     for k in range(first, last, 16):
         some = min(last - k, 16)
@@ -61,6 +61,8 @@ def convolve_rows(source, stride, past, columns, width, kernel, kind, token, fir
         for j in range(width):
             row = _row(source, stride, past, columns, width, token - width + 1 + j, k, some)
             total = fused(row, load_some(kernel + 4 * (j * columns + k), some), total)
+        if bias != 0:
+            total = add(total, load_some(bias + 4 * k, some))
         if kind >= 0:
             total = activated(kind, total)
         store_some(target + 4 * k, total, some)
