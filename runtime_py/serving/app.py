@@ -140,6 +140,11 @@ class Server:
         """(running, waiting) requests."""
         return self.scheduler.load()
 
+    def guesses(self) -> tuple[int, int]:
+        """(tokens guessed ahead, those of them that were right)."""
+        counts = self.scheduler.speculation.counts
+        return counts.guessed, counts.accepted
+
     def alive(self) -> bool:
         """Whether requests are still worked on."""
         return self.scheduler.alive()

@@ -47,6 +47,10 @@ class StatesService:
         """(running, waiting) requests."""
         return self._queue.load()
 
+    def guesses(self) -> tuple[int, int]:
+        """None: no text is made."""
+        return 0, 0
+
     def alive(self) -> bool:
         """Whether requests are still worked on."""
         return self._queue.alive()

@@ -275,7 +275,9 @@ class Registry:
         found = {}
         for name, model in self._models.items():
             running, waiting = model.service.load() if model.service is not None else (0, 0)
-            found[name] = ModelState(model.service is not None, running, waiting + len(model.waiting), model.memory)
+            guesses = model.service.guesses() if model.service is not None else (0, 0)
+            waiting += len(model.waiting)
+            found[name] = ModelState(model.service is not None, running, waiting, model.memory, *guesses)
         return found
 
     def details(self, model: Model) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class Service(Protocol):
     def load(self) -> tuple[int, int]:
         """(running, waiting) requests."""
 
+    def guesses(self) -> tuple[int, int]:
+        """(tokens guessed ahead, those of them that were right) so far."""
+
     def alive(self) -> bool:
         """Whether requests are still worked on."""
 

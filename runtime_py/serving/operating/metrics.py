@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from runtime_py.system.memory import peak_rss
 
@@ -23,6 +23,8 @@ class ModelState:
     running: int
     waiting: int
     memory: int
+    guessed: int = 0  # tokens behind the next one, since it was loaded
+    accepted: int = 0  # of these, those that were right
 
 
 States = Callable[[], Mapping[str, ModelState]]
@@ -92,11 +94,11 @@ class _Gauges:
     def __init__(self, states: States, limit: int | None, draining: Callable[[], bool]) -> None:
         self._states, self._limit, self._draining = states, limit, draining
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
         """Nothing: names would have to be collected to be described."""
         return ()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         states = self._states()
         for name, about, value in (
             ("athena_model_loaded", "1 while the model is loaded.", lambda s: float(s.loaded)),
@@ -109,6 +111,14 @@ class _Gauges:
             for model, state in states.items():
                 family.add_metric((model,), value(state))
             yield family
+        for name, about, count in (
+            ("athena_guessed_tokens", "Tokens guessed ahead.", lambda s: s.guessed),
+            ("athena_guessed_tokens_accepted", "Guessed tokens that were right.", lambda s: s.accepted),
+        ):
+            counter = CounterMetricFamily(name, about, labels=_MODEL)
+            for model, state in states.items():
+                counter.add_metric((model,), count(state))
+            yield counter
         if self._limit is not None:
             yield GaugeMetricFamily("athena_memory_limit_bytes", "What all models together may take.", self._limit)
         yield GaugeMetricFamily("athena_draining", "1 once the server is on its way out.", float(self._draining()))
