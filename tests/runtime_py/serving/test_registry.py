@@ -20,6 +20,8 @@ from runtime_py.serving.requests.errors import ApiError
 class Fake:
     """A service of so many bytes that knows whether it is open."""
 
+    adapters: tuple[str, ...] = ()
+
     def __init__(self, world: World, name: str, memory: int) -> None:
         self.world, self.name, self._memory = world, name, memory
         self.closed = False
@@ -34,6 +36,9 @@ class Fake:
 
     def load(self):
         return (0, 0)
+
+    def guesses(self):
+        return (7, 3)
 
     def alive(self):
         return True
@@ -255,3 +260,27 @@ def test_nobody_gets_a_model_that_is_about_to_be_closed():
         return await asyncio.gather(first, world.use("a", 0.02))
 
     assert run(world, work()) == ["b", "a"]
+
+
+def test_adapters_are_models_of_their_own(monkeypatch):
+    monkeypatch.setattr(Fake, "adapters", ("red", "both"))
+    world = World(None, a=1, b=1)
+    world.registry.open_all()
+    for model in world.registry._models.values():
+        model.adapters = {"a": ("red", "both"), "b": ("both",)}[model.name]
+    found = {name: world.registry.resolve(name).name for name in ("a", "b", "a:red", "b:both", "a:both", "red")}
+    assert found == {"a": "a", "b": "b", "a:red": "a", "b:both": "b", "a:both": "a", "red": "a"}
+    for name in ("both", "b:red", "a:", "a:red:red"):  # what two models have needs the model's name
+        with pytest.raises(ApiError, match="this server has 'a', 'a:red', 'a:both', 'b', 'b:both'"):
+            world.registry.resolve(name)
+    world.registry.close()
+
+
+def test_guesses_are_counted():
+    world = World(None, a=1)
+    world.registry.open_all()
+    world.metrics.watch(world.registry.states, None, lambda: False)
+    text = world.metrics.text().decode()
+    assert 'athena_guessed_tokens_total{model="a"} 7.0' in text
+    assert 'athena_guessed_tokens_accepted_total{model="a"} 3.0' in text
+    world.registry.close()
