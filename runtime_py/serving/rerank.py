@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runtime_py.serving.models.service import Handler
+from runtime_py.serving.one_by_one import Together
 from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.requests import fields
 from runtime_py.serving.requests.errors import ApiError
@@ -20,6 +20,7 @@ from runtime_py.serving.states_service import StatesService
 from runtime_py.serving.turns import Turns
 from runtime_py.text.reranker import Reranker, relevance
 
+Pair = tuple[list[int], list[int]]  # ids and segments
 _MAX_DOCUMENTS = 2048  # of one request, as many as texts of `/v1/embeddings`
 
 
@@ -48,7 +49,12 @@ class RerankServer(StatesService):
         query, documents = _query(body), _documents(body, self._settings.ignore_unknown)
         most = integer(body, "top_n", len(documents), 1, 2**31)
         shown = optional(body, "return_documents", bool, False)
-        found = await self._queue.results(request, "documents", [partial(self._one, query, d) for d in documents])
+
+        def read(number: int) -> Pair:
+            return self._reranker.encode_pair(query, documents[number])
+
+        work = Together(len(documents), read, self._groups, self._scores)
+        found = await self._queue.results(request, "documents", work)
         if found is None:
             return Response(status_code=499)  # nobody reads it
         tokens = sum(count for _, count in found)
@@ -63,10 +69,12 @@ class RerankServer(StatesService):
         answer = {"object": "list", "model": self.name, "results": results, "usage": usage}
         return JSONResponse(answer)
 
-    def _one(self, query: str, document: str) -> tuple[float, int]:
-        """Score and number of tokens."""
-        ids, segments = self._reranker.encode_pair(query, document)
-        return self._reranker.score_ids(ids, segments), len(ids)
+    def _groups(self, pairs: list[Pair]) -> list[list[int]]:
+        return self._reranker.groups([len(ids) for ids, _ in pairs])
+
+    def _scores(self, pairs: list[Pair]) -> list[tuple[float, int]]:
+        """Score and number of tokens of each."""
+        return [(score, len(ids)) for score, (ids, _) in zip(self._reranker.scores_together(pairs), pairs)]
 
 
 def _query(body: Mapping[str, Any]) -> str:
