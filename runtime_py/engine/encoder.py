@@ -23,6 +23,8 @@ from runtime_py.engine.walk import plan_encoder
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 from runtime_py.system.memory import held_bytes
 
+Ids = tuple[Sequence[int], "Sequence[int] | None"]  # of a text, and its segments
+
 
 class EncoderEngine:
     """States of all tokens of one text, with int8 activations; calls take turns."""
@@ -50,7 +52,7 @@ class EncoderEngine:
         self._longest = min(limits.get("position_ids", self.limit), self.limit)
         table = self._program.table
         self._ids = settled(np.zeros(self.limit, np.int64))
-        positions = settled(np.arange(self.limit, dtype=np.int64))
+        positions = self._positions = settled(np.arange(self.limit, dtype=np.int64))
         self._segments, self._kinds = settled(np.zeros(self.limit, np.int64)), limits.get("token_type_ids", 1)
         given = {"input_ids": self._ids, "position_ids": positions, "token_type_ids": self._segments}
         for name, array in given.items():
@@ -61,7 +63,6 @@ class EncoderEngine:
                 table.set(f"{name}.{number}", value)
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
-        self._alive = positions
         self._lock = threading.Lock()
         self.instruction_set, self.threads = self._program.instruction_set, self._program.threads
 
@@ -114,6 +115,64 @@ class EncoderEngine:
         Raises InputError on ids or segments that the model has no row for, more than there is room for, or an adapter
         that is not loaded.
         """
+        tokens, kinds = self._checked(ids, segments)
+        out, terms = result_array((tokens.size, self._width)), self._terms.address(adapter)
+        with self._lock:
+            self._program.table.set(RECORDS, terms)
+            self._segments[: tokens.size] = kinds
+            self._ids[: tokens.size] = tokens
+            self._compute(out, lambda: self._program.run(tokens.size, 0, False))
+        return out
+
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The numbers of texts to compute together, given how many tokens each has: as many as the buffers hold."""
+        found: list[list[int]] = []
+        left = 0
+        for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            takes = -(-lengths[number] // 16) * 16
+            if not self._program.takes_packed or lengths[number] < 2 or takes > left:
+                found.append([])
+                left = self.limit
+            found[-1].append(number)
+            left = left - takes if lengths[number] > 1 else 0
+        return found
+
+    def states_together(self, texts: Sequence[Ids], adapter: str = "") -> list[np.ndarray]:
+        """states() of each of a group of texts, given as (ids, segments): the same bits. Raises InputError."""
+        if len(texts) == 1:
+            return [self.states(*texts[0], adapter)]
+        terms = self._terms.address(adapter)
+        checked = [self._checked(*text) for text in texts]
+        lengths = [ids.size for ids, _ in checked]
+        rooms = [-(-length // 16) * 16 for length in lengths]
+        assert min(lengths) > 1 and sum(rooms) <= self.limit
+        firsts, bases = np.cumsum([0, *lengths]), np.cumsum([0, *rooms])
+        rows = settled(np.stack([firsts[:-1], lengths, bases[:-1]], axis=1).astype(np.int64))
+        local = np.concatenate([np.arange(length) for length in lengths])
+        places = settled(np.stack([local, local + np.repeat(bases[:-1], lengths)], axis=1).astype(np.int64))
+        total = int(firsts[-1])
+        out = result_array((total, self._width))
+        with self._lock:
+            self._program.table.set(RECORDS, terms)
+            for array, parts in ((self._ids, 0), (self._segments, 1)):
+                array[:total] = np.concatenate([text[parts] for text in checked])
+            self._positions[:total] = local
+            try:
+                self._compute(out, lambda: self._program.run_packed(rows, places))
+            finally:
+                self._positions[:] = np.arange(self.limit)
+        return [out[first : first + length] for first, length in zip(firsts.tolist(), lengths)]
+
+    def _compute(self, out: np.ndarray, run: Callable[[], None]) -> None:
+        self._program.table.set("result", out.ctypes.data)
+        run()
+        if self._overflow.any():  # float16 is too narrow for this text: float32 from now on
+            self._overflow[:] = 0
+            self._cache = self._new_cache(FLOAT_ITEM)
+            run()
+
+    def _checked(self, ids: Sequence[int], segments: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and segments as arrays. Raises InputError as states() does."""
         tokens = np.asarray(ids, np.int64)
         if not 1 <= tokens.size <= self._longest:
             raise InputError(f"the text has {tokens.size} tokens; the model reads 1 to {self._longest}")
@@ -122,18 +181,7 @@ class EncoderEngine:
         kinds = np.zeros(tokens.size, np.int64) if segments is None else np.asarray(segments, np.int64)
         if kinds.shape != tokens.shape or int(kinds.min()) < 0 or int(kinds.max()) >= self._kinds:
             raise InputError(f"a token is of a segment that the model does not have; it has {self._kinds}")
-        out, terms = result_array((tokens.size, self._width)), self._terms.address(adapter)
-        with self._lock:
-            self._segments[: tokens.size] = kinds
-            self._ids[: tokens.size] = tokens
-            self._program.table.set("result", out.ctypes.data)
-            self._program.table.set(RECORDS, terms)
-            self._program.run(tokens.size, 0, False)
-            if self._overflow.any():  # float16 is too narrow for this text: float32 from now on
-                self._overflow[:] = 0
-                self._cache = self._new_cache(FLOAT_ITEM)
-                self._program.run(tokens.size, 0, False)
-        return out
+        return tokens, kinds
 
 
 def _always(number: int, case: Case) -> int:

@@ -12,7 +12,7 @@ from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.attention import attend, razor_attend
 from runtime_py.engine.kernels.matrix import width_tag
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
-from runtime_py.engine.loop import apart
+from runtime_py.engine.loop import apart, packed
 from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import finish
@@ -74,6 +74,11 @@ class Program:
         self.alone_below = _SMALL_WORK
         self.bytes_per_token = planned.bytes_per_token  # weights read for one token
 
+    @property
+    def takes_packed(self) -> bool:
+        """Whether run_packed() can be had: what it touches are parts of what the longest call touches."""
+        return packed.KINDS.issuperset(self.table.steps[:, OPERATION].tolist())
+
     def _proven_apart(self, promises: Callable[[int], Promises], cases: Sequence[Case]) -> bool:
         """Whether the table may run for single tokens of several texts."""
         if not apart.KINDS.issuperset(self.table.steps[:, OPERATION].tolist()):
@@ -101,6 +106,23 @@ class Program:
             )  # fmt: skip
 
         alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
+        self._pool.run(work, 1 if alone else self.threads)
+
+    def run_packed(self, texts: np.ndarray, places: np.ndarray) -> None:
+        """Compute some whole texts. texts: int64 [texts, TEXT], places: int64 [tokens, TOKEN], as loop/packed.py has.
+
+        Only where `takes_packed`; two tokens or more, and no text may reach beyond the cache.
+        """
+        self._counters[:] = 0
+        counters, gate, scratch = self._addresses
+
+        def work(thread: int, threads: int) -> None:
+            packed.run_packed(
+                *self._machine, texts.ctypes.data, len(texts), places.ctypes.data, len(places), counters, gate, thread,
+                threads, scratch + thread * self._scratch_stride,
+            )  # fmt: skip
+
+        alone = self.bytes_per_token * min(len(places), 16) < self.alone_below
         self._pool.run(work, 1 if alone else self.threads)
 
     def run_apart(self, texts: np.ndarray, layers: np.ndarray) -> None:

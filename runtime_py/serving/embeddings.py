@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from export.contract.errors import InputError
 from runtime_py.serving.models.service import Handler
+from runtime_py.serving.one_by_one import Together
 from runtime_py.serving.operating.metrics import Metrics
 from runtime_py.serving.requests import fields
 from runtime_py.serving.requests.adapters import asked_model
@@ -62,22 +62,33 @@ class EmbeddingServer(StatesService):
             self._encoder.prompted("", prompt)
         except InputError as error:
             raise ApiError(400, str(error), "prompt_name") from None
-        work = [partial(self._one, text, prompt, adapter) for text in texts]
+        work = Together(
+            len(texts),
+            lambda i: self._ids(texts[i], prompt),
+            self._groups,
+            lambda group: self._together(group, adapter),
+        )
         found = await self._queue.results(request, "input", work)
         if found is None:
             return Response(status_code=499)  # nobody reads it
-        tokens = sum(count for _, count in found)
+        vectors, tokens = [vector for vector, _ in found], sum(count for _, count in found)
         self.metrics.prompt_tokens.inc(tokens)
         request.state.notes["prompt_tokens"] = tokens
-        data = [{"object": "embedding", "index": i, "embedding": form(v)} for i, (v, _) in enumerate(found)]
+        data = [{"object": "embedding", "index": i, "embedding": form(v)} for i, v in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": model, "usage": usage}
         return JSONResponse(answer)
 
-    def _one(self, text: str | list[int], prompt: str | None, adapter: str) -> tuple[np.ndarray, int]:
-        """Vector and number of tokens; token ids are taken as they are, without a prompt."""
-        ids = self._encoder.encode(text, cut=False, prompt=prompt) if isinstance(text, str) else text
-        return self._encoder.embed_ids(ids, adapter), len(ids)
+    def _ids(self, text: str | list[int], prompt: str | None) -> list[int]:
+        """Token ids are taken as they are, without a prompt."""
+        return self._encoder.encode(text, cut=False, prompt=prompt) if isinstance(text, str) else text
+
+    def _groups(self, texts: list[list[int]]) -> list[list[int]]:
+        return self._encoder.groups([len(ids) for ids in texts])
+
+    def _together(self, texts: list[list[int]], adapter: str) -> list[tuple[np.ndarray, int]]:
+        """Vector and number of tokens of each."""
+        return list(zip(self._encoder.embed_together(texts, adapter), map(len, texts)))
 
 
 def _form(body: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Runs an encoder folder: texts in, one vector each out. Texts run one by one, so nothing is padded."""
+"""Runs an encoder folder: texts in, one vector each out. Texts are packed, not padded, so each is as it is alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from export.files.foreign import foreign
 from export.graph.archs import is_encoder_family
 from export.graph.archs._tasks import is_embedding
 from export.graph.sentence_modules import PROMPTS, TEXT_LIMIT, read_prompts
-from runtime_py.engine.encoder import EncoderEngine
+from runtime_py.engine.encoder import EncoderEngine, Ids
 from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.terms import Terms
@@ -111,6 +111,22 @@ class StatesModel:
             raise InputError(f"model.onnx: does not make {STATES} for every token")
         return states[0]
 
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The numbers of texts that are best computed together, given how many tokens each has."""
+        if isinstance(self._runner, EncoderEngine):
+            return self._runner.groups(lengths)
+        return [[number] for number in range(len(lengths))]
+
+    def states_together(self, texts: Sequence[Ids], adapter: str | None = None) -> list[np.ndarray]:
+        """states() of each of a group of texts, given as (ids, segments), to the bit. Raises InputError."""
+        adapter = self.adapter if adapter is None else adapter
+        if isinstance(self._runner, EncoderEngine) and len(texts) > 1:
+            given = "token_type_ids" in self._inputs
+            return self._runner.states_together(
+                [(ids, segments if given else None) for ids, segments in texts], adapter
+            )
+        return [self.states(ids, segments, adapter) for ids, segments in texts]
+
     def held_bytes(self) -> int:
         """Memory it takes: weights (mapped ones, too), tables and buffers."""
         if isinstance(self._runner, EncoderEngine):
@@ -145,7 +161,11 @@ class TextEncoder(StatesModel):
 
         prompt: the name of the one that goes before each text; None: that of the model.
         """
-        return np.stack([self.embed_ids(self.encode(text, prompt=prompt)) for text in texts])
+        ids = [self.encode(text, prompt=prompt) for text in texts]
+        found = np.zeros((len(texts), self.width), np.float32)
+        for group in self.groups([len(one) for one in ids]):
+            found[group] = self.embed_together([ids[number] for number in group])
+        return found
 
     def prompted(self, text: str, name: str | None = None) -> str:
         """The text behind the prompt of this name, or the model's own (None). Raises InputError on an unknown name."""
@@ -175,7 +195,14 @@ class TextEncoder(StatesModel):
 
         Raises InputError on ids or a length it cannot read, NotFiniteError on a vector that is no numbers.
         """
-        vector = self.value(self.states(ids, adapter=adapter))
+        return self._vector(self.states(ids, adapter=adapter))
+
+    def embed_together(self, texts: Sequence[Sequence[int]], adapter: str | None = None) -> list[np.ndarray]:
+        """embed_ids() of each of a group of texts (groups()), to the bit. Raises as it does."""
+        return [self._vector(states) for states in self.states_together([(ids, None) for ids in texts], adapter)]
+
+    def _vector(self, states: np.ndarray) -> np.ndarray:
+        vector = self.value(states)
         if vector.shape != (1, self.width or vector.size) or vector.dtype != np.float32:
             raise InputError(f"model.onnx: does not make one {VECTOR} for one text")
         if not np.isfinite(vector).all():

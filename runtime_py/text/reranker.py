@@ -11,6 +11,7 @@ import numpy as np
 from export.contract.errors import InputError, NotFiniteError
 from export.files.access import read_json
 from export.graph.archs._tasks import is_scoring
+from runtime_py.engine.encoder import Ids
 from runtime_py.text.encoder import SCORES, StatesModel
 from runtime_py.text.tokenizing import encode
 
@@ -57,7 +58,14 @@ class Reranker(StatesModel):
 
         Raises InputError on ids or a length it cannot read, NotFiniteError on a score that is no number.
         """
-        found = self.value(self.states(ids, segments))
+        return self._score(self.states(ids, segments))
+
+    def scores_together(self, pairs: Sequence[Ids]) -> list[float]:
+        """score_ids() of each of a group of pairs (groups()), to the bit. Raises as it does."""
+        return [self._score(states) for states in self.states_together(pairs)]
+
+    def _score(self, states: np.ndarray) -> float:
+        found = self.value(states)
         if found.shape != (1, 1) or found.dtype != np.float32:
             raise InputError(f"model.onnx: does not make one of {SCORES} for one text")
         if not np.isfinite(found).all():

@@ -212,6 +212,44 @@ def use_request(folder: Path) -> None:
         use_form(options.form)
 
 
+def use_responses(folder: Path) -> None:
+    """A request of the Responses API as a chat, and what it says of its own when the chat is refused."""
+    from runtime_py.serving.requests import schema
+    from runtime_py.serving.requests.errors import ApiError
+    from runtime_py.serving.requests.messages import messages, template_variables
+    from runtime_py.serving.requests.responses import as_chat
+    from runtime_py.serving.requests.tools import tool_use
+    from runtime_py.serving.shell import json_object
+    from runtime_py.text.logit_processors import NEUTRAL
+
+    try:
+        asked = as_chat(json_object((folder / "responses.json").read_bytes()), False)
+        try:
+            schema.options(asked.chat, schema.Served("m", 1536, NEUTRAL, False, 68), True, None)
+            assert len(messages(asked.chat)) == len(asked.places)
+            tool_use(asked.chat)
+            template_variables(asked.chat)
+        except ApiError as error:
+            raise asked.renamed(error) from None
+    except ApiError as error:
+        json.dumps(error.body(), ensure_ascii=False).encode()
+        raise InputError(error.message) from None
+
+
+def use_rerank(folder: Path) -> None:
+    """A request for a ranking."""
+    from runtime_py.serving.requests.errors import ApiError
+    from runtime_py.serving.requests.ranking import ranking
+    from runtime_py.serving.shell import json_object
+
+    try:
+        found = ranking(json_object((folder / "rerank.json").read_bytes()), False)
+    except ApiError as error:
+        json.dumps(error.body(), ensure_ascii=False).encode()
+        raise InputError(error.message) from None
+    assert found.most >= 1 and "\n".join([found.query, *found.documents]).encode()
+
+
 def use_grammar(folder: Path) -> None:
     """A grammar, as Lark or GBNF, and as an expression."""
     from runtime_py.structured import forms
@@ -246,6 +284,26 @@ def compiler() -> Compiler:
     return Compiler(load_tokenizer(DEMO), 1536)
 
 
+_RESPONSES = {
+    "model": "m",
+    "instructions": "Be brief.",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "Once"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
+         "content": [{"type": "output_text", "text": "upon", "annotations": [], "logprobs": []}]},
+        {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "add", "arguments": "{\"a\": 1}"},
+        {"type": "function_call_output", "call_id": "c", "output": "2"},
+    ],
+    "tools": [{"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "add"}]},
+    "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+    "include": ["message.output_text.logprobs"], "top_logprobs": 1, "max_output_tokens": 5, "temperature": 0.5,
+    "stream": True, "metadata": {"a": "b"}, "store": False, "seed": 1,
+}  # fmt: skip
+_RERANK = {"model": "m", "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True}
+
+
 def request_folder(folder: Path) -> Path:
     """A request with all that holds an answer to something, and a grammar."""
     parameters = {
@@ -270,6 +328,8 @@ def request_folder(folder: Path) -> Path:
     }
     folder.mkdir()
     (folder / "request.json").write_text(json.dumps(request))
+    (folder / "responses.json").write_text(json.dumps(_RESPONSES))
+    (folder / "rerank.json").write_text(json.dumps(_RERANK))
     grammar = 'start: sum | "(" start ")"\nsum: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]{1,4}/ & ~/0+/\n%ignore / +/\n'
     (folder / "grammar.txt").write_text(grammar)
     return folder
@@ -332,6 +392,8 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("request", request_folder(root / "request"), "request.json", use_request),
         Target("grammar", root / "request", "grammar.txt", use_grammar),
         Target("prompt-cache", prompt_folder(copy(model, "model-e"), root / "prompts"), FILE, use_prompt_cache),
+        Target("responses", root / "request", "responses.json", use_responses),
+        Target("rerank", root / "request", "rerank.json", use_rerank),
     ]
     return {target.name: target for target in targets}
 

@@ -34,6 +34,8 @@ NAMES = [
     "tokenizer-config",
     "request",
     "grammar",
+    "responses",
+    "rerank",
 ]
 
 

@@ -112,6 +112,7 @@ def test_a_conversation_goes_on_with_what_came(client):
 
 def test_a_loop_of_tools(client):
     asked = {"model": "m", "tools": [ADD], "tool_choice": {"type": "function", "name": "add"}, "temperature": 0}
+    asked["parallel_tool_calls"] = False
     items = [{"role": "user", "content": "Add 2"}]
     found = client.responses.create(input=items, **asked)
     (call,) = [item for item in found.output if item.type == "function_call"]
@@ -125,6 +126,16 @@ def test_a_loop_of_tools(client):
     items += [*found.output, {"type": "function_call_output", "call_id": call.call_id, "output": "4"}]
     answer = client.responses.create(model="m", input=items, tools=[ADD], temperature=0, max_output_tokens=4)
     assert answer.output_text or answer.output
+
+
+def test_several_calls_are_several_items(client):
+    found = client.responses.create(
+        model="m", input="Add", tools=[ADD], tool_choice="required", extra_body={"seed": 2}, max_output_tokens=300
+    )
+    calls = [item for item in found.output if item.type == "function_call"]
+    assert len({call.call_id for call in calls}) == len({call.id for call in calls}) == len(calls)
+    if found.status == "completed":
+        assert all(json.loads(call.arguments).keys() == {"a", "b"} for call in calls)
 
 
 def test_an_answer_has_the_form_that_text_asks_for(client):
