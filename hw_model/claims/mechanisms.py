@@ -17,7 +17,7 @@ from hw_model.graph_work.workload import Operation, Phase
 from hw_model.machines.array import build
 from hw_model.machines.result import CostReport
 from hw_model.sizing.silicon import of_area
-from targets import Target
+from targets import CHOICES, Target
 
 MECHANISMS: Mapping[str, tuple[str, ...]] = {
     "no dequantize-quantize": ("requantize_lanes", "requantize_energy", "requantize_area"),
@@ -92,6 +92,14 @@ def compare(work: Sequence[Operation], phase: Phase, baseline: Target, proposal:
         sized = of_area(work, phase, target, area * (1 + 1e-9))
         rows.append(_row(name, "area", price(work, phase, sized, ranged=False)))
     return rows
+
+
+def compare_by_law(work: Sequence[Operation], phase: Phase, baseline: Target, proposal: Target) -> dict[str, list[Row]]:
+    """The same under every law of the converters' energy, of which both have the same one."""
+    return {
+        law: compare(work, phase, baseline.varied({"adc_law": law}), proposal.varied({"adc_law": law}))
+        for law in CHOICES["pim"]["adc_law"]
+    }
 
 
 def _row(variant: str, equal: str, report: CostReport) -> Row:

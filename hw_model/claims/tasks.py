@@ -154,10 +154,10 @@ def day(work: Sequence[Operation], phase: Phase, target: Target, tasks: Sequence
     in_sram = _with_sram(target)
     write_s = max(whole / target["dram_bandwidth"], whole / target["weight_write_bandwidth"])
     found = [
-        _day("adapters and heads in SRAM, backbone in RRAM", works, phase, target, total, changes, *buffer),
-        _day("a whole model a task, reloaded into SRAM", plain, phase, in_sram, total, changes, whole,
+        _day("adapters in SRAM", works, phase, target, total, changes, *buffer),
+        _day("models into SRAM", plain, phase, in_sram, total, changes, whole,
              whole / target["dram_bandwidth"], target["dram_energy"] + target["buffer_energy"]),
-        _day("a whole model a task, reloaded into RRAM", plain, phase, target, total, changes, whole, write_s,
+        _day("models into RRAM", plain, phase, target, total, changes, whole, write_s,
              target["dram_energy"] + target["weight_write_energy"]),
     ]  # fmt: skip
     if (busy := found[0].busy_s) > SECONDS:

@@ -180,7 +180,7 @@ def mechanisms(
     json: Json = False,
 ) -> None:
     """RAP's mechanisms one by one: area, energy and latency, weights resident, at equal arrays and at equal area."""
-    from hw_model.claims.mechanisms import compare, densities
+    from hw_model.claims.mechanisms import compare_by_law, densities
     from hw_model.graph_work.workload import Phase
     from toolchain.costing import claims, machines
 
@@ -188,14 +188,16 @@ def mechanisms(
     one, other = machines.opened([baseline, proposal], asked)
     phase = Phase.of(work.phase, work.context)
     with claims.opened_graph(folder, random, bits) as graph:
-        rows = compare(machines.work_of(graph, phase), phase, one, other)
-    found = densities(one, other)
+        by_law = compare_by_law(machines.work_of(graph, phase), phase, one, other)
+    rows, found = by_law[one.choices["adc_law"]], densities(one, other)
     if json:
-        print_json({"rows": [row.to_json() for row in rows], "densities": [vars(density) for density in found]})
+        laws = {law: [row.to_json() for row in some] for law, some in by_law.items()}
+        print_json({"laws": laws, "law": one.choices["adc_law"], "densities": [vars(density) for density in found]})
         return
     name = random or str(folder)
     print_table(*claims.of_mechanisms(rows, "arrays", f"{name}, {work.phase} of {work.context}: equal arrays"))
     print_table(*claims.of_mechanisms(rows, "area", f"{name}, {work.phase} of {work.context}: equal area"))
+    print(claims.under_laws(by_law))
     print_table(*claims.of_densities(found))
 
 
@@ -236,7 +238,9 @@ def tasks(
         return
     total = sum(one.requests for one in asked)
     title = f"{random or folder} on {machine.name}: {total:,} requests of {context} tokens, {len(asked)} tasks, "
-    print_table(*claims.of_days(days, f"{title}{switches(asked, mixed):,.0f} switches a day"))
+    changes = switches(asked, mixed)
+    print_table(*claims.of_days(days, f"{title}{changes:,.0f} switches a day"))
+    print(f"models into RRAM write every cell {changes:,.0f} times a day; adapters in SRAM write none of it")
 
 
 @guarded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,18 @@ def _ratio(value: float, first: float) -> str:
     return f" ({value / first:.2f})" if first else ""
 
 
+def under_laws(rows: Mapping[str, Sequence[Row]]) -> str:
+    """What all mechanisms together take of the baseline's energy, at equal arrays, under each law of the converters."""
+    shown = []
+    for law, found in rows.items():
+        equal = [row for row in found if row.equal == "arrays"]
+        first, last = equal[0], equal[-1]
+        shown.append(
+            f"{law} {last.dynamic_j / first.dynamic_j:.2f} ({last.energy_j / first.energy_j:.2f} with leakage)"
+        )
+    return f"all three at work against the baseline, by the law of converters' energy: {', '.join(shown)}"
+
+
 def of_densities(found: Sequence[Density]) -> Table:
     """Arrays beside published macros and chips."""
     rows = [[one.variant, f"{one.tops_per_mm2:.3g}", f"{one.tops_per_watt:.3g}"] for one in (*found, *PUBLISHED)]
@@ -61,21 +73,10 @@ def of_densities(found: Sequence[Density]) -> Table:
 def of_days(days: Sequence[Day], title: str) -> Table:
     """Ways to keep the tasks, a row each."""
     rows = [
-        [d.way, engineering(d.request_s, "s"), engineering(d.request_j, "J"), f"{d.switch_bytes / 1e6:,.3g} MB",
-         engineering(d.switch_s, "s"), engineering(d.switch_j, "J"), engineering(d.switches * d.switch_j, "J"),
+        [d.way, engineering(d.request_s, "s"), engineering(d.requests * d.request_j, "J"),
+         f"{d.switch_bytes / 1e6:,.3g} MB", engineering(d.switch_s, "s"), engineering(d.switches * d.switch_j, "J"),
          engineering(d.rest_j, "J"), engineering(d.joules, "J"), f"{d.area_mm2:,.4g}"]
         for d in days
     ]  # fmt: skip
-    columns = [
-        "way",
-        "a request",
-        "energy",
-        "a switch",
-        "takes",
-        "energy ",
-        "switches",
-        "at rest",
-        "the day",
-        "area mm2",
-    ]
+    columns = ["way", "a request", "requests", "a switch", "takes", "switches", "at rest", "day", "mm2"]
     return title, columns, rows
