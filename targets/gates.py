@@ -16,6 +16,7 @@ from targets.toml_file import read_toml
 NAND_AREA = 0.614  # um2, NAND2 and NOR2 of 28 nm (ZigZag-IMC, arXiv 2305.18335)
 NAND_CAPACITANCE = 0.7  # fF, both inputs
 VOLTS = 0.9
+_MOST_TERMS = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ UNITS, ACTIVITY = _measured()
 
 
 def figure(text: str) -> float:
-    """What `NAME.energy` (J a product), `NAME.area` (um2 a product's lane), `activity.NAME` or a multiple of it,
-    such as `1.12 * mac_4x4.energy`, stands for. Raises ValueError on anything else."""
+    """What `NAME.energy` (J a product), `NAME.area` (um2 a product's lane), `activity.NAME`, a multiple of one, such as
+    `1.12 * mac_4x4.energy`, or a sum of those stands for. Raises ValueError on anything else."""
+    if 1 < len(parts := text.split("+")) <= _MOST_TERMS:
+        return sum(figure(part) for part in parts)
     factor, times, name = text.rpartition("*")
     unit, _, field = name.strip().partition(".")
     if unit == "activity" and field in ACTIVITY:

@@ -109,6 +109,8 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "weight_energy": "J/byte",
         "weight_area": "mm2/byte",
         "weight_leakage": "W/byte",
+        "weight_write_energy": "J/byte",  # of rewriting that memory, as the next one
+        "weight_write_bandwidth": "byte/s",
         "buffer_capacity": "byte",  # SRAM for activations and the key-value cache
         "buffer_energy": "J/byte",
         "buffer_area": "mm2/byte",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hw_model.components.converters import adc_energy
+from hw_model.components.converters import adc_delay, adc_energy
 from hw_model.components.gates import NAND_CAPACITANCE, full_adder_energy, place_value_adders, register_energy
 from hw_model.components.logic import UNITS
 from hw_model.components.macro import Macro, areas, clock_period, energies
@@ -79,13 +79,29 @@ def build(target: Target) -> Array:
         node=target["node"],
     )
     areas_mm2 = {name: um2 * 1e-6 for name, um2 in areas(macro).items() if um2}
-    clock = min(target["clock"], 1e9 / clock_period(macro))
+    if macro.analog and target["adc_area"]:
+        areas_mm2["ADC"] = macro.weight_bits * outputs / macro.columns_per_adc * target["adc_area"] * 1e-6
+    turns, period = _conversion(target, macro)
+    clock = min(target["clock"], 1e9 / period)
     if kind == "ones-splitting":
-        return _ones_splitting(target, macro, clock, areas_mm2, size)
+        return _ones_splitting(target, macro, (turns, clock), areas_mm2, size)
     planes = macro.input_bits / macro.bits_per_cycle
     energy = {name: value * 1e-15 * planes for name, value in energies(macro).items()}
     lossless = kind == "digital" or 2 ** target["adc_bits"] - 1 >= rows * (2 ** target["bits_per_cycle"] - 1)
-    return Array(rows, outputs, macro.cycles, clock, energy, areas_mm2, size, lossless)
+    return Array(rows, outputs, planes * turns, clock, energy, areas_mm2, size, lossless)
+
+
+def _conversion(target: Target, macro: Macro) -> tuple[float, float]:
+    """Cycles that the converters take for one plane, and ns of a cycle.
+
+    By the macro equations every column's turn lets its line settle. Behind a sample and hold all lines settle at once,
+    while the values before them are converted at the converter's own rate: the longer of both is one cycle.
+    """
+    if not macro.analog or not target["adc_rate"]:
+        return macro.columns_per_adc if macro.analog else 1.0, clock_period(macro)
+    settling = adc_delay(macro.adc_bits, macro.rows) - adc_delay(macro.adc_bits, 0)
+    rest = clock_period(macro) - adc_delay(macro.adc_bits, macro.rows)
+    return 1.0, max(rest + settling, 1e9 * macro.columns_per_adc / target["adc_rate"])
 
 
 def rows_active(target: Target) -> int:
@@ -106,9 +122,11 @@ def conversions(rows: int, density: float, active: int) -> float:
     return float(chance @ np.maximum(np.ceil(ones / active), 1))
 
 
-def _ones_splitting(target: Target, macro: Macro, clock: float, areas_mm2: dict[str, float], size: float) -> Array:
+def _ones_splitting(
+    target: Target, macro: Macro, turns_and_clock: tuple[float, float], areas_mm2: dict[str, float], size: float
+) -> Array:
     """A conversion for every `rows_active` ones of an input bit plane; all cells hang on the line that settles."""
-    active = rows_active(target)
+    active, (turns, clock) = rows_active(target), turns_and_clock
     count = macro.input_bits * conversions(macro.rows, macro.input_ones, active)
     columns, adder, square = macro.weight_bits * macro.outputs, full_adder_energy(macro.volts), macro.volts**2
     merge = place_value_adders(macro.weight_bits, macro.adc_bits) * adder
@@ -125,4 +143,4 @@ def _ones_splitting(target: Target, macro: Macro, clock: float, areas_mm2: dict[
     shrink = {"ADC": 1.0}  # converters do not go with the node
     joules = {name: value * 1e-15 * shrink.get(name, macro.node / 28) for name, value in energy.items()}
     lossless = 2 ** target["adc_bits"] - 1 >= active
-    return Array(macro.rows, macro.outputs, count * macro.columns_per_adc, clock, joules, areas_mm2, size, lossless)
+    return Array(macro.rows, macro.outputs, count * turns, clock, joules, areas_mm2, size, lossless)

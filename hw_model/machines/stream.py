@@ -1,13 +1,14 @@
 """Accelerators that bring weights to a MAC array: every product reads its matrix from on-chip memory or DRAM.
 
 Used for heterogeneous memory (arXiv 2303.16100: frozen backbone in RRAM with bit-mask sparse storage, activations and
-cache in SRAM: placement by mutability) and for Tender (arXiv 2406.12930: INT4 array whose accumulators shift).
+cache in SRAM: placement by mutability) and for Tender (arXiv 2406.12930: INT4 array whose accumulators shift). What
+changes with the task (`Operation.changes`) lies in the SRAM buffer, as far as it fits, dense and as it is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hw_model.components.memory import bit_mask_bits
 from hw_model.graph_work.workload import Operation, Phase, expert_notes, held_states, held_values, outlier_notes
@@ -71,25 +72,33 @@ def _parts(target: Target) -> dict[str, Part]:
     }
 
 
+def stored_bytes(operations: Sequence[Operation], target: Target) -> float:
+    """Bytes of all matrices as this machine stores them, each once."""
+    kept = [op for op in operations if op.kind == "linear" and not op.again and not op.changes]
+    return sum(op.rows * op.columns * _stored_bits(op, target) / 8 for op in kept)
+
+
 def _stored_bits(op: Operation, target: Target) -> float:
     bits = target["weight_bits"] or op.weight_bits
     return bit_mask_bits(target["density"], bits) if target["density"] < 1 else bits
 
 
 def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target) -> _Pass:
-    linear = [(op, n) for op, n in unique if op.kind == "linear" and not op.again]
-    total = sum(op.rows * op.columns * _stored_bits(op, target) / 8 * n for op, n in linear)
+    total = sum(stored_bytes([op], target) * n for op, n in unique)
     inside = min(target["weight_capacity"] / total, 1.0) if total else 1.0
     cache = (held_values(unique, phase) + held_states(unique)) * target["cache_bits"] / 8
-    cached = min(target["buffer_capacity"] / cache, 1.0) if cache else 1.0
+    own = sum(op.stored * n for op, n in unique if op.changes and not op.again)  # of the task, first in the buffer
+    held = min(target["buffer_capacity"] / own, 1.0) if own else 1.0
+    cached = min((target["buffer_capacity"] - own * held) / cache, 1.0) if cache else 1.0
     parts = dict.fromkeys(("MAC array", "weight memory", "buffer", "DRAM", "vector unit"), 0.0)
     works, waits, dram_bytes = [], dict[str, float](), 0.0
     for op, count in unique:
-        weights = op.rows * op.columns * _stored_bits(op, target) / 8 if op.kind == "linear" else float(op.weight_bytes)
-        on_chip = weights * inside if op.kind == "linear" else 0.0
+        weights = stored_bytes([replace(op, again=False)], target) or float(op.weight_bytes)
+        on_chip = weights * inside if op.kind == "linear" and not op.changes else 0.0
+        kept = weights * held if op.changes else 0.0
         moved = (op.cache_values + op.new_values) * target["cache_bits"] / 8
-        off_chip = weights - on_chip + moved * (1 - cached)
-        useful = op.macs * (target["density"] if op.kind == "linear" else 1.0)
+        off_chip = weights - on_chip - kept + moved * (1 - cached)
+        useful = op.macs * (target["density"] if op.kind == "linear" and not op.changes else 1.0)
         compute = {
             "MAC array": op.macs / target["macs"] / target["clock"],
             "vector unit": op.vector_ops / target["vector_lanes"] / target["clock"],
@@ -102,7 +111,7 @@ def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target)
         energy = {
             "MAC array": useful * target["mac_energy"],
             "weight memory": on_chip * target["weight_energy"],
-            "buffer": (op.activation_bytes / 4 + moved * cached) * target["buffer_energy"],
+            "buffer": (op.activation_bytes / 4 + moved * cached + kept) * target["buffer_energy"],
             "DRAM": off_chip * target["dram_energy"],
             "vector unit": op.vector_ops * target["vector_energy"],
         }

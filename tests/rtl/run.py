@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.rtl import tools
+from tests.rtl.nonlinear import NONLINEAR
 from tests.rtl.units import UNITS, Tensors, Unit
 from toolchain.evaluate.emulate import quantize_rows
 
@@ -24,6 +25,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 GATES = Path(__file__).parents[2] / "targets" / "gates.toml"
 PUBLISHED = (61.2, 57.8)  # % of area and power that QRazor's first version claims, without naming the baseline
 _TOKENS, _ROWS = 24, 24
+ALL = (*UNITS, *NONLINEAR)
 
 
 def real_tensors() -> Tensors:
@@ -80,7 +82,7 @@ def measure(unit: Unit, script: str, tensors: Tensors, folder: Path, library: to
 def tables(found: dict[tuple[str, str], tuple[float, float]], library: tools.Library) -> list[str]:
     """Areas and energies of all units, then what SDR saves against each baseline under both scripts."""
     lines = ["| unit | gate equivalents, plain / full adders | pJ a cycle, plain / full adders |", "|---|---|---|"]
-    for unit in UNITS:
+    for unit in ALL:
         pair = [found[unit.name, script] for script in tools.SCRIPTS]
         areas = " / ".join(f"{a / library.gate_area:.0f}" for a, _ in pair)
         lines.append(f"| `{unit.name}` | {areas} | " + " / ".join(f"{e:.1f}" for _, e in pair) + " |")
@@ -129,7 +131,7 @@ def results(
         f"gate_capacitance_pf = {library.gate_capacitance:.6f}  # both inputs of NAND2X1",
         f"volts = {tools.VOLTS}",
     ]
-    for unit in UNITS:
+    for unit in ALL:
         area, energy = found[unit.name, "plain"]
         lines += ["", f"[{unit.name}]", f"macs = {unit.macs}"]
         lines += [f"gate_equivalents = {area / library.gate_area:.1f}", f"energy_pj = {energy:.3f}  # a cycle"]
@@ -151,7 +153,7 @@ def main() -> None:
     library, tensors = tools.Library.read(), real_tensors()
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for unit in UNITS:
+        for unit in ALL:
             check(unit, Path(scratch))
             for script in tools.SCRIPTS:
                 found[unit.name, script] = measure(unit, script, tensors, Path(scratch), library)

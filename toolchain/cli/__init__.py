@@ -55,6 +55,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "cost": cost.cost,
     "sweep": cost.sweep,
+    "mechanisms": cost.mechanisms,
+    "tasks": cost.tasks,
     "targets": cost.targets,
     "doctor": machine.doctor,
     "models": machine.models,

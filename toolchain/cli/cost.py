@@ -1,4 +1,4 @@
-"""`cost`, `sweep` and `targets`: latency, energy and area from the exported graph."""
+"""`cost`, `sweep`, `mechanisms`, `tasks` and `targets`: latency, energy and area from the exported graph."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
 Page = Annotated[Optional[Path], typer.Option(help="Write a page with pictures to this HTML file.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 WORK, AS_IT_IS = WorkSettings(), MachineSettings()
+ENCODED = WorkSettings(phase="prefill", context=128)
 _UNRANKED = 5  # points of unknown accuracy that are shown below those that are ranked
 
 
@@ -154,6 +155,92 @@ def _models(folders: list[Path]) -> list[Model]:
     if len({path.resolve() for path in folders}) < len(folders):
         raise InputError("a folder is named twice")
     return [Model.of(read_graph(path), own_divergence(path) if len(folders) > 1 else None) for path in folders]
+
+
+Random = Annotated[
+    Optional[str],
+    typer.Option(help="No FOLDER: random codes at a published shape, such as bert-base, minilm, albert-base."),
+]
+Bits = Annotated[int, typer.Option(help="--random: bits of the codes.")]
+MaybeFolder = Annotated[Optional[Path], typer.Argument(help="Model folder made by `export`.")]
+
+
+@guarded
+@with_options
+def mechanisms(
+    folder: MaybeFolder = None,
+    random: Random = None,
+    bits: Bits = 8,
+    baseline: Annotated[str, typer.Option(help="Target that the mechanisms are put into.")] = "rap-baseline-shared",
+    proposal: Annotated[str, typer.Option(help="Target that has all of them.")] = "rap-shared",
+    work: WorkSettings = ENCODED,
+    constants: Annotated[
+        Optional[list[str]], typer.Option("--set", help="NAME=VALUE of both targets; repeatable.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """RAP's mechanisms one by one: area, energy and latency, weights resident, at equal arrays and at equal area."""
+    from hw_model.claims.mechanisms import compare_by_law, densities
+    from hw_model.graph_work.workload import Phase
+    from toolchain.costing import claims, machines
+
+    asked = MachineSettings(set=tuple(constants or ()))
+    one, other = machines.opened([baseline, proposal], asked)
+    phase = Phase.of(work.phase, work.context)
+    with claims.opened_graph(folder, random, bits) as graph:
+        by_law = compare_by_law(machines.work_of(graph, phase), phase, one, other)
+    rows, found = by_law[one.choices["adc_law"]], densities(one, other)
+    if json:
+        laws = {law: [row.to_json() for row in some] for law, some in by_law.items()}
+        print_json({"laws": laws, "law": one.choices["adc_law"], "densities": [vars(density) for density in found]})
+        return
+    name = random or str(folder)
+    print_table(*claims.of_mechanisms(rows, "arrays", f"{name}, {work.phase} of {work.context}: equal arrays"))
+    print_table(*claims.of_mechanisms(rows, "area", f"{name}, {work.phase} of {work.context}: equal area"))
+    print(claims.under_laws(by_law))
+    print_table(*claims.of_densities(found))
+
+
+@guarded
+@with_options
+def tasks(
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME:REQUESTS:RANK:MATRIX,MATRIX[:LABELS] of a day, such as sst2:20000:8:query,value; two or more."
+        ),
+    ],
+    folder: MaybeFolder = None,
+    random: Random = None,
+    bits: Bits = 8,
+    target: Annotated[str, typer.Option(help="Target of kind stream, or .toml file.")] = "hetero-albert",
+    context: Annotated[int, typer.Option(help="Tokens of a request.")] = 128,
+    mixed: Annotated[bool, typer.Option(help="Requests in random order, not task after task.")] = True,
+    constants: Annotated[
+        Optional[list[str]], typer.Option("--set", help="NAME=VALUE of the target; repeatable.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """A day of many tasks on one backbone: adapters in SRAM beside whole models that are reloaded."""
+    from hw_model.claims.tasks import Task, day, switches
+    from hw_model.graph_work.workload import Phase
+    from toolchain.costing import claims, machines
+
+    asked, (machine,) = (
+        [Task.of(text) for text in task],
+        machines.opened([target], MachineSettings(set=tuple(constants or ()))),
+    )
+    phase = Phase.of("prefill", context)
+    with claims.opened_graph(folder, random, bits) as graph:
+        days = day(machines.work_of(graph, phase), phase, machine, asked, mixed)
+    if json:
+        print_json({"target": machine.name, "context": context, "days": [one.to_json() for one in days]})
+        return
+    total = sum(one.requests for one in asked)
+    title = f"{random or folder} on {machine.name}: {total:,} requests of {context} tokens, {len(asked)} tasks, "
+    changes = switches(asked, mixed)
+    print_table(*claims.of_days(days, f"{title}{changes:,.0f} switches a day"))
+    print(f"models into RRAM write every cell {changes:,.0f} times a day; adapters in SRAM write none of it")
 
 
 @guarded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +67,8 @@ def evaluate(
         save and not emulation and not adapter,
         quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation, adapter=adapter,
     )  # fmt: skip
+    if emulation and save and result.kl is not None:
+        _keep_emulated(Path(model), *emulation, result.kl, asked.text, asked.reference)
     if json:
         print_json({"model": model, "text": str(asked.text), **result.to_json()})
         return
@@ -78,6 +81,18 @@ def evaluate(
         print(f"reference  {figure(result.reference_perplexity, 4)}")
         print(f"KL         {figure(result.kl, 5)} +- {figure(result.kl_stderr, 5)} nats per token")
         print(f"top-1      {100 * (result.top1_agreement or 0):.2f} % agreement")
+
+
+def _keep_emulated(folder: Path, name: str, noise: float, kl: float, text: Path, reference: str | None) -> None:
+    """In the folder's report: what the variants of a sweep lose."""
+    from hw_model.estimate import open_target
+    from toolchain.report import model_report
+    from toolchain.report.emulated import add_emulated
+
+    if (folder / model_report.REPORT_JSON).exists():
+        words = ["athena-export", "eval", str(folder), "--text", str(text), "--reference", str(reference)]
+        command = shlex.join([*words, "--emulate", name, "--noise", f"{noise:g}"])
+        add_emulated(folder, open_target(name), noise, kl, command)
 
 
 def _percent(share: float, error: float) -> str:

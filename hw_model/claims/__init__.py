@@ -1,0 +1,1 @@
+"""Claims of papers as experiments: what each of their mechanisms is worth on one model, everything else equal."""
