@@ -1,4 +1,4 @@
-"""What steps of several tokens take: measured as they come, typical ratios where none has come yet."""
+"""What steps of several tokens take: typical ratios to begin with, and what is measured as they come."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 _TYPICAL = ((1, 1.0), (2, 1.8), (4, 2.3), (8, 3.3), (16, 5.7))  # beside one token: tests/benchmarks/together.py
 _SHARE = 0.2  # of a new time in the running mean
-_MOST = 3.0  # times the expected one; more is another process, or a kernel being compiled
+_MOST = 2.0  # times the expected one; more is another process, or a kernel being compiled
 _OLD = 512  # steps after which a time is no longer believed: a disturbed one would never be tried again
 
 
@@ -27,12 +27,9 @@ class StepCosts:
 
     def note(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
+        expected = self.of(tokens) if self._seconds else seconds
         self._steps += 1
-        expected = self.of(tokens)
-        if self._seconds:
-            seconds = min(seconds, _MOST * expected)
-        known = self._seconds.get(tokens)
-        self._seconds[tokens] = seconds if known is None else known + _SHARE * (seconds - known)
+        self._seconds[tokens] = expected + _SHARE * (min(seconds, _MOST * expected) - expected)
         self._seen[tokens] = self._steps
 
     def of(self, tokens: int) -> float:

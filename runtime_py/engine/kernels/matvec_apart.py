@@ -19,6 +19,7 @@ from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.digits import HIGH_BYTES, times_255
 from runtime_py.simd.lowering import dot
+from runtime_py.simd.sums import finish_four
 from runtime_py.simd.vectors import (
     add_ints,
     broadcast_float,
@@ -106,6 +107,56 @@ def _tails(isa, m, rows, quantized, sums, scales, high, tokens, decoded, totals)
                     upper = dot(isa, upper, load_bytes(w + 64 * k), load_bytes(own + HIGH_BYTES + 64 * k))
                 acc = add_ints(acc, times_255(upper))
             store_floats(total, fused(to_floats(acc), scale, load_floats(total)))
+
+
+@nb.njit(cache=True)
+def _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals):
+    """_tails for ROWS rows of at most 128 columns, whose weights stay in registers."""
+    two = m.tail > 64
+    a, b, c, d = load_bytes(decoded), load_bytes(decoded + 256), load_bytes(decoded + 512), load_bytes(decoded + 768)
+    e, f = load_bytes(decoded + 64), load_bytes(decoded + 320)
+    g, h = load_bytes(decoded + 576), load_bytes(decoded + 832)
+    i = place(0, m.blocks)
+    q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
+    for _ in range(tokens):
+        start, scale, low = load_ints(s), broadcast_float(scale_at), load_bytes(q)
+        sa, sb, sc, sd = (
+            dot(isa, start, a, low),
+            dot(isa, start, b, low),
+            dot(isa, start, c, low),
+            dot(isa, start, d, low),
+        )
+        if two:
+            low = load_bytes(q + 64)
+            sa, sb, sc, sd = dot(isa, sa, e, low), dot(isa, sb, f, low), dot(isa, sc, g, low), dot(isa, sd, h, low)
+        if get_i64(own) != 0:
+            none, low = zero_ints(), load_bytes(own + HIGH_BYTES)
+            ua, ub, uc, ud = (
+                dot(isa, none, a, low),
+                dot(isa, none, b, low),
+                dot(isa, none, c, low),
+                dot(isa, none, d, low),
+            )
+            if two:
+                low = load_bytes(own + HIGH_BYTES + 64)
+                ua, ub, uc, ud = dot(isa, ua, e, low), dot(isa, ub, f, low), dot(isa, uc, g, low), dot(isa, ud, h, low)
+            sa, sb = add_ints(sa, times_255(ua)), add_ints(sb, times_255(ub))
+            sc, sd = add_ints(sc, times_255(uc)), add_ints(sd, times_255(ud))
+        store_floats(total, fused(to_floats(sa), scale, load_floats(total)))
+        store_floats(total + 64, fused(to_floats(sb), scale, load_floats(total + 64)))
+        store_floats(total + 128, fused(to_floats(sc), scale, load_floats(total + 128)))
+        store_floats(total + 192, fused(to_floats(sd), scale, load_floats(total + 192)))
+        q, s, scale_at, own, total = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN, total + 64 * ROWS
+
+
+@nb.njit(cache=True)
+def _finish_four(m, n, tokens, totals, out, bias, accumulate, factors):
+    """Scale and write the results of ROWS rows. factors: scratch, float32 [ROWS]."""
+    for r in range(ROWS):
+        put_f32(factors + 4 * r, get_f32(m.scale + (n + r) // m.scale_rows * 4))
+    shift = bias + 4 * n if bias != 0 else nb.int64(0)
+    for t in range(tokens):
+        finish_four(totals + 64 * ROWS * t, factors, shift, out + 4 * (t * m.rows + n), accumulate)
 
 
 @nb.njit(cache=True, inline="always")
@@ -215,7 +266,12 @@ def matvec_apart_rows(
         if m.tail > 0:
             for r in range(some):
                 _decode_tail(isa, width, m, n + r, states + 256 * m.blocks, decoded + 256 * r, scratch)
-            _tails(isa, m, some, quantized, sums, scales, high, tokens, decoded, totals)
-        for r in range(some):
-            _finish(m, n + r, tokens, totals + 64 * r, out, bias, accumulate)
+            if some == ROWS and m.tail <= 128:
+                _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals)
+            else:
+                _tails(isa, m, some, quantized, sums, scales, high, tokens, decoded, totals)
+        if some == ROWS:
+            _finish_four(m, n, tokens, totals, out, bias, accumulate, scratch)
+        else:
+            _finish(m, n, tokens, totals, out, bias, accumulate)
         n += some

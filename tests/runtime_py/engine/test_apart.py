@@ -174,7 +174,7 @@ def test_a_text_whose_logits_are_no_numbers_stays_as_long_as_it_was(tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    return open_model(write_tiny(folder, {}, QuantizeSettings(bits=3, method="rtn")))[0]
+    return open_model(write_tiny(folder, {}, QuantizeSettings(bits=4, method="rtn")))[0]
 
 
 def runs_both_ways(model, prompts, runs):

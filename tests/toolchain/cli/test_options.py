@@ -24,7 +24,7 @@ from toolchain.cli.former import modern_arguments
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.evaluation import EvaluationSettings
-from toolchain.settings.execution import Arithmetic, Execution, Threads
+from toolchain.settings.execution import Arithmetic, Execution, Guessing, Threads
 from toolchain.settings.former import modern_settings
 from toolchain.settings.generation import GenerationSettings
 from toolchain.settings.option import Option, declared
@@ -36,8 +36,8 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SHARED = {
     "export": (Quantization,),
     "quantize": (Quantization,),
-    "run": (GenerationSettings, Execution, Arithmetic),
-    "chat": (GenerationSettings, Execution),
+    "run": (GenerationSettings, Execution, Arithmetic, Guessing),
+    "chat": (GenerationSettings, Execution, Guessing),
     "serve": (ServeOptions, Execution),
     "bench": (BenchOptions, Execution),
     "eval": (EvaluationSettings, Arithmetic),
