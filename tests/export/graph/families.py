@@ -155,6 +155,7 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
+INTERPRETED = ("gemma3n_text",)  # the compiled engine has no steps for them
 MIXTURES = ("gpt_oss", "lfm2_moe", "mixtral", "olmoe", "qwen3_5_moe_text", "qwen3_moe")  # experts picked by a router
 
 
