@@ -98,6 +98,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7, "final_logit_softcapping": 30.0,
         "max_position_embeddings": 131072, "tie_word_embeddings": True,
     },
+    "gemma-3n-e2b": {
+        "model_type": "gemma3n_text", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 30,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "num_kv_shared_layers": 10,
+        "hidden_size_per_layer_input": 256, "vocab_size": 262400, "vocab_size_per_layer_input": 262144,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 6, "sliding_window": 512,
+        "altup_num_inputs": 4, "laurel_rank": 64, "final_logit_softcapping": 30.0, "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+    },
     "bert-base": {
         **_BERT, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "vocab_size": 30522,
