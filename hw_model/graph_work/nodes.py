@@ -22,6 +22,7 @@ from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSp
 from export.contract.sparse import SPARSE_MATMUL
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
+_LARGEST_OWN = 64  # what the two sides of a product of activations have in common, at most
 # Operations per output element of the elementwise and reduction operators; transcendental functions count as four.
 PER_ELEMENT: Mapping[str, tuple[str, int]] = {
     "Add": ("elementwise", 1),
@@ -144,7 +145,8 @@ def operation_of(node: Node, context: Context) -> Operation:
         return _experts(node, context)
     if ours and node.op_type == SPARSE_MATMUL:
         return _sparse(node, context)
-    if node.is_lookup or (node.op_type == "Gather" and weight_bytes):
+    table = node.op_type == "Gather" and weight_bytes and node.inputs[0] in context.constant
+    if node.is_lookup or table:
         rows = node.matrix_layout().N if ours else context.shape(node.inputs[0])[0]
         return embedding(node, context, rows, node.inputs[0 if ours else 1])
     if node.op_type == "Attention" and not node.domain:
@@ -197,9 +199,19 @@ def _linear(node: Node, context: Context) -> Operation:
         layout = node.matrix_layout()
         return linear(node, context, layout.N, layout.K)
     if node.inputs[1] not in context.constant:
-        raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")
+        return _of_activations(node, context)
     columns, rows = context.shape(node.inputs[1])[-2:]
     return linear(node, context, rows, columns)
+
+
+def _of_activations(node: Node, context: Context) -> Operation:
+    """A small product of each token's own numbers (AltUp's streams): no array holds a side, a vector unit does it."""
+    inner = context.shape(node.inputs[0])[-1]
+    if not isinstance(inner, int) or inner > _LARGEST_OWN:
+        raise InputError(f"model.onnx: MatMul {node.name} of two activations has no cost model")
+    return Operation(
+        node.name, "elementwise", vector_ops=2 * inner * context.made(node), activation_bytes=context.moved(node)
+    )
 
 
 def _experts(node: Node, context: Context) -> Operation:

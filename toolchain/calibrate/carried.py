@@ -104,7 +104,8 @@ class Carried:
         if table is None:
             return torch.zeros(len(tokens), 0)
         parts = spec.layers * table.width
-        rows = read(table.embedding, tokens, parts) * table.width**0.5
+        wanted, places = np.unique(np.where(tokens < table.rows, tokens, 0), return_inverse=True)
+        rows = read(table.embedding, wanted, parts)[torch.from_numpy(places)] * table.width**0.5
         projection = read(table.projection, np.arange(parts), spec.hidden_size)
         projected = (embedded @ projection.T * spec.hidden_size**-0.5).reshape(len(tokens), spec.layers, -1)
         norm = read(table.norm, np.arange(table.width), 0)

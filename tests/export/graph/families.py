@@ -188,6 +188,7 @@ TINY_ENCODERS = {
     "albert": {"embedding_size": 24, "num_hidden_layers": 4},
     "albert two groups": {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2},
 }
+INTERPRETED = ("gemma3n_text",)  # the compiled engine has no steps for them
 # experts picked by a router
 MIXTURES = (
     "gpt_oss", "granitemoehybrid", "lfm2_moe", "mixtral", "nemotron_h", "olmoe", "qwen3_5_moe_text", "qwen3_moe"

@@ -13,6 +13,28 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "nu
          "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True, "attention_dropout": 0.0}  # fmt: skip
 LAYERS = ["sliding_attention"] * 3 + ["full_attention"]
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "the text_config of Gemma 4 E2B": {
+        "attention_bias": False, "attention_k_eq_v": False, "dtype": "bfloat16", "enable_moe_block": False,
+        "final_logit_softcapping": 30.0, "global_head_dim": 16, "head_dim": 8, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 8, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "max_position_embeddings": 131072, "model_type": "gemma4_text", "moe_intermediate_size": None,
+        "num_experts": None, "num_global_key_value_heads": None, "num_key_value_heads": 1, "num_kv_shared_layers": 2,
+        "rms_norm_eps": 1e-06, "sliding_window": 5, "tie_word_embeddings": True, "top_k_experts": None,
+        "use_bidirectional_attention": None, "use_double_wide_mlp": True, "vocab_size_per_layer_input": 96,
+        "rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0,
+                                               "rope_type": "proportional"},
+                            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}},
+    },
+    "the text_config of Gemma 3n E2B": {
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0], "altup_active_idx": 0, "altup_coef_clip": 120.0,
+        "altup_correct_scale": True, "altup_lr_multiplier": 1.0, "altup_num_inputs": 4, "attention_bias": False,
+        "final_logit_softcapping": 30.0, "head_dim": 8, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 8, "intermediate_size": [48, 48, 48, 48], "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "max_position_embeddings": 32768,
+        "model_type": "gemma3n_text", "num_kv_shared_layers": 2, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000.0, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 5,
+        "vocab_size_per_layer_input": 90,
+    },
     "the text_config of Qwen3.5-0.8B": {
         "attention_bias": False, "attn_output_gate": True, "dtype": "bfloat16", "full_attention_interval": 4,
         "head_dim": 16, "hidden_act": "silu", "layer_types": ["linear_attention"] * 3 + ["full_attention"],

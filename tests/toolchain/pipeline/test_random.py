@@ -7,7 +7,7 @@ import pytest
 
 from export.contract.errors import InputError
 from runtime_py.load import open_model
-from tests.export.graph.families import COMMON, TINY, TINY_ENCODERS
+from tests.export.graph.families import COMMON, INTERPRETED, TINY, TINY_ENCODERS
 from tests.runtime_py.reference.test_session import OnnxRuntime
 from toolchain.pipeline.published_shapes import SHAPES, chosen_shape
 from toolchain.pipeline.random import write_random_folder
@@ -30,7 +30,7 @@ def test_every_family_has_random_codes(family, tmp_path, monkeypatch):
     expected, _ = model.run(IDS[None], np.ones((1, 9), np.int64), np.arange(9)[None], model.empty())
     engine, why = open_model(folder)
     found = engine.forward(engine.new_state(), IDS)
-    assert why == "" and np.isfinite(found).all() and found.std() > 0
+    assert (why == "") == (family not in INTERPRETED) and np.isfinite(found).all() and found.std() > 0
     error = np.sqrt(np.mean((found - expected[0]) ** 2, axis=1)) / np.sqrt(np.mean(expected[0] ** 2))
     assert np.median(error) < 0.05  # int8 activations; two experts may be almost equal
 
@@ -39,6 +39,8 @@ def test_a_part_of_a_shape():
     assert chosen_shape("qwen3-30b-a3b:6") == {**SHAPES["qwen3-30b-a3b"], "num_hidden_layers": 6}
     part = chosen_shape("lfm2-8b-a1b:4")
     assert chosen_shape("nemotron-nano-9b-v2:3")["layers_block_type"] == ["linear_attention", "mlp", "linear_attention"]
+    assert chosen_shape("gemma-4-e2b:17")["num_kv_shared_layers"] == 2  # of 20 behind the first 15
+    assert chosen_shape("gemma-4-e2b:15")["num_kv_shared_layers"] == 0
     assert part["layer_types"] == ["conv", "conv", "full_attention", "conv"] and part["num_hidden_layers"] == 4
 
 
