@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from export.contract.errors import InputError
 from export.files.access import read_json
+from export.graph.archs import model_spec
+from export.graph.archs._tasks import EMBEDDING, TASK
 from export.model_folder import write_model_folder
 from tests.export.graph.families import FloatCheckpoint, tiny_model
 from tests.runtime_py.reference.test_session import OnnxRuntime
@@ -78,3 +80,11 @@ def test_genai_is_told_of_states(variant, kinds, tmp_path):
     assert ("past_recurrent_names" in decoder["inputs"]) == (kinds is not None)
     states = {info.name for info in model.session.get_inputs() if info.name.endswith("_state")}
     assert all(name.startswith("past_key_values.") for name in states) and len(states) % 2 == 0 and states
+
+
+@pytest.mark.parametrize("variant", ["falcon_h1", "qwen3_5_text", "lfm2"])
+def test_no_embedding_model_keeps_states(variant, tmp_path):
+    tiny_model(variant, tmp_path)
+    config = FloatCheckpoint(tmp_path).config
+    with pytest.raises(InputError, match="as an embedding model is not supported"):
+        model_spec({**config, TASK: EMBEDDING})
