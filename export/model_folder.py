@@ -158,11 +158,11 @@ def _tell_convolutions(decoder: dict[str, Any], spec: ModelSpec) -> None:
 def _tell_states(decoder: dict[str, Any], spec: ModelSpec) -> None:
     """Add what genai wants to know of layers with gated delta nets or state spaces, where there are some.
 
-    Of a layer that has attention besides it finds the states by their names.
+    Where a layer has attention besides, or nothing of that kind, it finds the inputs by their names.
     """
     names = [spec.names_of_layer(layer) for layer in range(spec.layers)]
     recurrent = [own.delta_net is not None or own.state_space is not None for own in names]
-    if not any(recurrent) or any(state and own.attends for state, own in zip(recurrent, names)):
+    if not any(recurrent) or any(state == own.attends for state, own in zip(recurrent, names)):
         return
     decoder["layer_types"] = ["full_attention" if own.attends else "linear_attention" for own in names]
     for kind in ("conv", "recurrent"):

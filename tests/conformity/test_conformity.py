@@ -63,7 +63,10 @@ OPTIMUM_LACKS = {  # families that its older transformers does not have, or whos
     "qwen3_5_moe_text": "does not recognize this architecture",
     "lfm2": "Input past_conv.1 is required by model but not provided",
     "lfm2_moe": "does not recognize this architecture",
-    "mamba2": "is required by model but not provided",
+    "mamba2": "does not support pkv cache reuse",
+    "granitemoehybrid": "layer_types must be a list strings in",
+    "nemotron_h": "does not recognize this architecture",
+    "falcon_h1": "Input past_key_values.0.conv_state is required by model but not provided",
 }
 
 

@@ -17,7 +17,8 @@ Other families (qwen3_5_moe) have them as rows, those of the gate before those o
     experts.gate_up_proj         floats [experts, 2 rows, columns]
     experts.down_proj            floats [experts, rows, columns]
 
-granitemoehybrid calls those input_linear.weight and output_linear.weight of a block_sparse_moe.
+nemotron_h has up_proj, without a gate. granitemoehybrid calls those of the second form input_linear.weight and
+output_linear.weight of a block_sparse_moe.
 
 The last two of gpt-oss are the matrix in MXFP4: the bytes of a group are 32 4-bit floats, the first of two in the low
 half, with one power of two, stored plus 127. What is read is one expert's part of a file.
@@ -42,10 +43,10 @@ from toolchain.source.stored_weights import StoredWeights
 
 METHOD = "mxfp4"  # of quantization_config
 _TITLE = "MXFP4"
-_NAME = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_bias|_blocks|_scales|)")
+_NAME = re.compile(r"(.*\.experts)\.(gate_up_proj|up_proj|down_proj)(_bias|_blocks|_scales|)")
 _GRANITE = re.compile(r"(.*\.block_sparse_moe)\.(input_linear|output_linear)\.weight")
 _GRANITE_MATRICES = {"input_linear": "gate_up_proj", "output_linear": "down_proj"}
-_MATRICES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_MATRICES = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BYTES = 16  # of a group
 _GROUP = 32

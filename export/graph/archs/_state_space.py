@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from export.contract.errors import InputError
@@ -10,17 +9,28 @@ from export.contract.operators.causal_convolution import LEAST_WIDTH
 from export.files.special_floats import from_json
 from export.graph.spec import StateSpace
 
+_FAR = 1e30  # no step becomes that long
+
 
 def limits(config: dict[str, Any]) -> dict[str, float | None]:
     """`time_step_limit`, as fields of StateSpace.
 
     transformers applies it in prompts, and leaves it out where it generates; here it holds for every token.
     """
-    limit = from_json(config["time_step_limit"])
-    numbers = isinstance(limit, list | tuple) and all(type(number) in (int, float) for number in limit)
-    if not numbers or len(limit) != 2 or not limit[0] <= limit[1] or math.isinf(limit[0]) or limit[1] == -math.inf:
-        raise InputError(f"config.json: time_step_limit {limit!r} is not supported for {config.get('model_type')}")
-    return {"least_step": float(limit[0]), "most_step": None if limit[1] == math.inf else float(limit[1])}
+    stated = config["time_step_limit"]
+    limit = [_plain(number) for number in stated] if isinstance(stated, list | tuple) else []
+    if len(limit) != 2 or not all(type(number) in (int, float) and number > -_FAR for number in limit):
+        raise InputError(f"config.json: time_step_limit {stated!r} is not supported for {config.get('model_type')}")
+    least, most = limit
+    if not least <= most or least >= _FAR:
+        raise InputError(f"config.json: time_step_limit {stated!r} is not supported for {config.get('model_type')}")
+    return {"least_step": float(least), "most_step": None if most >= _FAR else float(most)}
+
+
+def _plain(value: Any) -> Any:
+    """A number in place of an object that names it."""
+    named = isinstance(value, dict) and len(value) == 1 and all(isinstance(word, str) for word in value.values())
+    return from_json(value) if named else value
 
 
 def checked(space: StateSpace) -> StateSpace:

@@ -50,7 +50,8 @@ def as_encoder(spec: ModelSpec, config: dict[str, Any]) -> ModelSpec:
     Raises InputError for what the encoders' graph has no form for.
     """
     plain = spec.rope is not None and not spec.position_embedding and spec.query_growth is None
-    if not plain or spec.block.experts is not None or spec.attention_softcap is not None:
+    plain = plain and not any(names.keeps_state or names.experts is not None for names in spec.kinds())
+    if not plain or spec.attention_softcap is not None:
         raise InputError(f"config.json: {spec.model_type} as an embedding model is not supported")
     inside = f"{spec.embedding.partition('.')[0]}."
     assert spec.final_norm

@@ -40,7 +40,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
 
 
 def _state_space(config: dict[str, Any]) -> StateSpace:
-    groups, normed = positive(config, "mamba_n_groups"), flag(config, "mamba_rms_norm")
+    groups, normed = positive(config, "mamba_n_groups"), _truth(config, "mamba_rms_norm")
     gate, values, written, read, step = _numbers(config, "ssm_multipliers", 5)
     return checked(
         StateSpace(
@@ -58,13 +58,18 @@ def _state_space(config: dict[str, Any]) -> StateSpace:
             state_size=positive(config, "mamba_d_state"),
             width=positive(config, "mamba_d_conv"),
             norm_groups=groups,
-            gate_after_norm=normed and flag(config, "mamba_norm_before_gate"),
+            gate_after_norm=normed and _truth(config, "mamba_norm_before_gate"),
             input_scale=number(config, "ssm_in_multiplier"),
             output_scale=number(config, "ssm_out_multiplier"),
             scales=(gate, values, written, read, step),
             **limits(config),  # type: ignore[arg-type]
         )
     )
+
+
+def _truth(config: dict[str, Any], name: str) -> bool:
+    """Field `name` as true or false, which null is, too."""
+    return config[name] is not None and flag(config, name)
 
 
 def _numbers(config: dict[str, Any], name: str, count: int) -> list[float]:

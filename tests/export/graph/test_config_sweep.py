@@ -13,7 +13,9 @@ from tests.export.graph.config_sweep import Evaluator, cells, default_config
 from toolchain.source.config import resolved_config
 
 FAST = ("bert", "gemma3_text", "gpt2", "llama")
-ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+ACTIVATIONS = (
+    "hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act", "mamba_hidden_act"
+)  # fmt: skip
 ODD = "rotary positions need an even part of head_dim"
 # What transformers runs and we refuse: (family or *, key) and what the message says of it. Whatever is not here, and is
 # neither an activation that the graph builder lacks nor a size or factor of zero or less, is a difference.
@@ -25,6 +27,10 @@ UNSUPPORTED = {
     ("*", "qk_layernorm"): "qk_layernorm True is not supported",
     ("*", "num_attention_heads"): ODD,  # sizes that leave a pair of channels half rotated
     ("*", "time_step_limit"): "is not supported",  # the smaller limit behind the larger
+    ("nemotron_h", "layers_block_type"): "must list the layers",
+    ("nemotron_h", "moe_latent_size"): "moe_latent_size, n_group and topk_group are not supported",
+    ("nemotron_h", "n_group"): "moe_latent_size, n_group and topk_group are not supported",
+    ("nemotron_h", "topk_group"): "moe_latent_size, n_group and topk_group are not supported",
     ("mamba2", "rescale_prenorm_residual"): "rescale_prenorm_residual True is not supported",
     ("gpt_neox", "hidden_size"): ODD,
     ("stablelm", "hidden_size"): ODD,
