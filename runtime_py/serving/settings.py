@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from export.contract.errors import InputError
 from runtime_py.serving.operating.logs import FORMATS
 from runtime_py.speculation.speculation import AUTO, checked
+from runtime_py.system.sizes import parsed_size
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?"
 )
-_SIZE = re.compile(r"(?P<count>[0-9]{1,18}(\.[0-9]{1,18})?) ?(?P<unit>b|[kmgt]i?b)", re.IGNORECASE | re.ASCII)
-_UNITS = {
-    f"{prefix}{i}b": (1024 if i else 1000) ** power for power, prefix in enumerate(("", *"kmgt")) for i in ("", "i")
-}
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -66,11 +63,7 @@ class ServeSettings:
         """memory in bytes; None where it is not given. Raises InputError where it is no size."""
         if not self.memory:
             return None
-        found = _SIZE.fullmatch(self.memory.strip())
-        count = float(found["count"]) * _UNITS[found["unit"].lower()] if found else 0.0
-        if not 1 <= count < 2**62:
-            raise InputError(f"--memory must be a size such as 6GB, 800MB or 4GiB, not {self.memory[:50]!r}")
-        return int(count)
+        return parsed_size(self.memory, "--memory")
 
     def keys(self) -> tuple[str, ...]:
         """The API keys."""

@@ -146,7 +146,7 @@ def test_run_and_chat_keep_prompts_between_starts(served_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--prompt-cache-size", "none"), "--prompt-cache-size must be a size such as 500MB or 6GB, not 'none'"),
+        (("--prompt-cache-size", "none"), "--prompt-cache-size must be a size such as 6GB or 500MB, not 'none'"),
         (("--prompt-cache", "x", "--activations", "float32"), "--prompt-cache needs the compiled engine"),
         (("--prompt-cache", "/dev/null"), "--prompt-cache /dev/null: File exists"),
     ],
