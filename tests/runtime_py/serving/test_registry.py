@@ -255,3 +255,18 @@ def test_nobody_gets_a_model_that_is_about_to_be_closed():
         return await asyncio.gather(first, world.use("a", 0.02))
 
     assert run(world, work()) == ["b", "a"]
+
+
+def test_every_route_but_three_needs_the_key():
+    from starlette.testclient import TestClient
+
+    from runtime_py.serving.settings import ServeSettings
+    from runtime_py.serving.shell import POSTED, Shell
+
+    world = World(None, a=1)
+    world.registry.open_all()
+    with TestClient(Shell(world.registry, ServeSettings(api_key="k"), world.metrics).application()) as client:
+        for path in (*POSTED, "/v1/models", "/v1/models/a", "/nothing"):
+            assert client.post(path, json={}).status_code == 401, path
+            assert client.post(path, json={}, headers={"Authorization": "Bearer k"}).status_code != 401
+        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
