@@ -213,7 +213,7 @@ class Server:
         form: Form = Answer,
     ) -> Response:
         """make: gives the prompt's ids; it is called once the request has its places in the queue."""
-        arrived = time.perf_counter()
+        arrived = request.state.arrived
         gone = asyncio.ensure_future(disconnected(request))
         try:
             with self._places(options.choices) as places:

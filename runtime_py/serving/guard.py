@@ -17,6 +17,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+_OPEN = frozenset({"/", "/healthz", "/metrics"})  # need no key; everything else does, whatever it is called
 _DISCARDED = 16 << 20  # bytes beyond the limit that are read and dropped: who is still sending hears no answer
 
 
@@ -56,7 +57,7 @@ class Guard:
     def _check_key(self, scope: Message) -> int:
         """The number of the key that was sent, 0 where none is asked for."""
         keys = self._settings.keys()
-        if not keys or not scope["path"].startswith("/v1/"):
+        if not keys or scope["path"] in _OPEN:
             return 0
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
         found = [hmac.compare_digest(given, b"Bearer " + key.encode()) for key in keys]  # all of them: constant time

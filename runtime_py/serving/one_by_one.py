@@ -82,8 +82,9 @@ class OneByOne:
             raise ApiError(429, "too many requests are waiting", code="queue_full", retry_after=wait)
         self._waiting += 1
         gone = asyncio.ensure_future(disconnected(request))
+        left = self._settings.seconds - (time.perf_counter() - request.state.arrived)
         try:
-            return await self._computed(field, work, _Watch(gone, time.monotonic() + self._settings.seconds))
+            return await self._computed(field, work, _Watch(gone, time.monotonic() + left))
         except _Gone:
             return None
         finally:

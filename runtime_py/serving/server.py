@@ -111,6 +111,8 @@ def serve(
     )
     log.take_over()
     running = _Draining(config, shell, models, log, settings.drain_seconds)
+    for one in (signal.SIGINT, signal.SIGTERM):  # before anybody hears that the server is there
+        signal.signal(one, running.handle_exit)
     ready()
     notify("READY=1")
     try:

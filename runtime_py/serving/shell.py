@@ -99,7 +99,7 @@ class Shell:
                 return
             start = time.perf_counter()
             notes: dict[str, Any] = {"id": f"req_{secrets.token_hex(8)}", "status": 0}
-            scope.setdefault("state", {})["notes"] = notes
+            scope.setdefault("state", {}).update(notes=notes, arrived=start)
 
             async def noting(message: Message) -> None:
                 if message["type"] == "http.response.start":

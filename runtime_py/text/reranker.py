@@ -1,4 +1,4 @@
-"""Runs a reranker folder: a query and a document in, their score out. Pairs run one by one, so nothing is padded."""
+"""Runs a reranker folder: a query and a document in, their score out. Pairs are packed, not padded (encoder.py)."""
 
 from __future__ import annotations
 

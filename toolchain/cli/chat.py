@@ -151,16 +151,19 @@ def serve(
     listening = bind(host, port)
     announce_compilation()
     limit = settings.memory_bytes()
-    registry = Registry(models, metrics, log, free_memory() if several and limit is None else limit, settings.queue)
+    if several and limit is None:
+        limit = free_memory()
+    registry = Registry(models, metrics, log, limit, settings.sessions + settings.queue)
     registry.open_all()
     if not is_local(host) and not settings.keys():
         log.say("start", f"anyone who reaches {host} can use this server: --api-key asks for a key", "warning")
     shown = f"http://{'[' + host + ']' if ':' in host else host}:{listening.getsockname()[1]}"
-    page = f"; chat page: {shown}/" if settings.page else ""
+    page = chat_page if settings.page and registry.chats() else None
+    told = f"; chat page: {shown}/" if page else ""
     names = ", ".join(registry.names())
-    message = f"{names} at {shown}/v1 (process {os.getpid()}{page}); Ctrl-C stops"
+    message = f"{names} at {shown}/v1 (process {os.getpid()}{told}); Ctrl-C stops"
     listen(
-        Shell(registry, settings, metrics, log, chat_page if settings.page else None), registry, listening, settings,
+        Shell(registry, settings, metrics, log, page), registry, listening, settings,
         log, lambda: log.say("start", message, plain=True, url=f"{shown}/v1", models=registry.names()),
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ class Registry:
     """All models of a server."""
 
     def __init__(
-        self, models: Sequence[Model], metrics: Metrics, log: Log, limit: int | None = None, queue: int = 64
+        self, models: Sequence[Model], metrics: Metrics, log: Log, limit: int | None = None, queue: int = 68
     ) -> None:
         """limit: bytes that loaded models may take together, None for any; queue: requests that may wait for one."""
         self._models = {model.name: model for model in models}
@@ -88,6 +88,10 @@ class Registry:
     def names(self) -> list[str]:
         """Of all models, in the order they were given."""
         return list(self._models)
+
+    def chats(self) -> bool:
+        """Whether some model generates text, which only those do that have a sampling to recommend."""
+        return any("recommended_sampling" in model.shown for model in self._models.values())
 
     def resolve(self, name: str | None) -> Model:
         """The model of this name; the only one for None. Raises ApiError: 404, or 400 where a name is needed."""

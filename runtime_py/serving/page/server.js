@@ -24,7 +24,7 @@ async function ask(path, options = {}) {
 // By name: the sampling that the server recommends.
 async function models() {
   const answer = await (await ask("v1/models")).json();
-  return new Map(answer.data.map((one) => [one.id, one.recommended_sampling || {}]));
+  return new Map(answer.data.filter((one) => one.recommended_sampling).map((one) => [one.id, one.recommended_sampling]));
 }
 
 // The events of an answer as they come; the server ends with [DONE].

@@ -284,3 +284,18 @@ def test_guesses_are_counted():
     assert 'athena_guessed_tokens_total{model="a"} 7.0' in text
     assert 'athena_guessed_tokens_accepted_total{model="a"} 3.0' in text
     world.registry.close()
+
+
+def test_every_route_but_three_needs_the_key():
+    from starlette.testclient import TestClient
+
+    from runtime_py.serving.settings import ServeSettings
+    from runtime_py.serving.shell import POSTED, Shell
+
+    world = World(None, a=1)
+    world.registry.open_all()
+    with TestClient(Shell(world.registry, ServeSettings(api_key="k"), world.metrics).application()) as client:
+        for path in (*POSTED, "/v1/models", "/v1/models/a", "/nothing"):
+            assert client.post(path, json={}).status_code == 401, path
+            assert client.post(path, json={}, headers={"Authorization": "Bearer k"}).status_code != 401
+        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
