@@ -65,7 +65,7 @@ class Terms:
         return row
 
     def _together(self, parts: list[np.ndarray]) -> list[int]:
-        """Addresses of copies in one piece of memory, which has large pages where it is large; checked ones lie apart."""
+        """Addresses of copies in one piece of memory, which has large pages where it is large."""
         if checking():
             kept = [settled(part) for part in parts]
             self._keep += kept
