@@ -1,4 +1,4 @@
-"""The adapters that an engine holds, as its compiled code reads them: one row of records for each, factors padded."""
+"""The adapters that an engine holds, as its compiled code reads them: one row of records for each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 from export.adapters.sites import Site
 from export.adapters.store import Adapter, Factors
 from export.contract.errors import InputError
+from runtime_py.engine.kernels.adapters.low_rank import laid_down, laid_up
 from runtime_py.engine.plan.adapters import Slots
 from runtime_py.engine.records.term import TERM, Term
 from runtime_py.engine.verify.verifier import Promise
-from runtime_py.system.guard_pages import aligned_bytes, settled
-
-_LANES = 16
+from runtime_py.system.guard_pages import ALIGN, aligned_bytes, checking, settled
 
 
 class Terms:
@@ -49,29 +48,37 @@ class Terms:
 
     def _row(self, adapter: Adapter | None, number: dict[str, int]) -> np.ndarray:
         row = aligned_bytes(8 * TERM * max(self._count, 1)).view(np.int64).reshape(-1, TERM)
-        for module, term in adapter.terms.items() if adapter else ():
-            self._record(term).write(row[number[module]], lambda place, value: value)
+        terms = [(number[module], term) for module, term in adapter.terms.items()] if adapter else []
+        parts = [part for _, term in sorted(terms, key=lambda one: one[0]) for part in _parts(term)]
+        places = self._together(parts)
+        for i, (slot, term) in enumerate(sorted(terms, key=lambda one: one[0])):
+            a, b, a_scales, b_scales = places[4 * i : 4 * i + 4]
+            record = Term[int](
+                rank=term.rank,
+                item_bytes=term.a.itemsize,
+                a=a,
+                a_scales=a_scales if term.scales is not None else 0,
+                b=b,
+                b_scales=b_scales if term.scales is not None else 0,
+            )
+            record.write(row[slot], lambda place, value: value)
         return row
 
-    def _record(self, term: Factors) -> Term[int]:
-        a, b = self._padded(term.a), self._padded(term.b)
-        scales = [0, 0]
-        if term.scales is not None:
-            kept = [settled(np.ascontiguousarray(part, np.float32)) for part in term.scales]
+    def _together(self, parts: list[np.ndarray]) -> list[int]:
+        """Addresses of copies in one piece of memory, which has large pages where it is large."""
+        if checking():
+            kept = [settled(part) for part in parts]
             self._keep += kept
-            scales = [part.ctypes.data for part in kept]
-        return Term(
-            rank=term.rank,
-            item_bytes=term.a.itemsize,
-            a=a.ctypes.data,
-            a_scales=scales[0],
-            b=b.ctypes.data,
-            b_scales=scales[1],
-        )
+            return [part.ctypes.data for part in kept]
+        starts = np.cumsum([0, *(-(-part.nbytes // ALIGN) * ALIGN for part in parts)]).tolist()
+        memory = aligned_bytes(starts[-1])
+        self._keep.append(memory)
+        for start, part in zip(starts, parts):
+            memory[start : start + part.nbytes] = part.reshape(-1).view(np.uint8)
+        return [memory.ctypes.data + start for start in starts[:-1]]
 
-    def _padded(self, rows: np.ndarray) -> np.ndarray:
-        wide = -(-rows.shape[1] // _LANES) * _LANES
-        made = aligned_bytes(rows.shape[0] * wide * rows.itemsize).view(rows.dtype).reshape(rows.shape[0], wide)
-        made[:, : rows.shape[1]] = rows
-        self._keep.append(made)
-        return made
+
+def _parts(term: Factors) -> list[np.ndarray]:
+    """a and b as kernels read them, and their scales, empty where there are none."""
+    scales = term.scales or (np.zeros(0, np.float32),) * 2
+    return [laid_down(term.a), laid_up(term.b), *(np.ascontiguousarray(part, np.float32) for part in scales)]

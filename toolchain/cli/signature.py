@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand
 
 from toolchain.cli.common import whole_numbers
-from toolchain.cli.former import modern_arguments
+from toolchain.cli.spellings.former import modern_arguments
 from toolchain.settings.option import Declared, as_text, assembled, declared, default_text
 
 Command = Callable[..., None]

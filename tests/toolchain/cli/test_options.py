@@ -20,7 +20,7 @@ from export.contract.errors import InputError
 from runtime_py.serving.settings import ServeSettings
 from tests.conftest import DEMO
 from toolchain.cli import app
-from toolchain.cli.former import modern_arguments
+from toolchain.cli.spellings.former import modern_arguments
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.evaluation import EvaluationSettings

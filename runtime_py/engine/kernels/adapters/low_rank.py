@@ -1,13 +1,16 @@
 """The two halves of a low-rank term, y += (x @ a^T) @ b, on float32 activations and factors of 8, 16 or 32 bits.
 
-Factors are padded: rows of a [rank, columns] and of b [rank, rows] are whole vectors of 16 numbers, zeros behind the
-last. Sums go in one order whatever passes beside a token, so its bits are its own: those of a row of a in 16 lanes from
-the first column on, added in a fixed tree; those of a row of y over the ranks in order, beginning with y.
+Factors lie as they are read, so that memory is read in a straight line: a [rank, columns] as groups of ROWS rows, of
+which 16 columns of each row follow one another; b [rank, rows] as blocks of COLUMNS columns, one row behind the other.
+What is missing of a vector, group or block is zeros (`laid_down`, `laid_up`). Sums go in one order whatever passes
+beside a token, so its bits are its own: those of a row of a in 16 lanes from the first column on, added in a fixed
+tree; those of a number of y over the ranks in order, beginning with y.
 """
 
 from __future__ import annotations
 
 import numba as nb
+import numpy as np
 from llvmlite import ir
 
 from runtime_py.simd.vectors import (
@@ -19,6 +22,7 @@ from runtime_py.simd.vectors import (
     load_halfs,
     load_some,
     loader,
+    prefetch,
     put_f32,
     splat_float,
     store_some,
@@ -27,7 +31,8 @@ from runtime_py.simd.vectors import (
 )
 
 ROWS = 4  # rows of a that are multiplied together
-COLUMNS = 64  # numbers of y that are added to together: of every row of b a line or two of the cache
+COLUMNS = 64  # numbers of y that are added to together
+_AHEAD = 2048  # bytes of factors that are asked for before they are needed; prefetching never faults
 
 _load_int8 = loader(Floats, ir.VectorType(I8, 16), lambda b, v: b.sitofp(v, Floats.llvm))
 
@@ -42,21 +47,40 @@ def _part(at, item_bytes, k):
     return load_floats(at + 4 * k)
 
 
+def laid_down(a: np.ndarray) -> np.ndarray:
+    """a [rank, columns] as down() reads it, [groups, vectors, ROWS, 16]."""
+    rank, columns = a.shape
+    made = np.zeros((-(-rank // ROWS) * ROWS, -(-columns // 16) * 16), a.dtype)
+    made[:rank, :columns] = a
+    return np.ascontiguousarray(made.reshape(-1, ROWS, made.shape[1] // 16, 16).transpose(0, 2, 1, 3))
+
+
+def laid_up(b: np.ndarray) -> np.ndarray:
+    """b [rank, rows] as up() reads it, [blocks, rank, COLUMNS]."""
+    rank, rows = b.shape
+    made = np.zeros((rank, -(-rows // COLUMNS) * COLUMNS), b.dtype)
+    made[:, :rows] = b
+    return np.ascontiguousarray(made.reshape(rank, -1, COLUMNS).transpose(1, 0, 2))
+
+
 @nb.njit(cache=True)
 def down(x, columns, a, scales, item_bytes, first, last, t):
-    """t[first:last] = scale * (x [columns] . rows of a); scales: float32 [rank], 0 for none; last - first <= ROWS."""
-    size = (columns + 15) // 16 * 16 * item_bytes
-    at0 = a + first * size
-    at1 = a + min(first + 1, last - 1) * size
-    at2 = a + min(first + 2, last - 1) * size
-    at3 = a + min(first + 3, last - 1) * size
+    """t[first:last] = scale * (x [columns] . rows of a); scales: float32 [rank], 0 for none. first: a multiple of ROWS.
+
+    last - first <= ROWS.
+    """
+    size = 16 * item_bytes
+    at = a + first * ((columns + 15) // 16) * size
     s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
     for k in range(0, columns, 16):
+        prefetch(at + _AHEAD)
+        prefetch(at + _AHEAD + 64)
         v = load_some(x + 4 * k, columns - k)
-        s0 = fused(v, _part(at0, item_bytes, k), s0)
-        s1 = fused(v, _part(at1, item_bytes, k), s1)
-        s2 = fused(v, _part(at2, item_bytes, k), s2)
-        s3 = fused(v, _part(at3, item_bytes, k), s3)
+        s0 = fused(v, _part(at, item_bytes, 0), s0)
+        s1 = fused(v, _part(at + size, item_bytes, 0), s1)
+        s2 = fused(v, _part(at + 2 * size, item_bytes, 0), s2)
+        s3 = fused(v, _part(at + 3 * size, item_bytes, 0), s3)
+        at += 4 * size
     sums = (sum_floats(s0), sum_floats(s1), sum_floats(s2), sum_floats(s3))
     for i in range(last - first):
         scale = get_f32(scales + 4 * (first + i)) if scales != 0 else nb.float32(1.0)
@@ -65,31 +89,26 @@ def down(x, columns, a, scales, item_bytes, first, last, t):
 
 @nb.njit(cache=True)
 def up(t, rank, b, scales, item_bytes, rows, first, last, y):
-    """y[first:last] += sum over r of scale[r] * t[r] * b[r, first:last]; first and last as b's columns."""
-    size = (rows + 15) // 16 * 16 * item_bytes
+    """y[first:last] += sum over r of scale[r] * t[r] * b[r, first:last]. first: a multiple of COLUMNS."""
+    size = COLUMNS * item_bytes
+    at = b + first // COLUMNS * rank * size
     for n in range(first, last, COLUMNS):
-        some = min(last - n, COLUMNS)
-        to = y + 4 * n
-        y0 = load_some(to, some)
-        y1 = load_some(to + 64, some - 16) if some > 16 else zero_floats()
-        y2 = load_some(to + 128, some - 32) if some > 32 else zero_floats()
-        y3 = load_some(to + 192, some - 48) if some > 48 else zero_floats()
+        some, to = min(last - n, COLUMNS), y + 4 * n
+        y0, y1 = load_some(to, some), load_some(to + 64, max(some - 16, 0))
+        y2, y3 = load_some(to + 128, max(some - 32, 0)), load_some(to + 192, max(some - 48, 0))
         for r in range(rank):
+            prefetch(at + _AHEAD)
+            prefetch(at + _AHEAD + 64)
             value = get_f32(t + 4 * r)
             if scales != 0:
                 value *= get_f32(scales + 4 * r)
-            v, at = splat_float(value), b + r * size
-            y0 = fused(v, _part(at, item_bytes, n), y0)
-            if some > 16:
-                y1 = fused(v, _part(at, item_bytes, n + 16), y1)
-            if some > 32:
-                y2 = fused(v, _part(at, item_bytes, n + 32), y2)
-            if some > 48:
-                y3 = fused(v, _part(at, item_bytes, n + 48), y3)
+            v = splat_float(value)
+            y0 = fused(v, _part(at, item_bytes, 0), y0)
+            y1 = fused(v, _part(at, item_bytes, 16), y1)
+            y2 = fused(v, _part(at, item_bytes, 32), y2)
+            y3 = fused(v, _part(at, item_bytes, 48), y3)
+            at += size
         store_some(to, y0, some)
-        if some > 16:
-            store_some(to + 64, y1, some - 16)
-        if some > 32:
-            store_some(to + 128, y2, some - 32)
-        if some > 48:
-            store_some(to + 192, y3, some - 48)
+        store_some(to + 64, y1, max(some - 16, 0))
+        store_some(to + 128, y2, max(some - 32, 0))
+        store_some(to + 192, y3, max(some - 48, 0))

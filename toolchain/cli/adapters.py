@@ -1,4 +1,4 @@
-"""The commands of `adapter`."""
+"""`adapter`: adapters of a model folder, added, listed and removed. Needs no torch."""
 
 from __future__ import annotations
 

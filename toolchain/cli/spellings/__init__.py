@@ -1,0 +1,1 @@
+"""Former spellings of options, so that old commands still run."""
