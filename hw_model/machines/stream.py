@@ -61,7 +61,8 @@ def cost(operations: Sequence[Operation], phase: Phase, target: Target, objectiv
 def _parts(target: Target) -> dict[str, Part]:
     """All that the chip is made of."""
     weights, buffer = target["weight_capacity"], target["buffer_capacity"]
-    port = logic(target, target["weight_bandwidth"] * target["port_area"])
+    ports = target["weight_bandwidth"] + target["weight_write_bandwidth"]
+    port = logic(target, ports * target["port_area"])
     memory = Part(weights * target["weight_area"], weights * target["weight_leakage"])
     return {
         "MAC array": lanes(target, target["macs"], "mac_area"),
