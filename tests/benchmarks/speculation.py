@@ -1,7 +1,8 @@
 """What guessed tokens bring: `python -m tests.benchmarks.speculation OUT`.
 
 Answers to the prompts of speculation_prompts.jsonl, through the model's chat template: texts that are edited or
-summarized, code that is given back changed, and free ones. One interleaved run: every prompt is answered plainly and
+summarized, code that is given back changed, and free ones. "begin" are an answer's first words, without which a small
+model does something else than it is told. One interleaved run: every prompt is answered plainly and
 with guesses in turns, as many rounds as are asked for; medians. Rates are tokens a second behind the first one. "same"
 says whether both answers have the same tokens, sampled ones (--temperature) included. `--draft FOLDER` also guesses
 with another model, such as this one at fewer bits.
@@ -106,6 +107,7 @@ def main() -> None:
         if row["kind"] not in given.kinds.split(","):
             continue
         ids = prompt_ids([{"role": "user", "content": row["prompt"]}], template, generator.tokenizer)
+        ids += generator.tokenizer.encode(row["begin"], add_special_tokens=False).ids
         sampling = SamplingSettings(given.temperature, seed=len(kinds))
         kinds.append(row["kind"])
         requests.append(GenerationRequest(tuple(ids), sampling, given.tokens, generator.stop))
