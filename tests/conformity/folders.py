@@ -6,11 +6,15 @@ from pathlib import Path
 
 from tests.conftest import DEMO, SHARED, _checkpoint, _package
 from tests.export.graph.families import TINY, TINY_ENCODERS, random_text, tiny_model
+from tests.export.graph.test_embedding_models import embedding_folder
+from tests.export.graph.test_rerankers import classifier
 
 REAL = {"stories260K": "models/stories260K", "scribe-6M": "models/scribe-6M"}
 BUNDLED = "athena-demo-2M"  # for single tests: there on every machine
 FAMILIES = [variant for variant in (*TINY, *TINY_ENCODERS) if " " not in variant]
-ENCODERS = [family for family in FAMILIES if family in TINY_ENCODERS]
+EMBEDDING = {"Qwen3-Embedding": "qwen3", "EmbeddingGemma": "gemma3_text"}  # decoders that make vectors
+RERANKERS = {"xlm-roberta reranker": "xlm-roberta", "modernbert reranker": "modernbert"}
+ENCODERS = [*(family for family in FAMILIES if family in TINY_ENCODERS), *EMBEDDING, *RERANKERS]
 PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
     "qwen3 plain": {"head_dim": 8},
     "olmo2 plain": {"num_key_value_heads": 4},
@@ -32,7 +36,13 @@ PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
 
 def names() -> list[str]:
     """Everything the suite runs on; real models only where they are on this machine."""
-    return [*FAMILIES, *PLAIN, *(name for name, path in REAL.items() if (SHARED / path).exists())]
+    return [
+        *FAMILIES,
+        *EMBEDDING,
+        *RERANKERS,
+        *PLAIN,
+        *(name for name, path in REAL.items() if (SHARED / path).exists()),
+    ]
 
 
 def build(name: str, work: Path) -> Path:
@@ -46,9 +56,19 @@ def build(name: str, work: Path) -> Path:
         source = DEMO if name == BUNDLED else SHARED / REAL[name]
         checkpoint = _checkpoint(source, "built-in", None, scratch / "quantized", bits=4, sequences=16, passes=1)
     else:
-        tiny_model(name.removesuffix(" plain"), scratch / "source", **PLAIN.get(name, {}))
+        _source(name, scratch / "source")
         text = random_text(scratch / "text.txt")
         options = {"bits": 4, "sequence_length": 32, "rank": 2}
         checkpoint = _checkpoint(scratch / "source", str(text), None, scratch / "quantized", **options)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return _package(checkpoint, folder)
+
+
+def _source(name: str, folder: Path) -> None:
+    """A tiny random model of the family, or of what it is made into."""
+    if name in EMBEDDING:
+        embedding_folder(EMBEDDING[name], folder)
+    elif name in RERANKERS:
+        classifier(RERANKERS[name], folder)
+    else:
+        tiny_model(name.removesuffix(" plain"), folder, **PLAIN.get(name, {}))

@@ -85,6 +85,8 @@ class _Emulated(Session, ABC):
         if node.attributes.get("softcap", 0.0):
             raise InputError(f"node {node.name}: --emulate has no unit for soft caps on attention scores")
         query, key, value, mask = inputs[:4]
+        if query.ndim == 4:
+            raise InputError(f"node {node.name}: --emulate has no unit for keys and values of an earlier layer")
         heads, kv_heads = node.attributes["q_num_heads"], node.attributes["kv_num_heads"]
         tokens, head_dim = query.shape[1], query.shape[2] // heads
         past = state.length
