@@ -62,7 +62,8 @@ class Traced(Context):
         super().give(name, value)
         if isinstance(value, Tokens):
             held, now = self._held.setdefault(value.buffer, []), len(self.steps)
-            if self._op_type == "Add":  # put into the last step: what that step made before is nowhere
+            scales = self._op_type == "Mul" and value.buffer in self.unscaled
+            if self._op_type == "Add" or scales:  # put into the last step: what that step made before is nowhere
                 held[:] = [entry for entry in held if entry[0] < now]
             held.append((now, name, value))
 

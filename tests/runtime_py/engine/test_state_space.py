@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.artefacts.reader import read_graph
+from export.contract.errors import InputError
 from export.contract.operators.state_space import (
     LARGEST,
     SELECTIVE_STATE_SPACE,
@@ -33,7 +34,7 @@ from tests.runtime_py.engine.test_delta_net import _changed, packed
 IDS = np.random.default_rng(1).integers(0, 96, 60)
 
 
-@pytest.fixture(scope="module", params=["mamba2", "mamba2 biased"])
+@pytest.fixture(scope="module", params=["mamba2", "mamba2 biased", "falcon_h1", "nemotron_h dense"])
 def folder(request, tmp_path_factory):
     work = tmp_path_factory.mktemp("space")
     tiny_model(request.param, work / "source")
@@ -139,10 +140,10 @@ def test_what_is_no_state_space_is_not_planned(folder):
     graph = expand_products(read_graph(folder), keep=runs_directly)
     plan_decoder(graph, 256)
     space = next(n for n in graph.nodes if n.op_type == SELECTIVE_STATE_SPACE)
-    given_, states = space.inputs, [info for info in graph.inputs if info.name.endswith("recurrent_state")]
+    given_, other = space.inputs, next(info.name for info in graph.inputs if info.name.endswith("conv_state"))
     heads, groups = space.attributes["heads"], space.attributes["groups"]
     spoiled = [
-        {"inputs": (*given_[:7], states[-1].name)},
+        {"inputs": (*given_[:7], other)},
         {"inputs": (given_[2], given_[1], given_[0], *given_[3:])},
         {"inputs": (*given_[:1], given_[2], *given_[2:])},
         {"inputs": (*given_[:4], given_[1], *given_[5:])},
@@ -150,5 +151,5 @@ def test_what_is_no_state_space_is_not_planned(folder):
         {"outputs": (space.outputs[0], "another")},
     ]
     for wrong in spoiled:
-        with pytest.raises(Unplannable):
+        with pytest.raises((Unplannable, InputError)):
             plan_decoder(_changed(graph, SELECTIVE_STATE_SPACE, **wrong), 256)

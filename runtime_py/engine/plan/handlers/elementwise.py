@@ -144,8 +144,8 @@ def _scales_norm(context: Context, node: Node, x: Tokens, numbers: np.ndarray) -
         return False
     assert isinstance(last.step, Norm)
     last.step.scale, last.step.scale_stride = context.stored(numbers.astype(np.float32)), last.step.columns
-    context.unscaled.discard(x.buffer)
     context.give(node.outputs[0], x)
+    context.unscaled.discard(x.buffer)
     return True
 
 
