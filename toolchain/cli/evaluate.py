@@ -15,6 +15,7 @@ from toolchain.settings.execution import INT8, Arithmetic
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
+    from targets import Target
     from toolchain.evaluate.multiple_choice import ChoiceResult
     from toolchain.evaluate.perplexity import EvalResult
 
@@ -55,7 +56,15 @@ def evaluate(
         print_table("", ("task", "metric", "value"), rows)
         return
     assert asked.text is not None
-    emulation = (asked.emulate, asked.noise) if asked.emulate else None
+    emulation = None
+    if asked.emulate:
+        from runtime_py.text.encoder import is_encoder
+        from toolchain.evaluate.emulate import emulated_target
+
+        emulation = emulated_target(asked.emulate, asked.constants), asked.noise
+        if (Path(model) / "model.onnx").is_file() and is_encoder(Path(model)):
+            _compare_vectors(Path(model), asked, *emulation, json)
+            return
     result = evaluate_folder(
         Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit, save and not emulation,
         quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation,
@@ -72,6 +81,19 @@ def evaluate(
         print(f"reference  {figure(result.reference_perplexity, 4)}")
         print(f"KL         {figure(result.kl, 5)} +- {figure(result.kl_stderr, 5)} nats per token")
         print(f"top-1      {100 * (result.top1_agreement or 0):.2f} % agreement")
+
+
+def _compare_vectors(folder: Path, asked: EvaluationSettings, target: Target, noise: float, json: bool) -> None:
+    from toolchain.calibrate.text import read_text, slice_text
+    from toolchain.evaluate.similarity import compare_encoder
+
+    text = _held_out_text() if str(asked.text) == "held-out" else read_text(asked.text)  # type: ignore[arg-type]
+    found = compare_encoder(folder, slice_text(text, asked.part), asked.limit, target, noise)
+    if json:
+        print_json({"model": str(folder), "text": str(asked.text), "emulated": target.name, **found.to_json()})
+        return
+    print(f"cosine     {found.mean:.5f} +- {found.stderr:.5f}  ({found.texts} texts, arithmetic of {target.name})")
+    print(f"lowest     {found.lowest:.5f}")
 
 
 def _percent(share: float, error: float) -> str:
@@ -135,7 +157,7 @@ def evaluate_folder(
     quiet: bool,
     activations: str = "int8",
     stride: int | None = None,
-    emulation: tuple[str, float] | None = None,
+    emulation: tuple[Target, float] | None = None,
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
     from toolchain.calibrate import text as calibration
