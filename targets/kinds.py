@@ -103,6 +103,8 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "mac_energy": "J/op",
         "mac_area": "um2",
         "weight_bits": "bit",  # of a stored weight that is not zero; 0: as the file stores it
+        "activation_bits": "bit",  # what is computed with (eval --emulate); has no price of its own, as the next
+        "activation_groups": "1",  # of channels whose units are powers of two apart
         "density": "1",  # share of weights that are not zero; below 1 a bit mask is stored
         "weight_capacity": "byte",  # on chip, for weights
         "weight_bandwidth": "byte/s",

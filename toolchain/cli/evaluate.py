@@ -17,6 +17,7 @@ from toolchain.settings.execution import INT8, NO_ADAPTER, Adapted, Arithmetic
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
+    from targets import Target
     from toolchain.evaluate.multiple_choice import ChoiceResult
     from toolchain.evaluate.perplexity import EvalResult
 
@@ -61,14 +62,22 @@ def evaluate(
         print_table("", ("task", "metric", "value"), rows)
         return
     assert asked.text is not None
-    emulation = (asked.emulate, asked.noise) if asked.emulate else None
+    emulation = None
+    if asked.emulate:
+        from runtime_py.text.encoder import is_encoder
+        from toolchain.evaluate.emulate import emulated_target
+
+        emulation = emulated_target(asked.emulate, asked.constants), asked.noise
+        if (Path(model) / "model.onnx").is_file() and is_encoder(Path(model)):
+            _compare_vectors(Path(model), asked, *emulation, json)
+            return
     result = evaluate_folder(
         Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit,
         save and not emulation and not adapter,
         quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation, adapter=adapter,
     )  # fmt: skip
     if emulation and save and result.kl is not None:
-        _keep_emulated(Path(model), *emulation, result.kl, asked.text, asked.reference)
+        _keep_emulated(Path(model), asked, emulation[0], result.kl)
     if json:
         print_json({"model": model, "text": str(asked.text), **result.to_json()})
         return
@@ -83,16 +92,29 @@ def evaluate(
         print(f"top-1      {100 * (result.top1_agreement or 0):.2f} % agreement")
 
 
-def _keep_emulated(folder: Path, name: str, noise: float, kl: float, text: Path, reference: str | None) -> None:
+def _keep_emulated(folder: Path, asked: EvaluationSettings, target: Target, kl: float) -> None:
     """In the folder's report: what the variants of a sweep lose."""
-    from hw_model.estimate import open_target
     from toolchain.report import model_report
     from toolchain.report.emulated import add_emulated
 
     if (folder / model_report.REPORT_JSON).exists():
-        words = ["athena-export", "eval", str(folder), "--text", str(text), "--reference", str(reference)]
-        command = shlex.join([*words, "--emulate", name, "--noise", f"{noise:g}"])
-        add_emulated(folder, open_target(name), noise, kl, command)
+        words = ["athena-export", "eval", str(folder), "--text", str(asked.text), "--reference", str(asked.reference)]
+        words += ["--emulate", str(asked.emulate), "--noise", f"{asked.noise:g}"]
+        command = shlex.join([*words, *(word for one in asked.constants for word in ("--set", one))])
+        add_emulated(folder, target, asked.noise, kl, command)
+
+
+def _compare_vectors(folder: Path, asked: EvaluationSettings, target: Target, noise: float, json: bool) -> None:
+    from toolchain.calibrate.text import read_text, slice_text
+    from toolchain.evaluate.similarity import compare_encoder
+
+    text = _held_out_text() if str(asked.text) == "held-out" else read_text(asked.text)  # type: ignore[arg-type]
+    found = compare_encoder(folder, slice_text(text, asked.part), asked.limit, target, noise)
+    if json:
+        print_json({"model": str(folder), "text": str(asked.text), "emulated": target.name, **found.to_json()})
+        return
+    print(f"cosine     {found.mean:.5f} +- {found.stderr:.5f}  ({found.texts} texts, arithmetic of {target.name})")
+    print(f"lowest     {found.lowest:.5f}")
 
 
 def _percent(share: float, error: float) -> str:
@@ -158,7 +180,7 @@ def evaluate_folder(
     quiet: bool,
     activations: str = "int8",
     stride: int | None = None,
-    emulation: tuple[str, float] | None = None,
+    emulation: tuple[Target, float] | None = None,
     adapter: str = "",
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""

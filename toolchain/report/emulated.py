@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KEY = "emulated"
 _NUMERIC = (  # constants that the numbers of a machine depend on
     "rows", "weight_bits", "input_bits", "bits_per_cycle", "adc_bits", "rows_active", "cache_bits", "density",
-    "macro_rows", "macro_columns",
+    "macro_rows", "macro_columns", "activation_bits", "activation_groups",
 )  # fmt: skip
 
 

@@ -26,12 +26,17 @@ class EvaluationSettings:
     stride: Optional[int] = option(None, "Tokens between overlapping windows", unset="no overlap")
     limit: Optional[int] = option(None, "Most windows or questions to score", low=1, unset="all", common=True)
     emulate: Optional[str] = option(
-        None, "With the arithmetic of an accelerator: rap or attentionlego", unset="the runtime's"
+        None, "With the arithmetic of a target, by name or .toml file; encoders by cosine", unset="the runtime's"
     )
-    noise: float = option(0.0, "Noise of rap's analog sums, in least significant bits per root of rows")
+    constants: tuple[str, ...] = option((), "Constant of the emulated target, such as adc_bits=3", flag="--set")
+    noise: float = option(0.0, "Noise of analog sums, in least significant bits per root of rows")
 
     def __post_init__(self) -> None:
         """Raises InputError naming the option that is out of range or missing."""
         if sum((self.text is not None, self.choices is not None, bool(self.task))) != 1:
             raise InputError("one of --text, --choices and --task is needed")
+        if self.emulate is None and (self.constants or self.noise):
+            raise InputError("--set and --noise go with --emulate")
+        if self.emulate is not None and self.text is None:
+            raise InputError("--emulate goes with --text")
         check_limits(self)
