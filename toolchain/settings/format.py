@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Union
 
 from export.contract.errors import InputError
 from export.contract.registry import FORMAT_CLASSES
+from targets.quantities import quantity
 from toolchain.settings.option import option
-from toolchain.system.units import quantity
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "trellis", "mixed", "razored", "groups"
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
@@ -91,7 +92,7 @@ class FormatSettings:
     @property
     def cost_budget(self) -> tuple[float, str] | None:
         """What a token may cost: (seconds, "s") or (joules, "J"); None for a budget of bits and without one."""
-        return quantity(self.budget) if isinstance(self.budget, str) else None
+        return _cost(self.budget) if isinstance(self.budget, str) else None
 
     @property
     def plans_widths(self) -> bool:
@@ -141,7 +142,7 @@ class FormatSettings:
     @staticmethod
     def read_budget(budget: float | str | None) -> float | str | None:
         """A budget as it is kept: bits are a number. Raises InputError for what is neither bits nor a cost."""
-        if not isinstance(budget, str) or quantity(budget) is not None:
+        if not isinstance(budget, str) or _cost(budget) is not None:
             return budget
         try:
             return float(budget)
@@ -165,3 +166,15 @@ class FormatSettings:
             raise InputError(f"--format {MIXED} takes --dimension 0 (automatic) or 1 (no vectors)")
         if self.dimension > 1 and (self.is_budget or self.width * self.dimension > 8):
             raise InputError("--dimension takes codes of 8 bits at most: whole --bits times --dimension")
+
+
+def _cost(text: str) -> tuple[float, str] | None:
+    """Seconds or joules as they are typed, "45ms" or "12 mJ": (value, "s" or "J"). None for anything else."""
+    for unit in ("s", "J"):
+        if text.strip().endswith(unit):
+            try:
+                value = quantity(text, unit)
+            except ValueError:
+                return None
+            return (value, unit) if 0 < value < math.inf else None
+    return None

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-
-_PREFIXES = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "k": 1e3}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,3})?) ?([munk]?)(s|J)")
 
 
 def size_text(count: float) -> str:
@@ -36,12 +32,3 @@ def engineering(value: float | None, unit: str) -> str:
     power = min(3, max(-15, 3 * math.floor(math.log10(abs(value)) / 3)))
     prefix = {-15: "f", -12: "p", -9: "n", -6: "u", -3: "m", 0: "", 3: "k"}[power]
     return f"{value / 10**power:.3g} {prefix}{unit}"
-
-
-def quantity(text: str) -> tuple[float, str] | None:
-    """Seconds or joules as they are typed, "45ms" or "12 mJ": (value, "s" or "J"). None for anything else."""
-    found = _QUANTITY.fullmatch(text.strip())
-    if found is None:
-        return None
-    value = float(found[1]) * _PREFIXES[found[2]]
-    return (value, found[3]) if 0 < value < math.inf else None
