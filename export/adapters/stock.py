@@ -65,13 +65,14 @@ def _add_terms(model: onnx.ModelProto, sites: Sequence[Site], modules: set[str])
     graph = model.graph
     wanted = {site.node: site for site in sites if site.module in modules}
     nodes: list[onnx.NodeProto] = []
-    for site in {site.module: site for site in wanted.values()}.values():
-        shapes: tuple[tuple[str, list[str | int | None], tuple[int, int]], ...] = (
-            ("lora_a", [site.columns, f"rank_of.{site.module}"], (site.columns, 0)),
-            ("lora_b", [f"rank_of.{site.module}", site.rows], (0, site.rows)),
-        )
-        for part, shape, empty in shapes:
-            name = f"{site.module}.{part}"
+    for one in {site.module: site for site in wanted.values()}.values():
+        rank = f"rank_of.{one.module}"
+        forms: list[tuple[str, list[str | int | None], tuple[int, int]]] = [
+            ("lora_a", [one.columns, rank], (one.columns, 0)),
+            ("lora_b", [rank, one.rows], (0, one.rows)),
+        ]
+        for part, shape, empty in forms:
+            name = f"{one.module}.{part}"
             graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
             graph.initializer.append(numpy_helper.from_array(np.zeros(empty, np.float32), name))
     for node in graph.node:
