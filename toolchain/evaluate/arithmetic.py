@@ -30,6 +30,10 @@ class Arithmetic:
         """float [..., K] as integers and a unit for each vector [..., 1]."""
         return quantize_rows(x, self.input_bits)
 
+    def passing(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Queries and probabilities, which are used and forgotten, as quantize()."""
+        return self.quantize(x)
+
     def weights(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
         """int8 codebook entries [N, K] as what the machine holds, and what one of it is worth [N, 1]."""
         if self.weight_bits >= 8:
@@ -65,10 +69,10 @@ class Analog(Digital):
 
     def __init__(self, target: Target, noise: float) -> None:
         super().__init__(target)
-        _check_int8(target, self)
         self._rows, self._slice = round(target["rows"]), round(target["bits_per_cycle"])
         if self._slice not in (1, 2, 4, 8):
             raise InputError(f"{target.name}: --emulate takes 1, 2, 4 or 8 bits_per_cycle, not {self._slice}")
+        _check_int8(target, self, exactly=bool(noise) or self._slice > 1)
         self._top, self._noise, self._calls = _top(target), noise, 0
 
     def multiply(self, q: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -85,7 +89,7 @@ class Rap(Digital):
 
     def __init__(self, target: Target, noise: float) -> None:
         super().__init__(target)
-        _check_int8(target, self)
+        _check_int8(target, self, exactly=bool(noise))
         self._rows, self._active, self._top = round(target["rows"]), rows_active(target), _top(target)
         self._noise, self._calls, self._random = noise, 0, np.random.default_rng(0)
 
@@ -113,7 +117,10 @@ class Rap(Digital):
 
 
 class Razored(Arithmetic):
-    """QRazor: 16-bit activations and 8-bit weights as 4-bit codes with a flag for every 16, in rows as they lie."""
+    """QRazor: 16-bit activations and 8-bit weights as 4-bit codes with a flag for every 16, in rows as they lie.
+
+    Queries and probabilities stay 16 bits wide, as in the public scripts.
+    """
 
     def __init__(self, target: Target) -> None:
         codes = [int(target[name]) for name in ("input_bits", "weight_bits")]  # beside them, a share of a flag
@@ -122,8 +129,11 @@ class Razored(Arithmetic):
         self._inputs, self._weights = SdrFormat(16, codes[0], _SDR_GROUP), SdrFormat(8, codes[1], _SDR_GROUP)
 
     def quantize(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        q, unit = quantize_rows(x, 16)
+        q, unit = self.passing(x)
         return _razored(q, self._inputs), unit
+
+    def passing(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return quantize_rows(x, 16)
 
     def weights(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
         limited = np.clip(entries.astype(np.int64), -127, 127)
@@ -200,9 +210,14 @@ def _width(target: Target, name: str) -> int:
     return width
 
 
-def _check_int8(target: Target, made: Arithmetic) -> None:
-    if made.input_bits > 8 or made.weight_bits > 8:
-        raise InputError(f"{target.name}: --emulate has bit lines for inputs and weights of at most 8 bits")
+def _check_int8(target: Target, made: Arithmetic, exactly: bool) -> None:
+    """Shorter numbers are sent with their sign repeated, which changes no sum, but draws noise of its own."""
+    if max(made.input_bits, made.weight_bits) > 8 or (exactly and min(made.input_bits, made.weight_bits) < 8):
+        raise InputError(
+            f"{target.name}: --emulate has bit lines for inputs and weights of {'' if exactly else 'at most '}8 bits"
+        )
+    if not 1 <= target["rows"] <= 2**16:
+        raise InputError(f"{target.name}: --emulate takes rows of 1 to 65536, not {target['rows']:g}")
 
 
 def _top(target: Target) -> int:

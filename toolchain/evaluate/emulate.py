@@ -18,7 +18,7 @@ from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GROUP_MATMUL
-from export.contract.operators.integers import SDR_ATTENTION
+from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.contract.packing import unpack
 from hw_model.estimate import open_target
@@ -84,6 +84,8 @@ class Emulation:
             raise InputError(f"node {node.name}: --emulate has no unit for products with picked experts")
         if node.op_type == GROUP_MATMUL:
             raise InputError(f"node {node.name}: --emulate needs one scale along a row")
+        if node.op_type == SDR_MATMUL:
+            raise InputError(f"node {node.name}: a razored export has its arithmetic in its graph; leave out --emulate")
         if node.op_type in (SDR_ATTENTION, SINK_ATTENTION):
             raise InputError(f"node {node.name}: --emulate has no unit for {node.op_type}")
         if node.op_type == CODEBOOK_MATMUL:
@@ -112,16 +114,16 @@ class Emulation:
             raise InputError(f"node {node.name}: --emulate has no unit for soft caps on attention scores")
         if query.ndim == 4:
             raise InputError(f"node {node.name}: --emulate has no unit for keys and values of an earlier layer")
-        heads, quantize = node.attributes["q_num_heads"], self.arithmetic.quantize
+        heads, quantize, passing = node.attributes["q_num_heads"], self.arithmetic.quantize, self.arithmetic.passing
         tokens, head_dim, kv_heads = query.shape[1], query.shape[2] // heads, len(keys)
         scale = float(node.attributes.get("scale", head_dim**-0.5))
         stored = [(quantize(keys[g]), quantize(values[g].T)) for g in range(kv_heads)]  # values: a unit per channel
         out = np.empty((tokens, heads, head_dim), np.float32)
         for head in range(heads):
             (k, k_unit), (v, v_unit) = stored[head * kv_heads // heads]
-            q, q_unit = quantize(query.reshape(tokens, heads, head_dim)[:, head])
+            q, q_unit = passing(query.reshape(tokens, heads, head_dim)[:, head])
             scores = (q.astype(np.int64) @ k.T.astype(np.int64)) * (q_unit * k_unit.T * scale)
-            p, p_unit = quantize(self.arithmetic.softmax(np.where(visible, scores, -np.inf)))
+            p, p_unit = passing(self.arithmetic.softmax(np.where(visible, scores, -np.inf)))
             out[:, head] = (p.astype(np.int64) @ v.T.astype(np.int64)) * (p_unit * v_unit.T)
         return out.reshape(1, tokens, heads * head_dim)
 

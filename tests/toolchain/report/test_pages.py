@@ -132,4 +132,4 @@ def test_emulation_reports_the_accelerators_perplexity(reported, demo_text):
     assert noisy > 1.5 * plain
     lego = athena_json(*arguments, "--emulate", "attentionlego")["perplexity"]
     assert lego > 2 * plain  # its softmax spans e**2 and no more
-    assert "--emulate must be one of" in athena(*arguments, "--emulate", "abacus", code=2).stderr
+    assert "target 'abacus' is unknown" in athena(*arguments, "--emulate", "abacus", code=2).stderr
