@@ -100,11 +100,11 @@ class Speculation:
     def lengths(self, chances: Sequence[Sequence[float]]) -> list[int]:
         """How many guessed tokens each of some texts computes in their next step."""
         most = self._runner.most_together
-        if not self.on or len(chances) >= most:
+        if not self.on or not chances or len(chances) >= most:
             return [0] * len(chances)
         if self._fixed is None:
             return best_lengths(chances, self.costs, most)
-        each = most // max(len(chances), 1) - 1
+        each = most // len(chances) - 1
         return [min(self._fixed, each, len(chance)) for chance in chances]
 
     def advance(self, states: Sequence[Any], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:

@@ -146,5 +146,6 @@ def test_a_fixed_number_shares_the_step():
     assert speculation.lengths([chances]) == [9]
     assert speculation.lengths([chances, chances, []]) == [4, 4, 0]
     assert speculation.lengths([chances] * 16) == [0] * 16
+    assert speculation.lengths([]) == Speculation(Counting()).lengths([]) == []
     assert Speculation(Counting(), "off").lengths([chances]) == [0]
     assert Speculation(Counting(), "off").guesser() is None
