@@ -7,14 +7,12 @@ from pathlib import Path
 from tests.conftest import DEMO, SHARED, _checkpoint, _package
 from tests.export.graph.families import TINY, TINY_ENCODERS, random_text, tiny_model
 from tests.export.graph.test_embedding_models import embedding_folder
-from tests.export.graph.test_rerankers import classifier
 
 REAL = {"stories260K": "models/stories260K", "scribe-6M": "models/scribe-6M"}
 BUNDLED = "athena-demo-2M"  # for single tests: there on every machine
 FAMILIES = [variant for variant in (*TINY, *TINY_ENCODERS) if " " not in variant]
 EMBEDDING = {"Qwen3-Embedding": "qwen3", "EmbeddingGemma": "gemma3_text"}  # decoders that make vectors
-RERANKERS = {"xlm-roberta reranker": "xlm-roberta", "modernbert reranker": "modernbert"}
-ENCODERS = [*(family for family in FAMILIES if family in TINY_ENCODERS), *EMBEDDING, *RERANKERS]
+ENCODERS = [*(family for family in FAMILIES if family in TINY_ENCODERS), *EMBEDDING]
 PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
     "qwen3 plain": {"head_dim": 8},
     "olmo2 plain": {"num_key_value_heads": 4},
@@ -30,6 +28,7 @@ PLAIN = {  # as many key-value heads as queries, head_dim = hidden_size / heads
     "olmo3 plain": {"num_key_value_heads": 4},
     "mixtral plain": {"num_key_value_heads": 4},
     "olmoe plain": {"num_key_value_heads": 4},
+    "gemma3n_text plain": {"num_key_value_heads": 4},
     "qwen3_moe plain": {"num_key_value_heads": 4, "head_dim": 8},
 }
 
@@ -39,7 +38,6 @@ def names() -> list[str]:
     return [
         *FAMILIES,
         *EMBEDDING,
-        *RERANKERS,
         *PLAIN,
         *(name for name, path in REAL.items() if (SHARED / path).exists()),
     ]
@@ -68,7 +66,5 @@ def _source(name: str, folder: Path) -> None:
     """A tiny random model of the family, or of what it is made into."""
     if name in EMBEDDING:
         embedding_folder(EMBEDDING[name], folder)
-    elif name in RERANKERS:
-        classifier(RERANKERS[name], folder)
     else:
         tiny_model(name.removesuffix(" plain"), folder, **PLAIN.get(name, {}))
