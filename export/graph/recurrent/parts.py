@@ -65,8 +65,9 @@ class RecurrentLayers:
         weights; the state has the inputs as they are.
         """
         channels, width = shape
-        weight = self._parameter(layer, f"{kernel}.weight", (channels, 1, width))
-        if scales is not None:
+        if scales is None:
+            weight = self._parameter(layer, f"{kernel}.weight", (channels, 1, width))
+        else:
             weight = self._scaled(f"{self.spec.prefix(layer)}{kernel}.weight", (channels, 1, width), scales)
         rows: list[Dim] = [BATCH, SEQUENCE, channels]
         name = f"/model/layers.{layer}/{kernel.replace('.', '/')}"
@@ -82,6 +83,7 @@ class RecurrentLayers:
 
     def _scaled(self, name: str, shape: tuple[int, ...], scales: np.ndarray) -> ir.Value:
         """A stored tensor times a factor for each of its first indices."""
+        self._check(name, shape)
         checkpoint, factors = self.layers.checkpoint, scales.reshape(-1, *(1,) * (len(shape) - 1))
         return self.g.lazy(f"{name}.scaled", np.float32, shape, lambda: checkpoint.tensor(name, "") * factors)
 

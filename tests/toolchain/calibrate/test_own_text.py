@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.export.graph.families import TINY, tiny_model
-from toolchain.calibrate.own_text import PROMPT, OwnText, continued
+from toolchain.calibrate.own_text import PROMPT, OwnText, continued, whole_model
+from toolchain.source.checkpoint import SourceModel
 from toolchain.system.threads import fixed_rounding
 from toolchain.tune.end_to_end import Tuner, TuneSettings
 
@@ -83,3 +84,19 @@ def test_the_cache_serves_every_family(variant, tmp_path):
     with torch.no_grad():
         whole = model(input_ids=torch.from_numpy(rows), use_cache=False).logits
     np.testing.assert_allclose(torch.stack(seen, dim=1).numpy(), whole[:, 5:-1].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["granitemoehybrid", "nemotron_h", "falcon_h1"])
+def test_a_whole_model_is_built_from_what_the_source_gives(variant, tmp_path):
+    """Experts go to transformers' loader as it takes them."""
+    from transformers import AutoModelForCausalLM
+
+    tiny_model(variant, tmp_path)
+    ids = torch.arange(3, 15)[None]
+    models = (
+        whole_model(SourceModel(tmp_path)),
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval(),
+    )
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=ids, use_cache=False).logits for model in models)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5)

@@ -2,8 +2,8 @@
 
 The state lies as that of the delta rule (delta_net.py): [columns / COLUMNS][state_size][COLUMNS]. What a token writes
 does not depend on the state, so four tokens pass a row of it while it is in registers: each row is read and written
-once for all four. For each token and number that is a decay and two multiplications, as many as the products of the
-chunked form (arXiv 2405.21060, section 6) have at chunks of 64, and the bits are those of one token after another:
+once for all four. For each token and number that is a decay and two multiplications, where the products of the chunked
+form (arXiv 2405.21060, section 6) have two and more within a chunk; but the bits are those of one token after another:
 where calls begin and end changes nothing.
 """
 
