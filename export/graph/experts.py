@@ -17,7 +17,8 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN, Layout
 from export.contract.operators.experts import ExpertLayout
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.spec import ModelSpec, SharedExpert
+from export.graph.parts import SharedExpert
+from export.graph.spec import ModelSpec
 from export.graph.writer import Dim
 
 LONG = ir.DataType.INT64

@@ -15,7 +15,8 @@ import numpy as np
 
 from export.contract.errors import InputError
 from runtime_py.bench.bandwidth import Bandwidth
-from runtime_py.engine.engine import Engine, EngineState
+from runtime_py.engine.engine import Engine
+from runtime_py.engine.state import EngineState
 from runtime_py.load import open_model
 from runtime_py.system.memory import peak_rss
 from runtime_py.text.generator import context_length

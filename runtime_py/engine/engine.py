@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError, NotFiniteError
-from runtime_py.engine.kernels.attention import razor_attend
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
 from runtime_py.engine.loop import apart
@@ -22,6 +19,21 @@ from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.state import (
+    CACHE_CHUNK,
+    CACHE_STEP,
+    CHUNK,
+    EngineState,
+    block_bytes,
+    cache_bytes,
+    chunk_size,
+    grow,
+    renewed,
+    scores_bytes,
+    text_row,
+    widen,
+    zeros,
+)
 from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
@@ -31,35 +43,7 @@ from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 from runtime_py.system.memory import held_bytes
 
-_CHUNK = 256  # tokens that pass through the layers together: the codes are decoded once for all of them
-_CACHE_CHUNK = 256  # tokens to whose multiples a key-value cache grows
-_CACHE_STEP = 1024  # most tokens by which it grows beyond what is needed
 _ROTATION_CHUNK = 1024  # positions by which the table of rotations grows
-_STAMPS = itertools.count()
-
-
-@dataclass
-class EngineState:
-    """What the tokens seen so far left.
-
-    Keys and values, one pair per attention: uint8 [kv_heads, capacity / 16, block bytes]. Blocks hold
-    float16 or float32 numbers (kernels/attention/attend.py), or razored codes (razor_attend.py beside it).
-    """
-
-    length: int
-    capacity: int
-    keys: list[np.ndarray]
-    values: list[np.ndarray]
-    items: tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values; razored: of no meaning
-    stamp: int = -1  # changes whenever the arrays do
-    recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # as steps have them
-    spare: list[np.ndarray] = field(default_factory=list)  # as large: what the next call makes them
-    row: np.ndarray | None = None  # as loop/apart.py reads the state, while its arrays are the same
-    adapter: str = ""  # whose terms its tokens get
-    terms: int = 0  # address of their records
-
-    def bytes(self) -> int:
-        return sum(a.nbytes for a in (*self.keys, *self.values, *self.spare)) + self.recurrent.bytes()
 
 
 class Engine:
@@ -75,7 +59,7 @@ class Engine:
         """
         self._terms = terms or Terms()
         self.adapters = self._terms.names
-        planned = plan_decoder(graph, _CHUNK, self._terms.slots)
+        planned = plan_decoder(graph, CHUNK, self._terms.slots)
         self._folder = planned.folder
         self._attention = planned.attention
         self._rotation_names = planned.rotations
@@ -86,8 +70,8 @@ class Engine:
             (cos, _) = self._folder.given(names, {"position_ids": np.zeros((1, 1), np.int64)})
             if 2 * cos.shape[-1] > head_dim:
                 raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {head_dim}")
-        calls = ((1, False, HALF_ITEM), (_CHUNK, False, FLOAT_ITEM), (_CHUNK, True, HALF_ITEM))
-        cases = [Case(tokens, last_only, _CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
+        calls = ((1, False, HALF_ITEM), (CHUNK, False, FLOAT_ITEM), (CHUNK, True, HALF_ITEM))
+        cases = [Case(tokens, last_only, CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
         self._program = Program(planned, self._promises, cases, threads, processors, texts=True)
         limits = self._program.limits
         self._lookup_rows, self._position_rows = limits.get("input_ids", 0), limits.get("position_ids")
@@ -95,7 +79,7 @@ class Engine:
         self._rotations: list[np.ndarray] = []
         self._rotated = 0  # positions in the table
         self._bound = -1  # stamp of the state whose cache is in the step table
-        self._ids, self._positions = settled(np.zeros(_CHUNK, np.int64)), settled(np.zeros(_CHUNK, np.int64))
+        self._ids, self._positions = settled(np.zeros(CHUNK, np.int64)), settled(np.zeros(CHUNK, np.int64))
         self._table.set("input_ids", self._ids.ctypes.data)
         self._table.set("position_ids", self._positions.ctypes.data)
         self._lock = threading.Lock()
@@ -115,11 +99,11 @@ class Engine:
 
     def _promises(self, threads: int) -> Promises:
         """What _run, _bind and _extend_rotations set before every call."""
-        ids = Promise(lambda case: 8 * _CHUNK)
+        ids = Promise(lambda case: 8 * CHUNK)
         rows = Promise(
             lambda case: 4 * self.vocab_size * (1 if case.last_only else case.tokens), ready=False, result=True
         )
-        scores = Promise(lambda case: _scores_bytes(case.capacity, threads), ready=False)
+        scores = Promise(lambda case: scores_bytes(case.capacity, threads), ready=False)
         memory = {"input_ids": ids, "position_ids": Promise(ids.size), "result": rows, "scores": scores}
         memory[RECORDS] = self._terms.promise()
         numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
@@ -127,7 +111,7 @@ class Engine:
             for k, name in enumerate(("keys", "values")):
 
                 def size(case: Case, shape: AttentionShape = shape, k: int = k) -> int:
-                    return _cache_bytes(shape, case.capacity, (case.item, case.item))[k]
+                    return cache_bytes(shape, case.capacity, (case.item, case.item))[k]
 
                 memory[f"{name}.{i}"] = Promise(size, ready=False)
                 numbers[f"{name[:-1]}_item.{i}"] = lambda case: case.item
@@ -146,7 +130,7 @@ class Engine:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values."""
-        return sum(a.kv_heads * sum(_block_bytes(a, items)) for a, items in zip(self._attention, self._items)) // 16
+        return sum(a.kv_heads * sum(block_bytes(a, items)) for a, items in zip(self._attention, self._items)) // 16
 
     @property
     def attention(self) -> tuple[AttentionShape, ...]:
@@ -160,7 +144,7 @@ class Engine:
 
     def block_bytes(self, items: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Bytes of 16 cached keys and values of a head, for each attention, from the bytes of a number in each."""
-        return [_block_bytes(shape, pair) for shape, pair in zip(self._attention, items)]
+        return [block_bytes(shape, pair) for shape, pair in zip(self._attention, items)]
 
     def reserve(self, state: EngineState, total: int, items: Sequence[tuple[tuple[int, int], ...]]) -> None:
         """Let a state hold `total` tokens, of numbers as wide as all of `items` at least."""
@@ -168,8 +152,8 @@ class Engine:
             for more in items:
                 if more != self._items:
                     self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in zip(self._items, more))
-            self._widen(state)
-            self._grow(state, total)
+            widen(state, self._items)
+            grow(state, self._attention, total)
 
     def held_bytes(self) -> int:
         """Weights, tables and buffers."""
@@ -177,17 +161,17 @@ class Engine:
 
     def state_bytes(self, tokens: int) -> int:
         """Most that a state of so many tokens takes, with what the engine keeps beside it for so many."""
-        capacity = -(-(tokens + _CACHE_STEP) // _CACHE_CHUNK) * _CACHE_CHUNK  # it grows ahead
-        caches = sum(sum(_cache_bytes(shape, capacity, items)) for shape, items in zip(self._attention, self._items))
+        capacity = -(-(tokens + CACHE_STEP) // CACHE_CHUNK) * CACHE_CHUNK  # it grows ahead
+        caches = sum(sum(cache_bytes(shape, capacity, items)) for shape, items in zip(self._attention, self._items))
         states = sum(4 * math.prod(shape) for shape in self._states)
         razored = any(shape.razored for shape in self._attention)
         rotations = 2 * 2 * 4 * sum(head_dim // 2 for head_dim in self._turned_heads) * capacity  # grown by doubling
-        scores = _scores_bytes(capacity, self.threads) if razored else 0
+        scores = scores_bytes(capacity, self.threads) if razored else 0
         return caches + (2 * states + max(MOST_BYTES, states) if states else 0) + rotations + scores
 
     def new_state(self) -> EngineState:
         """An empty key-value cache, and states of zeros."""
-        arrays, spare = ([_zeros(shape) for shape in self._states] for _ in range(2))
+        arrays, spare = ([zeros(shape) for shape in self._states] for _ in range(2))
         return EngineState(
             0, 0, [], [], self._items, recurrent=Recurrent(arrays), spare=spare, terms=self._terms.address("")
         )
@@ -200,7 +184,7 @@ class Engine:
         if adapter != state.adapter:
             assert state.length == 0, "a cache of another adapter"
             state.terms, state.adapter = self._terms.address(adapter), adapter
-            state.stamp, state.row = next(_STAMPS), None
+            renewed(state)
 
     def rewind(self, state: EngineState, length: int) -> int:
         """Forget all but the first `length` tokens; how many are left, which recurrent states may make fewer."""
@@ -224,8 +208,8 @@ class Engine:
         with self._lock:
             state.recurrent.check(state.length)
             before = state.recurrent.saved() if chunk_size(ids.size) < ids.size else None
-            self._widen(state)
-            self._grow(state, total)
+            widen(state, self._items)
+            grow(state, self._attention, total)
             start = 0
             while start < ids.size:
                 part = ids[start : start + chunk_size(ids.size - start)]
@@ -318,10 +302,10 @@ class Engine:
             self._extend_rotations(longest)
         while True:
             for state, run in zip(states, runs):
-                self._widen(state)
-                self._grow(state, state.length + len(run))
+                widen(state, self._items)
+                grow(state, self._attention, state.length + len(run))
             self._bind(states[0])  # the bytes of a cached number are those of all
-            texts = settled(np.stack([_text_row(state) for state, run in zip(states, runs) for _ in run]))
+            texts = settled(np.stack([text_row(state) for state, run in zip(states, runs) for _ in run]))
             texts[:, apart.PAST] = places
             self._program.run_apart(texts, self._layers)
             if not self._found_overflow():
@@ -361,7 +345,7 @@ class Engine:
             self._program.run(tokens, past, last_only)
             if not self._found_overflow():
                 break
-            self._widen(state)
+            widen(state, self._items)
         state.length += tokens
         state.recurrent.arrays, state.spare = state.spare, state.recurrent.arrays
         state.recurrent.length = state.length
@@ -377,24 +361,12 @@ class Engine:
         self._overflow[:] = 0
         return True
 
-    def _widen(self, state: EngineState) -> None:
-        """Store as float32 what the engine has found to need it: the same numbers, so that no result changes."""
-        if state.items == self._items:
-            return
-        for i, (had, wanted) in enumerate(zip(state.items, self._items)):
-            for stored, old, new in zip((state.keys, state.values), had, wanted):
-                if old != new and state.capacity:
-                    halfs = stored[i]
-                    stored[i] = aligned_bytes(2 * halfs.nbytes).reshape(*halfs.shape[:2], 2 * halfs.shape[2])
-                    stored[i].view(np.float32)[...] = halfs.view(np.float16)
-        state.items, state.stamp, state.row = self._items, next(_STAMPS), None
-
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
         self._table.set("capacity", state.capacity)
         self._table.set(RECORDS, state.terms)
         if any(shape.razored for shape in self._attention):
-            size = _scores_bytes(state.capacity, self.threads)
+            size = scores_bytes(state.capacity, self.threads)
             if self._scores is None or self._scores.nbytes < size:
                 self._scores = aligned_bytes(size)
             self._table.set("scores", self._scores.ctypes.data)
@@ -404,26 +376,6 @@ class Engine:
             self._table.set(f"key_item.{i}", state.items[i][0])
             self._table.set(f"value_item.{i}", state.items[i][1])
         self._bound = state.stamp
-
-    def _grow(self, state: EngineState, total: int) -> None:
-        if total <= state.capacity:
-            return
-        # The first growth doubles, later ones add a fixed part; layer by layer, so that never two whole caches exist.
-        wanted = max(total, min(2 * state.capacity, state.capacity + _CACHE_STEP))
-        capacity = -(-wanted // _CACHE_CHUNK) * _CACHE_CHUNK
-        for i, shape in enumerate(self._attention):
-            k, v = (
-                aligned_bytes(size).reshape(shape.kv_heads, capacity // 16, -1)
-                for size in _cache_bytes(shape, capacity, state.items[i])
-            )
-            if state.capacity:
-                k[:, : state.capacity // 16] = state.keys[i]
-                v[:, : state.capacity // 16] = state.values[i]
-                state.keys[i], state.values[i] = k, v
-            else:
-                state.keys.append(k)
-                state.values.append(v)
-        state.capacity, state.stamp, state.row = capacity, next(_STAMPS), None
 
     def _extend_rotations(self, total: int) -> None:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
@@ -438,44 +390,3 @@ class Engine:
                 self._table.set(f"{name}.{number}", value)
             tables += [cos, sin]
         self._rotations = tables
-
-
-def _zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 in memory of its own, as states lie."""
-    array = aligned_bytes(4 * math.prod(shape)).view(np.float32).reshape(shape)
-    array[...] = 0
-    return array
-
-
-def _block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, int]:
-    """Bytes of 16 cached keys and of 16 values of one head, from the bytes of a number in each."""
-    return shape.key_block * items[0] // HALF_ITEM, shape.value_block * items[1] // HALF_ITEM
-
-
-def _text_row(state: EngineState) -> np.ndarray:
-    """A state as loop/apart.py reads it, but for PAST. Addresses are asked for once: that takes long."""
-    if state.row is None:
-        caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
-        addresses = [address for pair in caches for address in pair]
-        state.row = np.array([0, state.capacity, state.terms, *addresses], np.int64)
-    return state.row
-
-
-def _cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) -> tuple[int, int]:
-    """Bytes of all cached keys and of all values of a layer."""
-    keys, values = (shape.kv_heads * (capacity // 16) * size for size in _block_bytes(shape, items))
-    return keys, values
-
-
-def _scores_bytes(capacity: int, threads: int) -> int:
-    """Bytes of the scores of the queries at work over a razored cache."""
-    return 4 * razor_attend.ROWS * capacity * threads
-
-
-def chunk_size(left: int) -> int:
-    """Tokens to compute together when `left` are waiting.
-
-    A prompt never ends in a chunk of one: a single token is summed in another order, and so the cache of a prompt
-    would depend on where its chunks end, that is, on how much of it was found in an earlier request's cache.
-    """
-    return min(left, _CHUNK) if left != _CHUNK + 1 else _CHUNK - 1

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from runtime_py.engine.engine import Engine, EngineState
+from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.state import EngineState
 
 BLOCK = 64  # tokens of a part, a multiple of the 16 of a cache's block
 _ROWS = BLOCK // 16

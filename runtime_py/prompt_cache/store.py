@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from export.contract.errors import InputError
-from runtime_py.engine.engine import Engine, EngineState
+from runtime_py.engine.engine import Engine
 from runtime_py.engine.saved import BLOCK, Items, is_finite, items_of, part, part_bytes, restore
+from runtime_py.engine.state import EngineState
 from runtime_py.prompt_cache import entry
 from runtime_py.prompt_cache.fingerprint import fingerprint
 from runtime_py.prompt_cache.folder import CacheFolder

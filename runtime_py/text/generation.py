@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from runtime_py.engine.engine import chunk_size
+from runtime_py.engine.state import chunk_size
 from runtime_py.load import Runner
 from runtime_py.reference.stepping import Stepped
 from runtime_py.speculation.speculation import Speculation

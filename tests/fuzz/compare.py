@@ -26,12 +26,13 @@ from export.contract.errors import InputError, NotFiniteError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.files.foreign import foreign
 from runtime_py.engine import walk
-from runtime_py.engine.engine import Engine, chunk_size
+from runtime_py.engine.engine import Engine
 from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context, Value
 from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.values import Pending, Tokens
 from runtime_py.engine.program import Program
+from runtime_py.engine.state import chunk_size
 from runtime_py.engine.steps.attention import KvAppend, RazorKvAppend
 from runtime_py.engine.steps.step import Step
 from runtime_py.engine.steps.table import STEP

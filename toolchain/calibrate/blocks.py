@@ -20,7 +20,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from export.contract.errors import InputError
-from export.graph.spec import BlockNames, ModelSpec, StateSpace
+from export.graph.parts import StateSpace
+from export.graph.spec import BlockNames, ModelSpec
 from toolchain.calibrate.carried import Carried
 from toolchain.numerics.experts import tokens_at_hand
 from toolchain.numerics.plain_modules import plain_modules

@@ -7,7 +7,8 @@ from typing import Any
 
 from export.contract.errors import InputError
 from export.graph.archs._config import positive
-from export.graph.spec import BlockNames, Experts, ModelSpec
+from export.graph.parts import Experts
+from export.graph.spec import BlockNames, ModelSpec
 
 
 def with_experts(

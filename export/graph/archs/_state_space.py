@@ -7,7 +7,7 @@ from typing import Any
 from export.contract.errors import InputError
 from export.contract.operators.causal_convolution import LEAST_WIDTH
 from export.files.special_floats import from_json
-from export.graph.spec import StateSpace
+from export.graph.parts import StateSpace
 
 _FAR = 1e30  # no step becomes that long
 

@@ -10,7 +10,8 @@ from export.contract.errors import InputError
 from export.graph.archs import llama
 from export.graph.archs._config import activation, flag, number, positive
 from export.graph.archs._state_space import checked, limits
-from export.graph.spec import ModelSpec, StateSpace
+from export.graph.parts import StateSpace
+from export.graph.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:

@@ -12,7 +12,8 @@ from export.graph.archs._config import flag, optional_number, positive, windows
 from export.graph.archs._layers import earlier_caches, whole_number
 from export.graph.archs._rope import exported_context, of_layer_type, rope
 from export.graph.archs.gemma4_text import per_layer_embedding, shaped_block, without_cache
-from export.graph.spec import AltUp, BlockNames, Laurel, ModelSpec
+from export.graph.parts import AltUp, Laurel
+from export.graph.spec import BlockNames, ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:

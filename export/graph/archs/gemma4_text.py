@@ -11,7 +11,8 @@ from export.graph.archs._config import flag, optional_number, positive, refuse, 
 from export.graph.archs._experts import picking
 from export.graph.archs._layers import earlier_caches, sizes_of_layers, whole_number
 from export.graph.archs._rope import exported_context, of_layer_type, rope
-from export.graph.spec import BlockNames, DenseBeside, ModelSpec, PerLayerEmbedding, PerLayerInput
+from export.graph.parts import DenseBeside, PerLayerEmbedding, PerLayerInput
+from export.graph.spec import BlockNames, ModelSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

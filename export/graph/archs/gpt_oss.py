@@ -8,7 +8,8 @@ from typing import Any
 from export.graph.archs import llama
 from export.graph.archs._config import flag, number, windows
 from export.graph.archs._experts import with_experts
-from export.graph.spec import ClampedGate, ModelSpec
+from export.graph.parts import ClampedGate
+from export.graph.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:

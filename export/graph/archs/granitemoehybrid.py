@@ -10,7 +10,8 @@ from export.graph.archs._config import activation, positive
 from export.graph.archs._experts import picking
 from export.graph.archs._state_space import checked, limits
 from export.graph.archs.qwen3_5_text import layer_kinds
-from export.graph.spec import BlockNames, ModelSpec, SharedExpert, StateSpace
+from export.graph.parts import SharedExpert, StateSpace
+from export.graph.spec import BlockNames, ModelSpec
 
 INSIDE, SHARED_UP, SHARED_DOWN = "block_sparse_moe", "shared_mlp.input_linear", "shared_mlp.output_linear"
 _ANY_ROTATION = {"rope_type": "default", "rope_theta": 10000.0}  # of a model that has none

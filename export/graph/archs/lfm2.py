@@ -8,7 +8,8 @@ from typing import Any
 from export.contract.errors import InputError
 from export.graph.archs import llama
 from export.graph.archs._config import flag, optional_number, positive
-from export.graph.spec import BlockNames, ModelSpec, ShortConvolution
+from export.graph.parts import ShortConvolution
+from export.graph.spec import BlockNames, ModelSpec
 
 ATTENTION = BlockNames(
     attention_norm="operator_norm",

@@ -6,7 +6,8 @@ from typing import Any
 
 from export.graph.archs._config import activation, epsilon, flag, number, positive, refuse
 from export.graph.archs._state_space import checked, limits
-from export.graph.spec import BlockNames, ModelSpec, StateSpace
+from export.graph.parts import StateSpace
+from export.graph.spec import BlockNames, ModelSpec
 
 CONTEXT = 1 << 20  # nothing counts positions: any text may be that long
 

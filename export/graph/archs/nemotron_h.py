@@ -9,7 +9,8 @@ from export.contract.errors import InputError
 from export.graph.archs._config import activation, epsilon, flag, number, positive
 from export.graph.archs._experts import picking
 from export.graph.archs._state_space import checked
-from export.graph.spec import BlockNames, ModelSpec, SharedExpert, StateSpace
+from export.graph.parts import SharedExpert, StateSpace
+from export.graph.spec import BlockNames, ModelSpec
 
 _MIXING = BlockNames(attention_norm="norm", attention_output=None, mlp_norm=None, down=None)
 _ATTENTION = replace(

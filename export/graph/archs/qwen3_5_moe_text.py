@@ -8,7 +8,8 @@ from typing import Any
 from export.graph.archs import qwen3_5_text
 from export.graph.archs._config import flag, positive
 from export.graph.archs._experts import with_experts
-from export.graph.spec import BlockNames, ModelSpec, SharedExpert
+from export.graph.parts import SharedExpert
+from export.graph.spec import BlockNames, ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:

@@ -9,7 +9,8 @@ from export.contract.errors import InputError
 from export.contract.operators.causal_convolution import LEAST_WIDTH
 from export.graph.archs import llama
 from export.graph.archs._config import positive
-from export.graph.spec import GatedDeltaNet, ModelSpec
+from export.graph.parts import GatedDeltaNet
+from export.graph.spec import ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:

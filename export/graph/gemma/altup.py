@@ -12,7 +12,8 @@ import onnx_ir as ir
 from export.contract.errors import InputError
 from export.graph.gemma.per_layer import per_layer_part
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.spec import AltUp, ModelSpec
+from export.graph.parts import AltUp
+from export.graph.spec import ModelSpec
 from export.graph.writer import Dim
 
 _SMALLEST = 1e-5  # mean square that a stream is divided by, at least

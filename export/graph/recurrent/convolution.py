@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from export.contract.errors import InputError
 from export.graph.layers import BATCH, SEQUENCE, Layers
-from export.graph.spec import ModelSpec, ShortConvolution
+from export.graph.parts import ShortConvolution
+from export.graph.spec import ModelSpec
 from export.graph.writer import Dim, GraphWriter
 
 _END = np.iinfo(np.int64).max

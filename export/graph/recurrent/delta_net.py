@@ -9,8 +9,8 @@ from export.contract.formats.base import DOMAIN
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
 from export.contract.operators.delta_rule import GATED_DELTA_RULE
 from export.graph.layers import BATCH, SEQUENCE
+from export.graph.parts import GatedDeltaNet
 from export.graph.recurrent.parts import RecurrentLayers
-from export.graph.spec import GatedDeltaNet
 from export.graph.writer import Dim
 
 _EPSILON = 1e-6  # added to the squared lengths of queries and keys

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.state_space import LARGEST, SELECTIVE_STATE_SPACE
 from export.graph.layers import BATCH, SEQUENCE
+from export.graph.parts import StateSpace
 from export.graph.recurrent.parts import RecurrentLayers
-from export.graph.spec import StateSpace
 from export.graph.writer import Dim
 
 

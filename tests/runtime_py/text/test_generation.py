@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime_py.engine.engine import chunk_size
+from runtime_py.engine.state import chunk_size
 from runtime_py.text.generation import Generation, GenerationRequest, common_prefix, reusable
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.sampling import SamplingSettings
