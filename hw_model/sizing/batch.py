@@ -31,8 +31,8 @@ class Knee:
 
     def line(self) -> str:
         """For people."""
-        shown = ["none" if found is None else f"{found:.3g}" for found in (self.machine, self.roofline)]
-        return f"knee: {shown[0]} sequences; by peak arithmetic and bandwidth alone {shown[1]}"
+        shown = ["none" if found is None else f"{found:.3g} sequences" for found in (self.machine, self.roofline)]
+        return f"knee: {shown[0]}; by peak arithmetic and bandwidth alone: {shown[1]}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The SDR units in gates: equal to the codec as source and after synthesis; bands on ratios. Skips without tools."""
+"""The units of hw_model/rtl in gates: equal to the codec as source and after synthesis. Skips without tools."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 from hw_model.components.logic import UNITS
 from targets import load_target
 from tests.rtl import tools, units
-from tests.rtl.run import check, measure
+from tests.rtl.run import ALL, check, measure
 
 needs_tools = pytest.mark.skipif(bool(tools.missing()), reason=f"rtl: {tools.missing()}")
 
 
 @needs_tools
-@pytest.mark.parametrize("unit", units.UNITS, ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", ALL, ids=lambda unit: unit.name)
 def test_source_equals_the_reference(unit: units.Unit, tmp_path: Path) -> None:
     check(unit, tmp_path)
 
 
 @needs_tools
-@pytest.mark.parametrize("name", ["sdr_mac", "sdr_compressor"])
+@pytest.mark.parametrize("name", ["sdr_mac", "sdr_compressor", "shift_parse", "integer_from_fp32"])
 @pytest.mark.parametrize("script", tools.SCRIPTS)
 def test_gates_equal_the_reference(name: str, script: str, tmp_path: Path) -> None:
-    unit = next(unit for unit in units.UNITS if unit.name == name)
+    unit = next(unit for unit in ALL if unit.name == name)
     library = tools.Library.read()
     area, _ = measure(unit, script, units.Tensors.random(3), tmp_path, library)
     assert area / library.gate_area == pytest.approx(UNITS[name].gate_equivalents, rel=0.1)
