@@ -7,13 +7,15 @@ held out. Activity: as published, else the shares of ones and changes that targe
 
 from __future__ import annotations
 
+from typing import Any
+
 from hw_model.components.converters import adc_energy, dac_energy
 from hw_model.components.macro import Macro, areas, clock_period, energy_per_mac
 from hw_model.validation.row import FITTED, HELD_OUT, Row
 from targets import load_target
 
 _AREA, _TIME, _ENERGY = 0.40, 0.25, 0.25
-_HALF = {"input_toggles": 0.5, "weight_ones": 0.5}  # as ISSCC 2022 15.5 and 2023 7.2 state
+_HALF: dict[str, Any] = {"input_toggles": 0.5, "weight_ones": 0.5}  # as ISSCC 2022 15.5 and 2023 7.2 state
 _UNKNOWN = "activity not published"
 
 

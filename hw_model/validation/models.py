@@ -7,6 +7,7 @@ weights take the bits that the published file has.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hw_model.graph_work.nodes import causal_pairs
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
@@ -131,7 +132,7 @@ class Shape:
         return Operation("", kind, vector_ops=work * elements, activation_bytes=2 * ACTIVATION_BYTES * elements)
 
 
-_QWEN_3 = {"heads": 32, "head_dim": 128, "vocabulary": 151936, "norm_heads": True}
+_QWEN_3: dict[str, Any] = {"heads": 32, "head_dim": 128, "vocabulary": 151936, "norm_heads": True}
 SHAPES = {
     "Qwen2.5-0.5B": Shape(24, 896, 14, 2, 64, 4864, 151936),
     "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936),
