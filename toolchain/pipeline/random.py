@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ class RandomCheckpoint:
         return 1.0 if name.endswith(self._plain_norms) else self._norm_weight
 
 
-def all_records(config: Mapping[str, Any], spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
+def all_records(config: dict[str, Any], spec: ModelSpec, settings: QuantizeSettings) -> list[TensorRecord]:
     """What a checkpoint of this configuration holds, in the layouts that `quantize` chooses, without losses."""
     records = [_uniform(name, shape, bits_of(name, spec, settings)) for name, shape in spec.outside().items()]
     records += [_vector(name, shape) for name, shape in spec.outside_floats().items()]
