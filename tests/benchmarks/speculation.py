@@ -101,7 +101,8 @@ def main() -> None:
     generator, template = TextGenerator(given.folder), open_template(given.folder, None)
     if generator.session.most_together == 1:
         raise SystemExit(f"{given.folder} computes tokens one by one: nothing is guessed")
-    kinds, requests = [], []
+    kinds: list[str] = []
+    requests: list[GenerationRequest] = []
     for line in PROMPTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["kind"] not in given.kinds.split(","):
