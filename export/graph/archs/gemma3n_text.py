@@ -17,6 +17,7 @@ from export.graph.spec import BlockNames, ModelSpec
 
 
 def spec(config: dict[str, Any]) -> ModelSpec:
+    positive(config, "hidden_size_per_layer_input")  # Gemma 4 does without
     widths, cuts = _of_layers(config, "intermediate_size"), _of_layers(config, "activation_sparsity_pattern")
     everywhere = of_layer_type(config, "full_attention") if _has(config, "full_attention") else None
     near = of_layer_type(config, "sliding_attention") if _has(config, "sliding_attention") else None
@@ -33,8 +34,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         per_layer=per_layer_embedding(config),
         altup=_altup(config),
     )
-    if base.per_layer is None:
-        raise InputError("config.json: hidden_size_per_layer_input must be a positive number")
+    assert base.per_layer is not None
     if near is not None:
         context = min(base.context_length, exported_context(near))
         base = replace(base, context_length=context, local_rope=rope(near, base.head_dim))
