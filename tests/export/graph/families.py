@@ -167,7 +167,7 @@ TINY = {
                          "mamba_chunk_size": 8, "mamba_rms_norm": True, "mamba_norm_before_gate": True,
                          "mamba_d_conv": 2, "mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True,
                          "mlp_bias": True, "tie_word_embeddings": True},
-    "falcon_h1 gate first": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 8,
+    "falcon_h1 gate first": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 8,
                              "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_conv_bias": False},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 96, "bos_token_id": 1,
              "eos_token_id": 2},
