@@ -208,7 +208,9 @@ class BlockRunner:
             loss = self._model(input_ids=ids, labels=ids, use_cache=False).loss
             return torch.autograd.grad(loss, [states])[0][0]
 
-        def from_given(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        def from_given(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self.spec.altup is not None:  # the streams become one in between
+                return None
             return (running.given, *inputs[1:])  # the last block's output, in whatever form the model takes that
 
         assert self.spec.final_norm

@@ -49,7 +49,7 @@ class Guessing:
 
     PANEL: ClassVar[str] = EXECUTION
 
-    speculate: str = option("auto", SPECULATE, metavar="off|auto|N")
+    speculate: str = option("auto", SPECULATE, metavar="number")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class FormatSettings:
     budget: Union[float, str, None] = option(
         None, "Instead of --bits: effective bits, everything stored included, such as 3.25; or with --target what "
         "decoding a token may take, 45ms or 12mJ; every layer gets its own width", common=True, unset="none",
-        metavar="BITS|TIME|ENERGY",
+        metavar="budget",
     )  # fmt: skip
     budget_target: Optional[str] = option(
         None, "Target that a --budget of time or energy is modelled on", flag="--target", unset="none", common=True

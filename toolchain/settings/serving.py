@@ -28,7 +28,7 @@ class ServeOptions:
         False, "Also reuse the cache of generated tokens: the next turn starts sooner, near ties may differ"
     )
     share_prefixes: bool = option(True, "Requests with the same key use each other's caches, which cached_tokens tells")
-    speculate: str = option("auto", SPECULATE, metavar="off|auto|N")
+    speculate: str = option("auto", SPECULATE, metavar="number")
     api_key: tuple[str, ...] = option(
         (), "Key that clients must send, one of them; may be repeated", envvar="ATHENA_API_KEY", common=True
     )
@@ -41,7 +41,7 @@ class ServeOptions:
     )
     memory: str = option(
         "", "Memory that all models together may take, caches included, such as 6GB",
-        unset="what is free for several models, any for one", metavar="SIZE", common=True,
+        unset="what is free for several models, any for one", metavar="size", common=True,
     )  # fmt: skip
     max_context: Optional[int] = option(
         None, "Most tokens of prompt and answer together", unset="as many as the model takes", common=True
