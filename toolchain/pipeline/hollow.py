@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from export.graph.decoder import build_decoder
 
 from export.artefacts.reader import Graph, read_graph
 from export.artefacts.records import CODES, TensorRecord
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
+from export.graph.whole.decoder import build_decoder
 from export.model_folder import DATA_FILE, MODEL_FILE
 from toolchain.pipeline.random import all_records
 from toolchain.settings.quantize import QuantizeSettings

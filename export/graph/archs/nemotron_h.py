@@ -61,7 +61,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         embedding="model.embeddings",
         final_norm="model.norm_f",
         head="lm_head",
-        tied_head=flag(config, "tie_word_embeddings"),
+        tied_head=False,  # whatever the field says: the class ties nothing
     )
 
 
