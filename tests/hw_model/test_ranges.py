@@ -54,7 +54,12 @@ def test_every_figure_lies_in_its_range(name, phase):
 def test_the_named_assumption_moves_a_figure_most(name):
     target = open_target(name)
     report = price(SMALL, DECODE, target)
-    tried = alternatives(target)
+    tried, turning = alternatives(target), set()
+    for figure in figures(report):
+        for constant, values in tried.items():
+            others = [figures(price(SMALL, DECODE, target.varied({constant: value}), ranged=False)) for value in values]
+            if any(other[figure] != figures(report)[figure] for other in others):
+                turning.add(figure)
     for figure, named in report.turns_on.items():
         base = figures(report)[figure]
         moved = {}
@@ -62,7 +67,7 @@ def test_the_named_assumption_moves_a_figure_most(name):
             others = (price(SMALL, DECODE, target.varied({constant: value}), ranged=False) for value in values)
             moved[constant] = max(abs(figures(other)[figure] / base - 1) for other in others)
         assert moved[named] >= 0.5 * max(moved.values()) > 0  # one side of a spread may be the wider one
-    assert set(report.turns_on) == {"latency", "energy", "area"}
+    assert set(report.turns_on) == turning >= {"energy", "area"}  # rap-baseline-shared: its converters' rate is stated
 
 
 def test_a_boards_range_is_that_of_its_memory_and_power():

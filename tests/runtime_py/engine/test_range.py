@@ -370,7 +370,7 @@ def test_tokens_that_are_ruled_out_have_a_log_probability_in_json(plain):
 
     class RulesOut:
         vocab_size, new_state = generator.session.vocab_size, generator.session.new_state
-        rewind = generator.session.rewind
+        rewind, adapt = generator.session.rewind, generator.session.adapt
 
         def forward(self, state, tokens, last_only=False):
             state.length += len(tokens)
@@ -421,7 +421,7 @@ def test_encoders_with_huge_keys_and_values(powers, tmp_path):
         assert not encoder.interpreted
         found.append([encoder.embed_ids(IDS[:length].tolist()) for length in (5, 40, 1)])
     with pytest.raises(NotFiniteError), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder, "states", lambda ids: np.full((len(ids), 64), np.nan, np.float32))
+        patch.setattr(encoder, "states", lambda ids, adapter=None: np.full((len(ids), 64), np.nan, np.float32))
         encoder.embed_ids([5, 6])
     for small, large in zip(*found):
         np.testing.assert_allclose(large, small, atol=0.02 * np.abs(small).max())

@@ -94,7 +94,8 @@ class EqualizedSource(FoldedSource):
 
     def _plan_norms(self, number: int, prefix: str, block: BlockNames) -> None:
         spec, attention = self._spec, block.first()
-        before = None if number in spec.layers_without_attention_norm else block.attention_norm
+        alone = number in spec.layers_without_attention_norm or block.laurel is not None  # which adds the normed states
+        before = None if alone else block.attention_norm
         feed_forward = tuple(name for name in (block.gate, block.up, block.fused_gate_up) if name)
         groups = [(before, attention), (block.mlp_norm, feed_forward)]
         if block.mlp_norm is None and spec.parallel_residual:  # both parts read the attention's norm
