@@ -94,7 +94,7 @@ def open_model(
 
 
 def _runner(
-    graph: Graph, activations: str, threads: int | None, processors: Sequence[int], adapters: Sequence[Adapter]
+    graph: Graph, activations: str, threads: int | None, processors: Sequence[int], adapters: Sequence[Adapter] = ()
 ) -> tuple[Runner, str]:
     from runtime_py.reference.adapters import ReferenceTerms
     from runtime_py.reference.session import Session

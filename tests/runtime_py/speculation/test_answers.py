@@ -23,13 +23,22 @@ from runtime_py.text.generator import TextGenerator, load_tokenizer
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from tests.conftest import _checkpoint, _package
-from tests.export.graph.families import TINY, is_mixture, random_text, tiny_model
+from tests.export.graph.families import INTERPRETED, TINY, is_mixture, random_text, tiny_model
 from tests.runtime_py.engine.test_range import huge
 from tests.runtime_py.tiny import write_tiny
 from toolchain.settings.quantize import QuantizeSettings
 
 FOUR_BITS = QuantizeSettings(bits=4, method="rtn", scale_bits=16)
-RECURRENT = ("lfm2", "qwen3_5_text", "qwen3_5_moe_text", "lfm2_moe")
+RECURRENT = (
+    "lfm2",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "lfm2_moe",
+    "mamba2",
+    "granitemoehybrid",
+    "nemotron_h",
+    "falcon_h1",
+)
 
 
 class Told:
@@ -93,7 +102,7 @@ def test_every_family(family, tmp_path):
     _, counts = both(runner, tokenizer, request, "7")
     can = runner.most_together > 1
     assert can == (counts.accepted > 0)
-    assert can != (is_mixture(family) or family in RECURRENT)
+    assert can != (is_mixture(family) or family in (*RECURRENT, *INTERPRETED))
 
 
 @pytest.mark.parametrize(
