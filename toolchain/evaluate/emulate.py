@@ -155,9 +155,9 @@ class _Run:
     def __init__(self, interpreter: Interpreter, emulation: Emulation) -> None:
         self._interpreter, self._emulation = interpreter, emulation
 
-    def run(self, values: dict[str, np.ndarray], attend: Any) -> dict[str, np.ndarray]:
+    def run(self, values: dict[str, np.ndarray], attend: Any, **more: Any) -> dict[str, np.ndarray]:
         """As Interpreter.run; `attend` is what the target does."""
-        return self._interpreter.run(values, self._attend, self._emulation.take_over)
+        return self._interpreter.run(values, self._attend, self._emulation.take_over, **more)
 
     def _attend(self, node: Node, inputs: list[Any]) -> np.ndarray:
         query, key, value, mask = inputs[:4]
