@@ -103,6 +103,9 @@ def test_an_interrupted_answer_keeps_the_characters_that_were_held_back():
         def rewind(self, state, length):
             return length
 
+        def adapt(self, state, adapter):
+            assert not adapter
+
         def forward(self, state, tokens, last_only):
             return np.eye(tokenizer.get_vocab_size())[[script.pop(0)]]
 
