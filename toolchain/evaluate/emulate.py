@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hw_model.sweep import parse_variation
 
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
@@ -23,6 +22,7 @@ from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.contract.packing import unpack
 from hw_model.estimate import open_target
 from hw_model.functional import rap
+from hw_model.sizing.variation import parse_changes
 from runtime_py.reference.interpreter import Interpreter
 from runtime_py.reference.session import Session, State, _append
 from runtime_py.text.encoder import TextEncoder
@@ -34,18 +34,10 @@ __all__ = ["EmulatedEncoder", "EmulatedScorer", "Emulation", "emulated_target", 
 
 def emulated_target(name: str, constants: Sequence[str] = ()) -> Target:
     """A target by name or file, some of its constants with other values ("adc_bits=3"). Raises InputError."""
-    target = open_target(name)
     try:
-        for text in constants:
-            if "=" not in text:
-                raise InputError(f"--set {text!r:.50}: expected NAME=VALUE, such as adc_bits=3")
-            constant, values = parse_variation(text)
-            if len(values) != 1:
-                raise InputError(f"--set {text!r:.50}: one value is taken")
-            target = target.varied({constant: values[0]})
+        return open_target(name).with_changes(parse_changes(tuple(constants)))
     except TargetError as error:
         raise InputError(str(error)) from None
-    return target
 
 
 class EmulatedScorer:
