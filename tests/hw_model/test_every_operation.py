@@ -66,14 +66,14 @@ def test_outliers_by_the_unit_that_multiplies_them(name, phase):
     ops = replace(OUTLIERS, vector_ops=OUTLIERS.vector_ops * phase.tokens)
     twice = replace(ops, vector_ops=2 * ops.vector_ops, weight_bytes=2 * ops.weight_bytes, activation_bytes=4 * 512)
     target = open_target(name)
-    if "logic_leakage" in target.constants:  # attentionlego: of whole macros, two for these, three for twice
-        target = target.varied({"logic_leakage": 0})
     without, with_, double = (price(work, phase, target) for work in ([MATRIX], [MATRIX, ops], [MATRIX, twice]))
     steps = [b.latency_s - a.latency_s for a, b in ((without, with_), (with_, double))]
     assert 0 < steps[0] < 1.01 * steps[1]
     if phase.tokens == 1:
         assert steps[1] == pytest.approx(steps[0], rel=0.01)
-    energies = [b.energy_j - a.energy_j for a, b in ((without, with_), (with_, double))]
+    # Without what leaks meanwhile: that goes with time, of which the slower part may hide some.
+    work = [r.energy_j - sum(c.energy_j for c in r.components if c.name == "leakage") for r in (without, with_, double)]
+    energies = [work[1] - work[0], work[2] - work[1]]
     assert energies[0] > 0 and energies[1] == pytest.approx(energies[0], rel=0.2)  # activations stay the same
     assert any("outliers, 0.02 MB with their places" in note for note in with_.notes)
     assert not any("outliers" in note for note in without.notes)
