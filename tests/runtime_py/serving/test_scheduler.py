@@ -100,7 +100,7 @@ def test_a_second_start_finds_the_prompts_of_the_first(generator, served_folder,
     for reused, keys, tenant in ((0, ("a", "b"), 1), (256, ("b",), 0), (0, ("c",), 0), (256, ("x", "y", "b"), 2)):
         prompts = PromptCache(tmp_path / "c", 1 << 30, served_folder, generator.session)
         settings = ServeSettings(sessions=1, api_key=keys)
-        scheduler = Scheduler(generator.session, generator.tokenizer, settings, prompts)
+        scheduler = Scheduler(generator.session, generator.tokenizer, settings, prompts=prompts)
         found, ends, _ = answers(scheduler, [prompt], tenant=tenant)
         scheduler.close()
         assert found == expected and ends[0].reused == reused
@@ -109,7 +109,7 @@ def test_a_second_start_finds_the_prompts_of_the_first(generator, served_folder,
 def test_a_server_that_shares_nothing_keeps_nothing(generator, served_folder, tmp_path):
     prompts = PromptCache(tmp_path / "c", 1 << 30, served_folder, generator.session)
     settings = ServeSettings(sessions=1, share_prefixes=False)
-    scheduler = Scheduler(generator.session, generator.tokenizer, settings, prompts)
+    scheduler = Scheduler(generator.session, generator.tokenizer, settings, prompts=prompts)
     answers(scheduler, [tuple(range(5, 205))])
     scheduler.close()
     assert not list((tmp_path / "c").iterdir())
