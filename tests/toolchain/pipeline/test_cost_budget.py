@@ -73,7 +73,10 @@ def test_a_hollow_graph_has_the_work_of_the_export(source, tmp_path, form):
     )
     assert ours.keys() == theirs.keys()
     for name, (*work, size) in ours.items():
-        assert work == list(theirs[name][:3]) and size == pytest.approx(theirs[name][3], abs=2)  # as above
+        scales = (
+            work[0] // form["group_size"] if "group_size" in form else 1
+        )  # float32 where float16 is planned, as above
+        assert work == list(theirs[name][:3]) and size == pytest.approx(theirs[name][3], abs=2 * scales)
 
 
 def test_more_money_buys_no_more_loss(source):
