@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--options", nargs="*", default=[], help="more words for `athena-export serve`, without --")
     given = parser.parse_args()
+    make = prompt_maker(given.folder, 0)
     most, port = max(given.clients), free_port()
     words = [sys.executable, "-m", "toolchain", "serve", str(given.folder), "--port", str(port), "--model-name", "m"]
     words += ["--sessions", str(most), "--threads", str(given.threads), *(f"--{one}" for one in given.options)]
@@ -177,7 +178,6 @@ def main() -> None:
         words = [str(given.llama_server), "-m", str(given.gguf), "--port", str(port), "-np", str(most), "-cb", "-c",
                  str(context), "-t", str(given.threads), "--no-webui"]  # fmt: skip
         servers.append(Server("llama-server", words, port, "m"))
-    make = prompt_maker(given.folder, 0)
     found: dict[tuple[str, int, int], Load] = {}
     try:
         for number in range(given.rounds + 1):  # the first warms up, with one client
