@@ -88,11 +88,6 @@ class Speculation:
         self.on = asked != OFF and runner.most_together > 1
         self.costs, self.counts = StepCosts(), Counts()
 
-    def compile(self) -> None:
-        """Have the kernels of steps with guesses compiled, which otherwise happens in the middle of an answer."""
-        if self.on:
-            self._runner.advance([self._runner.new_state()], [[0, 0]])
-
     def guesser(self) -> Guesser | None:
         """For one answer; None where nothing is guessed."""
         return Guesser(self._proposer()) if self.on else None

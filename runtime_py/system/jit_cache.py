@@ -41,6 +41,7 @@ from runtime_py.system.sources import ROOT, digest
 
 _COVERED = tuple(ROOT / package for package in ("runtime_py", "toolchain"))
 _LOOP = ROOT / "runtime_py" / "engine" / "loop" / "loop.py"
+_APART = _LOOP.with_name("apart.py")
 _KEPT = 4  # states of one file's sources that are kept: other versions and checkouts may be in use beside this one
 _GONE_DAYS = 30  # after which kernels of a file that this version does not have are removed
 _DIGEST = hashlib.sha256
@@ -72,6 +73,12 @@ def is_cold() -> bool:
     """Whether nothing has been compiled here yet by this version."""
     folder = kernel_folder(_LOOP)
     return folder is None or not any(folder.glob("*run_steps*.nbi"))
+
+
+def has_steps_of_several() -> bool:
+    """Whether steps of several tokens (loop/apart.py) have been compiled here by this version."""
+    folder = kernel_folder(_APART)
+    return folder is not None and any(folder.glob("*run_apart*.nbi"))
 
 
 def _forget_old(folder: Path) -> None:

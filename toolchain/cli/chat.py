@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from toolchain.cli.common import announce_compilation, guarded
-from toolchain.cli.generating import tell_unsupported, template_variables
+from toolchain.cli.generating import guesses, tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
@@ -54,7 +54,6 @@ def chat(
     """
     from runtime_py.chat.template import PlainTemplate, open_template
     from runtime_py.chat.terminal import Chat, ChatSettings, converse
-    from runtime_py.speculation.speculation import checked
     from runtime_py.text.generator import TextGenerator
     from runtime_py.text.typed_text import typed_text
 
@@ -65,13 +64,11 @@ def chat(
     template = open_template(folder, chat_template)
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
-    checked(guessing.speculate)
-    cold = announce_compilation()
+    speculate = guesses(guessing.speculate)
+    announce_compilation()
     generator = TextGenerator(
-        folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), guessing.speculate
+        folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), speculate
     )
-    if cold:
-        generator.speculation.compile()
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)

@@ -29,6 +29,17 @@ def template_variables(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def guesses(asked: str) -> str:
+    """--speculate as it is to be used: `auto` waits for kernels that `warmup` or `serve` compiled.
+
+    Else they would be compiled in the middle of an answer, which takes a minute or more. Raises InputError.
+    """
+    from runtime_py.speculation.speculation import AUTO, OFF, checked
+    from runtime_py.system.jit_cache import has_steps_of_several
+
+    return OFF if checked(asked) == AUTO and not has_steps_of_several() else asked
+
+
 def tell_unsupported(generator: TextGenerator) -> None:
     """One line for what the model's generation_config.json asks for in vain, or for why it is not used."""
     if generator.ignored:

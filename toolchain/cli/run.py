@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from toolchain.cli.common import announce_compilation, guarded, print_json
-from toolchain.cli.generating import tell_unsupported
+from toolchain.cli.generating import guesses, tell_unsupported
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
@@ -44,21 +44,18 @@ def run(
 
     Penalties and forbidden tokens of the model's generation_config.json hold unless an option says otherwise.
     """
-    from runtime_py.speculation.speculation import checked
     from runtime_py.text.generator import TextGenerator
     from runtime_py.text.typed_text import typed_text
 
     prompt, stop = typed_text(prompt, "--prompt"), asked.stop_texts()
     settings = asked.sampling()
     asked.form()  # what is wrong with it is told before the model is loaded
-    checked(guessing.speculate)
-    cold = announce_compilation()
+    speculate = guesses(guessing.speculate)
+    announce_compilation()
     generator = TextGenerator(
         folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names(),
-        guessing.speculate,
+        speculate,
     )  # fmt: skip
-    if cold:
-        generator.speculation.compile()
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)
     tell_unsupported(generator)

@@ -14,7 +14,7 @@ from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from toolchain.cli import app
-from toolchain.cli.generating import template_variables
+from toolchain.cli.generating import guesses, template_variables
 from toolchain.settings.generation import GenerationSettings
 
 MODEL = SimpleNamespace(
@@ -154,3 +154,22 @@ def test_run_and_chat_keep_prompts_between_starts(served_folder, tmp_path):
 def test_a_prompt_cache_that_cannot_be_is_refused(served_folder, options, message):
     done = command("run", served_folder, *options)
     assert done.exit_code == 2 and message in done.output and len(done.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("asked", "there", "used"), [("auto", False, "off"), ("auto", True, "auto"), ("3", False, "3"),
+                                                      ("off", True, "off")])  # fmt: skip
+def test_guesses_wait_for_their_kernels(monkeypatch, asked, there, used):
+    monkeypatch.setattr("runtime_py.system.jit_cache.has_steps_of_several", lambda: there)
+    assert guesses(asked) == used
+    with pytest.raises(InputError, match="--speculate must be"):
+        guesses("many")
+
+
+def test_steps_of_several_are_known_to_be_compiled(tmp_path, monkeypatch):
+    from runtime_py.system import jit_cache
+
+    monkeypatch.setattr(jit_cache, "kernel_folder", lambda path: tmp_path / path.stem)
+    assert not jit_cache.has_steps_of_several()
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart" / "apart.run_apart-196.py311.nbi").touch()
+    assert jit_cache.has_steps_of_several()
