@@ -90,7 +90,7 @@ def announce_compilation() -> bool:
 
     cold = is_cold()
     if cold:
-        print("compiling kernels for this machine, once: about 15 seconds", file=sys.stderr)
+        print("compiling kernels for this machine, once: a minute or two", file=sys.stderr)
     return cold
 
 
