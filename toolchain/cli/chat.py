@@ -129,6 +129,8 @@ def serve(
     from runtime_py.serving.shell import Shell
     from runtime_py.serving.turns import Turns
     from runtime_py.system.memory import free_memory
+    from runtime_py.text.encoder import is_encoder
+    from runtime_py.text.reranker import is_reranker
 
     settings = ServeSettings(**asdict(replace(limits, api_key=_keys(limits.api_key))))
     named = [_named(text) for text in folders]
@@ -145,6 +147,8 @@ def serve(
         True if several and execution.mmap is None else execution.mmap, execution.cpus, caching.open,
     )  # fmt: skip
     models = opening.models(named)
+    if caching.prompt_cache and all(is_reranker(place) or is_encoder(place) for _, place in named):
+        raise InputError("--prompt-cache is for models that generate text")
     listening = bind(host, port)
     announce_compilation()
     limit = settings.memory_bytes()

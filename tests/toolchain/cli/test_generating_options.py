@@ -173,3 +173,10 @@ def test_steps_of_several_are_known_to_be_compiled(tmp_path, monkeypatch):
     (tmp_path / "apart").mkdir()
     (tmp_path / "apart" / "apart.run_apart-196.py311.nbi").touch()
     assert jit_cache.has_steps_of_several()
+
+
+def test_a_prompt_cache_without_a_model_that_generates_is_refused(served_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime_py.text.encoder.is_encoder", lambda folder: True)
+    done = command("serve", served_folder, "--port", 0, "--prompt-cache", tmp_path / "kept")
+    assert done.exit_code == 2 and "--prompt-cache is for models that generate text" in done.output
+    assert not (tmp_path / "kept").exists()
