@@ -142,7 +142,8 @@ class PromptCache:
             if isinstance(task, list):  # the end of one prompt's parts
                 self._files.used(task)
                 if written:
-                    self._files.trim()
+                    with suppress(OSError):  # the folder is gone: the next file that is written will tell
+                        self._files.trim()
                 written = False
                 continue
             path, key, items, payload = task

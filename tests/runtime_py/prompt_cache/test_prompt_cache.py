@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 
 import numpy as np
@@ -208,6 +209,21 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(model, tmp_path, monkeypa
     monkeypatch.setattr(entry, "write", full)
     kept(model, tmp_path, PROMPT, PROMPT[::-1])
     assert capsys.readouterr().err.count("No space left on device") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_goes_meanwhile_ends_the_keeping_and_nothing_else(model, tmp_path, capsys):
+    cache = opened(model, tmp_path / "c")
+    put = cache._files.trim
+    cache._files.trim = lambda: (shutil.rmtree(tmp_path / "c"), put())
+    expected = answer(model, PROMPT)
+    for prompt in (PROMPT, PROMPT[::-1], PROMPT):
+        found = answer(model, prompt, cache)
+    end = time.monotonic() + 10
+    while not cache._tasks.empty() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert cache._tasks.empty() and cache._writer.is_alive()
+    cache.close()
+    assert found[0::2] == expected[0::2] and capsys.readouterr().err.count("keeps no more") <= 1
 
 
 def test_files_are_the_users_alone(model, tmp_path):
