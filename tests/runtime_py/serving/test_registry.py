@@ -180,7 +180,7 @@ def test_a_busy_model_runs_dry_for_one_that_is_waited_for():
         nonlocal ended
         crowd = [asyncio.ensure_future(busy()) for _ in range(5)]
         await asyncio.sleep(0.05)
-        await asyncio.wait_for(world.use("b"), 2)  # although somebody holds a at every moment
+        await asyncio.wait_for(world.use("b"), 60)  # although somebody holds a at every moment
         ended = True
         return await asyncio.gather(*crowd)
 
