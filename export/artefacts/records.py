@@ -24,14 +24,16 @@ _MOST = 2**48
 class StoredPart:
     """How one part of a matrix is stored.
 
-    how: ARRAY, a tensor of its own; STANDARD, nowhere, it is the format's own table; CODES, as the transposed matrix of
-    codes with this layout, in tensors NAME.PART.codes, .codebook and .scale, whose scale has this dtype.
+    how: ARRAY, a tensor of its own; STANDARD, nowhere, it is this edition of the format's own table; CODES, as the
+    transposed matrix of codes with this layout, in tensors NAME.PART.codes, .codebook and .scale, whose scale has this
+    dtype.
     """
 
     dtype: str
     shape: tuple[int, ...]
     how: str = ARRAY
     layout: Mapping[str, int] = field(default_factory=dict)
+    edition: int = 1
 
     @property
     def bytes(self) -> int:
@@ -49,13 +51,14 @@ class StoredPart:
     def to_json(self) -> dict[str, Any]:
         own = {"how": self.how} if self.how != ARRAY else {}
         coded = {"layout": dict(self.layout)} if self.layout else {}
-        return {"dtype": self.dtype, "shape": list(self.shape), **own, **coded}
+        edition = {"edition": self.edition} if self.edition != 1 else {}
+        return {"dtype": self.dtype, "shape": list(self.shape), **own, **coded, **edition}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> StoredPart:
         """Raises KeyError, TypeError or ValueError when the data is no such part."""
         part = StoredPart(**{**data, "shape": tuple(data["shape"])})
-        numbers = (*part.shape, *part.layout.values())
+        numbers = (*part.shape, *part.layout.values(), part.edition)
         names = isinstance(part.dtype, str) and part.how in (ARRAY, CODES, STANDARD)
         if not names or not all(type(n) is int and 0 <= n < _MOST for n in numbers):
             raise ValueError(f"impossible part {dict(data)!r:.200}")
@@ -163,7 +166,7 @@ def _check_parts(record: TensorRecord) -> None:
         dtypes = FLOATS if part is not None and part.how == CODES else wanted.dtypes
         if part is None or part.shape != wanted.shape or part.dtype not in dtypes:
             raise ValueError(f"the record of {record.name!r} has an impossible part {name}")
-        if part.how == STANDARD and layout.standard(name).shape != part.shape:
+        if part.how == STANDARD and layout.standard(name, part.edition).shape != part.shape:
             raise ValueError(f"the record of {record.name!r} has no standard {name}")
         if part.how == CODES and not wanted.computed:
             raise ValueError(f"the record of {record.name!r} has coded {name}")
@@ -189,12 +192,12 @@ def _check_parts(record: TensorRecord) -> None:
 def standard_bytes(records: list[TensorRecord]) -> int:
     """Bytes of the tables that formats bring along, each counted once for a whole model."""
     tables = {
-        (record.scheme, name, part.dtype, part.shape, record.bits)
+        (record.scheme, name, part.dtype, part.shape, record.bits, part.edition)
         for record in records
         for name, part in record.parts.items()
         if part.how == STANDARD
     }
-    return sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for _, _, dtype, shape, _ in tables)
+    return sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for _, _, dtype, shape, *_ in tables)
 
 
 def final_loss(losses: Mapping[str, float]) -> float | None:

@@ -31,7 +31,8 @@ class StoredMatrix:
     layout: Layout
     parts: Mapping[str, np.ndarray]  # by name, in the order of layout.parts(); coded ones by their values
     coded: Mapping[str, StoredMatrix] = field(default_factory=dict)  # parts stored as codes: their transposed matrices
-    standard: frozenset[str] = frozenset()  # parts that are the format's own tables and not stored here
+    # parts that are the format's own tables, by their edition, and not stored here
+    standard: Mapping[str, int] = field(default_factory=dict)
     low_rank: tuple[np.ndarray, np.ndarray] | None = None  # a float16 [r, K] and b float16 [N, r]; adds b @ a
     outliers: Outliers | None = None
     losses: dict[str, float] = field(default_factory=dict)  # relative layer loss after each step
@@ -64,7 +65,7 @@ class StoredMatrix:
                 codes = self.coded[part]
                 tensors |= codes.stored(f"{name}.{part}")[0]
                 dtype, layout = codes["scale"].dtype.name, codes.layout.attributes()
-            parts[part] = StoredPart(dtype, array.shape, how, layout)
+            parts[part] = StoredPart(dtype, array.shape, how, layout, self.standard.get(part, 1))
         for part, array in self._beside().items():
             tensors[f"{name}.{part}"] = array
             parts[part] = StoredPart(array.dtype.name, array.shape)
@@ -92,13 +93,13 @@ class StoredMatrix:
         for name in layout.parts():
             stored = record.parts[name]
             if stored.how == STANDARD:
-                parts[name] = layout.standard(name)
+                parts[name] = layout.standard(name, stored.edition)
             elif stored.how == CODES:
                 coded[name] = _coded(stored, tensor, name)
                 parts[name] = np.ascontiguousarray(coded[name].dequantized().T)
             else:
                 parts[name] = _present(tensor, name)
-        standard = frozenset(n for n, part in record.parts.items() if part.how == STANDARD)
+        standard = {name: part.edition for name, part in record.parts.items() if part.how == STANDARD}
         low_rank = tuple(_present(tensor, name) for name in LOW_RANK) if record.rank else None
         outliers = Outliers(*(_present(tensor, name) for name in OUTLIERS)) if record.outliers else None
         return StoredMatrix(layout, parts, coded, standard, low_rank, outliers, dict(record.losses))  # type: ignore[arg-type]

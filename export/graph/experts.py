@@ -245,9 +245,11 @@ class ExpertLayers:
         first, count = records[0], len(records)
         part = first.parts[name]
         if part.how == STANDARD:
-            table = first.matrix_layout().standard(name)
+            if any(record.parts[name] != part for record in records):
+                raise InputError(f"{first.name} and others of its block have {name} of different editions")
+            table = first.matrix_layout().standard(name, part.edition)
             repeated = np.repeat(table, count, axis=0)
-            return self.g.constant(f"{first.scheme}.levels_{first.bits}_of_{count}", repeated)
+            return self.g.constant(f"{first.scheme}.levels_{first.bits}_{part.edition}_of_{count}", repeated)
         if part.how == CODES:
             return self._decoded(records, name, part)
         return self._joined(records, f".{name}", self._dtype(records, name), part.shape)

@@ -226,8 +226,8 @@ class Layers:
         """One part of a stored matrix: an initializer, the format's own table, or what its codes stand for."""
         part = record.parts[name]
         if part.how == STANDARD:
-            table = record.matrix_layout().standard(name)
-            return self.g.constant(f"{record.scheme}.levels_{record.bits}", table)
+            table = record.matrix_layout().standard(name, part.edition)
+            return self.g.constant(f"{record.scheme}.levels_{record.bits}_{part.edition}", table)
         if part.how == CODES:
             return self._decoded(module, name, part)
         return self._stored(module, f".{name}", part.dtype, part.shape)

@@ -21,9 +21,9 @@ _KNOWN = (CODEBOOK_MATMUL, GROUP_MATMUL)  # what both machines take as it is
 _COMPUTED = np.empty(0, np.float32)  # in place of a part that other nodes make
 
 
-def expand_products(graph: Graph, keep: Callable[[Node], bool] = lambda node: False) -> Graph:
+def expand_products(graph: Graph, keep: Callable[[Node, Graph], bool] = lambda node, graph: False) -> Graph:
     """The graph with codebooks and group scales alone, and the products to keep; itself where nothing is to do."""
-    expanded = {n.name for n in graph.nodes if n.is_product and n.op_type not in _KNOWN and not keep(n)}
+    expanded = {n.name for n in graph.nodes if n.is_product and n.op_type not in _KNOWN and not keep(n, graph)}
     if not expanded:
         return graph
     weights, nodes = dict(graph.weights), []

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
+from export.contract.formats.halves import FOLD, HALF
 from export.contract.packing import BLOCK_COLUMNS, planes
 from runtime_py.simd.isa import WEIGHT_OFFSET, Tag, TagType
 from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
@@ -21,6 +22,9 @@ from runtime_py.simd.vectors import I8, I16, I64, Bytes, load, shuffle
 WIDTHS = {bits: Tag("bits", bits) for bits in range(1, 9)}
 RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is the weight plus 128, no lookup
 TRELLIS = {bits: Tag("trellis", bits) for bits in range(1, 5)}  # codes that move a state on, which picks the level
+# The same codes with levels that are sums, so that two tables of 16 take the place of one of 256.
+HALVES = {bits: Tag("halves", bits) for bits in range(1, 5)}
+PATHS = ("trellis", "halves")  # kinds whose codes move a state on
 TRELLIS_STATE_BITS = 8
 # Codes that are the weights themselves, but for a zero point, with a scale for each run of columns. The value of the
 # tag: bits, log2 of the columns << 4, 1 << 8 where scales are float32.
@@ -39,20 +43,16 @@ def code_bits(width: Tag | TagType) -> int:
 
 
 def _index_bits(width: TagType) -> int:
-    """Bits that pick an entry of the codebook; 0 where there is none."""
-    return {"trellis": TRELLIS_STATE_BITS, "groups": 0}.get(width.kind, int(width.value))
+    """Bits that pick an entry of the codebook; 0 where there is none, or where there are two halves."""
+    return {"trellis": TRELLIS_STATE_BITS, "halves": 0, "groups": 0}.get(width.kind, int(width.value))
 
 
 class TableType(types.Type):
-    """A codebook as vectors of 64 entries: one for up to 6 bits, two for 7, four for 8."""
+    """A codebook as vectors of 64 entries: one for up to 6 bits, two for 7 and for halves, four for 8."""
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        super().__init__(name=f"Table({bits})")
-
-    @property
-    def vectors(self) -> int:
-        return max(1, (1 << self.bits) // 64)
+    def __init__(self, vectors: int) -> None:
+        self.vectors = vectors
+        super().__init__(name=f"Table({vectors})")
 
 
 @register_model(TableType)
@@ -187,15 +187,22 @@ def tail_segment(typingctx, width, address, tail, index):
     return Bytes(width, types.int64, types.int64, types.int64), codegen
 
 
-def _emit_table(builder: ir.IRBuilder, isa: str, bits: int, address: ir.Value) -> ir.Value:
-    entries = min(1 << bits, 64)
+def _vectors(width: TagType) -> int:
+    return 2 if width.kind == "halves" else max(1, (1 << _index_bits(width)) // 64)
+
+
+def _emit_table(builder: ir.IRBuilder, isa: str, width: TagType, address: ir.Value) -> ir.Value:
+    halves = width.kind == "halves"
+    entries = HALF if halves else min(1 << _index_bits(width), 64)
     flip = ir.Constant(Bytes.llvm, [WEIGHT_OFFSET[isa]] * 64)
-    kind = ir.ArrayType(Bytes.llvm, max(1, (1 << bits) // 64))
+    kind = ir.ArrayType(Bytes.llvm, _vectors(width))
     out = ir.Constant(kind, ir.Undefined)
     for i in range(kind.count):
-        part = load(builder, builder.add(address, ir.Constant(I64, 64 * i)), ir.VectorType(I8, entries))
+        part = load(builder, builder.add(address, ir.Constant(I64, entries * i)), ir.VectorType(I8, entries))
         whole = shuffle(builder, part, [j % entries for j in range(64)])
-        out = builder.insert_value(out, builder.xor(whole, flip), i)
+        if not (halves and i):  # a sum takes the offset once
+            whole = builder.xor(whole, flip)
+        out = builder.insert_value(out, whole, i)
     return out
 
 
@@ -206,9 +213,9 @@ def table(typingctx, isa, width, address):
     def codegen(context, builder, signature, args):
         if signature.args[1].kind == "groups":
             return ir.Constant(ir.ArrayType(Bytes.llvm, 1), ir.Undefined)
-        return _emit_table(builder, signature.args[0].value, _index_bits(signature.args[1]), args[2])
+        return _emit_table(builder, signature.args[0].value, signature.args[1], args[2])
 
-    return TableType(_index_bits(width))(isa, width, types.int64), codegen
+    return TableType(_vectors(width))(isa, width, types.int64), codegen
 
 
 def _emit_lookup(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, code: ir.Value) -> ir.Value:
@@ -226,6 +233,15 @@ def _emit_lookup(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, 
     return found[0]
 
 
+def _emit_sum(builder: ir.IRBuilder, isa: str, bits: int, entries: ir.Value, state: ir.Value) -> ir.Value:
+    folded = state
+    if FOLD[bits]:  # what a shift brings into the low half of a byte does not matter
+        folded = builder.xor(state, shift_words(builder, state, [-FOLD[bits]] * 32))
+    high = shift_words(builder, folded, [4] * 32)
+    first, second = (builder.extract_value(entries, i) for i in (0, 1))
+    return builder.add(emit_lookup16(builder, isa, first, high), emit_lookup16(builder, isa, second, state))
+
+
 @intrinsic
 def lookup(typingctx, isa, width, entries, code):
     """Weights (Bytes, with the instruction set's offset) of 64 codes; group-scaled ones of under 8 bits have none."""
@@ -236,6 +252,8 @@ def lookup(typingctx, isa, width, entries, code):
             return keep(builder, args[3], (1 << code_bits(kind)) - 1)
         if kind.kind in ("raw", "groups"):
             return builder.xor(args[3], ir.Constant(Bytes.llvm, [128 ^ WEIGHT_OFFSET[name]] * 64))
+        if kind.kind == "halves":
+            return _emit_sum(builder, name, int(kind.value), args[2], args[3])
         return _emit_lookup(builder, name, _index_bits(kind), args[2], args[3])
 
     return Bytes(isa, width, entries, Bytes), codegen

@@ -139,7 +139,7 @@ class Layout:
             raise ValueError("its rows share codebooks or scales")
         return replace(self, N=count, **{name: count if rows == self.N else 1 for name, rows in shared.items()})
 
-    def standard(self, part: str) -> np.ndarray:
+    def standard(self, part: str, edition: int) -> np.ndarray:
         """A part that is the same for all such matrices, stored nowhere. Raises ValueError where there is no such."""
         raise ValueError(f"{self.SCHEME} has no standard {part}")
 

@@ -16,7 +16,7 @@ from runtime_py.engine.kernels.matvec import high_products
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
 from runtime_py.engine.kernels.quantize import HIGH_TOKEN
 from runtime_py.engine.records.stored_matrix import read_matrix
-from runtime_py.simd.codes import lookup, table
+from runtime_py.simd.codes import PATHS, lookup, table
 from runtime_py.simd.digits import HIGH_BYTES, times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.sums import finish_four
@@ -178,7 +178,7 @@ def of_one_path(width, m, n):
 
 @overload(of_one_path)
 def _of_one_path(width, m, n):
-    if width.kind != "trellis":
+    if width.kind not in PATHS:
         return lambda width, m, n: True
     return lambda width, m, n: n % m.book_rows + ROWS <= m.book_rows
 

@@ -13,22 +13,21 @@ import numba as nb
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from export.artefacts.reader import Node
-from export.contract.formats.trellis import TRELLIS_MATMUL
+from export.artefacts.reader import Graph, Node
+from export.contract.formats.trellis import TrellisLayout
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
-from runtime_py.engine.records.stored_matrix import read_matrix
-from runtime_py.simd.codes import TRELLIS_STATE_BITS, keep, lookup, segment, shift_words
-from runtime_py.simd.isa import pick
+from runtime_py.engine.records.stored_matrix import read_matrix, takes
+from runtime_py.simd.codes import PATHS, keep, lookup, segment, shift_words
 from runtime_py.simd.vectors import Bytes, load, pointer, put_i8
 
-# Where 256 levels are looked up faster than their 8-bit codes would be read from memory.
-_DIRECT = ("avx512vbmi",)
 
-
-def runs_directly(node: Node) -> bool:
-    """Whether the kernels take this node's trellis codes as they are stored, on this machine."""
-    trellis = node.op_type.removeprefix("Expert") == TRELLIS_MATMUL
-    return trellis and node.attributes.get("state_bits") == TRELLIS_STATE_BITS and pick() in _DIRECT
+def runs_directly(node: Node, graph: Graph) -> bool:
+    """Whether the kernels take this product's trellis codes as they are stored, on this machine."""
+    layout = node.matrix_layout()
+    if not isinstance(layout, TrellisLayout):
+        return False
+    book = graph.weights.get(node.inputs[1 + list(layout.parts()).index("codebook")])
+    return book is not None and takes(layout, book)
 
 
 @intrinsic
@@ -37,7 +36,7 @@ def follow(typingctx, width, code, states):
 
     def codegen(context, builder, signature, args):
         kind = signature.args[0]
-        if kind.kind != "trellis":
+        if kind.kind not in PATHS:
             return args[1]
         new = (1 << kind.value) - 1  # the bits of a state that the code gives
         moved = shift_words(builder, load(builder, args[2], Bytes.llvm), [-kind.value] * 32)
@@ -85,7 +84,7 @@ def begin(width, matrix, first, states, scratch):
 
 @overload(begin)
 def _begin(width, matrix, first, states, scratch):
-    if width.kind != "trellis":
+    if width.kind not in PATHS:
         return lambda width, matrix, first, states, scratch: None
     shown = -(-8 // width.value) - 1  # rows above that a state shows
 
@@ -104,7 +103,7 @@ def enter_row(width, matrix, n, states):
 
 @overload(enter_row)
 def _enter_row(width, matrix, n, states):
-    if width.kind != "trellis":
+    if width.kind not in PATHS:
         return lambda width, matrix, n, states: None
 
     def code(width, matrix, n, states):

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract.formats.codebook import CodebookLayout
+from export.contract.formats.halves import HALF, split
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T, declared, reader
 from runtime_py.simd.codes import TRELLIS_STATE_BITS
+from runtime_py.simd.isa import pick
 from runtime_py.system.guard_pages import settled
 
 # Widths, each of which has a compiled kernel: bits of a code, or one of these (simd/codes.py).
 RAW_WIDTH = 9  # 8 bits without lookup
-TRELLIS_WIDTH = 16  # plus the bits of a trellis code
+TRELLIS_WIDTH = 16  # plus the bits of a trellis code, with 256 levels
+HALVES_WIDTH = 32  # plus the bits of a trellis code, with levels that are sums (export/contract/formats/halves.py)
 GROUPS_WIDTH = 1024  # plus the value of a tag of group-scaled codes
+_WIDE = ("avx512vbmi",)  # instruction sets that look a byte up in two registers at once
 
 
 @declared
@@ -48,11 +52,12 @@ class StoredMatrix(Record[T]):
 
     def constants(self: StoredMatrix[int], groups: int, arrays: Arrays) -> Iterator[Constant]:
         """What the record leads to. groups: codebooks along a row. Raises Unplannable on numbers that do not fit."""
-        trellis = self.width > TRELLIS_WIDTH
-        stored = self.width - TRELLIS_WIDTH if trellis else {RAW_WIDTH: 8}.get(self.width, self.width)
+        base = next((base for base in (HALVES_WIDTH, TRELLIS_WIDTH) if self.width > base), 0)
+        stored = self.width - base if base else {RAW_WIDTH: 8}.get(self.width, self.width)
         need(min(self.book_rows, self.scale_rows, groups) >= 1, "a matrix of nothing")
-        yield from self.code_constants(stored, 4 if trellis else 8, arrays)
-        need(self.book_bytes >= groups << (8 if trellis else self.bits), "codebooks that are too short")
+        yield from self.code_constants(stored, 4 if base else 8, arrays)
+        entries = {HALVES_WIDTH: 2 * HALF, TRELLIS_WIDTH: 1 << TRELLIS_STATE_BITS}.get(base, 1 << self.bits)
+        need(self.book_bytes >= groups * entries, "codebooks that are too short")
         yield Constant("codebook", self.book, -(-self.rows // self.book_rows) * self.book_bytes)
         yield Constant("scale", self.scale, -(-self.rows // self.scale_rows) * 4 * groups)
 
@@ -88,13 +93,37 @@ def record_of(matrix: StoredMatrix[int]) -> np.ndarray:
     return record
 
 
+def looks_up_levels() -> bool:
+    """Whether this machine looks 256 levels up faster than two halves, or than it would read 8-bit codes."""
+    return pick() in _WIDE
+
+
+def takes(layout: TrellisLayout, codebook: np.ndarray) -> bool:
+    """Whether the kernels read these trellis codes as they are stored, on this machine."""
+    if layout.state_bits != TRELLIS_STATE_BITS:
+        return False
+    return looks_up_levels() or split(codebook, layout.bits) is not None
+
+
 def matrix_record(
-    layout: CodebookLayout | TrellisLayout, codes: np.ndarray, codebook: np.ndarray, scale: np.ndarray
+    layout: CodebookLayout | TrellisLayout,
+    codes: np.ndarray,
+    codebook: np.ndarray,
+    scale: np.ndarray,
+    halves: bool | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The record (int64 [NUMBERS]) and the arrays that must stay alive with it. scale must be float32."""
+    """The record (int64 [NUMBERS]) and the arrays that must stay alive with it. scale must be float32.
+
+    halves: whether trellis levels that are sums are looked up as two halves; None: where this machine does that faster.
+    """
     if not (codes.flags.c_contiguous and codebook.flags.c_contiguous and scale.flags.c_contiguous):
         raise ValueError("codes, codebook and scale must be contiguous")
     layout.check(codes, codebook, scale)
+    width = _width(layout, codebook)
+    if isinstance(layout, TrellisLayout) and (not looks_up_levels() if halves is None else halves):
+        found = split(codebook, layout.bits)
+        if found is not None:
+            codebook, width = np.ascontiguousarray(found), HALVES_WIDTH + layout.bits
     codes, codebook, scale = settled(codes), settled(codebook), settled(scale)
     blocks, tail = divmod(layout.K, BLOCK_COLUMNS)
     matrix = StoredMatrix(
@@ -107,7 +136,7 @@ def matrix_record(
         scale_rows=layout.rows_per_scale,
         rows=layout.N,
         columns=layout.K,
-        width=_width(layout, codebook),
+        width=width,
         blocks=blocks,
         tail=tail,
         bits=layout.bits,

@@ -40,7 +40,7 @@ from toolchain.settings.razor import RazorSettings
 @example(TrellisLayout(3, 900, 50, 8, 3), 7, [2, 9], False, 1)  # fewer rows to a codebook than pass at a time
 def test_a_product_for_several_is_that_for_each(isa, width, layout, tokens, cuts, more, seed):
     rng, layout = np.random.default_rng(seed), at_width(layout, width)
-    record, keep = matrix_record(layout, *random_parts(layout, rng))
+    record, keep = matrix_record(layout, *random_parts(layout, rng), halves=True)
     tag, offset, kind = ISAS[isa], WEIGHT_OFFSET[isa], width_tag(matrix_width(record))
     blocks, wide = -(-layout.K // 256), padded(layout.K)
     x = rng.standard_normal((tokens, layout.K)).astype(np.float32)

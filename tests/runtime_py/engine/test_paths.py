@@ -10,6 +10,7 @@ import pytest
 from export.artefacts.reader import read_graph
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels import paths
+from runtime_py.engine.records import stored_matrix
 from runtime_py.load import open_model
 from runtime_py.reference.expansion import expand_products
 from runtime_py.simd.isa import available
@@ -34,21 +35,29 @@ BEST, *OTHERS = available()
 
 
 @pytest.mark.parametrize("isa", [BEST, *(pytest.param(isa, marks=pytest.mark.long) for isa in OTHERS)])
-def test_stored_codes_give_the_same_bits(folder, isa, monkeypatch):
+@pytest.mark.parametrize("wide", [True, False], ids=["levels", "halves"])
+def test_stored_codes_give_the_same_bits(folder, isa, wide, monkeypatch):
     monkeypatch.setenv("ATHENA_ISA", isa)
     ids = np.random.default_rng(0).integers(3, 500, 45)
     expanded = Engine(expand_products(read_graph(folder)), threads=3)
-    monkeypatch.setattr(paths, "_DIRECT", (isa,))
+    monkeypatch.setattr(stored_matrix, "_WIDE", (isa,) if wide else ())
     direct, why = open_model(folder, threads=3)
     assert isinstance(direct, Engine), why
     np.testing.assert_array_equal(logits(direct, ids), logits(expanded, ids))
     assert direct.bytes_per_token < 0.7 * expanded.bytes_per_token  # the 8-bit head counts in both
 
 
-def test_other_instruction_sets_and_state_widths_are_expanded(folder, monkeypatch):
-    node = next(n for n in read_graph(folder).nodes if n.op_type == "TrellisCodebookMatMul")
-    monkeypatch.setattr(paths, "pick", lambda: "avx512vbmi")
-    assert paths.runs_directly(node)
-    assert not paths.runs_directly(replace(node, attributes={**node.attributes, "state_bits": 7}))
-    monkeypatch.setattr(paths, "pick", lambda: "avx2")
-    assert not paths.runs_directly(node)
+@pytest.mark.parametrize("isa", ["avx512vbmi", "avx2", "neon"])
+def test_any_levels_are_taken_where_256_are_looked_up_and_sums_everywhere(folder, isa, monkeypatch):
+    monkeypatch.setattr(stored_matrix, "pick", lambda: isa)
+    graph = read_graph(folder)
+    node = next(n for n in graph.nodes if n.op_type == "TrellisCodebookMatMul")
+    assert paths.runs_directly(node, graph)
+    book = graph.weights[node.inputs[2]].copy()
+    book[0, 7] += 1
+    other = replace(graph, weights={**graph.weights, node.inputs[2]: book})
+    assert paths.runs_directly(node, other) == (isa == "avx512vbmi")
+    layout = replace(node.matrix_layout(), state_bits=7)
+    assert not stored_matrix.takes(layout, book)
+    computed = {name: array for name, array in graph.weights.items() if name != node.inputs[2]}
+    assert not paths.runs_directly(node, replace(graph, weights=computed))

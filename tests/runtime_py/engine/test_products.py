@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export.contract.formats.codebook import CodebookLayout
+from export.contract.formats.halves import HALF, joined
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import pack
 from runtime_py.engine.kernels import matmul
@@ -47,7 +48,7 @@ def all_rows(
 
 def product(isa, amx, layout, stored, x, bias=None, start=None, runs=()):
     """The kernel's result: matvec for one token (its rows in the given runs), tiles for several."""
-    record, keep = matrix_record(layout, *stored)
+    record, keep = matrix_record(layout, *stored, halves=True)
     width = width_tag(matrix_width(record))
     tokens, columns = x.shape
     blocks, wide = -(-columns // 256), padded(columns)
@@ -84,6 +85,8 @@ def product(isa, amx, layout, stored, x, bias=None, start=None, runs=()):
 def random_parts(layout, rng):
     codes = pack(rng.integers(0, 1 << layout.bits, (layout.N, layout.K), dtype=np.uint8), layout.bits)
     book = rng.integers(-127, 128, layout.codebook_shape).astype(np.int8)
+    if isinstance(layout, TrellisLayout) and rng.integers(2):  # levels that are sums have kernels of their own
+        book = joined(rng.integers(-63, 64, (len(book), 2 * HALF)).astype(np.int8), layout.bits)
     return codes, book, rng.random(layout.scale_shape).astype(np.float32)
 
 

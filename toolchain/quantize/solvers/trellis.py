@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from export.artefacts.stored_matrix import StoredMatrix
-from export.contract.formats.trellis import STANDARD_STATE_BITS, TrellisLayout
+from export.contract.formats.trellis import EDITION, STANDARD_STATE_BITS, TrellisLayout
 from export.contract.packing import pack
 from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import layer_loss, row_regions
@@ -140,6 +140,6 @@ def quantize_trellis(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    tables = frozenset(["codebook"] if standard else [])
+    tables = {"codebook": EDITION} if standard else {}
     coded_parts = {"scale": coded} if coded else {}
     return StoredMatrix(layout, {"codes": codes, "codebook": book, "scale": scale}, coded_parts, tables, losses=record)

@@ -5,7 +5,7 @@ weight becomes the best path of one column (trellis_paths.py):
 
 - clustering: paths and centroids in turn, from the standard levels, weighted by the Hessian's diagonal;
 - the sweep gives one column after another its best path, later columns absorb the error (arXiv 2405.17470);
-- codebooks for fixed paths are least squares in 2**state_bits unknowns, by preconditioned conjugate gradients;
+- codebooks for fixed paths are least squares in their entries, by preconditioned conjugate gradients;
 - paths for fixed codebooks are improved by coordinate descent: the best path of a column while all others stay.
 
 Codebook entries are int8 at every point where a loss is measured. Matrices are transposed, [columns, rows].
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_STATE_BITS, UNIT, standard_levels
+from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, standard_levels
 from toolchain.quantize.solvers.trellis_column import Kind, trellis_kind
+from toolchain.quantize.solvers.trellis_levels import by_entry, levels_of, means, rounded
 from toolchain.quantize.solvers.trellis_paths import descend, nearest, sweep
 
 ROUNDS = 12  # of clustering at most; three for every pass of refinement
@@ -92,7 +93,7 @@ def refined(problem: Problem, state: State, loss: float, passes: int, fixed_scal
             gradient = _fit_scales(problem, state, wanted, gradient)
         if not problem.standard:
             _fit_book(problem, state, gradient)
-            _round_book(state, fixed_scale)
+            _round_book(problem, state, fixed_scale)
             gradient = problem.h @ (problem.w - state.weights())
         _improve_paths(problem, state, gradient)
         loss = float(np.einsum("kr,kr->", gradient, problem.w - state.weights(), dtype=np.float64))
@@ -120,12 +121,12 @@ def _clustered(problem: Problem, rounds: int, rng: np.random.Generator) -> State
         nearest(problem.kind, sample, weight, book, states)
         mass = np.bincount(states.ravel(), mass_of.ravel(), count)
         total = np.bincount(states.ravel(), (mass_of * sample).ravel(), count)
-        book = np.where(mass > 0, total / np.maximum(mass, 1e-300), book).astype(np.float32)
+        book = means(mass, total, book, problem.bits, problem.state_bits).astype(np.float32)
     state = State(np.empty(w.shape, np.int32), book, scale)
     if problem.standard:
         state.book, state.scale = standard_levels(problem.bits).astype(np.float32), scale / w.dtype.type(UNIT)
     else:
-        _round_book(state, fixed_scale=False)
+        _round_book(problem, state, fixed_scale=False)
     nearest(problem.kind, (w / state.scale).astype(np.float32), weight, state.book, state.states)
     return state
 
@@ -161,15 +162,16 @@ def _gathered(values: np.ndarray, state: State) -> np.ndarray:
 def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
     """Least-squares codebook for fixed paths and scales, from some of the rows; entries that none uses stay.
 
-    gradient: H (W - W') [K, R].
+    gradient: H (W - W') [K, R]. The unknowns are what the levels are made of (trellis_levels.py).
     """
+    form = problem.bits, problem.state_bits
     few = slice(None, None, max(1, problem.w.shape[1] // BOOK_ROWS))
     h = problem.h.astype(np.float32)  # only a direction; losses are measured with the full one
     part = State(np.ascontiguousarray(state.states[:, few]), state.book, state.scale[few].astype(np.float32))
     own = np.broadcast_to(np.diag(h)[:, None] * part.scale, part.states.shape)
-    diagonal = _gathered(own, part)
+    diagonal = by_entry(_gathered(own, part), *form)
     diagonal[diagonal <= 0] = np.inf
-    residual = _gathered(gradient[:, few], part)
+    residual = by_entry(_gathered(gradient[:, few], part), *form)
     book = state.book.astype(np.float64)
     first = step = residual / diagonal
     length = float((residual * first).sum())
@@ -177,10 +179,10 @@ def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
     for _ in range(_GRADIENT_STEPS):
         if length <= goal:
             break
-        moved = State(part.states, step.astype(np.float32), part.scale).weights()
-        image = _gathered(h @ moved, part)
+        moved = State(part.states, levels_of(step, *form).astype(np.float32), part.scale).weights()
+        image = by_entry(_gathered(h @ moved, part), *form)
         rate = length / max(float((step * image).sum()), 1e-300)
-        book += rate * step
+        book += rate * levels_of(step, *form)
         residual = residual - rate * image
         again = residual / diagonal
         previous, length = length, float((residual * again).sum())
@@ -188,14 +190,11 @@ def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
     state.book = book.astype(np.float32)
 
 
-def _round_book(state: State, fixed_scale: bool) -> None:
+def _round_book(problem: Problem, state: State, fixed_scale: bool) -> None:
     """Entries to int8 levels; free scales take up the change of unit."""
-    reach = float(np.abs(state.book).max())
-    if not fixed_scale and reach > 0:
-        factor = np.float32(LEVEL_LIMIT / reach)
-        state.book = state.book * factor
+    state.book, factor = rounded(state.book, problem.bits, problem.state_bits, not fixed_scale)
+    if not fixed_scale:
         state.scale = state.scale / state.scale.dtype.type(factor)
-    state.book = np.clip(np.rint(state.book), -LEVEL_LIMIT, LEVEL_LIMIT).astype(np.float32)
 
 
 def _fit_scales(problem: Problem, state: State, wanted: np.ndarray, gradient: np.ndarray) -> np.ndarray:

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from export.artefacts.stored_matrix import StoredMatrix
+from export.contract.formats.halves import HALF, indices, split
 from export.contract.formats.trellis import LEVEL_LIMIT
 from export.contract.packing import pack
 from toolchain.quantize.solvers.on_device.paths import best_paths
 from toolchain.quantize.solvers.trellis_column import trellis_kind
+from toolchain.quantize.solvers.trellis_levels import are_sums, entries_of
 from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
 from toolchain.tune.trainable.scale import through
@@ -50,12 +52,19 @@ class TrainableTrellis(TrainableMatrix):
 
     def __init__(self, module: nn.Module, stored: StoredMatrix) -> None:
         super().__init__(module, stored)
-        levels = torch.from_numpy(stored["codebook"].astype(np.float32))
+        book = stored["codebook"]
+        halves = split(book, self.layout.bits) if are_sums(self.layout.state_bits) else None
+        self._sums = halves is not None and "codebook" not in stored.standard
+        self._indices: torch.Tensor
+        if self._sums:  # which they stay
+            book = entries_of(book.astype(np.float64), self.layout.bits)
+            self.register_buffer("_indices", torch.from_numpy(np.stack(indices(self.layout.bits))))
+        entries = torch.from_numpy(book.astype(np.float32))
         self.codebook: torch.Tensor
         if "codebook" in stored.standard:
-            self.register_buffer("codebook", levels)
+            self.register_buffer("codebook", entries)
         else:
-            self.codebook = nn.Parameter(levels)
+            self.codebook = nn.Parameter(entries)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
         self._holds, self._held = False, torch.empty(0)
 
@@ -64,8 +73,13 @@ class TrainableTrellis(TrainableMatrix):
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
-        rounded = self.codebook.detach().round().clamp(-LEVEL_LIMIT, LEVEL_LIMIT)
-        return through(self.codebook, rounded)
+        rounded = self.codebook.detach().round()
+        if not self._sums:
+            return through(self.codebook, rounded.clamp(-LEVEL_LIMIT, LEVEL_LIMIT))
+        first, second = rounded.split(HALF, dim=1)  # every entry of the one meets every one of the other
+        least, most = -LEVEL_LIMIT - first.amin(1, keepdim=True), LEVEL_LIMIT - first.amax(1, keepdim=True)
+        first, second = through(self.codebook, torch.cat([first, second.clamp(least, most)], dim=1)).split(HALF, dim=1)
+        return first[:, self._indices[0]] + second[:, self._indices[1]]
 
     def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Best paths for the latent weight, int16 [N, K]."""

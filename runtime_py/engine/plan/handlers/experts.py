@@ -16,13 +16,12 @@ from export.contract.formats.base import DOMAIN
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
 from runtime_py.engine.kernels.elementwise import SIGMOID
-from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, Buffer, Place
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Pending, Routed, Tokens
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
+from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width, takes
 from runtime_py.engine.steps.experts import (
     Combine,
     ExpertDense,
@@ -270,7 +269,7 @@ def _product(
         weights = np.ascontiguousarray(parts[0])
         context.bytes_per_token += weights.nbytes * picks // layout.experts
         return ExpertDense[Argument](**common, weights=context.stored(weights), item_bytes=weights.itemsize)
-    if not isinstance(stored, CodebookLayout) and not (isinstance(stored, TrellisLayout) and runs_directly(node)):
+    if not isinstance(stored, CodebookLayout) and not (isinstance(stored, TrellisLayout) and takes(stored, parts[1])):
         stored, parts = stored.as_codebook(*parts)
     assert isinstance(stored, CodebookLayout | TrellisLayout)
     codes, book, scale = (np.ascontiguousarray(part) for part in parts)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_STATE_BITS, UNIT, standard_levels
+from export.contract.formats.halves import HALF
+from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, standard_levels
 from toolchain.quantize.solvers.on_device.paths import best_paths, row_weights
+from toolchain.quantize.solvers.trellis_levels import are_sums, levels_of, means, rounded
 from toolchain.quantize.solvers.trellis_solver import BOOK_ROWS, ROUNDS, SAMPLE, Problem, State
 from toolchain.system.device import wide
 
@@ -148,7 +150,7 @@ def _refined(
         if not fixed_scale:
             states, gradient = _with_fitted_scales(batch, states, wanted, gradient)
         if not batch.standard:
-            states = _rounded(_with_fitted_books(batch, states, gradient), fixed_scale)
+            states = _rounded(batch, _with_fitted_books(batch, states, gradient), fixed_scale)
             gradient = batch.h @ (batch.w - states.weights())
         states, gradient = _with_improved_paths(batch, states, gradient)
         found = (gradient * (batch.w - states.weights())).sum(dim=(1, 2), dtype=wide(gradient.device))
@@ -178,8 +180,8 @@ def _clustered(batch: _Batch, rounds: int, draws: Sequence[np.random.Generator])
         for _ in range(rounds):
             path = best_paths(batch.bits, sample, weight, book)
             mass, total = _by_state(mass_of, path, count), _by_state(mass_of * sample, path, count)
-            book = torch.where(mass > 0, total / torch.where(mass > 0, mass, 1.0), book).float()
-        fresh = _rounded(_States(chosen, book, scale), fixed_scale=False)
+            book = _means(batch, mass, total, book)
+        fresh = _rounded(batch, _States(chosen, book, scale), fixed_scale=False)
         book, scale = fresh.book, fresh.scale
     path = best_paths(batch.bits, w / scale[:, None, :], weight, book)
     return _States(path, book, scale)
@@ -237,8 +239,10 @@ def _with_fitted_books(batch: _Batch, given: _States, gradient: torch.Tensor) ->
     part = _States(given.states[:, :, few].contiguous(), given.book, given.scale[:, few])
     count, scale = given.book.shape[1], part.scale[:, None, :]
 
+    design = _design(batch, wide(scale.device))
+
     def gathered(values: torch.Tensor) -> torch.Tensor:
-        return _by_state(values * scale, part.states, count)
+        return _by_state(values * scale, part.states, count) @ design
 
     diagonal = gathered((batch.h.diagonal()[:, None] * scale).expand(part.states.shape))
     diagonal = torch.where(diagonal > 0, diagonal, torch.inf)
@@ -248,11 +252,11 @@ def _with_fitted_books(batch: _Batch, given: _States, gradient: torch.Tensor) ->
     length = (residual * step).sum(dim=1, keepdim=True)
     goal = _GOAL * length
     for _ in range(_GRADIENT_STEPS):
-        image = gathered(batch.h @ replace(part, book=step.float()).weights())
+        image = gathered(batch.h @ replace(part, book=(step @ design.T).float()).weights())
         slope = (step * image).sum(dim=1, keepdim=True)
         going = (length > goal) & (slope > 0)  # a problem that is done stays where it is
         rate = torch.where(going, length / torch.where(going, slope, 1.0), 0.0)
-        book = book + rate * step
+        book = book + rate * (step @ design.T)
         residual = residual - rate * image
         again = residual / diagonal
         previous, length = length, (residual * again).sum(dim=1, keepdim=True)
@@ -260,14 +264,26 @@ def _with_fitted_books(batch: _Batch, given: _States, gradient: torch.Tensor) ->
     return replace(given, book=book.float())
 
 
-def _rounded(given: _States, fixed_scale: bool) -> _States:
+def _design(batch: _Batch, dtype: torch.dtype) -> torch.Tensor:
+    """[S, E]: which entries a level is the sum of (trellis_levels.py)."""
+    entries = np.eye(2 * HALF if are_sums(batch.state_bits) else 1 << batch.state_bits)
+    return torch.from_numpy(levels_of(entries, batch.bits, batch.state_bits).T.copy()).to(batch.w.device, dtype)
+
+
+def _means(batch: _Batch, mass: torch.Tensor, total: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """trellis_levels.means of each problem; all [C, S]."""
+    given = [value.double().cpu().numpy() for value in (mass, total, before)]
+    found = [means(m, t, b, batch.bits, batch.state_bits) for m, t, b in zip(*given)]
+    return torch.from_numpy(np.stack(found).astype(np.float32)).to(batch.w.device)
+
+
+def _rounded(batch: _Batch, given: _States, fixed_scale: bool) -> _States:
     """Entries to int8 levels; free scales take up the change of unit."""
-    book, scale = given.book, given.scale
-    if not fixed_scale:
-        reach = book.abs().amax(dim=1, keepdim=True)
-        factor = torch.where(reach > 0, LEVEL_LIMIT / torch.where(reach > 0, reach, 1.0), 1.0)
-        book, scale = book * factor, scale / factor
-    return _States(given.states, book.round().clamp(-LEVEL_LIMIT, LEVEL_LIMIT), scale)
+    books = given.book.cpu().numpy()
+    found = [rounded(book, batch.bits, batch.state_bits, not fixed_scale) for book in books]
+    book = torch.from_numpy(np.stack([levels for levels, _ in found])).to(batch.w.device)
+    factor = torch.tensor([[1.0 if fixed_scale else factor] for _, factor in found], device=batch.w.device)
+    return _States(given.states, book, given.scale / factor)
 
 
 def _with_fitted_scales(
