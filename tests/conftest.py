@@ -1,7 +1,7 @@
 """Shared fixtures: the bundled model with its quantized export, so that every clone runs the tests.
 
-A test that needs another trained model takes it from ../shared, or the folder that ATHENA_SHARED names, and skips, saying
-so, where that is not.
+A test that needs another trained model takes it from ../shared, or the folder that ATHENA_SHARED names, and skips,
+saying so, where that is not.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Files: bits are those of the file over its weights where one figure is published. Engines compute a prompt's logits for
 its last token alone, with kernels that differ by format: the rate of each comes from one model (fitted) and is tried on
 others (held out). Sources: geerlingguy's benchmark repositories (2024 to 2026, issue 47 for Qwen3-30B-A3B), llamafile's
-(TinyLlama), llama.cpp's pull requests 19356 and 19360 (LFM2) and 6928 (Llama-2-7B), ollama-benchmark's 9 (Pi 4), our own
-runtime on two cores of a Xeon (`athena-export bench`).
+(TinyLlama), llama.cpp's pull requests 19356 and 19360 (LFM2) and 6928 (Llama-2-7B), ollama-benchmark's 9 (Pi 4), our
+own runtime on two cores of a Xeon (`athena-export bench`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ _AIM = 0.12
 _PROMPT, _CONTEXT = 512, 128  # llama-bench's prompt and generation
 _OLD = "boards and llama.cpp of 2024, before the memory's new timing: 9.3 to 10.7 GB/s"
 _WIDE = "how much wider than the average the parts that every token reads are stored is not published"
-_OTHER = (
-    "no rate of its format's kernel is known; it is taken for the mean of two others that do not repack their weights"
-)
+_OTHER = "the rate of its format's kernel is not known: the mean of two others that do not repack weights"
 _SMALL = "Ollama of 2024 on a board of 2 GB: 2.9 GB/s, below the range that rows of boards with more memory gave"
 _FORMAT = "the rate is of the same kernels for another format, Q8_0"
 # op/s of llama.cpp's kernels on a Pi 5 for prompts, from 512 tokens of LFM2-350M: weights repacked when they are loaded
