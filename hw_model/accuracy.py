@@ -49,6 +49,9 @@ def losses(target: Target, work: Sequence[Operation]) -> tuple[str, ...]:
             found.append(f"converters of {target['adc_bits']:g} bits")
         if target["weight_bits"] < _CODE_BITS and plain:
             found.append(f"weights of {target['weight_bits']:g} bits")
+        moved, stored = target["transfer_bits"], max((op.weight_bits for op in products), default=0.0)
+        if 0 < moved < min(stored, target["weight_bits"]):
+            found.append(f"weights moved at {moved:g} bits")
         if target["input_bits"] < _CODE_BITS and plain:
             found.append(f"inputs of {target['input_bits']:g} bits")
     if target.kind == "stream":

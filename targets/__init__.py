@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.gates import figure
-from targets.kinds import CHOICES, KINDS
+from targets.kinds import CHOICES, KINDS, UNPAID
 from targets.quantities import quantity
 from targets.toml_file import read_toml
 
@@ -70,9 +70,25 @@ class Target:
         if name not in self.constants:
             raise TargetError(f"{self.name}: has no constant {name!r}; it has {self._names()}")
         try:
-            return quantity(text, self.constants[name].unit)
+            value = quantity(text, self.constants[name].unit)
         except ValueError as error:
             raise TargetError(f"{self.name}: {name}: {error}") from None
+        if name in UNPAID and self._beyond(name, value):
+            end = f"{self._best(name):g} {self.constants[name].unit}"
+            raise TargetError(
+                f"{self.name}: {name}={text} is better than {end}, the end of its range, and no part would pay for it; "
+                "a target file may state it with its source"
+            )
+        return value
+
+    def _best(self, name: str) -> float:
+        """The better end of the range of a constant in UNPAID."""
+        constant = self.constants[name]
+        end = constant.high if UNPAID[name] == "high" else constant.low
+        return constant.value if end is None else end
+
+    def _beyond(self, name: str, value: float) -> bool:
+        return value > self._best(name) if UNPAID[name] == "high" else value < self._best(name)
 
     def with_changes(self, changes: Mapping[str, str]) -> Target:
         """The same target with other values, as `read` reads them, and a name that says so. Raises TargetError."""
@@ -204,4 +220,8 @@ def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
             raise fail(name, f"{key} must be a number from 0 to {_LARGEST:g}, not {str(number)[:50]}")
     if "value" not in entry:
         raise fail(name, "has no value")
+    if not entry.get("low", entry["value"]) <= entry["value"] <= entry.get("high", entry["value"]):
+        raise fail(
+            name, f"low {entry.get('low', '-')} and high {entry.get('high', '-')} do not enclose {entry['value']}"
+        )
     return Constant(**entry)

@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.adapters.folder import folder_sites
+from export.adapters.store import read_adapter
 from export.contract.errors import InputError
+from hw_model.claims.stored import resolved
 from hw_model.claims.tasks import SECONDS, Task, day, own_bytes, switches, with_adapter
 from hw_model.estimate import open_target, price
 from hw_model.graph_work.workload import Operation, Phase, operations
 from tests.hw_model.test_books import family
+from tests.peft_folders import random_pairs, write_peft
+from toolchain.adapters.adding import add_adapter
 
 PHASE = Phase.of("prefill", 16)
 TASKS = [Task("a", 300, 4, ("query", "value")), Task("b", 100, 8, ("query",), 3)]
@@ -86,11 +91,36 @@ def test_expected_switches_are_those_of_all_orders(counts):
     assert switches(tasks, False) == len(tasks) and sum(Counter(requests).values()) == sum(counts)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_folders_own_adapters_are_counted_as_stored(bits, tmp_path):
+    """Two LoRA adapters of one exported model, of other ranks and modules: their bytes, and the products they add."""
+    graph = family("llama", tmp_path)
+    for name, rank, only in (("law", 4, "q_proj"), ("sums", 2, "down_proj")):
+        pairs = random_pairs(folder_sites(graph), rank, only=only)
+        add_adapter(graph.folder, name, write_peft(tmp_path / name, pairs, r=rank), bits, False)
+    work = operations(graph, PHASE)
+    tasks = resolved(graph, [Task.of("law:3"), Task.of("sums:1"), Task.of("own:1:4:q_proj")])
+    for task, rank, only in zip(tasks, (4, 2), ("q_proj", "down_proj")):
+        stored, found = read_adapter(graph.folder, task.name), with_adapter(work, task)
+        assert own_bytes(found) == stored.nbytes()
+        sites = [op for op in work if op.kind == "linear" and op.name.endswith(only)]
+        more = sum(op.macs for op in found) - sum(op.macs for op in work)
+        assert sites and more == sum(rank * (op.rows + op.columns) for op in sites) * PHASE.tokens
+    assert not tasks[2].terms and len(day(work, PHASE, open_target("hetero-albert"), tasks[:2], True)) == 3
+    with pytest.raises(InputError, match="other"):
+        resolved(graph, [Task.of("other:3")])
+    with pytest.raises(InputError, match="no adapter of a folder"):
+        with_adapter(work, Task.of("law:3"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "a",
+        "a:0",
+        ":3",
+        "a:x",
         "a:1:2",
         "a:x:2:query",
         "a:1:0:query",
