@@ -37,8 +37,8 @@ class Task:
 
     @staticmethod
     def of(text: str) -> Task:
-        """`NAME:REQUESTS:RANK:MATRIX,MATRIX`, `:LABELS` behind it or not; `NAME:REQUESTS`, of rank 0, for an adapter that
-        the folder has. Raises InputError."""
+        """`NAME:REQUESTS:RANK:MATRIX,MATRIX`, `:LABELS` behind it or not; `NAME:REQUESTS`, of rank 0, for an adapter of
+        the folder. Raises InputError."""
         parts = text.split(":")
         numbers = [*parts[1:3], *parts[4:]]
         if len(parts) not in (2, 4, 5) or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in numbers):

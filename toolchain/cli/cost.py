@@ -207,8 +207,8 @@ def tasks(
     task: Annotated[
         list[str],
         typer.Option(
-            help="NAME:REQUESTS:RANK:MATRIX,MATRIX[:LABELS] of a day, such as sst2:20000:8:query,value, or NAME:REQUESTS "
-            "of an adapter that FOLDER has; two or more."
+            help="NAME:REQUESTS:RANK:MATRIX,MATRIX[:LABELS] of a day, such as sst2:20000:8:query,value, or "
+            "NAME:REQUESTS of an adapter that FOLDER has; two or more."
         ),
     ],
     folder: MaybeFolder = None,

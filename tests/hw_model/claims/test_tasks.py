@@ -91,16 +91,17 @@ def test_expected_switches_are_those_of_all_orders(counts):
     assert switches(tasks, False) == len(tasks) and sum(Counter(requests).values()) == sum(counts)
 
 
+@pytest.mark.parametrize("variant, ends", [("llama", ("q_proj", "down_proj")), ("albert", ("query", "ffn_output"))])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_folders_own_adapters_are_counted_as_stored(bits, tmp_path):
+def test_a_folders_own_adapters_are_counted_as_stored(variant, ends, bits, tmp_path):
     """Two LoRA adapters of one exported model, of other ranks and modules: their bytes, and the products they add."""
-    graph = family("llama", tmp_path)
-    for name, rank, only in (("law", 4, "q_proj"), ("sums", 2, "down_proj")):
+    graph = family(variant, tmp_path)
+    for name, rank, only in (("law", 4, ends[0]), ("sums", 2, ends[1])):
         pairs = random_pairs(folder_sites(graph), rank, only=only)
         add_adapter(graph.folder, name, write_peft(tmp_path / name, pairs, r=rank), bits, False)
     work = operations(graph, PHASE)
-    tasks = resolved(graph, [Task.of("law:3"), Task.of("sums:1"), Task.of("own:1:4:q_proj")])
-    for task, rank, only in zip(tasks, (4, 2), ("q_proj", "down_proj")):
+    tasks = resolved(graph, [Task.of("law:3"), Task.of("sums:1"), Task.of(f"own:1:4:{ends[0]}")])
+    for task, rank, only in zip(tasks, (4, 2), ends):
         stored, found = read_adapter(graph.folder, task.name), with_adapter(work, task)
         assert own_bytes(found) == stored.nbytes()
         sites = [op for op in work if op.kind == "linear" and op.name.endswith(only)]
