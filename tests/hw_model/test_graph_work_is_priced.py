@@ -78,7 +78,8 @@ def test_pairs_are_those_of_the_mask(work, graph):
         if spec.causal or spec.looks_back_only:
             seen &= keys <= place
         assert op.keys(phase).tolist() == seen.sum(axis=1).tolist()
-        assert op.pairs == seen.sum() and op.macs == 2 * op.pairs * spec.heads * spec.head_dim
+        sizes = spec.heads_of(layer)
+        assert op.pairs == seen.sum() and op.macs == 2 * op.pairs * sizes.heads * sizes.head_dim
         assert op.causal == (spec.causal or spec.looks_back_only)
 
 
