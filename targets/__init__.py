@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from targets.bounds import problem
 from targets.gates import figure
 from targets.kinds import CHOICES, KINDS, UNPAID
 from targets.quantities import quantity
@@ -73,6 +74,8 @@ class Target:
             value = quantity(text, self.constants[name].unit)
         except ValueError as error:
             raise TargetError(f"{self.name}: {name}: {error}") from None
+        if wrong := problem(self.kind, name, self.constants[name].unit, value):
+            raise TargetError(f"{self.name}: {name} {wrong}")
         if name in UNPAID and self._beyond(name, value):
             end = f"{self._best(name):g} {self.constants[name].unit}"
             raise TargetError(
@@ -187,7 +190,7 @@ def _validated(path: Path, text: str, data: dict[str, Any], depth: int) -> Targe
             raise fail(name, f"is not a constant of kind {kind}")
         if base and isinstance(entry, dict):
             entry = {"unit": units[name], **entry}
-        loaded[name] = _constant(name, entry, units[name], fail)
+        loaded[name] = _constant(kind, name, entry, units[name], fail)
     return Target(path.stem, kind, str(data.get("summary", "")), loaded, path, choices)
 
 
@@ -197,7 +200,7 @@ def _defaults() -> Mapping[str, Mapping[str, Any]]:
     return read_toml(Path(__file__).parent / "defaults.toml")[1]
 
 
-def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
+def _constant(kind: str, name: str, entry: Any, unit: str, fail: Any) -> Constant:
     if not isinstance(entry, dict):
         raise fail(name, "must be a table { value, unit, source, tag }")
     unknown = set(entry) - {"value", "unit", "source", "tag", "low", "high"}
@@ -218,6 +221,8 @@ def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
         number = entry.get(key, 1.0)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
             raise fail(name, f"{key} must be a number from 0 to {_LARGEST:g}, not {str(number)[:50]}")
+        if key in entry and (wrong := problem(kind, name, unit, number)):
+            raise fail(name, f"{key} {wrong}")
     if "value" not in entry:
         raise fail(name, "has no value")
     if not entry.get("low", entry["value"]) <= entry["value"] <= entry.get("high", entry["value"]):

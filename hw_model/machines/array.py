@@ -87,7 +87,7 @@ def build(target: Target) -> Array:
     clock = min(target["clock"], 1e9 / period)
     if kind == "ones-splitting":
         return _ones_splitting(target, macro, (turns, clock), areas_mm2, size)
-    planes = macro.input_bits / macro.bits_per_cycle
+    planes = math.ceil(macro.input_bits / macro.bits_per_cycle)
     energy = {name: value * 1e-15 * planes for name, value in energies(macro).items()}
     lossless = kind == "digital" or 2 ** target["adc_bits"] - 1 >= rows * (2 ** target["bits_per_cycle"] - 1)
     return Array(rows, outputs, planes * turns, clock, energy, areas_mm2, size, lossless)

@@ -69,9 +69,7 @@ def test_a_shared_converter_is_as_fast_as_published():
     assert array.areas["ADC"] == pytest.approx(8 * 1200e-6)
     rap = build(open_target("rap-shared"))
     assert rap.areas["ADC"] == pytest.approx(32 * 361e-6, rel=1e-5)
-    assert rap.seconds == pytest.approx(
-        rap.cycles * 32 / 1.2e9
-    )
+    assert rap.seconds == pytest.approx(rap.cycles * 32 / 1.2e9)
     found = {one.variant: one for one in densities(open_target("rap-baseline-shared"), open_target("rap-shared"))}
     assert found["rap-baseline-shared"].tops_per_mm2 == pytest.approx(2 * 128**2 / array.seconds / array.area * 1e-12)
 
