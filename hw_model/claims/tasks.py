@@ -102,6 +102,9 @@ def with_adapter(work: Sequence[Operation], task: Task) -> list[Operation]:
         ends = [end for end in task.matrices if f"/{op.name}".endswith(f"/{end}")]
         if op.kind == "linear" and ends:
             used.add(ends[0])
+            if task.rank > min(op.rows, op.columns):
+                size = f"{op.rows} x {op.columns}"
+                raise InputError(f"task {task.name}: rank {task.rank} of {op.name}, a matrix of {size}")
             found += [_factor(op, task.rank, op.columns, "down"), _factor(op, op.rows, task.rank, "up")]
     if missing := [end for end in task.matrices if end not in used]:
         names = sorted({op.name.rpartition("/")[2] for op in work if op.kind == "linear"})

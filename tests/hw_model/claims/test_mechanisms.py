@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from export.contract.errors import InputError
-from hw_model.claims.mechanisms import ALL, MECHANISMS, compare, densities, variants
+from hw_model.claims.mechanisms import ALL, MECHANISMS, compare, compare_by_law, densities, variants
 from hw_model.estimate import open_target, price
 from hw_model.graph_work.workload import Phase
 from hw_model.machines.array import build
@@ -60,6 +60,9 @@ def test_targets_that_differ_in_more_are_refused():
         variants(open_target("rap-baseline"), open_target("rap").varied({"cache_capacity": 1.0}))
     with pytest.raises(InputError, match="of kind pim"):
         variants(open_target("rpi5"), open_target("rap"))
+    for names in (("rpi5", "rap"), ("rap-baseline", "tender")):
+        with pytest.raises(InputError, match="of kind pim"):
+            compare_by_law([], Phase.of("decode", 1), *map(open_target, names))
 
 
 def test_a_shared_converter_is_as_fast_as_published():

@@ -144,6 +144,7 @@ def test_bad_days(albert):
         (TASKS, open_target("rap"), "of kind stream"),
         ([*TASKS, Task("c", 1, 1, ("nothing",))], target, "no matrix is called 'nothing'; there are"),
         ([*TASKS, Task("c", 10**9, 1, ("query",))], target, "at most"),
+        ([*TASKS, Task("c", 1, 10**6, ("query",))], target, "rank 1000000 of .*query.*, a matrix of"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=message):
             day(albert, PHASE, machine, tasks, True)

@@ -100,6 +100,7 @@ def test_axes_of_the_work():
 LOSSY = [
     ("rap-baseline", {"adc_bits": "3"}, "converters of 3 bits"), ("rap", {"rows_active": "16"}, "converters of 4 bits"),
     ("digital-sram-pim", {"weight_bits": "4"}, "weights of 4 bits"), ("qrazor-pim", {}, "weights of 4"),
+    ("rap", {"transfer_bits": "2"}, "weights moved at 2 bits"),
     ("digital-sram-pim", {"input_bits": "4"}, "inputs of 4 bits"), ("tender", {}, "weights of 4 bits"),
     ("hetero-albert", {}, "50 % of the weights"), ("attentionlego", {}, "6 bits"),
 ]  # fmt: skip
