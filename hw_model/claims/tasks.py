@@ -103,8 +103,8 @@ def with_adapter(work: Sequence[Operation], task: Task) -> list[Operation]:
         if op.kind == "linear" and ends:
             used.add(ends[0])
             if task.rank > min(op.rows, op.columns):
-                size = f"{op.rows} x {op.columns}"
-                raise InputError(f"task {task.name}: rank {task.rank} of {op.name}, a matrix of {size}")
+                sides = f"{op.rows} x {op.columns}"
+                raise InputError(f"task {task.name}: rank {task.rank} of {op.name}, a matrix of {sides}")
             found += [_factor(op, task.rank, op.columns, "down"), _factor(op, op.rows, task.rank, "up")]
     if missing := [end for end in task.matrices if end not in used]:
         names = sorted({op.name.rpartition("/")[2] for op in work if op.kind == "linear"})
