@@ -94,7 +94,7 @@ def test_the_pages_of_cost_sweep_and_compare(reported, width, tmp_path):
 
 
 def _every_picture_has(names: list[str], page: str) -> None:
-    """AttentionLego's weights lie in its macros: nothing is read from outside, so that a roofline has no place for it."""
+    """AttentionLego's weights lie in its macros: nothing comes from outside, so that a roofline has no place for it."""
     drawn = re.findall(r"<h2[^>]*>([^<]*)</h2>\s*(?:<figure>)?\s*(<svg.*?</svg>)", page, re.DOTALL)
     assert len(drawn) == 8
     for title, picture in drawn:
