@@ -16,6 +16,7 @@ from hw_model.machines.array import build
 from targets import Target
 
 _CODE_BITS = 8  # of codebook entries and of activations in the runtime
+_ROUNDED = 0.9  # of the stored bits: scales and codebooks are moved once for many weights
 NOT_MEASURED = "accuracy not measured"
 
 
@@ -49,6 +50,9 @@ def losses(target: Target, work: Sequence[Operation]) -> tuple[str, ...]:
             found.append(f"converters of {target['adc_bits']:g} bits")
         if target["weight_bits"] < _CODE_BITS and plain:
             found.append(f"weights of {target['weight_bits']:g} bits")
+        moved, stored = target["transfer_bits"], max((op.weight_bits for op in products), default=0.0)
+        if 0 < moved < _ROUNDED * min(stored, target["weight_bits"]):
+            found.append(f"weights moved at {moved:g} bits")
         if target["input_bits"] < _CODE_BITS and plain:
             found.append(f"inputs of {target['input_bits']:g} bits")
     if target.kind == "stream":

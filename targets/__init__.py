@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from targets.bounds import problem
 from targets.gates import figure
-from targets.kinds import CHOICES, KINDS
+from targets.kinds import CHOICES, KINDS, UNPAID
 from targets.quantities import quantity
 from targets.toml_file import read_toml
 
@@ -70,9 +71,27 @@ class Target:
         if name not in self.constants:
             raise TargetError(f"{self.name}: has no constant {name!r}; it has {self._names()}")
         try:
-            return quantity(text, self.constants[name].unit)
+            value = quantity(text, self.constants[name].unit)
         except ValueError as error:
             raise TargetError(f"{self.name}: {name}: {error}") from None
+        if wrong := problem(self.kind, name, self.constants[name].unit, value):
+            raise TargetError(f"{self.name}: {name} {wrong}")
+        if name in UNPAID and self._beyond(name, value):
+            end = f"{self._best(name):g} {self.constants[name].unit}"
+            raise TargetError(
+                f"{self.name}: {name}={text} is better than {end}, the end of its range, and no part would pay for it; "
+                "a target file may state it with its source"
+            )
+        return value
+
+    def _best(self, name: str) -> float:
+        """The better end of the range of a constant in UNPAID."""
+        constant = self.constants[name]
+        end = constant.high if UNPAID[name] == "high" else constant.low
+        return constant.value if end is None else end
+
+    def _beyond(self, name: str, value: float) -> bool:
+        return value > self._best(name) if UNPAID[name] == "high" else value < self._best(name)
 
     def with_changes(self, changes: Mapping[str, str]) -> Target:
         """The same target with other values, as `read` reads them, and a name that says so. Raises TargetError."""
@@ -171,7 +190,7 @@ def _validated(path: Path, text: str, data: dict[str, Any], depth: int) -> Targe
             raise fail(name, f"is not a constant of kind {kind}")
         if base and isinstance(entry, dict):
             entry = {"unit": units[name], **entry}
-        loaded[name] = _constant(name, entry, units[name], fail)
+        loaded[name] = _constant(kind, name, entry, units[name], fail)
     return Target(path.stem, kind, str(data.get("summary", "")), loaded, path, choices)
 
 
@@ -181,7 +200,7 @@ def _defaults() -> Mapping[str, Mapping[str, Any]]:
     return read_toml(Path(__file__).parent / "defaults.toml")[1]
 
 
-def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
+def _constant(kind: str, name: str, entry: Any, unit: str, fail: Any) -> Constant:
     if not isinstance(entry, dict):
         raise fail(name, "must be a table { value, unit, source, tag }")
     unknown = set(entry) - {"value", "unit", "source", "tag", "low", "high"}
@@ -202,6 +221,12 @@ def _constant(name: str, entry: Any, unit: str, fail: Any) -> Constant:
         number = entry.get(key, 1.0)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
             raise fail(name, f"{key} must be a number from 0 to {_LARGEST:g}, not {str(number)[:50]}")
+        if key in entry and (wrong := problem(kind, name, unit, number)):
+            raise fail(name, f"{key} {wrong}")
     if "value" not in entry:
         raise fail(name, "has no value")
+    if not entry.get("low", entry["value"]) <= entry["value"] <= entry.get("high", entry["value"]):
+        raise fail(
+            name, f"low {entry.get('low', '-')} and high {entry.get('high', '-')} do not enclose {entry['value']}"
+        )
     return Constant(**entry)

@@ -83,7 +83,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "node": "nm",  # of the arrays' logic; not for sdr, whose units are of 28 nm
         "columns_per_adc": "1",  # bit lines that take turns at one converter
         "adc_rate": "Hz",  # of a converter behind a sample and hold; 0: by the macro equations, settling included
-        "adc_area": "um2",  # of a converter; 0: by the macro equations
+        "adc_area": "um2/Hz",  # of a converter with adc_rate, for each sample a second; 0: by the macro equations
         "logic_leakage": "W/mm2",  # of all that is no memory cell
         "vector_area": "um2",  # of a lane, as the next two
         "softmax_area": "um2",
@@ -129,6 +129,13 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "dram_idle": "W/(byte/s)",
     },
 }
+
+# Rates and cycle counts that have no part whose area or power would pay for better ones, with the end of the range that
+# is the better one: --set and --vary go as far as a target's range does, a file states what it can give a source for.
+UNPAID: Mapping[str, str] = {
+    "clock": "high", "projection_cycles": "low", "score_cycles_per_key": "low", "ideal_cycles_per_64_keys": "low",
+    "key_write_cycles": "low",
+}  # fmt: skip
 
 # Choices by name that a kind asks for.
 CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {

@@ -22,7 +22,7 @@ _BASES: dict[str, tuple[float, tuple[int, int, int, int, int]]] = {
     "V": (1.0, (0, 0, 0, 1, 0)), "m": (1.0, (0, 0, 0, 0, 1)),
     "op": (1.0, (0,) * 5), "cycle": (1.0, (0,) * 5), "1": (1.0, (0,) * 5),
 }  # fmt: skip
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _TOKEN = re.compile(r"[/*()]|[A-Za-zµ1]+2?")
 _LONGEST = 60  # characters
 

@@ -1,6 +1,7 @@
 """Shared fixtures: the bundled model with its quantized export, so that every clone runs the tests.
 
-A test that needs another trained model takes it from ../shared and skips, saying so, where that is not.
+A test that needs another trained model takes it from ../shared, or the folder that ATHENA_SHARED names, and skips,
+saying so, where that is not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hypothesis import settings
 
 from toolchain.calibrate.corpus import standard_library_text
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("ATHENA_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 # The first example of a property pays for just-in-time compilation: a deadline would measure the compiler.
 settings.register_profile("athena", deadline=None)
 settings.load_profile("athena")

@@ -96,6 +96,7 @@ def compare(work: Sequence[Operation], phase: Phase, baseline: Target, proposal:
 
 def compare_by_law(work: Sequence[Operation], phase: Phase, baseline: Target, proposal: Target) -> dict[str, list[Row]]:
     """The same under every law of the converters' energy, of which both have the same one."""
+    variants(baseline, proposal)  # raises for what are no two machines of this kind
     return {
         law: compare(work, phase, baseline.varied({"adc_law": law}), proposal.varied({"adc_law": law}))
         for law in CHOICES["pim"]["adc_law"]

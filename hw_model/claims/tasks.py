@@ -8,8 +8,8 @@ into SRAM or into RRAM. Between requests logic and DRAM are switched off; memory
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from export.contract.errors import InputError
@@ -31,22 +31,30 @@ class Task:
     requests: int
     rank: int
     matrices: tuple[str, ...]  # ends of the names of products that get low-rank factors: query, attention/dense
-    labels: int = 2  # outputs of its head
+    labels: int = 2  # outputs of its head; 0: the model's own head
+    # of an adapter that the folder has (stored.py): rank, and bytes of both factors, by the name of the product's node
+    terms: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @staticmethod
     def of(text: str) -> Task:
-        """`NAME:REQUESTS:RANK:MATRIX,MATRIX` or with `:LABELS`. Raises InputError."""
+        """`NAME:REQUESTS:RANK:MATRIX,MATRIX`, `:LABELS` behind it or not; `NAME:REQUESTS`, of rank 0, for an adapter of
+        the folder. Raises InputError."""
         parts = text.split(":")
         numbers = [*parts[1:3], *parts[4:]]
-        if not 4 <= len(parts) <= 5 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in numbers):
+        if len(parts) not in (2, 4, 5) or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in numbers):
             raise InputError(
-                f"--task {text!r}: expected NAME:REQUESTS:RANK:MATRIX,MATRIX, such as sst2:20000:8:query,value"
+                f"--task {text!r}: expected NAME:REQUESTS:RANK:MATRIX,MATRIX, such as sst2:20000:8:query,value, or "
+                "NAME:REQUESTS for an adapter of the folder"
             )
+        if len(parts) == 2:
+            if not parts[0].strip() or int(parts[1]) < 1:
+                raise InputError(f"--task {text!r}: a name and one request at least are needed")
+            return Task(parts[0].strip(), int(parts[1]), 0, (), 0)
         matrices = tuple(name.strip() for name in parts[3].split(",") if name.strip())
         values = [int(number) for number in numbers]
         if not parts[0].strip() or not matrices or min(values) < 1:
             raise InputError(f"--task {text!r}: a name, one matrix, and numbers of at least 1 are needed")
-        return Task(parts[0].strip(), values[0], values[1], matrices, *values[2:])
+        return Task(parts[0].strip(), values[0], values[1], matrices, values[2] if len(values) > 2 else 2)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,13 @@ class Day:
 def with_adapter(work: Sequence[Operation], task: Task) -> list[Operation]:
     """The backbone's work and the task's: factors beside its matrices, a head behind it, norms and biases its own.
 
-    A matrix that layers share has factors that they share. Raises InputError for a matrix that is not there.
+    A matrix that layers share has factors that they share. An adapter of the folder has its factors alone. Raises
+    InputError for a matrix that is not there.
     """
+    if task.terms:
+        return [one for op in work for one in (op, *_stored_factors(op, task))]
+    if not task.rank:
+        raise InputError(f"task {task.name}: no adapter of a folder; give NAME:REQUESTS:RANK:MATRIX,MATRIX")
     found, used = list[Operation](), set[str]()
     for op in work:
         other = op.kind not in ("linear", "embedding", "experts")
@@ -89,6 +102,9 @@ def with_adapter(work: Sequence[Operation], task: Task) -> list[Operation]:
         ends = [end for end in task.matrices if f"/{op.name}".endswith(f"/{end}")]
         if op.kind == "linear" and ends:
             used.add(ends[0])
+            if task.rank > min(op.rows, op.columns):
+                sides = f"{op.rows} x {op.columns}"
+                raise InputError(f"task {task.name}: rank {task.rank} of {op.name}, a matrix of {sides}")
             found += [_factor(op, task.rank, op.columns, "down"), _factor(op, op.rows, task.rank, "up")]
     if missing := [end for end in task.matrices if end not in used]:
         names = sorted({op.name.rpartition("/")[2] for op in work if op.kind == "linear"})
@@ -119,6 +135,15 @@ def _factor(op: Operation, rows: int, columns: int, name: str) -> Operation:
         activation_bytes=4 * op.vectors * (rows + columns), rows=rows, columns=columns, weight_bits=_ADAPTER_BITS,
         uses=op.uses, again=op.again, changes=True,
     )  # fmt: skip
+
+
+def _stored_factors(op: Operation, task: Task) -> list[Operation]:
+    """The factors of an adapter beside one product, as many bytes as the folder has of them."""
+    if op.kind != "linear" or op.name not in task.terms:
+        return []
+    rank, down, up = task.terms[op.name]
+    both = ((_factor(op, rank, op.columns, "down"), down), (_factor(op, op.rows, rank, "up"), up))
+    return [replace(f, weight_bytes=size, weight_bits=8 * size / (f.rows * f.columns)) for f, size in both]
 
 
 def own_bytes(work: Sequence[Operation]) -> float:

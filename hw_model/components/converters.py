@@ -35,3 +35,8 @@ def adc_delay(bits: float, rows: int) -> float:
 def dac_energy(bits: int, volts: float) -> float:
     """fJ of one input driver; a single bit is a plain word line."""
     return 50 * bits * volts**2 if bits > 1 else 0.0
+
+
+def dac_area(bits: int) -> float:
+    """um2 of one input driver of several bits, as ISAAC's (ISCA 2016: 1,024 of one bit in 170 um2) for each level."""
+    return 170 / 1024 * 2 ** (bits - 1) if bits > 1 else 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hw_model.components.converters import adc_delay, adc_energy
+from hw_model.components.converters import adc_area, adc_delay, adc_energy, dac_area
 from hw_model.components.gates import NAND_CAPACITANCE, full_adder_energy, place_value_adders, register_energy
 from hw_model.components.logic import UNITS
 from hw_model.components.macro import Macro, areas, clock_period, energies
@@ -79,16 +79,27 @@ def build(target: Target) -> Array:
         node=target["node"],
     )
     areas_mm2 = {name: um2 * 1e-6 for name, um2 in areas(macro).items() if um2}
-    if macro.analog and target["adc_area"]:
-        areas_mm2["ADC"] = macro.weight_bits * outputs / macro.columns_per_adc * target["adc_area"] * 1e-6
+    if macro.analog and target["adc_rate"]:
+        areas_mm2["ADC"] = _rated(target, macro) * macro.weight_bits * outputs / macro.columns_per_adc * 1e-6
+    if macro.analog and macro.bits_per_cycle > 1:  # ZigZag-IMC leaves them out
+        areas_mm2["DAC"] = dac_area(macro.bits_per_cycle) * rows * 1e-6
     turns, period = _conversion(target, macro)
     clock = min(target["clock"], 1e9 / period)
     if kind == "ones-splitting":
         return _ones_splitting(target, macro, (turns, clock), areas_mm2, size)
-    planes = macro.input_bits / macro.bits_per_cycle
+    planes = math.ceil(macro.input_bits / macro.bits_per_cycle)
     energy = {name: value * 1e-15 * planes for name, value in energies(macro).items()}
     lossless = kind == "digital" or 2 ** target["adc_bits"] - 1 >= rows * (2 ** target["bits_per_cycle"] - 1)
     return Array(rows, outputs, planes * turns, clock, energy, areas_mm2, size, lossless)
+
+
+def _rated(target: Target, macro: Macro) -> float:
+    """um2 of a converter of the stated rate: by its published density, or as many of the macro equations' that take
+    turns as it takes to be so fast."""
+    if target["adc_area"]:
+        return target["adc_area"] * target["adc_rate"]
+    turns = target["adc_rate"] * adc_delay(macro.adc_bits, 0) * 1e-9
+    return adc_area(macro.adc_bits) * macro.node / 28 * max(turns, 1.0)
 
 
 def _conversion(target: Target, macro: Macro) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from export.contract.errors import InputError
 from hw_model.estimate import price
 from hw_model.graph_work.workload import Operation, Phase
 from hw_model.machines.result import CostReport
-from targets import Target
+from targets import Target, TargetError
 
 RESOURCES: Mapping[str, str] = {"pim": "arrays", "attentionlego": "macros", "stream": "macs"}
 _MANY = 2**24  # of the resource: enough for every model, so that nothing is refused where only area is asked
@@ -59,7 +59,7 @@ def of_area(work: Sequence[Operation], phase: Phase, target: Target, area: float
             f"{target.name}: {area:g} mm2 hold none of its {name}: one takes {each:.3g} mm2, all other parts "
             f"{max(others, 0):.4g}"
         )
-    return target.with_changes({name: f"{count}"})
+    return _sized(target, name, count)
 
 
 def at_the_knee(
@@ -90,7 +90,15 @@ def at_the_knee(
     while enough - low > 1:
         middle = (low + enough) // 2
         low, enough = (low, middle) if of(middle) <= _TOLERANCE * best else (middle, enough)
-    return target.with_changes({name: f"{enough}"})
+    return _sized(target, name, enough)
+
+
+def _sized(target: Target, name: str, count: int) -> Target:
+    """The target with so many, and a name that says so. Raises InputError for more than any machine has."""
+    try:
+        return target.with_changes({name: f"{count}"})
+    except TargetError as error:
+        raise InputError(str(error)) from None
 
 
 def _needed(work: Sequence[Operation], phase: Phase, target: Target, profile: str, objective: str) -> int:

@@ -136,6 +136,9 @@ _QWEN_3: dict[str, Any] = {"heads": 32, "head_dim": 128, "vocabulary": 151936, "
 SHAPES = {
     "Qwen2.5-0.5B": Shape(24, 896, 14, 2, 64, 4864, 151936),
     "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936),
+    "Qwen1.5-1.8B": Shape(24, 2048, 16, 16, 128, 5504, 151936, tied=False),
+    "Qwen2.5-14B": Shape(48, 5120, 40, 8, 128, 13824, 152064, tied=False),
+    "LFM2-350M": Shape(16, 1024, 16, 8, 64, 4608, 65536, convolutions=10),
     "LFM2-700M": Shape(16, 1536, 24, 8, 64, 6912, 65536, convolutions=10),
     "Qwen3-4B": Shape(36, 2560, kv_heads=8, intermediate=9728, **_QWEN_3),
     "Qwen3-30B-A3B": Shape(48, 2048, kv_heads=4, intermediate=768, experts=128, picked=8, tied=False, **_QWEN_3),

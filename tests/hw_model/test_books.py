@@ -22,6 +22,7 @@ from hw_model.machines.parts import LEAKAGE
 from hw_model.machines.result import CostReport
 from targets import TargetError, load_target, target_names
 from targets.gates import ACTIVITY, NAND_AREA, figure
+from targets.kinds import UNPAID
 from tests.conftest import shared
 from tests.export.graph.families import FloatCheckpoint, tiny_model
 from tests.hw_model.test_machines import llama
@@ -272,7 +273,7 @@ def test_own_gates_have_one_place():
             if "own gate" in constant.source:
                 assert constant.tag in ("measured", "derived"), (name, key)
     assert (
-        UNITS["mac_8x8"].area == pytest.approx(982.5 * NAND_AREA)
+        UNITS["mac_8x8"].area == pytest.approx(956.1 * NAND_AREA)
         and figure("2 * mac_8x8.area") == 2 * UNITS["mac_8x8"].area
     )
 
@@ -294,7 +295,7 @@ def test_derived_areas_are_their_operations():
     multiply_add = operation_area("fp32 mul") + operation_area("fp32 add")
     # own gates against what the same operations take in Horowitz's table
     assert baseline["softmax_area"] == pytest.approx(6 * multiply_add, rel=0.15)
-    assert baseline["requantize_area"] == pytest.approx(multiply_add + operation_area("fp32 mul"), rel=0.2)
+    assert baseline["requantize_area"] == pytest.approx(multiply_add + operation_area("fp32 mul"), rel=0.25)
     table = 1024 * digital["sram_area"] * 1e6
     lookup = table + 2 * operation_area("int32 add") + operation_area("int8 mul")
     assert digital["softmax_area"] == pytest.approx(lookup, rel=0.01)
@@ -318,22 +319,68 @@ def test_logic_leaks_by_its_area(name):
         assert parts(report)[LEAKAGE] > 4 * (report.energy_j - parts(report)[LEAKAGE])
 
 
+RATES = ("byte/s", "op/cycle", "byte", "Hz", "op/s")  # units of how much of something there is
+COUNTS = ("arrays", "tiles", "chips", "macros", "bus_width", "vector_lanes", "softmax_lanes", "requantize_lanes")
+
+
 def rates(name: str) -> list[str]:
-    """Constants that say how much of something there is: lanes, products, bytes, bytes a second, wires."""
+    """Constants that say how much of something there is: lanes, products, bytes, samples or bytes a second, wires."""
     constants = open_target(name).constants.items()
-    units = ("byte/s", "op/cycle", "byte")
-    return [key for key, c in constants if c.unit in units or key.endswith("_lanes") or key in ("arrays", "bus_width")]
+    return [key for key, c in constants if (c.unit in RATES or key in COUNTS) and key not in UNPAID]
 
 
 @pytest.mark.parametrize("name, rate", [(name, rate) for name in ACCELERATORS for rate in rates(name)])
-def test_more_of_a_resource_is_paid_for(name, rate):
-    target, phase = open_target(name), Phase.of("decode", 100)
+@settings(max_examples=4)
+@given(st.floats(1.3, 20), st.sampled_from([Phase.of("decode", 100), Phase.of("prefill", 24)]))
+def test_more_of_a_resource_is_paid_for(name, rate, factor, phase):
+    target = open_target(name)
     target = target.varied({"chips": 2}) if rate == "link_bandwidth" else target  # a single one has no link
-    work = llama(2, 512, 1408, 1, 100)
-    more = target.varied({rate: 1.5 * target[rate] or 1e6})
-    one, other = price(work, phase, target), price(work, phase, more)
+    if target[rate] == 0:  # of their own accord as fast as the equations say, or as many as the model needs
+        target = target.varied({rate: {"adc_rate": 2e9, "macros": 5000, "weight_capacity": 1e6}[rate]})
+    if rate == "adc_rate" and target.choices["array"] not in ("analog", "ones-splitting"):
+        return  # no converter
+    work = llama(2, 512, 1408, phase.tokens, phase.total)
+    more = target.varied({rate: math.ceil(factor * target[rate])})
+    one, other = (price(work, phase, t, ranged=False) for t in (target, more))
     power = [sum(part.leakage_w for part in report.components) for report in (one, other)]
     assert other.area_mm2 > one.area_mm2 and (power[1] > power[0] or target["weight_leakage"] == 0)
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_what_no_part_pays_for_ends_with_its_range(name):
+    """A clock, and cycles that were counted: free to vary within what the target's file vouches for, and no further."""
+    target = load_target(name)
+    for key, end in UNPAID.items():
+        if key not in target.constants:
+            continue
+        constant, better = target.constants[key], 1.01 if end == "high" else 0.99
+        edge = getattr(constant, end) or constant.value
+        assert target.with_changes({key: f"{edge!r}"})[key] == edge
+        with pytest.raises(TargetError, match=f"{key}=.* is better than .* no part would pay for it"):
+            target.with_changes({key: f"{edge * better!r}"})
+    if target.kind == "cpu":
+        board = target.varied({key: 2 * target[key] for key in rates(name)})
+        phase = Phase.of("decode", 100)
+        report = price(llama(2, 512, 1408, 1, 100), phase, board)
+        assert report.energy_j == pytest.approx(report.latency_s * target["board_power"])
+        assert any("wall power of the board" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", target_names())
+@settings(max_examples=25)
+@given(st.data())
+def test_a_dearer_part_never_makes_a_machine_cheaper(name, data):
+    """Energies, powers and areas of parts, one by one: the total goes up with them, or stays where the part is idle."""
+    target, phase = open_target(name), Phase.of("decode", 100)
+    keys = [k for k, c in target.constants.items() if c.unit.startswith(("J/", "W", "mm2", "um2"))]
+    if target.kind == "attentionlego":
+        keys.remove("cell_area")  # a share of macro_area: what of a macro is no cell leaks as logic
+    key, factor = data.draw(st.sampled_from(keys)), data.draw(st.floats(1.01, 20))
+    work = llama(2, 512, 1408, 1, 100)
+    dearer = target.varied({key: factor * target[key]})
+    one, other = (price(work, phase, t, ranged=False) for t in (target, dearer))
+    assert other.energy_j >= one.energy_j * (1 - 1e-12) and (other.area_mm2 or 0) >= (one.area_mm2 or 0) * (1 - 1e-12)
+    assert other.latency_s == one.latency_s
 
 
 @pytest.mark.parametrize("name", ACCELERATORS)

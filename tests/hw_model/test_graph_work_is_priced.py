@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from export.artefacts.reader import Graph
+from export.contract.formats import FORMATS
 from export.files.access import read_json
 from export.graph.archs import model_spec
 from hw_model.estimate import has_rules, open_target, price
@@ -20,6 +21,7 @@ from hw_model.graph_work.workload import QUANTIZE_OPS, Operation, Phase, operati
 from hw_model.machines.array import build
 from hw_model.machines.result import CostReport
 from targets import Target, target_names
+from tests.hw_model.conftest import KEPT, SCHEMES
 
 PHASES = [Phase.of("prefill", 5), Phase.of("prefill", 23), Phase.of("decode", 3), Phase.of("decode", 40)]
 BY_KIND = {kind: [n for n in target_names() if open_target(n).kind == kind] for kind in ("cpu", "pim", "stream")}
@@ -65,6 +67,12 @@ def test_the_files_bytes_are_accounted_for_once(work, graph):
     assert sum(1 / op.uses for op in linear) == pytest.approx(sum(not op.again for op in linear))
 
 
+def test_every_weight_format_is_among_the_schemes():
+    """By name or as what --method keep makes; a new format is to be added to tests/hw_model/conftest.py."""
+    chosen = {scheme.get("format", "razored" if "razor" in scheme else "codebook") for scheme in SCHEMES.values()}
+    assert chosen | {"groups"} == set(FORMATS) and KEPT
+
+
 def test_pairs_are_those_of_the_mask(work, graph):
     """By the family's own description: windows of layers, encoders that look both ways."""
     spec, (found, phase) = model_spec(read_json(graph.folder / "config.json")), work
@@ -78,7 +86,8 @@ def test_pairs_are_those_of_the_mask(work, graph):
         if spec.causal or spec.looks_back_only:
             seen &= keys <= place
         assert op.keys(phase).tolist() == seen.sum(axis=1).tolist()
-        assert op.pairs == seen.sum() and op.macs == 2 * op.pairs * spec.heads * spec.head_dim
+        sizes = spec.heads_of(layer)
+        assert op.pairs == seen.sum() and op.macs == 2 * op.pairs * sizes.heads * sizes.head_dim
         assert op.causal == (spec.causal or spec.looks_back_only)
 
 

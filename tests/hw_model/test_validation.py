@@ -39,6 +39,20 @@ def test_the_table_in_the_docs_is_the_one_the_model_prints():
     assert markdown() in (Path(__file__).parents[2] / "docs" / "validation.md").read_text()
 
 
+def test_the_readme_says_how_far_off_held_out_figures_are():
+    cells = next(line for line in headline(ROWS).splitlines() if line.startswith("| held out")).split("|")
+    count, median, ninetieth, worst = (cells[i].strip() for i in (2, 4, 5, 6))
+    text = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert f"Of {count} figures of published silicon, boards and systems" in text
+    assert f"the median error is {median}, the 90th percentile {ninetieth}, the worst {worst} " in text
+
+
+def test_a_kernels_rate_predicts_another_model():
+    """Prompts of LFM2-700M by the rates that LFM2-350M gave, of two formats, repacked and as stored."""
+    found = [row for row in ROWS if "LFM2-700M" in row.chip and row.quantity == "prefill"]
+    assert len(found) == 4 and all(row.origin == HELD_OUT and abs(row.error) < 0.07 for row in found)
+
+
 def test_enough_was_held_out():
     compared = [row for row in ROWS if row.origin == HELD_OUT and row.error is not None]
     assert len(compared) >= 10 and sum(row.system for row in compared) >= 4

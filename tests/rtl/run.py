@@ -3,8 +3,8 @@
     python -m tests.rtl.run [--write]
 
 Random vectors with all corners check every unit, as source and as gates; the energies come from the tensors of a real
-layer (scribe-6M of ../shared: gate projection of the third block), random ones where it is not there. --write puts the
-plain script's figures into targets/gates.toml, which the cost model reads.
+layer (scribe-6M of ../shared: gate projection of the third block), random ones where it is not there. What the plain
+script gives must be targets/gates.toml to the byte, which the cost model reads; --write puts it there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.conftest import SHARED
 from tests.rtl import tools
 from tests.rtl.nonlinear import NONLINEAR
-from tests.rtl.units import UNITS, Tensors, Unit
+from tests.rtl.units import RANDOM, UNITS, Tensors, Unit
 from toolchain.evaluate.emulate import quantize_rows
 
-SHARED = Path(__file__).parents[3] / "shared"
 GATES = Path(__file__).parents[2] / "targets" / "gates.toml"
 PUBLISHED = (61.2, 57.8)  # % of area and power that QRazor's first version claims, without naming the baseline
 _TOKENS, _ROWS = 24, 24
@@ -160,8 +160,15 @@ def main() -> None:
             print(f"{unit.name}: equal to the reference, as source and as gates", file=sys.stderr, flush=True)
     print(f"Activity: {tensors.source}.\n")
     print("\n".join(tables(found, library)))
+    text = results(found, library, tensors.source, activity(tensors))
     if args.write:
-        GATES.write_text(results(found, library, tensors.source, activity(tensors)))
+        GATES.write_text(text)
+    elif tensors.source == RANDOM:
+        print("\nActivity is random: nothing to compare targets/gates.toml with.")
+    elif text != GATES.read_text():
+        sys.exit(f"\ntargets/gates.toml is not what was measured; --write stores it:\n{text}")
+    else:
+        print("\ntargets/gates.toml: as measured.")
 
 
 if __name__ == "__main__":

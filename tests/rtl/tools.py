@@ -74,8 +74,7 @@ def simulate(unit: Unit, vectors: dict, folder: Path, netlist: Path | None = Non
 endmodule
 """
     )
-    sources = [str(netlist.resolve()), str(CELLS)] if netlist else [str(path) for path in sorted(SOURCES.glob("*.v"))]
-    sources = [name for name in sources if not name.endswith("full_adder_map.v")]
+    sources = [str(netlist.resolve()), str(CELLS)] if netlist else [str(path) for path in sources_of(unit.name)]
     _run(["iverilog", "-g2005", "-o", "bench.vvp", "bench.v", *sources], folder)
     _run(["vvp", "-n", "bench.vvp"], folder)
     found: dict[str, list[int]] = {port: [] for port in unit.outputs}
@@ -89,10 +88,25 @@ endmodule
     return found
 
 
+def sources_of(module: str) -> list[Path]:
+    """The files that a module and what it is made of are in, no others: yosys numbers everything that it reads, and abc
+    maps another numbering to slightly other gates."""
+    files = [path for path in sorted(SOURCES.glob("*.v")) if path.name != "full_adder_map.v"]
+    texts = {path: re.sub("//.*", "", path.read_text()) for path in files}
+    places = {name: path for path, text in texts.items() for name in re.findall(r"^module (\w+)", text, re.MULTILINE)}
+    found, ahead = set[Path](), [module]
+    while ahead:
+        path = places[ahead.pop()]
+        if path not in found:
+            found.add(path)
+            ahead += [name for name in places if re.search(rf"\b{name}\b", texts[path])]
+    return sorted(found)
+
+
 def synthesize(unit: Unit, script: str, folder: Path) -> Path:
     """The unit in gates of the library: folder/gates.v (returned) and folder/gates.json. The scripts are frozen."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = " ".join(str(path) for path in sorted(SOURCES.glob("*.v")) if path.name != "full_adder_map.v")
+    sources = " ".join(str(path) for path in sources_of(unit.name))
     start = f"synth -top {unit.name} -noshare -run begin:fine\nopt -fast -full\n"
     if script == "full adders":  # carry-save adders of products and sums become cells before anything is dissolved
         start += f"maccmap\ntechmap -map {SOURCES / 'full_adder_map.v'}\n"

@@ -10,6 +10,7 @@ import numpy as np
 from export.contract.sdr import SdrFormat, code_patterns, razor
 
 WEIGHTS, ACTIVATIONS = SdrFormat(8, 4, 16), SdrFormat(16, 4, 16)
+RANDOM = "random"  # the source of tensors that were drawn
 Vectors = dict[str, np.ndarray]  # input port -> Python integers [cycles], object dtype where wider than 64 bits
 
 
@@ -31,7 +32,7 @@ class Tensors:
             values = np.clip(np.rint(size * rng.choice([-1, 1], size.shape)), -limit, limit).astype(np.int64)
             values[0, 0], values[1, 0], values[2, 0] = limit, -limit, 0
             drawn.append(values.reshape(rows, columns))
-        return Tensors(drawn[0], drawn[1], "random")
+        return Tensors(drawn[0], drawn[1], RANDOM)
 
     def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Rows that are multiplied with each other."""

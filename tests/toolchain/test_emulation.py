@@ -75,7 +75,7 @@ def test_a_file_of_ones_own_works(decoder, tmp_path):
         ("rap", ("input_bits=4",), 0.1, "of 8 bits"), ("rap-baseline", ("bits_per_cycle=3",), 0, "1, 2, 4 or 8"),
         ("rap", (), 11, "0 to 10"), ("tender", (), 0.1, "has none"),
         ("tender", ("activation_groups=99",), 0, "1 to 24"),
-        ("qrazor-pim", ("input_bits=1.25",), 0, "2 to 8 bits"), ("rap", ("rows=0",), 0, "rows of 1"),
+        ("qrazor-pim", ("input_bits=1.25",), 0, "2 to 8 bits"), ("rap", ("rows=0",), 0, "rows must be 1 to 65536"),
     ],
 )  # fmt: skip
 def test_what_has_no_arithmetic_is_refused(name, constants, noise, message):

@@ -207,7 +207,8 @@ def tasks(
     task: Annotated[
         list[str],
         typer.Option(
-            help="NAME:REQUESTS:RANK:MATRIX,MATRIX[:LABELS] of a day, such as sst2:20000:8:query,value; two or more."
+            help="NAME:REQUESTS:RANK:MATRIX,MATRIX[:LABELS] of a day, such as sst2:20000:8:query,value, or "
+            "NAME:REQUESTS of an adapter that FOLDER has; two or more."
         ),
     ],
     folder: MaybeFolder = None,
@@ -222,6 +223,7 @@ def tasks(
     json: Json = False,
 ) -> None:
     """A day of many tasks on one backbone: adapters in SRAM beside whole models that are reloaded."""
+    from hw_model.claims.stored import resolved
     from hw_model.claims.tasks import Task, day, switches
     from hw_model.graph_work.workload import Phase
     from toolchain.costing import claims, machines
@@ -232,7 +234,7 @@ def tasks(
     )
     phase = Phase.of("prefill", context)
     with claims.opened_graph(folder, random, bits) as graph:
-        days = day(machines.work_of(graph, phase), phase, machine, asked, mixed)
+        days = day(machines.work_of(graph, phase), phase, machine, resolved(graph, asked), mixed)
     if json:
         print_json({"target": machine.name, "context": context, "days": [one.to_json() for one in days]})
         return

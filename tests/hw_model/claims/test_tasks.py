@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.adapters.folder import folder_sites
+from export.adapters.store import read_adapter
 from export.contract.errors import InputError
+from hw_model.claims.stored import resolved
 from hw_model.claims.tasks import SECONDS, Task, day, own_bytes, switches, with_adapter
 from hw_model.estimate import open_target, price
 from hw_model.graph_work.workload import Operation, Phase, operations
 from tests.hw_model.test_books import family
+from tests.peft_folders import random_pairs, write_peft
+from toolchain.adapters.adding import add_adapter
 
 PHASE = Phase.of("prefill", 16)
 TASKS = [Task("a", 300, 4, ("query", "value")), Task("b", 100, 8, ("query",), 3)]
@@ -86,11 +91,37 @@ def test_expected_switches_are_those_of_all_orders(counts):
     assert switches(tasks, False) == len(tasks) and sum(Counter(requests).values()) == sum(counts)
 
 
+@pytest.mark.parametrize("variant, ends", [("llama", ("q_proj", "down_proj")), ("albert", ("query", "ffn_output"))])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_folders_own_adapters_are_counted_as_stored(variant, ends, bits, tmp_path):
+    """Two LoRA adapters of one exported model, of other ranks and modules: their bytes, and the products they add."""
+    graph = family(variant, tmp_path)
+    for name, rank, only in (("law", 4, ends[0]), ("sums", 2, ends[1])):
+        pairs = random_pairs(folder_sites(graph), rank, only=only)
+        add_adapter(graph.folder, name, write_peft(tmp_path / name, pairs, r=rank), bits, False)
+    work = operations(graph, PHASE)
+    tasks = resolved(graph, [Task.of("law:3"), Task.of("sums:1"), Task.of(f"own:1:4:{ends[0]}")])
+    for task, rank, only in zip(tasks, (4, 2), ends):
+        stored, found = read_adapter(graph.folder, task.name), with_adapter(work, task)
+        assert own_bytes(found) == stored.nbytes()
+        sites = [op for op in work if op.kind == "linear" and op.name.endswith(only)]
+        more = sum(op.macs for op in found) - sum(op.macs for op in work)
+        assert sites and more == sum(rank * (op.rows + op.columns) for op in sites) * PHASE.tokens
+    assert not tasks[2].terms and len(day(work, PHASE, open_target("hetero-albert"), tasks[:2], True)) == 3
+    with pytest.raises(InputError, match="other"):
+        resolved(graph, [Task.of("other:3")])
+    with pytest.raises(InputError, match="no adapter of a folder"):
+        with_adapter(work, Task.of("law:3"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "a",
+        "a:0",
+        ":3",
+        "a:x",
         "a:1:2",
         "a:x:2:query",
         "a:1:0:query",
@@ -113,6 +144,7 @@ def test_bad_days(albert):
         (TASKS, open_target("rap"), "of kind stream"),
         ([*TASKS, Task("c", 1, 1, ("nothing",))], target, "no matrix is called 'nothing'; there are"),
         ([*TASKS, Task("c", 10**9, 1, ("query",))], target, "at most"),
+        ([*TASKS, Task("c", 1, 10**6, ("query",))], target, "rank 1000000 of .*query.*, a matrix of"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=message):
             day(albert, PHASE, machine, tasks, True)

@@ -10,6 +10,7 @@ from targets.quantities import quantity
 from toolchain.settings.option import check_limits, option
 
 OWN, KNEE = "own", "knee"
+_LARGEST = 1e7  # mm2, a hundred wafers
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ class MachineSettings:
             found = quantity(self.area, "mm2")
         except ValueError as error:
             raise InputError(f"--area: {error}") from None
-        if not found > 0:
-            raise InputError(f"--area must be more than 0, not {self.area!r}")
+        if not 0 < found <= _LARGEST:
+            raise InputError(f"--area must be more than 0 and at most {_LARGEST:g} mm2, not {self.area!r}")
         return found
