@@ -12,6 +12,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.attention.attend import ROWS, attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
+from runtime_py.engine.loop.adapters import run_adapter_down, run_adapter_up
 from runtime_py.engine.loop.blocks import run_blocks, run_norm
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, run_product, run_rows
 from runtime_py.engine.loop.tokens import one_token, run_tokens
@@ -29,19 +30,19 @@ LOCAL, PLACE, TOKEN = range(3)
 KINDS = frozenset(
     {table.EMBED, table.EMBED_DENSE, table.EMBED_GROUPS, table.NORM, table.QUANTIZE, table.MATMUL, table.GROUP_MATMUL,
      table.GROUPED, table.DENSE, table.SPARSE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND, table.SCALE,
-     table.REORDER, table.ROTATE}
+     table.REORDER, table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP}
 )  # fmt: skip
 
 _head = reader(table.Head)
 (
     _embed, _embed_dense, _embed_groups, _norm, _quantize, _matmul, _group_matmul, _grouped, _dense, _sparse, _activate,
-    _add, _kv_append, _attend, _scale, _reorder, _rotate,
+    _add, _kv_append, _attend, _scale, _reorder, _rotate, _adapter_down, _adapter_up,
 ) = (
     reader(table.KINDS[kind], ARGUMENTS)
     for kind in (
         table.EMBED, table.EMBED_DENSE, table.EMBED_GROUPS, table.NORM, table.QUANTIZE, table.MATMUL,
         table.GROUP_MATMUL, table.GROUPED, table.DENSE, table.SPARSE, table.ACTIVATE, table.ADD, table.KV_APPEND,
-        table.ATTEND, table.SCALE, table.REORDER, table.ROTATE,
+        table.ATTEND, table.SCALE, table.REORDER, table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP,
     )
 )  # fmt: skip
 
@@ -113,6 +114,10 @@ def _run_rare(operation, isa, offset, step, places, tokens, counter, scratch):
         run_tokens(_reorder(step), 0, tokens, counter, scratch)
     elif operation == table.ADD:
         run_tokens(_add(step), 0, tokens, counter, scratch)
+    elif operation == table.ADAPTER_DOWN:
+        run_adapter_down(_adapter_down(step), tokens, 0, 0, 0, counter)
+    elif operation == table.ADAPTER_UP:
+        run_adapter_up(_adapter_up(step), tokens, 0, 0, 0, counter)
     elif operation == table.ROTATE:
         _run_rotate(_rotate(step), places, tokens, counter, scratch)
     else:
