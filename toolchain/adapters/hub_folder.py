@@ -13,7 +13,7 @@ from export.adapters.sites import OUTPUT, RESIDUAL, Site
 from export.adapters.store import MAX_BYTES, MOST_RANK, Adapter
 from export.contract.errors import InputError
 from export.files.tensor_file import read_tensors
-from toolchain.adapters.hub_config import CHANNEL, LEARNED, BottleneckConfig, read_bottleneck_config
+from toolchain.adapters.hub_config import LEARNED, BottleneckConfig, read_bottleneck_config
 from toolchain.adapters.layers import endings, site_of
 from toolchain.adapters.pickled import read_pickled
 
@@ -155,7 +155,8 @@ def _term(
             raise InputError(f"{where}: {name} is {told}, expected {list(shape)}")
     if parts.keys() - shapes.keys():
         raise InputError(f"{where}: has a {_SCALING} that adapter_config.json does not have")
-    scale = parts[_SCALING].astype(np.float64) if config.scaling in (LEARNED, CHANNEL) else config.scaling
+    given_scale = config.scaling if isinstance(config.scaling, float) else parts[_SCALING]
+    scale = np.asarray(given_scale, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         up = parts[f"{_UP}.weight"].T.astype(np.float64) * scale
         bias = parts[f"{_UP}.bias"].astype(np.float64) * scale
