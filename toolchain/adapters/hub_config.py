@@ -22,6 +22,7 @@ from export.files.access import read_json
 
 CONFIG = "adapter_config.json"
 LEARNED, CHANNEL = "learned", "channel"
+_LEAST_REDUCTION = 0.001
 _RENAMED = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # in files without a version
 _ACTIVATIONS = {
     "relu": "relu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
@@ -172,6 +173,6 @@ def _layers(where: str, value: Any) -> frozenset[int]:
 def _reduction(where: str, value: Any) -> Mapping[str, float] | float:
     given = value if isinstance(value, dict) else {"default": value}
     found = {str(key): _number(where, "reduction_factor", one) for key, one in given.items()}
-    if any(one <= 0 for one in found.values()):
-        raise InputError(f"{where}: reduction_factor must be above 0")
+    if any(one < _LEAST_REDUCTION for one in found.values()):
+        raise InputError(f"{where}: reduction_factor must be {_LEAST_REDUCTION} or more")
     return found

@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 from export.adapters.store import BOTTLENECK, read_adapter
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.text.encoder import TextEncoder
+from tests.conftest import _checkpoint, _package
+from tests.export.graph.families import random_text, tiny_model
 from tests.hub_folders import HOULSBY, PARALLEL, PARENTS, SEQUENTIAL, random_tensors, write_hub
 from tests.peft_folders import write_peft
 from tests.toolchain.adapters.test_families import IDS, exported, layers
@@ -110,6 +112,29 @@ def test_forms_are_those_of_the_float_model(tmp_path, variant):
             assert not name or np.abs(expected - wanted[""]).max() > 0.1
     plain = TextEncoder(folder)
     np.testing.assert_array_equal(plain.states(IDS), encoder.states(IDS, adapter=""))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_a_quantized_backbone(tmp_path, bits):
+    """As near to the float model as without a bottleneck, the engine as near to the interpreter."""
+    tiny_model("bert", tmp_path / "source")
+    text, options = random_text(tmp_path / "text.txt"), {"bits": bits, "method": "rtn", "sequence_length": 32}
+    checkpoint = _checkpoint(tmp_path / "source", str(text), None, tmp_path / "quantized", **options)
+    folder = _package(checkpoint, tmp_path / "model")
+    wanted = {"": states(source(tmp_path))}
+    for seed, form in enumerate(("pfeiffer", "houlsby", "parallel")):
+        model = source(tmp_path)
+        add_adapter(folder, form, adapted(model, tmp_path / form, form, 100 * seed), 16)
+        wanted[form] = states(model)
+    runners = [TextEncoder(folder, activations, adapters=None) for activations in ("float32", "int8")]
+    assert isinstance(runners[1]._runner, EncoderEngine), runners[1].interpreted
+    far = {}
+    for name, expected in wanted.items():
+        reference, found = (runner.states(IDS, adapter=name) for runner in runners)
+        size = np.abs(expected).max()
+        far[name] = np.abs(found - reference).max() / size, np.abs(reference - expected).max() / size
+    for name in wanted:  # from int8 activations, from the weights' bits
+        assert far[name][0] < max(3 * far[""][0], 0.03) and far[name][1] < max(3 * far[""][1], 0.03), far
 
 
 def test_low_rank_terms_and_bottlenecks_in_one_folder(tmp_path):

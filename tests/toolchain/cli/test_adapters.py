@@ -52,7 +52,11 @@ def test_every_command_with_an_adapter(folders, tmp_path):
     athena("adapter", "add", model, f"y={lora}", "--bits", 32)
     text, choices = tmp_path / "text.txt", tmp_path / "choices.jsonl"
     text.write_text("once upon a time there was a little girl " * 8)
-    choices.write_text('{"prompt": "once upon", "choices": [" a time", " the end", " girl"], "answer": 0}\n' * 2)
+    words = ["time", "end", "girl", "dog", "sun", "day", "tree", "house"]
+    questions = [{"prompt": f"once upon a {one}", "choices": [f" the {word}" for word in words], "answer": i}
+                 for one in words for i in range(len(words))]  # fmt: skip
+    shown = [json.dumps(one) for i, one in enumerate(questions) if i % 9 == i // 8 % 9 or i % 3 == 0]
+    choices.write_text("\n".join(shown))
     commands = {
         "text": ("eval", model, "--text", text, "--window", 16, "--json"),
         "choices": ("eval", model, "--choices", choices, "--json"),
