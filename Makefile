@@ -69,7 +69,9 @@ test-conformity: $(VENV)/.test
 	$(VENV)-optimum/bin/pip install -q --disable-pip-version-check torch==2.13.0 optimum-onnx==0.1.0 onnxruntime==1.32.0
 	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/pip install -q --disable-pip-version-check langchain-openai==1.7.4 llama-index-llms-openai-like==0.8.1
-	HF_HUB_OFFLINE=1 ATHENA_OPTIMUM=$(abspath $(VENV)-optimum/bin/python) \
+	test -x $(VENV)-adapters/bin/python || $(PYTHON) -m venv $(VENV)-adapters
+	$(VENV)-adapters/bin/pip install -q --disable-pip-version-check torch==2.13.0 adapters==1.3.0
+	HF_HUB_OFFLINE=1 ATHENA_ADAPTERS=$(abspath $(VENV)-adapters/bin/python) ATHENA_OPTIMUM=$(abspath $(VENV)-optimum/bin/python) \
 	  ATHENA_CLIENTS=$(abspath $(VENV)-clients/bin/python) \
 	  ATHENA_CONFORMITY_RESULTS=$(VENV)/conformity.json $(BIN)/python -m pytest -m conformity tests/conformity
 	$(BIN)/python -m tests.conformity.table $(VENV)/conformity.json
@@ -119,5 +121,5 @@ sbom: $(VENV)-tools/.ready
 	  --validate --output-file sbom.cdx.json $(VENV)-sbom/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-optimum $(VENV)-clients $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial \
+	rm -rf $(VENV) $(VENV)-optimum $(VENV)-clients $(VENV)-adapters $(VENV)-tools $(VENV)-sbom sbom.cdx.json $(OUT) $(OUT).partial \
 	  $(CHAT_OUT) $(CHAT_OUT).partial build *.egg-info

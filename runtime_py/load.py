@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from export.adapters.folder import folder_adapters, folder_sites
+from export.adapters.folder import adapted_graph, folder_adapters
 from export.adapters.store import Adapter
 from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
@@ -99,7 +99,7 @@ def _runner(
     from runtime_py.reference.adapters import ReferenceTerms
     from runtime_py.reference.session import Session
 
-    sites = folder_sites(graph) if adapters else ()
+    graph, sites = adapted_graph(graph, adapters)
     if activations == "float32":
         return Session(graph, ReferenceTerms(adapters, sites)), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine

@@ -89,7 +89,13 @@ def test_the_steps_of_the_image_make_a_server_without_torch(tmp_path):
     clean = {"PATH": f"{environment / 'bin'}:/usr/bin:/bin", "ATHENA_CACHE_DIR": str(tmp_path / "cache")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean, cwd=tmp_path) as process:
         try:
-            url = next(found[1] for line in process.stderr if (found := re.search(r'"url": "(\S+)"', line)))
+            told = []
+            for line in process.stderr:
+                told.append(line)
+                if found := re.search(r'"url": "(\S+)"', line):
+                    break
+            assert found, "".join(told)
+            url = found[1]
             body = json.dumps({"prompt": "Once", "max_tokens": 3}).encode()
             with urllib.request.urlopen(f"{url}/completions", body, timeout=60) as answer:
                 assert json.loads(answer.read())["usage"]["completion_tokens"] == 3

@@ -13,6 +13,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("export", "hw_model", "runtime_py", "targets", "toolchain")
+QUANTIZE = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "onnx_ir",
+    "joblib",
+    "threadpoolctl",
+    "filelock",
+    "yaml",
+    "gguf",
+    "requests",
+)  # modules of the extra
 _NOT_SHIPPED = ("toolchain/demo/README.md",)
 
 
@@ -51,12 +64,21 @@ def test_it_runs_without_torch(built, demo_folder, tmp_path):
     target = tmp_path / "site"
     with zipfile.ZipFile(built[0]) as wheel:
         wheel.extractall(target)
-    block = "import sys\nfor name in ('torch', 'transformers'):\n    sys.modules[name] = None\n"
-    (target / "sitecustomize.py").write_text(block)
+    (target / "sitecustomize.py").write_text(f"import sys\nfor name in {QUANTIZE}:\n    sys.modules[name] = None\n")
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    for arguments in (["--version"], ["run", str(demo_folder), "--prompt", "Once", "--max-tokens", "4"], ["doctor"]):
+    for arguments in (
+        ["--version"], ["run", str(demo_folder), "--prompt", "Once", "--max-tokens", "4"], ["doctor"],
+        ["adapter", "list", str(demo_folder), "--json"],
+    ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "toolchain", *arguments],
             cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0 and done.stdout.strip(), done.stderr[-2000:]
+
+
+def test_what_runs_and_serves_imports_nothing_of_the_extra_that_quantizes():
+    needed = "runtime_py.load, runtime_py.text.encoder, runtime_py.serving.opening, toolchain.adapters.adding"
+    code = f"import sys\nfor name in {QUANTIZE}: sys.modules[name] = None\nimport {needed}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

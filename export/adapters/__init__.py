@@ -1,1 +1,1 @@
-"""Adapters of a model folder: how low-rank terms are stored beside the shared weights, and which layers take them."""
+"""Adapters of a model folder: how their terms are stored beside the shared weights, and which layers take them."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.adapters.sites import Site, adapter_sites
+from export.adapters.bottleneck import bottleneck_sites, with_bottlenecks
+from export.adapters.sites import PRODUCT, Site, adapter_sites
 from export.adapters.store import Adapter, adapter_names, check_fits, read_adapter
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
@@ -13,7 +14,7 @@ from export.graph.archs import model_spec, supported_model_types
 
 
 def folder_sites(graph: Graph) -> tuple[Site, ...]:
-    """The sites of a folder's graph; a head that shares the embedding's matrix has the head's own name."""
+    """The products of a folder's graph; a head that shares the embedding's matrix has the head's own name."""
     aliases: dict[str, str] = {}
     try:
         config = read_json(graph.folder / "config.json")
@@ -34,7 +35,18 @@ def folder_adapters(graph: Graph, names: Sequence[str] | None = None) -> tuple[A
     wanted = adapter_names(graph.folder) if names is None else tuple(dict.fromkeys(names))
     found = tuple(read_adapter(graph.folder, name) for name in wanted)
     if found:
-        sites = folder_sites(graph)
+        sites = (*folder_sites(graph), *bottleneck_sites(graph))
         for adapter in found:
             check_fits(adapter, sites, graph.folder)
     return found
+
+
+def adapted_graph(graph: Graph, adapters: Sequence[Adapter]) -> tuple[Graph, tuple[Site, ...]]:
+    """The graph with a place for each term of these adapters of its folder, and all sites of it."""
+    if not adapters:
+        return graph, ()
+    terms = [pair for one in adapters for pair in one.terms.items()]
+    wanted = {(term.place, module) for module, term in terms if term.place != PRODUCT}
+    products = folder_sites(graph)
+    placed, sites = with_bottlenecks(graph, wanted)
+    return placed, (*products, *sites)

@@ -1,7 +1,8 @@
 """A graph and files with which stock onnxruntime and onnxruntime-genai run a folder's adapters.
 
 `model_adapters.onnx` shares model.onnx.data with model.onnx and adds, at each layer that some adapter changes,
-y + (x @ a) @ b, where a and b are inputs of the graph with defaults of rank 0; NAME.onnx_adapter fills them in.
+y + (x @ a) @ b, where a and b are inputs of the graph with defaults of rank 0; NAME.onnx_adapter fills them in. What
+bottlenecks add, stock_bottlenecks.py says.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.adapters.folder import folder_adapters, folder_sites
 from export.adapters.onnx_adapter import onnx_adapter
-from export.adapters.sites import Site
-from export.adapters.store import ADAPTERS, Adapter
+from export.adapters.sites import Site, block_ends
+from export.adapters.stock_bottlenecks import add_bottlenecks, bottleneck_parameters
+from export.adapters.store import ADAPTERS, LORA, Adapter
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.files.access import read_bytes, write_bytes
@@ -33,7 +35,9 @@ def write_stock_files(folder: Path) -> list[Path]:
     if not adapters:
         raise InputError(f"{folder}: has no adapters")
     model = onnx.load_from_string(read_bytes(folder / "model.onnx", _MAX_FILE, folder))
-    _add_terms(model, folder_sites(graph), {module for adapter in adapters for module in adapter.terms})
+    low_rank = [adapter for adapter in adapters if adapter.kind == LORA]
+    add_bottlenecks(model, block_ends(graph), adapters)
+    _add_terms(model, folder_sites(graph), {module for adapter in low_rank for module in adapter.terms})
     written = [folder / GRAPH]
     write_bytes(written[0], model.SerializeToString())
     for adapter in adapters:
@@ -54,6 +58,8 @@ def remove_stock_files(folder: Path) -> None:
 
 def _parameters(adapter: Adapter) -> dict[str, np.ndarray]:
     """The graph's inputs, float32 a [columns, rank] and b [rank, rows]."""
+    if adapter.kind != LORA:
+        return bottleneck_parameters(adapter)
     found: dict[str, np.ndarray] = {}
     for module, term in adapter.terms.items():
         a, b = term.floats()

@@ -1,11 +1,13 @@
-"""Low-rank adapters of a model folder: OUT/adapters/NAME/, two files beside the weights that all of them share.
+"""Adapters of a model folder: OUT/adapters/NAME/, two files beside the weights that all of them share.
 
 `adapter.json` says what it is made of, `adapter.safetensors` holds for each module with a term
 
     MODULE.lora_a  [rank, columns]        MODULE.lora_b  [rank, rows], transposed, the scale multiplied in
 
 as float16, float32, or int8 with MODULE.lora_a.scale and MODULE.lora_b.scale, float32 [rank], one of each row. The term
-is y += (x @ a^T) @ b. Read without trust: names, sizes and values are checked before a runtime sees them.
+of kind `lora` is y += (x @ a^T) @ b, behind a product. That of kind `bottleneck` has MODULE.lora_a.bias [rank] and
+MODULE.lora_b.bias [rows], float32, and the record's `activation` f: y += f(x @ a^T + a.bias) @ b + b.bias, at the
+entry's `place` (sites.py). Read without trust: names, sizes and values are checked before a runtime sees them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from export.adapters.sites import Site
+from export.adapters.factors import BITS, DTYPES, Factors
+from export.adapters.sites import PLACES, PRODUCT, Site
 from export.contract.errors import InputError
 from export.files.access import read_json, write_json
 from export.files.json_shape import COUNT, TEXT, check
@@ -28,55 +31,35 @@ from export.files.tensor_file import read_tensors, write_tensors
 ADAPTERS = "adapters"
 RECORD, FACTORS = "adapter.json", "adapter.safetensors"
 VERSION = 1
-LORA = "lora"
+LORA, BOTTLENECK = "lora", "bottleneck"
+NO_ACTIVATION = "none"
+ACTIVATIONS = (NO_ACTIVATION, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 MOST_RANK, MOST_ADAPTERS = 1024, 256
 MAX_BYTES = 4 << 30  # of an adapter's factors
-BITS = (8, 16, 32)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.int8), 16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 _FIELDS = {
     "version": COUNT,
     "kind": TEXT,
     "bits": COUNT,
     "source?": {},
-    "terms": [{"module": TEXT, "rank": COUNT, "rows": COUNT, "columns": COUNT}],
+    "activation?": TEXT,
+    "terms": [{"module": TEXT, "rank": COUNT, "rows": COUNT, "columns": COUNT, "place?": TEXT}],
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """The term of one module: y += (x @ a^T) @ b. a [rank, columns] and b [rank, rows] of one dtype.
-
-    scales: float32 [rank] of the rows of a and of b where those are int8; else None.
-    """
-
-    a: np.ndarray
-    b: np.ndarray
-    scales: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def rank(self) -> int:
-        return len(self.a)
-
-    def floats(self) -> tuple[np.ndarray, np.ndarray]:
-        """a and b as float32: what they stand for."""
-        a, b = self.a.astype(np.float32), self.b.astype(np.float32)
-        if self.scales is None:
-            return a, b
-        return a * self.scales[0][:, None], b * self.scales[1][:, None]
-
-    def nbytes(self) -> int:
-        return self.a.nbytes + self.b.nbytes + sum(part.nbytes for part in self.scales or ())
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: its terms by module, and where it came from."""
+    """One adapter: its terms by module, all of one kind, and where it came from."""
 
     name: str
     bits: int
     terms: Mapping[str, Factors]
     source: Mapping[str, Any] = field(default_factory=dict)
+    activation: str = NO_ACTIVATION
+
+    @property
+    def kind(self) -> str:
+        return BOTTLENECK if any(term.biases is not None for term in self.terms.values()) else LORA
 
     def rank(self) -> int:
         """The largest of its terms."""
@@ -94,38 +77,6 @@ def check_name(name: str) -> str:
             "a letter or digit first"
         )
     return name
-
-
-def factors(a: np.ndarray, b: np.ndarray, bits: int, where: str) -> Factors:
-    """Store float32 a [rank, columns] and b [rank, rows], b with the scale multiplied in.
-
-    A power of two goes from each row of a to that of b, so that neither leaves float16's range alone: exact. Raises
-    InputError on numbers that are not finite or that float16 cannot hold.
-    """
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise InputError(f"{where}: holds numbers that are not finite")
-    a, b = a.astype(np.float32), b.astype(np.float32)
-    largest = np.abs(a).max(axis=1, initial=0.0)
-    other = np.abs(b).max(axis=1, initial=0.0)
-    dead = (largest == 0) | (other == 0)  # a row that adds nothing
-    a, b = np.where(dead[:, None], np.float32(0), a), np.where(dead[:, None], np.float32(0), b)
-    # frexp: largest = m * 2^e, 0.5 <= m < 1. Both rows get about the same size.
-    shift = (np.frexp(other)[1] - np.frexp(largest)[1]) // 2
-    shift[dead] = 0
-    a, b = np.ldexp(a, shift[:, None]), np.ldexp(b, -shift[:, None])
-    if bits == 8:
-        (qa, sa), (qb, sb) = _as_int8(a), _as_int8(b)
-        return Factors(qa, qb, (sa, sb))
-    if bits == 16 and max(float(np.abs(a).max(initial=0)), float(np.abs(b).max(initial=0))) > 65504:
-        raise InputError(f"{where}: holds numbers that float16 cannot; add it with --bits 32")
-    return Factors(a.astype(_DTYPES[bits]), b.astype(_DTYPES[bits]))
-
-
-def _as_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 [rank, n] and one float32 scale for each row."""
-    scale = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32) / np.float32(127)
-    safe = np.where(scale > 0, scale, np.float32(1))
-    return np.rint(rows / safe[:, None]).clip(-127, 127).astype(np.int8), safe
 
 
 def adapter_names(folder: Path) -> tuple[str, ...]:
@@ -155,10 +106,15 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         tensors |= {f"{module}.lora_a": term.a, f"{module}.lora_b": term.b}
         if term.scales is not None:
             tensors |= {f"{module}.lora_a.scale": term.scales[0], f"{module}.lora_b.scale": term.scales[1]}
-        terms.append({"module": module, "rank": term.rank, "rows": term.b.shape[1], "columns": term.a.shape[1]})
+        if term.biases is not None:
+            tensors |= {f"{module}.lora_a.bias": term.biases[0], f"{module}.lora_b.bias": term.biases[1]}
+        entry = {"module": module, "rank": term.rank, "rows": term.b.shape[1], "columns": term.a.shape[1]}
+        terms.append(entry if term.biases is None else {**entry, "place": term.place})
     write_tensors(place / FACTORS, tensors)
-    record = {"version": VERSION, "kind": LORA, "bits": adapter.bits, "source": dict(adapter.source), "terms": terms}
-    write_json(place / RECORD, record)
+    record = {"version": VERSION, "kind": adapter.kind, "bits": adapter.bits, "source": dict(adapter.source)}
+    if adapter.kind == BOTTLENECK:
+        record["activation"] = adapter.activation
+    write_json(place / RECORD, {**record, "terms": terms})
 
 
 def remove_adapter(folder: Path, name: str) -> None:
@@ -182,8 +138,12 @@ def read_adapter(folder: Path, name: str) -> Adapter:
     path = place / RECORD
     record = read_json(path, folder)
     check(record, _FIELDS, f"{path}: ")
-    if record["version"] != VERSION or record["kind"] != LORA:
+    if record["version"] != VERSION or record["kind"] not in (LORA, BOTTLENECK):
         raise InputError(f"{path}: version {record['version']} of kind {record['kind'][:40]!r} is not known here")
+    biased = record["kind"] == BOTTLENECK
+    activation = record.get("activation") if biased else NO_ACTIVATION
+    if activation not in ACTIVATIONS:
+        raise InputError(f"{path}: activation must be one of {', '.join(ACTIVATIONS)}")
     if record["bits"] not in BITS:
         raise InputError(f"{path}: bits must be one of {', '.join(map(str, BITS))}, not {record['bits']}")
     tensors = read_tensors(place / FACTORS, MAX_BYTES, folder)
@@ -192,26 +152,35 @@ def read_adapter(folder: Path, name: str) -> Adapter:
         module = entry["module"]
         if module in terms:
             raise InputError(f"{path}: {module[:200]} is there twice")
-        terms[module] = _factors(place, entry, record["bits"], tensors)
+        terms[module] = _factors(place, entry, record["bits"], tensors, biased)
     if not terms:
         raise InputError(f"{path}: has no terms")
-    return Adapter(name, record["bits"], terms, record.get("source", {}))
+    return Adapter(name, record["bits"], terms, record.get("source", {}), activation)
 
 
-def _factors(place: Path, entry: Mapping[str, Any], bits: int, tensors: Mapping[str, np.ndarray]) -> Factors:
+def _factors(
+    place: Path, entry: Mapping[str, Any], bits: int, tensors: Mapping[str, np.ndarray], biased: bool
+) -> Factors:
     module, rank = entry["module"], entry["rank"]
     where = f"{place / FACTORS}: {module[:200]}"
     if not 1 <= rank <= MOST_RANK:
         raise InputError(f"{where}: rank {rank} is not 1 to {MOST_RANK}")
     found = []
     for part, columns in (("lora_a", entry["columns"]), ("lora_b", entry["rows"])):
-        found.append(_part(tensors, f"{module}.{part}", _DTYPES[bits], (rank, columns), where))
-    if bits != 8:
-        return Factors(found[0], found[1])
-    scales = [
-        _part(tensors, f"{module}.{part}.scale", np.dtype(np.float32), (rank,), where) for part in ("lora_a", "lora_b")
-    ]
-    return Factors(found[0], found[1], (scales[0], scales[1]))
+        found.append(_part(tensors, f"{module}.{part}", DTYPES[bits], (rank, columns), where))
+    scales, biases = None, None
+    float32 = np.dtype(np.float32)
+    if bits == 8:
+        scales = tuple(
+            _part(tensors, f"{module}.{part}.scale", float32, (rank,), where) for part in ("lora_a", "lora_b")
+        )
+    if biased:
+        sizes = (("lora_a", rank), ("lora_b", entry["rows"]))
+        biases = tuple(_part(tensors, f"{module}.{part}.bias", float32, (size,), where) for part, size in sizes)
+        if entry.get("place") not in PLACES:
+            raise InputError(f"{where}: place must be one of {', '.join(PLACES)}")
+    at = entry["place"] if biased else PRODUCT
+    return Factors(found[0], found[1], scales, biases, at)  # type: ignore[arg-type]
 
 
 def _part(
@@ -233,11 +202,12 @@ def _there(folder: Path, name: str) -> str:
 
 def check_fits(adapter: Adapter, sites: tuple[Site, ...], folder: Path) -> None:
     """Raises InputError where a term has no place in the graph, or another size."""
-    shapes = {site.module: (site.rows, site.columns) for site in sites}
+    shapes = {(site.place, site.module): (site.rows, site.columns) for site in sites}
+    told = "product with" if adapter.kind == LORA else "norm behind the residual sum of"
     for module, term in adapter.terms.items():
-        found = shapes.get(module)
+        found = shapes.get((term.place, module))
         if found is None:
-            raise InputError(f"{folder}: adapter {adapter.name}: the graph has no product with {module[:200]}")
+            raise InputError(f"{folder}: adapter {adapter.name}: the graph has no {told} {module[:200]}")
         if found != (term.b.shape[1], term.a.shape[1]):
             raise InputError(
                 f"{folder}: adapter {adapter.name}: {module[:200]} is for {[term.b.shape[1], term.a.shape[1]]}, "

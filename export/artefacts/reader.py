@@ -26,6 +26,7 @@ from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.files.access import checked_path, open_file, read_bytes
 from export.files.foreign import foreign
 
+RUNTIME_DOMAIN = "ai.athena.runtime"  # of nodes that the runtime puts into a graph, and no file may hold
 _T = TypeVar("_T")
 _MAX_FILE = 1 << 28  # bytes; weights are beside it
 _MAX_ELEMENTS = 2**40
@@ -208,6 +209,8 @@ def own_names(names: Sequence[str]) -> list[str]:
 
 
 def _node(node: onnx.NodeProto, name: str) -> Node:
+    if node.domain == RUNTIME_DOMAIN:
+        raise InputError(f"model.onnx: operator {RUNTIME_DOMAIN}::{node.op_type[:100]} is not supported here")
     attributes = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)

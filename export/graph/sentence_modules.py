@@ -9,13 +9,12 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from export.contract.errors import InputError
-from export.files.access import MAX_JSON, checked_path, copy_file, read_json, read_json_value
+from export.files.access import MAX_JSON, copy_file, read_json, read_json_value
+from export.files.tensor_file import read_tensors
 
 MODULES, PROMPTS, TEXT_LIMIT = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 _POOLING = "1_Pooling"  # its folder where modules.json names none
@@ -58,24 +57,21 @@ class Dense:
         wanted: dict[str, tuple[int, ...]] = {"linear.weight": (self.rows, self.columns)}
         if self.bias:
             wanted["linear.bias"] = (self.rows,)
-        try:
-            with safe_open(checked_path(path, _MAX_DENSE, self.folder), framework="numpy") as file:
-                if set(file.keys()) != wanted.keys():
-                    raise InputError(f"{path}: must hold {', '.join(wanted)} alone")
-                found = {name: _floats(file, name, path) for name in wanted}
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error})") from None
+        tensors = read_tensors(path, _MAX_DENSE, self.folder)
+        if tensors.keys() != wanted.keys():
+            raise InputError(f"{path}: must hold {', '.join(wanted)} alone")
+        found = {name: _floats(array, name, path) for name, array in tensors.items()}
         for name, shape in wanted.items():
             if found[name].shape != shape or not np.isfinite(found[name]).all():
                 raise InputError(f"{path}: {name} must be {list(shape)} finite numbers")
         return found
 
 
-def _floats(file: Any, name: str, path: Path) -> np.ndarray:
-    kind = file.get_slice(name).get_dtype()
-    if kind not in ("F64", "F32", "F16"):
-        raise InputError(f"{path}: {name} is stored as {kind}; F32, F16 and F64 are read")
-    return np.asarray(file.get_tensor(name), np.float32)
+def _floats(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise InputError(f"{path}: {name} is stored as {array.dtype.name}; floats are read")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
+        return array.astype(np.float32)
 
 
 @dataclass(frozen=True)

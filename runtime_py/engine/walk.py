@@ -7,7 +7,7 @@ reason, and the interpreter (runtime_py/reference/session.py) runs it node by no
 
 from __future__ import annotations
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.reader import RUNTIME_DOMAIN, Graph, Node
 from export.contract.formats.codebook import CODEBOOK_GATHER
 from export.contract.formats.groups import GROUP_GATHER
 from runtime_py.engine.plan.adapters import Slots
@@ -62,6 +62,9 @@ def _visit(context: Context, node: Node, slots: Slots) -> None:
     known = known or any(name in found for found in special for name in node.inputs)
     if not known and node.op_type not in _LOOKUPS:
         return  # masks and rotations: only attention reads them
+    if node.domain == RUNTIME_DOMAIN:
+        slots.place(context, node)
+        return
     handler = handler_of(node)
     if handler is None:
         raise Unplannable(f"operator {node.op_type} of node {node.name}")

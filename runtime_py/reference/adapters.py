@@ -1,4 +1,4 @@
-"""Adapters' low-rank terms on numpy arrays, beside the interpreter's products: slow and obvious."""
+"""Adapters' terms on numpy arrays, beside the interpreter's products and norms: slow and obvious."""
 
 from __future__ import annotations
 
@@ -7,11 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from export.adapters.factors import Factors
 from export.adapters.sites import Site
-from export.adapters.store import Adapter, Factors
+from export.adapters.store import NO_ACTIVATION, Adapter
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from runtime_py.reference.interpreter import AddTo
+from runtime_py.reference.operators import run_operator
+
+_OPERATORS: dict[str, tuple[str, dict[str, str]]] = {
+    "relu": ("Relu", {}),
+    "gelu": ("Gelu", {}),
+    "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
+    "tanh": ("Tanh", {}),
+    "sigmoid": ("Sigmoid", {}),
+}
+
+
+def activated(name: str, x: np.ndarray) -> np.ndarray:
+    """One of ACTIVATIONS (export/adapters/store.py) of float32 numbers."""
+    if name == NO_ACTIVATION:
+        return x
+    if name == "silu":
+        return x * activated("sigmoid", x)
+    operator, attributes = _OPERATORS[name]
+    (found,) = run_operator(operator, "", attributes, [x])
+    return found
 
 
 class ReferenceTerms:
@@ -21,9 +42,14 @@ class ReferenceTerms:
         """sites: of the graph. Every term has one, of its size."""
         self.names = tuple(adapter.name for adapter in adapters)
         self._terms: dict[str, dict[str, Factors]] = {"": {}} | {
-            one.name: {site.node: one.terms[site.module] for site in sites if site.module in one.terms}
+            one.name: {
+                site.node: one.terms[site.module]
+                for site in sites
+                if site.module in one.terms and site.place == one.terms[site.module].place
+            }
             for one in adapters
         }
+        self._activations = {"": NO_ACTIVATION} | {one.name: one.activation for one in adapters}
 
     def adding(self, adapter: str) -> AddTo:
         """What adds this adapter's terms to the outputs of nodes ("": none). Raises InputError on one not loaded."""
@@ -36,6 +62,9 @@ class ReferenceTerms:
             if term is None:
                 return outputs
             a, b = term.floats()
-            return (outputs[0] + (inputs[0] @ a.T) @ b,)
+            if term.biases is None:
+                return (outputs[0] + (inputs[0] @ a.T) @ b,)
+            between = activated(self._activations[adapter], inputs[1] @ a.T + term.biases[0])
+            return (outputs[0] + (between @ b + term.biases[1]),)
 
         return add_to

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.reader import RUNTIME_DOMAIN, Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
@@ -98,6 +98,7 @@ class Interpreter:
 
     def _admit(self, node: Node) -> None:
         ours = node.domain == DOMAIN and (node.op_type in _OURS or node.is_expert_product)
+        ours = ours or node.domain == RUNTIME_DOMAIN
         if not ours and (node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Attention"}):
             raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
         if _is_codebook(node):
@@ -145,6 +146,8 @@ class Interpreter:
             raise InputError(f"node {node.name}: {node.op_type} does not fit its inputs ({kind}: {error})") from None
 
     def _run(self, node: Node, inputs: list[Any], attend: Attend) -> tuple[np.ndarray, ...]:
+        if node.domain == RUNTIME_DOMAIN:
+            return (inputs[0],)  # and the term, which add_to() adds
         if node.is_expert_product:
             return (expert_matmul(inputs[0], inputs[1], node.expert_layout(), *inputs[2:]),)
         if node.domain == DOMAIN and node.op_type == SDR_QUANTIZE:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response
 
 from export.contract.errors import InputError
 from runtime_py.chat.conversation import prompt_ids
 from runtime_py.chat.template import Template
-from runtime_py.serving.answering import Answering, Plan
 from runtime_py.serving.answers.answer import Answer
 from runtime_py.serving.answers.response import ResponseAnswer
+from runtime_py.serving.delivery import Delivery, Running, forward
+from runtime_py.serving.generating.answering import Answering, Plan
+from runtime_py.serving.generating.preparation import Preparation, Where
 from runtime_py.serving.guard import App, tenant_of
 from runtime_py.serving.models.registry import Registry
 from runtime_py.serving.models.service import Handler
@@ -33,33 +34,17 @@ from runtime_py.serving.requests.messages import template_variables
 from runtime_py.serving.requests.responses import as_chat
 from runtime_py.serving.requests.schema import Served
 from runtime_py.serving.requests.tools import tool_use
-from runtime_py.serving.scheduler import Busy, Event, Failed, Finished, Job, Places, Scheduler
+from runtime_py.serving.scheduler import Busy, Event, Places, Scheduler
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.serving.shell import Shell, disconnected
 from runtime_py.serving.turns import Turns
-from runtime_py.structured.compiler import Compiled
-from runtime_py.text.generation import Constraint, GenerationRequest, Piece
+from runtime_py.text.generation import Constraint, GenerationRequest
 from runtime_py.text.generator import TextGenerator, default_sampling
-from runtime_py.text.tokenizing import TooLong, encode_prompt, tokenizer_bytes
+from runtime_py.text.tokenizing import encode_prompt, tokenizer_bytes
 from runtime_py.tool_calls.answer import AnswerReader
 
-T = TypeVar("T")
 Form = Callable[..., Answer]  # what an answer is to its client
-_WRITERS = 2  # prompts that are rendered and tokenized at a time
 _COMPLETION_TOKENS = 16  # the API's own default for completions
-
-
-@dataclass(frozen=True)
-class _Where:
-    """The field of a request that a prompt is made of, and the variables of its template."""
-
-    name: str
-    variables: tuple[str, ...] = ()
-
-    def of(self, message: str) -> str:
-        """The field that an error's message begins with."""
-        refused = next((name for name in self.variables if message.startswith(f"{name}: ")), None)
-        return self.name if refused is None else f"chat_template_kwargs.{refused[:100]}"
 
 
 @dataclass(frozen=True)
@@ -72,18 +57,6 @@ class Constrained:
 
 
 FREE = Constrained()
-
-
-@dataclass
-class Running:
-    """A submitted request: its choices, and the events they have produced with their numbers."""
-
-    jobs: list[Job]
-    events: asyncio.Queue[tuple[int, Event]]
-    answers: list[Answer]
-    arrived: float
-    clock: Clock
-    notes: dict[str, Any] = field(default_factory=dict)  # for its line in the log
 
 
 class Server:
@@ -104,8 +77,8 @@ class Server:
         self.metrics = self._all_metrics.of(model)
         self.scheduler = Scheduler(generator.session, generator.tokenizer, settings, turns, generator.prompt_cache)
         self._answering = Answering(generator, template)
-        self._writers = ThreadPoolExecutor(_WRITERS, "athena-prompts")
-        self._grammars = ThreadPoolExecutor(1, "athena-grammars")  # apart: one that takes long holds no prompt up
+        self._preparation = Preparation(self._answering, generator.folder, generator.context, settings.seconds)
+        self._delivery = Delivery(self.scheduler, self.metrics, generator.folder)
         self._served = Served(
             model=model,
             vocabulary=generator.session.vocab_size,
@@ -164,8 +137,7 @@ class Server:
     def close(self) -> None:
         """Stop working; what runs or waits fails. The template's process ends, too."""
         self._template.close()
-        self._writers.shutdown(wait=False, cancel_futures=True)
-        self._grammars.shutdown(wait=False, cancel_futures=True)
+        self._preparation.close()
         self._answering.close()
         self.scheduler.close()
 
@@ -182,7 +154,7 @@ class Server:
             make = partial(encode_prompt, generator.tokenizer, prompt, generator.most_bytes)
         else:
             make = partial(list, prompt)
-        return await self._respond(request, make, options, _Where("prompt"), Plan(form=options.form), chat=False)
+        return await self._respond(request, make, options, Where("prompt"), Plan(form=options.form), chat=False)
 
     async def _responses(self, request: Request, body: Mapping[str, Any]) -> Response:
         asked = as_chat(body, self._settings.ignore_unknown)
@@ -194,11 +166,11 @@ class Server:
     async def _chat(self, request: Request, body: Mapping[str, Any], form: Form = Answer) -> Response:
         options = schema.options(body, self._served, True, None)
         messages, variables = read_messages(body, self._settings.ignore_unknown), template_variables(body)
-        generator, where = self._generator, _Where("messages", tuple(variables))
+        generator, where = self._generator, Where("messages", tuple(variables))
         try:
             plan, told, shown = self._answering.chat(messages, variables, tool_use(body), options.form)
         except InputError as error:
-            raise ApiError(400, self._told(error), where.of(str(error))) from None
+            raise ApiError(400, for_clients(str(error), generator.folder), where.of(str(error))) from None
         make = partial(prompt_ids, told, self._template, generator.tokenizer, shown, generator.most_bytes)
         return await self._respond(request, make, options, where, plan, chat=True, form=form)
 
@@ -207,7 +179,7 @@ class Server:
         request: Request,
         make: Callable[[], list[int]],
         options: schema.Options,
-        where: _Where,
+        where: Where,
         plan: Plan,
         chat: bool,
         form: Form = Answer,
@@ -217,11 +189,11 @@ class Server:
         gone = asyncio.ensure_future(disconnected(request))
         try:
             with self._places(options.choices) as places:
-                ids = await self._prompt(make, gone, where)
+                ids = await self._preparation.prompt(make, gone, where)
                 if ids is None:
                     return Response(status_code=499)  # nobody reads it
                 end = self._answering.prompt_end(ids) if plan.reads() else ""
-                grammar = await self._grammar(plan, end, gone) if plan.form or plan.asked.tools else None
+                grammar = await self._preparation.grammar(plan, end, gone) if plan.form or plan.asked.tools else None
                 if gone.done():
                     return Response(status_code=499)
                 constrained = Constrained(
@@ -230,8 +202,8 @@ class Server:
                 running = self._start(ids, options, chat, arrived, places, tenant_of(request), constrained, form)
             running.notes = request.state.notes
             if not options.stream:
-                return await self._whole(gone, running)
-            return await self._streamed(request, gone, running, options)
+                return await self._delivery.whole(gone, running)
+            return await self._delivery.streamed(gone, running, options.include_usage)
         finally:
             gone.cancel()
 
@@ -245,63 +217,6 @@ class Server:
                 429, "too many requests are waiting", code="queue_full", retry_after=busy.retry_after
             ) from None
 
-    async def _prompt(
-        self, make: Callable[[], list[int]], gone: asyncio.Future[None], where: _Where
-    ) -> list[int] | None:
-        """The prompt's ids; None when the client went away. Few prompts are made at a time, the others wait."""
-        try:
-            return await self._before_gone(self._writers, make, gone)
-        except TooLong as error:
-            message = f"{error}; the model's context is {self._generator.context}"
-            raise ApiError(400, message, where.name, "context_length_exceeded") from None
-        except InputError as error:
-            raise ApiError(400, self._told(error), where.of(str(error))) from None
-
-    async def _grammar(self, plan: Plan, end: str, gone: asyncio.Future[None]) -> Compiled | None:
-        """The compiled grammar; None when the client went away. end: of the prompt."""
-        try:
-            return await self._before_gone(self._grammars, partial(self._answering.compiled, plan, end), gone)
-        except InputError as error:
-            asked = plan.form.where if plan.form else "tools"
-            field = str(error).split(":")[0].split(" ")[0]  # a part of what was asked for, in most messages
-            raise ApiError(400, self._told(error), field if field.startswith(("tools", asked)) else asked) from None
-
-    async def _before_gone(
-        self, threads: ThreadPoolExecutor, work_to_do: Callable[[], T], gone: asyncio.Future[None]
-    ) -> T | None:
-        """What the work gives in one of the threads; None when the client goes away first. Raises what it raises."""
-        work = asyncio.get_running_loop().run_in_executor(threads, work_to_do)
-        try:
-            waiting: set[asyncio.Future[Any]] = {gone, work}
-            await asyncio.wait(waiting, timeout=self._settings.seconds, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                return None
-            if not work.done():
-                raise ApiError(504, "the time limit passed before the prompt was read", code="timeout")
-            return work.result()
-        finally:
-            work.cancel()  # what did not begin never will
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def _told(self, error: Exception) -> str:
-        return for_clients(str(error), self._generator.folder)
-
-    async def _streamed(
-        self, request: Request, gone: asyncio.Future[None], running: Running, options: schema.Options
-    ) -> Response:
-        """The first event decides the status: a request that fails at once is an error, not a broken stream."""
-        try:
-            first = await _before(gone, running.events)
-            if first is None:
-                self._cancel(running)
-                return Response(status_code=499)
-            if isinstance(first[1], Failed):
-                raise self._failure(first[1])
-        except BaseException:
-            self._cancel(running)
-            raise
-        return _Stream(self._stream(running, first, options), lambda: self._cancel(running))
-
     def _start(
         self, ids: list[int], options: schema.Options, chat: bool, arrived: float | None = None,
         places: Places | None = None, tenant: Hashable = None, constrained: Constrained = FREE,
@@ -312,7 +227,7 @@ class Server:
         requests = self._requests(ids, options, "messages" if chat else "prompt", constrained)
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         clock = Clock(self.metrics, arrived)
-        listener = partial(_forward, asyncio.get_running_loop(), events, clock)
+        listener = partial(forward, asyncio.get_running_loop(), events, clock)
         left = max(self._settings.seconds - (time.perf_counter() - arrived), 0.0)
         jobs = self.scheduler.submit(requests, listener, left, places, tenant)
         self.metrics.prompt_tokens.inc(len(ids))
@@ -352,126 +267,3 @@ class Server:
             adapter=options.adapter,
         )
         return [replace(request, sampling=options.sampling_of(i)) for i in range(options.choices)]
-
-    async def _whole(self, gone: asyncio.Future[None], running: Running) -> Response:
-        pieces: list[list[Piece]] = [[] for _ in running.answers]
-        ends: dict[int, Finished] = {}
-        try:
-            while len(ends) < len(pieces):
-                event_found = await _before(gone, running.events)
-                if event_found is None:
-                    return Response(status_code=499)  # nobody reads it
-                index, found = event_found
-                self._note(running, index, found)
-                if isinstance(found, Piece):
-                    pieces[index].append(found)
-                elif isinstance(found, Failed):
-                    raise self._failure(found)
-                else:
-                    ends[index] = found
-        finally:
-            self._cancel(running)
-        choices = []
-        for index, answer in enumerate(running.answers):
-            text = "".join(piece.text for piece in pieces[index]) + ends[index].tail
-            choices.append(answer.choice(pieces[index], text, ends[index].reason))
-        return JSONResponse(running.answers[0].whole(running.answers, choices))
-
-    async def _stream(
-        self, running: Running, first: tuple[int, Event], options: schema.Options
-    ) -> AsyncIterator[bytes]:
-        """Chunks; tokens that are already there travel together. Ends early, cancelling, when the client goes away."""
-        left, found = len(running.answers), [first]
-        try:
-            for answer in running.answers:
-                if answer.chat:
-                    yield answer.opening()
-            while left:
-                while not running.events.empty():
-                    found.append(running.events.get_nowait())
-                for index, answer in enumerate(running.answers):
-                    mine = [one for number, one in found if number == index]
-                    for one in mine:
-                        self._note(running, index, one)
-                    pieces = [one for one in mine if isinstance(one, Piece)]
-                    text = "".join(piece.text for piece in pieces)
-                    if (text or (pieces and answer.with_logprobs)) and (data := answer.chunk(pieces, text, None)):
-                        yield data
-                    end = mine[-1] if mine else None
-                    if isinstance(end, Failed):
-                        yield answer.failed(self._failure(end).body())
-                        return
-                    if isinstance(end, Finished):
-                        yield answer.chunk([], end.tail, end.reason)
-                        left -= 1
-                found = [await running.events.get()] if left else []
-            yield running.answers[0].closing(running.answers, options.include_usage)
-        except InputError as error:  # the tokenizer cannot say what a token's text is
-            yield running.answers[0].failed(ApiError(500, self._told(error)).body())
-        finally:
-            self._cancel(running)
-
-    def _failure(self, failed: Failed) -> ApiError:
-        message = for_clients(failed.message, self._generator.folder)
-        if failed.field:
-            return ApiError(400, message, failed.field)
-        return ApiError(504 if failed.timeout else 500, message, code="timeout" if failed.timeout else None)
-
-    def _cancel(self, running: Running) -> None:
-        for job in running.jobs:
-            self.scheduler.cancel(job)
-
-    def _note(self, running: Running, index: int, found: Event) -> None:
-        answer = running.answers[index]
-        if isinstance(found, Piece):
-            answer.tokens += 1
-            self.metrics.generated_tokens.inc()
-            return
-        job, waited = running.jobs[index], time.monotonic() - time.perf_counter() + running.arrived
-        if job.started:
-            self.metrics.queue_seconds.observe(max(job.started - waited, 0.0))
-        if isinstance(found, Finished):
-            answer.reused = found.reused
-            if index == 0:  # the prompt counts once
-                self.metrics.reused_tokens.inc(found.reused)
-                (self.metrics.cache_hits if found.reused else self.metrics.cache_misses).inc()
-            self.metrics.seconds.observe(time.perf_counter() - running.arrived)
-        running.notes |= {
-            "prompt_tokens": answer.prompt_tokens,
-            "cached_tokens": running.answers[0].reused,
-            "completion_tokens": sum(one.tokens for one in running.answers),
-            "first_token_seconds": running.clock.first,
-        }
-
-
-def _forward(
-    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], clock: Clock, index: int, found: Event
-) -> None:
-    if isinstance(found, Piece):
-        clock.token(index)
-    loop.call_soon_threadsafe(events.put_nowait, (index, found))
-
-
-async def _before(gone: asyncio.Future[None], events: asyncio.Queue[tuple[int, Event]]) -> tuple[int, Event] | None:
-    """The next event; None when the client goes away first."""
-    event = asyncio.ensure_future(events.get())
-    waiting: set[asyncio.Future[Any]] = {gone, event}
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        return event.result() if event.done() else None
-    finally:
-        event.cancel()
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events; `end` is called when they end, and also when the client left before the first."""
-
-    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._end = end
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._end()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.adapters.folder import folder_adapters, folder_sites
+from export.adapters.folder import adapted_graph, folder_adapters
 from export.artefacts.reader import Graph, Node, read_graph
 from export.contract.errors import InputError, NotFiniteError
 from export.files.access import read_json
@@ -76,9 +76,9 @@ class StatesModel:
         self._runner: Interpreter | EncoderEngine
         with foreign(self.folder / "model.onnx", "the graph is malformed"):
             found = folder_adapters(graph, adapters)
-            sites = folder_sites(graph) if found else ()
+            adapted, sites = adapted_graph(graph, found)
             self._terms = ReferenceTerms(found, sites)
-            self._runner, self.interpreted = _open(graph, activations, self.limit, threads, Terms(found, sites))
+            self._runner, self.interpreted = _open(adapted, activations, self.limit, threads, Terms(found, sites))
         self.adapters, self.adapter = self._terms.names, adapters[0] if adapters else ""
         self._folder = ConstantFolder(graph)
         self._made = made

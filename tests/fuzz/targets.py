@@ -101,6 +101,33 @@ def use_adapted(folder: Path) -> None:
         runner.forward(state, [4], last_only=True)
 
 
+def use_bottleneck(folder: Path) -> None:
+    """A folder of the package `adapters` made an adapter of the encoder beside it, and run."""
+    from export.adapters.store import adapter_names, remove_adapter
+    from toolchain.adapters.adding import add_adapter
+
+    model = folder / "model"
+    if adapter_names(model):
+        remove_adapter(model, "x")
+    add_adapter(model, "x", folder)
+    use_adapted_encoder(model)
+
+
+def use_adapted_encoder(folder: Path) -> None:
+    """An encoder with an adapter, by both runners."""
+    from runtime_py.text.encoder import TextEncoder
+
+    for activations in ("int8", "float32"):
+        TextEncoder(folder, activations, threads=1, adapters=["x"]).embed_ids([1, 2, 3])
+
+
+def use_pickle(folder: Path) -> None:
+    """A pickle of torch, read by a process of its own."""
+    from toolchain.adapters.pickled import read_pickled
+
+    read_pickled(folder / "pytorch_adapter.bin", folder)
+
+
 def use_lower(folder: Path) -> None:
     """What `lower` reads and writes."""
     from export.lowering.folder import Lowering, write_lowered_folder
@@ -365,6 +392,8 @@ def make_folders(root: Path) -> dict[str, Target]:
     settings = QuantizeSettings(bits=2, format="trellis", outliers=0.02, passes=1, sequences=2, sequence_length=16)
     checkpoint = quantize_model(str(source), root / "trellis-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "trellis-built", quiet=True).rename(root / "trellis")
+    bert = tiny_bert(root)
+    adapted_bert, hub = bottleneck_folders(copy(bert, "adapted-bert"), copy(bert, "hub/model"))
     adapted, lora = adapter_folders(copy(model, "adapted"), copy(model, "lora/model"))
     targets = [
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
@@ -374,7 +403,7 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("trellis", root / "trellis", "model.onnx", use_vectors),
         Target("trellis-manifest", root / "trellis-checkpoint", "athena.json", use_checkpoint),
         Target("experts", tiny_mixture(root), "model.onnx", use_vectors),
-        Target("encoder", tiny_bert(root), "model.onnx", use_encoder),
+        Target("encoder", bert, "model.onnx", use_encoder),
         Target("lower", copy(model, "model-d"), "model.onnx", use_lower),
         Target("families", family_configs(root / "families"), "families.json", use_families),
         Target("weights", copy(model, "model-c"), "model.onnx.data", use_model),
@@ -389,6 +418,11 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("adapter-weights", lora, "adapter_model.safetensors", use_adapter),
         Target("adapter-record", adapted, "adapters/x/adapter.json", use_adapted),
         Target("adapter-factors", adapted, "adapters/x/adapter.safetensors", use_adapted),
+        Target("bottleneck-config", hub, "adapter_config.json", use_bottleneck),
+        Target("bottleneck-weights", hub, "adapter.safetensors", use_bottleneck),
+        Target("bottleneck-pickle", hub, "pytorch_adapter.bin", use_pickle),
+        Target("bottleneck-record", adapted_bert, "adapters/x/adapter.json", use_adapted_encoder),
+        Target("bottleneck-factors", adapted_bert, "adapters/x/adapter.safetensors", use_adapted_encoder),
         Target("request", request_folder(root / "request"), "request.json", use_request),
         Target("grammar", root / "request", "grammar.txt", use_grammar),
         Target("prompt-cache", prompt_folder(copy(model, "model-e"), root / "prompts"), FILE, use_prompt_cache),
@@ -407,6 +441,25 @@ def adapter_folders(adapted: Path, beside: Path) -> tuple[Path, Path]:
     lora = write_peft(beside.parent, pairs, r=2, alpha_pattern={r".*q_.*": 4})
     add_adapter(adapted, "x", lora, 8)
     return adapted, lora
+
+
+def bottleneck_folders(adapted: Path, beside: Path) -> tuple[Path, Path]:
+    """An encoder's folder with the adapter x, and a bottleneck folder with a model in it."""
+    import torch
+
+    from export.adapters.bottleneck import bottleneck_sites
+    from export.artefacts.reader import read_graph
+    from tests.hub_folders import random_tensors, write_hub
+    from toolchain.adapters.adding import add_adapter
+
+    sites = {site.module: site for site in bottleneck_sites(read_graph(adapted))}
+    parents = [module.removesuffix(".dense") for module in sites if ".attention." not in module]
+    width = next(iter(sites.values())).rows
+    tensors = random_tensors(parents, width, max(width // 16, 1))
+    hub = write_hub(beside.parent, tensors)
+    add_adapter(adapted, "x", hub, 8)
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, hub / "pytorch_adapter.bin")
+    return adapted, hub
 
 
 def tiny_bert(root: Path) -> Path:

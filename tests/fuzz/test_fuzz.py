@@ -36,6 +36,8 @@ NAMES = [
     "grammar",
     "responses",
     "rerank",
+    "bottleneck-config",
+    "bottleneck-record",
 ]
 
 

@@ -54,6 +54,16 @@ def test_every_test_that_a_page_names_is_there():
         assert named <= functions | files, f"{page.name}: {sorted(named - functions - files)}"
 
 
+def test_every_feature_beside_others_names_a_test_or_says_that_there_is_none():
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    part = text[text.index("## Beside other servers") :].split("\n## ")[0]
+    rows = [row.strip("|").split("|") for row in re.findall(r"^\|.*\|$", part, re.MULTILINE)[2:]]
+    assert len(rows) > 20 and all(len(row) == 5 and all(cell.strip() for cell in row) for row in rows)
+    for _, ours, *_ in rows:
+        said = ours.strip()
+        assert re.fullmatch(r"yes\b.*: `test_\w+`", said) or re.match(r"no, `none`", said), said
+
+
 def test_every_row_of_the_attacks_names_a_test_but_those_that_say_so():
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\|.*\|$", text[text.index("## Attacks by kind") :], re.MULTILINE)[2:]

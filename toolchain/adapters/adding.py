@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.adapters.factors import BITS
 from export.adapters.folder import folder_sites
 from export.adapters.sites import Site
 from export.adapters.stock import remove_stock_files
-from export.adapters.store import ADAPTERS, BITS, RECORD, Adapter, check_name, remove_adapter, write_adapter
+from export.adapters.store import ADAPTERS, RECORD, Adapter, check_name, remove_adapter, write_adapter
 from export.artefacts.manifest import read_manifest
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, expanded
-from toolchain.adapters.peft_folder import check_folder, read_lora
+from toolchain.adapters.reading import check_adapter_folder, read_adapter_folder
 from toolchain.settings.preparation import RESIDUAL, VALUES, PreparationSettings
 
 # Settings, former names among them, that give the layers other inputs or outputs than the source's, so that factors
@@ -46,7 +47,7 @@ def check_asked(given: Sequence[str], bits: int, settings: PreparationSettings) 
             "--adapter: --rotation and --equalize turn what the layers read; adapters need an export without"
         )
     for folder in found.values():
-        check_folder(folder)
+        check_adapter_folder(folder)
     return found
 
 
@@ -72,7 +73,7 @@ def check_backbone(folder: Path) -> None:
 
 
 def add_adapter(folder: Path, name: str, source: Path, bits: int = 16, force: bool = False) -> Adapter:
-    """Read a PEFT folder and write it into a model folder as the adapter `name`.
+    """Read an adapter's folder (reading.py) and write it into a model folder as the adapter `name`.
 
     bits: of a number of a factor, 8, 16 or 32. force: replace one of this name. Raises InputError; what was there
     stays then.
@@ -83,7 +84,7 @@ def add_adapter(folder: Path, name: str, source: Path, bits: int = 16, force: bo
     if there and not force:
         raise InputError(f"{folder}: has an adapter {name}; --force replaces it")
     check_backbone(folder)
-    adapter = read_lora(source, name, sites_of(folder), bits)
+    adapter = read_adapter_folder(source, name, read_graph(folder), bits)
     remove_stock_files(folder)
     if there:
         remove_adapter(folder, name)
@@ -92,5 +93,5 @@ def add_adapter(folder: Path, name: str, source: Path, bits: int = 16, force: bo
 
 
 def sites_of(folder: Path) -> tuple[Site, ...]:
-    """Of a model folder's graph. Raises InputError."""
+    """Products of a model folder's graph. Raises InputError."""
     return folder_sites(read_graph(folder))

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from export.adapters.factors import Factors, factors
 from export.adapters.sites import Site
-from export.adapters.store import MAX_BYTES, MOST_RANK, Adapter, Factors, factors
+from export.adapters.store import MAX_BYTES, MOST_RANK, Adapter
 from export.contract.errors import InputError
 from export.files.tensor_file import read_tensors
+from toolchain.adapters.layers import endings, site_of
 from toolchain.adapters.peft_config import LoraConfig, read_lora_config
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 WEIGHTS = "adapter_model.safetensors"
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight")
 _PREFIX = "base_model.model."
-_WRAPPED = "language_model."  # of multimodal models, whose text model alone is exported
 _HALF = "the name of another method of PEFT, or of a trained part that an adapter cannot have"
 
 
@@ -28,7 +29,7 @@ def read_lora(folder: Path, name: str, sites: Sequence[Site], bits: int) -> Adap
     Raises InputError on a folder that is incomplete, hostile, for another model, or cannot be honoured.
     """
     config, pairs, patterns = _read(folder)
-    path, places = folder / WEIGHTS, _places(sites)
+    path, places = folder / WEIGHTS, endings(sites)
     terms: dict[str, Factors] = {}
     for module, (a, b) in pairs.items():
         site = _site(path, module, places)
@@ -77,30 +78,14 @@ def _pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> Pairs:
     return {module: (parts["A"], parts["B"]) for module, parts in found.items()}
 
 
-def _places(sites: Sequence[Site]) -> dict[str, Site | None]:
-    """Sites by every ending of their dotted names; None where an ending is of several."""
-    found: dict[str, Site | None] = {}
-    for site in {site.module: site for site in sites}.values():
-        parts = site.module.split(".")
-        for start in range(len(parts)):
-            ending = ".".join(parts[start:])
-            found[ending] = None if ending in found else site
-        found[site.module] = site
-    return found
-
-
 def _site(path: Path, module: str, places: Mapping[str, Site | None]) -> Site:
-    """The site of a module as PEFT names it, which may lie in a wrapper, or be of the model without its head."""
-    parts = module.replace(_WRAPPED, "").split(".")
-    if len(parts) < 100:
-        for start in range(len(parts)):  # the longest ending that is a site, or the end of one and no other
-            found = places.get(".".join(parts[start:]))
-            if found is not None and (start == 0 or found.module == ".".join(parts[start:])):
-                return found
-    raise InputError(
-        f"{path}: {module[:200]} is no layer of this model that can have a term (products with one stored matrix can; "
-        "embeddings, experts, convolutions and products of razored integers cannot)"
-    )
+    found = site_of(module, places)
+    if found is None:
+        raise InputError(
+            f"{path}: {module[:200]} is no layer of this model that can have a term (products with one stored matrix "
+            "can; embeddings, experts, convolutions and products of razored integers cannot)"
+        )
+    return found
 
 
 def _term(

@@ -1,4 +1,4 @@
-"""`adapter`: adapters of a model folder, added, listed and removed. Needs no torch."""
+"""`adapter`: adapters of a model folder, added, listed and removed. Needs no torch but for pickles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolchain.cli.common import guarded, print_json, print_table
 from toolchain.system.units import size_text
 
 app = typer.Typer(
-    help="Adapters of a model folder: low-rank terms (LoRA) beside its shared weights.", no_args_is_help=True
+    help="Adapters of a model folder: LoRA and bottlenecks beside its shared weights.", no_args_is_help=True
 )
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="Model folder made by `export`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -22,12 +22,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 @guarded
 def add(
     folder: Folder,
-    source: Annotated[str, typer.Argument(metavar="NAME=FOLDER", help="Its name here, and a LoRA folder of PEFT.")],
+    source: Annotated[
+        str, typer.Argument(metavar="NAME=FOLDER", help="Its name here, and its folder (PEFT, AdapterHub).")
+    ],
     bits: Annotated[int, typer.Option(help="Of a number of the factors: 16, 8 or 32.")] = 16,
     force: Annotated[bool, typer.Option("--force", help="Replace one of this name.")] = False,
     json: Json = False,
 ) -> None:
-    """Add a LoRA folder of PEFT as the adapter NAME. What exists stays where the folder does not fit."""
+    """Add a LoRA folder of PEFT, or for encoders a bottleneck folder of AdapterHub, as the adapter NAME.
+
+    What exists stays where the folder does not fit.
+    """
     from export.files.lock import locked
     from toolchain.adapters.adding import add_adapter, named_folders
 
@@ -52,7 +57,8 @@ def list_(folder: Folder, json: Json = False) -> None:
     found = [read_adapter(folder, name) for name in adapter_names(folder)]
     if json:
         entries = [
-            {"name": one.name, "bits": one.bits, "rank": one.rank(), "layers": len(one.terms), "bytes": one.nbytes(),
+            {"name": one.name, "kind": one.kind, "bits": one.bits, "rank": one.rank(),
+             "layers": len(one.terms), "bytes": one.nbytes(),
              "source": dict(one.source)}
             for one in found
         ]  # fmt: skip
@@ -62,11 +68,11 @@ def list_(folder: Folder, json: Json = False) -> None:
         print(f"{folder} has no adapters", file=sys.stderr)
         return
     rows = [
-        (one.name, str(one.rank()), str(len(one.terms)), str(one.bits), size_text(one.nbytes()),
+        (one.name, one.kind, str(one.rank()), str(len(one.terms)), str(one.bits), size_text(one.nbytes()),
          str(one.source.get("base_model_name_or_path", "")))
         for one in found
     ]  # fmt: skip
-    print_table("", ("adapter", "rank", "layers", "bits", "size", "trained on"), rows)
+    print_table("", ("adapter", "kind", "rank", "layers", "bits", "size", "trained on"), rows)
 
 
 @app.command("remove")

@@ -1,4 +1,4 @@
-"""Drivers of adapters' low-rank terms. Work items are a few rows of the factors for up to 16 tokens.
+"""Drivers of adapters' terms. Work items are a few rows of the factors for up to 16 tokens.
 
 `texts` is 0 where all tokens are of one text, whose adapter the step names, else the address of the rows of the tokens'
 texts (loop/apart.py), `stride` bytes apart, with that of each text's records `at` bytes from their beginning.
@@ -51,7 +51,8 @@ def run_adapter_down(s, tokens, texts, stride, at, counter):
             m = _term(_record(s, texts, stride, at, token))
             if first < m.rank:
                 x, t = s.source + 4 * token * s.stride, s.out + 4 * token * s.most
-                down(x, s.columns, m.a, m.a_scales, m.item_bytes, first, min(first + ROWS, m.rank), t)
+                last = min(first + ROWS, m.rank)
+                down(x, s.columns, m.a, m.a_scales, m.item_bytes, m.a_bias, m.activation, first, last, t)
         item = fetch_add(counter, 1)
 
 
@@ -68,7 +69,8 @@ def run_adapter_up(s, tokens, texts, stride, at, counter):
             m = _term(_record(s, texts, stride, at, token))
             if m.rank > 0:
                 t, y = s.source + 4 * token * s.most, s.out + 4 * token * s.rows
-                up(t, m.rank, m.b, m.b_scales, m.item_bytes, s.rows, first, min(first + _ITEM, s.rows), y)
+                last = min(first + _ITEM, s.rows)
+                up(t, m.rank, m.b, m.b_scales, m.item_bytes, m.b_bias, s.rows, first, last, y)
         item = fetch_add(counter, 1)
 
 

@@ -14,6 +14,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.attention.attend import ROWS, attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
+from runtime_py.engine.loop.adapters import adapter_down, adapter_up
 from runtime_py.engine.loop.blocks import blocks, norm
 from runtime_py.engine.loop.call import read_call
 from runtime_py.engine.loop.driver import Maker, read_step
@@ -109,4 +110,6 @@ MAKERS: Mapping[int, Maker] = {
     table.SCALE: by_token,
     table.REORDER: by_token,
     table.ROTATE: _rotate,
+    table.ADAPTER_DOWN: adapter_down,
+    table.ADAPTER_UP: adapter_up,
 }

@@ -1,4 +1,4 @@
-"""Adapters' low-rank terms beside the planned products.
+"""Adapters' terms beside the planned products, and bottlenecks where a node was made for them.
 
 A product's output may have become a part of a residual sum by the time the plan is finished, so the terms come last:
 products that follow one another and do not need each other's results stay together, with the first halves of their
@@ -24,11 +24,33 @@ RECORDS = "adapter"  # the External that the steps' `terms` are
 
 @dataclass
 class Slots:
-    """Where terms may come: slots by the name of a product's node, and the largest rank that one will have."""
+    """Where terms may come: slots by the name of a node, the largest rank that one will have, and the nodes' sizes."""
 
     numbers: Mapping[str, int] = field(default_factory=dict)
     most: int = 1
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # rows, columns
     planned: dict[int, tuple[PlannedStep, Tokens, int]] = field(default_factory=dict)  # by the step's identity
+    placed: int = 0  # bottlenecks
+
+    def place(self, context: Context, node: Node) -> None:
+        """Plan an AddBottleneck(y, x): both halves at once, y changed where it lies. Raises Unplannable."""
+        slot = self.numbers.get(node.name)
+        y, x = (context.tokens(name) for name in node.inputs)
+        if slot is None or self.sizes[node.name] != (y.width, x.width) or not y.whole or context.needed(y.buffer):
+            raise Unplannable(f"a bottleneck at {node.name}")
+        made = Buffer(4 * self.most * context.chunk)
+        down = AdapterDown[Argument](
+            terms=External(RECORDS), slot=slot, most=self.most, source=x.place, stride=x.stride, columns=x.width,
+            out=Place(made),
+        )  # fmt: skip
+        up = AdapterUp[Argument](
+            terms=External(RECORDS), slot=slot, most=self.most, source=Place(made), rows=y.width, out=y.place
+        )
+        context.emit(down, [x.buffer], [made])
+        context.emit(up, [made, y.buffer], [y.buffer])
+        context.quantized.pop(y.buffer, None)
+        context.give(node.outputs[0], y)
+        self.placed += 1
 
     def note(self, context: Context, node: Node) -> None:
         """Called when a node has been planned. Raises Unplannable where a slot's product is none."""
@@ -44,7 +66,7 @@ class Slots:
         """Put the terms beside their products."""
         if not self.numbers:
             return
-        if len(self.planned) < len(self.numbers):
+        if len(self.planned) + self.placed < len(self.numbers):
             raise Unplannable("an adapter at a product that is not planned")
         steps: list[PlannedStep] = []
         run: list[tuple[PlannedStep, Tokens, int]] = []

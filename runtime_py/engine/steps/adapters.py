@@ -1,4 +1,4 @@
-"""The two halves of an adapter's low-rank term beside a product. Which adapter, each token's text says.
+"""The two halves of an adapter's term beside a product or a norm. Which adapter, each token's text says.
 
 Where a text has no adapter, or that has no term here, the first half writes nothing and the second reads nothing.
 """
@@ -32,7 +32,7 @@ class Half(Step[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class AdapterDown(Half[T]):
-    """out [tokens, rank] = source [tokens, columns] @ a^T."""
+    """out [tokens, rank] = f(source [tokens, columns] @ a^T + a's bias)."""
 
     source: T
     stride: T
@@ -48,7 +48,7 @@ class AdapterDown(Half[T]):
 @declared
 @dataclass(kw_only=True, eq=False)
 class AdapterUp(Half[T]):
-    """out [tokens, rows] += source [tokens, rank] @ b."""
+    """out [tokens, rows] += source [tokens, rank] @ b + b's bias."""
 
     source: T
     rows: T

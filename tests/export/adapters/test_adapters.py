@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.adapters.factors import factors
 from export.adapters.folder import folder_adapters, folder_sites
-from export.adapters.store import RECORD, Adapter, adapter_names, factors, read_adapter, remove_adapter, write_adapter
+from export.adapters.store import RECORD, Adapter, adapter_names, read_adapter, remove_adapter, write_adapter
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from runtime_py.engine.engine import Engine

@@ -6,17 +6,22 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
+from transformers import AutoModel
 
 from export.adapters.onnx_adapter import onnx_adapter
 from export.adapters.stock import GRAPH, write_stock_files
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from runtime_py.load import open_model
+from runtime_py.text.encoder import TextEncoder
 from tests.peft_folders import random_pairs, write_peft
 from tests.runtime_py.tiny import write_tiny
+from tests.toolchain.adapters.test_bottlenecks import FORMS, adapted
+from tests.toolchain.adapters.test_families import exported
 from toolchain.adapters.adding import add_adapter, sites_of
 
-IDS = [5, 6, 7, 8, 9, 300]
+IDS = [5, 6, 7, 8, 9, 30]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -62,6 +67,34 @@ def test_onnxruntime_runs_each_adapter_and_none(tmp_path):
         state = own.new_state()
         own.adapt(state, name)
         np.testing.assert_allclose(found[0], own.forward(state, IDS), atol=1e-3)
+
+
+def test_onnxruntime_runs_bottlenecks(tmp_path):
+    """Of every form beside one another and a LoRA, on ALBERT, whose layers share their matrices."""
+    folder = exported(tmp_path, "albert")
+    model = AutoModel.from_pretrained(tmp_path / "source", dtype=torch.float32)
+    names = [""]
+    for seed, form in enumerate(FORMS):
+        names.append(form.replace(" ", "-"))
+        add_adapter(folder, names[-1], adapted(model, tmp_path / names[-1], form, seed), 16)
+    names.append("lora")
+    add_adapter(folder, "lora", write_peft(tmp_path / "lora", random_pairs(sites_of(folder), 3), r=3))
+    write_stock_files(folder)
+    onnx.checker.check_model(str(folder / GRAPH), full_check=True)
+    session = ort.InferenceSession(str(folder / GRAPH))
+    own = TextEncoder(folder, "float32", adapters=None)
+    row = np.asarray([IDS], np.int64)
+    feeds = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
+    found = {}
+    for name in names:
+        options = ort.RunOptions()
+        if name:
+            adapter = ort.LoraAdapter()
+            adapter.Load(str(folder / "adapters" / f"{name}.onnx_adapter"))
+            options.add_active_adapter(adapter)
+        (found[name],) = session.run(["last_hidden_state"], feeds, options)
+        np.testing.assert_allclose(found[name][0], own.states(IDS, adapter=name), atol=1e-4)
+        assert not name or np.abs(found[name] - found[""]).max() > 0.1
 
 
 def test_files_that_would_say_otherwise_go(tmp_path):

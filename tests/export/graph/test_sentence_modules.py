@@ -141,7 +141,7 @@ def test_dense_layers_that_are_refused(settings, message, tmp_path):
         (None, "is missing"),
         ({"linear.weight": np.ones((4, 3), np.float32)}, r"linear.weight must be \[3, 4\] finite numbers"),
         ({"linear.weight": np.full((3, 4), np.nan, np.float32)}, "finite numbers"),
-        ({"linear.weight": np.ones((3, 4), np.int8)}, "is stored as I8"),
+        ({"linear.weight": np.ones((3, 4), np.int8)}, "is stored as int8"),
         ({"weight": np.ones((3, 4), np.float32)}, "must hold linear.weight alone"),
         ({"linear.weight": np.ones((3, 4), np.float32), "linear.bias": np.ones(3, np.float32)}, "alone"),
     ],

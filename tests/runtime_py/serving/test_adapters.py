@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
+from transformers import AutoModel
 
 from runtime_py.chat.template import open_template
 from runtime_py.serving.app import Server
+from runtime_py.serving.embeddings import EmbeddingServer
+from runtime_py.serving.models.registry import Registry
 from runtime_py.serving.requests.adapters import adapter_model, asked_model
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.scheduler import Finished, Scheduler
 from runtime_py.serving.settings import ServeSettings
+from runtime_py.serving.shell import Shell
+from runtime_py.text.encoder import TextEncoder
 from runtime_py.text.generation import GenerationRequest
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.sampling import SamplingSettings
 from tests.peft_folders import random_pairs, write_peft
 from tests.runtime_py.tiny import write_tiny
+from tests.toolchain.adapters.test_bottlenecks import adapted
+from tests.toolchain.adapters.test_families import exported
 from toolchain.adapters.adding import add_adapter, sites_of
 
 NAMES = ("", "one", "two")
@@ -79,6 +88,43 @@ def test_names_of_models(folder):
         assert texts["m:one"] == texts["one"] and len({tuple(text) for text in texts.values()}) == 3
         refused = client.post("/v1/completions", json={"model": "three", "prompt": "x"})
         assert refused.status_code == 404 and "m:one" in refused.json()["error"]["message"]
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    """A tiny BERT with a low-rank adapter and a bottleneck."""
+    root = tmp_path_factory.mktemp("served-encoder")
+    made = exported(root, "bert")
+    pairs = random_pairs(sites_of(made), 3, only="query")
+    add_adapter(made, "low", write_peft(root / "low", pairs, r=3, target_modules=["query"]), 32)
+    model = AutoModel.from_pretrained(root / "source", dtype=torch.float32)
+    add_adapter(made, "neck", adapted(model, root / "neck", "pfeiffer"), 32)
+    return made
+
+
+def test_embeddings_of_adapters(encoder_folder):
+    """Every adapter is a model: its vectors are those of the encoder with it, texts together as each alone."""
+    encoder = TextEncoder(encoder_folder, adapters=None)
+    server = EmbeddingServer(encoder, "e", ServeSettings())
+    client = TestClient(Shell(Registry.of(server, server.metrics), ServeSettings(), server.metrics).application())
+    texts = [[5, 6, 7], [8, 9, 10, 11], [5], [12, 13]]
+    try:
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["e", "e:low", "e:neck"]
+        found = {}
+        for name, adapter in (("e", ""), ("e:low", "low"), ("low", "low"), ("e:neck", "neck"), ("neck", "neck")):
+            answer = client.post("/v1/embeddings", json={"model": name, "input": texts}).json()
+            assert answer["model"] == (f"e:{adapter}" if adapter else "e")
+            found[name] = [one["embedding"] for one in answer["data"]]
+            for ids, vector in zip(texts, found[name]):
+                np.testing.assert_array_equal(np.float32(vector), encoder.embed_ids(ids, adapter))
+                one = client.post("/v1/embeddings", json={"model": name, "input": ids}).json()
+                assert one["data"][0]["embedding"] == vector
+        assert found["low"] == found["e:low"] and found["neck"] == found["e:neck"]
+        assert found["e"] != found["low"] != found["neck"] != found["e"]
+        refused = client.post("/v1/embeddings", json={"model": "other", "input": "x"})
+        assert refused.status_code == 404 and "e:neck" in refused.json()["error"]["message"]
     finally:
         server.close()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import queue
 
 import jsonschema
 import pytest
 
+from runtime_py.serving.scheduler import Finished, Scheduler
+from runtime_py.serving.settings import ServeSettings
 from runtime_py.structured import forms
 from runtime_py.structured.compiler import Compiler
-from runtime_py.text.generation import GenerationRequest
+from runtime_py.text.generation import GenerationRequest, Piece
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
@@ -55,6 +58,50 @@ def test_forty_answers_over_twenty_schemas_are_valid(generator, compiler):
 @pytest.mark.long
 def test_five_hundred_answers_over_twenty_schemas_are_valid(generator, compiler):
     check(generator, compiler, 25)
+
+
+def check_together(generator, compiler, count):
+    """As check(), eight answers at a time, with guessed tokens: each text that of its request alone."""
+    scheduler = Scheduler(generator.session, generator.tokenizer, ServeSettings(sessions=8, queue=600, speculate="3"))
+    ids, ends = tuple(generator.encode("Once upon a time ")), queue.Queue()
+    texts: dict[tuple[str, int], str] = {}
+    try:
+        for name, schema in SCHEMAS.items():
+            constraint = compiler.compile(forms.schema(schema, name)).constraint
+            for seed in range(count):
+                key = (name, seed)
+                texts[key] = ""
+
+                def listen(index, event, key=key):
+                    texts[key] += event.tail if isinstance(event, Finished) else getattr(event, "text", "")
+                    if not isinstance(event, Piece):
+                        ends.put(event)
+
+                settings = SamplingSettings(temperature=(1.5, 1.0, 0.0)[seed % 3], seed=seed)
+                request = GenerationRequest(
+                    ids, settings, 300, stop_tokens=generator.stop, constraint=constraint
+                )  # fmt: skip
+                scheduler.submit([request], listen, 3600)
+        for _ in texts:
+            assert isinstance(ends.get(timeout=600), Finished)
+        counts = scheduler.speculation.counts
+    finally:
+        scheduler.close()
+    assert counts.guessed > 0, "nothing was guessed"
+    for (name, _), text in texts.items():
+        jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(text))
+    name = next(iter(SCHEMAS))
+    alone = answer(generator, compiler, forms.schema(SCHEMAS[name], name), 0, 1.5)
+    assert texts[name, 0] == alone
+
+
+def test_answers_beside_others_and_guessed_ahead_are_valid(generator, compiler):
+    check_together(generator, compiler, 1)
+
+
+@pytest.mark.long
+def test_five_hundred_answers_beside_others_and_guessed_ahead_are_valid(generator, compiler):
+    check_together(generator, compiler, 25)
 
 
 def test_rules_and_stop_tokens_do_not_break_a_form(generator, compiler):

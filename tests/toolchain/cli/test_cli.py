@@ -18,8 +18,10 @@ from runtime_py.load import open_model
 from tests.conftest import shared
 
 
-def athena(*arguments, code=0):
-    result = subprocess.run([sys.executable, "-m", "toolchain", *map(str, arguments)], capture_output=True, text=True)
+def athena(*arguments, code=0, given=None):
+    """given: what it reads on stdin."""
+    command = [sys.executable, "-m", "toolchain", *map(str, arguments)]
+    result = subprocess.run(command, input=given, capture_output=True, text=True)
     assert result.returncode == code, result.stderr
     return result
 

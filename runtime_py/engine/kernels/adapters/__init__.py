@@ -1,1 +1,1 @@
-"""Kernels of adapters' low-rank terms."""
+"""Kernels of adapters' terms: low-rank ones and bottlenecks."""

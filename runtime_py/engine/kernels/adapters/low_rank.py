@@ -1,4 +1,6 @@
-"""The two halves of a low-rank term, y += (x @ a^T) @ b, on float32 activations and factors of 8, 16 or 32 bits.
+"""The two halves of a term, y += f(x @ a^T + bias) @ b + bias, on float32 activations and factors of 8, 16 or 32 bits.
+
+A low-rank term has neither biases nor f; a bottleneck (export/adapters/sites.py) has both.
 
 Factors lie as they are read, so that memory is read in a straight line: a [rank, columns] as groups of ROWS rows, of
 which 16 columns of each row follow one another; b [rank, rows] as blocks of COLUMNS columns, one row behind the other.
@@ -13,9 +15,11 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 
+from runtime_py.engine.kernels.elementwise import activated
 from runtime_py.simd.vectors import (
     I8,
     Floats,
+    add,
     fused,
     get_f32,
     load_floats,
@@ -64,10 +68,10 @@ def laid_up(b: np.ndarray) -> np.ndarray:
 
 
 @nb.njit(cache=True)
-def down(x, columns, a, scales, item_bytes, first, last, t):
-    """t[first:last] = scale * (x [columns] . rows of a); scales: float32 [rank], 0 for none. first: a multiple of ROWS.
+def down(x, columns, a, scales, item_bytes, bias, activation, first, last, t):
+    """t[first:last] = f(scale * (x [columns] . rows of a) + bias); scales, bias: float32 [rank], 0 for none.
 
-    last - first <= ROWS.
+    first: a multiple of ROWS; last - first <= ROWS. activation: as a term's record has it.
     """
     size = 16 * item_bytes
     at = a + first * ((columns + 15) // 16) * size
@@ -84,18 +88,32 @@ def down(x, columns, a, scales, item_bytes, first, last, t):
     sums = (sum_floats(s0), sum_floats(s1), sum_floats(s2), sum_floats(s3))
     for i in range(last - first):
         scale = get_f32(scales + 4 * (first + i)) if scales != 0 else nb.float32(1.0)
-        put_f32(t + 4 * (first + i), sums[i] * scale)
+        value = sums[i] * scale
+        if bias != 0:
+            value += get_f32(bias + 4 * (first + i))
+        put_f32(t + 4 * (first + i), value)
+    if activation != 0:
+        to = t + 4 * first
+        store_some(to, activated(activation - 1, load_some(to, last - first)), last - first)
 
 
 @nb.njit(cache=True)
-def up(t, rank, b, scales, item_bytes, rows, first, last, y):
-    """y[first:last] += sum over r of scale[r] * t[r] * b[r, first:last]. first: a multiple of COLUMNS."""
+def up(t, rank, b, scales, item_bytes, bias, rows, first, last, y):
+    """y[first:last] += sum over r of scale[r] * t[r] * b[r, first:last], behind the bias where that is not 0.
+
+    first: a multiple of COLUMNS.
+    """
     size = COLUMNS * item_bytes
     at = b + first // COLUMNS * rank * size
     for n in range(first, last, COLUMNS):
         some, to = min(last - n, COLUMNS), y + 4 * n
         y0, y1 = load_some(to, some), load_some(to + 64, max(some - 16, 0))
         y2, y3 = load_some(to + 128, max(some - 32, 0)), load_some(to + 192, max(some - 48, 0))
+        if bias != 0:
+            c = bias + 4 * n
+            y0, y1 = add(y0, load_some(c, some)), add(y1, load_some(c + 64, max(some - 16, 0)))
+            y2 = add(y2, load_some(c + 128, max(some - 32, 0)))
+            y3 = add(y3, load_some(c + 192, max(some - 48, 0)))
         for r in range(rank):
             prefetch(at + _AHEAD)
             prefetch(at + _AHEAD + 64)
