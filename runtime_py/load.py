@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,6 +89,8 @@ def open_model(
     hints = _hints(Path(folder))
     threads = threads if threads is not None or processors else hints.get("threads")
     graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
+    free = free_memory()  # where weights were read there was room for them before
+    graph = replace(graph, larger_than_memory=free is not None and sum(graph.files.values()) > free)
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
         found = folder_adapters(graph, adapters)
         return _runner(graph, activations, threads, processors, found)

@@ -121,6 +121,7 @@ class Graph:
     metadata: Mapping[str, str]
     opset: int
     files: Mapping[str, int]  # those that hold weights, and how many of their bytes
+    larger_than_memory: bool = False  # whether they are mapped and do not fit: said by whoever knows the memory
 
 
 def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callable[[int], bool] = True) -> Graph:

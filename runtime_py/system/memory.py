@@ -40,8 +40,19 @@ def _available() -> int | None:
 
 
 def _left_in_group() -> int | None:
-    """What the limit of a container leaves, None where there is none. Cached pages of files count as free."""
-    group = Path("/sys/fs/cgroup")
+    """What limits of the container, service or scope leave, None where there are none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("\n")
+        own = next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
+    except (OSError, StopIteration, ValueError):
+        own = "/"
+    parts = [part for part in own.split("/") if part not in ("", "..")]
+    groups = [Path("/sys/fs/cgroup", *parts[:count]) for count in range(len(parts) + 1)]
+    return min((left for left in map(_left_in, groups) if left is not None), default=None)
+
+
+def _left_in(group: Path) -> int | None:
+    """What one group's limit leaves, None where it has none. Cached pages of files count as free."""
     try:
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
         files = next(

@@ -38,7 +38,7 @@ KeepQuantized = Annotated[
 Random = Annotated[
     Optional[str],
     typer.Option(
-        help="No MODEL: random codes at the shape of tinyllama-1.1b, qwen2.5-0.5b or llama-2-7b.",
+        help="No MODEL: random codes at a published shape, such as tinyllama-1.1b or qwen3-30b-a3b:6 (6 blocks).",
         rich_help_panel="Output",
         hidden=True,
     ),
@@ -88,6 +88,9 @@ def export(
     if model is None or random is not None:
         from toolchain.pipeline.random import write_random_folder
 
+        if dry_run:
+            _random_size(str(random), quantization, json)
+            return
         with locked(place):
             recover(place)
             write_random_folder(str(random), place, quantization.settings, force, quiet=json)
@@ -244,6 +247,19 @@ def _predict(model: str, asked: Quantization, json: bool) -> None:
     print(
         f"output       {size_text(found.output_bytes)}, {found.effective_bits:.3f} effective bits in the linear layers"
     )
+
+
+def _random_size(shape: str, asked: Quantization, json: bool) -> None:
+    """Of random codes, for which nothing is solved: what quantizing the model takes, only its folder can tell."""
+    from toolchain.pipeline.random import RandomCheckpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        totals: Any = RandomCheckpoint(shape, Path(scratch), asked.settings).manifest["totals"]
+    if json:
+        print_json({"output_bytes": totals["bytes"], "effective_bits": totals["effective_bits"]})
+        return
+    size, bits = size_text(totals["bytes"]), totals["effective_bits"]
+    print(f"output       {size}, {bits:.3f} effective bits in the linear layers")
 
 
 def _summary(output: Path, json: bool) -> None:

@@ -22,7 +22,8 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     everywhere = of_layer_type(config, "full_attention") if _has(config, "full_attention") else None
     near = of_layer_type(config, "sliding_attention") if _has(config, "sliding_attention") else None
     first = everywhere or near
-    assert first is not None
+    if first is None:
+        raise InputError("config.json: layer_types must have layers of full_attention or sliding_attention")
     base = llama.spec({**first, "intermediate_size": widths[0]}, hidden_act="hidden_activation")
     base = replace(
         base,

@@ -17,12 +17,44 @@ from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN, quantize_
 from runtime_py.engine.loop.call import read_call
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
+from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.engine.steps.experts import FLOAT_ROWS, GATHERED, ExpertDense, ExpertGrouped
 from runtime_py.simd.atomics import fetch_add
+from runtime_py.simd.pages import will_need
 from runtime_py.simd.vectors import get_i64, load_some, put_i64, store_some
 
 _ITEM_BYTES = 65536  # codes that a work item of one token reads
 _SHARES = 4  # work items for each thread, at least: threads do not finish together
+
+
+@nb.njit(cache=True)
+def _picked(s, pick):
+    return min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1)
+
+
+@nb.njit(cache=True)
+def _is_picked(s, tokens, expert):
+    found = False
+    for pick in range(tokens * s.count):
+        found |= _picked(s, pick) == expert
+    return found
+
+
+@nb.njit(cache=True)
+def _ask_ahead(s, codes, size, tokens, item, parts):
+    """Before a work item, have experts read from the mapped file that they are in. size: bytes of an expert.
+
+    One token: all that it goes to. Several: while an expert is at work the next one comes.
+    """
+    if tokens == 1:
+        if item == 0:
+            for pick in range(s.count):
+                will_need(codes + _picked(s, pick) * size, size, s.page)
+    elif item % parts == 0:
+        expert = item // parts
+        for other in range(expert, min(expert + 2, s.experts)):
+            if (other > expert or expert == 0) and _is_picked(s, tokens, other):
+                will_need(codes + other * size, size, s.page)
 
 
 @nb.njit(cache=True)
@@ -38,6 +70,8 @@ def _one_token(s, isa, width, offset, counter, scratch):
     known = nb.int64(-1)
     item = fetch_add(counter, 1)
     while item < s.count * parts:
+        if s.page != 0:
+            _ask_ahead(s, read_matrix(s.matrix).codes, s.rows * s.row_bytes, 1, item, parts)
         pick = item // parts
         own = pick if s.apart != 0 else 0
         if own != known:
@@ -45,7 +79,7 @@ def _one_token(s, isa, width, offset, counter, scratch):
                 isa, offset, s.source + 4 * pick * s.apart, s.columns, 0, blocks, scratch, sums, scales, high
             )
             known = own
-        expert = min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1)
+        expert = _picked(s, pick)
         first = expert * s.rows + item % parts * size
         last = min(first + size, (expert + 1) * s.rows)
         out = s.out + 4 * (pick - expert) * s.rows  # rows are counted over all experts
@@ -98,10 +132,12 @@ def _several_tokens(s, isa, width, tile, offset, tokens, threads, counter, scrat
     parts = (s.rows + size - 1) // size
     item = fetch_add(counter, 1)
     while item < s.experts * parts:
+        if s.page != 0:
+            _ask_ahead(s, read_matrix(s.matrix).codes, s.rows * s.row_bytes, tokens, item, parts)
         expert, first = item // parts, item % parts * size
         last, found = min(first + size, s.rows), 0
         for pick in range(tokens * s.count):
-            if min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1) == expert:
+            if _picked(s, pick) == expert:
                 put_i64(scratch + 8 * found, pick)
                 found += 1
                 if found == GATHERED:
@@ -125,7 +161,17 @@ def _dense_rows(s, source, tokens, stride, first, last, out, out_stride, accumul
     )  # fmt: skip
 
 
+def _grouped_expert(s):
+    m = read_matrix(s.matrix)
+    return m.codes, s.rows * m.row_bytes
+
+
+def _dense_expert(s):
+    return s.weights, s.rows * s.columns * s.item_bytes
+
+
 _float_rows = by_kind({ExpertGrouped: _grouped_rows, ExpertDense: _dense_rows})
+_float_expert = by_kind({ExpertGrouped: _grouped_expert, ExpertDense: _dense_expert})  # where all are, bytes of one
 
 
 @nb.njit(cache=True)
@@ -173,10 +219,13 @@ def expert_floats(kind, machine):
         parts = (s.rows + FLOAT_ROWS - 1) // FLOAT_ROWS
         item = fetch_add(counter, 1)
         while item < s.experts * parts:
+            if s.page != 0:
+                codes, size = _float_expert(s)
+                _ask_ahead(s, codes, size, tokens, item, parts)
             expert, row, found = item // parts, item % parts * FLOAT_ROWS, 0
             last = min(row + FLOAT_ROWS, s.rows)
             for pick in range(tokens * s.count):
-                if min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1) == expert:
+                if _picked(s, pick) == expert:
                     put_i64(scratch + 8 * found, pick)
                     found += 1
                     if found == GATHERED:

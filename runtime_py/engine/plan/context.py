@@ -39,6 +39,7 @@ from runtime_py.engine.steps.integers import Quantize
 from runtime_py.engine.steps.step import Step
 from runtime_py.reference.constants import ConstantFolder
 from runtime_py.system.guard_pages import settled
+from runtime_py.system.paging import PAGE, read_anywhere
 
 Value = Tokens | Pending
 
@@ -95,6 +96,12 @@ class Context:
         array = settled(array)
         self.keep.append(array)
         return array.ctypes.data
+
+    def page_of(self, experts: np.ndarray) -> int:
+        """Bytes of a page of the mapped file that experts are in, which are read anywhere from now on; 0 where they
+        are in memory, or the file fits into it.
+        """
+        return PAGE if self.graph.larger_than_memory and read_anywhere(experts) else 0
 
     def vector(self, name: str, size: int) -> int:
         """Address of a constant of `size` numbers as contiguous float32."""

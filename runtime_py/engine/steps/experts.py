@@ -13,6 +13,7 @@ from runtime_py.engine.records.record import NONE, REAL, T, declared
 from runtime_py.engine.steps.lookups import grouped_matrix
 from runtime_py.engine.steps.products import CodeProduct, Product
 from runtime_py.engine.steps.step import Making, Step, rows, whole
+from runtime_py.system.paging import PAGE
 
 FLOAT_ROWS = 32  # of a work item of a product in float32
 GATHERED = 32  # picks of one expert that its rows are decoded for together
@@ -77,6 +78,7 @@ class ExpertMatMul(CodeProduct[T]):
     picked: T  # int64 [tokens, count]
     count: T
     experts: T
+    page: T = NONE  # of the mapped file that the codes are in, bytes, where memory does not hold it (system/paging.py)
 
     def constants(self: ExpertMatMul[int], arrays: Arrays) -> Iterator[Constant]:
         m = self.stored(arrays)
@@ -84,6 +86,7 @@ class ExpertMatMul(CodeProduct[T]):
         need(min(self.experts, self.rows, self.count) >= 1, "a matrix of no experts")
         need(self.experts * self.rows == m.rows and self.columns == m.columns, "experts that are not the matrix's")
         need(not self.accumulate, "a sum that is not made here")
+        need(self.page in (0, PAGE), "pages of another size")
         if self.bias:
             yield Constant("bias", self.bias, 4 * self.experts * self.rows)
         yield from m.constants(1, arrays)
@@ -113,9 +116,11 @@ class ExpertFloats(Product[T]):
     picked: T
     count: T
     experts: T
+    page: T = NONE
 
     def constants(self: ExpertFloats[int], arrays: Arrays) -> Iterator[Constant]:
         need(min(self.experts, self.rows, self.count, self.columns) >= 1, "a matrix of no experts")
+        need(self.page in (0, PAGE), "pages of another size")
         if self.bias:
             yield Constant("bias", self.bias, 4 * self.experts * self.rows)
 

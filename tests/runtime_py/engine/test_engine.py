@@ -26,6 +26,7 @@ from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model
 from runtime_py.reference.session import Session
 from runtime_py.system.guard_pages import aligned_bytes
+from runtime_py.system.memory import free_memory
 from runtime_py.text.generator import TextGenerator
 from tests.runtime_py.text.generating import greedy_tokens
 
@@ -281,6 +282,10 @@ def test_weights_are_read_only_where_that_helps(demo_folder, monkeypatch):
         assert load._stays_mapped(None, None, weights) is mapped
     answers |= {"/proc/meminfo": "nothing of the kind", "/sys/fs/cgroup/memory.max": "max"}
     assert load._stays_mapped(None, None, weights) is True
+    own = "/sys/fs/cgroup/user.slice/some.scope"  # as `systemd-run --scope -p MemoryMax=9000` makes it
+    answers["/proc/self/cgroup"] = "1:cpu:/\n0::/user.slice/some.scope\n"
+    answers |= {f"{own}/{name}": text for name, text in (group | {"memory.max": "9000"}).items()}
+    assert free_memory() == 9000 - 5000 + 1000
 
 
 def test_a_cache_that_grows_keeps_its_contents(demo_folder):

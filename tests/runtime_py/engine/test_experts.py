@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.artefacts.reader import read_graph
 from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid
+from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.steps.experts import ExpertFloats, ExpertMatMul
+from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model
+from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.operators import run_operator
 from runtime_py.reference.session import Session
+from runtime_py.system.paging import PAGE
 from tests.conftest import _checkpoint, _package
 from tests.export.graph.families import random_text, tiny_model
 
@@ -150,3 +158,22 @@ def test_threads_change_nothing(folder, threads):
     found = [open_model(folder, threads=n)[0] for n in (2, threads)]
     first, second = (engine.forward(engine.new_state(), ids) for engine in found)
     np.testing.assert_array_equal(first, second)
+
+
+def pages_of(folder, mapped, **more) -> set[int]:
+    """What the steps of experts are told of pages."""
+    graph = expand_products(replace(read_graph(folder, mapped=mapped), **more), keep=runs_directly)
+    steps = [planned.step for planned in plan_decoder(graph, 16).steps]
+    return {step.page for step in steps if isinstance(step, ExpertMatMul | ExpertFloats)}
+
+
+def test_logits_are_the_same_where_memory_does_not_hold_the_experts(folder, monkeypatch):
+    """Mapped and asked for expert by expert, prompts and single tokens: to the bit what weights in memory give."""
+    runner, _ = open_model(folder, mapped=False)
+    monkeypatch.setattr("runtime_py.load.free_memory", lambda: 1000)
+    mapped, _ = open_model(folder, mapped=True)
+    assert pages_of(folder, mapped=True, larger_than_memory=True) == {PAGE}
+    assert pages_of(folder, mapped=True) == pages_of(folder, mapped=False, larger_than_memory=True) == {0}
+    one, other = runner.new_state(), mapped.new_state()
+    for ids in (IDS[:9], IDS[9:10], IDS[10:11], IDS[11:]):
+        np.testing.assert_array_equal(mapped.forward(other, ids), runner.forward(one, ids))

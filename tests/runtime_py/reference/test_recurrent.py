@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import queue
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.graph.archs import model_spec
 from runtime_py.load import open_model
 from runtime_py.reference.recurrent import EVERY, Recurrent
 from runtime_py.serving.scheduler import Failed, Finished, Scheduler
@@ -16,11 +18,16 @@ from runtime_py.serving.settings import ServeSettings
 from runtime_py.text.generation import Generation, GenerationRequest
 from runtime_py.text.generator import load_tokenizer
 from runtime_py.text.sampling import SamplingSettings
+from tests.export.graph.families import COMMON, TINY
 from tests.runtime_py.tiny import write_tiny
+from toolchain.source.config import resolved_config
 
 LFM2 = {"model_type": "lfm2", "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False, "conv_L_cache": 4}  # fmt: skip
 TEXT = np.random.default_rng(0).integers(3, 1500, 1000)
+STATEFUL = [
+    "mamba2", "nemotron_h", "falcon_h1", "granitemoehybrid", "qwen3_5_text", "qwen3_5_moe_text", "lfm2", "lfm2_moe"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["int8", "float32"])
@@ -126,23 +133,58 @@ def prompts() -> list[list[int]]:
 
 def test_answers_of_a_server_are_those_of_a_fresh_run(runner):
     """One session serves all: every request starts from what the one before left, as far as that can be taken up."""
+    found, reused = served(runner, prompts())
+    assert found == [answer(runner, prompt, runner.new_state())[0] for prompt in prompts()]
+    assert sum(reused) > 500
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", STATEFUL)
+def test_every_family_with_states_answers_as_a_fresh_run(family, tmp_path):
+    """The same requests to each family's engine, whose states are copied at least every EVERY tokens of a prompt."""
+    sizes = {"vocab_size": 1536, "max_position_embeddings": 2048, "model_type": family}
+    engine, why = open_model(write_tiny(tmp_path / "model", {}, **{**COMMON, **TINY[family], **sizes}))
+    engine.tokenizer = load_tokenizer(tmp_path / "model-source")
+    assert why == "" and engine.new_state().recurrent.arrays
+    found, reused = served(engine, prompts())
+    assert found == [answer(engine, prompt, engine.new_state())[0] for prompt in prompts()]
+    assert sum(reused) > 500 and len({token for tokens in found for token in tokens}) > 3
+    state, fresh = engine.new_state(), engine.new_state()
+    engine.forward(state, TEXT[:256])
+    engine.forward(state, TEXT[256:600])
+    left = engine.rewind(state, 500)
+    assert 0 < left <= 500 and left >= 500 - EVERY
+    engine.forward(fresh, TEXT[:left])
+    np.testing.assert_array_equal(engine.forward(state, TEXT[left:700]), engine.forward(fresh, TEXT[left:700]))
+
+
+def test_every_family_with_states_is_tried():
+    def keeps_a_state(family):
+        config = {**({} if family == "gpt2" else COMMON), **TINY[family], "model_type": family}
+        kinds = model_spec(resolved_config(config, Path("config.json"))).kinds()
+        return any(names.convolution or names.delta_net or names.state_space for names in kinds)
+
+    assert set(STATEFUL) == {family for family in TINY if " " not in family and keeps_a_state(family)}
+
+
+def served(runner, prompts) -> tuple[list[list[int]], list[int]]:
+    """Answers of one session that gets these prompts, one after another, and how many tokens of each it had already."""
     scheduler = Scheduler(runner, runner.tokenizer, ServeSettings(sessions=1))
     try:
         found, reused = [], []
-        for prompt in prompts():
+        for prompt in prompts:
             events: queue.Queue = queue.Queue()
             request = GenerationRequest(prompt=tuple(prompt), sampling=SamplingSettings(), max_tokens=12)
-            scheduler.submit([request], lambda number, event, events=events: events.put(event), 60.0)
+            scheduler.submit([request], lambda number, event, events=events: events.put(event), 600.0)
             tokens = []
-            while not isinstance(event := events.get(timeout=60), Finished):
+            while not isinstance(event := events.get(timeout=600), Finished):
                 assert not isinstance(event, Failed), event
                 tokens.append(event.token)
             found.append(tokens)
             reused.append(event.reused)
     finally:
         scheduler.close()
-    assert found == [answer(runner, prompt, runner.new_state())[0] for prompt in prompts()]
-    assert sum(reused) > 500
+    return found, reused
 
 
 def test_only_what_a_cut_leaves_is_taken_up(runner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from toolchain.quantize.methods.athena import choose_layout
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.heads import open_model
+from toolchain.system.progress import Reporter
 
 FAMILIES = ["qwen3_moe", "olmoe", "mixtral"]
 TOKENS = np.random.default_rng(3).integers(3, 90, (3, 16))
@@ -138,7 +140,7 @@ def unreachable(folder, block: int, expert: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_expert_that_no_token_reaches_takes_the_pooled_hessian(family, tmp_path, capsys):
+def test_an_expert_that_no_token_reaches_takes_the_pooled_hessian(family, tmp_path, monkeypatch):
     tiny_model(family, tmp_path / "source")
     unreachable(tmp_path / "source", 0, 2)
     runner, hidden, block = runner_of(tmp_path / "source")
@@ -147,7 +149,11 @@ def test_an_expert_that_no_token_reaches_takes_the_pooled_hessian(family, tmp_pa
     assert set(runner.spec.block.by_expert()[2]) <= few.keys()
     text = random_text(tmp_path / "text.txt")
     options = {"bits": 4, "sequences": 8, "sequence_length": 32, "guided": True, "asymmetric": True, "spread": True}
+    notes = noted(monkeypatch)
     checkpoint = _checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", **options)
+    said = next(note for note in notes if note.startswith("block 1: few tokens reached experts "))
+    assert "2" in said.removeprefix("block 1: few tokens reached experts ").partition(":")[0].split(", ")
+    assert said.endswith(": they share a pooled Hessian")
     for name in runner.spec.block.by_expert()[2]:
         record = checkpoint.records[runner.spec.block_name(0) + name]
         assert record.losses[POOLED] == 0
@@ -171,6 +177,46 @@ def test_groups_of_experts_hold_no_more_than_the_block(folders):
         size = sum(8 * 20 * get_weight(block.get_submodule(name)).shape[1] ** 2 for name in group)
         assert size <= room or len(group) == 3
     assert len(list(expert_groups(runner.spec.block, block, 20))) > 1
+
+
+def test_128_experts_never_have_their_hessians_in_memory_together(tmp_path, monkeypatch):
+    """Those that are alive at once take no more than the block's own weights, where all take eight times as much."""
+    sizes = {"num_hidden_layers": 1, "num_experts": 128, "num_experts_per_tok": 8, "hidden_size": 64,
+             "moe_intermediate_size": 16}  # fmt: skip
+    tiny_model("qwen3_moe", tmp_path / "source", **sizes)
+    alive, most = dict[int, int](), [0]
+    measured = BlockRunner.hessians
+
+    def hessians(*arguments):
+        found, outputs = measured(*arguments)
+        for array in {id(array): array for array in found.values()}.values():
+            alive[id(array)] = array.nbytes
+            weakref.finalize(array, alive.pop, id(array))
+        most[0] = max(most[0], sum(alive.values()))
+        return found, outputs
+
+    monkeypatch.setattr(BlockRunner, "hessians", hessians)
+    notes = noted(monkeypatch)
+    options = {"bits": 4, "sequences": 4, "sequence_length": 32, "passes": 1}
+    checkpoint = _checkpoint(
+        tmp_path / "source", str(random_text(tmp_path / "text.txt")), None, tmp_path / "q", **options
+    )
+    runner, _, block = runner_of(tmp_path / "source")
+    room = sum(parameter.nbytes for parameter in block.parameters())
+    every = sum(
+        8 * get_weight(block.get_submodule(n)).shape[1] ** 2 for own in runner.spec.block.by_expert() for n in own
+    )
+    assert every > 4 * room >= 4 * most[0] > 0
+    experts = [record for name, record in checkpoint.records.items() if ".experts." in name]
+    assert len(experts) == 3 * 128 > sum(POOLED in record.losses for record in experts) > 128  # eight tokens for each
+    assert any("few tokens reached experts 0, 1, " in note and " more: they share" in note for note in notes)
+
+
+def noted(monkeypatch) -> list[str]:
+    """The lines for the user from now on."""
+    found: list[str] = []
+    monkeypatch.setattr(Reporter, "note", lambda self, text: found.append(text))
+    return found
 
 
 @pytest.mark.parametrize("rows", [24, 96, 192, 768])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from export.contract.errors import InputError
 from runtime_py.load import open_model
 from tests.export.graph.families import COMMON, INTERPRETED, TINY, TINY_ENCODERS
 from tests.runtime_py.reference.test_session import OnnxRuntime
+from toolchain.cli import app
 from toolchain.pipeline.published_shapes import SHAPES, chosen_shape
 from toolchain.pipeline.random import write_random_folder
 from toolchain.settings.quantize import QuantizeSettings
@@ -33,6 +37,19 @@ def test_every_family_has_random_codes(family, tmp_path, monkeypatch):
     assert (why == "") == (family not in INTERPRETED) and np.isfinite(found).all() and found.std() > 0
     error = np.sqrt(np.mean((found - expected[0]) ** 2, axis=1)) / np.sqrt(np.mean(expected[0] ** 2))
     assert np.median(error) < 0.05  # int8 activations; two experts may be almost equal
+
+
+@pytest.mark.parametrize("shape", ["scribe-6m", "qwen3-30b-a3b:1"])
+def test_dry_run_says_what_the_folder_takes_and_writes_nothing(shape, tmp_path):
+    command = ["export", "--random", shape, "--bits", "3", "-o", str(tmp_path / "out"), "--json"]
+    done = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert list(tmp_path.iterdir()) == []
+    found = json.loads(done.stdout)
+    written = json.loads(CliRunner().invoke(app, command).stdout)["size"] if shape == "scribe-6m" else None
+    if written is not None:
+        assert found["effective_bits"] == pytest.approx(written["effective_bits"])
+        assert found["output_bytes"] == pytest.approx(written["file_bytes"], rel=0.05)  # the graph's text comes besides
 
 
 def test_a_part_of_a_shape():

@@ -267,6 +267,7 @@ def _product(
     stored, parts = layout.stored, [context.folder.constant(name) for name in node.inputs[2:]]
     if stored is None:
         weights = np.ascontiguousarray(parts[0])
+        common["page"] = context.page_of(weights)
         context.bytes_per_token += weights.nbytes * picks // layout.experts
         return ExpertDense[Argument](**common, weights=context.stored(weights), item_bytes=weights.itemsize)
     if not isinstance(stored, CodebookLayout) and not (isinstance(stored, TrellisLayout) and takes(stored, parts[1])):
@@ -277,6 +278,7 @@ def _product(
     if not np.isfinite(scale).all():
         raise InputError(f"node {node.name}: its scales hold numbers that are not finite")
     record, alive = matrix_record(stored, codes, book, scale)
+    common["page"] = context.page_of(codes)
     context.keep += [record, *alive]
     context.bytes_per_token += (codes.nbytes + book.nbytes + scale.nbytes) * picks // layout.experts
     address = record.ctypes.data

@@ -1,0 +1,24 @@
+"""Asking the system for pages of a mapped file inside compiled code (system/paging.py says what for)."""
+
+from __future__ import annotations
+
+import numba as nb
+from numba.core import types
+from numba.core.typing import signature
+
+from runtime_py.system.paging import WILL_NEED
+
+if WILL_NEED is None:
+
+    @nb.njit(cache=True)
+    def will_need(address, size, page):
+        """The system cannot be asked."""
+
+else:
+    _madvise = types.ExternalFunction("madvise", signature(types.int32, types.int64, types.int64, types.int32))
+
+    @nb.njit(cache=True)
+    def will_need(address, size, page):
+        """Have these bytes of a mapped file read where they are not there; does not wait. page: bytes of a page."""
+        first = address // page * page
+        _madvise(first, address + size - first, nb.int32(WILL_NEED))

@@ -1,0 +1,39 @@
+"""Weights in a mapped file that memory does not hold as a whole: what is needed next is asked for in one piece.
+
+Left alone, the system reads a page when a kernel touches it, and others around it that nobody asked for: its guess for
+files that are read on. Of experts, which are read anywhere, that is many waits for little, and what was read in vain
+drives out what is needed again. So their rows are declared to be read anywhere (MADV_RANDOM), and an expert that a
+token goes to is asked for as a whole (MADV_WILLNEED), which reads what is not there yet and nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+WILL_NEED = getattr(mmap, "MADV_WILLNEED", None)  # there is none on Windows
+_RANDOM = getattr(mmap, "MADV_RANDOM", None)
+
+
+def in_a_file(array: np.ndarray) -> bool:
+    """Whether it is part of a mapped file."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        if getattr(base, "_mmap", None) is not None:
+            return True
+        base = base.base
+    return False
+
+
+def read_anywhere(array: np.ndarray) -> bool:
+    """Declare that a part of a mapped file is read in no order; False where the system has no ear for it."""
+    if _RANDOM is None or WILL_NEED is None or not in_a_file(array):
+        return False
+    first = -(-array.ctypes.data // PAGE) * PAGE
+    size = (array.ctypes.data + array.nbytes) // PAGE * PAGE - first
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _RANDOM)
+    return True
