@@ -16,7 +16,9 @@ from runtime_py.engine.kernels.matvec_apart import ROWS, matvec_apart_rows, plac
 from runtime_py.engine.kernels.quantize import HIGH_TOKEN, quantize_token
 from runtime_py.engine.loop.adapters import run_adapter_down, run_adapter_up
 from runtime_py.engine.loop.dispatch import by_kind, by_width
+from runtime_py.engine.loop.integer_attention import run_integer_append_apart, run_integer_attend_apart
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, ITEM_BYTES, RUN_SHARE, run_rows
+from runtime_py.engine.loop.texts import ADAPTER, CACHES, CAPACITY, PAST
 from runtime_py.engine.loop.tokens import one_token
 from runtime_py.engine.records.record import reader
 from runtime_py.engine.steps import table
@@ -26,13 +28,10 @@ from runtime_py.engine.steps.table import ARGUMENTS, STEP
 from runtime_py.simd.atomics import barrier, fetch_add
 from runtime_py.simd.vectors import get_i64
 
-# A row of the table of texts, int64: tokens before this one, positions its cache has room for, the address of the
-# records of its adapter, and then those of keys and values of each layer.
-PAST, CAPACITY, ADAPTER, CACHES = range(4)
 KINDS = frozenset(
     {table.EMBED, table.EMBED_DENSE, table.EMBED_GROUPS, table.NORM, table.QUANTIZE, table.MATMUL, table.GROUPED,
      table.DENSE, table.SPARSE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND, table.SCALE, table.REORDER,
-     table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP}
+     table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP, table.INTEGER_KV_APPEND, table.INTEGER_ATTEND}
 )  # fmt: skip
 
 _matvec = by_width(matvec_apart_rows)
@@ -40,12 +39,14 @@ _head = reader(table.Head)
 (
     _embed, _embed_dense, _embed_groups, _norm, _quantize, _matmul, _grouped, _dense, _sparse, _activate, _add,
     _kv_append, _attend, _scale, _reorder, _rotate, _adapter_down, _adapter_up,
+    _integer_kv_append, _integer_attend,
 ) = (
     reader(table.KINDS[kind], ARGUMENTS)
     for kind in (
         table.EMBED, table.EMBED_DENSE, table.EMBED_GROUPS, table.NORM, table.QUANTIZE, table.MATMUL, table.GROUPED,
         table.DENSE, table.SPARSE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND, table.SCALE,
-        table.REORDER, table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP,
+        table.REORDER, table.ROTATE, table.ADAPTER_DOWN, table.ADAPTER_UP, table.INTEGER_KV_APPEND,
+        table.INTEGER_ATTEND,
     )
 )  # fmt: skip
 
@@ -220,6 +221,10 @@ def run_apart(
             _run_attention(_attend(step), texts, stride, layer, tokens, counter, scratch)
         elif operation == table.KV_APPEND:
             _run_append(_kv_append(step), texts, stride, layer, tokens, counter)
+        elif operation == table.INTEGER_ATTEND:
+            run_integer_attend_apart(_integer_attend(step), isa, texts, stride, layer, tokens, counter, scratch)
+        elif operation == table.INTEGER_KV_APPEND:
+            run_integer_append_apart(_integer_kv_append(step), texts, stride, layer, tokens, counter, scratch)
         else:
             _run_rare(operation, step, texts, stride, tokens, counter, scratch)
     barrier(gate, threads)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.attention import attend, razor_attend
+from runtime_py.engine.kernels.attention import attend, integer_attend, razor_attend
 from runtime_py.engine.kernels.attention.razor_kv_append import append_head
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.steps.attention import Attend, RazorAttend
+from runtime_py.engine.steps.integer_attention import IntegerAttend
 from runtime_py.simd.atomics import fetch_add
 
 ROWS = attend.ROWS  # query rows of one work item
@@ -30,12 +31,19 @@ def _razor_item(s, isa, item, past, tokens, thread, scratch):
     )  # fmt: skip
 
 
-_item = by_kind({Attend: _plain_item, RazorAttend: _razor_item})
+def _integer_item(s, isa, item, past, tokens, thread, scratch):
+    integer_attend.integer_attend_item(
+        isa, s.bits, item, s.query, s.query_stride, s.keys, s.values, s.capacity, s.heads, s.kv_heads, s.head_dim, past,
+        tokens, s.window, s.scale, s.softcap, s.sinks, s.out, s.out_stride, scratch,
+    )  # fmt: skip
+
+
+_item = by_kind({Attend: _plain_item, RazorAttend: _razor_item, IntegerAttend: _integer_item})
 
 
 @nb.njit(cache=True)
 def run_attention(s, isa, past, tokens, thread, counter, scratch):
-    """An Attend or RazorAttend: work items are up to ROWS query rows that share a key-value head."""
+    """An Attend, IntegerAttend or RazorAttend: work items are up to ROWS query rows that share a key-value head."""
     items = s.kv_heads * ((s.heads // s.kv_heads * tokens + ROWS - 1) // ROWS)
     item = fetch_add(counter, 1)
     while item < items:

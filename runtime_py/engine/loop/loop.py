@@ -13,6 +13,7 @@ from runtime_py.engine.loop.attention import run_attention, run_razor_kv_append
 from runtime_py.engine.loop.blocks import run_blocks, run_norm
 from runtime_py.engine.loop.delta_net import run_delta_rule
 from runtime_py.engine.loop.experts import run_expert_floats, run_experts
+from runtime_py.engine.loop.integer_attention import run_integer_append
 from runtime_py.engine.loop.products import FLOAT_ROWS, GROUPED_ROWS, RUN_SHARE, run_product, run_rows
 from runtime_py.engine.loop.state_space import run_state_space
 from runtime_py.engine.loop.tokens import run_tokens
@@ -33,7 +34,8 @@ _head = reader(table.Head)
     _reorder, _razor, _razor_matmul, _razor_kv_append, _razor_attend, _sparse, _group_matmul, _embed_groups,
     _rotate,
     _route, _expert_matmul, _combine, _short_convolution, _causal_convolution, _delta_rule, _expert_grouped,
-    _expert_dense, _adapter_down, _adapter_up, _state_space,
+    _expert_dense, _adapter_down, _adapter_up, _state_space, _integer_kv_append,
+    _integer_attend,
 ) = (reader(kind, ARGUMENTS) for kind in table.KINDS)  # fmt: skip
 
 
@@ -81,6 +83,10 @@ def _run_rare(operation, isa, offset, step, past, tokens, thread, counter, scrat
         run_razor_kv_append(_razor_kv_append(step), past, tokens, counter, scratch)
     elif operation == table.RAZOR_ATTEND:
         run_attention(_razor_attend(step), isa, past, tokens, thread, counter, scratch)
+    elif operation == table.INTEGER_KV_APPEND:
+        run_integer_append(_integer_kv_append(step), past, tokens, counter, scratch)
+    elif operation == table.INTEGER_ATTEND:
+        run_attention(_integer_attend(step), isa, past, tokens, thread, counter, scratch)
     elif operation == table.SHORT_CONVOLUTION:
         run_blocks(_short_convolution(step), isa, offset, tokens, counter, scratch)
     elif operation == table.CAUSAL_CONVOLUTION:

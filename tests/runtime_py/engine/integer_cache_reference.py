@@ -1,4 +1,4 @@
-"""A cache of integer codes in plain numpy: the rotation, the codes of a head, where they lie, and attention over them."""
+"""A cache of integer codes in plain numpy: the rotation, the codes of a head, and where they lie."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def stored(rows: np.ndarray, capacity: int, bits: int, values: bool) -> tuple[np
         shifted[:, count:] = 0
     blocks = shifted.reshape(heads, -1, 16, wide)  # of 16 positions
     if values:
-        parts = blocks.reshape(heads, -1, 4, 4, wide // 16, 16).transpose(0, 1, 4, 2, 5, 3)  # chunk, four, dim, position
+        parts = blocks.reshape(heads, -1, 4, 4, wide // 16, 16).transpose(0, 1, 4, 2, 5, 3)  # chunk, four, dim
         if bits == 4:
             parts = parts[:, :, :, 0::2] | parts[:, :, :, 1::2] << 4
     else:
-        parts = blocks.reshape(heads, -1, 16, wide // 4, 4).transpose(0, 1, 3, 2, 4)  # four of dims, position, dim
+        parts = blocks.reshape(heads, -1, 16, wide // 4, 4).transpose(0, 1, 3, 2, 4)  # four of dims
         if bits == 4:
             parts = parts[:, :, 0::2] | parts[:, :, 1::2] << 4
     data = (parts.reshape(heads, capacity // 16, -1) & 255).astype(np.uint8)

@@ -27,13 +27,14 @@ from runtime_py.simd.cached import butterfly1, butterfly2, butterfly4, butterfly
 from runtime_py.simd.vectors import add, load_floats, multiply, splat_float, store_floats, subtract
 
 CACHE_BITS = (8, 4)
+SCALE_BYTES = 64  # of a block
 WIDEST = 512  # dimensions of a head, so that 32 bits hold every sum of products
 _F = np.float32
 
 
 def block_bytes(head_dim: int, bits: int) -> int:
     """Bytes of 16 cached keys, or values, of one head."""
-    return 2 * bits * (-(-head_dim // 16) * 16) + 64
+    return 2 * bits * (-(-head_dim // 16) * 16) + SCALE_BYTES
 
 
 @nb.njit(cache=True)
