@@ -3,7 +3,8 @@
 One interleaved run: every round decodes some tokens, and takes in a chunk of 256, at each depth with each kind of
 cache; medians. "cache GB/s" is what the cache holds at that depth over the time that decoding takes beyond that at 64
 tokens; "of a plain read" is that beside a loop that only reads memory, in the same rounds. Caches are filled with
-copies of 256 tokens, since speed does not depend on what they hold.
+copies of 256 tokens, since speed does not depend on what they hold. With `--threads 1` processor time is taken, which
+other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from runtime_py.bench.bandwidth import Bandwidth
+from runtime_py.bench.bandwidth import _BYTES, Bandwidth
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.state import CHUNK, EngineState
 from runtime_py.load import open_model
@@ -42,6 +44,11 @@ def at(state: EngineState, depth: int) -> EngineState:
     return state
 
 
+def clock(threads: int | None) -> Callable[[], float]:
+    """Seconds: of this process where it has one thread, else those that pass."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
 class Contender:
     """One folder with one kind of cache."""
 
@@ -51,22 +58,23 @@ class Contender:
             raise SystemExit(f"{folder} runs in the interpreter: {why}")
         if model.recurrent_bytes:
             raise SystemExit(f"{folder} has recurrent states, whose places cannot be set")
-        self.model, self.bits, self.state = model, bits, filled_state(model, deepest)
+        self.model, self.state = model, filled_state(model, deepest)
+        self._now = clock(threads)
         self.decode: dict[int, list[float]] = defaultdict(list)
         self.prefill: dict[int, list[float]] = defaultdict(list)
 
     def round(self, depth: int, tokens: int, chunk: bool) -> None:
-        start = time.perf_counter()
+        start = self._now()
         at(self.state, depth)
         for _ in range(tokens):
             self.model.forward(self.state, [5], last_only=True)
-        self.decode[depth].append((time.perf_counter() - start) / tokens)
+        self.decode[depth].append((self._now() - start) / tokens)
         if chunk:
             ids = np.full(CHUNK, 5)
             at(self.state, depth)
-            start = time.perf_counter()
+            start = self._now()
             self.model.forward(self.state, ids, last_only=True)
-            self.prefill[depth].append(time.perf_counter() - start)
+            self.prefill[depth].append(self._now() - start)
 
 
 def measure(
@@ -76,11 +84,14 @@ def measure(
     found = {(folder, b): Contender(folder, b, max(depths), threads) for folder in folders for b in bits}
     yardstick = Bandwidth(next(iter(found.values())).model.threads)
     read: list[float] = []
+    now = clock(threads)
     for number in range(rounds + 1):
         for depth in (_SHALLOW, *depths):
             for one in found.values():
                 one.round(depth, tokens, chunk)
-            read.append(yardstick.measure())
+            start = now()
+            yardstick.measure()
+            read.append(_BYTES / (now() - start))
         if number == 0:  # it compiles
             for one in found.values():
                 one.decode.clear()
