@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.attention import attend, integer_attend, razor_attend
 from runtime_py.engine.kernels.matrix import width_tag
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
-from runtime_py.engine.loop import apart, packed
+from runtime_py.engine.loop import apart, packed, plain
+from runtime_py.engine.loop.call import Call
+from runtime_py.engine.loop.driver import Machine, Maker, driver
 from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import finish
@@ -20,12 +22,12 @@ from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.table import OPERATION
 from runtime_py.engine.verify.verifier import Promises, verify
-from runtime_py.simd.codes import RAW
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.simd.tile import has_amx
 from runtime_py.system.guard_pages import aligned_bytes, settled
 from runtime_py.system.thread_pool import ThreadPool, available_threads
 
+_MAKERS: Mapping[str, Mapping[int, Maker]] = {"plain": plain.MAKERS, "packed": packed.MAKERS, "apart": apart.MAKERS}
 _SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
 
 
@@ -51,7 +53,6 @@ class Program:
         isa = pick()
         amx = isa == "avx512vbmi" and has_amx() and _allow_amx()
         rows, vectors = matmul.tile_shape(isa, amx)
-        widths = tuple(map(width_tag, planned.widths())) or (RAW,)
         self._config = _amx_config()
         self.threads = len(processors) or threads or available_threads()
         self._pool = ThreadPool(self.threads, processors)
@@ -66,10 +67,10 @@ class Program:
         self._counters = settled(np.zeros(len(self.table.steps), np.int64))
         self._gate = aligned_bytes(128)
         self._addresses = tuple(a.ctypes.data for a in (self._counters, self._gate, self._scratch))
-        self._machine = (
-            ISAS[isa], widths, WEIGHT_OFFSET[isa], (rows, vectors, amx), self._config.ctypes.data,
-            self.table.steps.ctypes.data, len(self.table.steps),
-        )  # fmt: skip
+        self._isa = isa
+        self._tile = {"rows": rows, "vectors": vectors, "amx": self._config.ctypes.data if amx else 0}
+        self._call = settled(np.zeros(len(Call.names()), np.int64))
+        self._drivers: dict[str, tuple[np.ndarray, object]] = {}
         self.instruction_set = isa + (" with AMX" if amx else "")
         self.alone_below = _SMALL_WORK
         self.bytes_per_token = planned.bytes_per_token  # weights read for one token
@@ -77,11 +78,11 @@ class Program:
     @property
     def takes_packed(self) -> bool:
         """Whether run_packed() can be had: what it touches are parts of what the longest call touches."""
-        return packed.KINDS.issuperset(self.table.steps[:, OPERATION].tolist())
+        return packed.MAKERS.keys() >= set(self._operations())
 
     def _proven_apart(self, promises: Callable[[int], Promises], cases: Sequence[Case]) -> bool:
         """Whether the table may run for single tokens of several texts."""
-        if not apart.KINDS.issuperset(self.table.steps[:, OPERATION].tolist()):
+        if not apart.MAKERS.keys() >= set(self._operations()):
             return False
         single = [case._replace(tokens=MOST_TOKENS, apart=True) for case in cases if case.tokens == 1]
         try:
@@ -96,53 +97,65 @@ class Program:
 
     def run(self, tokens: int, past: int, last_only: bool) -> None:
         """Compute `tokens` tokens behind `past` others; every External of the table has its address by now."""
-        self._counters[:] = 0
-        counters, gate, scratch = self._addresses
-
-        def work(thread: int, threads: int) -> None:
-            run_steps(
-                *self._machine, tokens, past, last_only, counters, gate, thread, threads,
-                scratch + thread * self._scratch_stride,
-            )  # fmt: skip
-
-        alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
-        self._pool.run(work, 1 if alone else self.threads)
+        self._run("plain", tokens, Call(tokens=tokens, past=past, last_only=last_only, **self._tile))
 
     def run_packed(self, texts: np.ndarray, places: np.ndarray) -> None:
         """Compute some whole texts. texts: int64 [texts, TEXT], places: int64 [tokens, TOKEN], as loop/packed.py has.
 
         Only where `takes_packed`; two tokens or more, and no text may reach beyond the cache.
         """
-        self._counters[:] = 0
-        counters, gate, scratch = self._addresses
-
-        def work(thread: int, threads: int) -> None:
-            packed.run_packed(
-                *self._machine, texts.ctypes.data, len(texts), places.ctypes.data, len(places), counters, gate, thread,
-                threads, scratch + thread * self._scratch_stride,
-            )  # fmt: skip
-
-        alone = self.bytes_per_token * min(len(places), 16) < self.alone_below
-        self._pool.run(work, 1 if alone else self.threads)
+        rows = {"texts": texts.ctypes.data, "count": len(texts), "places": places.ctypes.data}
+        self._run("packed", len(places), Call(tokens=len(places), **rows, **self._tile))
 
     def run_apart(self, texts: np.ndarray, layers: np.ndarray) -> None:
         """Compute a token of each of some texts. texts: int64 rows as loop/apart.py reads them; layers: int64 [steps].
 
         Only where `takes_apart`; at most MOST_TOKENS texts.
         """
+        rows = {"texts": texts.ctypes.data, "stride": texts.strides[0], "layers": layers.ctypes.data}
+        self._run("apart", len(texts), Call(tokens=len(texts), **rows, **{**self._tile, "amx": 0}))
+
+    def run_step(self, number: int, tokens: int, past: int, last_only: bool) -> None:
+        """Compute one step of a call of run(), on this thread alone: for those who look between the steps."""
+        Call(tokens=tokens, past=past, last_only=last_only, **self._tile).write(self._call, _as_it_is)
+        drivers, steps = self._compiled("plain")[number : number + 1], self.table.steps[number : number + 1]
         self._counters[:] = 0
         counters, gate, scratch = self._addresses
-        tag, widths, offset, _, _, steps, count = self._machine
-        tokens, stride = len(texts), texts.strides[0]
+        run_steps(
+            drivers.ctypes.data, steps.ctypes.data, 1, self._call.ctypes.data, counters, gate, 0, 1, scratch
+        )  # fmt: skip
+
+    def _run(self, kind: str, tokens: int, call: Call[int]) -> None:
+        """All steps. kind: of the call, of those in _MAKERS; tokens: how many share a weight that is read."""
+        call.write(self._call, _as_it_is)
+        self._counters[:] = 0
+        counters, gate, scratch = self._addresses
+        drivers, steps = self._compiled(kind).ctypes.data, self.table.steps
+        places = drivers, steps.ctypes.data, len(steps), self._call.ctypes.data, counters, gate
 
         def work(thread: int, threads: int) -> None:
-            apart.run_apart(
-                tag, widths, offset, steps, count, layers.ctypes.data, texts.ctypes.data, stride, tokens, counters,
-                gate, thread, threads, scratch + thread * self._scratch_stride,
-            )  # fmt: skip
+            run_steps(*places, thread, threads, scratch + thread * self._scratch_stride)
 
-        alone = self.bytes_per_token * tokens < self.alone_below
+        alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
         self._pool.run(work, 1 if alone else self.threads)
+
+    def _compiled(self, kind: str) -> np.ndarray:
+        """Addresses of the steps' drivers, int64 [steps]; compiled at the first call of the kind."""
+        if kind not in self._drivers:
+            found = [self._driver(_MAKERS[kind], *of) for of in zip(self._operations(), self.table.widths())]
+            self._drivers[kind] = settled(np.array([address for address, _ in found], np.int64)), found
+        return self._drivers[kind][0]
+
+    def _driver(self, makers: Mapping[int, Maker], operation: int, width: int | None) -> tuple[int, object]:
+        tag = None if width is None else width_tag(width)
+        return driver(makers[operation], operation, Machine(ISAS[self._isa], WEIGHT_OFFSET[self._isa], tag))
+
+    def _operations(self) -> list[int]:
+        return self.table.steps[:, OPERATION].tolist()
+
+
+def _as_it_is(place: int, number: float) -> float:
+    return number
 
 
 def _allow_amx() -> bool:

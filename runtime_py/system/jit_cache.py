@@ -19,14 +19,14 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config, dispatcher
+from numba.core import config, dispatcher, event
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -76,9 +76,29 @@ def is_cold() -> bool:
 
 
 def has_steps_of_several() -> bool:
-    """Whether steps of several tokens (loop/apart.py) have been compiled here by this version."""
+    """Whether steps of several tokens (loop/apart.py) have been compiled here by this version, for some model."""
     folder = kernel_folder(_APART)
-    return folder is not None and any(folder.glob("*run_apart*.nbi"))
+    return folder is not None and any(folder.glob("*_product.*.nbi"))
+
+
+class _FirstCompilation(event.Listener):
+    """Calls a function once, when something that is not on disk begins to be compiled."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell: Callable[[], None] | None = tell
+
+    def on_start(self, event: Any) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
+
+    def on_end(self, event: Any) -> None:
+        """Nothing: how long it took is seen."""
+
+
+def at_first_compilation(tell: Callable[[], None]) -> None:
+    """Have `tell` called once, before the first kernel of this process that has to be compiled."""
+    event.register("numba:compile", _FirstCompilation(tell))
 
 
 def _forget_old(folder: Path) -> None:

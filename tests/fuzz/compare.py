@@ -27,15 +27,12 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.files.foreign import foreign
 from runtime_py.engine import walk
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.loop.loop import run_steps
 from runtime_py.engine.plan.context import Context, Value
 from runtime_py.engine.plan.placement import Argument, Buffer
 from runtime_py.engine.plan.values import Pending, Tokens
-from runtime_py.engine.program import Program
 from runtime_py.engine.state import chunk_size
 from runtime_py.engine.steps.attention import KvAppend, RazorKvAppend
 from runtime_py.engine.steps.step import Step
-from runtime_py.engine.steps.table import STEP
 from runtime_py.load import Runner, _runner
 from runtime_py.reference.session import Session, State
 from runtime_py.system.guard_pages import checking
@@ -128,18 +125,10 @@ class Recorder:
                 for view in views.get(number, ()):
                     values[view.name] = view.memory[: 1 if view.last and last_only else tokens].copy()
                 if number < len(table):
-                    run_one_step(program, number, tokens, past, last_only)
+                    program.run_step(number, tokens, past, last_only)
             self.calls[past] = values
 
         program.run = recorded  # type: ignore[method-assign]
-
-
-def run_one_step(program: Program, number: int, tokens: int, past: int, last_only: bool) -> None:
-    """The step of this number on this thread alone."""
-    counters, meeting, scratch = program._addresses
-    program._counters[:] = 0
-    *machine, steps, _ = program._machine
-    run_steps(*machine, steps + 8 * STEP * number, 1, tokens, past, last_only, counters, meeting, 0, 1, scratch)
 
 
 class Follower(Session):

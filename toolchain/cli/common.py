@@ -81,17 +81,11 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
-def announce_compilation() -> bool:
-    """One line before the first run on a machine, which compiles the kernels and would otherwise look stuck.
+def announce_compilation() -> None:
+    """Have one line printed before a run that compiles kernels, which would otherwise look stuck."""
+    from runtime_py.system.jit_cache import at_first_compilation
 
-    Whether this is such a run.
-    """
-    from runtime_py.system.jit_cache import is_cold
-
-    cold = is_cold()
-    if cold:
-        print("compiling kernels for this machine, once: a minute or two", file=sys.stderr)
-    return cold
+    at_first_compilation(lambda: print("compiling kernels for this model and machine, once", file=sys.stderr))
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -64,8 +64,6 @@ def run(
     tell_unsupported(generator)
     generator.prompt_cache = caching.open(folder, generator.session, generator.interpreted)
     rules, stops, constraint = asked.rules(generator), asked.stops(generator), asked.constraint(generator)
-    if not json:
-        print(prompt, end="", flush=True)
     pieces: list[str] = []
     tokens: list[int] = []
     first = start = time.perf_counter()
@@ -74,9 +72,9 @@ def run(
             first = time.perf_counter()
         if token is not None:
             tokens.append(token)
-        pieces.append(text)
         if not json:
-            print(text, end="", flush=True)
+            print(text if pieces else prompt + text, end="", flush=True)  # behind the line on compiling, if it comes
+        pieces.append(text)
     end = time.perf_counter()
     if generator.prompt_cache:
         generator.prompt_cache.close()
@@ -92,6 +90,6 @@ def run(
             }
         )
         return
-    print()
+    print("" if pieces else prompt)
     speed = f", {rate:.0f} tokens/s" if rate else ""
     print(f"[{len(tokens)} tokens, first after {first - start:.2f} s{speed}]", file=sys.stderr)

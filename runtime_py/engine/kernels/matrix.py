@@ -6,7 +6,7 @@ import numba as nb
 
 from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, RAW_WIDTH, TRELLIS_WIDTH
 from runtime_py.simd.codes import RAW, TRELLIS, WIDTHS, tail_segment
-from runtime_py.simd.isa import Tag, TagType
+from runtime_py.simd.isa import Tag
 from runtime_py.simd.vectors import get_u8, load_bytes, put_i8
 
 
@@ -17,12 +17,6 @@ def width_tag(number: int) -> Tag:
     if number > TRELLIS_WIDTH:
         return TRELLIS[number - TRELLIS_WIDTH]
     return RAW if number == RAW_WIDTH else WIDTHS[number]
-
-
-def width_number(tag: Tag | TagType) -> int:
-    """The width that a constant stands for."""
-    first = {"bits": 0, "raw": RAW_WIDTH - 8, "trellis": TRELLIS_WIDTH, "groups": GROUPS_WIDTH}
-    return first[tag.kind] + int(tag.value)
 
 
 def padded(columns: int) -> int:

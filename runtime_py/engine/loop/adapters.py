@@ -9,6 +9,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.adapters.low_rank import ROWS, down, up
+from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.records.record import reader
 from runtime_py.engine.records.term import TERM, Term
 from runtime_py.simd.atomics import fetch_add
@@ -69,3 +70,23 @@ def run_adapter_up(s, tokens, texts, stride, at, counter):
                 t, y = s.source + 4 * token * s.most, s.out + 4 * token * s.rows
                 up(t, m.rank, m.b, m.b_scales, m.item_bytes, s.rows, first, min(first + _ITEM, s.rows), y)
         item = fetch_add(counter, 1)
+
+
+def adapter_down(kind, machine):
+    """Driver of an AdapterDown."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        run_adapter_down(read_step(kind, step), tokens, 0, 0, 0, counter)
+
+    return run
+
+
+def adapter_up(kind, machine):
+    """Driver of an AdapterUp."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        run_adapter_up(read_step(kind, step), tokens, 0, 0, 0, counter)
+
+    return run

@@ -13,6 +13,7 @@ from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.kernels.recurrent.convolution import convolve, keep_products
 from runtime_py.engine.kernels.recurrent.delta_net import convolve_rows, keep_rows
 from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.delta_net import CausalConvolution
 from runtime_py.engine.steps.elementwise import LAYER, Activate
@@ -100,30 +101,45 @@ _block = by_kind(
 )
 
 
-@nb.njit(cache=True)
-def run_blocks(s, isa, offset, tokens, counter, scratch):
-    """Work items are blocks of 256 columns of 16 tokens, so that one token still keeps all threads busy."""
-    blocks = (s.columns + 255) // 256
-    item = fetch_add(counter, 1)
-    while item < (tokens + 15) // 16 * blocks:
-        _block(s, isa, offset, item // blocks, item % blocks, tokens, scratch)
+def blocks(kind, machine):
+    """Driver of a Quantize, Razor, Activate, ShortConvolution or CausalConvolution.
+
+    Work items are blocks of 256 columns of 16 tokens, so that one token still keeps all threads busy.
+    """
+    isa, offset = machine.isa, machine.offset
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        s = read_step(kind, step)
+        parts = (s.columns + 255) // 256
         item = fetch_add(counter, 1)
+        while item < (tokens + 15) // 16 * parts:
+            _block(s, isa, offset, item // parts, item % parts, tokens, scratch)
+            item = fetch_add(counter, 1)
+
+    return run
 
 
-@nb.njit(cache=True)
-def run_norm(s, isa, offset, first_token, tokens, counter, scratch):
-    """A Norm needs all of a row, so its work items are 16 tokens."""
-    blocks = (s.columns + 255) // 256
-    group = fetch_add(counter, 1)
-    while 16 * group < tokens:
-        for token in range(16 * group, min(16 * group + 16, tokens)):
-            for head in range(s.heads):
-                x = s.source + 4 * ((first_token + token) * s.stride + head * s.columns)
-                y = s.out + 4 * (token * s.heads + head) * s.columns
-                if s.kind == LAYER:
-                    layer_norm(x, s.scale + 4 * head * s.scale_stride, s.bias, s.columns, s.epsilon, y)
-                else:
-                    rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
-        if s.quant != 0:
-            _quantize(s, isa, offset, s.out, s.columns, group, tokens, 0, blocks, scratch)
+def norm(kind, machine):
+    """Driver of a Norm, which needs all of a row: work items are 16 tokens."""
+    isa, offset = machine.isa, machine.offset
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        s = read_step(kind, step)
+        parts = (s.columns + 255) // 256
         group = fetch_add(counter, 1)
+        while 16 * group < tokens:
+            for token in range(16 * group, min(16 * group + 16, tokens)):
+                for head in range(s.heads):
+                    x = s.source + 4 * ((first + token) * s.stride + head * s.columns)
+                    y = s.out + 4 * (token * s.heads + head) * s.columns
+                    if s.kind == LAYER:
+                        layer_norm(x, s.scale + 4 * head * s.scale_stride, s.bias, s.columns, s.epsilon, y)
+                    else:
+                        rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
+            if s.quant != 0:
+                _quantize(s, isa, offset, s.out, s.columns, group, tokens, 0, parts, scratch)
+            group = fetch_add(counter, 1)
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, GROUP, delta_block, token_numbers
+from runtime_py.engine.loop.driver import read_step
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_f32
 
@@ -34,3 +35,13 @@ def run_delta_rule(s, tokens, counter, scratch):
             )  # fmt: skip
             before = after
         item = fetch_add(counter, 1)
+
+
+def delta_rule(kind, machine):
+    """Driver of a DeltaRule."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        run_delta_rule(read_step(kind, step), tokens, counter, scratch)
+
+    return run

@@ -14,19 +14,19 @@ from runtime_py.engine.kernels.grouped import grouped_rows
 from runtime_py.engine.kernels.matmul import MAX_ROWS, tile_of_rows
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN, quantize_group, quantize_token
-from runtime_py.engine.loop.dispatch import by_kind, by_width
+from runtime_py.engine.loop.call import read_call
+from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.experts import FLOAT_ROWS, GATHERED, ExpertDense, ExpertGrouped
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64, load_some, put_i64, store_some
 
 _ITEM_BYTES = 65536  # codes that a work item of one token reads
 _SHARES = 4  # work items for each thread, at least: threads do not finish together
-_matvec = by_width(matvec_rows)
-_rows_tile = by_width(tile_of_rows)
 
 
 @nb.njit(cache=True)
-def _one_token(s, isa, widths, offset, counter, scratch):
+def _one_token(s, isa, width, offset, counter, scratch):
     """A thread makes the input of its item integers itself, unless it was that of the item before."""
     blocks = (s.columns + 255) // 256
     sums = scratch + (s.columns + 63) // 64 * 64
@@ -49,8 +49,9 @@ def _one_token(s, isa, widths, offset, counter, scratch):
         first = expert * s.rows + item % parts * size
         last = min(first + size, (expert + 1) * s.rows)
         out = s.out + 4 * (pick - expert) * s.rows  # rows are counted over all experts
-        arguments = (s.matrix, scratch, sums, scales, high, first, last, out, s.bias, s.accumulate != 0, rest)
-        _matvec(isa, widths, s.width, arguments)
+        matvec_rows(
+            isa, width, s.matrix, scratch, sums, scales, high, first, last, out, s.bias, s.accumulate != 0, rest
+        )  # fmt: skip
         item = fetch_add(counter, 1)
 
 
@@ -62,7 +63,7 @@ def _copy(source, count, target):
 
 
 @nb.njit(cache=True)
-def _gathered(s, isa, widths, tile, offset, expert, first, last, picks, count, scratch):
+def _gathered(s, isa, width, tile, offset, expert, first, last, picks, count, scratch):
     """Rows first..last - 1 of an expert for `count` picks. scratch: expert_bytes() of steps/experts.py."""
     blocks, wide = (s.columns + 255) // 256, (s.columns + 63) // 64 * 64
     made = scratch
@@ -83,14 +84,15 @@ def _gathered(s, isa, widths, tile, offset, expert, first, last, picks, count, s
     for row in range(first, last, tile[0]):
         some = min(last - row, tile[0])
         place = expert * s.rows + row
-        arguments = (tile, s.matrix, place, some, quantized, sums, scales, high, count, made, s.bias, rest)
-        _rows_tile(isa, widths, s.width, arguments)
+        tile_of_rows(
+            isa, width, tile, s.matrix, place, some, quantized, sums, scales, high, count, made, s.bias, rest
+        )  # fmt: skip
         for i in range(count):
             _copy(made + 4 * i * some, some, s.out + 4 * (get_i64(picks + 8 * i) * s.rows + row))
 
 
 @nb.njit(cache=True)
-def _several_tokens(s, isa, widths, tile, offset, tokens, threads, counter, scratch):
+def _several_tokens(s, isa, width, tile, offset, tokens, threads, counter, scratch):
     parts = max((_SHARES * threads + s.experts - 1) // s.experts, 1)
     size = ((s.rows + parts - 1) // parts + tile[0] - 1) // tile[0] * tile[0]
     parts = (s.rows + size - 1) // size
@@ -103,20 +105,11 @@ def _several_tokens(s, isa, widths, tile, offset, tokens, threads, counter, scra
                 put_i64(scratch + 8 * found, pick)
                 found += 1
                 if found == GATHERED:
-                    _gathered(s, isa, widths, tile, offset, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+                    _gathered(s, isa, width, tile, offset, expert, first, last, scratch, found, scratch + 8 * GATHERED)
                     found = 0
         if found > 0:
-            _gathered(s, isa, widths, tile, offset, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+            _gathered(s, isa, width, tile, offset, expert, first, last, scratch, found, scratch + 8 * GATHERED)
         item = fetch_add(counter, 1)
-
-
-@nb.njit(cache=True)
-def run_experts(s, isa, widths, tile, offset, tokens, threads, counter, scratch):
-    """An ExpertMatMul. Picks that are no number of an expert are taken as the nearest that is."""
-    if tokens == 1:
-        _one_token(s, isa, widths, offset, counter, scratch)
-    else:
-        _several_tokens(s, isa, widths, tile, offset, tokens, threads, counter, scratch)
 
 
 def _grouped_rows(s, source, tokens, stride, first, last, out, out_stride, accumulate, scratch):
@@ -155,21 +148,42 @@ def _picks_in_floats(s, expert, first, last, picks, count, scratch):
             _copy(own, some, to)
 
 
-@nb.njit(cache=True)
-def run_expert_floats(s, tokens, counter, scratch):
-    """An ExpertGrouped or ExpertDense: a work item is a run of rows of one expert, for all picks of it."""
-    parts = (s.rows + FLOAT_ROWS - 1) // FLOAT_ROWS
-    item = fetch_add(counter, 1)
-    while item < s.experts * parts:
-        expert, first, found = item // parts, item % parts * FLOAT_ROWS, 0
-        last = min(first + FLOAT_ROWS, s.rows)
-        for pick in range(tokens * s.count):
-            if min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1) == expert:
-                put_i64(scratch + 8 * found, pick)
-                found += 1
-                if found == GATHERED:
-                    _picks_in_floats(s, expert, first, last, scratch, found, scratch + 8 * GATHERED)
-                    found = 0
-        if found > 0:
-            _picks_in_floats(s, expert, first, last, scratch, found, scratch + 8 * GATHERED)
+def expert_product(kind, machine):
+    """Driver of an ExpertMatMul. Picks that are no number of an expert are taken as the nearest that is."""
+    isa, width, offset = machine.isa, machine.width, machine.offset
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        c, s = read_call(call), read_step(kind, step)
+        tile = (c.rows, c.vectors, c.amx != 0)
+        if tokens == 1:
+            _one_token(s, isa, width, offset, counter, scratch)
+        else:
+            _several_tokens(s, isa, width, tile, offset, tokens, threads, counter, scratch)
+
+    return run
+
+
+def expert_floats(kind, machine):
+    """Driver of an ExpertGrouped or ExpertDense: a work item is a run of rows of one expert, for all picks of it."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        s = read_step(kind, step)
+        parts = (s.rows + FLOAT_ROWS - 1) // FLOAT_ROWS
         item = fetch_add(counter, 1)
+        while item < s.experts * parts:
+            expert, row, found = item // parts, item % parts * FLOAT_ROWS, 0
+            last = min(row + FLOAT_ROWS, s.rows)
+            for pick in range(tokens * s.count):
+                if min(max(get_i64(s.picked + 8 * pick), 0), s.experts - 1) == expert:
+                    put_i64(scratch + 8 * found, pick)
+                    found += 1
+                    if found == GATHERED:
+                        _picks_in_floats(s, expert, row, last, scratch, found, scratch + 8 * GATHERED)
+                        found = 0
+            if found > 0:
+                _picks_in_floats(s, expert, row, last, scratch, found, scratch + 8 * GATHERED)
+            item = fetch_add(counter, 1)
+
+    return run

@@ -6,6 +6,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, GROUP
 from runtime_py.engine.kernels.recurrent.state_space import state_block, step_numbers
+from runtime_py.engine.loop.driver import read_step
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_f32
 
@@ -34,3 +35,13 @@ def run_state_space(s, tokens, counter, scratch):
             )  # fmt: skip
             before = after
         item = fetch_add(counter, 1)
+
+
+def state_space(kind, machine):
+    """Driver of a StateSpace."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        run_state_space(read_step(kind, step), tokens, counter, scratch)
+
+    return run

@@ -1,4 +1,4 @@
-"""The driver of steps that treat tokens one by one."""
+"""Steps that treat tokens one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_r
 from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid, scale_by_expert
 from runtime_py.engine.kernels.grouped import grouped_row
 from runtime_py.engine.kernels.groups import group_row
+from runtime_py.engine.loop.call import read_call
 from runtime_py.engine.loop.dispatch import by_kind
+from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.attention import KvAppend, Rotate
 from runtime_py.engine.steps.elementwise import Add, Scale
 from runtime_py.engine.steps.experts import Combine, Route
@@ -96,11 +98,16 @@ one_token = by_kind(
 )
 
 
-@nb.njit(cache=True)
-def run_tokens(s, past, tokens, counter, scratch):
-    """16 neighbours are one work item, because they share lines of the cache."""
-    first = 16 * fetch_add(counter, 1)
-    while first < tokens:
-        for token in range(first, min(first + 16, tokens)):
-            one_token(s, past, token, scratch)
-        first = 16 * fetch_add(counter, 1)
+def by_token(kind, machine):
+    """Driver of the steps above: 16 neighbours are one work item, because they share lines of the cache."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        s, past = read_step(kind, step), read_call(call).past
+        begin = 16 * fetch_add(counter, 1)
+        while begin < tokens:
+            for token in range(begin, min(begin + 16, tokens)):
+                one_token(s, past, token, scratch)
+            begin = 16 * fetch_add(counter, 1)
+
+    return run

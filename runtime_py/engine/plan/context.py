@@ -36,7 +36,6 @@ from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.delta_net import PLAIN, CausalConvolution
 from runtime_py.engine.steps.elementwise import Activate, Norm
 from runtime_py.engine.steps.integers import Quantize
-from runtime_py.engine.steps.products import CodeProduct
 from runtime_py.engine.steps.step import Step
 from runtime_py.reference.constants import ConstantFolder
 from runtime_py.system.guard_pages import settled
@@ -89,10 +88,6 @@ class Context:
         """From now on this node is being planned."""
         for name in node.inputs:
             self._seen[name] = self._seen.get(name, 0) + 1
-
-    def widths(self) -> list[int]:
-        """Widths of the products of codes (stored_matrix.py), in order."""
-        return sorted({_number(s.step.width) for s in self.steps if isinstance(s.step, CodeProduct)})
 
     # Constants
 

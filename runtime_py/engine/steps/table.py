@@ -21,7 +21,7 @@ from runtime_py.engine.steps.experts import Combine, ExpertDense, ExpertGrouped,
 from runtime_py.engine.steps.integer_attention import IntegerAttend, IntegerKvAppend
 from runtime_py.engine.steps.integers import Quantize, Razor
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
-from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse
+from runtime_py.engine.steps.products import CodeProduct, Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse
 from runtime_py.engine.steps.state_space import StateSpace
 from runtime_py.engine.steps.step import Step
 
@@ -68,6 +68,14 @@ class StepTable:
     memory: list[np.ndarray]  # in which the buffers lie
     buffers: list[list[tuple[int, int]]]  # of each step: first address and the one behind the last
     externals: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # cells that the caller sets
+
+    def widths(self) -> list[int | None]:
+        """Of the codes that each step multiplies with; None where it does not."""
+        kinds = [KINDS[operation] for operation in self.steps[:, OPERATION].tolist()]
+        return [
+            int(row[ARGUMENTS + kind.names().index("width")]) if issubclass(kind, CodeProduct) else None
+            for row, kind in zip(self.steps, kinds)
+        ]
 
     def set(self, name: str, value: int) -> None:
         """Give an External its address (or number)."""

@@ -18,10 +18,8 @@ from runtime_py.engine.kernels.matmul import matmul_item
 from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, quantize_group, quantize_token
-from runtime_py.engine.loop.dispatch import by_width
 from runtime_py.engine.program import _allow_amx, _amx_config
-from runtime_py.engine.records.stored_matrix import RAW_WIDTH, matrix_record, matrix_width
-from runtime_py.simd.codes import RAW, WIDTHS
+from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.simd.digits import HIGH_BYTES
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.simd.tile import amx_block, amx_configure, amx_release, has_amx
@@ -283,21 +281,3 @@ def test_zero_activations_give_zero():
     parts = random_parts(layout, np.random.default_rng(0))
     for tokens in (1, 3):
         assert not product(KINDS[0][0], False, layout, parts, np.zeros((tokens, 300), np.float32)).any()
-
-
-def test_by_width_calls_the_kernel_of_the_given_number():
-    calls = np.zeros(10, np.int64)
-
-    @nb.njit
-    def kernel(isa, width, number, out):
-        out[number] += 1
-
-    dispatch = by_width(kernel)
-
-    @nb.njit
-    def go(isa, widths, number, out):
-        dispatch(isa, widths, number, (number, out))
-
-    for number in (3, 8, RAW_WIDTH):
-        go(ISAS["portable"], (WIDTHS[3], WIDTHS[8], RAW), number, calls)
-    assert calls[[3, 8, RAW_WIDTH]].tolist() == [1, 1, 1] and calls.sum() == 3

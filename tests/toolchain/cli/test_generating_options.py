@@ -171,7 +171,7 @@ def test_steps_of_several_are_known_to_be_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(jit_cache, "kernel_folder", lambda path: tmp_path / path.stem)
     assert not jit_cache.has_steps_of_several()
     (tmp_path / "apart").mkdir()
-    (tmp_path / "apart" / "apart.run_apart-196.py311.nbi").touch()
+    (tmp_path / "apart" / "apart._product.locals.run-109.py311.nbi").touch()
     assert jit_cache.has_steps_of_several()
 
 

@@ -1,0 +1,28 @@
+"""What a call of the step table is about: a row of numbers that the loop and all drivers read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime_py.engine.records.record import NONE, Record, T, declared, reader
+
+
+@declared
+@dataclass(kw_only=True, eq=False)
+class Call(Record[T]):
+    """Tokens, the tables of several texts where a call has any (packed.py, apart.py), and the shape of tiles."""
+
+    tokens: T
+    past: T = NONE  # tokens before the first
+    last_only: T = NONE
+    rows: T  # of a tile
+    vectors: T  # of a tile
+    amx: T = NONE  # address of the AMX configuration
+    texts: T = NONE  # address of the rows of texts
+    stride: T = NONE  # bytes from one row to the next, where they have no fixed size
+    count: T = NONE  # of the rows of texts
+    places: T = NONE  # address of the rows of tokens
+    layers: T = NONE  # address of int64 [steps], the number of the attention that a step belongs to
+
+
+read_call = reader(Call)
