@@ -200,7 +200,7 @@ def _integer_append(kind, machine):
                 text = c.texts + c.stride * token
                 position, cache = get_i64(text + 8 * PAST), text + 8 * (CACHES + 2 * layer)
                 capacity = get_i64(text + 8 * CAPACITY)
-                append_integers(s, head, token, position, get_i64(cache), get_i64(cache + 8), capacity, scratch)
+                append_integers(s, head, token, position, get_i64(cache), get_i64(cache + 8), capacity, True, scratch)
             head = fetch_add(counter, 1)
 
     return run

@@ -45,7 +45,7 @@ _item = by_kind({Attend: _plain_item, RazorAttend: _razor_item, IntegerAttend: _
 
 
 def attention(kind, machine):
-    """Driver of an Attend, IntegerAttend or RazorAttend: work items are up to ROWS query rows that share a key-value head."""
+    """Driver of any attention: work items are up to ROWS query rows that share a key-value head."""
     isa = machine.isa
 
     @nb.njit(cache=True)
@@ -79,13 +79,13 @@ def razor_append(kind, machine):
 
 
 @nb.njit(cache=True, inline="always")
-def append_integers(s, head, token, position, keys, values, capacity, scratch):
-    """One head of a token of an IntegerKvAppend into these caches."""
+def append_integers(s, head, token, position, keys, values, capacity, first, scratch):
+    """One head of a token of an IntegerKvAppend into these caches; first: of those with this head and these caches."""
     row = 4 * position * s.half
     integer_append_head(
         head, s.query + 4 * token * s.query_stride, s.key + 4 * token * s.key_stride,
         s.value + 4 * token * s.value_stride, s.cos + row, s.sin + row, s.half, keys, values, s.bits, capacity, s.heads,
-        s.head_dim, position, scratch,
+        s.head_dim, position, first, scratch,
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def integer_append(kind, machine):
         head = fetch_add(counter, 1)
         while head < s.heads + s.kv_heads:
             for token in range(tokens):
-                append_integers(s, head, token, past + token, s.keys, s.values, s.capacity, scratch)
+                append_integers(s, head, token, past + token, s.keys, s.values, s.capacity, token == 0, scratch)
             head = fetch_add(counter, 1)
 
     return run

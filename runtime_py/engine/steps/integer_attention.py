@@ -33,7 +33,7 @@ class IntegerKvAppend(Append[T], IntegerCache[T]):
 
     def scratch(self: IntegerKvAppend[int], arrays: Arrays) -> int:
         wide = -(-self.head_dim // 16) * 16
-        return wide + 4 * wide  # codes and floats of a head
+        return wide + 8 * wide  # codes and floats of a head, and the mean of its first keys
 
 
 @declared
@@ -51,4 +51,4 @@ class IntegerAttend(Attention[T], IntegerCache[T]):
     def scratch(self: IntegerAttend[int], arrays: Arrays) -> int:
         wide, rows, keys = -(-self.head_dim // 16) * 16, 8, 256
         digits = 2 * rows * wide + 2 * rows * keys  # of queries, of weights
-        return digits + 4 * rows * (keys + wide) + 4 * wide + 5 * 64
+        return digits + 4 * rows * (keys + wide) + 8 * wide + 6 * 64

@@ -70,12 +70,20 @@ def stored(rows: np.ndarray, capacity: int, bits: int, values: bool) -> tuple[np
     count, heads, head_dim = rows.shape
     wide = -(-head_dim // 16) * 16
     found, scales = np.zeros((heads, capacity, wide), np.int64), np.zeros((heads, capacity), _F)
+    centers = np.zeros((heads, wide), _F)
     for p in range(count):
         for h in range(heads):
             padded = np.zeros(wide, _F)
             padded[:head_dim] = rotated(rows[p, h])
+            if bits == 4 and not values and p >= 16:
+                for before in range(1, 16) if p == 16 else ():
+                    centers[h] += scales[h, before] * found[h, before].astype(_F)
+                centers[h] *= _F(1 / 15) if p == 16 else _F(1)
+                padded -= centers[h]
             found[h, p], scales[h, p] = codes(padded, bits)
-    meant = (found[:, :count] * scales[:, :count, None].astype(np.float64))[..., :head_dim].transpose(1, 0, 2)
+    meant = found[:, :count] * scales[:, :count, None].astype(np.float64)
+    meant[:, 16:] += centers[:, None]
+    meant = meant[..., :head_dim].transpose(1, 0, 2)
     shifted = found.copy() if bits == 8 else found + 8
     if bits == 4:
         shifted[:, count:] = 0

@@ -148,10 +148,17 @@ def check(family, tmp_path, bits):
         return
     model, ids = open_model(folder, cache_bits=bits)[0], IDS[:40] % 90
     one, other = logits(plain, ids), logits(model, ids)
-    assert np.abs(one - other).max() <= (0.05 if bits == 8 else 0.5) * np.abs(one).max()
+    off = np.abs(one - other).mean(axis=1) / np.abs(one).mean()
+    assert np.median(off) < (0.05 if bits == 8 else 0.5)  # of most tokens: others may have got another expert
     np.testing.assert_array_equal(logits(model, ids[:17], ids[17:]), other)
-    if model.most_together > 1:
-        same(model, [ids[:3], ids[:20], []])
+    together, alone = ([model.new_state() for _ in range(3)] for _ in range(2))
+    for states in (together, alone):
+        for state, length in zip(states, (3, 20, 1)):
+            model.forward(state, ids[:length], last_only=True)
+    for step in ([5, 6, 7], [9, 9, 8]):
+        rows = model.step(together, step)
+        for state, token, row in zip(alone, step, rows):
+            np.testing.assert_array_equal(model.forward(state, [token])[0], row)
 
 
 def test_refusals(tmp_path, demo_folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from runtime_py.engine.kernels.attention.integer_cache import rotate_codes
+from runtime_py.engine.kernels.attention.integer_cache import CENTERED, key_center, rotate_codes
 from runtime_py.engine.kernels.elementwise import rotate_head
 from runtime_py.simd.integers import maximum_ints, minimum_ints, splat_int
 from runtime_py.simd.vectors import (
@@ -87,22 +87,25 @@ def integer_codes(row, wide, bits, target):
 
 
 @nb.njit(cache=True)
-def _coded(source, head_dim, bits, block, position, scratch):
-    """Codes of one head at scratch, its scale into the block; scratch: 5 * wide bytes."""
+def _coded(source, head_dim, bits, block, position, center, scratch):
+    """Codes of one head at scratch, its scale into the block; scratch: 5 * wide bytes. center: address or 0."""
     wide = (head_dim + 15) // 16 * 16
     row = scratch + wide
     for d in range(0, wide, 16):
         store_floats(row + 4 * d, load_some(source + 4 * d, min(head_dim - d, 16)))
     rotate_codes(row, head_dim)
+    if center != 0:
+        for d in range(0, wide, 16):
+            store_floats(row + 4 * d, subtract(load_floats(row + 4 * d), load_floats(center + 4 * d)))
     scale = integer_codes(row, wide, bits, scratch)
     put_f32(block + 2 * bits * wide + 4 * (position % 16), scale)
 
 
 @nb.njit(cache=True)
-def integer_key(source, head_dim, bits, block, position, scratch):
-    """One key of a head into its block of 16 positions."""
+def integer_key(source, head_dim, bits, block, position, center, scratch):
+    """One key of a head, without `center` (address or 0), into its block of 16 positions."""
     wide, p = (head_dim + 15) // 16 * 16, position % 16
-    _coded(source, head_dim, bits, block, position, scratch)
+    _coded(source, head_dim, bits, block, position, center, scratch)
     if bits == 8:
         for j in range(wide // 4):
             put_i32(block + 64 * j + 4 * p, get_i32(scratch + 4 * j))
@@ -116,7 +119,7 @@ def integer_key(source, head_dim, bits, block, position, scratch):
 def integer_value(source, head_dim, bits, block, position, scratch):
     """One value of a head into its block of 16 positions."""
     wide, p = (head_dim + 15) // 16 * 16, position % 16
-    _coded(source, head_dim, bits, block, position, scratch)
+    _coded(source, head_dim, bits, block, position, 0, scratch)
     if bits == 8:
         for d in range(wide):
             put_i8(block + 256 * (d // 16) + 64 * (p // 4) + 4 * (d % 16) + p % 4, get_i8(scratch + d))
@@ -129,11 +132,12 @@ def integer_value(source, head_dim, bits, block, position, scratch):
 
 @nb.njit(cache=True)
 def integer_append_head(
-    head, query, key, value, cos, sin, half, keys, values, bits, capacity, heads, head_dim, position, scratch
+    head, query, key, value, cos, sin, half, keys, values, bits, capacity, heads, head_dim, position, first, scratch
 ):
     """Rotate one query head of a token (head < heads), or rotate and store one key head and its values.
 
-    query, key, value: the token's rows. Threads share out heads, because a byte of the cache holds two tokens.
+    query, key, value: the token's rows. first: whether scratch, 9 * wide bytes, is not yet that of this head and text.
+    Threads share out heads, because a byte of the cache holds two tokens.
     """
     if head < heads:
         if half > 0:
@@ -143,7 +147,12 @@ def integer_append_head(
     source = key + 4 * which * head_dim
     if half > 0:
         rotate_head(source, cos, sin, half)
-    size = 2 * bits * ((head_dim + 15) // 16 * 16) + 64
+    wide = (head_dim + 15) // 16 * 16
+    size, center = 2 * bits * wide + 64, 0
     place = (which * (capacity // 16) + position // 16) * size
-    integer_key(source, head_dim, bits, keys + place, position, scratch)
+    if bits == 4 and position >= CENTERED:
+        center = scratch + 5 * wide
+        if first or position == CENTERED:
+            key_center(keys + which * (capacity // 16) * size, wide, center)
+    integer_key(source, head_dim, bits, keys + place, position, center, scratch)
     integer_value(value + 4 * which * head_dim, head_dim, bits, values + place, position, scratch)

@@ -13,7 +13,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from runtime_py.engine.kernels.attention.attend import HIDDEN, KEYS, ROWS, limit_scores, soften
-from runtime_py.engine.kernels.attention.integer_cache import rotate_codes
+from runtime_py.engine.kernels.attention.integer_cache import CENTERED, key_center, rotate_codes
 from runtime_py.engine.kernels.elementwise import exponential
 from runtime_py.engine.kernels.quantize import times_255
 from runtime_py.simd.cached import cached_mix, cached_scores
@@ -54,7 +54,7 @@ _F, _I = np.float32, nb.int32
 def scratch_bytes(head_dim: int) -> int:
     """Bytes of scratch memory one thread needs: digits, scores, weights, sums, and a few numbers of each row."""
     wide = -(-head_dim // 16) * 16
-    return ROWS * (2 * wide + 4 * KEYS + 2 * KEYS + 4 * wide) + 4 * wide + 5 * 64
+    return ROWS * (2 * wide + 4 * KEYS + 2 * KEYS + 4 * wide) + 8 * wide + 6 * 64
 
 
 @intrinsic
@@ -70,16 +70,21 @@ def _code_offset(typingctx, isa, bits):
 
 
 @nb.njit(cache=True)
-def _query(isa, bits, source, head_dim, row, digits, correction):
-    """Digits of a query (high int8 [wide], then low), the start of its sums at `correction`; its unit. row: scratch."""
+def _query(isa, bits, source, head_dim, row, digits, correction, center):
+    """Digits of a query (high int8 [wide], then low), the start of its sums at `correction`; row: scratch.
+
+    Its unit, and its product with the center of the keys (address or 0).
+    """
     wide = (head_dim + 15) // 16 * 16
     for d in range(0, wide, 16):
         store_floats(row + 4 * d, load_some(source + 4 * d, min(head_dim - d, 16)))
     rotate_codes(row, head_dim)
-    top, none = zero_floats(), zero_floats()
+    top, none, product = zero_floats(), zero_floats(), zero_floats()
     for d in range(0, wide, 16):
         x = load_floats(row + 4 * d)
         top, none = maximum(top, absolute(x)), add(none, subtract(x, x))
+        if center != 0:
+            product = add(product, multiply(x, load_floats(center + 4 * d)))
     largest = max_floats(top)
     fits = _SMALLEST < largest < _F(np.inf)
     inverse, total = splat_float(_QUERY / largest if fits else _F(0.0)), zero_ints()
@@ -90,7 +95,7 @@ def _query(isa, bits, source, head_dim, row, digits, correction):
         store_low_bytes(digits + wide + d, subtract_ints(whole, times_255(high)))
         total = add_ints(total, whole)
     put_i32(correction, _I(-_code_offset(isa, bits) * sum_ints(total)))
-    return (largest / _QUERY if fits else _F(0.0)) + sum_floats(none)
+    return (largest / _QUERY if fits else _F(0.0)) + sum_floats(none), sum_floats(product)
 
 
 @nb.njit(cache=True)
@@ -173,19 +178,26 @@ def integer_attend_item(
     row = totals + ROWS * 4 * wide
     corrections = row + 4 * wide
     factors, tops, sums, units = corrections + 64, corrections + 128, corrections + 192, corrections + 256
+    shifts, center = corrections + 320, 0
+    stop = past + (first + rows - 1) // repeat + 1
+    key_head, value_head = keys + group * (capacity // 16) * size, values + group * (capacity // 16) * size
+    if bits == 4 and stop > CENTERED:
+        center = corrections + 384
+        key_center(key_head, wide, center)
     for r in range(ROWS):
         token, head = (first + min(r, rows - 1)) // repeat, group * repeat + (first + min(r, rows - 1)) % repeat
         source = query + 4 * (token * query_stride + head * head_dim)
-        unit = _query(isa, bits, source, head_dim, row, digits + 2 * wide * r, corrections + 4 * r)
+        unit, shift = _query(
+            isa, bits, source, head_dim, row, digits + 2 * wide * r, corrections + 4 * r, center
+        )  # fmt: skip
         put_f32(factors + 4 * r, unit * scale)
+        put_f32(shifts + 4 * r, shift * scale)
         for d in range(0, wide, 16):
             store_floats(totals + 4 * (r * wide + d), zero_floats())
         put_f32(tops + 4 * r, HIDDEN)
         put_f32(sums + 4 * r, _F(0.0))
         put_f32(units + 4 * r, _F(0.0))
-    stop = past + (first + rows - 1) // repeat + 1
     seen = max(past + first // repeat + 1 - window, 0) if window > 0 else 0  # the first key that any row sees
-    key_head, value_head = keys + group * (capacity // 16) * size, values + group * (capacity // 16) * size
     for block in range(seen // KEYS * KEYS, stop, KEYS):
         count = min(KEYS, stop - block)
         begin = max(seen - block, 0) // 16 * 16
@@ -203,6 +215,10 @@ def integer_attend_item(
             position, line = past + (first + r) // repeat, scores + 4 * r * KEYS
             low = max(position + 1 - window - block, 0) if window > 0 else 0
             high = min(position + 1 - block, count)
+            if center != 0:
+                shift = splat_float(get_f32(shifts + 4 * r))
+                for k in range(max(begin, CENTERED - block), count, 16):
+                    store_floats(line + 4 * k, add(load_floats(line + 4 * k), shift))
             if cap > 0:
                 limit_scores(line, begin, count, cap)
             top, factor, total = soften(

@@ -16,6 +16,11 @@ Before they are rounded, the numbers of a head are multiplied with a Walsh-Hadam
 power of two that divides head_dim: no number then stands out, which would take the others' precision (as in QuaRot,
 arXiv 2404.00456, section 4). Queries get the same matrix, which leaves all scores as they were, and so does the mix of
 values, because the matrix is its own inverse.
+
+Keys of a head have much in common, which would take most of 4 bits. So those from position CENTERED on are stored without
+the mean of the keys at positions 1 to 15, as the cache has them (the first key is often one that all attend to, and
+unlike the others); a query's product with that mean is added to their scores (SageAttention, arXiv 2410.02367, section
+4.2, takes the mean of all).
 """
 
 from __future__ import annotations
@@ -24,12 +29,23 @@ import numba as nb
 import numpy as np
 
 from runtime_py.simd.cached import butterfly1, butterfly2, butterfly4, butterfly8
-from runtime_py.simd.vectors import add, load_floats, multiply, splat_float, store_floats, subtract
+from runtime_py.simd.vectors import (
+    add,
+    get_f32,
+    get_u8,
+    load_floats,
+    multiply,
+    put_f32,
+    splat_float,
+    store_floats,
+    subtract,
+)
 
 CACHE_BITS = (8, 4)
 SCALE_BYTES = 64  # of a block
 WIDEST = 512  # dimensions of a head, so that 32 bits hold every sum of products
-_F = np.float32
+CENTERED = 16  # positions whose keys of 4 bits are stored as they are
+_F, _I = np.float32, nb.int32
 
 
 def block_bytes(head_dim: int, bits: int) -> int:
@@ -61,3 +77,18 @@ def rotate_codes(row, head_dim):
                 store_floats(row + 4 * k, add(x, y))
                 store_floats(row + 4 * (k + apart), subtract(x, y))
         apart *= 2
+
+
+@nb.njit(cache=True)
+def key_center(keys, wide, center):
+    """The mean of a head's keys at positions 1 to 15, float32 [wide], from its first block of 4 bits."""
+    scales = keys + 8 * wide
+    for j in range(wide // 8):
+        for i in range(4):
+            low, high = _F(0.0), _F(0.0)
+            for p in range(1, CENTERED):
+                codes, scale = get_u8(keys + 64 * j + 4 * p + i), get_f32(scales + 4 * p)
+                low += scale * _F(_I(codes & 15) - _I(8))
+                high += scale * _F(_I(codes >> 4) - _I(8))
+            put_f32(center + 4 * (8 * j + i), low * _F(1.0 / 15.0))
+            put_f32(center + 4 * (8 * j + 4 + i), high * _F(1.0 / 15.0))
