@@ -17,10 +17,10 @@ power of two that divides head_dim: no number then stands out, which would take 
 arXiv 2404.00456, section 4). Queries get the same matrix, which leaves all scores as they were, and so does the mix of
 values, because the matrix is its own inverse.
 
-Keys of a head have much in common, which would take most of 4 bits. So those from position CENTERED on are stored without
-the mean of the keys at positions 1 to 15, as the cache has them (the first key is often one that all attend to, and
-unlike the others); a query's product with that mean is added to their scores (SageAttention, arXiv 2410.02367, section
-4.2, takes the mean of all).
+Keys of a head have much in common, which would take most of 4 bits. So those from position CENTERED on are stored
+without the mean of the keys at positions 1 to 15, as the cache has them (the first key is often one that all attend to,
+and unlike the others); a query's product with that mean is added to their scores (SageAttention, arXiv 2410.02367,
+section 4.2, takes the mean of all).
 """
 
 from __future__ import annotations
