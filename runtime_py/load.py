@@ -22,6 +22,7 @@ from runtime_py.reference.stepping import Stepped
 from runtime_py.system.memory import free_memory
 
 ACTIVATIONS = ("int8", "float32")
+CACHE_BITS = (16, 8, 4)
 
 
 class Runner(Protocol):
@@ -69,6 +70,7 @@ def open_model(
     mapped: bool | None = None,
     processors: Sequence[int] = (),
     adapters: Sequence[str] | None = (),
+    cache_bits: int = 16,
 ) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
@@ -76,8 +78,10 @@ def open_model(
     weights stay in the mapped file; False: they are read into memory, which decodes 5 to 25 % faster where that gets
     huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
     processors: numbers of those that keep one thread each. adapters: names of those of the folder that a state can
-    have; None: all of them. A few percent of speed go where there are any.
-    Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks.
+    have; None: all of them. A few percent of speed go where there are any. cache_bits: of each cached key and value, 16
+    (float16 or float32), 8 or 4 (integers).
+    Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks, or has no cache of
+    such bits.
     """
     if activations not in ACTIVATIONS:
         raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
@@ -86,6 +90,10 @@ def open_model(
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(processors)
     if processors and (len(set(processors)) < len(processors) or not allowed.issuperset(processors)):
         raise InputError(f"--cpus must name different processors of {sorted(allowed)}, not {list(processors)}")
+    if cache_bits not in CACHE_BITS:
+        raise InputError(f"--cache-bits must be one of {', '.join(map(str, CACHE_BITS))}, not {cache_bits}")
+    if cache_bits != 16 and activations != "int8":
+        raise InputError(f"--cache-bits {cache_bits} goes with --activations int8")
     hints = _hints(Path(folder))
     threads = threads if threads is not None or processors else hints.get("threads")
     graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
@@ -93,11 +101,16 @@ def open_model(
     graph = replace(graph, larger_than_memory=free is not None and sum(graph.files.values()) > free)
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
         found = folder_adapters(graph, adapters)
-        return _runner(graph, activations, threads, processors, found)
+        return _runner(graph, activations, threads, processors, found, cache_bits)
 
 
 def _runner(
-    graph: Graph, activations: str, threads: int | None, processors: Sequence[int], adapters: Sequence[Adapter] = ()
+    graph: Graph,
+    activations: str,
+    threads: int | None,
+    processors: Sequence[int],
+    adapters: Sequence[Adapter] = (),
+    cache_bits: int = 16,
 ) -> tuple[Runner, str]:
     from runtime_py.reference.adapters import ReferenceTerms
     from runtime_py.reference.session import Session
@@ -112,8 +125,10 @@ def _runner(
 
     try:
         expanded = expand_products(graph, keep=runs_directly)
-        return Engine(expanded, threads, processors, Terms(adapters, sites)), ""
+        return Engine(expanded, threads, processors, Terms(adapters, sites), cache_bits), ""
     except Unplannable as error:
+        if cache_bits != 16:
+            raise InputError(f"--cache-bits {cache_bits} cannot be had: {error}") from None
         return Session(graph, ReferenceTerms(adapters, sites)), f"not planned: {error}"
 
 

@@ -33,6 +33,7 @@ class BenchSettings:
     threads: int | None = None  # None: every processor
     mapped: bool | None = None  # weights in the mapped file, or read into memory; None: load.py chooses
     processors: tuple[int, ...] = ()  # that keep one thread each; empty: left to the system
+    cache_bits: int = 16  # of cached keys and values
 
     def __post_init__(self) -> None:
         """Raises InputError on a number that makes no sense."""
@@ -45,7 +46,13 @@ def bench(folder: Path, settings: BenchSettings) -> dict[str, Any]:
 
     Raises InputError when the folder cannot be run by the compiled engine or no length fits its context.
     """
-    model, why = open_model(folder, threads=settings.threads, mapped=settings.mapped, processors=settings.processors)
+    model, why = open_model(
+        folder,
+        threads=settings.threads,
+        mapped=settings.mapped,
+        processors=settings.processors,
+        cache_bits=settings.cache_bits,
+    )
     if not isinstance(model, Engine):
         raise InputError(f"{folder}: runs in the interpreter ({why}), which has no speed worth measuring")
     room = context_length(folder)

@@ -50,16 +50,22 @@ class Engine:
     """Runs one model folder with int8 activations. Several states can share it; calls take turns."""
 
     def __init__(
-        self, graph: Graph, threads: int | None = None, processors: Sequence[int] = (), terms: Terms | None = None
+        self,
+        graph: Graph,
+        threads: int | None = None,
+        processors: Sequence[int] = (),
+        terms: Terms | None = None,
+        cache_bits: int = 16,
     ) -> None:
         """threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
-        terms: the adapters that a state can have.
+        terms: the adapters that a state can have. cache_bits: of each cached key and value, 16, 8 or 4.
 
         Raises Unplannable when the graph has something this cannot run.
         """
         self._terms = terms or Terms()
         self.adapters = self._terms.names
-        planned = plan_decoder(graph, CHUNK, self._terms.slots)
+        self.cache_bits = cache_bits
+        planned = plan_decoder(graph, CHUNK, self._terms.slots, cache_bits)
         self._folder = planned.folder
         self._attention = planned.attention
         self._rotation_names = planned.rotations

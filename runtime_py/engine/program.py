@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from runtime_py.engine.kernels import matmul
-from runtime_py.engine.kernels.attention import attend, razor_attend
+from runtime_py.engine.kernels.attention import attend, integer_attend, razor_attend
 from runtime_py.engine.kernels.matrix import width_tag
 from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
 from runtime_py.engine.loop import apart, packed, plain
@@ -57,7 +57,7 @@ class Program:
         self.threads = len(processors) or threads or available_threads()
         self._pool = ThreadPool(self.threads, processors)
         head_dim = max((a.head_dim for a in planned.attention), default=16)
-        attending = max(attend.scratch_bytes(head_dim), razor_attend.scratch_bytes(head_dim))
+        attending = max(room.scratch_bytes(head_dim) for room in (attend, integer_attend, razor_attend))
         per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096 + planned.gathering
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)

@@ -13,18 +13,32 @@ import numpy as np
 
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.kernels.attention.integer_cache import SCALE_BYTES
+from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.state import EngineState
 
 BLOCK = 64  # tokens of a part, a multiple of the 16 of a cache's block
 _ROWS = BLOCK // 16
+_CODED = 16  # what a file adds to the bits of codes, which are told apart from bytes of a float by that
 _FLOATS = {HALF_ITEM: np.float16, FLOAT_ITEM: np.float32}
 Items = tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values
 
 
-def items_of(flat: Sequence[int], engine: Engine) -> Items:
-    """A cache's items from a list of them. Raises ValueError for what this engine cannot have."""
-    if len(flat) != 2 * len(engine.attention) or not set(flat) <= set(_FLOATS):
+def kinds_of(state: EngineState, engine: Engine) -> list[int]:
+    """What each layer's keys and values are, as a file says it."""
+    pairs = zip(engine.attention, state.items)
+    return [item if shape.bits == 16 else _CODED + shape.bits for shape, pair in pairs for item in pair]
+
+
+def items_of(kinds: Sequence[int], engine: Engine) -> Items:
+    """A cache's items from kinds_of(). Raises ValueError for what this engine cannot have."""
+    shapes = [shape for shape in engine.attention for _ in range(2)]
+    if len(kinds) != len(shapes):
         raise ValueError("other layers")
+    for kind, shape in zip(kinds, shapes):
+        if kind not in (_FLOATS if shape.bits == 16 else (_CODED + shape.bits,)):
+            raise ValueError("numbers of another kind")
+    flat = [kind if kind in _FLOATS else HALF_ITEM for kind in kinds]
     return tuple(zip(flat[::2], flat[1::2]))
 
 
@@ -40,11 +54,8 @@ def part(state: EngineState, number: int) -> bytes:
 
 
 def is_finite(engine: Engine, items: Items, data: bytes) -> bool:
-    """Whether every number of a part is one; razored codes always are."""
-    return all(
-        razored or bool(np.isfinite(found.view(_FLOATS[item])).all())
-        for found, item, razored in _split(engine, items, data)
-    )
+    """Whether every number of a part is one; codes always are, their scales may not be, or negative."""
+    return all(_is_good(found, item, shape) for found, item, shape in _split(engine, items, data))
 
 
 def restore(
@@ -61,9 +72,9 @@ def restore(
     engine.reserve(state, length, [items for items, _ in parts])
     for number, (items, data) in enumerate(parts):
         rows = slice(number * _ROWS, (number + 1) * _ROWS)
-        for i, (found, item, razored) in enumerate(_split(engine, items, data)):
+        for i, (found, item, shape) in enumerate(_split(engine, items, data)):
             cache, held = (state.keys, state.values)[i % 2][i // 2], state.items[i // 2][i % 2]
-            if item != held and not razored:  # the engine has since found that float16 is too narrow
+            if item != held and not shape.coded:  # the engine has since found that float16 is too narrow
                 found = found.view(_FLOATS[item]).astype(_FLOATS[held]).view(np.uint8)
             cache[:, rows] = found
     state.length = length
@@ -76,16 +87,25 @@ def restore(
     return length
 
 
-def _arrays(engine: Engine, items: Items) -> Iterator[tuple[tuple[int, int, int], int, bool]]:
-    """(shape in bytes, item, whether it is razored) of each cache's piece of a part."""
+def _is_good(found: np.ndarray, item: int, shape: AttentionShape) -> bool:
+    if shape.razored:
+        return True
+    if shape.bits == 16:
+        return bool(np.isfinite(found.view(_FLOATS[item])).all())
+    scales = np.ascontiguousarray(found[..., -SCALE_BYTES:]).view(np.float32)
+    return bool((np.isfinite(scales) & (scales >= 0)).all())
+
+
+def _arrays(engine: Engine, items: Items) -> Iterator[tuple[tuple[int, int, int], int, AttentionShape]]:
+    """(shape in bytes, item, attention) of each cache's piece of a part."""
     for shape, sizes, pair in zip(engine.attention, engine.block_bytes(items), items):
         for size, item in zip(sizes, pair):
-            yield (shape.kv_heads, _ROWS, size), item, shape.razored
+            yield (shape.kv_heads, _ROWS, size), item, shape
 
 
-def _split(engine: Engine, items: Items, data: bytes) -> Iterator[tuple[np.ndarray, int, bool]]:
+def _split(engine: Engine, items: Items, data: bytes) -> Iterator[tuple[np.ndarray, int, AttentionShape]]:
     place = 0
-    for shape, item, razored in _arrays(engine, items):
-        size = math.prod(shape)
-        yield np.frombuffer(data, np.uint8, size, place).reshape(shape), item, razored
+    for sizes, item, shape in _arrays(engine, items):
+        size = math.prod(sizes)
+        yield np.frombuffer(data, np.uint8, size, place).reshape(sizes), item, shape
         place += size

@@ -26,14 +26,15 @@ class EngineState:
     """What the tokens seen so far left.
 
     Keys and values, one pair per attention: uint8 [kv_heads, capacity / 16, block bytes]. Blocks hold
-    float16 or float32 numbers (kernels/attention/attend.py), or razored codes (razor_attend.py beside it).
+    float16 or float32 numbers (kernels/attention/attend.py), integer codes (integer_cache.py beside it) or razored
+    codes (razor_attend.py).
     """
 
     length: int
     capacity: int
     keys: list[np.ndarray]
     values: list[np.ndarray]
-    items: tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values; razored: of no meaning
+    items: tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values; of codes without meaning
     stamp: int = -1  # changes whenever the arrays do
     recurrent: Recurrent = field(default_factory=lambda: Recurrent([]))  # as steps have them
     spare: list[np.ndarray] = field(default_factory=list)  # as large: what the next call makes them
@@ -94,6 +95,8 @@ def zeros(shape: tuple[int, ...]) -> np.ndarray:
 
 def block_bytes(shape: AttentionShape, items: tuple[int, int]) -> tuple[int, int]:
     """Bytes of 16 cached keys and of 16 values of one head, from the bytes of a number in each."""
+    if shape.coded:
+        return shape.key_block, shape.value_block
     return shape.key_block * items[0] // HALF_ITEM, shape.value_block * items[1] // HALF_ITEM
 
 

@@ -23,10 +23,14 @@ from runtime_py.engine.steps.step import Making
 _LOOKUPS = (CODEBOOK_GATHER, GROUP_GATHER, "Gather")
 
 
-def plan_decoder(graph: Graph, chunk: int, slots: Slots | None = None) -> Context:
-    """All of a language model. chunk: most tokens of a call. slots: of adapters. Raises Unplannable."""
+def plan_decoder(graph: Graph, chunk: int, slots: Slots | None = None, cache_bits: int = 16) -> Context:
+    """All of a language model. chunk: most tokens of a call. slots: of adapters. cache_bits: of each cached number.
+
+    Raises Unplannable.
+    """
     slots = slots or Slots()
     context = Context(graph, chunk, ("input_ids", "position_ids"), "logits", counted_positions=False)
+    context.cache_bits = cache_bits
     for node in graph.nodes:
         context.enter(node)
         _visit(context, node, slots)

@@ -17,7 +17,7 @@ import numpy as np
 
 from export.contract.errors import InputError
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.saved import BLOCK, Items, is_finite, items_of, part, part_bytes, restore
+from runtime_py.engine.saved import BLOCK, Items, is_finite, items_of, kinds_of, part, part_bytes, restore
 from runtime_py.engine.state import EngineState
 from runtime_py.prompt_cache import entry
 from runtime_py.prompt_cache.fingerprint import fingerprint
@@ -33,6 +33,8 @@ class PromptCache:
         """model: the folder that `engine` runs. Raises InputError for a folder that cannot be used."""
         self._files, self._engine = CacheFolder(folder, most_bytes), engine
         self._model = fingerprint(model)
+        if engine.cache_bits != 16:  # caches of other bits are no caches of this one
+            self._model += bytes([engine.cache_bits])
         self._tasks: queue.SimpleQueue[tuple[Path, bytes, list[int], bytes] | list[Path] | None] = queue.SimpleQueue()
         self._waiting, self._lock = 0, threading.Lock()
         self._writer = threading.Thread(target=self._write, name="athena-prompt-cache", daemon=True)
@@ -65,7 +67,7 @@ class PromptCache:
         """Write what is not on disk yet of `tokens`, a prompt that the state begins with."""
         keys = list(self._keys(tokens[: state.length], tenant, state.adapter))
         paths = [self._files.path(key, "part") for key in keys]
-        flat = [item for pair in state.items for item in pair]
+        flat = kinds_of(state, self._engine)
         for number, (key, path) in enumerate(zip(keys, paths)):
             if not path.exists() and not self._put(path, key, flat, part(state, number)):
                 return

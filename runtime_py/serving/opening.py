@@ -42,6 +42,7 @@ class Opening:
     mapped: bool | None = None
     processors: Sequence[int] = ()
     prompts: Callable[[Path, Any, str], PromptCache | None] | None = None  # opens the cache of a model's prompts
+    cache_bits: int = 16  # of keys and values of models that generate text
     _told: set[str] = field(default_factory=set)  # models whose notices were given
 
     def models(self, folders: Sequence[tuple[str, Path]]) -> list[Model]:
@@ -67,7 +68,9 @@ class Opening:
     def _text(self, name: str, folder: Path) -> Server:
         template = open_template(folder, self.chat_template)
         try:
-            generator = TextGenerator(folder, "int8", self.threads, self.mapped, self.processors, None)
+            generator = TextGenerator(
+                folder, "int8", self.threads, self.mapped, self.processors, None, cache_bits=self.cache_bits
+            )
             if self.settings.max_context is not None:
                 generator.limit_context(self.settings.max_context)
             try:  # compiles before a client waits

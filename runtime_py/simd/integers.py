@@ -70,6 +70,7 @@ or_ints = _pure(Ints, (Ints, Ints), lambda b, x, y: b.or_(x, y))
 shift_left = _pure(Ints, (Ints, Ints), lambda b, x, y: b.shl(x, y))
 shift_right = _pure(Ints, (Ints, Ints), lambda b, x, y: b.ashr(x, y))
 minimum_ints = _pure(Ints, (Ints, Ints), lambda b, x, y: _extreme(b, "<", x, y))
+maximum_ints = _pure(Ints, (Ints, Ints), lambda b, x, y: _extreme(b, ">", x, y))
 absolute_ints = _pure(Ints, (Ints,), _absolute)
 with_sign = _pure(Ints, (Ints, Ints), _with_sign)  # the first, negated where the second is negative
 or_lanes = _pure(types.int32, (Ints,), lambda b, v: fold(b, v, b.or_))

@@ -114,6 +114,7 @@ class TextGenerator:
         processors: Sequence[int] = (),
         adapters: Sequence[str] | None = (),
         speculate: str = AUTO,
+        cache_bits: int = 16,
     ) -> None:
         """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 
@@ -123,7 +124,9 @@ class TextGenerator:
         """
         self.folder = Path(folder)
         checked(speculate)
-        self.session, self.interpreted = open_model(self.folder, activations, threads, mapped, processors, adapters)
+        self.session, self.interpreted = open_model(
+            self.folder, activations, threads, mapped, processors, adapters, cache_bits
+        )
         self.adapter = adapters[0] if adapters else ""
         self.speculation = Speculation(self.session, speculate)
         self.tokenizer = load_tokenizer(self.folder)

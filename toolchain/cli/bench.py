@@ -12,7 +12,7 @@ import typer
 
 from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, Execution
+from toolchain.settings.execution import AS_IT_IS, FLOATS, Execution, KeyValueCache
 from toolchain.settings.serving import MEASURED, BenchOptions
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
@@ -25,6 +25,7 @@ def bench(
     folder: Folder,
     asked: BenchOptions = MEASURED,
     execution: Execution = AS_IT_IS,
+    cached: KeyValueCache = FLOATS,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
 ) -> None:
@@ -35,7 +36,7 @@ def bench(
     announce_compilation()
     settings = BenchSettings(
         asked.prompt_lengths, asked.depths, asked.tokens, asked.rounds, execution.threads, execution.mmap,
-        execution.cpus,
+        execution.cpus, cached.cache_bits,
     )  # fmt: skip
     result = measure(folder, settings)
     if save and (folder / "report.json").exists():
@@ -65,14 +66,15 @@ def bench(
 
 
 @guarded
-def warmup(folder: Folder, json: Json = False) -> None:
+@with_options
+def warmup(folder: Folder, cached: KeyValueCache = FLOATS, json: Json = False) -> None:
     """Compile the kernels for this folder and machine ahead of time; later starts find them on disk."""
     from runtime_py.load import open_model
     from runtime_py.system.jit_cache import cache_folder
 
     announce_compilation()
     start = time.perf_counter()
-    model, why = open_model(folder)
+    model, why = open_model(folder, cache_bits=cached.cache_bits)
     model.forward(model.new_state(), [0], last_only=True)
     if not why:
         model.step([model.new_state(), model.new_state()], [0, 0])  # what a server with several clients runs

@@ -16,12 +16,14 @@ from toolchain.cli.generating import guesses, tell_unsupported, template_variabl
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
+    FLOATS,
     GUESSING,
     NO_ADAPTER,
     NO_PROMPT_CACHE,
     Adapted,
     Execution,
     Guessing,
+    KeyValueCache,
     PromptCaching,
 )
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
@@ -44,6 +46,7 @@ def chat(
     template_variable: TemplateVariable = None,
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
+    cached: KeyValueCache = FLOATS,
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
@@ -67,8 +70,9 @@ def chat(
     speculate = guesses(guessing.speculate)
     announce_compilation()
     generator = TextGenerator(
-        folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), speculate
-    )
+        folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), speculate,
+        cached.cache_bits,
+    )  # fmt: skip
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
     tell_unsupported(generator)
@@ -107,6 +111,7 @@ def serve(
     chat_template: TemplateFile = None,
     limits: ServeOptions = LIMITS,
     execution: Execution = AS_IT_IS,
+    cached: KeyValueCache = FLOATS,
     caching: PromptCaching = NO_PROMPT_CACHE,
 ) -> None:
     """Serve models over HTTP with the OpenAI API: chat, completions, responses, embeddings, rerank; metrics.
@@ -145,10 +150,13 @@ def serve(
     opening = Opening(
         settings, metrics, Turns(), log, chat_template, execution.threads,
         True if several and execution.mmap is None else execution.mmap, execution.cpus, caching.open,
+        cache_bits=cached.cache_bits,
     )  # fmt: skip
     models = opening.models(named)
-    if caching.prompt_cache and all(is_reranker(place) or is_encoder(place) for _, place in named):
-        raise InputError("--prompt-cache is for models that generate text")
+    if all(is_reranker(place) or is_encoder(place) for _, place in named):
+        for option, given in (("--prompt-cache", caching.prompt_cache), ("--cache-bits", cached.cache_bits != 16)):
+            if given:
+                raise InputError(f"{option} is for models that generate text")
     listening = bind(host, port)
     announce_compilation()
     limit = settings.memory_bytes()

@@ -13,7 +13,7 @@ from export.contract.errors import InputError
 from toolchain.cli.common import guarded, print_json, print_table
 from toolchain.cli.signature import with_options
 from toolchain.settings.evaluation import EvaluationSettings
-from toolchain.settings.execution import INT8, NO_ADAPTER, Adapted, Arithmetic
+from toolchain.settings.execution import FLOATS, INT8, NO_ADAPTER, Adapted, Arithmetic, KeyValueCache
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, or a Hugging Face folder or GGUF file (float32).")],
     asked: EvaluationSettings,
     arithmetic: Arithmetic = INT8,
+    cached: KeyValueCache = FLOATS,
     adapted: Adapted = NO_ADAPTER,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -39,8 +40,11 @@ def evaluate(
     adapter = adapted.adapter
     if adapter and (asked.task or asked.emulate):
         raise InputError("--adapter goes with --text and --choices, on the runtime's own arithmetic")
+    bits = cached.cache_bits
+    if bits != 16 and asked.emulate:
+        raise InputError("--cache-bits goes with the runtime's own arithmetic, not with --emulate")
     if asked.choices is not None:
-        answered = _answer_questions(model, asked.choices, asked.limit, arithmetic.activations, json, adapter)
+        answered = _answer_questions(model, asked.choices, asked.limit, arithmetic.activations, json, adapter, bits)
         if json:
             print_json({"model": model, "choices": str(asked.choices), **answered.to_json()})
             return
@@ -49,7 +53,9 @@ def evaluate(
         print(f"questions            {answered.questions}")
         return
     if asked.task:
-        results = _run_tasks(Path(model), list(asked.task), asked.task_folder, asked.limit, arithmetic.activations)
+        results = _run_tasks(
+            Path(model), list(asked.task), asked.task_folder, asked.limit, arithmetic.activations, bits
+        )
         if json:
             print_json({"model": model, "tasks": results})
             return
@@ -75,6 +81,7 @@ def evaluate(
         Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit,
         save and not emulation and not adapter,
         quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation, adapter=adapter,
+        cache_bits=bits,
     )  # fmt: skip
     if emulation and save and result.kl is not None:
         _keep_emulated(Path(model), asked, emulation[0], result.kl)
@@ -122,7 +129,7 @@ def _percent(share: float, error: float) -> str:
 
 
 def _answer_questions(
-    model: str, path: Path, limit: int | None, activations: str, quiet: bool, adapter: str
+    model: str, path: Path, limit: int | None, activations: str, quiet: bool, adapter: str, cache_bits: int
 ) -> ChoiceResult:
     from runtime_py.text.generator import context_length, stop_tokens
     from toolchain.calibrate import text as calibration
@@ -132,7 +139,7 @@ def _answer_questions(
     folder = _resolved(model)
     questions = read_questions(path)[:limit]
     return evaluate_choices(
-        open_scorer(model, activations, adapter),
+        open_scorer(model, activations, adapter, cache_bits),
         calibration.load_tokenizer(folder),
         questions,
         min(stop_tokens(folder), default=0),
@@ -142,7 +149,7 @@ def _answer_questions(
 
 
 def _run_tasks(
-    folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str
+    folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str, cache_bits: int
 ) -> dict[str, Any]:
     from export.contract.errors import NotFiniteError
 
@@ -161,7 +168,7 @@ def _run_tasks(
         raise InputError(
             f"{unknown[0]}: no such task in lm-evaluation-harness; --task-folder names a folder of own tasks"
         )
-    model = AthenaModel(folder, activations)
+    model = AthenaModel(folder, activations, cache_bits)
     try:
         found = lm_eval.simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit)
     except OverflowError:  # the harness exponentiates the mean loss itself
@@ -182,6 +189,7 @@ def evaluate_folder(
     stride: int | None = None,
     emulation: tuple[Target, float] | None = None,
     adapter: str = "",
+    cache_bits: int = 16,
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
     from toolchain.calibrate import text as calibration
@@ -196,7 +204,7 @@ def evaluate_folder(
 
         scorer: Any = EmulatedScorer(folder, *emulation)
     else:
-        scorer = open_scorer(name, activations, adapter)
+        scorer = open_scorer(name, activations, adapter, cache_bits)
     tokenizer = calibration.load_tokenizer(_resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text), stride)
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet, stride)
@@ -207,6 +215,7 @@ def evaluate_folder(
         )
         command += f" --reference {reference}" if reference else ""
         command += f" --activations {activations}" if activations != "int8" else ""
+        command += f" --cache-bits {cache_bits}" if cache_bits != 16 else ""
         report.add_quality(folder, {**result.to_json(), "text": str(text), "command": command})
     return result
 

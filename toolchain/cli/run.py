@@ -14,6 +14,7 @@ from toolchain.cli.generating import guesses, tell_unsupported
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
+    FLOATS,
     GUESSING,
     INT8,
     NO_ADAPTER,
@@ -22,6 +23,7 @@ from toolchain.settings.execution import (
     Arithmetic,
     Execution,
     Guessing,
+    KeyValueCache,
     PromptCaching,
 )
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
@@ -35,6 +37,7 @@ def run(
     asked: GenerationSettings = CONTINUATION,
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
+    cached: KeyValueCache = FLOATS,
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
@@ -54,7 +57,7 @@ def run(
     announce_compilation()
     generator = TextGenerator(
         folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names(),
-        speculate,
+        speculate, cached.cache_bits,
     )  # fmt: skip
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)

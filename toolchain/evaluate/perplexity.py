@@ -60,10 +60,11 @@ class EvalResult:
 class FolderScorer:
     """A model folder run by runtime_py."""
 
-    def __init__(self, folder: Path, activations: str = "int8", adapter: str = "") -> None:
+    def __init__(self, folder: Path, activations: str = "int8", adapter: str = "", cache_bits: int = 16) -> None:
         from runtime_py.load import open_model
 
-        self._session, _ = open_model(folder, activations, adapters=[adapter] if adapter else [])
+        names = [adapter] if adapter else []
+        self._session, _ = open_model(folder, activations, adapters=names, cache_bits=cache_bits)
         self._adapter = adapter
         self.vocab_size = self._session.vocab_size
 
@@ -96,13 +97,15 @@ class HuggingFaceScorer:
             return self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
 
 
-def open_scorer(name: str, activations: str = "int8", adapter: str = "") -> Scorer:
+def open_scorer(name: str, activations: str = "int8", adapter: str = "", cache_bits: int = 16) -> Scorer:
     """A model folder if it holds model.onnx (run with these activations), else a Hugging Face folder or hub name.
 
-    adapter: of the model folder; "": none.
+    adapter: of the model folder; "": none. cache_bits: of its cached keys and values.
     """
     if (Path(name) / "model.onnx").exists():
-        return FolderScorer(Path(name), activations, adapter)
+        return FolderScorer(Path(name), activations, adapter, cache_bits)
+    if cache_bits != 16:
+        raise InputError(f"{name}: --cache-bits needs a model folder made by `export`")
     if adapter:
         raise InputError(f"{name}: --adapter needs a model folder made by `export`")
     return HuggingFaceScorer(name)

@@ -44,6 +44,22 @@ class Execution(Threads):
 
 
 @dataclass(frozen=True)
+class KeyValueCache:
+    """How keys and values are kept."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    cache_bits: int = option(
+        16, "Bits of each cached key and value; fewer take less memory, 4 cost some quality", choices=(16, 8, 4),
+        common=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raises InputError on another number."""
+        check_limits(self)
+
+
+@dataclass(frozen=True)
 class Guessing:
     """Guessed tokens; runtime_py/speculation checks what is asked for."""
 
@@ -105,4 +121,4 @@ class Adapted:
 
 
 EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
-NO_PROMPT_CACHE, NO_ADAPTER, GUESSING = PromptCaching(), Adapted(), Guessing()
+NO_PROMPT_CACHE, NO_ADAPTER, GUESSING, FLOATS = PromptCaching(), Adapted(), Guessing(), KeyValueCache()

@@ -12,11 +12,13 @@ import numba as nb
 
 from runtime_py.engine.kernels.attention.attend import ROWS as QUERY_ROWS
 from runtime_py.engine.kernels.attention.attend import attend_item
+from runtime_py.engine.kernels.attention.integer_attend import integer_attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.matvec_apart import ROWS, matvec_apart_rows, place
 from runtime_py.engine.kernels.quantize import HIGH_TOKEN, quantize_token
 from runtime_py.engine.loop.adapters import run_adapter_down, run_adapter_up
+from runtime_py.engine.loop.attention import append_integers
 from runtime_py.engine.loop.call import read_call
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import Maker, read_step
@@ -185,6 +187,50 @@ def _attention(kind, machine):
     return run
 
 
+def _integer_append(kind, machine):
+    """Driver of an IntegerKvAppend: heads are shared out, because a byte may hold two tokens of one text."""
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        c, s = read_call(call), read_step(kind, step)
+        layer = get_i64(c.layers + 8 * number)
+        head = fetch_add(counter, 1)
+        while head < s.heads + s.kv_heads:
+            for token in range(tokens):
+                text = c.texts + c.stride * token
+                position, cache = get_i64(text + 8 * PAST), text + 8 * (CACHES + 2 * layer)
+                capacity = get_i64(text + 8 * CAPACITY)
+                append_integers(s, head, token, position, get_i64(cache), get_i64(cache + 8), capacity, True, scratch)
+            head = fetch_add(counter, 1)
+
+    return run
+
+
+def _integer_attention(kind, machine):
+    """Driver of an IntegerAttend: work items are those of one token, for each token."""
+    isa = machine.isa
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        c, s = read_call(call), read_step(kind, step)
+        layer = get_i64(c.layers + 8 * number)
+        each = s.kv_heads * ((s.heads // s.kv_heads + QUERY_ROWS - 1) // QUERY_ROWS)
+        item = fetch_add(counter, 1)
+        while item < tokens * each:
+            token = item // each
+            text = c.texts + c.stride * token
+            cache = text + 8 * (CACHES + 2 * layer)
+            integer_attend_item(
+                isa, s.bits, item % each, s.query + 4 * token * s.query_stride, s.query_stride, get_i64(cache),
+                get_i64(cache + 8), get_i64(text + 8 * CAPACITY), s.heads, s.kv_heads, s.head_dim,
+                get_i64(text + 8 * PAST), 1, s.window, s.scale, s.softcap, s.sinks, s.out + 4 * token * s.out_stride,
+                s.out_stride, scratch,
+            )  # fmt: skip
+            item = fetch_add(counter, 1)
+
+    return run
+
+
 def _adapter_down(kind, machine):
     """Driver of an AdapterDown."""
 
@@ -221,6 +267,8 @@ MAKERS: Mapping[int, Maker] = {
     table.ADD: _by_token,
     table.KV_APPEND: _append,
     table.ATTEND: _attention,
+    table.INTEGER_KV_APPEND: _integer_append,
+    table.INTEGER_ATTEND: _integer_attention,
     table.SCALE: _by_token,
     table.REORDER: _by_token,
     table.ROTATE: _by_token,

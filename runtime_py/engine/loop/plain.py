@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from runtime_py.engine.loop.adapters import adapter_down, adapter_up
-from runtime_py.engine.loop.attention import attention, razor_append
+from runtime_py.engine.loop.attention import attention, integer_append, razor_append
 from runtime_py.engine.loop.blocks import blocks, norm
 from runtime_py.engine.loop.delta_net import delta_rule
 from runtime_py.engine.loop.driver import Maker
@@ -37,6 +37,8 @@ MAKERS: Mapping[int, Maker] = {
     table.RAZOR_MATMUL: product,
     table.RAZOR_KV_APPEND: razor_append,
     table.RAZOR_ATTEND: attention,
+    table.INTEGER_KV_APPEND: integer_append,
+    table.INTEGER_ATTEND: attention,
     table.ROUTE: by_token,
     table.EXPERT_MATMUL: expert_product,
     table.EXPERT_GROUPED: expert_floats,

@@ -57,6 +57,7 @@ class Context:
         self.steps: list[PlannedStep] = []
         self.keep: list[np.ndarray] = []
         self.attention: list[AttentionShape] = []
+        self.cache_bits = 16  # of cached keys and values; 8 and 4: integer codes
         self.rotations: list[tuple[str, str]] = []
         self.bytes_per_token = 0  # weights read for one token
         self.widest = 64  # columns of the widest matrix

@@ -151,9 +151,15 @@ class AttentionShape:
     heads: int
     kv_heads: int
     head_dim: int
-    key_block: int  # bytes of 16 cached keys of one head, as float16 or razored
+    key_block: int  # bytes of 16 cached keys of one head: as float16, razored, or codes of so many bits
     value_block: int
     razored: bool = False
+    bits: int = 16  # of a cached number; 16: float16, or float32 where that is too narrow
+
+    @property
+    def coded(self) -> bool:
+        """Whether it holds codes, which are never widened."""
+        return self.razored or self.bits != 16
 
 
 def stored_rows(folder: ConstantFolder, graph: Graph, name: str) -> np.ndarray:

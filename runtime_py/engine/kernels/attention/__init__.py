@@ -1,1 +1,1 @@
-"""Attention and its caches: float16 or float32 numbers, and 4-bit razored codes."""
+"""Attention and its caches: float16 or float32 numbers, integer codes, and 4-bit razored ones."""

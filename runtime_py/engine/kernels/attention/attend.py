@@ -48,7 +48,7 @@ ROWS = 8  # query rows of one work item
 KEYS = 256  # keys per round of the online softmax
 HALF_ITEM, FLOAT_ITEM = 2, 4  # bytes of a cached number
 LIMIT = np.float32(65504.0)  # the largest float16
-_HIDDEN = np.finfo(np.float32).min
+HIDDEN = np.finfo(np.float32).min
 _F = np.float32
 
 
@@ -143,27 +143,30 @@ def _mix(rows, item, values, width, count, scores, totals):
 
 
 @nb.njit(cache=True)
-def _limit(scores, count, cap):
-    """scores = cap * tanh(scores / cap)."""
+def limit_scores(scores, begin, count, cap):
+    """scores = cap * tanh(scores / cap), from `begin` on, a multiple of 16."""
     inverse = splat_float(_F(1.0) / cap)
-    for k in range(0, count, 16):
+    for k in range(begin, count, 16):
         s = hyperbolic_tangent(multiply(load_floats(scores + 4 * k), inverse))
         store_floats(scores + 4 * k, multiply(s, splat_float(cap)))
 
 
 @nb.njit(cache=True)
-def _soften(scores, count, low, high, top, width, totals):
-    """Online softmax of one row: scores of keys low..high - 1 become weights, others zero; (new top, factor, sum)."""
-    best = splat_float(_HIDDEN)
-    for k in range(0, count, 16):
-        s = first_lanes(load_floats(scores + 4 * k), high - k, splat_float(_HIDDEN))
+def soften(scores, begin, count, low, high, top, width, totals):
+    """Online softmax of one row: scores of keys low..high - 1 become weights, others zero; (new top, factor, sum).
+
+    begin: a multiple of 16, not above low; the keys before it are not looked at.
+    """
+    best = splat_float(HIDDEN)
+    for k in range(begin, count, 16):
+        s = first_lanes(load_floats(scores + 4 * k), high - k, splat_float(HIDDEN))
         if k < low:
-            s = first_lanes(splat_float(_HIDDEN), low - k, s)
+            s = first_lanes(splat_float(HIDDEN), low - k, s)
         store_floats(scores + 4 * k, s)
         best = maximum(best, s)
     new_top = max(top, max_floats(best))
     shift, total = splat_float(new_top), zero_floats()
-    for k in range(0, count, 16):
+    for k in range(begin, count, 16):
         weight = exponential(subtract(load_floats(scores + 4 * k), shift))
         weight = first_lanes(weight, high - k, zero_floats())
         if k < low:
@@ -221,17 +224,17 @@ def attend_item(
             put_f32(queries + 4 * (d * ROWS + r), get_f32(source + 4 * d) * scale)
         for d in range(0, width, 16):
             store_floats(totals + 4 * (r * width + d), zero_floats())
-        put_f32(tops + 4 * r, _HIDDEN)
+        put_f32(tops + 4 * r, HIDDEN)
         put_f32(sums + 4 * r, _F(0.0))
     ahead_of_query = 1 if causal else (window if window > 0 else tokens)  # keys from its own on
     stop = min(past + (first + rows - 1) // repeat + ahead_of_query, past + tokens)
-    begin = past + first // repeat + 1 - window if window > 0 else 0
-    begin = max(begin, 0) // KEYS * KEYS
+    seen = max(past + first // repeat + 1 - window, 0) if window > 0 else 0  # the first key that any row sees
     key_head, value_head = keys + key_item * group * capacity * head_dim, values + value_item * group * capacity * width
-    for block in range(begin, stop, KEYS):
+    for block in range(seen // KEYS * KEYS, stop, KEYS):
         count = min(KEYS, stop - block)
+        begin = max(seen - block, 0) // 16 * 16
         ahead = stop - block > KEYS
-        for k in range(0, count, 16):
+        for k in range(begin, count, 16):
             if ahead:  # the next round's keys and values come closer meanwhile
                 for line in range(0, 16 * key_item * width, 64):
                     prefetch(key_head + key_item * (block + KEYS + k) * head_dim + line)
@@ -244,13 +247,16 @@ def attend_item(
             low = max(position + 1 - window - block, 0) if window > 0 else 0
             high = min(position + ahead_of_query - block, count)
             if cap > 0:
-                _limit(scores + 4 * r * KEYS, count, cap)
-            top, factor, total = _soften(
-                scores + 4 * r * KEYS, count, low, high, get_f32(tops + 4 * r), width, totals + 4 * r * width
+                limit_scores(scores + 4 * r * KEYS, begin, count, cap)
+            top, factor, total = soften(
+                scores + 4 * r * KEYS, begin, count, low, high, get_f32(tops + 4 * r), width, totals + 4 * r * width
             )
             put_f32(tops + 4 * r, top)
             put_f32(sums + 4 * r, get_f32(sums + 4 * r) * factor + total)
-        _mix(rows, value_item, value_head + value_item * block * width, width, count, scores, totals)
+        _mix(
+            rows, value_item, value_head + value_item * (block + begin) * width, width, count - begin,
+            scores + 4 * begin, totals,
+        )  # fmt: skip
     for r in range(rows):
         token, head = (first + r) // repeat, group * repeat + (first + r) % repeat
         target = out + 4 * (token * out_stride + head * head_dim)

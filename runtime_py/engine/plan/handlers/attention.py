@@ -15,7 +15,7 @@ from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
-from runtime_py.engine.kernels.attention import attend, razor_attend
+from runtime_py.engine.kernels.attention import attend, integer_cache, razor_attend
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.earlier import over_earlier
 from runtime_py.engine.plan.placement import Argument, External
@@ -30,6 +30,7 @@ from runtime_py.engine.plan.values import (
 )
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import Append, Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
+from runtime_py.engine.steps.integer_attention import IntegerAttend, IntegerKvAppend
 from runtime_py.engine.steps.step import Step
 
 Maker = Callable[..., Step[Argument]]
@@ -109,8 +110,11 @@ def _plain(
     context: Context, node: Node, inputs: _Inputs, layout: SinkLayout, window: int, causal: bool,
     softcap: float = 0.0, sinks: int = 0,
 ) -> None:  # fmt: skip
-    """The steps of attention over numbers. sinks: their address, 0 for none."""
+    """The steps of attention over numbers, or codes of them. sinks: their address, 0 for none."""
     head_dim, index = layout.head_dim, len(context.attention)
+    if context.cache_bits != 16:
+        _coded(context, node, inputs, layout, window, softcap, sinks)
+        return
     blocks = attend.key_block_bytes(head_dim), attend.value_block_bytes(head_dim)
     items = {"key_item": External(f"key_item.{index}"), "value_item": External(f"value_item.{index}")}
     _append_and_attend(
@@ -131,10 +135,33 @@ def _plain(
     )
 
 
+def _coded(
+    context: Context, node: Node, inputs: _Inputs, layout: SinkLayout, window: int, softcap: float, sinks: int
+) -> None:
+    """The same over integer codes of context.cache_bits bits; the mask is causal."""
+    head_dim, bits = layout.head_dim, context.cache_bits
+    if head_dim > integer_cache.WIDEST:
+        raise Unplannable(f"heads of {head_dim} as integers ({node.name})")
+    size = integer_cache.block_bytes(head_dim, bits)
+    shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, size, size, bits=bits)
+    _append_and_attend(
+        context,
+        node,
+        inputs,
+        shape,
+        append=partial(IntegerKvAppend[Argument], bits=bits),
+        attend=partial(
+            IntegerAttend[Argument], bits=bits, window=window, scale=layout.scale, softcap=softcap, sinks=sinks
+        ),
+    )
+
+
 @handles(DOMAIN, SDR_ATTENTION)
 def razor_attention(context: Context, node: Node) -> None:
     """Over a cache of razored codes; the mask is causal."""
     inputs = _Inputs.of(context, node)
+    if context.cache_bits != 16:
+        raise Unplannable("the model keeps razored keys and values, of 4 bits")
     try:
         layout = AttentionLayout.of(node.attributes, inputs.query.width)
     except (KeyError, TypeError, ValueError) as error:

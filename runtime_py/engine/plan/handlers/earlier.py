@@ -7,6 +7,7 @@ apart from plain values (Context.by_head), so that no other operator can take th
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from export.artefacts.reader import Node
 from runtime_py.engine.plan.context import Context
@@ -14,6 +15,7 @@ from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.values import window_of_mask
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import Attend
+from runtime_py.engine.steps.integer_attention import IntegerAttend
 
 _TURN = [0, 2, 1, 3]
 
@@ -44,7 +46,13 @@ def over_earlier(context: Context, node: Node) -> bool:
     if shape.razored or shape.head_dim != head_dim or heads % shape.kv_heads or causal or context.counted_positions:
         raise Unplannable(f"the heads or the mask of {node.name}")
     out, stored = context.new(query.width), context.cache_of(index)
-    step = Attend[Argument](
+    over = partial(
+        Attend[Argument],
+        key_item=External(f"key_item.{index}"),
+        value_item=External(f"value_item.{index}"),
+        causal=1,
+    )
+    step = (over if shape.bits == 16 else partial(IntegerAttend[Argument], bits=shape.bits))(
         query=query.place,
         query_stride=query.stride,
         keys=External(f"keys.{index}"),
@@ -53,12 +61,9 @@ def over_earlier(context: Context, node: Node) -> bool:
         heads=heads,
         kv_heads=shape.kv_heads,
         head_dim=head_dim,
-        key_item=External(f"key_item.{index}"),
-        value_item=External(f"value_item.{index}"),
         window=window_of_mask(context.folder, node.inputs[3]),
         scale=float(node.attributes.get("scale", 1 / math.sqrt(head_dim))),
         softcap=float(node.attributes.get("softcap", 0.0)),
-        causal=1,
         out=out.place,
         out_stride=out.stride,
     )
