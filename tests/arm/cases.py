@@ -9,6 +9,8 @@ import numpy as np
 
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
+from export.contract.formats.halves import HALF, joined
+from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import pack
 from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
@@ -17,9 +19,8 @@ from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import HIGH_GROUP, group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
-from runtime_py.engine.records.stored_matrix import matrix_record
+from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.load import open_model
-from runtime_py.simd.codes import WIDTHS
 from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET
 from runtime_py.system.guard_pages import aligned_bytes
 
@@ -33,16 +34,20 @@ def _all_rows(isa, width, tile, items, matrix, quantized, sums, scales, high, to
         matmul_item(isa, width, tile, matrix, item, quantized, sums, scales, high, tokens, out, 0, False, 1, scratch)
 
 
-def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.ndarray:
+def product(isa: str, layout: CodebookLayout | TrellisLayout, tokens: int) -> np.ndarray:
     """Random tokens times a random matrix through the kernels of `isa`, float32 [tokens, rows]; the same everywhere."""
+    bits, rows, columns = layout.bits, layout.N, layout.K
     rng = np.random.default_rng(100 * bits + tokens)
-    layout = CodebookLayout(bits, columns, rows)
     codes = pack(rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8), bits)
-    book = rng.integers(-128, 128, layout.codebook_shape).astype(np.int8)
+    if isinstance(layout, TrellisLayout):
+        book = joined(rng.integers(-63, 64, (layout.codebook_shape[0], 2 * HALF)).astype(np.int8), bits)
+    else:
+        book = rng.integers(-128, 128, layout.codebook_shape).astype(np.int8)
     scale = rng.random(layout.scale_shape).astype(np.float32)
     x = rng.random((tokens, columns)).astype(np.float32) - np.float32(0.5)
     x[:, 5::100] *= np.float32(300)  # outliers
-    record, _keep = matrix_record(layout, codes, book, scale)
+    record, _keep = matrix_record(layout, codes, book, scale, halves=True)
+    width = width_tag(matrix_width(record))
     blocks, wide, groups = -(-columns // 256), padded(columns), -(-tokens // 32) * 2
     buffers = [aligned_bytes(groups * n) for n in (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)]
     addresses = [b.ctypes.data for b in buffers]
@@ -50,9 +55,7 @@ def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.nda
     tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, *addresses)
-        matvec_rows(
-            tag, WIDTHS[bits], record.ctypes.data, *addresses, 0, rows, out.ctypes.data, 0, False, scratch.ctypes.data
-        )
+        matvec_rows(tag, width, record.ctypes.data, *addresses, 0, rows, out.ctypes.data, 0, False, scratch.ctypes.data)
         return out
     for group in range(-(-tokens // 16)):
         quantize_group(
@@ -61,7 +64,7 @@ def product(isa: str, bits: int, rows: int, columns: int, tokens: int) -> np.nda
     height, vectors = matmul.tile_shape(isa, False)
     items = -(-rows // height)
     _all_rows(
-        tag, WIDTHS[bits], (height, vectors, False), items, record.ctypes.data, *addresses, tokens, out.ctypes.data,
+        tag, width, (height, vectors, False), items, record.ctypes.data, *addresses, tokens, out.ctypes.data,
         scratch.ctypes.data,
     )  # fmt: skip
     return out
@@ -129,12 +132,17 @@ def group_products(isa: str) -> dict[str, np.ndarray]:
 
 def products(isa: str, widths: tuple[int, ...]) -> dict[str, np.ndarray]:
     """All product cases of these widths, by name."""
-    return {
-        f"product-{bits}-{rows}x{columns}-{tokens}": product(isa, bits, rows, columns, tokens)
+    found = {
+        f"product-{bits}-{rows}x{columns}-{tokens}": product(isa, CodebookLayout(bits, columns, rows), tokens)
         for bits in widths
         for rows, columns in SHAPES
         for tokens in (1, 9)
     }
+    paths = [TrellisLayout(bits, columns, rows, 8, 16) for bits in widths if bits <= 4 for rows, columns in SHAPES]
+    for layout in paths:
+        for tokens in (1, 9):
+            found[f"trellis-{layout.bits}-{layout.N}x{layout.K}-{tokens}"] = product(isa, layout, tokens)
+    return found
 
 
 def generation(folder: Path) -> dict[str, np.ndarray]:

@@ -121,7 +121,9 @@ def _kernels() -> Finding:
         return Finding("kernels", "not kept", "no cache folder can be written: every start compiles for half a minute")
     size = sum(_size(file) for file in folder.rglob("*")) if folder.is_dir() else 0
     state = (
-        "none for this version yet; the first run compiles for half a minute" if is_cold() else "compiled for this version"
+        "none for this version yet; the first run compiles for half a minute"
+        if is_cold()
+        else "compiled for this version"
     )
     left = _disk(folder)
     trouble = f"{size_text(left)} of disk are left there" if left is not None and left < _LITTLE_DISK else None
