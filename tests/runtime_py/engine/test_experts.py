@@ -172,7 +172,8 @@ def test_logits_are_the_same_where_memory_does_not_hold_the_experts(folder, monk
     runner, _ = open_model(folder, mapped=False)
     monkeypatch.setattr("runtime_py.load.free_memory", lambda: 1000)
     mapped, _ = open_model(folder, mapped=True)
-    assert pages_of(folder, mapped=True, larger_than_memory=True) == {PAGE}
+    made = any("Vector" in node.op_type for node in read_graph(folder).nodes)  # in memory, from the codes in the file
+    assert pages_of(folder, mapped=True, larger_than_memory=True) == {0 if made else PAGE}
     assert pages_of(folder, mapped=True) == pages_of(folder, mapped=False, larger_than_memory=True) == {0}
     one, other = runner.new_state(), mapped.new_state()
     for ids in (IDS[:9], IDS[9:10], IDS[10:11], IDS[11:]):
