@@ -25,7 +25,7 @@ from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.config import resolved_config
 from toolchain.system.units import engineering
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 README, COST = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/cost.md"))
 DECODE = Phase.of("decode", 1024)
 
