@@ -184,7 +184,7 @@ def test_a_client_that_leaves_ends_all_choices(client, generator):
         body = {"model": "m", "prompt": "Once", "n": 6, "max_tokens": 400, "temperature": 1.0, "ignore_eos": True}
         options = schema.options(body, server._served, False, 16)
         running = server._start(generator.encode("Once"), options, chat=False)
-        stream = server._stream(running, await running.events.get(), options)
+        stream = server._delivery._stream(running, await running.events.get(), options.include_usage)
         await stream.__anext__()
         await stream.aclose()
 
