@@ -85,19 +85,15 @@ class PageLimit(threading.Thread):
                 continue
             entries = np.frombuffer(os.pread(self._map, 8 * (last - first), 8 * (self._address // PAGE + first)), "<u8")
             starts = np.arange(0, last - first, _CHUNK)
-            touched = np.maximum.reduceat(entries >= _PRESENT, starts)
-            for start, was_touched in zip(starts.tolist(), touched):
-                one, end = first + start, min(first + start + _CHUNK, last)
-                count = int(there[one:end].sum())
-                if was_touched:
-                    self._zap(one, end)
-                elif count:
-                    os.posix_fadvise(self._file, one * PAGE, (end - one) * PAGE, os.POSIX_FADV_DONTNEED)
-                    there[one:end] = False
-                    excess -= count
-                if excess <= 0:
-                    self._hand = end if end < self._pages else 0
-                    break
+            touched = np.repeat(np.maximum.reduceat(entries >= _PRESENT, starts), _CHUNK)[: last - first]
+            if touched.any():
+                self._zap(first, last)
+            leaving = there[first:last] & ~touched
+            edges = np.flatnonzero(np.diff(np.concatenate([[False], leaving, [False]]).astype(np.int8)))
+            for one, end in edges.reshape(-1, 2).tolist():
+                os.posix_fadvise(self._file, (first + one) * PAGE, (end - one) * PAGE, os.POSIX_FADV_DONTNEED)
+            there[first:last] &= touched
+            excess -= int(leaving.sum())
 
     def _zap(self, first: int, last: int) -> None:
         """Take these pages out of the table of pages; they stay in the cache."""
