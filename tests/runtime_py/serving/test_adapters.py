@@ -11,12 +11,10 @@ from transformers import AutoModel
 from runtime_py.chat.template import open_template
 from runtime_py.serving.app import Server
 from runtime_py.serving.embeddings import EmbeddingServer
-from runtime_py.serving.models.registry import Registry
 from runtime_py.serving.requests.adapters import adapter_model, asked_model
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.scheduler import Finished, Scheduler
 from runtime_py.serving.settings import ServeSettings
-from runtime_py.serving.shell import Shell
 from runtime_py.text.encoder import TextEncoder
 from runtime_py.text.generation import GenerationRequest
 from runtime_py.text.generator import TextGenerator
@@ -108,7 +106,7 @@ def test_embeddings_of_adapters(encoder_folder):
     """Every adapter is a model: its vectors are those of the encoder with it, texts together as each alone."""
     encoder = TextEncoder(encoder_folder, adapters=None)
     server = EmbeddingServer(encoder, "e", ServeSettings())
-    client = TestClient(Shell(Registry.of(server, server.metrics), ServeSettings(), server.metrics).application())
+    client = TestClient(server.application())
     texts = [[5, 6, 7], [8, 9, 10, 11], [5], [12, 13]]
     try:
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["e", "e:low", "e:neck"]
