@@ -130,16 +130,15 @@ def group_products(isa: str) -> dict[str, np.ndarray]:
     }
 
 
-def products(isa: str, widths: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """All product cases of these widths, by name."""
+def products(isa: str, widths: tuple[int, ...], paths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """All product cases of these widths of scalar and of trellis codes, by name."""
     found = {
         f"product-{bits}-{rows}x{columns}-{tokens}": product(isa, CodebookLayout(bits, columns, rows), tokens)
         for bits in widths
         for rows, columns in SHAPES
         for tokens in (1, 9)
     }
-    paths = [TrellisLayout(bits, columns, rows, 8, 16) for bits in widths if bits <= 4 for rows, columns in SHAPES]
-    for layout in paths:
+    for layout in (TrellisLayout(bits, columns, rows, 8, 16) for bits in paths for rows, columns in SHAPES):
         for tokens in (1, 9):
             found[f"trellis-{layout.bits}-{layout.N}x{layout.K}-{tokens}"] = product(isa, layout, tokens)
     return found

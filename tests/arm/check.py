@@ -1,6 +1,6 @@
 """Runs on the ARM side (under qemu): recomputes the cases and compares them bit by bit with what x86 wrote.
 
-python -m tests.arm.check EXPECTED.npz MODEL_FOLDER WIDTHS
+python -m tests.arm.check EXPECTED.npz MODEL_FOLDER WIDTHS WIDTHS_OF_TRELLIS_CODES
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from tests.arm.cases import generation, group_products, products
 def main() -> None:
     """Exit status 1 names the first case that differs."""
     expected = np.load(sys.argv[1])
-    isa, widths = pick(), tuple(int(b) for b in sys.argv[3])
+    isa = pick()
+    widths, paths = (tuple(int(b) for b in given) for given in sys.argv[3:5])
     if not isa.startswith("neon"):
         raise SystemExit(f"the instruction set is {isa}, not NEON")
-    found = products(isa, widths)
+    found = products(isa, widths, paths)
     inner = "\n".join(matvec_rows.inspect_asm().values())
     counts = {name: len(re.findall(rf"^\s+{name}\s", inner, re.M)) for name in ("tbl", "sdot", "smull", "smull2")}
     print(f"{isa}: assembly of the matrix-vector product has {counts}", flush=True)

@@ -28,14 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", type=Path)
     parser.add_argument("--widths", default="12345678")
+    parser.add_argument("--trellis", default="1234", help="widths of trellis codes")
     parser.add_argument("--cpus", nargs="*", choices=list(CPUS), default=list(CPUS))
     parser.add_argument("--model", type=Path, help="model folder; default: the demo model, quantized now")
     parser.add_argument("--no-native", dest="native", action="store_false", help="without the library for onnxruntime")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or _stories(Path(scratch))
-        widths = tuple(int(b) for b in args.widths)
-        expected = products(pick(), widths) | group_products(pick()) | generation(model)
+        widths, paths = (tuple(int(b) for b in given) for given in (args.widths, args.trellis))
+        expected = products(pick(), widths, paths) | group_products(pick()) | generation(model)
         reference = Path(scratch) / "expected.npz"
         np.savez(reference, **expected)
         cases = Path(scratch) / "native"
@@ -53,7 +54,7 @@ def main() -> None:
             root = args.arm / "root"
             emulated = ["qemu-aarch64-static", "-cpu", "max", "-L", root, root / "usr/bin/python3.11", "-m"]
             environment["ATHENA_ISA"] = name
-            steps = [["tests.arm.check", reference, model, args.widths]]
+            steps = [["tests.arm.check", reference, model, args.widths, args.trellis]]
             if args.native:  # first, because it takes seconds
                 steps.insert(0, ["tests.arm.native", cases, cases / library_name("aarch64"), name])
             for step in steps:
