@@ -39,6 +39,7 @@ async function* answerEvents(body, signal) {
     const events = text.split("\n\n");
     text = events.pop();
     for (const event of events) {
+      signal.throwIfAborted(); // what has come already is not shown either
       if (!event.startsWith("data: ")) continue;
       const data = event.slice("data: ".length);
       if (data === "[DONE]") return;
