@@ -12,6 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from export.contract.errors import printable
 
 _LINE_INTERVAL = 5.0  # seconds between plain lines
+_SLOW_FIRST = 2  # the longest steps, not counted for what is left: kernels are compiled in the first ones
+
+
+def seconds_left(steps: list[float], left: int) -> float | None:
+    """Seconds that `left` more steps take, from the seconds of those before; None while too few are done."""
+    usual = sorted(steps)[:-_SLOW_FIRST]
+    return left * sum(usual) / len(usual) if usual else None
 
 
 class Reporter:
@@ -22,7 +29,8 @@ class Reporter:
         self._console = Console(file=sys.stderr)
         self._bar: Progress | None = None
         self._quiet = quiet
-        self._started = self._printed = time.monotonic()
+        self._started = self._printed = self._last = time.monotonic()
+        self._steps: list[float] = []
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -57,14 +65,13 @@ class Reporter:
             self._bar.update(self._task, advance=advance, description=f"{self.title} {printable(label)}"[:48])
             return
         now = time.monotonic()
+        self._steps.append((now - self._last) / max(advance, 1))
+        self._last = now
         if not self._quiet and now - self._printed >= _LINE_INTERVAL:
             self._printed = now
-            left = (now - self._started) / max(self.done, 1) * (self.total - self.done)
-            print(
-                f"{self.title} {self.done}/{self.total} {printable(label)}, about {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = seconds_left(self._steps, self.total - self.done)
+            ending = "" if left is None else f", about {left:.0f} s left"
+            print(f"{self.title} {self.done}/{self.total} {printable(label)}{ending}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """A line the user should see, above the bar."""
