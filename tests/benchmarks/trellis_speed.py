@@ -1,7 +1,7 @@
 """Decode and prefill speed of trellis codes as stored, expanded to 8 bits, and of scalar codes, interleaved.
 
 athena-export export --random tinyllama-1.1b --bits 3 -o SCALAR
-athena-export export --random tinyllama-1.1b --bits 3 --format trellis -o TRELLIS
+athena-export export --random tinyllama-1.1b --bits 3 --format trellis --levels sums -o TRELLIS
 python -m tests.benchmarks.trellis_speed SCALAR TRELLIS
 """
 

@@ -19,6 +19,7 @@ from export.artefacts.checkpoint import FORMAT_VERSION
 from export.artefacts.records import CODES, StoredPart, TensorRecord
 from export.contract.formats import CodebookLayout, Layout, layout_of
 from export.contract.formats.razored import RazoredLayout
+from export.contract.formats.trellis import SUMS, TrellisLayout, standard_levels
 from export.files.access import write_json
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
@@ -36,6 +37,7 @@ from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.trellis import scale_bits as trellis_scale_bits
 from toolchain.quantize.solvers.vectors import choose_dimension
 from toolchain.quantize.solvers.vectors import choose_layout as choose_vectors
+from toolchain.settings.format import SUM_LEVELS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import check_experts, check_random, check_shared_keys
 from toolchain.settings.solver import FORMAT_SOLVERS
@@ -54,7 +56,7 @@ class RandomCheckpoint:
         """`folder` receives config.json. Raises InputError on an unknown shape or a fractional width."""
         shape = chosen_shape(name)
         check_random(settings)
-        self.folder, self._seed = folder, settings.seed
+        self.folder, self._seed, self._sums = folder, settings.seed, settings.levels == SUM_LEVELS
         self.config = resolved_config(shape, folder / "config.json")
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
@@ -99,7 +101,10 @@ class RandomCheckpoint:
             if inner == "codebook":
                 return np.full(layout.codebook_shape, _SCALE_LEVEL, np.int8)
             return layout.random(inner, rng, _WEIGHT_DEVIATION / _SCALE_LEVEL)
-        return record.matrix_layout().random(name, rng, _WEIGHT_DEVIATION)
+        matrix = record.matrix_layout()
+        if self._sums and name == "codebook" and isinstance(matrix, TrellisLayout):
+            return np.repeat(standard_levels(matrix.bits, SUMS)[None], matrix.codebook_shape[0], axis=0)
+        return matrix.random(name, rng, _WEIGHT_DEVIATION)
 
     def _number(self, name: str) -> float:
         """What all numbers of a vector are: those of norms make them do nothing."""

@@ -12,6 +12,7 @@ from targets.quantities import quantity
 from toolchain.settings.option import option
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "trellis", "mixed", "razored", "groups"
+ANY_LEVELS, SUM_LEVELS = "any", "sums"
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 DEFAULT_BITS = 3
@@ -61,6 +62,10 @@ class FormatSettings:
         choices=(0, 1, 2, 4, 8),
     )  # fmt: skip
     state_bits: int = option(0, "trellis: bits that pick a level, up to 12; 0: 8", low=0, high=12)
+    levels: str = option(
+        ANY_LEVELS, "trellis: sums of two tables of 16 are read as stored on every processor, and lose a little more",
+        choices=(ANY_LEVELS, SUM_LEVELS),
+    )  # fmt: skip
     group_size: int = option(0, "Columns that share a codebook or scale; 0: the whole row", low=0, high=2**24)
     rows_per_codebook: int = option(
         0, f"Rows that share a codebook; 0: as few as {OVERHEAD_TARGET} bit per weight allows", low=0, high=2**24
@@ -129,6 +134,8 @@ class FormatSettings:
         if self.fixed_bits and (self.is_budget or self.width != self.fixed_bits):
             raise InputError(f"--format {self.format} takes --bits {self.fixed_bits}")
         self._check_dimension()
+        if self.levels == SUM_LEVELS and (not self.uses_trellis or self.state_bits not in (0, 8)):
+            raise InputError(f"--levels {SUM_LEVELS} is for --format {TRELLIS} and {MIXED} with 8 state bits")
         if not self.state_bits:
             return
         if not self.uses_trellis:

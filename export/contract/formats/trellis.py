@@ -11,8 +11,8 @@ TrellisCodebookMatMul(X, codes, codebook, scale) -> Y = X @ W^T
 Trellis-coded quantization (Marcellin and Fischer 1990; QTIP, arXiv 2406.11235) with a sliding window: `bits` are stored
 for a weight, but its level is one of 2**state_bits, picked together with the rows above it. So the codes of a column
 are a path, and the best path serves many weights jointly, at the cost of a small codebook. Paths start anew with every
-codebook, so that any group of rows can be read alone. The quantizer gives codebooks of 8 state bits the form of sums
-(halves.py), which kernels look up without a large table; any other numbers are read as well. Attributes, all required:
+codebook, so that any group of rows can be read alone. Codebooks of 8 state bits may have the form of sums (halves.py;
+`--levels sums`), which kernels look up without a large table. Attributes, all required:
 bits (1..4), K, N, state_bits (more than bits, at most 12 and 8 * bits), rows_per_codebook, rows_per_scale.
 """
 
@@ -30,21 +30,21 @@ from export.contract.body import Body, Value
 from export.contract.body_parts import all_rows, entries, one_dimension, row_scales, unpacked
 from export.contract.formats.base import FLOATS, LARGEST, Layout, Part, chunks, random_bytes
 from export.contract.formats.codebook import CodebookLayout, all_levels, level_layout
-from export.contract.formats.halves import HALF, STATE_BITS, joined
+from export.contract.formats.halves import joined
 from export.contract.packing import row_bytes, unpack
 
 TRELLIS_MATMUL = "TrellisCodebookMatMul"
 LEVEL_LIMIT = 127
 STANDARD_STATE_BITS = {1: 8, 2: 8, 3: 8, 4: 8}  # by bits
-# Editions of the standard levels: any 256 numbers, which folders of before refer to, and sums (halves.py).
-STANDARD_FILES = {1: "trellis_levels.json", 2: "trellis_halves.json"}
-EDITION = 2
+# Editions of the standard levels: any 256 numbers, and sums (halves.py).
+ANY, SUMS = 1, 2
+STANDARD_FILES = {ANY: "trellis_levels.json", SUMS: "trellis_halves.json"}
 UNIT = 32.0  # what one standard deviation is in the standard levels
-_LEVEL_DEVIATION, _SUM_DEVIATION = 74, 52  # of evenly spread int8 levels, and of sums of two of half their reach
+_LEVEL_DEVIATION = 74  # of evenly spread int8 levels
 
 
 @cache
-def standard_levels(bits: int, edition: int = EDITION) -> np.ndarray:
+def standard_levels(bits: int, edition: int) -> np.ndarray:
     """int8 [2**STANDARD_STATE_BITS[bits]]: levels for normally distributed weights, stored once for a whole model.
 
     Made by toolchain/quantize/solvers/standard_trellis.py. Raises ValueError where there is no such edition.
@@ -53,7 +53,7 @@ def standard_levels(bits: int, edition: int = EDITION) -> np.ndarray:
         raise ValueError(f"there is no edition {edition} of the standard levels")
     file = resources.files("export.contract.formats").joinpath(STANDARD_FILES[edition])
     table = np.array(json.loads(file.read_text(encoding="utf-8"))[str(bits)], np.int8)
-    levels = table if edition == 1 else joined(table, bits)
+    levels = table if edition == ANY else joined(table, bits)
     levels.setflags(write=False)
     return levels
 
@@ -153,13 +153,8 @@ class TrellisLayout(Layout):
         if part == "codes":
             return random_bytes(self.codes_shape, rng)
         if part == "codebook":
-            if self.state_bits == STATE_BITS:  # as the quantizer makes them
-                most = LEVEL_LIMIT // 2
-                halves = rng.integers(-most, most + 1, (self.codebook_shape[0], 2 * HALF)).astype(np.int8)
-                return joined(halves, self.bits)
             return rng.integers(-LEVEL_LIMIT, LEVEL_LIMIT + 1, self.codebook_shape).astype(np.int8)
-        spread = _SUM_DEVIATION if self.state_bits == STATE_BITS else _LEVEL_DEVIATION
-        return np.full(self.scale_shape, deviation / spread, np.float16)
+        return np.full(self.scale_shape, deviation / _LEVEL_DEVIATION, np.float16)
 
 
 def _body_states(b: Body, codes: Value, chunk_rows: Value) -> Value:

@@ -20,7 +20,7 @@ from tests.conftest import _checkpoint, _package
 @pytest.fixture(scope="module")
 def folder(demo_model, demo_text, tmp_path_factory):
     work = tmp_path_factory.mktemp("paths")
-    options = {"bits": 3, "sequences": 8, "passes": 0, "format": "trellis", "state_bits": 8}
+    options = {"bits": 3, "sequences": 8, "passes": 0, "format": "trellis", "state_bits": 8, "levels": "sums"}
     return _package(_checkpoint(demo_model, str(demo_text), "0:0.5", work / "q", **options), work / "model")
 
 

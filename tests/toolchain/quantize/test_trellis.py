@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch import nn
 from export.artefacts.records import STANDARD, TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
-from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, TrellisLayout, standard_levels
+from export.contract.formats.halves import split
+from export.contract.formats.trellis import ANY, STANDARD_STATE_BITS, SUMS, UNIT, TrellisLayout, standard_levels
 from tests.toolchain.quantize.test_quantize import problem, relative_loss
 from toolchain.quantize import method
 from toolchain.quantize.solvers.trellis import choose_layout
@@ -121,6 +123,33 @@ def test_small_matrices_may_stay_scalar():
         QuantizeSettings(format="some")
 
 
+@pytest.mark.parametrize("rows", [60, 1200])  # which take the standard levels, and levels of their own
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_levels_may_be_sums(rows, bits):
+    w, h = problem(0, rows, 64)
+    free, sums = (
+        method("athena")(w, h, QuantizeSettings(bits=bits, format="trellis", levels=levels, passes=2))
+        for levels in ("any", "sums")
+    )
+    assert bool(sums.standard) == (rows == 60) and split(sums["codebook"], bits) is not None
+    assert split(free["codebook"], bits) is None
+    assert relative_loss(sums, w, h) < 1.15 * relative_loss(free, w, h)
+    again = StoredMatrix.restored(*_kept(sums))
+    np.testing.assert_array_equal(again.dequantized(), sums.dequantized())
+
+
+def _kept(stored):
+    tensors, record = stored.stored("w")
+    record = TensorRecord.from_json(json.loads(json.dumps(record.to_json())))
+    return record, lambda suffix: tensors.get("w" + suffix)
+
+
+@pytest.mark.parametrize("options", [{"format": "codebook"}, {"format": "trellis", "state_bits": 6}])
+def test_sums_are_for_trellises_of_eight_state_bits(options):
+    with pytest.raises(InputError, match="--levels sums is for --format trellis and mixed with 8 state bits"):
+        QuantizeSettings(bits=3, levels="sums", **options)
+
+
 def test_standard_levels_are_stored_once_for_the_model():
     w, h = problem(0, 60, 64)
     result = method("athena")(w, h, QuantizeSettings(bits=3, format="trellis"))
@@ -135,10 +164,11 @@ def test_standard_levels_are_stored_once_for_the_model():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_standard_levels_fit_the_normal_distribution(bits):
+@pytest.mark.parametrize("edition", [ANY, SUMS])
+def test_standard_levels_fit_the_normal_distribution(bits, edition):
     rng = np.random.default_rng(100 + bits)
     sample, states = rng.standard_normal((200, 256)).astype(np.float32), np.empty((200, 256), np.int32)
-    levels = standard_levels(bits) / np.float32(UNIT)
+    levels = standard_levels(bits, edition) / np.float32(UNIT)
     nearest(trellis_kind(bits, STANDARD_STATE_BITS[bits]), sample, np.ones(256, np.float32), levels, states)
     one_level_a_code = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}[bits]  # Lloyd-Max, Max 1960
     assert np.mean((sample - levels[states]) ** 2) < {1: 0.82}.get(bits, 0.72) * one_level_a_code

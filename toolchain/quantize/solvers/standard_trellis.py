@@ -1,4 +1,4 @@
-"""Makes export/contract/formats/trellis_halves.json: trellis levels for normally distributed weights, for all to share.
+"""Makes export/contract/formats/trellis_halves.json: levels that are sums, for normally distributed weights.
 
     python -m toolchain.quantize.solvers.standard_trellis
 
@@ -16,7 +16,7 @@ import numpy as np
 
 import export.contract.formats.trellis
 from export.contract.formats.halves import HALF, joined
-from export.contract.formats.trellis import EDITION, LEVEL_LIMIT, STANDARD_FILES, STANDARD_STATE_BITS, UNIT
+from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_FILES, STANDARD_STATE_BITS, SUMS, UNIT
 from toolchain.quantize.solvers.trellis_column import trellis_kind
 from toolchain.quantize.solvers.trellis_levels import entries_of, means
 from toolchain.quantize.solvers.trellis_paths import nearest
@@ -46,7 +46,7 @@ class Fit:
             self.error(levels)
             states = self._states.ravel()
             mass, total = np.bincount(states, minlength=256), np.bincount(states, self.sample.ravel(), 256)
-            levels = means(mass, total, levels, self.bits, STANDARD_STATE_BITS[self.bits])
+            levels = means(mass, total, levels, self.bits, sums=True)
         return entries_of(levels * UNIT, self.bits) / UNIT, self.error(levels)
 
 
@@ -98,7 +98,7 @@ def fit_halves(bits: int) -> tuple[np.ndarray, float]:
 
 def main() -> None:
     found = {bits: fit_halves(bits) for bits in STANDARD_STATE_BITS}
-    path = Path(export.contract.formats.trellis.__file__).with_name(STANDARD_FILES[EDITION])
+    path = Path(export.contract.formats.trellis.__file__).with_name(STANDARD_FILES[SUMS])
     path.write_text(json.dumps({str(bits): halves.tolist() for bits, (halves, _) in found.items()}) + "\n")
     for bits, (_, error) in found.items():
         print(f"{bits} bits: mean squared error {error:.5f} of standard normal numbers")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from export.artefacts.stored_matrix import StoredMatrix
-from export.contract.formats.trellis import EDITION, STANDARD_STATE_BITS, TrellisLayout
+from export.contract.formats.trellis import ANY, STANDARD_STATE_BITS, SUMS, TrellisLayout
 from export.contract.packing import pack
 from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import layer_loss, row_regions
 from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import trellis_solver
 from toolchain.quantize.solvers.trellis_solver import Problem, State
-from toolchain.settings.format import MIXED
+from toolchain.settings.format import MIXED, SUM_LEVELS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces
 
@@ -107,7 +107,7 @@ def quantize_trellis(
 
     solver: InThreads unless given.
     """
-    solver = InThreads() if solver is None else solver
+    solver, sums = InThreads() if solver is None else solver, settings.levels == SUM_LEVELS
     long = layout.K >= FLOAT_SCALE_COLUMNS
     kind = np.float32 if long else np.float64  # long rows: half the memory and twice the speed
     parts = pieces(layout.N, layout.rows_per_codebook)
@@ -122,7 +122,7 @@ def quantize_trellis(
         for part in parts:
             if rows.start <= part.start < rows.stop:
                 w = np.ascontiguousarray(weights[part].T, dtype=kind)
-                problems.append(Problem(w, h, layout.bits, layout.state_bits, standard))
+                problems.append(Problem(w, h, layout.bits, layout.state_bits, standard, sums))
                 sweeps.append((factor, order))
 
     states, losses = [], {"clustering": 0.0, "sweep": 0.0, "refinement": 0.0}
@@ -140,6 +140,6 @@ def quantize_trellis(
     if used_damping != settings.damping:
         record["damping"] = used_damping
     book = np.stack([state.book for state, _ in settled]).astype(np.int8)
-    tables = {"codebook": EDITION} if standard else {}
+    tables = {"codebook": SUMS if sums else ANY} if standard else {}
     coded_parts = {"scale": coded} if coded else {}
     return StoredMatrix(layout, {"codes": codes, "codebook": book, "scale": scale}, coded_parts, tables, losses=record)

@@ -1,4 +1,4 @@
-"""What a codebook of trellis codes may be: any levels, or for 8 state bits sums of two tables (halves.py).
+"""What a codebook of trellis codes may be: any levels, or sums of two tables (halves.py; `--levels`).
 
 Levels [S] are a linear map of entries [E]: themselves, or 32 halves. What is fitted are the entries.
 """
@@ -7,33 +7,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.contract.formats.halves import HALF, STATE_BITS, gathered, indices, joined
+from export.contract.formats.halves import HALF, gathered, indices, joined
 from export.contract.formats.trellis import LEVEL_LIMIT
 
 _RIDGE = 1e-6  # of the mean mass: entries that little depends on, and the number that either half may give the other
 
 
-def are_sums(state_bits: int) -> bool:
-    """Whether levels of so many state bits are sums."""
-    return state_bits == STATE_BITS
-
-
-def by_entry(values: np.ndarray, bits: int, state_bits: int) -> np.ndarray:
+def by_entry(values: np.ndarray, bits: int, sums: bool) -> np.ndarray:
     """Sums [..., E] over the levels that an entry is part of; values [..., S]."""
-    return gathered(values, bits) if are_sums(state_bits) else values
+    return gathered(values, bits) if sums else values
 
 
-def levels_of(entries: np.ndarray, bits: int, state_bits: int) -> np.ndarray:
+def levels_of(entries: np.ndarray, bits: int, sums: bool) -> np.ndarray:
     """Levels [..., S] of entries [..., E]."""
-    return joined(entries, bits) if are_sums(state_bits) else entries
+    return joined(entries, bits) if sums else entries
 
 
-def means(mass: np.ndarray, total: np.ndarray, before: np.ndarray, bits: int, state_bits: int) -> np.ndarray:
+def means(mass: np.ndarray, total: np.ndarray, before: np.ndarray, bits: int, sums: bool) -> np.ndarray:
     """The levels [S] nearest to numbers of which those of each state weigh `mass` and sum up, weighted, to `total`.
 
     before: the levels until now, which stay where nothing weighs.
     """
-    if not are_sums(state_bits):
+    if not sums:
         found: np.ndarray = np.where(mass > 0, total / np.maximum(mass, 1e-300), before)
         return found
     first, second = indices(bits)
@@ -44,12 +39,11 @@ def means(mass: np.ndarray, total: np.ndarray, before: np.ndarray, bits: int, st
     return before + design @ step
 
 
-def rounded(levels: np.ndarray, bits: int, state_bits: int, free: bool) -> tuple[np.ndarray, float]:
+def rounded(levels: np.ndarray, bits: int, sums: bool, free: bool) -> tuple[np.ndarray, float]:
     """Whole levels [S] of this form within LEVEL_LIMIT, and the factor by which they were stretched before.
 
     free: whether any factor will do; else it is 1, or less where the levels would not fit.
     """
-    sums = are_sums(state_bits)
     reach, most = float(np.abs(levels).max()), LEVEL_LIMIT - 1 if sums else LEVEL_LIMIT  # two roundings add up to one
     factor = most / reach if reach > 0 and (free or (sums and reach > most)) else 1.0
     stretched = levels.astype(np.float64) * factor

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, standard_levels
+from export.contract.formats.trellis import ANY, STANDARD_STATE_BITS, SUMS, UNIT, standard_levels
 from toolchain.quantize.solvers.trellis_column import Kind, trellis_kind
 from toolchain.quantize.solvers.trellis_levels import by_entry, levels_of, means, rounded
 from toolchain.quantize.solvers.trellis_paths import descend, nearest, sweep
@@ -38,6 +38,12 @@ class Problem:
     bits: int
     state_bits: int
     standard: bool = False  # the levels are the standard ones and stay
+    sums: bool = False  # the levels are sums of two tables
+
+    @property
+    def edition(self) -> int:
+        """Of the standard levels."""
+        return SUMS if self.sums else ANY
 
     @property
     def kind(self) -> Kind:
@@ -111,7 +117,10 @@ def _clustered(problem: Problem, rounds: int, rng: np.random.Generator) -> State
     weight = (scale / scale.mean()).astype(np.float32) ** 2
     count = 1 << problem.state_bits
     known = problem.state_bits == STANDARD_STATE_BITS[problem.bits]
-    book = standard_levels(problem.bits) / np.float32(UNIT) if known else rng.standard_normal(count).astype(np.float32)
+    if known:
+        book = standard_levels(problem.bits, problem.edition) / np.float32(UNIT)
+    else:
+        book = rng.standard_normal(count).astype(np.float32)
     targets = (w / scale).astype(np.float32)
     chosen = np.sort(rng.permutation(columns)[: max(1, SAMPLE // rows)])
     sample = np.ascontiguousarray(targets[chosen])
@@ -121,10 +130,11 @@ def _clustered(problem: Problem, rounds: int, rng: np.random.Generator) -> State
         nearest(problem.kind, sample, weight, book, states)
         mass = np.bincount(states.ravel(), mass_of.ravel(), count)
         total = np.bincount(states.ravel(), (mass_of * sample).ravel(), count)
-        book = means(mass, total, book, problem.bits, problem.state_bits).astype(np.float32)
+        book = means(mass, total, book, problem.bits, problem.sums).astype(np.float32)
     state = State(np.empty(w.shape, np.int32), book, scale)
     if problem.standard:
-        state.book, state.scale = standard_levels(problem.bits).astype(np.float32), scale / w.dtype.type(UNIT)
+        state.book = standard_levels(problem.bits, problem.edition).astype(np.float32)
+        state.scale = scale / w.dtype.type(UNIT)
     else:
         _round_book(problem, state, fixed_scale=False)
     nearest(problem.kind, (w / state.scale).astype(np.float32), weight, state.book, state.states)
@@ -164,7 +174,7 @@ def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
 
     gradient: H (W - W') [K, R]. The unknowns are what the levels are made of (trellis_levels.py).
     """
-    form = problem.bits, problem.state_bits
+    form = problem.bits, problem.sums
     few = slice(None, None, max(1, problem.w.shape[1] // BOOK_ROWS))
     h = problem.h.astype(np.float32)  # only a direction; losses are measured with the full one
     part = State(np.ascontiguousarray(state.states[:, few]), state.book, state.scale[few].astype(np.float32))
@@ -192,7 +202,7 @@ def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
 
 def _round_book(problem: Problem, state: State, fixed_scale: bool) -> None:
     """Entries to int8 levels; free scales take up the change of unit."""
-    state.book, factor = rounded(state.book, problem.bits, problem.state_bits, not fixed_scale)
+    state.book, factor = rounded(state.book, problem.bits, problem.sums, not fixed_scale)
     if not fixed_scale:
         state.scale = state.scale / state.scale.dtype.type(factor)
 

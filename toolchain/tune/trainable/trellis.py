@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from export.artefacts.stored_matrix import StoredMatrix
-from export.contract.formats.halves import HALF, indices, split
+from export.contract.formats.halves import HALF, STATE_BITS, indices, split
 from export.contract.formats.trellis import LEVEL_LIMIT
 from export.contract.packing import pack
 from toolchain.quantize.solvers.on_device.paths import best_paths
 from toolchain.quantize.solvers.trellis_column import trellis_kind
-from toolchain.quantize.solvers.trellis_levels import are_sums, entries_of
+from toolchain.quantize.solvers.trellis_levels import entries_of
 from toolchain.quantize.solvers.trellis_paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
 from toolchain.tune.trainable.scale import through
@@ -53,7 +53,7 @@ class TrainableTrellis(TrainableMatrix):
     def __init__(self, module: nn.Module, stored: StoredMatrix) -> None:
         super().__init__(module, stored)
         book = stored["codebook"]
-        halves = split(book, self.layout.bits) if are_sums(self.layout.state_bits) else None
+        halves = split(book, self.layout.bits) if self.layout.state_bits == STATE_BITS else None
         self._sums = halves is not None and "codebook" not in stored.standard
         self._indices: torch.Tensor
         if self._sums:  # which they stay

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from export.contract.formats.halves import HALF
-from export.contract.formats.trellis import STANDARD_STATE_BITS, UNIT, standard_levels
+from export.contract.formats.trellis import STANDARD_STATE_BITS, SUMS, UNIT, standard_levels
 from toolchain.quantize.solvers.on_device.paths import best_paths, row_weights
-from toolchain.quantize.solvers.trellis_levels import are_sums, levels_of, means, rounded
+from toolchain.quantize.solvers.trellis_levels import levels_of, means, rounded
 from toolchain.quantize.solvers.trellis_solver import BOOK_ROWS, ROUNDS, SAMPLE, Problem, State
 from toolchain.system.device import wide
 
@@ -78,12 +78,17 @@ class _Batch:
     bits: int
     state_bits: int
     standard: bool
+    edition: int
+
+    @property
+    def sums(self) -> bool:
+        return self.edition == SUMS
 
     @classmethod
     def of(cls, problems: Sequence[Problem], device: torch.device) -> _Batch:
         one, w = problems[0], np.stack([problem.w for problem in problems]).astype(np.float32)
         h = torch.from_numpy(one.h.astype(np.float32)).to(device)
-        return cls(torch.from_numpy(w).to(device), h, one.bits, one.state_bits, one.standard)
+        return cls(torch.from_numpy(w).to(device), h, one.bits, one.state_bits, one.standard, one.edition)
 
     def losses(self, states: _States) -> torch.Tensor:
         """tr(E^T H E) of each problem [C]."""
@@ -165,7 +170,7 @@ def _clustered(batch: _Batch, rounds: int, draws: Sequence[np.random.Generator])
     scale = w.square().mean(dim=1).sqrt()
     scale = torch.where(scale == 0.0, 1.0, scale)
     weight = row_weights(scale)  # [C, R]
-    standard = torch.from_numpy(standard_levels(batch.bits).astype(np.float32)).to(device)
+    standard = torch.from_numpy(standard_levels(batch.bits, batch.edition).astype(np.float32)).to(device)
     if batch.standard:
         book, scale = standard.repeat(books, 1), scale / UNIT
     else:
@@ -266,21 +271,21 @@ def _with_fitted_books(batch: _Batch, given: _States, gradient: torch.Tensor) ->
 
 def _design(batch: _Batch, dtype: torch.dtype) -> torch.Tensor:
     """[S, E]: which entries a level is the sum of (trellis_levels.py)."""
-    entries = np.eye(2 * HALF if are_sums(batch.state_bits) else 1 << batch.state_bits)
-    return torch.from_numpy(levels_of(entries, batch.bits, batch.state_bits).T.copy()).to(batch.w.device, dtype)
+    entries = np.eye(2 * HALF if batch.sums else 1 << batch.state_bits)
+    return torch.from_numpy(levels_of(entries, batch.bits, batch.sums).T.copy()).to(batch.w.device, dtype)
 
 
 def _means(batch: _Batch, mass: torch.Tensor, total: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """trellis_levels.means of each problem; all [C, S]."""
     given = [value.double().cpu().numpy() for value in (mass, total, before)]
-    found = [means(m, t, b, batch.bits, batch.state_bits) for m, t, b in zip(*given)]
+    found = [means(m, t, b, batch.bits, batch.sums) for m, t, b in zip(*given)]
     return torch.from_numpy(np.stack(found).astype(np.float32)).to(batch.w.device)
 
 
 def _rounded(batch: _Batch, given: _States, fixed_scale: bool) -> _States:
     """Entries to int8 levels; free scales take up the change of unit."""
     books = given.book.cpu().numpy()
-    found = [rounded(book, batch.bits, batch.state_bits, not fixed_scale) for book in books]
+    found = [rounded(book, batch.bits, batch.sums, not fixed_scale) for book in books]
     book = torch.from_numpy(np.stack([levels for levels, _ in found])).to(batch.w.device)
     factor = torch.tensor([[1.0 if fixed_scale else factor] for _, factor in found], device=batch.w.device)
     return _States(given.states, book, given.scale / factor)
