@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolchain.settings.format import CODEBOOK, MIXED, TRELLIS, VECTORS
+from toolchain.settings.format import ANY_LEVELS, CODEBOOK, MIXED, TRELLIS, VECTORS
 from toolchain.settings.preparation import ACTIVATIONS, NONE, RESIDUAL, VALUES
 from toolchain.settings.solver import METHOD_FORMATS
 
@@ -15,6 +15,7 @@ INCOHERENCE = {NONE: (), VALUES: (VALUES,), RESIDUAL: (RESIDUAL,), "all": (VALUE
 # settings that came later, as all did before
 ADDED = {
     "asymmetric": False, "spread": False, "per_layer_bits": 8, "budget_target": None, "budget_context": 1024,
+    "levels": ANY_LEVELS,
 }  # fmt: skip
 PRESET_TRELLIS = {"best": "large"}  # what presets said then
 PRESET_VECTOR = {"best": 0}
