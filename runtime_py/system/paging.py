@@ -1,9 +1,8 @@
 """Weights in a mapped file that memory does not hold as a whole: what is needed next is asked for in one piece.
 
 Left alone, the system reads a page when a kernel touches it, and others around it that nobody asked for: its guess for
-files that are read on. Of experts, which are read anywhere, that is many waits for little, and what was read in vain
-drives out what is needed again. So their rows are declared to be read anywhere (MADV_RANDOM), and an expert that a
-token goes to is asked for as a whole (MADV_WILLNEED), which reads what is not there yet and nothing else.
+files that are read on. Rows of experts are declared to be read anywhere (MADV_RANDOM), and an expert that a token goes
+to is asked for as a whole (MADV_WILLNEED), which reads what is not there yet and nothing else.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def template_variables(given: Sequence[str]) -> dict[str, Any]:
 def guesses(asked: str) -> str:
     """--speculate as it is to be used: `auto` waits for kernels that `warmup` or `serve` compiled.
 
-    Else they would be compiled in the middle of an answer, which takes a minute or more. Raises InputError.
+    Else they would be compiled in the middle of an answer, which takes a quarter of a minute. Raises InputError.
     """
     from runtime_py.speculation.speculation import AUTO, OFF, checked
     from runtime_py.system.jit_cache import has_steps_of_several
