@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.contract.formats.codebook import CodebookLayout
 from runtime_py.simd.isa import pick
 from tests.arm.cases import product
 
 _CODE = """
 import sys
 import numpy as np
+from export.contract.formats.codebook import CodebookLayout
 from runtime_py.simd.isa import pick
 from tests.arm.cases import product
 assert pick() == sys.argv[1], pick()
-np.save(sys.argv[2], product(pick(), 3, 7, 300, 9))
+np.save(sys.argv[2], product(pick(), CodebookLayout(3, 300, 7), 9))
 """
 
 
@@ -37,4 +39,4 @@ def test_an_older_processor_computes_the_same(processor, isa, tmp_path):
         environment["NUMBA_CPU_FEATURES"] = "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt,+sse4.2,+ssse3"
     ran = subprocess.run([sys.executable, "-c", _CODE, isa, found], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert np.array_equal(np.load(found).view(np.uint32), product(pick(), 3, 7, 300, 9).view(np.uint32))
+    assert np.array_equal(np.load(found).view(np.uint32), product(pick(), CodebookLayout(3, 300, 7), 9).view(np.uint32))
