@@ -51,11 +51,14 @@ def capture(*command: object) -> str:
     return done.stdout
 
 
-def ours(shape: str, bits: int, work: Path, threads: int, mmap: str) -> Contender:
-    folder = work / f"{shape}-{bits}"
+def ours(shape: str, bits: int, codes: str, work: Path, threads: int, mmap: str) -> Contender:
+    """A folder of random codes. codes: a --format, or nothing for the default's."""
+    folder = work / "-".join(filter(None, (shape, str(bits), codes)))
     if not folder.exists():
-        capture(*CLI, "export", "--random", shape, "-o", folder, "--bits", bits)
-    name = f"athena-export, {bits} bits" + (" --no-mmap" if mmap == "--no-mmap" else "")
+        capture(
+            *CLI, "export", "--random", shape, "-o", folder, "--bits", bits, *(["--format", codes] if codes else [])
+        )
+    name = f"athena-export, {bits} bits{f' {codes}' if codes else ''}{'' if mmap == '--mmap' else f' {mmap}'}"
     return folder_contender(name, folder, threads, mmap)
 
 
@@ -143,6 +146,9 @@ def main() -> None:
         "--reading", nargs="*", default=["--mmap", "--no-mmap"], help="how weights are read: mmap, no-mmap",
         type=lambda word: f"--{word}",
     )  # fmt: skip
+    parser.add_argument(
+        "--formats", nargs="*", default=[""], help="of our codes (--format); the default's if not given"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "athena-speed")
