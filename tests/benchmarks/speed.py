@@ -155,7 +155,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    contenders = [ours(args.shape, bits, args.work, args.threads, mmap) for bits in args.bits for mmap in args.reading]
+    contenders = [
+        ours(args.shape, bits, codes, args.work, args.threads, mmap)
+        for bits in args.bits
+        for codes in args.formats
+        for mmap in args.reading
+    ]
     if args.llama_bench:
         files = gguf_files(args.shape, args.llama_bench, args.work, args.types)
         contenders += [llama(args.llama_bench, path, kind, args.threads) for kind, path in files]
