@@ -17,7 +17,7 @@ from export.contract.formats.halves import FOLD, HALF
 from export.contract.packing import BLOCK_COLUMNS, planes
 from runtime_py.simd.isa import WEIGHT_OFFSET, Tag, TagType
 from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
-from runtime_py.simd.vectors import I8, I16, I64, Bytes, load, shuffle
+from runtime_py.simd.vectors import FLOAT, I8, I16, I64, Bytes, call, load, shuffle
 
 WIDTHS = {bits: Tag("bits", bits) for bits in range(1, 9)}
 RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is the weight plus 128, no lookup
@@ -29,7 +29,7 @@ TRELLIS_STATE_BITS = 8
 # Codes that are the weights themselves, but for a zero point, with a scale for each run of columns. The value of the
 # tag: bits, log2 of the columns << 4, 1 << 8 where scales are float32.
 GROUP_LOGS = (4, 5, 6, 7, 8)
-_WORDS = ir.VectorType(I16, 32)
+_WORDS, _FLOATS = ir.VectorType(I16, 32), ir.VectorType(FLOAT, 16)
 
 
 def group_tag(bits: int, log_group: int, wide: bool) -> Tag:
@@ -76,6 +76,15 @@ def keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:
     return builder.and_(value, ir.Constant(Bytes.llvm, [mask] * 64))
 
 
+def whole(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The same Bytes, computed as a whole: LLVM would make each part of it anew where only some bits are read.
+
+    A fence is known for floats only; it is no instruction.
+    """
+    floats = builder.bitcast(value, _FLOATS)
+    return builder.bitcast(call(builder, "llvm.arithmetic.fence.v16f32", _FLOATS, [floats]), Bytes.llvm)
+
+
 def _emit_segment_3(builder: ir.IRBuilder, address: ir.Value, segment: int) -> ir.Value:
     """Three bits: segments s and s + 2 share one merge, because their fields lie four bits apart in both planes."""
     pair = segment % 2
@@ -83,7 +92,7 @@ def _emit_segment_3(builder: ir.IRBuilder, address: ir.Value, segment: int) -> i
     half = load(builder, builder.add(address, ir.Constant(I64, 64)), ir.VectorType(I8, 32))
     both = shuffle(builder, half, [i % 32 for i in range(64)])
     low = shift_words(builder, both, [2 * pair] * 16 + [2 * pair + 1] * 16)
-    merged = builder.or_(keep(builder, high, 0xEE), keep(builder, low, 0x11))
+    merged = whole(builder, builder.or_(keep(builder, high, 0xEE), keep(builder, low, 0x11)))
     return shift_words(builder, merged, [4] * 32) if segment >= 2 else merged
 
 
