@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from runtime_py.simd.pages import will_need
-from runtime_py.system.paging import PAGE, in_a_file, read_anywhere
+from runtime_py.system.paging import PAGE, ask_for_huge_pages, in_a_file, read_anywhere
 from tests.benchmarks.limited_memory import PageLimit
 
 PAGES = 4096
@@ -81,3 +81,26 @@ def test_nothing_changes_while_a_limit_drives_pages_out(file):
         time.sleep(0.01)
     limit.close()
     assert limit.resident().sum() <= PAGES // 4
+
+
+def flags_of(address: int) -> set[str]:
+    """What Linux keeps of the mapping that holds this address (proc_pid_smaps(5))."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and ":" not in first:
+            low, high = (int(part, 16) for part in first.split("-"))
+            inside = low <= address < high
+        elif inside and first == "VmFlags:":
+            return set(line.split()[1:])
+    return set()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+def test_huge_pages_are_asked_for_the_whole_file_once(file):
+    mapped = np.memmap(file, np.uint8, "r")
+    parts = [mapped[:64].view(np.float32), mapped[PAGE : 9 * PAGE].reshape(8, PAGE), np.zeros(8)]
+    assert "hg" not in flags_of(mapped.ctypes.data)
+    assert ask_for_huge_pages(parts) == 1
+    assert "hg" in flags_of(mapped.ctypes.data) and "hg" in flags_of(mapped.ctypes.data + file.stat().st_size - 1)
+    assert ask_for_huge_pages([np.zeros(8)]) == 0
