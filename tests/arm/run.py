@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from export.native.build import build_library, library_name, this_machine
-from runtime_py.simd.isa import pick
+from runtime_py.machine.isa import pick
 from tests.arm.cases import generation, group_products, products
 from tests.arm.native import write_cases
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from export import __version__
 from export.contract.errors import InputError
-from runtime_py.simd import isa
+from runtime_py.machine import isa
 from runtime_py.system.jit_cache import cache_folder, is_cold
 from runtime_py.system.memory import free_memory
 from runtime_py.system.thread_pool import available_threads
