@@ -12,6 +12,7 @@ from export.artefacts.reader import Graph
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.layout.products import MOST_TOKENS
+from runtime_py.engine.objects.wanted import Wanted
 from runtime_py.engine.plan.adapters import RECORDS
 from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.plan.values import AttentionShape
@@ -132,6 +133,11 @@ class Engine:
             for name in ("cos", "sin"):
                 memory[f"{name}.{i}"] = Promise(lambda case, half=half: 4 * half * case.capacity)  # type: ignore[misc]
         return Promises(memory, numbers)
+
+    def wanted(self) -> list[Wanted]:
+        """The objects of all kinds of calls that the engine can have."""
+        kinds = ["plain", "apart"] if self._program.takes_apart else ["plain"]
+        return list(dict.fromkeys(one for kind in kinds for one in self._program.wanted(kind)))
 
     @property
     def cache_bytes_per_token(self) -> int:

@@ -11,7 +11,8 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -102,18 +103,22 @@ def _host_features() -> str:
     return ",".join(("+" if on else "-") + name for name, on in {**found, **(_arm_features() if arm else {})}.items())
 
 
-_target: list[Processor] = []  # another one than this machine's, in a process that compiles for it
+_target: list[Processor] = []  # another one than this machine's, while that is aimed at
 
 
 def target() -> Processor:
-    """What this process compiles for."""
-    return _target[0] if _target else this_processor()
+    """What this process plans and compiles for."""
+    return _target[-1] if _target else this_processor()
 
 
-def compile_for(wanted: Processor) -> None:
-    """Have this process compile for another processor: before anything else that asks for one."""
-    assert not _target, "once"
+@contextmanager
+def aimed_at(wanted: Processor) -> Iterator[None]:
+    """Have this process plan, or compile, for a processor. No kernel may be imported before it that compiles in it."""
     _target.append(wanted)
+    try:
+        yield
+    finally:
+        _target.pop()
 
 
 # Bits of AT_HWCAP on 64-bit ARM (Linux, arch/arm64/include/uapi/asm/hwcap.h) by LLVM's names.

@@ -1,8 +1,6 @@
-"""The cases that both machines compute: products of every width, and a short generation by a whole model."""
+"""The cases that both machines compute: products of every width."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numba as nb
 import numpy as np
@@ -20,7 +18,6 @@ from runtime_py.engine.layout import products as sizes
 from runtime_py.engine.layout.products import HIGH_GROUP, padded, width_tag
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
-from runtime_py.load import open_model
 from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET
 from runtime_py.system.guard_pages import aligned_bytes
 
@@ -142,16 +139,3 @@ def products(isa: str, widths: tuple[int, ...], paths: tuple[int, ...]) -> dict[
         for tokens in (1, 9):
             found[f"trellis-{layout.bits}-{layout.N}x{layout.K}-{tokens}"] = product(isa, layout, tokens)
     return found
-
-
-def generation(folder: Path) -> dict[str, np.ndarray]:
-    """Greedy tokens after a fixed prompt, and the logits of every step (bit patterns)."""
-    model, why = open_model(folder)
-    assert why == ""
-    state = model.new_state()
-    logits = model.forward(state, [1, 403, 407, 261, 378], last_only=True)
-    tokens, rows = [], [logits[-1]]
-    for _ in range(TOKENS):
-        tokens.append(int(rows[-1].argmax()))
-        rows.append(model.forward(state, tokens[-1:], last_only=True)[-1])
-    return {"tokens": np.array(tokens), "logits": np.array(rows).view(np.uint32)}

@@ -22,7 +22,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from runtime_py.engine.objects import store
 from runtime_py.engine.objects.wanted import AMX, LOOP, Wanted
 from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, Tag
-from runtime_py.machine.processor import Processor, compile_for, target
+from runtime_py.machine.processor import Processor, aimed_at, target
 
 
 class _NoLinker:
@@ -40,7 +40,8 @@ class _Codegen(codegen.JITCPUCodegen):
         machine = llvm.Target.from_triple(wanted.triple).create_target_machine(
             cpu=wanted.cpu, features=wanted.features, opt=3, reloc="pic", codemodel="small"
         )
-        self._tm_features, self._tm, self._engine = wanted.features, machine, _NoLinker()
+        self._tm_features, self._tm = wanted.features, machine
+        self._engine = _NoLinker()  # type: ignore[assignment]
         self._target_data = machine.target_data
         self._data_layout = str(self._target_data)
         self._loopvect, self._opt_level = False, 0  # as JITCPUCodegen has it
@@ -69,17 +70,17 @@ def _stand_in(*arguments: Any) -> Any:
     return _stand_ins[-1].append
 
 
-def prepare(processor: Processor) -> None:
-    """Set this process up, before a kernel is imported."""
-    compile_for(processor)
+def prepare() -> None:
+    """Set this process up, before a kernel is imported and while it is aimed at a processor."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     dispatcher.FunctionCache = lambda function: NullCache()  # type: ignore[attr-defined]
     codegen.JITCPUCodegen = _Codegen  # type: ignore[misc]
-    cpu.rtsys.initialize = lambda context: None  # the runtime of arrays, which kernels on addresses do not use
-    cpu.CPUContext.post_lowering = lambda *arguments: None  # which would link it
-    cpu.CPUContext.get_executable = _stand_in
-    cpu.CPUContext.create_cpython_wrapper = lambda *arguments, **named: None
+    context: Any = cpu.CPUContext
+    cpu.rtsys.initialize = lambda context: None  # type: ignore[method-assign]  # the runtime of arrays: kernels have none
+    context.post_lowering = lambda *arguments: None  # which would link it
+    context.get_executable = _stand_in
+    context.create_cpython_wrapper = lambda *arguments, **named: None
 
 
 def compiled(wanted: Wanted) -> bytes:
@@ -143,13 +144,14 @@ def main(order: str) -> None:
     """order: JSON of the folder, the processor, and what is wanted."""
     asked = json.loads(order)
     processor = Processor(**asked["processor"])
-    prepare(processor)
-    for one in asked["wanted"]:
-        width = None if one["width"] is None else tuple(one["width"])
-        wanted = Wanted(one["maker"], one["step"], width, one["isa"])
-        code = compiled(wanted)
-        try:
-            store.keep(Path(asked["place"]), wanted, processor, code)
-        except OSError as error:
-            print(f"OSError {error.strerror or error}", flush=True)
-            sys.exit(1)
+    with aimed_at(processor):
+        prepare()
+        for one in asked["wanted"]:
+            width = None if one["width"] is None else tuple(one["width"])
+            wanted = Wanted(one["maker"], one["step"], width, one["isa"])
+            code = compiled(wanted)
+            try:
+                store.keep(Path(asked["place"]), wanted, processor, code)
+            except OSError as error:
+                print(f"OSError {error.strerror or error}", flush=True)
+                sys.exit(1)

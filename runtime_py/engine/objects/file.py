@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 
@@ -56,6 +57,11 @@ class Origin:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def key(self) -> str:
+        """For a file's name: objects of several versions can lie in one folder."""
+        return _DIGEST(self.to_json().encode()).hexdigest()[:12]
 
 
 def origin(wanted: Wanted, processor: Processor) -> Origin:
@@ -107,13 +113,17 @@ def unpacked(content: bytes) -> tuple[str, bytes]:
     return head.decode("utf-8", "replace"), rest[size:]
 
 
+def made_for(content: bytes) -> dict[str, Any]:
+    """The Origin as it stands in a file. Raises Damaged."""
+    try:
+        found = json.loads(unpacked(content)[0])
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Damaged("does not say what it is for")
+    return found
+
+
 def difference(asked: Origin, found: str) -> str:
     """What a file was made for, where that is not what is asked for; "" where it is."""
-    if asked.to_json() == found:
-        return ""
-    try:
-        made = json.loads(found)
-        names = [name for name, value in json.loads(asked.to_json()).items() if made.get(name) != value]
-    except (ValueError, AttributeError):
-        return "something else"
-    return {"sources": "another version of athena-export"}.get(names[0], f"another {names[0]}") if names else ""
+    return "" if asked.to_json() == found else "something else than its name says"

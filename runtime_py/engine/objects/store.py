@@ -15,12 +15,24 @@ from pathlib import Path
 from export.contract.errors import InputError
 from export.files.access import replacing
 from export.files.cache_folder import NoCache, private_cache
-from runtime_py.engine.objects.file import MOST_BYTES, SUFFIX, Damaged, difference, origin, packed, unpacked
-from runtime_py.engine.objects.wanted import Wanted
+from runtime_py.engine.objects.file import (
+    MOST_BYTES,
+    SUFFIX,
+    Damaged,
+    compiler,
+    difference,
+    made_for,
+    origin,
+    packed,
+    sources,
+    unpacked,
+)
+from runtime_py.engine.objects.wanted import AMX, LOOP, Wanted
+from runtime_py.machine.isa import pick
 from runtime_py.machine.processor import NAMED, Processor, this_processor
 
 _SHIPPED = Path(__file__).with_name("shipped")
-_KEPT = 4000  # files of the cache; the oldest go
+_KEPT = 2000  # files of the cache; the oldest go
 
 
 @cache
@@ -45,8 +57,8 @@ def _runs(this: Processor, other: Processor) -> bool:
 
 
 def path_in(place: Path, wanted: Wanted, processor: Processor) -> Path:
-    """Where an object is kept in a folder."""
-    return place / f"{wanted.name}-{processor.name}{SUFFIX}"
+    """Where an object of this version is kept in a folder."""
+    return place / f"{wanted.name}-{processor.name}-{origin(wanted, processor).key}{SUFFIX}"
 
 
 def keep(place: Path, wanted: Wanted, processor: Processor, code: bytes) -> Path:
@@ -73,8 +85,8 @@ def read(path: Path, wanted: Wanted, processor: Processor) -> bytes:
 def find(wanted: Wanted) -> bytes | None:
     """The machine code of what is wanted, from the cache or the package; None where there is none that fits."""
     own = folder()
-    for place in (own, _SHIPPED):
-        for processor in suiting() if place is not None else ():
+    for place in (_SHIPPED,) if own is None else (own, _SHIPPED):
+        for processor in suiting():
             path = path_in(place, wanted, processor)
             try:
                 return read(path, wanted, processor)
@@ -86,10 +98,8 @@ def find(wanted: Wanted) -> bytes | None:
 
 
 def _tell(path: Path, why: Exception) -> None:
-    """A line for a damaged file. Those of an earlier version are replaced without a word: that is what they are for."""
-    reason = str(why if isinstance(why, Damaged) else why.strerror if isinstance(why, OSError) else why)
-    if not reason.startswith("was compiled for"):
-        print(f"[{path.name} {reason}: compiling again]", file=sys.stderr)
+    reason = why.strerror if isinstance(why, OSError) else why
+    print(f"[{path.name} {reason}: not used]", file=sys.stderr)
 
 
 def take(source: Path, wanted: Iterable[Wanted]) -> int:
@@ -115,12 +125,35 @@ def take(source: Path, wanted: Iterable[Wanted]) -> int:
                 raise InputError(f"{path}: {error}") from None
             taken += 1
             break
+    if not taken:
+        raise InputError(f"--kernels {source}: {_why_none(source)}")
     return taken
 
 
+def _why_none(source: Path) -> str:
+    """Why a folder has nothing for this machine, from the first object in it."""
+    for path in sorted(source.glob(f"*{SUFFIX}")):
+        try:
+            made = made_for(path.read_bytes()[:MOST_BYTES])
+        except (Damaged, OSError):
+            continue
+        same = (made.get("sources"), made.get("compiler")) == (sources(), compiler())
+        if same:
+            return f"its objects are for {made.get('cpu')}, or another model, not for {pick()} on this machine"
+        return f"its objects are of another version; make them with this one and {compiler()}"
+    return "there are no objects in it"
+
+
 def has(maker: str) -> bool:
-    """Whether the cache or the package has an object of a maker, for whatever model."""
-    return any(any(place.glob(f"{maker}-*{SUFFIX}")) for place in (folder(), _SHIPPED) if place is not None)
+    """Whether the cache or the package has an object of a maker that runs here, for whatever model."""
+    places = [place for place in (folder(), _SHIPPED) if place is not None]
+    return any(any(place.glob(f"{maker}-*-{p.name}-*{SUFFIX}")) for place in places for p in suiting())
+
+
+def is_cold() -> bool:
+    """Whether nothing has been compiled for this machine yet by this version."""
+    loop = Wanted(LOOP, "", None, pick())
+    return find(loop) is None and find(Wanted(LOOP, "", None, pick() + AMX)) is None
 
 
 def forget_old(place: Path) -> None:
