@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from export.contract.errors import InputError
 from runtime_py.engine.objects import store
 from runtime_py.engine.objects.memory import addresses
 from runtime_py.engine.objects.wanted import LOOP, Wanted
@@ -64,7 +65,7 @@ def compile_into(place: Path, missing: Iterable[Wanted], processor: Processor) -
     """Have another process compile for a processor, which may be another machine's, and write the objects to a folder.
 
     Another one, because what Numba compiles for is fixed in a process, and so that its memory is given back. Raises
-    OSError where they cannot be written, RuntimeError where the compiler fails.
+    OSError where they cannot be written, RuntimeError where the compiler fails, InputError where there is none.
     """
     order = {"place": str(place), "processor": asdict(processor), "wanted": [asdict(one) for one in missing]}
     command = [sys.executable, "-c", _START.format(root=str(ROOT)), json.dumps(order)]
@@ -74,6 +75,11 @@ def compile_into(place: Path, missing: Iterable[Wanted], processor: Processor) -
         answer: Any = done.stdout.strip().splitlines()[-1:] or [""]
         if answer[0].startswith("OSError "):
             raise OSError(answer[0].removeprefix("OSError "))
+        if "No module named 'numba'" in last:
+            raise InputError(
+                "kernels that are not on this machine need Numba to be compiled; or make them elsewhere: "
+                "athena-export warmup OUT --machine NAME -o KERNELS, and here warmup OUT --kernels KERNELS"
+            )
         raise RuntimeError(f"kernels could not be compiled: {last}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -28,7 +29,8 @@ def addresses(objects: Mapping[str, bytes]) -> dict[str, int]:
     module = llvm.parse_assembly("")
     module.triple = this_processor().triple
     # With llvmlite's memory manager the parts of an object lie beside one another, so that each can reach the others.
-    linker = llvm.create_mcjit_compiler(module, _machine().create_target_machine(jit=True), use_lmm=True)
+    beside = sys.platform != "win32"
+    linker = llvm.create_mcjit_compiler(module, _machine().create_target_machine(jit=True), use_lmm=beside)
     for code in objects.values():
         linker.add_object_file(llvm.ObjectFileRef.from_data(code))
     linker.finalize_object()
