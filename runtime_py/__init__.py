@@ -5,8 +5,3 @@ import os
 # OpenMP threads that spin while they wait take the cores from the BLAS threads of numpy, and the other way round:
 # a prefill of 256 tokens ran ten times slower on two cores. Read when the OpenMP library loads, so it must come first.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import export.native.numba_import  # noqa: F401 (before anything that imports Numba)
-from runtime_py.system import jit_cache
-
-jit_cache.install()

@@ -122,8 +122,8 @@ def _runner(
     if activations == "float32":
         return Session(graph, ReferenceTerms(adapters, sites)), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
-    from runtime_py.engine.kernels.paths import runs_directly
     from runtime_py.engine.records.errors import Unplannable
+    from runtime_py.engine.records.stored_matrix import runs_directly
     from runtime_py.engine.terms import Terms
 
     try:

@@ -31,7 +31,7 @@ class Machine:
 
     target: str  # Zig's name of processor, system and oldest libc
     baseline: str  # processor that everything but the kernels is compiled for
-    kernels: dict[str, str]  # instruction set as in runtime_py/simd/isa.py -> processor features
+    kernels: dict[str, str]  # instruction set as in runtime_py/machine/isa.py -> processor features
 
 
 MACHINES = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
-from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.plan.adapters import RECORDS
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.attention import heads_of_rotations

@@ -10,13 +10,14 @@ import numpy as np
 
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError, NotFiniteError
-from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
-from runtime_py.engine.loop import apart
+from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.layout.products import MOST_TOKENS
+from runtime_py.engine.objects.wanted import Wanted
 from runtime_py.engine.plan.adapters import RECORDS
 from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
+from runtime_py.engine.records.call import PAST
 from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.state import (
@@ -132,6 +133,11 @@ class Engine:
             for name in ("cos", "sin"):
                 memory[f"{name}.{i}"] = Promise(lambda case, half=half: 4 * half * case.capacity)  # type: ignore[misc]
         return Promises(memory, numbers)
+
+    def wanted(self) -> list[Wanted]:
+        """The objects of all kinds of calls that the engine can have."""
+        kinds = ["plain", "apart"] if self._program.takes_apart else ["plain"]
+        return list(dict.fromkeys(one for kind in kinds for one in self._program.wanted(kind)))
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -312,7 +318,7 @@ class Engine:
                 grow(state, self._attention, state.length + len(run))
             self._bind(states[0])  # the bytes of a cached number are those of all
             texts = settled(np.stack([text_row(state) for state, run in zip(states, runs) for _ in run]))
-            texts[:, apart.PAST] = places
+            texts[:, PAST] = places
             self._program.run_apart(texts, self._layers)
             if not self._found_overflow():
                 return

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from runtime_py.engine.kernels import matmul
-from runtime_py.engine.kernels.attention import attend, integer_attend, razor_attend
-from runtime_py.engine.kernels.matrix import width_tag
-from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
-from runtime_py.engine.loop import apart, packed, plain
-from runtime_py.engine.loop.call import Call
-from runtime_py.engine.loop.driver import Machine, Maker, driver
-from runtime_py.engine.loop.loop import run_steps
+from runtime_py.engine.layout import attention, integer_cache, products, razor
+from runtime_py.engine.layout.products import MOST_TOKENS, width_tag
+from runtime_py.engine.objects.drivers import drivers, run_steps
+from runtime_py.engine.objects.wanted import AMX, LOOP, Wanted
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import finish
+from runtime_py.engine.records.call import Call
 from runtime_py.engine.records.claims import Case
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.steps.table import OPERATION
+from runtime_py.engine.steps.makers import APART, MAKERS, PACKED
+from runtime_py.engine.steps.table import NAMES, OPERATION
 from runtime_py.engine.verify.verifier import Promises, verify
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, pick
-from runtime_py.simd.tile import has_amx
+from runtime_py.machine.isa import has_amx, pick
 from runtime_py.system.guard_pages import aligned_bytes, settled
 from runtime_py.system.thread_pool import ThreadPool, available_threads
 
-_MAKERS: Mapping[str, Mapping[int, Maker]] = {"plain": plain.MAKERS, "packed": packed.MAKERS, "apart": apart.MAKERS}
 _SMALL_WORK = 6 << 20  # bytes of weights a token below which starting a second thread costs more than it saves
 
 
@@ -52,13 +48,13 @@ class Program:
         self.table = finish(planned.steps, planned.keep)
         isa = pick()
         amx = isa == "avx512vbmi" and has_amx() and _allow_amx()
-        rows, vectors = matmul.tile_shape(isa, amx)
+        rows, vectors = products.tile_shape(isa, amx)
         self._config = _amx_config()
         self.threads = len(processors) or threads or available_threads()
         self._pool = ThreadPool(self.threads, processors)
         head_dim = max((a.head_dim for a in planned.attention), default=16)
-        attending = max(room.scratch_bytes(head_dim) for room in (attend, integer_attend, razor_attend))
-        per_thread = matmul.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096 + planned.gathering
+        attending = max(room.scratch_bytes(head_dim) for room in (attention, integer_cache, razor))
+        per_thread = products.scratch_bytes(planned.widest) + 4 * planned.widest + attending + 4096 + planned.gathering
         self._scratch_stride = -(-per_thread // 64) * 64
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
         cases = [case._replace(threads=self.threads) for case in cases]
@@ -67,10 +63,10 @@ class Program:
         self._counters = settled(np.zeros(len(self.table.steps), np.int64))
         self._gate = aligned_bytes(128)
         self._addresses = tuple(a.ctypes.data for a in (self._counters, self._gate, self._scratch))
-        self._isa = isa
+        self._isa = isa + (AMX if amx else "")
         self._tile = {"rows": rows, "vectors": vectors, "amx": self._config.ctypes.data if amx else 0}
         self._call = settled(np.zeros(len(Call.names()), np.int64))
-        self._drivers: dict[str, tuple[np.ndarray, object]] = {}
+        self._drivers: dict[str, np.ndarray] = {}
         self.instruction_set = isa + (" with AMX" if amx else "")
         self.alone_below = _SMALL_WORK
         self.bytes_per_token = planned.bytes_per_token  # weights read for one token
@@ -78,11 +74,11 @@ class Program:
     @property
     def takes_packed(self) -> bool:
         """Whether run_packed() can be had: what it touches are parts of what the longest call touches."""
-        return packed.MAKERS.keys() >= set(self._operations())
+        return PACKED.keys() >= set(self._operations())
 
     def _proven_apart(self, promises: Callable[[int], Promises], cases: Sequence[Case]) -> bool:
         """Whether the table may run for single tokens of several texts."""
-        if not apart.MAKERS.keys() >= set(self._operations()):
+        if not APART.keys() >= set(self._operations()):
             return False
         single = [case._replace(tokens=MOST_TOKENS, apart=True) for case in cases if case.tokens == 1]
         try:
@@ -121,7 +117,7 @@ class Program:
         drivers, steps = self._compiled("plain")[number : number + 1], self.table.steps[number : number + 1]
         self._counters[:] = 0
         counters, gate, scratch = self._addresses
-        run_steps(
+        run_steps(self._isa)(
             drivers.ctypes.data, steps.ctypes.data, 1, self._call.ctypes.data, counters, gate, 0, 1, scratch
         )  # fmt: skip
 
@@ -133,22 +129,32 @@ class Program:
         drivers, steps = self._compiled(kind).ctypes.data, self.table.steps
         places = drivers, steps.ctypes.data, len(steps), self._call.ctypes.data, counters, gate
 
+        run, failed = run_steps(self._isa), []
+
         def work(thread: int, threads: int) -> None:
-            run_steps(*places, thread, threads, scratch + thread * self._scratch_stride)
+            failed.append(run(*places, thread, threads, scratch + thread * self._scratch_stride))
 
         alone = self.bytes_per_token * min(tokens, 16) < self.alone_below
         self._pool.run(work, 1 if alone else self.threads)
+        if any(failed):
+            raise RuntimeError("a kernel failed: it divided by zero, or there is an error in it")
+
+    def wanted(self, kind: str) -> list[Wanted]:
+        """The objects of a kind of call: one for each step, then the loop."""
+        found = []
+        for operation, width in zip(self._operations(), self.table.widths()):
+            tag = None if width is None else width_tag(width)
+            of = None if tag is None else (tag.kind, int(tag.value))
+            found.append(Wanted(MAKERS[kind][operation], NAMES[operation], of, self._isa))
+        return [*found, Wanted(LOOP, "", None, self._isa)]
 
     def _compiled(self, kind: str) -> np.ndarray:
-        """Addresses of the steps' drivers, int64 [steps]; compiled at the first call of the kind."""
+        """Addresses of the steps' drivers, int64 [steps]; from disk, or compiled, at the first call of the kind."""
         if kind not in self._drivers:
-            found = [self._driver(_MAKERS[kind], *of) for of in zip(self._operations(), self.table.widths())]
-            self._drivers[kind] = settled(np.array([address for address, _ in found], np.int64)), found
-        return self._drivers[kind][0]
-
-    def _driver(self, makers: Mapping[int, Maker], operation: int, width: int | None) -> tuple[int, object]:
-        tag = None if width is None else width_tag(width)
-        return driver(makers[operation], operation, Machine(ISAS[self._isa], WEIGHT_OFFSET[self._isa], tag))
+            wanted = self.wanted(kind)
+            found = drivers(wanted)
+            self._drivers[kind] = settled(np.array([found[one] for one in wanted[:-1]], np.int64))
+        return self._drivers[kind]
 
     def _operations(self) -> list[int]:
         return self.table.steps[:, OPERATION].tolist()

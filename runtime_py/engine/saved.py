@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels.attention.attend import FLOAT_ITEM, HALF_ITEM
-from runtime_py.engine.kernels.attention.integer_cache import SCALE_BYTES
+from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
+from runtime_py.engine.layout.integer_cache import SCALE_BYTES
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.state import EngineState
 

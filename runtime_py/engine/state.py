@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime_py.engine.kernels.attention import razor_attend
-from runtime_py.engine.kernels.attention.attend import HALF_ITEM
+from runtime_py.engine.layout import razor
+from runtime_py.engine.layout.attention import HALF_ITEM
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.reference.recurrent import Recurrent
 from runtime_py.system.guard_pages import aligned_bytes
@@ -117,7 +117,7 @@ def cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) ->
 
 def scores_bytes(capacity: int, threads: int) -> int:
     """Bytes of the scores of the queries at work over a razored cache."""
-    return 4 * razor_attend.ROWS * capacity * threads
+    return 4 * razor.ROWS * capacity * threads
 
 
 def chunk_size(left: int) -> int:

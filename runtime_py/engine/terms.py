@@ -10,8 +10,8 @@ from export.adapters.factors import Factors
 from export.adapters.sites import Site
 from export.adapters.store import NO_ACTIVATION, Adapter
 from export.contract.errors import InputError
-from runtime_py.engine.kernels.adapters.low_rank import laid_down, laid_up
-from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, SIGMOID, SILU, TANH
+from runtime_py.engine.layout.factors import laid_down, laid_up
+from runtime_py.engine.layout.functions import GELU, GELU_TANH, RELU, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.adapters import Slots
 from runtime_py.engine.records.term import TERM, Term
 from runtime_py.engine.verify.verifier import Promise

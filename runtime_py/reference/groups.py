@@ -1,26 +1,11 @@
-"""Group-scaled codes in float32: products and rows, decoded a tile at a time. Portable Numba, as kernels.py."""
+"""Group-scaled codes in float32: products and rows, decoded a tile at a time. Compiled in compiled.py."""
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
 from export.contract.formats.groups import MINIMA, ONE_ZERO, GroupsLayout
-from runtime_py.reference.kernels import TILE_ROWS, decode_row
-
-
-@nb.njit(cache=True, parallel=True)
-def _decode(rows, codes, scale, offset, bits, group, one, minima, out):  # type: ignore[no-untyped-def]
-    """one: all groups have the first offset. minima: offsets are added, not subtracted from codes."""
-    for i in nb.prange(rows.size):
-        n, columns = rows[i], out.shape[1]
-        code = np.empty(columns, np.uint8)
-        decode_row(codes[n], bits, columns, code)
-        for k in range(columns):
-            g = k // group
-            factor, own = scale[n, g], offset[0, 0] if one else offset[n, g]
-            value = np.float32(code[k])
-            out[i, k] = factor * value + own if minima else factor * (value - own)
+from runtime_py.reference.kernels import TILE_ROWS
 
 
 def group_rows(
@@ -34,9 +19,11 @@ def group_rows(
         raise IndexError(f"row outside 0..{layout.N - 1}")
     if (codes.shape, scale.shape, offset.shape) != (layout.codes_shape, layout.scale_shape, layout.offset_shape):
         raise ValueError("the weights do not have the declared layout")
+    from runtime_py.reference.compiled import decode_groups
+
     out = np.empty((rows.size, layout.K), np.float32)
     kinds = layout.bits, layout.group_size, layout.offsets == ONE_ZERO, layout.offsets == MINIMA
-    _decode(rows, codes, scale.astype(np.float32), offset.astype(np.float32), *kinds, out)
+    decode_groups(rows, codes, scale.astype(np.float32), offset.astype(np.float32), *kinds, out)
     return out
 
 

@@ -5,3 +5,5 @@ lowering.py the two it cannot (table lookup, integer dot product); codes.py unpa
 Every vector has the same 64 bytes and every reduction the same order on every machine, so results are bit-identical
 on all of them.
 """
+
+import runtime_py.system.numba_ready  # noqa: F401 (before Numba)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-
 import numba as nb
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from runtime_py.machine.processor import target
 from runtime_py.simd.vectors import I32, I64, call, pointer
 
 _SPINS = 4000  # polls before a waiting thread offers its core to others
@@ -51,16 +49,16 @@ def pause(typingctx):
     """Tell the core that this is a waiting loop."""
 
     def codegen(context, builder, signature, args):
-        if platform.machine().lower() in ("x86_64", "amd64"):
+        if target().architecture == "x86_64":
             call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
-        elif platform.machine().lower() in ("aarch64", "arm64"):
+        elif target().architecture == "aarch64":
             call(builder, "llvm.aarch64.hint", ir.VoidType(), [ir.Constant(I32, 1)])
         return context.get_dummy_value()
 
     return types.void(), codegen
 
 
-give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
+give_way = types.ExternalFunction("SwitchToThread" if target().system == "win32" else "sched_yield", types.int32())
 
 
 @nb.njit(cache=True)

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from runtime_py.simd.isa import WEIGHT_OFFSET
+from runtime_py.machine.isa import WEIGHT_OFFSET
 from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import FLOAT, I32, I64, Bytes, Floats, Ints, _pure, call, load, pointer, shuffle, splat
 

@@ -15,26 +15,13 @@ from numba.extending import intrinsic, models, register_model
 
 from export.contract.formats.halves import FOLD, HALF
 from export.contract.packing import BLOCK_COLUMNS, planes
-from runtime_py.simd.isa import WEIGHT_OFFSET, Tag, TagType
+from runtime_py.machine.isa import WEIGHT_OFFSET, Tag
+from runtime_py.machine.widths import TRELLIS_STATE_BITS
 from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
+from runtime_py.simd.tags import TagType
 from runtime_py.simd.vectors import FLOAT, I8, I16, I64, Bytes, call, load, shuffle
 
-WIDTHS = {bits: Tag("bits", bits) for bits in range(1, 9)}
-RAW = Tag("raw", 8)  # 8 bits whose codebook is -128..127 in order: the code is the weight plus 128, no lookup
-TRELLIS = {bits: Tag("trellis", bits) for bits in range(1, 5)}  # codes that move a state on, which picks the level
-# The same codes with levels that are sums, so that two tables of 16 take the place of one of 256.
-HALVES = {bits: Tag("halves", bits) for bits in range(1, 5)}
-PATHS = ("trellis", "halves")  # kinds whose codes move a state on
-TRELLIS_STATE_BITS = 8
-# Codes that are the weights themselves, but for a zero point, with a scale for each run of columns. The value of the
-# tag: bits, log2 of the columns << 4, 1 << 8 where scales are float32.
-GROUP_LOGS = (4, 5, 6, 7, 8)
 _WORDS, _FLOATS = ir.VectorType(I16, 32), ir.VectorType(FLOAT, 16)
-
-
-def group_tag(bits: int, log_group: int, wide: bool) -> Tag:
-    """The width of group-scaled codes. wide: scales are float32, not float16."""
-    return Tag("groups", bits | log_group << 4 | int(wide) << 8)
 
 
 def code_bits(width: Tag | TagType) -> int:

@@ -13,10 +13,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from runtime_py.machine.widths import HIGH_BYTES
 from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import I32, I64, Bytes, Ints, _pure, call, load, splat
-
-HIGH_BYTES = 64  # where the high digits of a block begin, behind their places
 
 
 def _times_255(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:

@@ -1,6 +1,7 @@
 """Group-scaled codes in vectors: scales spread over lanes, sums that start at the weight offset, the register tile.
 
-`width` is a tag of codes.group_tag(): bits, columns of a group (16 to 256, a power of two) and the type of scales.
+`width` is a tag of group_tag() (machine/widths.py): bits, columns of a group (16 to 256, a power of two) and the type
+of scales.
 Codes of 8 bits are int8 after subtracting 128, as all int8 weights are; shorter ones are multiplied as they are.
 """
 
@@ -10,10 +11,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from runtime_py.machine.isa import WEIGHT_OFFSET
 from runtime_py.simd.codes import code_bits
 from runtime_py.simd.digits import emit_high_digits, load_places
-from runtime_py.simd.isa import WEIGHT_OFFSET, TagType
 from runtime_py.simd.lowering import emit_dot
+from runtime_py.simd.tags import TagType
 from runtime_py.simd.vectors import FLOAT, HALF, I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle, splat
 
 # Rows and vectors of 16 tokens: of every sum the registers hold the integers of a group and the floats of a block.

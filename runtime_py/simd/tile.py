@@ -10,22 +10,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from runtime_py.machine.isa import AMX_ROWS, FEATURES, TILE, has_amx, machine_features
 from runtime_py.simd.digits import emit_high_digits, load_places
-from runtime_py.simd.isa import AMX_FEATURES, FEATURES, machine_features
 from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle, splat
 
-# Rows and token vectors that fit the registers of each instruction set.
-TILE = {
-    "avx512vbmi": (12, 2),
-    "avx512": (12, 2),
-    "avx2vnni": (4, 1),
-    "avx2": (3, 1),
-    "neondot": (5, 1),
-    "neon": (3, 1),
-    "portable": (4, 1),
-}
-AMX_ROWS = 32  # and 32 tokens: four accumulator tiles of 16 x 16
 _AMX_BESIDE = "avx512vbmi"  # what every processor with AMX has, too
 
 
@@ -91,11 +80,6 @@ def tile_block(
 
     i64 = types.int64
     return types.void(isa, *[i64] * 11), codegen
-
-
-def has_amx() -> bool:
-    """Whether code for AMX can be compiled here; whether it may run is the operating system's to say (allow_amx)."""
-    return machine_features().issuperset(AMX_FEATURES)
 
 
 def _tile_call(builder: ir.IRBuilder, name: str, tiles: list[int], args: list[ir.Value]) -> None:

@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
+import runtime_py.simd.tags  # noqa: F401 (so that Numba knows them wherever there are vectors)
+
 I8, I16, I32, I64, HALF, FLOAT = (
     ir.IntType(8),
     ir.IntType(16),

@@ -19,7 +19,7 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -37,11 +37,10 @@ from numba.core.caching import (
 
 from export.files.access import replacing
 from export.files.cache_folder import NoCache, private_cache
+from runtime_py.system.compilation import announce
 from runtime_py.system.sources import ROOT, digest
 
 _COVERED = tuple(ROOT / package for package in ("runtime_py", "toolchain"))
-_LOOP = ROOT / "runtime_py" / "engine" / "loop" / "loop.py"
-_APART = _LOOP.with_name("apart.py")
 _KEPT = 4  # states of one file's sources that are kept: other versions and checkouts may be in use beside this one
 _GONE_DAYS = 30  # after which kernels of a file that this version does not have are removed
 _DIGEST = hashlib.sha256
@@ -69,36 +68,20 @@ def kernel_folder(path: Path) -> Path | None:
     return folder / f"{module}-{digest(path)}" if folder is not None else None
 
 
-def is_cold() -> bool:
-    """Whether nothing has been compiled here yet by this version."""
-    folder = kernel_folder(_LOOP)
-    return folder is None or not any(folder.glob("*run_steps*.nbi"))
-
-
-def has_steps_of_several() -> bool:
-    """Whether steps of several tokens (loop/apart.py) have been compiled here by this version, for some model."""
-    folder = kernel_folder(_APART)
-    return folder is not None and any(folder.glob("*_product.*.nbi"))
-
-
-class _FirstCompilation(event.Listener):
-    """Calls a function once, when something that is not on disk begins to be compiled."""
-
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell: Callable[[], None] | None = tell
+class _Compilation(event.Listener):
+    """Says that something which is not on disk begins to be compiled."""
 
     def on_start(self, event: Any) -> None:
-        tell, self._tell = self._tell, None
-        if tell is not None:
-            tell()
+        announce()
 
     def on_end(self, event: Any) -> None:
         """Nothing: how long it took is seen."""
 
 
-def at_first_compilation(tell: Callable[[], None]) -> None:
-    """Have `tell` called once, before the first kernel of this process that has to be compiled."""
-    event.register("numba:compile", _FirstCompilation(tell))
+@cache
+def listen() -> None:
+    """Have what Numba compiles in this process announced (compilation.py)."""
+    event.register("numba:compile", _Compilation())
 
 
 def _forget_old(folder: Path) -> None:
@@ -226,5 +209,6 @@ def cache_of(py_func: Any) -> Any:
 
 
 def install() -> None:
-    """Let Numba keep the kernels of this project here."""
+    """Let Numba keep the kernels of this project here, and say when it compiles one."""
+    listen()
     dispatcher.FunctionCache = cache_of  # type: ignore[attr-defined]

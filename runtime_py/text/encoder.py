@@ -18,8 +18,8 @@ from export.graph.archs import is_encoder_family
 from export.graph.archs._tasks import is_embedding
 from export.graph.sentence_modules import PROMPTS, TEXT_LIMIT, read_prompts
 from runtime_py.engine.encoder import EncoderEngine, Ids
-from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.records.stored_matrix import runs_directly
 from runtime_py.engine.terms import Terms
 from runtime_py.load import ACTIVATIONS
 from runtime_py.reference.adapters import ReferenceTerms

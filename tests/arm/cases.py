@@ -1,8 +1,6 @@
-"""The cases that both machines compute: products of every width, and a short generation by a whole model."""
+"""The cases that both machines compute: products of every width."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numba as nb
 import numpy as np
@@ -12,16 +10,15 @@ from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from export.contract.formats.halves import HALF, joined
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import pack
-from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
 from runtime_py.engine.kernels.matmul import matmul_item
-from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.layout import products as sizes
+from runtime_py.engine.layout.products import HIGH_GROUP, padded, width_tag
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
-from runtime_py.load import open_model
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET
+from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET
 from runtime_py.system.guard_pages import aligned_bytes
 
 SHAPES = ((33, 640), (7, 300))  # rows, columns: whole blocks with a half one, and an odd tail
@@ -51,7 +48,7 @@ def product(isa: str, layout: CodebookLayout | TrellisLayout, tokens: int) -> np
     blocks, wide, groups = -(-columns // 256), padded(columns), -(-tokens // 32) * 2
     buffers = [aligned_bytes(groups * n) for n in (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)]
     addresses = [b.ctypes.data for b in buffers]
-    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 8192)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(sizes.scratch_bytes(columns) + 8192)
     tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, *addresses)
@@ -61,7 +58,7 @@ def product(isa: str, layout: CodebookLayout | TrellisLayout, tokens: int) -> np
         quantize_group(
             tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, *addresses, scratch.ctypes.data
         )
-    height, vectors = matmul.tile_shape(isa, False)
+    height, vectors = sizes.tile_shape(isa, False)
     items = -(-rows // height)
     _all_rows(
         tag, width, (height, vectors, False), items, record.ctypes.data, *addresses, tokens, out.ctypes.data,
@@ -90,7 +87,7 @@ def group_product(isa: str, bits: int, offsets: int, rows: int, columns: int, to
     sizes = (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP, 64 * wide, 64 * wide)
     buffers = [aligned_bytes(pairs * n) for n in sizes]
     q, sums, scales, high, starts, shares = (b.ctypes.data for b in buffers)
-    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(matmul.scratch_bytes(columns) + 8192)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(sizes.scratch_bytes(columns) + 8192)
     tag, offset, at, to = ISAS[isa], WEIGHT_OFFSET[isa], row.ctypes.data, out.ctypes.data
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, q, sums, scales, high)
@@ -142,16 +139,3 @@ def products(isa: str, widths: tuple[int, ...], paths: tuple[int, ...]) -> dict[
         for tokens in (1, 9):
             found[f"trellis-{layout.bits}-{layout.N}x{layout.K}-{tokens}"] = product(isa, layout, tokens)
     return found
-
-
-def generation(folder: Path) -> dict[str, np.ndarray]:
-    """Greedy tokens after a fixed prompt, and the logits of every step (bit patterns)."""
-    model, why = open_model(folder)
-    assert why == ""
-    state = model.new_state()
-    logits = model.forward(state, [1, 403, 407, 261, 378], last_only=True)
-    tokens, rows = [], [logits[-1]]
-    for _ in range(TOKENS):
-        tokens.append(int(rows[-1].argmax()))
-        rows.append(model.forward(state, tokens[-1:], last_only=True)[-1])
-    return {"tokens": np.array(tokens), "logits": np.array(rows).view(np.uint32)}

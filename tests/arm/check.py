@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.simd.isa import pick
-from tests.arm.cases import generation, group_products, products
+from runtime_py.machine.isa import pick
+from tests.arm.cases import group_products, products
+from tests.arm.generation import generation
 
 
 def main() -> None:

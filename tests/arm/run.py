@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from export.native.build import build_library, library_name, this_machine
-from runtime_py.simd.isa import pick
-from tests.arm.cases import generation, group_products, products
+from runtime_py.machine.isa import pick
+from tests.arm.cases import group_products, products
+from tests.arm.generation import generation
 from tests.arm.native import write_cases
 
+BOARDS = {"rpi5": "cortex-a76", "rpi4": "cortex-a72"}  # whose kernels are compiled here: names of the processor in qemu
 CPUS = {"neondot": ("cortex-a76", "+neon,+dotprod,+fullfp16"), "neon": ("cortex-a72", "+neon")}
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +46,22 @@ def main() -> None:
             cases.mkdir()
             build_library("aarch64", cases / library_name("aarch64"))
             write_cases(cases, widths, build_library(this_machine(), cases / "x86.so"))
+        for board, cpu in BOARDS.items():
+            start, kernels = time.perf_counter(), Path(scratch) / board
+            subprocess.run(
+                ["athena-export", "warmup", model, "--machine", board, "-o", kernels],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            run = ["qemu-aarch64-static", "-cpu", cpu, "-L", args.arm / "root", args.arm / "root/usr/bin/python3.11"]
+            environment = {
+                **os.environ, "PYTHONPATH": f"{args.arm / 'site'}:{ROOT}", "ATHENA_THREADS": "2",
+                "ATHENA_CACHE_DIR": f"{scratch}/{board}-cache",
+            }  # fmt: skip
+            subprocess.run(
+                [*run, "-m", "tests.arm.objects", reference, model, kernels], env=environment, cwd=ROOT, check=True
+            )
+            print(f"{board}: {time.perf_counter() - start:.0f} s, compiling here and running under qemu", flush=True)
         for name in args.cpus:
             cpu, features = CPUS[name]
             start = time.perf_counter()

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from export.contract.operators.state_space import LARGEST, StateSpaceLayout
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS
-from runtime_py.engine.kernels.recurrent.state_space import SCRATCH
+from runtime_py.engine.layout.recurrent import COLUMNS
+from runtime_py.engine.layout.recurrent import SPACE_SCRATCH as SCRATCH
 from runtime_py.engine.loop.state_space import run_state_space
 from runtime_py.engine.steps.state_space import StateSpace
 

@@ -6,14 +6,16 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
+from export.contract.errors import InputError
 from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import AS_IT_IS, FLOATS, Execution, KeyValueCache
 from toolchain.settings.serving import MEASURED, BenchOptions
+from toolchain.system.units import size_text
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -67,20 +69,51 @@ def bench(
 
 @guarded
 @with_options
-def warmup(folder: Folder, cached: KeyValueCache = FLOATS, json: Json = False) -> None:
-    """Compile the kernels for this folder and machine ahead of time; later starts find them on disk."""
-    from runtime_py.load import open_model
-    from runtime_py.system.jit_cache import cache_folder
+def warmup(
+    folder: Folder,
+    machine: Annotated[
+        str, typer.Option(help="Machine to compile for: this, rpi5, rpi4, aarch64, x86-64-v3 or avx512.")
+    ] = "this",
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Folder that gets the kernels, to be taken there.")
+    ] = None,
+    kernels: Annotated[
+        Optional[Path], typer.Option(help="Folder that such a command has made for this machine: use what is in it.")
+    ] = None,
+    cached: KeyValueCache = FLOATS,
+    json: Json = False,
+) -> None:
+    """Compile the kernels for this folder and a machine ahead of time; later starts find them on disk.
+
+    Kernels are programs: take only those that you, or somebody you trust, has made.
+    """
+    from export.files.access import expanded
+    from runtime_py.making import make, ready
 
     announce_compilation()
     start = time.perf_counter()
-    model, why = open_model(folder, cache_bits=cached.cache_bits)
-    model.forward(model.new_state(), [0], last_only=True)
-    if not why:
-        model.step([model.new_state(), model.new_state()], [0, 0])  # what a server with several clients runs
+    if machine != "this" or output is not None:
+        if output is None or kernels is not None:
+            raise InputError("--machine goes with -o, the folder that gets the kernels, and not with --kernels")
+        made = make(folder, machine, expanded(output), cached.cache_bits)
+        elapsed = time.perf_counter() - start
+        if json:
+            print_json(
+                {
+                    "seconds": elapsed,
+                    "output": str(output),
+                    "machine": machine,
+                    "objects": len(made),
+                    "bytes": sum(made),
+                }
+            )
+            return
+        print(f"{len(made)} kernels for {machine} in {elapsed:.1f} s: {output}, {size_text(sum(made))}")
+        print(f"there: athena-export warmup {folder.name} --kernels {output.name}")
+        return
+    why, place, taken = ready(folder, cached.cache_bits, None if kernels is None else expanded(kernels))
     elapsed = time.perf_counter() - start
     if json:
-        kept = cache_folder()
-        print_json({"seconds": elapsed, "cache": None if kept is None else str(kept), "interpreted": why})
+        print_json({"seconds": elapsed, "cache": place, "interpreted": why, "taken": taken})
         return
-    print(f"ready after {elapsed:.1f} s; compiled kernels are in {cache_folder() or 'no folder'}")
+    print(f"ready after {elapsed:.1f} s; compiled kernels are in {place or 'no folder'}")

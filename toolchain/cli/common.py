@@ -83,7 +83,7 @@ def _fail(message: str, code: int) -> None:
 
 def announce_compilation() -> None:
     """Have one line printed before a run that compiles kernels, which would otherwise look stuck."""
-    from runtime_py.system.jit_cache import at_first_compilation
+    from runtime_py.system.compilation import at_first_compilation
 
     at_first_compilation(lambda: print("compiling kernels for this model and machine, once", file=sys.stderr))
 

@@ -34,10 +34,10 @@ def guesses(asked: str) -> str:
 
     Else they would be compiled in the middle of an answer, which takes a quarter of a minute. Raises InputError.
     """
+    from runtime_py.engine.objects.store import has
     from runtime_py.speculation.speculation import AUTO, OFF, checked
-    from runtime_py.system.jit_cache import has_steps_of_several
 
-    return OFF if checked(asked) == AUTO and not has_steps_of_several() else asked
+    return OFF if checked(asked) == AUTO and not has("apart.product") else asked
 
 
 def tell_unsupported(generator: TextGenerator) -> None:

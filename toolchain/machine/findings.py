@@ -14,8 +14,9 @@ from typing import Any
 
 from export import __version__
 from export.contract.errors import InputError
-from runtime_py.simd import isa
-from runtime_py.system.jit_cache import cache_folder, is_cold
+from runtime_py.engine.objects.store import folder as objects_folder
+from runtime_py.engine.objects.store import is_cold
+from runtime_py.machine import isa
 from runtime_py.system.memory import free_memory
 from runtime_py.system.thread_pool import available_threads
 from toolchain.system.units import size_text
@@ -116,7 +117,7 @@ def _huge_pages() -> Finding:
 
 
 def _kernels() -> Finding:
-    folder = cache_folder()
+    folder = objects_folder()
     if folder is None:
         return Finding("kernels", "not kept", "no cache folder can be written: every start compiles for half a minute")
     size = sum(_size(file) for file in folder.rglob("*")) if folder.is_dir() else 0

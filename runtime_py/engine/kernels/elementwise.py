@@ -8,6 +8,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from runtime_py.engine.layout.functions import GELU, GELU_TANH, RELU2, SIGMOID, SILU, TANH
 from runtime_py.simd.vectors import (
     absolute,
     add,
@@ -35,11 +36,6 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-SILU, GELU, GELU_TANH, RELU, TANH = range(5)
-CLAMPED = 5  # clamped_gate() in place of activate()
-SIGMOID = 6
-RELU2 = 7  # the square of ReLU
-KINDS = RELU2 + 1
 _F = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.44269504088896341), _F(-0.693359375), _F(2.12194440e-4)
 _LOWEST, _HIGHEST = _F(-87.3), _F(88.3)

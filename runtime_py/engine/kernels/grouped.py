@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.matrix import unpack_block
-from runtime_py.engine.records.stored_matrix import read_matrix
+from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.simd.vectors import (
     fused,
     get_f32,

@@ -20,20 +20,13 @@ import numba as nb
 import numpy as np
 
 from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS
-from runtime_py.engine.kernels.matmul import (
-    BIASES,
-    MAX_ROWS,
-    SCALES,
-    SCRATCH_BYTES,
-    TOTALS,
-    decode_rows,
-    finish_tile,
-)
+from runtime_py.engine.kernels.matmul import decode_rows, finish_tile
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
-from runtime_py.engine.records.group_matrix import read_groups
+from runtime_py.engine.kernels.reading import read_groups
+from runtime_py.engine.layout.products import BIASES, HIGH_GROUP, HIGH_TOKEN, MAX_ROWS, SCALES, SCRATCH_BYTES, TOTALS
+from runtime_py.machine.widths import HIGH_BYTES
 from runtime_py.simd.codes import lookup, segment, table
-from runtime_py.simd.digits import HIGH_BYTES, times_255
+from runtime_py.simd.digits import times_255
 from runtime_py.simd.groups import (
     block_scales,
     group_columns,

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.matrix import padded, tail_codes, unpack_block
+from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
-from runtime_py.engine.kernels.quantize import HIGH_GROUP
-from runtime_py.engine.records.stored_matrix import read_matrix
+from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.layout.products import (
+    BIASES,
+    HIGH_GROUP,
+    MAX_ROWS,
+    SCALES,
+    SCRATCH_BYTES,
+    SPILL,
+    TOTALS,
+    TURNED,
+)
 from runtime_py.simd.codes import lookup, table
-from runtime_py.simd.tile import AMX_ROWS, TILE, amx_block, tile_block, transpose16
+from runtime_py.simd.tile import amx_block, tile_block, transpose16
 from runtime_py.simd.vectors import (
     add,
     get_f32,
@@ -29,22 +38,7 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-MAX_ROWS = 32  # of any register tile
-_SPILL = 4096
 _AHEAD = 4096  # as in matvec.py
-# Scratch of one thread: sums, their transpose, scales, biases, AMX spill; then the decoded rows
-# [MAX_ROWS, columns], an unpacked block and the states of trellis codes [columns].
-TOTALS, TURNED, SCALES, BIASES, SPILL, SCRATCH_BYTES = 0, 4096, 6144, 6272, 6400, 6400 + _SPILL
-
-
-def scratch_bytes(columns: int) -> int:
-    """Bytes of scratch memory one thread needs for matrices of up to `columns` columns."""
-    return SCRATCH_BYTES + (MAX_ROWS + 1) * padded(columns) + 256
-
-
-def tile_shape(isa: str, amx: bool) -> tuple[int, int]:
-    """(rows, vectors of 16 tokens) of the register tile."""
-    return (AMX_ROWS, 2) if amx else TILE[isa]
 
 
 @nb.njit(cache=True)

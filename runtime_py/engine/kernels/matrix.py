@@ -1,29 +1,11 @@
-"""Widths of stored matrices as compile-time constants, and codes of blocks that are no whole vectors."""
+"""Codes of blocks that are no whole vectors."""
 
 from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, HALVES_WIDTH, RAW_WIDTH, TRELLIS_WIDTH
-from runtime_py.simd.codes import HALVES, RAW, TRELLIS, WIDTHS, tail_segment
-from runtime_py.simd.isa import Tag
+from runtime_py.simd.codes import tail_segment
 from runtime_py.simd.vectors import get_u8, load_bytes, put_i8
-
-
-def width_tag(number: int) -> Tag:
-    """The compile-time constant of a width."""
-    if number >= GROUPS_WIDTH:
-        return Tag("groups", number - GROUPS_WIDTH)
-    if number > HALVES_WIDTH:
-        return HALVES[number - HALVES_WIDTH]
-    if number > TRELLIS_WIDTH:
-        return TRELLIS[number - TRELLIS_WIDTH]
-    return RAW if number == RAW_WIDTH else WIDTHS[number]
-
-
-def padded(columns: int) -> int:
-    """Columns rounded up to a whole vector of bytes."""
-    return -(-columns // 64) * 64
 
 
 @nb.njit(cache=True)

@@ -10,10 +10,11 @@ import numba as nb
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
-from runtime_py.engine.kernels.quantize import HIGH_TOKEN
-from runtime_py.engine.records.stored_matrix import read_matrix
+from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.layout.products import HIGH_TOKEN
+from runtime_py.machine.widths import HIGH_BYTES
 from runtime_py.simd.codes import lookup, table
-from runtime_py.simd.digits import HIGH_BYTES, times_255
+from runtime_py.simd.digits import times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
     add_ints,

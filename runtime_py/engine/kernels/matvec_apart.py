@@ -14,10 +14,11 @@ from numba.extending import overload
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.matvec import high_products
 from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
-from runtime_py.engine.kernels.quantize import HIGH_TOKEN
-from runtime_py.engine.records.stored_matrix import read_matrix
-from runtime_py.simd.codes import PATHS, lookup, table
-from runtime_py.simd.digits import HIGH_BYTES, times_255
+from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.layout.products import HIGH_TOKEN, MOST_TOKENS
+from runtime_py.machine.widths import HIGH_BYTES, PATHS
+from runtime_py.simd.codes import lookup, table
+from runtime_py.simd.digits import times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.sums import finish_four
 from runtime_py.simd.vectors import (
@@ -39,7 +40,6 @@ from runtime_py.simd.vectors import (
     zero_ints,
 )
 
-MOST_TOKENS = 16
 ROWS = 4  # whose weights are in registers at a time
 _AHEAD = 4096  # as in matvec.py
 _TAIL, _TOTALS = 256 * ROWS, 64 * ROWS * MOST_TOKENS  # bytes: weights of a shorter last block; sums of 16 lanes

@@ -13,21 +13,11 @@ import numba as nb
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from export.artefacts.reader import Graph, Node
-from export.contract.formats.trellis import TrellisLayout
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
-from runtime_py.engine.records.stored_matrix import read_matrix, takes
-from runtime_py.simd.codes import PATHS, keep, lookup, segment, shift_words
+from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.machine.widths import PATHS
+from runtime_py.simd.codes import keep, lookup, segment, shift_words
 from runtime_py.simd.vectors import Bytes, load, pointer, put_i8
-
-
-def runs_directly(node: Node, graph: Graph) -> bool:
-    """Whether the kernels take this product's trellis codes as they are stored, on this machine."""
-    layout = node.matrix_layout()
-    if not isinstance(layout, TrellisLayout):
-        return False
-    book = graph.weights.get(node.inputs[1 + list(layout.parts()).index("codebook")])
-    return book is not None and takes(layout, book)
 
 
 @intrinsic

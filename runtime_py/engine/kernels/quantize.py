@@ -25,7 +25,9 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from runtime_py.simd.digits import HIGH_BYTES, filled, times_255
+from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN
+from runtime_py.machine.widths import HIGH_BYTES
+from runtime_py.simd.digits import filled, times_255
 from runtime_py.simd.integers import below, subtract_ints
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.tile import transpose16
@@ -61,7 +63,6 @@ from runtime_py.simd.vectors import (
     zero_ints,
 )
 
-HIGH_TOKEN, HIGH_GROUP = HIGH_BYTES + 256, HIGH_BYTES + 4096  # bytes of the high digits of a block
 _LIMIT = np.float32(5.0)  # times the root mean square of a block: at most 10 of 256 columns are beyond
 _SMALL = np.float32(2.0**-50)  # a largest magnitude below which nothing is told apart
 

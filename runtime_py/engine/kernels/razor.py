@@ -11,6 +11,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from runtime_py.engine.layout.razor import BASIS, EVEN, TWOS, WIDTH
 from runtime_py.simd.integers import (
     absolute_ints,
     and_ints,
@@ -54,19 +55,12 @@ from runtime_py.simd.vectors import (
 )
 
 _F = np.float32
-# Bits of `form`, the SDR format as one number: see form_number().
-_WIDTH, _BASIS, _TWOS, _EVEN = 0, 8, 16, 17
-
-
-def form_number(width: int, basis: int, twos_complement: int, half_even: int) -> int:
-    """An SDR format packed for the kernels."""
-    return width << _WIDTH | basis << _BASIS | twos_complement << _TWOS | half_even << _EVEN
 
 
 @nb.njit(cache=True, inline="always")
 def form_limit(form):
     """Largest magnitude of the integers before razoring, as a float32."""
-    return _F((1 << (((form >> _BASIS) & 255) - 1)) - 1)
+    return _F((1 << (((form >> BASIS) & 255) - 1)) - 1)
 
 
 @nb.njit(cache=True, inline="always")
@@ -87,23 +81,23 @@ def integers(values, unit, limit):
 @nb.njit(cache=True, inline="always")
 def flag_of(ored, form):
     """Low bits that a group drops, from the OR of its magnitudes."""
-    return max(leading(ored) - (((form >> _WIDTH) & 255) - 1), 0)
+    return max(leading(ored) - (((form >> WIDTH) & 255) - 1), 0)
 
 
 @nb.njit(cache=True, inline="always")
 def razored(q, flag, form):
     """Codes of 16 integers of a group with this flag."""
     shift, size = splat_int(nb.int32(flag)), absolute_ints(q)
-    highest = (1 << (((form >> _WIDTH) & 255) - 1)) - 1
+    highest = (1 << (((form >> WIDTH) & 255) - 1)) - 1
     if flag > 0:
         half = splat_int(nb.int32(1 << (flag - 1)))
-        if (form >> _EVEN) & 1:
+        if (form >> EVEN) & 1:
             odd = and_ints(shift_right(size, shift), splat_int(nb.int32(1)))
             size = add_ints(subtract_ints(add_ints(size, half), splat_int(nb.int32(1))), odd)
         else:
             size = add_ints(size, half)
         size = shift_right(size, shift)
-    if (form >> _TWOS) & 1:  # the one negative code without a positive partner
+    if (form >> TWOS) & 1:  # the one negative code without a positive partner
         signed = with_sign(minimum_ints(size, splat_int(nb.int32(highest + 1))), q)
         return minimum_ints(signed, splat_int(nb.int32(highest)))
     return with_sign(minimum_ints(size, splat_int(nb.int32(highest))), q)

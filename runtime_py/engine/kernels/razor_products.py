@@ -10,9 +10,10 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from runtime_py.engine.kernels.matmul import BIASES, MAX_ROWS, SCALES, SCRATCH_BYTES, TOTALS, TURNED, decode_rows
+from runtime_py.engine.kernels.matmul import decode_rows
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
-from runtime_py.engine.records.stored_matrix import read_matrix
+from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.layout.products import BIASES, MAX_ROWS, SCALES, SCRATCH_BYTES, TOTALS, TURNED
 from runtime_py.simd.codes import lookup, segment, table
 from runtime_py.simd.integers import and_ints, flag_lanes, join16, shift_left, shift_right, splat_int, sum_wide
 from runtime_py.simd.lowering import dot
@@ -42,12 +43,6 @@ _AHEAD = 4096  # as in matvec.py
 # several tokens every column: so many may come together before 32 bits are full.
 _LANE_BLOCKS = 8  # blocks of 256 columns
 _TOKEN_COLUMNS = 256
-
-
-def flag_places(group: int) -> np.ndarray:
-    """int32 [32]: by how much the flags of a segment's lanes are shifted, for an even and for an odd first flag."""
-    lanes = 4 * np.arange(16) // group * 4
-    return np.concatenate([lanes, lanes + 4]).astype(np.int32)
 
 
 @nb.njit(cache=True, inline="always")

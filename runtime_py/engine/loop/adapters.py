@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.adapters.low_rank import ROWS, down, up
+from runtime_py.engine.kernels.adapters.low_rank import down, up
+from runtime_py.engine.kernels.reading import reader
+from runtime_py.engine.layout.factors import ROWS
 from runtime_py.engine.loop.driver import read_step
-from runtime_py.engine.records.record import reader
 from runtime_py.engine.records.term import TERM, Term
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64

@@ -6,33 +6,29 @@ for the products, which read each code once for all of them (kernels/matvec_apar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numba as nb
 
-from runtime_py.engine.kernels.attention.attend import ROWS as QUERY_ROWS
 from runtime_py.engine.kernels.attention.attend import attend_item
 from runtime_py.engine.kernels.attention.integer_attend import integer_attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
-from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
+from runtime_py.engine.kernels.elementwise import activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.matvec_apart import ROWS, matvec_apart_rows, place
-from runtime_py.engine.kernels.quantize import HIGH_TOKEN, quantize_token
+from runtime_py.engine.kernels.quantize import quantize_token
+from runtime_py.engine.kernels.reading import read_call
+from runtime_py.engine.layout.attention import ROWS as QUERY_ROWS
+from runtime_py.engine.layout.functions import CLAMPED
+from runtime_py.engine.layout.products import HIGH_TOKEN
 from runtime_py.engine.loop.adapters import run_adapter_down, run_adapter_up
 from runtime_py.engine.loop.attention import append_integers
-from runtime_py.engine.loop.call import read_call
 from runtime_py.engine.loop.dispatch import by_kind
-from runtime_py.engine.loop.driver import Maker, read_step
-from runtime_py.engine.loop.products import ITEM_BYTES, RUN_SHARE, float_product, grouped_product
+from runtime_py.engine.loop.driver import read_step
+from runtime_py.engine.loop.products import ITEM_BYTES, RUN_SHARE
 from runtime_py.engine.loop.tokens import one_token
-from runtime_py.engine.steps import table
+from runtime_py.engine.records.call import ADAPTER, CACHES, CAPACITY, PAST
 from runtime_py.engine.steps.elementwise import LAYER, Activate
 from runtime_py.engine.steps.integers import Quantize
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64
-
-# A row of the table of texts, int64: tokens before this one, positions its cache has room for, the address of the
-# records of its adapter, and then those of keys and values of each layer.
-PAST, CAPACITY, ADAPTER, CACHES = range(4)
 
 
 @nb.njit(cache=True, inline="always")
@@ -64,7 +60,7 @@ def _activate_block(s, isa, offset, token, b):
 _block = by_kind({Quantize: _quantize_block, Activate: _activate_block})
 
 
-def _norm(kind, machine):
+def norm(kind, machine):
     """Driver of a Norm."""
     isa, offset = machine.isa, machine.offset
 
@@ -88,7 +84,7 @@ def _norm(kind, machine):
     return run
 
 
-def _blocks(kind, machine):
+def blocks(kind, machine):
     """Driver of a Quantize or Activate: work items are blocks of 256 columns of all tokens, neighbours as integers."""
     isa, offset = machine.isa, machine.offset
 
@@ -104,7 +100,7 @@ def _blocks(kind, machine):
     return run
 
 
-def _product(kind, machine):
+def product(kind, machine):
     """Driver of a MatMul: runs of rows, as for one token (products.py), in whole fours."""
     isa, width = machine.isa, machine.width
 
@@ -125,7 +121,7 @@ def _product(kind, machine):
     return run
 
 
-def _by_token(kind, machine):
+def by_token(kind, machine):
     """Driver of what treats tokens one by one."""
 
     @nb.njit(cache=True)
@@ -140,7 +136,7 @@ def _by_token(kind, machine):
     return run
 
 
-def _append(kind, machine):
+def append(kind, machine):
     """Driver of a KvAppend."""
 
     @nb.njit(cache=True)
@@ -163,7 +159,7 @@ def _append(kind, machine):
     return run
 
 
-def _attention(kind, machine):
+def attention(kind, machine):
     """Driver of an Attend: work items are those of one token, for each token."""
 
     @nb.njit(cache=True)
@@ -187,7 +183,7 @@ def _attention(kind, machine):
     return run
 
 
-def _integer_append(kind, machine):
+def integer_append(kind, machine):
     """Driver of an IntegerKvAppend: heads are shared out, because a byte may hold two tokens of one text."""
 
     @nb.njit(cache=True)
@@ -206,7 +202,7 @@ def _integer_append(kind, machine):
     return run
 
 
-def _integer_attention(kind, machine):
+def integer_attention(kind, machine):
     """Driver of an IntegerAttend: work items are those of one token, for each token."""
     isa = machine.isa
 
@@ -231,7 +227,7 @@ def _integer_attention(kind, machine):
     return run
 
 
-def _adapter_down(kind, machine):
+def adapter_down(kind, machine):
     """Driver of an AdapterDown."""
 
     @nb.njit(cache=True)
@@ -242,7 +238,7 @@ def _adapter_down(kind, machine):
     return run
 
 
-def _adapter_up(kind, machine):
+def adapter_up(kind, machine):
     """Driver of an AdapterUp."""
 
     @nb.njit(cache=True)
@@ -251,27 +247,3 @@ def _adapter_up(kind, machine):
         run_adapter_up(read_step(kind, step), tokens, c.texts, c.stride, 8 * ADAPTER, counter)
 
     return run
-
-
-MAKERS: Mapping[int, Maker] = {
-    table.EMBED: _by_token,
-    table.EMBED_DENSE: _by_token,
-    table.EMBED_GROUPS: _by_token,
-    table.NORM: _norm,
-    table.QUANTIZE: _blocks,
-    table.MATMUL: _product,
-    table.GROUPED: grouped_product,
-    table.DENSE: float_product,
-    table.SPARSE: float_product,
-    table.ACTIVATE: _blocks,
-    table.ADD: _by_token,
-    table.KV_APPEND: _append,
-    table.ATTEND: _attention,
-    table.INTEGER_KV_APPEND: _integer_append,
-    table.INTEGER_ATTEND: _integer_attention,
-    table.SCALE: _by_token,
-    table.REORDER: _by_token,
-    table.ROTATE: _by_token,
-    table.ADAPTER_DOWN: _adapter_down,
-    table.ADAPTER_UP: _adapter_up,
-}

@@ -7,15 +7,16 @@ import numba as nb
 from runtime_py.engine.kernels.attention import attend, integer_attend, razor_attend
 from runtime_py.engine.kernels.attention.integer_append import integer_append_head
 from runtime_py.engine.kernels.attention.razor_kv_append import append_head
-from runtime_py.engine.loop.call import read_call
+from runtime_py.engine.kernels.reading import read_call
+from runtime_py.engine.layout import razor
+from runtime_py.engine.layout.attention import ROWS
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.attention import Attend, RazorAttend
 from runtime_py.engine.steps.integer_attention import IntegerAttend
 from runtime_py.simd.atomics import fetch_add
 
-ROWS = attend.ROWS  # query rows of one work item
-assert ROWS == razor_attend.ROWS
+assert ROWS == razor.ROWS
 
 
 def _plain_item(s, isa, item, past, tokens, thread, scratch):

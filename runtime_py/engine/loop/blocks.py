@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.elementwise import CLAMPED, activate, clamped_gate, layer_norm, rms_norm
+from runtime_py.engine.kernels.elementwise import activate, clamped_gate, layer_norm, rms_norm
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.kernels.recurrent.convolution import convolve, keep_products
 from runtime_py.engine.kernels.recurrent.delta_net import convolve_rows, keep_rows
+from runtime_py.engine.layout.functions import CLAMPED
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.convolution import ShortConvolution

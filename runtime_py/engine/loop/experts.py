@@ -11,13 +11,13 @@ import numba as nb
 
 from runtime_py.engine.kernels.elementwise import add_rows, dense_rows
 from runtime_py.engine.kernels.grouped import grouped_rows
-from runtime_py.engine.kernels.matmul import MAX_ROWS, tile_of_rows
+from runtime_py.engine.kernels.matmul import tile_of_rows
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN, quantize_group, quantize_token
-from runtime_py.engine.loop.call import read_call
+from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.kernels.reading import read_call, read_matrix
+from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN, MAX_ROWS
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
-from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.engine.steps.experts import FLOAT_ROWS, GATHERED, ExpertDense, ExpertGrouped
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.pages import will_need

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.loop.call import read_call
+from runtime_py.engine.kernels.reading import read_call, read_matrix, reader
 from runtime_py.engine.loop.driver import drive
 from runtime_py.engine.loop.products import RUN_SHARE
-from runtime_py.engine.records.record import reader
-from runtime_py.engine.records.stored_matrix import read_matrix
 from runtime_py.engine.steps import table
 from runtime_py.engine.steps.table import ARGUMENTS, STEP
 from runtime_py.simd.atomics import barrier
@@ -61,9 +59,10 @@ def run_steps(drivers, steps, count, call, counters, gate, thread, threads, scra
     apart. scratch: this thread's own.
 
     A driver is called with: the address of the call, that of its step, the step's number, the first token and the
-    number of tokens that it is for, the address of the step's counter of work items, thread, threads, scratch.
+    number of tokens that it is for, the address of the step's counter of work items, thread, threads, scratch. Returns
+    0, or else some driver has failed; the others went on, because threads wait for one another.
     """
-    c = read_call(call)
+    c, failed = read_call(call), nb.int32(0)
     if c.amx != 0:
         amx_configure(c.amx)
     for i in range(count):
@@ -80,7 +79,10 @@ def run_steps(drivers, steps, count, call, counters, gate, thread, threads, scra
         first, some = nb.int64(0), c.tokens
         if c.last_only != 0 and head.last != 0:
             first, some = c.tokens - 1, nb.int64(1)
-        drive(get_i64(drivers + 8 * i), call, step, i, first, some, counters + 8 * i, thread, threads, scratch)
+        failed |= drive(
+            get_i64(drivers + 8 * i), call, step, i, first, some, counters + 8 * i, thread, threads, scratch
+        )
     barrier(gate, threads)
     if c.amx != 0:
         amx_release()
+    return failed

@@ -8,29 +8,20 @@ multiplied in another order (products.py) and has to come alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numba as nb
 
-from runtime_py.engine.kernels.attention.attend import ROWS, attend_item
+from runtime_py.engine.kernels.attention.attend import attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
-from runtime_py.engine.loop.adapters import adapter_down, adapter_up
-from runtime_py.engine.loop.blocks import blocks, norm
-from runtime_py.engine.loop.call import read_call
-from runtime_py.engine.loop.driver import Maker, read_step
-from runtime_py.engine.loop.products import float_product, grouped_product, product
-from runtime_py.engine.loop.tokens import by_token, one_token
-from runtime_py.engine.steps import table
+from runtime_py.engine.kernels.reading import read_call
+from runtime_py.engine.layout.attention import ROWS
+from runtime_py.engine.loop.driver import read_step
+from runtime_py.engine.loop.tokens import one_token
+from runtime_py.engine.records.call import BASE, COUNT, FIRST, LOCAL, PLACE, TEXT, TOKEN
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64
 
-# A row of the table of texts, int64: its first token, how many it has, and the position where its keys begin.
-FIRST, COUNT, BASE, TEXT = range(4)
-# A row of the table of tokens, int64: the token's position in its text, and where its key lies.
-LOCAL, PLACE, TOKEN = range(3)
 
-
-def _rotate(kind, machine):
+def rotate(kind, machine):
     """Driver of a Rotate."""
 
     @nb.njit(cache=True)
@@ -45,7 +36,7 @@ def _rotate(kind, machine):
     return run
 
 
-def _append(kind, machine):
+def append(kind, machine):
     """Driver of a KvAppend."""
 
     @nb.njit(cache=True)
@@ -65,7 +56,7 @@ def _append(kind, machine):
     return run
 
 
-def _attention(kind, machine):
+def attention(kind, machine):
     """Driver of an Attend: work items are those of one text, for each text."""
 
     @nb.njit(cache=True)
@@ -90,26 +81,3 @@ def _attention(kind, machine):
             text += 1
 
     return run
-
-
-MAKERS: Mapping[int, Maker] = {
-    table.EMBED: by_token,
-    table.EMBED_DENSE: by_token,
-    table.EMBED_GROUPS: by_token,
-    table.NORM: norm,
-    table.QUANTIZE: blocks,
-    table.MATMUL: product,
-    table.GROUP_MATMUL: product,
-    table.GROUPED: grouped_product,
-    table.DENSE: float_product,
-    table.SPARSE: float_product,
-    table.ACTIVATE: blocks,
-    table.ADD: by_token,
-    table.KV_APPEND: _append,
-    table.ATTEND: _attention,
-    table.SCALE: by_token,
-    table.REORDER: by_token,
-    table.ROTATE: _rotate,
-    table.ADAPTER_DOWN: adapter_down,
-    table.ADAPTER_UP: adapter_up,
-}

@@ -13,7 +13,7 @@ from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
 from runtime_py.engine.kernels.matmul import matmul_item
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.razor_products import TILE_ROWS, razor_item, razor_rows
-from runtime_py.engine.loop.call import read_call
+from runtime_py.engine.kernels.reading import read_call
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.products import Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse

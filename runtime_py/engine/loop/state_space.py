@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, GROUP
 from runtime_py.engine.kernels.recurrent.state_space import state_block, step_numbers
+from runtime_py.engine.layout.recurrent import COLUMNS, GROUP
 from runtime_py.engine.loop.driver import read_step
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_f32

@@ -9,7 +9,7 @@ from runtime_py.engine.kernels.elementwise import add_rows, dense_row, reorder_r
 from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid, scale_by_expert
 from runtime_py.engine.kernels.grouped import grouped_row
 from runtime_py.engine.kernels.groups import group_row
-from runtime_py.engine.loop.call import read_call
+from runtime_py.engine.kernels.reading import read_call
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.attention import KvAppend, Rotate

@@ -9,9 +9,8 @@ import numpy as np
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.sdr import SdrFormat
-from runtime_py.engine.kernels.matrix import padded
-from runtime_py.engine.kernels.quantize import HIGH_GROUP
-from runtime_py.engine.kernels.razor import form_number
+from runtime_py.engine.layout.products import HIGH_GROUP, padded
+from runtime_py.engine.layout.razor import form_number
 from runtime_py.engine.plan.placement import Argument, Buffer, Place
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.experts import Route

@@ -11,9 +11,9 @@ from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import Unplannable, need
-from runtime_py.engine.records.record import T, declared, reader
+from runtime_py.engine.records.record import T, declared
 from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, StoredMatrix, record_of, row_of
-from runtime_py.simd.codes import GROUP_LOGS, group_tag
+from runtime_py.machine.widths import GROUP_LOGS, group_tag
 from runtime_py.system.guard_pages import settled
 
 
@@ -57,9 +57,6 @@ class GroupMatrix(StoredMatrix[T]):
             need(0 <= self.zero <= 256 and self.offset == 0, "a zero point that is none")
         else:
             yield Constant("offset", self.offset, scales * (1 if self.offset_kind == ZEROS else self.scale_bytes))
-
-
-read_groups = reader(GroupMatrix)
 
 
 def kernel_group(layout: GroupsLayout) -> int:

@@ -9,7 +9,8 @@ A record is a dataclass whose fields are, in order, the numbers of the row:
         factor: T = field(metadata=REAL)
 
 Its constructor takes every field once and by name. `Scale.write(row, ...)` puts the numbers into a row. Compiled code
-gets them back with `read = reader(Scale)`, `s = read(address)`, `s.factor`: what it does not use is not loaded.
+gets them back with `read = reader(Scale)` (kernels/reading.py), `s = read(address)`, `s.factor`: what it does not use
+is not loaded.
 `Scale.of(numbers)` is for those who check a row.
 """
 
@@ -21,9 +22,6 @@ from dataclasses import fields
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 T = TypeVar("T")  # what stands in a field: an int once the row is written
 R = TypeVar("R", bound="Record[Any]")
@@ -73,32 +71,3 @@ def declared(kind: type[R]) -> type[R]:
     values.__module__, values.__qualname__ = kind.__module__, f"{kind.__qualname__}.Values"
     kind.Values = values
     return kind
-
-
-def reading(kind: type[Record[Any]], skip: int = 0) -> tuple[Any, Any]:
-    """What an intrinsic needs to read a record at an address: the type of its values, and the code that loads them."""
-    typed = [types.float32 if name in kind.reals() else types.int64 for name in kind.names()]
-
-    def load(context: Any, builder: Any, result: Any, address: Any) -> Any:
-        values = []
-        for place, type_ in enumerate(typed, start=skip):
-            stored = context.get_value_type(type_)
-            at = builder.add(address, ir.Constant(ir.IntType(64), 8 * place))
-            values.append(builder.load(builder.inttoptr(at, stored.as_pointer()), align=8))
-        return context.make_tuple(builder, result, values)
-
-    return types.BaseTuple.from_types(typed, kind.Values), load
-
-
-def reader(kind: type[Record[Any]], skip: int = 0) -> Any:
-    """For compiled code: read(address) is the record's named tuple of int64 and float32; skip: numbers before it."""
-    result, load = reading(kind, skip)
-
-    @intrinsic
-    def read(typingctx: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return load(context, builder, signature.return_type, args[0])
-
-        return result(types.int64), codegen
-
-    return read

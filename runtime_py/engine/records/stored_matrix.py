@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from export.artefacts.reader import Graph, Node
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.halves import HALF, split
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import Record, T, declared, reader
-from runtime_py.simd.codes import TRELLIS_STATE_BITS
-from runtime_py.simd.isa import pick
+from runtime_py.engine.records.record import Record, T, declared
+from runtime_py.machine.isa import pick
+from runtime_py.machine.widths import TRELLIS_STATE_BITS
 from runtime_py.system.guard_pages import settled
 
 # Widths, each of which has a compiled kernel: bits of a code, or one of these (simd/codes.py).
@@ -74,7 +75,6 @@ class StoredMatrix(Record[T]):
 
 
 NUMBERS = 24  # of the array that holds a record
-read_matrix = reader(StoredMatrix)
 
 
 def row_of(address: int, arrays: Arrays) -> list[int]:
@@ -103,6 +103,15 @@ def takes(layout: TrellisLayout, codebook: np.ndarray) -> bool:
     if layout.state_bits != TRELLIS_STATE_BITS:
         return False
     return looks_up_levels() or split(codebook, layout.bits) is not None
+
+
+def runs_directly(node: Node, graph: Graph) -> bool:
+    """Whether the kernels take this product's trellis codes as they are stored, on this machine."""
+    layout = node.matrix_layout()
+    if not isinstance(layout, TrellisLayout):
+        return False
+    book = graph.weights.get(node.inputs[1 + list(layout.parts()).index("codebook")])
+    return book is not None and takes(layout, book)
 
 
 def matrix_record(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime_py.engine.kernels.elementwise import CLAMPED, KINDS
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, SCRATCH
+from runtime_py.engine.layout.functions import CLAMPED, KINDS
+from runtime_py.engine.layout.recurrent import COLUMNS
+from runtime_py.engine.layout.recurrent import DELTA_SCRATCH as SCRATCH
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import REAL, T, declared

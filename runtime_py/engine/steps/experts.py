@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime_py.engine.kernels.matmul import MAX_ROWS
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
+from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN, MAX_ROWS
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import NONE, REAL, T, declared

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime_py.engine.kernels.matmul import MAX_ROWS, SCRATCH_BYTES
+from runtime_py.engine.layout.products import MAX_ROWS, SCRATCH_BYTES
 from runtime_py.engine.records.claims import READ, Access, Arrays, Case, Constant, highest, numbers
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.group_matrix import GroupMatrix

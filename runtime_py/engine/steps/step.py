@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, HIGH_TOKEN
+from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN, MOST_TOKENS
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.record import Record, T
-from runtime_py.simd.codes import GROUP_LOGS
+from runtime_py.machine.widths import GROUP_LOGS
 
 GROUP_SIZES = tuple(1 << log for log in GROUP_LOGS)  # columns that share a scale
 _SCRATCH = 8192 + 128  # of a kind that says nothing: quantization of 16 tokens

@@ -26,7 +26,7 @@ from export.contract.formats.codebook import (
     codebook_matmul,
 )
 from export.native import build
-from runtime_py.simd.isa import available
+from runtime_py.machine.isa import available
 from tests.runtime_py.engine.activation_reference import values, with_outliers
 from tests.runtime_py.engine.test_products import AMX, LAYOUTS, product, random_parts
 from tests.runtime_py.reference.test_session import OnnxRuntime

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.contract.packing import row_bytes
-from runtime_py.simd.isa import available
+from runtime_py.machine.isa import available
 from tests.export.native.test_native import GROUPED
 from tests.runtime_py.engine.activation_reference import values, with_outliers
 from tests.runtime_py.engine.test_products import AMX, LAYOUTS, random_parts

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime_py.simd.isa import available
+from runtime_py.machine.isa import available
 
 ONE_WIDTH = 3
 _WHOLE = (available()[0], "portable")

@@ -21,10 +21,9 @@ from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine import program
 from runtime_py.engine.encoder import EncoderEngine
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix
-from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, NUMBERS, StoredMatrix
+from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, NUMBERS, StoredMatrix, runs_directly
 from runtime_py.engine.steps.table import ARGUMENTS, FIELDS, NAMES, OPERATION
 from runtime_py.engine.verify.verifier import verify
 from runtime_py.reference.expansion import expand_products

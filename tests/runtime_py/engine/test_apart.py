@@ -13,13 +13,13 @@ from export.contract.errors import InputError, NotFiniteError
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.trellis import TrellisLayout
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.matvec_apart import MOST_TOKENS, ROWS, SCRATCH_BYTES, matvec_apart_rows, place
-from runtime_py.engine.kernels.quantize import HIGH_TOKEN, quantize_token
+from runtime_py.engine.kernels.matvec_apart import ROWS, SCRATCH_BYTES, matvec_apart_rows, place
+from runtime_py.engine.kernels.quantize import quantize_token
+from runtime_py.engine.layout.products import HIGH_TOKEN, MOST_TOKENS, padded, width_tag
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.load import open_model
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.system.guard_pages import aligned_bytes
 from tests.runtime_py.engine.activation_reference import with_outliers
 from tests.runtime_py.engine.instruction_sets import all_or_one, at_width

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import NotFiniteError
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels.paths import runs_directly
 from runtime_py.engine.kernels.recurrent.convolution import convolve, keep_products
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.records.stored_matrix import runs_directly
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model
 from runtime_py.reference.expansion import expand_products

@@ -15,11 +15,13 @@ from export.contract.errors import NotFiniteError
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, causal_convolution
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout, gated_delta_rule
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels.elementwise import SILU
-from runtime_py.engine.kernels.paths import runs_directly
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, SCRATCH, convolve_rows, keep_rows
+from runtime_py.engine.kernels.recurrent.delta_net import convolve_rows, keep_rows
+from runtime_py.engine.layout.functions import SILU
+from runtime_py.engine.layout.recurrent import COLUMNS
+from runtime_py.engine.layout.recurrent import DELTA_SCRATCH as SCRATCH
 from runtime_py.engine.loop.delta_net import run_delta_rule
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.records.stored_matrix import runs_directly
 from runtime_py.engine.steps.delta_net import DeltaRule, blocks
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model

@@ -20,6 +20,8 @@ from runtime_py.engine.kernels import elementwise
 from runtime_py.engine.kernels.attention import attend as attention
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.grouped import grouped_rows
+from runtime_py.engine.layout import attention as sizes
+from runtime_py.engine.layout import functions
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.stored_matrix import matrix_record
 from runtime_py.engine.walk import plan_decoder
@@ -69,7 +71,7 @@ def reference_attention(query, keys, values, past, window, scale, cap, causal, s
 )
 def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal, items, spread, seed):
     rng = np.random.default_rng(seed)
-    heads, total, width = kv_heads * repeat, past + tokens, attention.value_width(head_dim)
+    heads, total, width = kv_heads * repeat, past + tokens, sizes.value_width(head_dim)
     capacity = -(-total // 16) * 16
     query = rng.standard_normal((tokens, heads, head_dim)).astype(np.float32)
     keys = rng.standard_normal((total, kv_heads, head_dim)).astype(np.float32)
@@ -84,7 +86,7 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
             cache[1].ctypes.data, *items, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
         )  # fmt: skip
     scale, out = np.float32(head_dim**-0.5), np.zeros((tokens, heads * head_dim), np.float32)
-    scratch = aligned_bytes(attention.scratch_bytes(head_dim))
+    scratch = aligned_bytes(sizes.scratch_bytes(head_dim))
     sinks = None if spread is None else (spread * rng.standard_normal(heads)).astype(np.float32)
     own = 0 if sinks is None else sinks.ctypes.data
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
@@ -110,11 +112,11 @@ def test_activations(kind):
     x = np.concatenate([np.linspace(-30, 30, 4001), [-1e4, -100, 0, 100, 1e4, 1e-6]]).astype(np.float32)
     wide = x.astype(np.float64)
     expected = {
-        elementwise.SILU: lambda: wide / (1 + np.exp(np.minimum(-wide, 700))),
-        elementwise.GELU: lambda: 0.5 * wide * (1 + np.array([math.erf(v / math.sqrt(2)) for v in wide])),
-        elementwise.GELU_TANH: lambda: 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))),
-        elementwise.RELU: lambda: np.maximum(wide, 0),
-        elementwise.TANH: lambda: np.tanh(wide),
+        functions.SILU: lambda: wide / (1 + np.exp(np.minimum(-wide, 700))),
+        functions.GELU: lambda: 0.5 * wide * (1 + np.array([math.erf(v / math.sqrt(2)) for v in wide])),
+        functions.GELU_TANH: lambda: 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))),
+        functions.RELU: lambda: np.maximum(wide, 0),
+        functions.TANH: lambda: np.tanh(wide),
     }[kind]()
     out = np.zeros_like(x)
     on_vectors(kind, x.ctypes.data, x.size, out.ctypes.data)

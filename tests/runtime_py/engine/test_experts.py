@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from export.artefacts.reader import read_graph
 from runtime_py.engine.kernels.experts import combine_row, route, route_by_sigmoid
-from runtime_py.engine.kernels.paths import runs_directly
+from runtime_py.engine.records.stored_matrix import runs_directly
 from runtime_py.engine.steps.experts import ExpertFloats, ExpertMatMul
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model

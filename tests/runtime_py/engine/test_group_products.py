@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
-from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_row, group_rows
-from runtime_py.engine.kernels.matrix import padded, width_tag
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
+from runtime_py.engine.layout import products as sizes
+from runtime_py.engine.layout.products import HIGH_GROUP, padded, width_tag
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record, kernel_group
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.system.guard_pages import aligned_bytes
 from tests.export.contract.test_groups import parts_of
 from tests.runtime_py.engine.activation_reference import with_outliers
@@ -45,7 +45,7 @@ def product(isa, layout, arrays, x, bias=None, start=None, runs=()):
     parts = (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)
     q, sums, scales, high = (aligned_bytes(pairs * n) for n in parts)
     starts, shares = aligned_bytes(max(pairs * 64 * groups, wide)), aligned_bytes(64 * -(-groups // 16))
-    scratch = aligned_bytes(matmul.scratch_bytes(columns) + 8192)
+    scratch = aligned_bytes(sizes.scratch_bytes(columns) + 8192)
     out = np.zeros((tokens, layout.N), np.float32) if start is None else start.copy()
     tag, offset, x = ISAS[isa], WEIGHT_OFFSET[isa], np.ascontiguousarray(x)
     named = (("q", q), ("sums", sums), ("scales", scales), ("high", high), ("scratch", scratch))

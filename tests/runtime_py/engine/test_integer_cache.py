@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_py.engine.kernels.attention import integer_attend
-from runtime_py.engine.kernels.attention.attend import ROWS
 from runtime_py.engine.kernels.attention.integer_append import integer_append_head
-from runtime_py.engine.kernels.attention.integer_cache import block_bytes, rotate_codes
-from runtime_py.simd.isa import ISAS, available
+from runtime_py.engine.kernels.attention.integer_cache import rotate_codes
+from runtime_py.engine.layout import integer_cache
+from runtime_py.engine.layout.attention import ROWS
+from runtime_py.engine.layout.integer_cache import block_bytes
+from runtime_py.machine.isa import ISAS, available
 from runtime_py.system.guard_pages import aligned_bytes
 from tests.runtime_py.engine.integer_cache_reference import rotated, rotation, stored
 from tests.runtime_py.engine.test_engine import reference_attention
@@ -50,7 +52,7 @@ def attended(isa, bits, query, caches, capacity, past, window, scale, cap, sinks
     tokens, heads, head_dim = query.shape
     kv_heads = len(caches[0])
     out = np.zeros((tokens, heads * head_dim), np.float32)
-    scratch = aligned_bytes(integer_attend.scratch_bytes(head_dim))
+    scratch = aligned_bytes(integer_cache.scratch_bytes(head_dim))
     for item in range(kv_heads * -(-heads // kv_heads * tokens // ROWS)):
         integer_attend.integer_attend_item(
             ISAS[isa], bits, item, query.ctypes.data, heads * head_dim, caches[0].ctypes.data, caches[1].ctypes.data,

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from export.contract.formats.codebook import CodebookLayout
-from runtime_py.simd.isa import pick
+from runtime_py.machine.isa import pick
 from tests.arm.cases import product
 
 _CODE = """
 import sys
 import numpy as np
 from export.contract.formats.codebook import CodebookLayout
-from runtime_py.simd.isa import pick
+from runtime_py.machine.isa import pick
 from tests.arm.cases import product
 assert pick() == sys.argv[1], pick()
 np.save(sys.argv[2], product(pick(), CodebookLayout(3, 300, 7), 9))

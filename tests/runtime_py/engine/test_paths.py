@@ -12,8 +12,8 @@ from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels import paths
 from runtime_py.engine.records import stored_matrix
 from runtime_py.load import open_model
+from runtime_py.machine.isa import available
 from runtime_py.reference.expansion import expand_products
-from runtime_py.simd.isa import available
 from tests.conftest import _checkpoint, _package
 
 

@@ -14,16 +14,16 @@ from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.halves import HALF, joined
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import pack
-from runtime_py.engine.kernels import matmul
 from runtime_py.engine.kernels.matmul import matmul_item
-from runtime_py.engine.kernels.matrix import padded, width_tag
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.quantize import HIGH_GROUP, quantize_group, quantize_token
+from runtime_py.engine.kernels.quantize import quantize_group, quantize_token
+from runtime_py.engine.layout import products as sizes
+from runtime_py.engine.layout.products import HIGH_GROUP, padded, width_tag
 from runtime_py.engine.program import _allow_amx, _amx_config
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
-from runtime_py.simd.digits import HIGH_BYTES
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
-from runtime_py.simd.tile import amx_block, amx_configure, amx_release, has_amx
+from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, available, has_amx
+from runtime_py.machine.widths import HIGH_BYTES
+from runtime_py.simd.tile import amx_block, amx_configure, amx_release
 from runtime_py.system.guard_pages import aligned_bytes
 from tests.runtime_py.engine.activation_reference import quantized, values, with_outliers
 from tests.runtime_py.engine.instruction_sets import all_or_one, at_width, with_widths
@@ -55,7 +55,7 @@ def product(isa, amx, layout, stored, x, bias=None, start=None, runs=()):
     groups = -(-tokens // 32) * 2
     parts = (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)
     q, sums, scales, high = (aligned_bytes(groups * n) for n in parts)
-    scratch = aligned_bytes(matmul.scratch_bytes(columns) + 8192)
+    scratch = aligned_bytes(sizes.scratch_bytes(columns) + 8192)
     out = np.zeros((tokens, layout.N), np.float32) if start is None else start.copy()
     shift = 0 if bias is None else bias.ctypes.data
     tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
@@ -72,7 +72,7 @@ def product(isa, amx, layout, stored, x, bias=None, start=None, runs=()):
         quantize_group(
             tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, *addresses, scratch.ctypes.data
         )
-    rows, vectors = matmul.tile_shape(isa, amx)
+    rows, vectors = sizes.tile_shape(isa, amx)
     config = _amx_config()
     all_rows(
         tag, width, (rows, vectors, amx), config.ctypes.data, -(-layout.N // rows), record.ctypes.data,

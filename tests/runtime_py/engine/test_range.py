@@ -23,6 +23,7 @@ from runtime_py.chat.terminal import Chat, ChatSettings, converse
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels.attention import attend as attention
 from runtime_py.engine.kernels.attention.kv_append import append_token
+from runtime_py.engine.layout import attention as sizes
 from runtime_py.load import open_model
 from runtime_py.serving.scheduler import Failed, Scheduler
 from runtime_py.serving.settings import ServeSettings
@@ -85,7 +86,7 @@ def slow_keys(size: float) -> Edit:
 def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, window, key_power, value_power, seed):
     rng = np.random.default_rng(seed)
     (kv_heads, repeat), total = shape, past + tokens
-    heads, width, capacity = kv_heads * repeat, attention.value_width(head_dim), -(-total // 16) * 16
+    heads, width, capacity = kv_heads * repeat, sizes.value_width(head_dim), -(-total // 16) * 16
     query, keys, values = (
         rng.standard_normal((n, h, head_dim)).astype(np.float32)
         for n, h in ((tokens, heads), (total, kv_heads), (total, kv_heads))
@@ -109,7 +110,7 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
             break
         items = [attention.FLOAT_ITEM if flag else item for flag, item in zip(overflow, items)]
     scale, out = np.float32(1.0) / factors[0], np.zeros((tokens, heads * head_dim), np.float32)
-    scratch = aligned_bytes(attention.scratch_bytes(head_dim))
+    scratch = aligned_bytes(sizes.scratch_bytes(head_dim))
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
             item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, capacity,

@@ -20,17 +20,18 @@ from export.contract.sdr import (
     code_table,
     pack_flags,
 )
-from runtime_py.engine.kernels import matmul
-from runtime_py.engine.kernels.attention import razor_attend as razor_attention
 from runtime_py.engine.kernels.attention.razor_attend import razor_attend_item
 from runtime_py.engine.kernels.attention.razor_kv_append import append_head
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
-from runtime_py.engine.kernels.razor_products import TILE_ROWS, flag_places, razor_item, razor_rows
+from runtime_py.engine.kernels.razor_products import TILE_ROWS, razor_item, razor_rows
+from runtime_py.engine.layout import products as sizes
+from runtime_py.engine.layout import razor
+from runtime_py.engine.layout.razor import flag_places
 from runtime_py.engine.plan.values import Razored, form_of
 from runtime_py.engine.records.stored_matrix import RAW_WIDTH, matrix_record, matrix_width
+from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.machine.widths import RAW, WIDTHS
 from runtime_py.reference.sdr import IntegerWeights, attend
-from runtime_py.simd.codes import RAW, WIDTHS
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
 from runtime_py.system.guard_pages import aligned_bytes, settled
 
 NAMES = available()
@@ -74,7 +75,7 @@ def product(isa, x, form, unit, layout, parts, bias=None, start=None):
     record, keep = matrix_record(layout.stored(), codes, book, scale)
     width = RAW if matrix_width(record) == RAW_WIDTH else WIDTHS[layout.bits]
     tokens, columns = x.shape
-    scratch = aligned_bytes(matmul.scratch_bytes(columns) + 4096)
+    scratch = aligned_bytes(sizes.scratch_bytes(columns) + 4096)
     out = np.zeros((tokens, layout.N), np.float32) if start is None else start.copy()
     shift, places = 0 if bias is None else bias.ctypes.data, settled(flag_places(layout.group_size))
     padded = settled(np.concatenate([flags.reshape(-1), np.zeros(2, np.uint8)]))
@@ -196,15 +197,15 @@ def test_attention(isa, tokens, past, kv_heads, repeat, shape, window, twos, eve
     k *= np.exp(rng.standard_normal(k.shape[-1])).astype(np.float32)  # some channels are large, as in real keys
     units = [(np.abs(x).max() / 127 * rng.uniform(0.5, 1, kv_heads)).astype(np.float32) for x in (k, v)]
     capacity = -(-total // 16) * 16
-    sizes = [f(head_dim, group) for f in (razor_attention.key_block_bytes, razor_attention.value_block_bytes)]
+    sizes = [f(head_dim, group) for f in (razor.key_block_bytes, razor.value_block_bytes)]
     cache = [aligned_bytes(kv_heads * capacity // 16 * size) for size in sizes]
     for part in cache:
         part[:] = rng.integers(0, 256, part.size)  # what lies behind the last token must not matter
     scratch, out = (
-        aligned_bytes(razor_attention.scratch_bytes(head_dim)),
+        aligned_bytes(razor.scratch_bytes(head_dim)),
         np.zeros((tokens, heads * head_dim), np.float32),
     )
-    scores = aligned_bytes(4 * razor_attention.ROWS * capacity)
+    scores = aligned_bytes(4 * razor.ROWS * capacity)
     addresses = [a.ctypes.data for a in cache]
     for first, count in ((0, past), (past, tokens)):
         rows = [settled(x[0, first : first + count]) for x in (q, k, v)]
@@ -214,7 +215,7 @@ def test_attention(isa, tokens, past, kv_heads, repeat, shape, window, twos, eve
                 rows[2].ctypes.data, kv_heads * head_dim, 0, 0, 0, *addresses, capacity, heads, head_dim, first, count,
                 units[0].ctypes.data, units[1].ctypes.data, group, form_of(form), scratch.ctypes.data,
             )  # fmt: skip
-    for item in range(kv_heads * -(-repeat * tokens // razor_attention.ROWS)):
+    for item in range(kv_heads * -(-repeat * tokens // razor.ROWS)):
         razor_attend_item(
             ISAS[isa], item, rows[0].ctypes.data, heads * head_dim, *addresses, capacity, heads, kv_heads, head_dim,
             past, tokens, window, np.float32(0.17), np.float32(0.0), units[0].ctypes.data, units[1].ctypes.data, group,

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.contract.packing import pack
-from runtime_py.simd.codes import RAW, WIDTHS, lookup, segment, table
-from runtime_py.simd.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, available
+from runtime_py.machine.widths import RAW, WIDTHS
+from runtime_py.simd.codes import lookup, segment, table
 from runtime_py.simd.lowering import dot, lookup16, lookup64
 from runtime_py.simd.tile import transpose16
 from runtime_py.simd.vectors import load_bytes, load_ints, store_bytes, store_ints

@@ -17,10 +17,10 @@ from export.contract.operators.state_space import (
     StateSpaceLayout,
     selective_state_space,
 )
-from runtime_py.engine.kernels.paths import runs_directly
-from runtime_py.engine.kernels.recurrent.state_space import SCRATCH
+from runtime_py.engine.layout.recurrent import SPACE_SCRATCH as SCRATCH
 from runtime_py.engine.loop.state_space import run_state_space
 from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.records.stored_matrix import runs_directly
 from runtime_py.engine.steps.state_space import StateSpace
 from runtime_py.engine.walk import plan_decoder
 from runtime_py.load import open_model

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime_py.engine
+from runtime_py.engine.kernels.reading import reader
 from runtime_py.engine.plan.handlers import handler_of
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.records.record import reader
 from runtime_py.engine.records.stored_matrix import StoredMatrix
 from runtime_py.engine.steps.table import ARGUMENTS, KINDS, STEP, Head
 from runtime_py.engine.walk import plan_decoder

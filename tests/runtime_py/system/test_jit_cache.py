@@ -99,6 +99,7 @@ def solve(x):
 REAL = (
     "runtime_py/system/jit_cache.py",
     "runtime_py/system/sources.py",
+    "runtime_py/system/compilation.py",
     "export/files/cache_folder.py",
     "export/files/access.py",
     "export/contract/errors.py",

@@ -159,20 +159,10 @@ def test_a_prompt_cache_that_cannot_be_is_refused(served_folder, options, messag
 @pytest.mark.parametrize(("asked", "there", "used"), [("auto", False, "off"), ("auto", True, "auto"), ("3", False, "3"),
                                                       ("off", True, "off")])  # fmt: skip
 def test_guesses_wait_for_their_kernels(monkeypatch, asked, there, used):
-    monkeypatch.setattr("runtime_py.system.jit_cache.has_steps_of_several", lambda: there)
+    monkeypatch.setattr("runtime_py.engine.objects.store.has", lambda maker: there)
     assert guesses(asked) == used
     with pytest.raises(InputError, match="--speculate must be"):
         guesses("many")
-
-
-def test_steps_of_several_are_known_to_be_compiled(tmp_path, monkeypatch):
-    from runtime_py.system import jit_cache
-
-    monkeypatch.setattr(jit_cache, "kernel_folder", lambda path: tmp_path / path.stem)
-    assert not jit_cache.has_steps_of_several()
-    (tmp_path / "apart").mkdir()
-    (tmp_path / "apart" / "apart._product.locals.run-109.py311.nbi").touch()
-    assert jit_cache.has_steps_of_several()
 
 
 def test_a_prompt_cache_without_a_model_that_generates_is_refused(served_folder, tmp_path, monkeypatch):

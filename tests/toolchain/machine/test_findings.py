@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from runtime_py.simd import isa
+from runtime_py.machine import isa
 from runtime_py.system.thread_pool import available_threads
 from toolchain.machine import findings as found_here
 from toolchain.machine.findings import findings

@@ -12,10 +12,10 @@ tree; those of a number of y over the ranks in order, beginning with y.
 from __future__ import annotations
 
 import numba as nb
-import numpy as np
 from llvmlite import ir
 
 from runtime_py.engine.kernels.elementwise import activated
+from runtime_py.engine.layout.factors import COLUMNS
 from runtime_py.simd.vectors import (
     I8,
     Floats,
@@ -34,8 +34,6 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-ROWS = 4  # rows of a that are multiplied together
-COLUMNS = 64  # numbers of y that are added to together
 _AHEAD = 2048  # bytes of factors that are asked for before they are needed; prefetching never faults
 
 _load_int8 = loader(Floats, ir.VectorType(I8, 16), lambda b, v: b.sitofp(v, Floats.llvm))
@@ -49,22 +47,6 @@ def _part(at, item_bytes, k):
     if item_bytes == 1:
         return _load_int8(at + k)
     return load_floats(at + 4 * k)
-
-
-def laid_down(a: np.ndarray) -> np.ndarray:
-    """a [rank, columns] as down() reads it, [groups, vectors, ROWS, 16]."""
-    rank, columns = a.shape
-    made = np.zeros((-(-rank // ROWS) * ROWS, -(-columns // 16) * 16), a.dtype)
-    made[:rank, :columns] = a
-    return np.ascontiguousarray(made.reshape(-1, ROWS, made.shape[1] // 16, 16).transpose(0, 2, 1, 3))
-
-
-def laid_up(b: np.ndarray) -> np.ndarray:
-    """b [rank, rows] as up() reads it, [blocks, rank, COLUMNS]."""
-    rank, rows = b.shape
-    made = np.zeros((rank, -(-rows // COLUMNS) * COLUMNS), b.dtype)
-    made[:, :rows] = b
-    return np.ascontiguousarray(made.reshape(rank, -1, COLUMNS).transpose(1, 0, 2))
 
 
 @nb.njit(cache=True)

@@ -17,6 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from runtime_py.engine.kernels.elementwise import exponential, hyperbolic_tangent
+from runtime_py.engine.layout.attention import HALF_ITEM, KEYS, ROWS
 from runtime_py.simd.vectors import (
     FLOAT,
     HALF,
@@ -44,32 +45,9 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-ROWS = 8  # query rows of one work item
-KEYS = 256  # keys per round of the online softmax
-HALF_ITEM, FLOAT_ITEM = 2, 4  # bytes of a cached number
 LIMIT = np.float32(65504.0)  # the largest float16
 HIDDEN = np.finfo(np.float32).min
 _F = np.float32
-
-
-def key_block_bytes(head_dim: int) -> int:
-    """Bytes of 16 cached keys of one head as float16."""
-    return 32 * head_dim
-
-
-def value_block_bytes(head_dim: int) -> int:
-    """Bytes of 16 cached values of one head as float16."""
-    return 32 * value_width(head_dim)
-
-
-def value_width(head_dim: int) -> int:
-    """Floats of one cached value row, padded to whole vectors."""
-    return -(-head_dim // 16) * 16
-
-
-def scratch_bytes(head_dim: int) -> int:
-    """Bytes of scratch memory one thread needs: queries, scores, sums, maxima and totals."""
-    return 4 * (ROWS * head_dim + ROWS * KEYS + ROWS * value_width(head_dim) + 2 * 16) + 64
 
 
 @intrinsic(prefer_literal=True)

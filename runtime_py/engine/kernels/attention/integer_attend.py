@@ -12,13 +12,14 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
-from runtime_py.engine.kernels.attention.attend import HIDDEN, KEYS, ROWS, limit_scores, soften
+from runtime_py.engine.kernels.attention.attend import HIDDEN, limit_scores, soften
 from runtime_py.engine.kernels.attention.integer_cache import CENTERED, key_center, rotate_codes
 from runtime_py.engine.kernels.elementwise import exponential
 from runtime_py.engine.kernels.quantize import times_255
+from runtime_py.engine.layout.attention import KEYS, ROWS
+from runtime_py.machine.isa import WEIGHT_OFFSET
 from runtime_py.simd.cached import cached_mix, cached_scores
 from runtime_py.simd.integers import and_ints, shift_right, splat_int, store_low_bytes, subtract_ints
-from runtime_py.simd.isa import WEIGHT_OFFSET
 from runtime_py.simd.vectors import (
     absolute,
     add,
@@ -49,12 +50,6 @@ from runtime_py.simd.vectors import (
 _QUERY, _WEIGHT = np.float32(32512.0), np.float32(16383.0)  # the largest integers: 255 * 127 + 127, 128 * 127 + 127
 _SMALLEST = np.float32(1e-30)
 _F, _I = np.float32, nb.int32
-
-
-def scratch_bytes(head_dim: int) -> int:
-    """Bytes of scratch memory one thread needs: digits, scores, weights, sums, and a few numbers of each row."""
-    wide = -(-head_dim // 16) * 16
-    return ROWS * (2 * wide + 4 * KEYS + 2 * KEYS + 4 * wide) + 8 * wide + 6 * 64
 
 
 @intrinsic

@@ -41,16 +41,8 @@ from runtime_py.simd.vectors import (
     subtract,
 )
 
-CACHE_BITS = (8, 4)
-SCALE_BYTES = 64  # of a block
-WIDEST = 512  # dimensions of a head, so that 32 bits hold every sum of products
 CENTERED = 16  # positions whose keys of 4 bits are stored as they are
 _F, _I = np.float32, nb.int32
-
-
-def block_bytes(head_dim: int, bits: int) -> int:
-    """Bytes of 16 cached keys, or values, of one head."""
-    return 2 * bits * (-(-head_dim // 16) * 16) + SCALE_BYTES
 
 
 @nb.njit(cache=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.attention.attend import HALF_ITEM, LIMIT
+from runtime_py.engine.kernels.attention.attend import LIMIT
 from runtime_py.engine.kernels.elementwise import rotate_head
+from runtime_py.engine.layout.attention import HALF_ITEM
 from runtime_py.simd.vectors import (
     absolute,
     get_f32,

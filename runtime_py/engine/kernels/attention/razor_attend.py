@@ -18,6 +18,7 @@ import numpy as np
 from export.contract.operators.attention import EXPONENT_BITS, EXPONENT_LIMIT, LOG2E_STEPS, POWER, QUERY_LIMIT
 from runtime_py.engine.kernels.elementwise import hyperbolic_tangent
 from runtime_py.engine.kernels.razor import integers, sixteen
+from runtime_py.engine.layout.razor import ROWS
 from runtime_py.simd.integers import (
     and_ints,
     below,
@@ -59,31 +60,10 @@ from runtime_py.simd.vectors import (
     zero_ints,
 )
 
-ROWS = 8  # query rows of one work item
 _HIDDEN = np.float32(-3.0e38)
 _F = np.float32
 _I = nb.int32
 _A0, _A1, _A2, _A3 = POWER
-
-
-def groups_of(head_dim: int, group: int) -> int:
-    return -(-head_dim // group)
-
-
-def key_block_bytes(head_dim: int, group: int) -> int:
-    """Bytes of 16 cached keys of one head."""
-    return -(-head_dim // 8) * 64 + 8 * groups_of(head_dim, group)
-
-
-def value_block_bytes(head_dim: int, group: int) -> int:
-    """Bytes of 16 cached values of one head."""
-    return -(-head_dim // 16) * 128 + 8 * groups_of(head_dim, group)
-
-
-def scratch_bytes(head_dim: int) -> int:
-    """Bytes of scratch memory one thread needs beside the scores: digits of queries, corrections, sums."""
-    wide = -(-head_dim // 16) * 16
-    return ROWS * (2 * wide + wide // 4 + 8 + 4 + 48 + 12 * wide) + 128
 
 
 @nb.njit(cache=True)

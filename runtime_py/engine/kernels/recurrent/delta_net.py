@@ -12,6 +12,7 @@ import numba as nb
 import numpy as np
 
 from runtime_py.engine.kernels.elementwise import activated, exponential
+from runtime_py.engine.layout.recurrent import COLUMNS, GROUP
 from runtime_py.simd.vectors import (
     absolute,
     add,
@@ -32,9 +33,6 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-COLUMNS = 32  # of a state that are changed together
-GROUP = 16  # tokens whose numbers by head are made together
-SCRATCH = 4 * 5 * GROUP  # bytes: those numbers
 _ROW = 4 * COLUMNS
 _F = np.float32
 _ODD = tuple(_F(1 / n) for n in range(17, 0, -2))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.elementwise import exponential
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS, GROUP, softplus
+from runtime_py.engine.kernels.recurrent.delta_net import softplus
+from runtime_py.engine.layout.recurrent import COLUMNS, GROUP
 from runtime_py.simd.vectors import (
     add,
     broadcast_float,
@@ -30,7 +31,6 @@ from runtime_py.simd.vectors import (
     zero_floats,
 )
 
-SCRATCH = 4 * 2 * GROUP  # bytes: numbers of some tokens
 _ROW, _HALF = 4 * COLUMNS, 64  # bytes of a row of a block, and of a vector
 _TOGETHER = 4  # tokens
 

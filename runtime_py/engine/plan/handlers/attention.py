@@ -15,7 +15,8 @@ from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
-from runtime_py.engine.kernels.attention import attend, integer_cache, razor_attend
+from runtime_py.engine.layout import attention as floats
+from runtime_py.engine.layout import integer_cache, razor
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.earlier import over_earlier
 from runtime_py.engine.plan.placement import Argument, External
@@ -115,7 +116,7 @@ def _plain(
     if context.cache_bits != 16:
         _coded(context, node, inputs, layout, window, softcap, sinks)
         return
-    blocks = attend.key_block_bytes(head_dim), attend.value_block_bytes(head_dim)
+    blocks = floats.key_block_bytes(head_dim), floats.value_block_bytes(head_dim)
     items = {"key_item": External(f"key_item.{index}"), "value_item": External(f"value_item.{index}")}
     _append_and_attend(
         context,
@@ -169,7 +170,7 @@ def razor_attention(context: Context, node: Node) -> None:
     head_dim, group = layout.head_dim, layout.form.group_size
     if layout.form.width != 4 or layout.form.flag_limit > 4 or (layout.groups > 1 and group % 16):
         raise Unplannable(f"a cache of {layout.form.width} bits in groups of {group} ({node.name})")
-    blocks = razor_attend.key_block_bytes(head_dim, group), razor_attend.value_block_bytes(head_dim, group)
+    blocks = razor.key_block_bytes(head_dim, group), razor.value_block_bytes(head_dim, group)
     shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, *blocks, razored=True)
     codes = {
         "key_units": _units(context, node, node.inputs[6], layout.kv_heads),

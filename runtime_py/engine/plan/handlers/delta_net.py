@@ -12,7 +12,7 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, LEAST_WIDTH
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS
+from runtime_py.engine.layout.recurrent import COLUMNS
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.registry import handles

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from export.artefacts.reader import Node
-from runtime_py.engine.kernels.elementwise import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, TANH
+from runtime_py.engine.layout.functions import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked
 from runtime_py.engine.plan.handlers.experts import scaled, weighted

@@ -15,7 +15,7 @@ from export.contract.formats import CodebookLayout
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
-from runtime_py.engine.kernels.elementwise import SIGMOID
+from runtime_py.engine.layout.functions import SIGMOID
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, Buffer, Place
 from runtime_py.engine.plan.registry import handles

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from export.artefacts.reader import Node
-from runtime_py.engine.kernels.elementwise import CLAMPED
+from runtime_py.engine.layout.functions import CLAMPED
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Gate

@@ -8,7 +8,7 @@ from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE
-from runtime_py.engine.kernels.razor_products import flag_places
+from runtime_py.engine.layout.razor import flag_places
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles

@@ -6,7 +6,7 @@ from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout
-from runtime_py.engine.kernels.recurrent.delta_net import COLUMNS
+from runtime_py.engine.layout.recurrent import COLUMNS
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.delta_net import state_of
 from runtime_py.engine.plan.placement import Argument, External

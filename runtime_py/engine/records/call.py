@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime_py.engine.records.record import NONE, Record, T, declared, reader
+from runtime_py.engine.records.record import NONE, Record, T, declared
+
+# A row of texts where they give single tokens (loop/apart.py), int64: tokens before this one, positions its cache has
+# room for, the address of the records of its adapter, and then those of keys and values of each layer.
+PAST, CAPACITY, ADAPTER, CACHES = range(4)
+# A row of whole texts (loop/packed.py), int64: its first token, how many it has, and the position where its keys begin.
+FIRST, COUNT, BASE, TEXT = range(4)
+# A row of their tokens, int64: the token's position in its text, and where its key lies.
+LOCAL, PLACE, TOKEN = range(3)
 
 
 @declared
@@ -23,6 +31,3 @@ class Call(Record[T]):
     count: T = NONE  # of the rows of texts
     places: T = NONE  # address of the rows of tokens
     layers: T = NONE  # address of int64 [steps], the number of the attention that a step belongs to
-
-
-read_call = reader(Call)

@@ -1,0 +1,1 @@
+"""Sizes and numbers that the planner and the kernels have in common. Without Numba."""

@@ -1,0 +1,1 @@
+"""Compiled kernels as object files: where they are kept, how they are checked, and how they get into memory."""
