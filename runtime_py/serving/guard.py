@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from runtime_py.serving.origins import check_page
 from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.settings import ServeSettings
 
@@ -25,7 +26,7 @@ class Guard:
     """Checks key, body size and body speed, then calls the app with the body in one piece."""
 
     def __init__(self, app: App, settings: ServeSettings) -> None:
-        self._app, self._settings = app, settings
+        self._app, self._settings, self._origins = app, settings, settings.origins()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One connection's request. Everything that is not HTTP (lifespan) passes through."""
@@ -55,9 +56,12 @@ class Guard:
         await self._app(scope, replay, send)
 
     def _check_key(self, scope: Message) -> int:
-        """The number of the key that was sent, 0 where none is asked for."""
+        """The number of the key that was sent; 0 where none is asked for, and no page from elsewhere asks."""
         keys = self._settings.keys()
-        if not keys or scope["path"] in _OPEN:
+        if scope["path"] in _OPEN:
+            return 0
+        if not keys:
+            check_page(scope, self._origins)
             return 0
         given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
         found = [hmac.compare_digest(given, b"Bearer " + key.encode()) for key in keys]  # all of them: constant time

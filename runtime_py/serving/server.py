@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -22,16 +21,6 @@ from runtime_py.serving.shell import Shell
 _HEADER_BYTES = 32768
 _BACKLOG = 1024
 _CLOSE_SECONDS = 3  # for connections, once all is answered or cut off
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -97,5 +97,7 @@ class Compiler:
 
 def refusal(where: str, message: str) -> InputError:
     """One line for what llguidance says in several, without the grammar that it quotes."""
+    if message.startswith("NoExtensionBias"):
+        message = "no text meets it: a rule that only leads to itself, or excludes everything"
     lines = [line.strip() for line in message.split("\n") if not _QUOTED.match(line)]
     return InputError(f"{where}: {printable(' '.join(filter(None, lines)))[:400]}")

@@ -6,6 +6,7 @@ Sizes and depths are bounded here; what a grammar costs is found out by trying i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ MOST_BYTES = 512 << 10  # of one grammar, schemas included
 _DEPTH, _MOST_NODES = 64, 20_000  # of a schema
 _MOST_CHOICES = 10_000
 _LARGEST = 2**53 - 1  # of whole numbers that a float64 holds exactly
+_FARTHEST = 2**63 - 1024  # of those that are float64 and int64
 # Every token that the grammar allows may come, not only the one that a tokenizer would put there: the model knows best.
 _HEAD = '%llguidance {"no_forcing": true}\n'
 # At most one space where JSON allows any: a model that has lost its way writes line breaks for ever.
 _SPACING = {"item_separator": ", ?", "key_separator": ": ?", "whitespace_flexible": False}
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 _TOGETHER = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "patternProperties")
 
 
@@ -56,7 +59,8 @@ def inline(found: Any, where: str, lenient: bool = False) -> str:
         raise InputError(f"{where} must be a JSON schema: an object, true or false")
     check_json(found, where)
     document: dict[str, Any] = {} if found is True else {"not": {}} if found is False else dict(found)
-    document = document if _merges(document) else _closed(document)
+    document = document if _merges(document) else _closed(document, where)
+    _check_bounds(document, where)
     return f"%json {json.dumps({**document, 'x-guidance': {**_SPACING, 'lenient': lenient}})}"
 
 
@@ -162,36 +166,76 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             waiting += one
 
 
-def _closed(found: Any) -> Any:
+def _closed(found: Any, where: str) -> Any:
     """The schema without properties that it allows but does not name: a narrower one, whose answers fit both."""
     if not isinstance(found, dict):
         return found
-    made = {name: _closed_part(name, value) for name, value in found.items()}
+    made = {name: _closed_part(name, value, where) for name, value in found.items()}
     open_object = isinstance(found.get("properties"), dict) and found["properties"]
     if open_object and not any(name in found for name in ("additionalProperties", "unevaluatedProperties", *_TOGETHER)):
         required = found.get("required", [])
         if isinstance(required, list) and all(name in found["properties"] for name in required if type(name) is str):
             made["additionalProperties"] = False
-    return _bounded_integer(made) if found.get("type") == "integer" else made
+    return _bounded_integer(made, where) if _is_whole(found.get("type")) else made
 
 
-def _bounded_integer(made: dict[str, Any]) -> dict[str, Any]:
-    """Whole numbers that every reader of JSON takes, where the schema has no bound: digits would never end."""
+def _is_whole(kinds: Any) -> bool:
+    """Whether the only numbers that a schema of this type has are whole ones."""
+    return kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds and "number" not in kinds)
+
+
+def _bounded_integer(made: dict[str, Any], where: str) -> dict[str, Any]:
+    """Whole numbers without a bound stay within what every reader of JSON takes: digits would never end.
+
+    Bounds beyond that become the nearest within them that llguidance computes with: they are float64, then int64.
+    """
     if "enum" in made or "const" in made or any(name in made for name in _TOGETHER):
         return made
-    least = {} if "minimum" in made or "exclusiveMinimum" in made else {"minimum": -_LARGEST}
-    most = {} if "maximum" in made or "exclusiveMaximum" in made else {"maximum": _LARGEST}
-    given = [made[n] for n in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if n in made]
-    if not all(type(one) in (int, float) and abs(one) <= _LARGEST for one in given):
-        return made
-    return {**made, **least, **most}
+    kept = dict(made)
+    for least, alike, sign in (("minimum", "exclusiveMinimum", -1), ("maximum", "exclusiveMaximum", 1)):
+        given = [kept[name] for name in (least, alike) if name in kept]
+        if not given:
+            kept[least] = sign * _LARGEST
+        elif all(type(one) in (int, float) for one in given) and any(abs(one) > _LARGEST for one in given):
+            bounds = [kept[least] * sign] if least in kept else []
+            bounds += [math.ceil(kept.pop(alike) * sign) - 1] if alike in kept else []
+            kept[least] = sign * _below(math.floor(min(bounds)), where)
+    return kept
 
 
-def _closed_part(name: str, value: Any) -> Any:
+def _below(bound: int, where: str) -> int:
+    """The largest whole number up to the bound that float64 and int64 both hold."""
+    found = int(float(min(max(bound, -_FARTHEST), _FARTHEST)))
+    if bound < -_FARTHEST:
+        raise InputError(f"{where} has a bound of whole numbers beyond 2^63")
+    return found if found <= bound else int(math.nextafter(float(found), -math.inf))
+
+
+def _check_bounds(document: Any, where: str) -> None:
+    """Raises InputError for bounds of numbers that llguidance would take for others."""
+    merges = _merges(document)
+    for value in _objects(document):
+        for name in _BOUNDS:
+            bound = value.get(name)
+            if type(bound) not in (int, float) or abs(bound) <= _LARGEST:
+                continue
+            mixed = isinstance(value.get("type"), list) and "integer" in value["type"] and "number" in value["type"]
+            if merges or mixed or any(other in value for other in _TOGETHER) or not _is_float(bound):
+                raise InputError(f"{where} has {name} {str(bound)[:40]}: that far numbers are not exact here")
+
+
+def _is_float(bound: int | float) -> bool:
+    try:
+        return float(bound) == bound
+    except OverflowError:
+        return False
+
+
+def _closed_part(name: str, value: Any, where: str) -> Any:
     if name in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
-        return {key: _closed(one) for key, one in value.items()}
+        return {key: _closed(one, where) for key, one in value.items()}
     if name in ("items", "additionalProperties"):
-        return _closed(value)
+        return _closed(value, where)
     if name in ("prefixItems", "anyOf", "oneOf") and isinstance(value, list):
-        return [_closed(one) for one in value]
+        return [_closed(one, where) for one in value]
     return value

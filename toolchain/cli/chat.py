@@ -122,8 +122,9 @@ def serve(
 
     try:
         from runtime_py.serving.opening import Opening
+        from runtime_py.serving.origins import is_local
         from runtime_py.serving.page.document import chat_page
-        from runtime_py.serving.server import bind, is_local
+        from runtime_py.serving.server import bind
         from runtime_py.serving.server import serve as listen
     except ModuleNotFoundError as error:
         raise InputError(f"this needs the package {error.name}: pip install 'athena-export[serve]'") from None
@@ -182,7 +183,7 @@ def _named(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if equals and name and folder and not Path(text).exists():
         return name, Path(folder)
-    return Path(text).resolve().name, Path(text)
+    return Path(os.path.abspath(text)).name, Path(text)  # as it was typed: a link may lead to another version later
 
 
 def _keys(given: Sequence[str]) -> tuple[str, ...]:

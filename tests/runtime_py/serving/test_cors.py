@@ -10,6 +10,8 @@ from starlette.testclient import TestClient
 from export.contract.errors import InputError
 from runtime_py.chat.template import PlainTemplate
 from runtime_py.serving.app import Server
+from runtime_py.serving.origins import check_page
+from runtime_py.serving.requests.errors import ApiError
 from runtime_py.serving.scheduler import Busy
 from runtime_py.serving.settings import ServeSettings
 from runtime_py.text.generator import TextGenerator
@@ -163,6 +165,52 @@ def test_what_is_no_origin_is_refused(given):
     with pytest.raises(InputError, match="--allow-origin must be") as caught:
         ServeSettings(allow_origins=("https://page.example", given))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+FOREIGN = ["https://evil.example", "http://evil.example:8000", "null", "http://localhost:3000", "file://", "x" * 5000]
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "origin", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000", None, 200),  # a program that is no browser
+        ("127.0.0.1", "evil.example:8000", None, 200),
+        ("127.0.0.1", "127.0.0.1:8000", "http://127.0.0.1:8000", 200),
+        ("127.0.0.1", "localhost:8000", "http://localhost:8000", 200),
+        ("127.0.0.1", "LocalHost:8000", "http://localhost:8000", 200),
+        ("::1", "[::1]:8000", "http://[::1]:8000", 200),
+        ("127.0.0.1", "127.0.0.1:8000", PAGE, 200),  # named
+        ("192.168.1.5", "pi.local:8000", "http://pi.local:8000", 200),
+        ("192.168.1.5", "192.168.1.5:8000", "http://192.168.1.5:8000", 200),
+        ("127.0.0.1", "evil.example:8000", "http://evil.example:8000", 403),  # a name made to lead here
+        ("192.168.1.5", "pi.local:8000", "http://evil.example", 403),
+        ("127.0.0.1", "localhost.evil.example", "http://localhost.evil.example", 403),
+        *(("127.0.0.1", "127.0.0.1:8000", origin, 403) for origin in FOREIGN),
+        *(("192.168.1.5", "192.168.1.5:8000", origin, 403) for origin in FOREIGN),
+    ],
+)
+def test_pages_from_elsewhere_may_not_call_a_server_without_a_key(address, host, origin, status):
+    headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
+    scope = {"headers": headers, "server": (address, 8000)}
+    check_page(scope, ("*",))
+    if status == 200:
+        check_page(scope, (PAGE,))
+        return
+    with pytest.raises(ApiError, match="--allow-origin") as caught:
+        check_page(scope, (PAGE,))
+    assert caught.value.status == 403 and len(str(caught.value.body())) < 400
+
+
+def test_a_page_needs_its_own_server_or_a_key(generator):
+    foreign, own = {"Origin": "https://evil.example", "Content-Type": "text/plain"}, {"Origin": "http://127.0.0.1:8000"}
+    for key, expected in (("", 403), ("k3y", 400)):  # 400: the body is no request
+        server = Server(generator, PlainTemplate(), "m", ServeSettings(api_key=key))
+        with TestClient(server.application(), base_url="http://127.0.0.1:8000") as client:
+            client.headers["Authorization"] = f"Bearer {key}"
+            assert client.post("/v1/completions", content=b"{}", headers=foreign).status_code == expected
+            assert client.post("/v1/completions", content=b"{}", headers=own).status_code == 400
+            assert client.get("/", headers=foreign).status_code == 200
+        server.close()
 
 
 def test_over_http_with_hostile_preflights(served_folder):

@@ -73,6 +73,51 @@ def test_random_answers_under_a_schema_are_valid(holding, name):
         jsonschema.Draft202012Validator(schema).validate(json.loads(holding.draw(form, seed)))
 
 
+_EDGES = st.sampled_from([0, 7, 2**53 - 1, 2**53, 2**53 + 1, 2**62 + 1, 2**63 - 1, 2**63, 2**64, 10**30])
+_FAR = st.builds(lambda edge, off, sign: sign * (edge + off), _EDGES, st.integers(-1, 1), st.sampled_from([1, -1]))
+_BOUND = st.one_of(_FAR, _FAR.map(float))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.sampled_from(["integer", "number", ["integer", "null"], ["integer", "number"]]),
+    bounds=st.dictionaries(
+        st.sampled_from(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]), _BOUND, max_size=3
+    ),
+    wrap=st.sampled_from(["", "anyOf", "allOf"]),
+    seed=st.integers(0, 9),
+)
+def test_bounds_of_any_size_are_kept_or_refused(holding, kinds, bounds, wrap, seed):
+    schema = {"type": kinds, **bounds}
+    schema = {wrap: [schema]} if wrap else schema
+    try:
+        form = forms.schema(schema, "schema")
+        drawn = holding.draw(form, seed, endings=())
+    except InputError as error:
+        assert str(error).startswith("schema")
+        return
+    except AssertionError:  # digits without an end
+        return
+    jsonschema.Draft202012Validator(schema).validate(json.loads(drawn))
+
+
+@pytest.mark.parametrize(
+    ("schema", "most"),
+    [
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, 2**63 - 1024),
+        ({"type": "integer", "exclusiveMinimum": -(2**62), "exclusiveMaximum": 2**62}, 2**62 - 512),
+        ({"type": ["integer", "null"], "minimum": -(2**53) - 1, "maximum": 2**53 + 1}, 2**53),
+        ({"type": ["null", "integer"]}, 2**53 - 1),
+        ({"type": "integer", "minimum": -(10**400), "maximum": 10**400}, 2**63 - 1024),
+        ({"type": "integer", "minimum": -1e300, "maximum": 1e300}, 2**63 - 1024),
+    ],
+)
+def test_the_largest_whole_numbers_are_exact(holding, schema, most):
+    form = forms.schema(schema, "schema")
+    assert holding.accepts(form, str(most)) and not holding.accepts(form, str(most + 1))
+    assert holding.accepts(form, str(-most)) and not holding.accepts(form, str(-most - 1))
+
+
 def test_an_object_has_no_members_that_its_schema_does_not_name(holding):
     form = forms.schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, "schema")
     assert holding.accepts(form, '{"a": 1}') and holding.accepts(form, '{"a":1}')
