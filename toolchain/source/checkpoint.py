@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,6 +219,13 @@ class SourceModel:
     def parameters(self) -> list[str]:
         """Names of the model's tensors as transformers names them."""
         return sorted(self._stored)
+
+    def size(self, name: str) -> int:
+        """Numbers of a tensor. Raises InputError when it is missing."""
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
+        return math.prod(self._weights.tensors[stored].shape)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """One tensor, float32.
