@@ -11,8 +11,21 @@ from typing import Annotated
 import typer
 
 from export import __version__
-from toolchain.cli import adapters, bench, chat, compare, cost, embed, evaluate, inspect, lower, machine, quantize, run
-from toolchain.cli.shrinking import shrink
+from toolchain.cli import (
+    adapters,
+    bench,
+    chat,
+    compare,
+    cost,
+    embed,
+    evaluate,
+    inspect,
+    lower,
+    machine,
+    quantize,
+    run,
+    shrink,
+)
 from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(

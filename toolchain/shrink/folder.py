@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from export.contract.errors import InputError
 from export.files.access import write_json
+from export.graph.low_rank import LOW_RANK, RECORD
 from export.model_folder import copy_tokenizer
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.checkpoint_files import INDEX, SINGLE
@@ -41,6 +42,8 @@ def write_folder(
     building.mkdir(parents=True)
     count = _write_weights(building, tensors, dtype)
     known = {name: value for name, value in config.items() if name not in _NOT_WRITTEN}
+    if config.get(RECORD) is not None:
+        known["model_type"] = LOW_RANK  # transformers is to refuse it
     write_json(building / "config.json", {**known, "architectures": [_class_name(config)], "dtype": dtype})
     copy_tokenizer(source.folder, building)
     write_built_tokenizer(source.folder, building)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from toolchain.settings.shrinking.shrink import JOINT_RANK, LORAPRUNE, SEARCH
-from toolchain.shrink.cut import Sizes
 from toolchain.shrink.folder import DTYPES
+from toolchain.shrink.parts.cut import Sizes
 from toolchain.shrink.report import count_parameters, priced, sizes_json
 from toolchain.shrink.run import ShrinkRun
 

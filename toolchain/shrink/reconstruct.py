@@ -19,8 +19,8 @@ import numpy as np
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.numerics.hessian import damped
-from toolchain.shrink.cut import Cut
-from toolchain.shrink.slicing import slices
+from toolchain.shrink.parts.cut import Cut
+from toolchain.shrink.parts.slicing import slices
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
 

@@ -11,7 +11,7 @@ from export.graph.spec import ModelSpec
 from hw_model.machines.result import CostReport
 from toolchain.calibrate.text import load_tokenizer, read_text
 from toolchain.evaluate.perplexity import HuggingFaceScorer, evaluate, windows_of
-from toolchain.shrink.cut import Cut, Sizes
+from toolchain.shrink.parts.cut import Cut, Sizes
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.heads import open_model
 
@@ -64,11 +64,12 @@ def written_report(
     before, after = count_parameters(run.source, run.spec), count_parameters(smaller, spec)
     costs, own = run.budget.costs, Sizes.of(run.spec)
     prices: dict[str, Any] = {"before": priced(costs.report(own, range(own.layers)))}
-    if cut is not None:
-        prices["after"] = priced(costs.report(cut.sizes, cut.layers))
+    after_cost = costs.of_config(smaller.config) if cut is None else costs.report(cut.sizes, cut.layers)
+    prices["after"] = priced(after_cost)
     return {
         **identity,
         "tool_version": __version__,
+        "precision": run.precision,
         "parameters": {"before": before[0], "after": after[0]},
         "linear_weights": {"before": before[1], "after": after[1]},
         "sizes": {"before": sizes_json(own), "after": sizes_json(Sizes.of(spec))},

@@ -22,24 +22,25 @@ from export.files.access import SHRUNK, read_json, write_json
 from export.files.replace import building_folder, install_folder
 from runtime_py.system.memory import give_back
 from toolchain.calibrate import text as calibration
+from toolchain.numerics.products import chosen_precision
 from toolchain.settings.calibration import CalibrationChoice
-from toolchain.settings.shrinking.shrink import LORAPRUNE, SEARCH, ShrinkSettings
-from toolchain.shrink.budget import Budget
-from toolchain.shrink.cost import TokenCosts
-from toolchain.shrink.cut import Cut, LayerCut
-from toolchain.shrink.family import Freedom
+from toolchain.settings.shrinking.shrink import LORAPRUNE, SEARCH, SLICING, ShrinkSettings
 from toolchain.shrink.folder import stored_dtype, write_folder
 from toolchain.shrink.methods import chooser
+from toolchain.shrink.parts.budget import Budget
+from toolchain.shrink.parts.cost import TokenCosts
+from toolchain.shrink.parts.cut import Cut, LayerCut
+from toolchain.shrink.parts.family import Freedom
+from toolchain.shrink.parts.slicing import cut_tensors
+from toolchain.shrink.parts.work import Choice, Work
 from toolchain.shrink.reconstruct import reconstruct
 from toolchain.shrink.report import Judge, written_report
-from toolchain.shrink.slicing import cut_tensors
-from toolchain.shrink.work import Choice, Work
 from toolchain.source.checkpoint import resolve
 from toolchain.source.heads import open_model
 from toolchain.system.threads import fixed_rounding
 
 FORMAT_VERSION = 1
-_STATE, _CHOICE = "state.json", "choice.json"
+_STATE, _CHOICE = SHRUNK, "choice.json"  # the working folder is known for ours by the first
 _CHOSEN, _FITTED, _HEALED = "chosen", "fitted", "healed"
 
 
@@ -55,6 +56,17 @@ class ShrinkRun:
         costs = TokenCosts(self.freedom, self.spec, settings.budget)
         self.budget = Budget(self.spec, settings.budget, costs)
         self.dtype = stored_dtype(self.source)
+        self.precision = chosen_precision("auto", self.spec.hidden_size)
+        self._refuse_hopeless()
+
+    def _refuse_hopeless(self) -> None:
+        """Raise InputError for a budget that nothing meets, before there is a working folder."""
+        if self.settings.by == SEARCH:
+            least = (self.budget.widest(heads, 1, self.settings.multiple) for heads in self.freedom.heads)
+            if not any(least):
+                raise InputError(f"{self.budget.text()}: no architecture is as small")
+        elif self.settings.by in SLICING:
+            self.budget.even(self.freedom, self.settings.multiple)
 
     @cached_property
     def _calibration(self) -> str:
@@ -145,7 +157,7 @@ class ShrinkRun:
             h = self.settings.healing
             windows = self.windows(None, h.heal_length)
             tensors: Iterator[tuple[str, torch.Tensor]] = healed_tensors(
-                self.source, last, windows, h, self.settings.seed, work, self.quiet
+                self.source, last, windows, h, self.settings.seed, work, self.quiet, self.precision
             )
             config = open_model(last)[0].config
             write_folder(place, self.source, config, tensors, self.dtype)

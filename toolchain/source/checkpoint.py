@@ -22,6 +22,7 @@ import torch
 from export.contract.errors import InputError
 from export.files.access import expanded, read_json
 from export.graph.archs import model_spec
+from export.graph.low_rank import base_config
 from toolchain.numerics.experts import experts_as_rows, packed_experts
 from toolchain.source.checkpoint_files import checkpoint_tensors
 from toolchain.source.config import resolved_config
@@ -80,7 +81,7 @@ class SourceModel:
         self.where = folder if gguf is None else gguf.model.paths[0]  # for messages
         if not (folder / "config.json").exists():
             raise InputError(without_config(folder))
-        stated = with_task(read_json(folder / "config.json"), folder)
+        stated = with_task(base_config(read_json(folder / "config.json")), folder)
         self._kind, self._left_out = stated.get("model_type"), left_out_of(stated)
         check_quantization(stated, FIELDS, folder / "config.json")
         self.quantization = source_quantization(stated)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from toolchain.settings.shrinking.shrink import JOINT_RANK, LORAPRUNE, MAGNITUDE, SEARCH
-from toolchain.shrink.work import Choice, Work
+from toolchain.shrink.parts.work import Choice, Work
 
 # By name: the file here. Its `choose(work)` gives what is kept.
 _FILES = {MAGNITUDE: "magnitude", SEARCH: "search", LORAPRUNE: "loraprune", JOINT_RANK: "joint_rank"}

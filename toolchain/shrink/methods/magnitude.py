@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from export.graph.spec import ModelSpec
-from toolchain.shrink.cut import LayerCut, cut_by_scores
-from toolchain.shrink.slicing import cut_tensors, slices
-from toolchain.shrink.work import Choice, Work
+from toolchain.shrink.parts.cut import LayerCut, cut_by_scores
+from toolchain.shrink.parts.slicing import cut_tensors, slices
+from toolchain.shrink.parts.work import Choice, Work
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
 
@@ -41,15 +41,17 @@ def magnitudes(source: SourceModel, spec: ModelSpec, quiet: bool = True) -> tupl
     return heads, channels
 
 
-def summed_scores(spec: ModelSpec, values: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def summed_scores(
+    spec: ModelSpec, values: dict[str, torch.Tensor], relative: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores of a layer's heads [heads] and channels [feed_forward] from what is known of every weight.
 
-    values: by linear layer, not negative [N, K]. Sums over what would go with a head or channel, each matrix relative
-    to its mean. Heads that share keys and values share their scores.
+    values: by linear layer, not negative [N, K]. Sums over what would go with a head or channel; relative: of each
+    matrix in units of its mean. Heads that share keys and values share their scores.
     """
     vectors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, value in values.items():
-        mean = float(value.mean()) or 1.0
+        mean = (float(value.mean()) or 1.0) if relative else 1.0
         vectors[name] = (value.sum(dim=1) / mean).numpy(), (value.sum(dim=0) / mean).numpy()
     group = spec.heads // spec.kv_heads
     heads = np.zeros(spec.heads)

@@ -9,7 +9,7 @@ from typing import Any
 from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
-from toolchain.shrink.cut import Sizes
+from toolchain.shrink.parts.cut import Sizes
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import resolved_config
 
@@ -70,13 +70,13 @@ class Freedom:
     def _check(self, found: ModelSpec, sizes: Sizes, layers: tuple[int, ...]) -> None:
         """Raises InputError where the layers that are left would not compute what they did."""
         spec = self.spec
-        windows = tuple(spec.sliding_window[layer] for layer in layers) if spec.sliding_window else ()
+        near = spec.sliding_window or (None,) * spec.layers
         unturned = frozenset(new for new, old in enumerate(layers) if old in spec.layers_without_rope)
         same = (
             Sizes.of(found) == sizes
             and found.head_dim == spec.head_dim
             and found.attention_scale == spec.attention_scale
-            and found.sliding_window == windows
+            and (found.sliding_window or (None,) * len(layers)) == tuple(near[layer] for layer in layers)
             and found.layers_without_rope == unturned
             and found.rope == spec.rope
             and found.residual_scale == spec.residual_scale

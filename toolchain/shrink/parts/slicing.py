@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from export.graph.spec import ModelSpec
-from toolchain.shrink.cut import Cut, LayerCut, Sizes
-from toolchain.source.checkpoint import SourceModel
+from toolchain.shrink.parts.cut import Cut, LayerCut, Sizes
+
+
+class Tensors(Protocol):
+    """What a model's tensors are read from."""
+
+    def parameters(self) -> list[str]: ...
+
+    def tensor(self, name: str) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def _columns(heads: tuple[int, ...], head_dim: int) -> np.ndarray:
     return (np.asarray(heads, np.int64)[:, None] * head_dim + np.arange(head_dim)).ravel()
 
 
-def cut_names(source: SourceModel, spec: ModelSpec, cut: Cut) -> Iterator[tuple[str, str, Slice]]:
+def cut_names(source: Tensors, spec: ModelSpec, cut: Cut) -> Iterator[tuple[str, str, Slice]]:
     """Of every tensor that is left: its name in the cut model, in the source, and what of it is kept."""
     blocks = {spec.block_name(old): place for place, old in enumerate(cut.layers)}
     all_blocks = [spec.block_name(number) for number in range(spec.blocks)]
@@ -74,7 +82,7 @@ def cut_names(source: SourceModel, spec: ModelSpec, cut: Cut) -> Iterator[tuple[
 
 
 def cut_tensors(
-    source: SourceModel, spec: ModelSpec, cut: Cut, instead: Mapping[str, np.ndarray] | None = None
+    source: Tensors, spec: ModelSpec, cut: Cut, instead: Mapping[str, np.ndarray] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the cut model, float32, by name, one at a time.
 

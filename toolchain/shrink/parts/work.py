@@ -12,9 +12,9 @@ import torch
 
 from export.graph.spec import ModelSpec
 from toolchain.settings.shrinking.shrink import ShrinkSettings
-from toolchain.shrink.budget import Budget
-from toolchain.shrink.cut import Cut
-from toolchain.shrink.family import Freedom
+from toolchain.shrink.parts.budget import Budget
+from toolchain.shrink.parts.cut import Cut
+from toolchain.shrink.parts.family import Freedom
 from toolchain.source.checkpoint import SourceModel
 
 
@@ -29,6 +29,7 @@ class Work:
     budget: Budget
     tokens: Callable[[], np.ndarray]  # calibration sequences, int64 [count, length]; read when first asked for
     folder: Path  # where a method keeps what a stopped run goes on from
+    precision: str  # of the products where nothing is solved (toolchain/numerics/products.py)
     quiet: bool = False
 
 

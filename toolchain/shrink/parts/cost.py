@@ -8,9 +8,10 @@ graph of the whole model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
@@ -20,8 +21,8 @@ from hw_model.machines.result import CostReport
 from toolchain.pipeline.hollow import hollow_graph
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.shrinking.shrink import BudgetSettings
-from toolchain.shrink.cut import Sizes
-from toolchain.shrink.family import Freedom
+from toolchain.shrink.parts.cut import Sizes
+from toolchain.shrink.parts.family import Freedom
 
 _FIRST = "/model/layers.0/"
 
@@ -39,9 +40,9 @@ class TokenCosts:
         self._works: dict[tuple[int, Sizes], tuple[list[Operation], list[Operation]]] = {}
         self._reports: dict[tuple[Sizes, tuple[int, ...]], CostReport] = {}
 
-    def of(self, sizes: Sizes, unit: str) -> float:
-        """Seconds ("s") or joules ("J") of a token, of a model with the first of the source's layers."""
-        report = self.report(sizes, range(sizes.layers))
+    def of(self, sizes: Sizes, unit: str, layers: Sequence[int] | None = None) -> float:
+        """Seconds ("s") or joules ("J") of a token; layers: as of report(), the first ones where they are not given."""
+        report = self.report(sizes, range(sizes.layers) if layers is None else layers)
         if unit == "s":
             return report.latency_s
         if report.energy_j is None:
@@ -52,13 +53,25 @@ class TokenCosts:
         """The price of a token with these layers of the source at these sizes."""
         kinds = tuple(self._kind(layer) for layer in layers)
         if (sizes, kinds) not in self._reports:
-            work: list[Operation] = []
+            inner: list[Operation] = []
+            outer: dict[str, Operation] = {}  # each kind of layer has its mask
             for place, kind in enumerate(kinds):
                 outside, inside = self._work(kind, replace(sizes, layers=1))
-                work += [replace(op, name=op.name.replace(_FIRST, f"/model/layers.{place}/", 1)) for op in inside]
-                work += outside if place == 0 else []
-            self._reports[sizes, kinds] = price(work, self.phase, self.target, ranged=False)
+                inner += [replace(op, name=op.name.replace(_FIRST, f"/model/layers.{place}/", 1)) for op in inside]
+                outer |= {op.name: op for op in outside}
+            self._reports[sizes, kinds] = self._price([*inner, *outer.values()])
         return self._reports[sizes, kinds]
+
+    def of_config(self, config: Mapping[str, Any]) -> CostReport:
+        """The price of a token of a whole model, by its resolved config."""
+        return self._price(self._operations(config))
+
+    def _price(self, work: list[Operation]) -> CostReport:
+        return price(work, self.phase, self.target, ranged=False)
+
+    def _operations(self, config: Mapping[str, Any]) -> list[Operation]:
+        with tempfile.TemporaryDirectory() as scratch:
+            return operations(hollow_graph(config, self._quantization, Path(scratch)), self.phase)
 
     def _kind(self, layer: int) -> int:
         """The first layer that is like this one."""
@@ -70,9 +83,7 @@ class TokenCosts:
     def _work(self, layer: int, sizes: Sizes) -> tuple[list[Operation], list[Operation]]:
         """Operations outside of the layers, and of one layer alone that is like `layer`."""
         if (layer, sizes) not in self._works:
-            config = self._freedom.config(sizes, (layer,))
-            with tempfile.TemporaryDirectory() as scratch:
-                found = operations(hollow_graph(config, self._quantization, Path(scratch)), self.phase)
+            found = self._operations(self._freedom.config(sizes, (layer,)))
             inside = [op for op in found if op.name.startswith(_FIRST)]
             self._works[layer, sizes] = [op for op in found if not op.name.startswith(_FIRST)], inside
         return self._works[layer, sizes]

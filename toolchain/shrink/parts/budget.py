@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
 from toolchain.settings.shrinking.shrink import BudgetSettings
-from toolchain.shrink.cost import TokenCosts
-from toolchain.shrink.cut import Sizes
-from toolchain.shrink.family import Freedom
+from toolchain.shrink.parts.cost import TokenCosts
+from toolchain.shrink.parts.cut import Sizes
+from toolchain.shrink.parts.family import Freedom
 from toolchain.system.units import engineering
 
 
@@ -27,24 +28,25 @@ class Budget:
         keep = self.settings.keep
         return None if keep is None else int(keep * Sizes.of(self.spec).weights(self.spec))
 
-    def fits(self, sizes: Sizes) -> bool:
-        """Whether sizes keep within the budget."""
+    def fits(self, sizes: Sizes, layers: Sequence[int] | None = None) -> bool:
+        """Whether sizes keep within the budget; layers: the source's numbers of those that are left, else the first."""
         if self.most_weights is not None and sizes.weights(self.spec) > self.most_weights:
             return False
         limit = self.settings.limit
-        return limit is None or self.costs.of(sizes, limit[1]) <= limit[0]
+        return limit is None or self.costs.of(sizes, limit[1], layers) <= limit[0]
 
-    def widest(self, heads: Sizes, layers: int, multiple: int) -> Sizes | None:
+    def widest(self, heads: Sizes, layers: int, multiple: int, which: Sequence[int] | None = None) -> Sizes | None:
         """The widest feed-forward part that fits beside these heads in so many layers, None where none does.
 
-        Widths are multiples of `multiple`, or the source's own; weights and costs rise with the width.
+        which: the layers, as in fits(). Widths are multiples of `multiple`, or the source's own; weights and costs rise
+        with the width.
         """
         own = self.spec.feed_forward
         widths = [*range(multiple, own, multiple), own]
         low, high = 0, len(widths)  # of the widths before `low` all fit, of those from `high` none
         while low < high:
             middle = (low + high) // 2
-            if self.fits(Sizes(layers, heads.heads, heads.kv_heads, widths[middle])):
+            if self.fits(Sizes(layers, heads.heads, heads.kv_heads, widths[middle]), which):
                 low = middle + 1
             else:
                 high = middle

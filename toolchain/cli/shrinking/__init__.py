@@ -1,1 +1,0 @@
-"""The command that makes a model smaller before it is quantized."""
