@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ import torch
 from export.contract.errors import InputError
 from export.files.access import SHRUNK, read_json, write_json
 from export.files.replace import building_folder, install_folder
+from export.graph.spec import ModelSpec
 from runtime_py.system.memory import give_back
 from toolchain.calibrate import text as calibration
 from toolchain.numerics.products import chosen_precision
 from toolchain.settings.calibration import CalibrationChoice
-from toolchain.settings.shrinking.shrink import LORAPRUNE, SEARCH, SLICING, ShrinkSettings
+from toolchain.settings.shrinking.shrink import LORAPRUNE, SEARCH, ShrinkSettings
 from toolchain.shrink.folder import stored_dtype, write_folder
-from toolchain.shrink.methods import chooser
+from toolchain.shrink.methods import checker, chooser
 from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cost import TokenCosts
 from toolchain.shrink.parts.cut import Cut, LayerCut
@@ -57,16 +59,7 @@ class ShrinkRun:
         self.budget = Budget(self.spec, settings.budget, costs)
         self.dtype = stored_dtype(self.source)
         self.precision = chosen_precision("auto", self.spec.hidden_size)
-        self._refuse_hopeless()
-
-    def _refuse_hopeless(self) -> None:
-        """Raise InputError for a budget that nothing meets, before there is a working folder."""
-        if self.settings.by == SEARCH:
-            least = (self.budget.widest(heads, 1, self.settings.multiple) for heads in self.freedom.heads)
-            if not any(least):
-                raise InputError(f"{self.budget.text()}: no architecture is as small")
-        elif self.settings.by in SLICING:
-            self.budget.even(self.freedom, self.settings.multiple)
+        checker(settings.by)(self.freedom, self.budget, settings)
 
     @cached_property
     def _calibration(self) -> str:
@@ -117,7 +110,11 @@ class ShrinkRun:
             self._choose(work)
         about = read_json(work / _CHOICE)
         last = work / _CHOSEN
-        cut = _cut_of(about["cut"])
+        try:
+            cut = _cut_of(about["cut"], self.spec)
+            about = {"cut": about["cut"], "about": dict(about["about"])}
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            raise InputError(f"{work / _CHOICE}: is not what a run has left; use --force to start again") from None
         if cut is not None and self.settings.reconstructs:
             last = self._reconstructed(work, cut, about)
         if self.settings.healing.heal_steps:
@@ -189,8 +186,23 @@ def _cut_json(cut: Cut | None) -> dict[str, Any] | None:
     return {"layers": cut.layers, "parts": parts}
 
 
-def _cut_of(data: dict[str, Any] | None) -> Cut | None:
+def _cut_of(data: dict[str, Any] | None, spec: ModelSpec) -> Cut | None:
+    """A cut from its JSON. Raises KeyError, TypeError or ValueError for what is no cut of the model."""
     if data is None:
         return None
-    parts = (LayerCut(*(tuple(part[name]) for name in ("heads", "kv_heads", "channels"))) for part in data["parts"])
-    return Cut(tuple(data["layers"]), tuple(parts))
+    sizes = {"heads": spec.heads, "kv_heads": spec.kv_heads, "channels": spec.feed_forward}
+    parts = [LayerCut(*(_rising(part[name], most) for name, most in sizes.items())) for part in data["parts"]]
+    layers = _rising(data["layers"], spec.layers)
+    if len(parts) != len(layers) or len({(len(p.heads), len(p.kv_heads), len(p.channels)) for p in parts}) != 1:
+        raise ValueError("layers of different sizes")
+    return Cut(layers, tuple(parts))
+
+
+def _rising(numbers: Any, most: int) -> tuple[int, ...]:
+    """Whole numbers below `most`, each larger than the one before. Raises TypeError or ValueError."""
+    found = tuple(numbers)
+    if not found or any(type(n) is not int for n in found) or not 0 <= found[0] <= found[-1] < most:
+        raise ValueError("no numbers of parts")
+    if any(one >= other for one, other in pairwise(found)):
+        raise ValueError("not rising")
+    return found

@@ -103,6 +103,9 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny, tmp_path, monkeypatch):
         (["--keep", "0.5", "--dense"], "--dense"),
         (["--keep", "0.5", "--eval-text", "/nowhere.txt"], "no such text"),
         (["--by", "joint-rank", "--latency", "1ms"], "joint-rank"),
+        (["--by", "joint-rank", "--keep", "0.3"], "no lower ranks"),
+        (["--by", "search", "--keep", "0.05"], "no architecture"),
+        (["--by", "loraprune", "--keep", "0.05"], "no number of heads"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tiny, tmp_path, asked, why):

@@ -78,11 +78,11 @@ def test_magnitudes_are_sums_over_what_would_go(tiny):
     channel = (
         relative["mlp.gate_proj"][7].sum() + relative["mlp.up_proj"][7].sum() + relative["mlp.down_proj"][:, 7].sum()
     )
-    assert channels[1, 7] == pytest.approx(float(channel), rel=1e-6)
+    assert channels[1, 7] == pytest.approx(channel.item(), rel=1e-6)
     rows, keys = slice(48, 64), slice(16, 32)  # head 3 sees keys 1
     head = relative["self_attn.q_proj"][rows].sum() + relative["self_attn.o_proj"][:, rows].sum()
     head += relative["self_attn.k_proj"][keys].sum() + relative["self_attn.v_proj"][keys].sum()
-    assert heads[1, 3] == pytest.approx(float(head), rel=1e-6)
+    assert heads[1, 3] == pytest.approx(head.item(), rel=1e-6)
 
 
 def test_numbers_of_heads_are_those_that_transformers_takes(tiny):

@@ -85,14 +85,14 @@ def test_export_keeps_two_products_and_the_engine_runs_them(tiny, tmp_path):
     shrink(tiny, "-o", tmp_path / "low", "--by", "joint-rank", "--keep", 0.7, "--multiple", 8, *QUICK)
     settings = {"bits": 8, "method": "rtn", "sequences": 2, "sequence_length": 16, "embedding_bits": 16}
     out = _package(_checkpoint(tmp_path / "low", "built-in", None, tmp_path / "q", **settings), tmp_path / "OUT")
-    session, why = open_folder(out, "float32")
+    session, why = open_folder(out)
     assert not why
     tokens = np.arange(3, 40)
     found = session.forward(session.new_state(), tokens)
     with torch.no_grad():
         model = whole_model(open_model(tmp_path / "low")[0])
         wanted = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
-    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()  # 8-bit codes
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()  # 8-bit codes and activations
     records = {t["name"]: t["shape"] for t in json.loads((tmp_path / "q" / "athena.json").read_text())["tensors"]}
     ranks = json.loads((tmp_path / "low" / "config.json").read_text())["athena_low_rank"]
     layer = next(n for n, rank in enumerate(ranks["gate_up"]) if rank)
@@ -110,7 +110,7 @@ def test_export_keeps_two_products_and_the_engine_runs_them(tiny, tmp_path):
      {"model_type": "llama", "query_key": [8] * 3, "gate_up": [16, 16, 16]}],
 )  # fmt: skip
 def test_hostile_records_are_refused(tiny, tmp_path, record):
-    shrink(tiny, "-o", tmp_path / "low", "--by", "joint-rank", "--keep", 0.5, "--multiple", 8, *QUICK)
+    shrink(tiny, "-o", tmp_path / "low", "--by", "joint-rank", "--keep", 0.7, "--multiple", 8, *QUICK)
     config = json.loads((tmp_path / "low" / "config.json").read_text())
     (tmp_path / "low" / "config.json").write_text(json.dumps({**config, "athena_low_rank": record}))
     with pytest.raises(InputError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -90,7 +92,7 @@ def test_the_schedule_begins_with_all_and_ends_at_the_aim(steps):
     own, aim = Sizes(3, 12, 4, 96), Sizes(3, 4, 2, 40)
     sizes = [sizes_at(own, aim, share) for share in gone]
     assert sizes[0] == own and sizes[-1] == aim
-    assert all(one.feed_forward >= other.feed_forward for one, other in zip(sizes, sizes[1:]))
+    assert all(one.feed_forward >= other.feed_forward for one, other in pairwise(sizes))
 
 
 def test_loraprune_trains_cuts_and_goes_on(tiny, tmp_path, monkeypatch):

@@ -18,7 +18,10 @@ import torch
 from export.contract.errors import InputError
 from export.graph.low_rank import PAIRS, RECORD, with_low_rank
 from export.graph.spec import BlockNames
+from toolchain.settings.shrinking.shrink import ShrinkSettings
+from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cut import Sizes
+from toolchain.shrink.parts.family import Freedom
 from toolchain.shrink.parts.work import Choice, Work
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
@@ -69,7 +72,7 @@ def chosen_ranks(pairs: list[Pair], most: int, multiple: int) -> list[int]:
     shares = [np.concatenate([[0.0], np.cumsum(pair.energy) / max(pair.energy.sum(), 1e-300)]) for pair in pairs]
     left = most - sum(pair.weights(rank) for pair, rank in zip(pairs, ranks))
     if left < 0:
-        raise InputError("--keep: as few weights are left only with other methods; these matrices have no lower ranks")
+        raise InputError("--keep: these matrices have no lower ranks; the other methods cut further")
 
     def step(i: int) -> tuple[float, int, int]:
         """Energy for a weight, the weights, and the next rank of a pair."""
@@ -103,11 +106,23 @@ def _names(names: BlockNames, kind: str) -> tuple[str, str]:
     return both[0], both[1]
 
 
+def check(freedom: Freedom, budget: Budget, settings: ShrinkSettings) -> None:
+    """Raises InputError for a family without such pairs, and a budget that the least ranks do not meet."""
+    spec, config = freedom.spec, freedom.source.config
+    with_low_rank(spec, {**config, RECORD: {kind: [0] * spec.layers for kind in PAIRS}})  # or a refusal
+    n, rank = spec.hidden_size, min(settings.multiple, spec.hidden_size)
+    rows = ((spec.heads + spec.kv_heads) * spec.head_dim, 2 * spec.feed_forward)
+    saved = sum(max(n * m - rank * (n + m), 0) for m in rows)
+    everything = Sizes.of(spec).weights(spec)
+    if budget.most_weights is None or everything - spec.layers * saved > budget.most_weights:
+        raise InputError(f"{budget.text()}: these matrices have no lower ranks; the other methods cut further")
+
+
 def choose(work: Work) -> Choice:
     """Both pairs of every layer, at the ranks that the budget admits."""
     source, spec, settings = work.source, work.spec, work.settings
-    with_low_rank(spec, {**source.config, RECORD: {kind: [0] * spec.layers for kind in PAIRS}})  # or a refusal
-    assert settings.budget.keep is not None
+    most = work.budget.most_weights
+    assert most is not None
     pairs = []
     with Reporter("Decomposing", spec.layers, work.quiet) as report:
         for layer in range(spec.layers):
@@ -119,7 +134,7 @@ def choose(work: Work) -> Choice:
             report.step(f"layer {layer}")
     everything = Sizes.of(spec).weights(spec)
     others = everything - sum(pair.weights(0) for pair in pairs)
-    ranks = chosen_ranks(pairs, int(settings.budget.keep * everything) - others, settings.multiple)
+    ranks = chosen_ranks(pairs, most - others, settings.multiple)
     record: dict[str, Any] = {kind: [r for p, r in zip(pairs, ranks) if p.kind == kind] for kind in PAIRS}
     lost = {kind: [_lost(p, r) for p, r in zip(pairs, ranks) if p.kind == kind] for kind in PAIRS}
     config = dict(source.config)

@@ -27,8 +27,11 @@ from torch import nn
 from export.files.access import replacing
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.own_text import whole_model
+from toolchain.settings.shrinking.shrink import ShrinkSettings
 from toolchain.shrink.methods.magnitude import summed_scores
+from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cut import Cut, Sizes, cut_by_scores
+from toolchain.shrink.parts.family import Freedom
 from toolchain.shrink.parts.slicing import cut_tensors, slices
 from toolchain.shrink.parts.work import Choice, Work
 from toolchain.system.device import CPU, each
@@ -115,7 +118,6 @@ class AdapterPruning:
 
     def run(self, report: Reporter) -> None:
         saved = time.monotonic()
-        self._mask()
         while self.step < self._settings.prune_steps:
             loss = self._train_step()
             report.step(f"loss {loss:.3f}")
@@ -178,6 +180,7 @@ class AdapterPruning:
         tensors = {f"parameter.{name}": p.detach() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             tensors |= {f"{key}.{name}": value for key, value in self._optimizer.state[parameter].items()}
+        tensors |= {f"mask.{name}": x.mask for name, x in self.layers.items() if x.mask is not None}
         tensors |= {"heads": torch.from_numpy(self.heads), "channels": torch.from_numpy(self.channels)}
         with replacing(self._state) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
@@ -195,10 +198,17 @@ class AdapterPruning:
                     parameter.copy_(tensors[f"parameter.{name}"])
                     known = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
                     self._optimizer.state[parameter] = known
+            for name, layer in self.layers.items():
+                layer.mask = tensors.get(f"mask.{name}")
             self.heads[:], self.channels[:] = tensors["heads"].numpy(), tensors["channels"].numpy()
             self.step = step
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
             self._state.unlink(missing_ok=True)
+
+
+def check(freedom: Freedom, budget: Budget, settings: ShrinkSettings) -> None:
+    """Raises InputError for a budget that nothing meets."""
+    budget.even(freedom, settings.multiple)
 
 
 def choose(work: Work) -> Choice:

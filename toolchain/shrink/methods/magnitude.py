@@ -12,11 +12,19 @@ import numpy as np
 import torch
 
 from export.graph.spec import ModelSpec
+from toolchain.settings.shrinking.shrink import ShrinkSettings
+from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cut import LayerCut, cut_by_scores
+from toolchain.shrink.parts.family import Freedom
 from toolchain.shrink.parts.slicing import cut_tensors, slices
 from toolchain.shrink.parts.work import Choice, Work
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter
+
+
+def check(freedom: Freedom, budget: Budget, settings: ShrinkSettings) -> None:
+    """Raises InputError for a budget that nothing meets."""
+    budget.even(freedom, settings.multiple)
 
 
 def choose(work: Work) -> Choice:

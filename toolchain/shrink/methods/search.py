@@ -23,8 +23,11 @@ import numpy as np
 
 from export.contract.errors import InputError
 from export.files.access import read_json, write_json
+from toolchain.settings.shrinking.shrink import ShrinkSettings
+from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.candidates import InMemory, mean_loss, model_of
 from toolchain.shrink.parts.cut import Cut, Sizes, cut_by_scores
+from toolchain.shrink.parts.family import Freedom
 from toolchain.shrink.parts.importance import Importance, measured_importance
 from toolchain.shrink.parts.slicing import cut_tensors
 from toolchain.shrink.parts.work import Choice, Work
@@ -132,8 +135,15 @@ def _read(path: Path) -> dict[str, float]:
     return {k: math.inf if v is None else float(v) for k, v in losses.items() if v is None or isinstance(v, float)}
 
 
+def check(freedom: Freedom, budget: Budget, settings: ShrinkSettings) -> None:
+    """Raises InputError for a budget that nothing meets: not one layer."""
+    multiple = settings.multiple if freedom.channels else freedom.spec.feed_forward
+    if not any(budget.widest(heads, 1, multiple) for heads in freedom.heads):
+        raise InputError(f"{budget.text()}: no architecture is as small")
+
+
 def choose(work: Work) -> Choice:
-    """The best architecture that was found. Raises InputError where none is within the budget."""
+    """The best architecture that was found."""
     s, spec = work.settings.search, work.spec
     tokens = work.tokens()
     importance = measured_importance(work.source, spec, tokens, work.precision, work.quiet)
@@ -151,8 +161,6 @@ def choose(work: Work) -> Choice:
         for genome, _ in zip(fitting, range(s.population)):
             try_one(genome)
         fitness.save()
-        if not ranked:
-            raise InputError(f"{work.budget.text()}: no architecture is as small")
         for _ in range(s.generations):
             parents = [genome for _, genome in sorted(ranked)[: s.population]]
             for _ in range(s.children):
