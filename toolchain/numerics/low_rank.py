@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -12,8 +13,12 @@ from export.graph.low_rank import RECORD
 from export.graph.spec import ModelSpec
 
 
+_running = threading.local()  # `last`: a first layer, its input, and what its factor made of that, in this thread
+
+
 class LowRank(nn.Module):
-    """y = b(a(x)), the first layer of a pair."""
+    """y = b(a(x)), the first layer of a pair. What a(x) is, the second layer takes over: a computes once, as a graph's
+    node does, and hooks on it see one call."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -21,7 +26,9 @@ class LowRank(nn.Module):
         self.b = _like(linear, rank, linear.out_features, linear.bias is not None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.b(self.a(x))
+        inner = self.a(x)
+        _running.last = self, x, inner
+        out: torch.Tensor = self.b(inner)
         return out
 
 
@@ -34,7 +41,10 @@ class SharesFactor(nn.Module):
         self._first = [first]  # in a list, so that its parameters are not this module's, too
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.b(self._first[0].a(x))
+        first, last = self._first[0], getattr(_running, "last", None)
+        _running.last = None
+        known = last is not None and last[0] is first and last[1] is x
+        out: torch.Tensor = self.b(last[2] if known else first.a(x))
         return out
 
 

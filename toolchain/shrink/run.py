@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
@@ -31,7 +32,7 @@ from toolchain.shrink.folder import stored_dtype, write_folder
 from toolchain.shrink.methods import checker, chooser
 from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cost import TokenCosts
-from toolchain.shrink.parts.cut import Cut, LayerCut
+from toolchain.shrink.parts.cut import Cut, LayerCut, Sizes
 from toolchain.shrink.parts.family import Freedom
 from toolchain.shrink.parts.slicing import cut_tensors
 from toolchain.shrink.parts.work import Choice, Work
@@ -59,6 +60,8 @@ class ShrinkRun:
         self.budget = Budget(self.spec, settings.budget, costs)
         self.dtype = stored_dtype(self.source)
         self.precision = chosen_precision("auto", self.spec.hidden_size)
+        if self.budget.fits(Sizes.of(self.spec)):
+            raise InputError(f"{self.budget.text()}: the model as it is keeps within that; there is nothing to cut")
         checker(settings.by)(self.freedom, self.budget, settings)
 
     @cached_property
@@ -106,6 +109,8 @@ class ShrinkRun:
         identity = self.identity()
         prepare(work, identity, restart)
         self.source.print_notes()
+        for line in self.freedom.notes:
+            print(line, file=sys.stderr)
         if not (work / _CHOICE).exists():
             self._choose(work)
         about = read_json(work / _CHOICE)

@@ -98,6 +98,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny, tmp_path, monkeypatch):
         (["--latency", "20 apples"], "--latency"),
         (["--latency", "1ms", "--energy", "1mJ"], "one of them"),
         (["--latency", "1ns"], "no number of heads"),
+        (["--latency", "1s"], "nothing to cut"),
         (["--keep", "0.5", "--by", "luck"], "--by"),
         (["--keep", "0.5", "--target", "abacus"], "abacus"),
         (["--keep", "0.5", "--dense"], "--dense"),

@@ -25,8 +25,9 @@ FAST = [*QUICK, "--multiple", 8, "--scored-sequences", 2]
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
 def test_children_are_genomes(layers, heads, seed):
     evolution = Evolution(layers, heads, seed)
-    parents = [g for g, _ in zip(evolution.first(np.arange(layers)), range(5))]
-    assert parents[0] == Genome(tuple(range(layers)), heads - 1)
+    parents = evolution.first(np.arange(layers), lambda genome: len(genome.layers) < layers - 1, 5)
+    assert parents[0] == Genome(tuple(range(layers)), heads - 1) and len(parents) <= 5
+    assert all(len(genome.layers) >= layers - 2 for genome in parents)
     for _ in range(20):
         child = evolution.child(parents)
         assert child.layers and sorted(set(child.layers)) == list(child.layers)

@@ -5,7 +5,7 @@ admits, so every genome lies on the budget's edge and none is rejected for its s
 widths is what scores highest on the calibration text (parts/importance.py). Fitness is the loss on some calibration
 sequences, and the budget is of weights, or of the cost model's time or energy of a token on a target.
 
-The first population drops from 0 layers on those that do least; children are crossed (layers that both parents keep,
+The first population drops from 0 layers on those that do least, with all choices of heads; children are crossed (layers that both parents keep,
 of the others each by a coin; heads of either) or mutated (a layer goes, comes back or changes places; other heads). No
 genome is scored twice. Scores are kept on disk, and a stopped run replays them, so it ends where it would have.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,12 +57,22 @@ class Evolution:
         self._layers, self._heads = layers, heads
         self._draws = np.random.default_rng((seed, 0x5EA4C4))
 
-    def first(self, by_importance: np.ndarray) -> Iterator[Genome]:
-        """All numbers of layers with every choice of heads, least important layers gone first; alternating."""
-        for gone in range(self._layers):
-            kept = tuple(sorted(int(n) for n in by_importance[gone:]))
-            for heads in reversed(range(self._heads)):
-                yield Genome(kept, heads)
+    def first(self, by_importance: np.ndarray, is_whole: Callable[[Genome], bool | None], count: int) -> list[Genome]:
+        """`count` genomes of all choices of heads, least important layers gone first.
+
+        by_importance: layers, the least important first. is_whole: whether a genome's feed-forward parts are as wide as
+        the source's, None where nothing of it fits; once they are, more layers go for nothing.
+        """
+        found = []
+        for heads in reversed(range(self._heads)):
+            for gone in range(self._layers):
+                genome = Genome(tuple(sorted(int(n) for n in by_importance[gone:])), heads)
+                whole = is_whole(genome)
+                found += [] if whole is None else [genome]
+                if whole:
+                    break
+        chosen = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
+        return [found[i] for i in chosen]
 
     def child(self, parents: list[Genome]) -> Genome:
         """A new genome from some of a ranked population."""
@@ -102,6 +112,11 @@ class Fitness:
         work, heads = self._work, self._work.freedom.heads[genome.heads]
         multiple = work.settings.multiple if work.freedom.channels else work.spec.feed_forward
         return work.budget.widest(heads, len(genome.layers), multiple, genome.layers)
+
+    def is_whole(self, genome: Genome) -> bool | None:
+        """Whether a genome's feed-forward parts are as wide as the source's; None where nothing of it fits."""
+        sizes = self.sizes(genome)
+        return None if sizes is None else sizes.feed_forward == self._work.spec.feed_forward
 
     def cut(self, genome: Genome) -> Cut:
         sizes, scores = self.sizes(genome), self._importance
@@ -157,8 +172,8 @@ def choose(work: Work) -> Choice:
             ranked.append((fitness.loss(genome), genome))
             report.step(f"loss {min(ranked)[0]:.4f}")
 
-        fitting = (g for g in evolution.first(np.argsort(importance.layers, kind="stable")) if fitness.sizes(g))
-        for genome, _ in zip(fitting, range(s.population)):
+        least_first = np.argsort(importance.layers, kind="stable")
+        for genome in evolution.first(least_first, fitness.is_whole, s.population):
             try_one(genome)
         fitness.save()
         for _ in range(s.generations):
