@@ -17,8 +17,10 @@ _running = threading.local()  # `last`: a first layer, its input, and what its f
 
 
 class LowRank(nn.Module):
-    """y = b(a(x)), the first layer of a pair. What a(x) is, the second layer takes over: a computes once, as a graph's
-    node does, and hooks on it see one call."""
+    """y = b(a(x)), the first layer of a pair.
+
+    The second layer takes over what a(x) is: a computes once, as a node of a graph does, and hooks on it see one call.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
