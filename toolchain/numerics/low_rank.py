@@ -12,7 +12,6 @@ from export.graph.archs import model_spec
 from export.graph.low_rank import RECORD
 from export.graph.spec import ModelSpec
 
-
 _running = threading.local()  # `last`: a first layer, its input, and what its factor made of that, in this thread
 
 
