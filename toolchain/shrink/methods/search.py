@@ -5,9 +5,10 @@ admits, so every genome lies on the budget's edge and none is rejected for its s
 widths is what scores highest on the calibration text (parts/importance.py). Fitness is the loss on some calibration
 sequences, and the budget is of weights, or of the cost model's time or energy of a token on a target.
 
-The first population drops from 0 layers on those that do least, with all choices of heads; children are crossed (layers that both parents keep,
-of the others each by a coin; heads of either) or mutated (a layer goes, comes back or changes places; other heads). No
-genome is scored twice. Scores are kept on disk, and a stopped run replays them, so it ends where it would have.
+The first population drops from 0 layers on those that do least, with all choices of heads; children are crossed
+(layers that both parents keep, of the others each by a coin; heads of either) or mutated (a layer goes, comes back or
+changes places; other heads). No genome is scored twice. Scores are kept on disk, and a stopped run replays them, so it
+ends where it would have.
 """
 
 from __future__ import annotations
