@@ -21,6 +21,7 @@ from typing import IO, Any
 from export.contract.errors import InputError
 
 MANIFEST = "athena.json"
+SHRUNK = "shrink.json"  # of a Hugging Face folder that `shrink` made
 MAX_JSON = 64 << 20  # bytes; the largest published tokenizer.json have 35 million
 MAX_TEMPLATE = 1 << 20
 MAX_TEXT = 128 << 20

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from export.contract.errors import InputError
-from export.files.access import MANIFEST, flush, read_json
+from export.files.access import MANIFEST, SHRUNK, flush, read_json
 
 _AT_FDCWD, _EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -90,9 +90,13 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the folder is a quantized checkpoint or a model folder of this program."""
+    """Whether the folder is a quantized checkpoint, a model folder or a smaller model of this program."""
+    return any(_is_manifest(folder / name) for name in (MANIFEST, SHRUNK))
+
+
+def _is_manifest(path: Path) -> bool:
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_json(path)
     except InputError:
         return False
     return type(manifest.get("format_version")) is int and isinstance(manifest.get("settings"), dict)

@@ -238,3 +238,19 @@ class StateSpace:
     def rows(self) -> int:
         """Outputs of the layer `input`."""
         return self.values + self.channels + self.heads
+
+
+@dataclass(frozen=True)
+class SharedFactors:
+    """Linear layers whose outputs others read in place of what the block gives them: W = U V, V shared by two.
+
+    Names within the block; None: the two layers there read what they always do.
+    """
+
+    query_key: str | None = None  # before the query and key layers
+    query_key_rank: int = 0  # its outputs
+    gate_up: str | None = None  # before the gate and up layers
+    gate_up_rank: int = 0
+
+
+NOT_SHARED = SharedFactors()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.graph.parts import (
+    NOT_SHARED,
     AltUp,
     ClampedGate,
     Experts,
@@ -12,6 +13,7 @@ from export.graph.parts import (
     Laurel,
     PerLayerEmbedding,
     PerLayerInput,
+    SharedFactors,
     ShortConvolution,
     StateSpace,
 )
@@ -84,6 +86,7 @@ class BlockNames:
     laurel: Laurel | None = None
     gate_cut: float | None = None  # gates become relu(gate - mean - cut * deviation), both of the token's gates
     factor: str | None = None  # parameter [1]: what leaves the block is multiplied by it
+    shared: SharedFactors = NOT_SHARED  # of low rank (export/graph/low_rank.py)
 
     @property
     def attends(self) -> bool:
@@ -103,20 +106,28 @@ class BlockNames:
         """The linear layers that read every token."""
         laurel = () if self.laurel is None else (self.laurel.left, self.laurel.right)
         space = None if self.state_space is None else self.state_space.output
-        attention = (*laurel, *self.first(), space, self.attention_output)
-        feed_forward: tuple[str | None, ...] = (self.gate, self.up, self.fused_gate_up, self.down)
+        behind = (self.query, self.key) if self.shared.query_key else ()
+        attention = (*laurel, *self.first(), *behind, space, self.attention_output)
+        inner = (self.gate, self.up) if self.shared.gate_up else ()
+        feed_forward: tuple[str | None, ...] = (*self.feed_forward_readers(), *inner, self.down)
         if self.experts is not None:
             beside = self.experts.shared or self.experts.beside
             feed_forward = () if beside is None else beside.linears()
-        behind = () if self.per_layer is None else self.per_layer.linears()
-        return tuple(name for name in (*attention, *feed_forward, *behind) if name is not None)
+        last = () if self.per_layer is None else self.per_layer.linears()
+        return tuple(name for name in (*attention, *feed_forward, *last) if name is not None)
 
     def first(self) -> tuple[str, ...]:
         """The linear layers that read what the block begins with."""
         convolution = None if self.convolution is None else self.convolution.input
         delta_net = () if self.delta_net is None else (self.delta_net.qkv, self.delta_net.gate)
         space = None if self.state_space is None else self.state_space.input
-        names = (convolution, *delta_net, space, self.query, self.key, self.value, self.fused_qkv)
+        queries = (self.shared.query_key,) if self.shared.query_key else (self.query, self.key)
+        names = (convolution, *delta_net, space, *queries, self.value, self.fused_qkv)
+        return tuple(name for name in names if name is not None)
+
+    def feed_forward_readers(self) -> tuple[str, ...]:
+        """The linear layers that read what the feed-forward part begins with."""
+        names = (self.shared.gate_up,) if self.shared.gate_up else (self.gate, self.up, self.fused_gate_up)
         return tuple(name for name in names if name is not None)
 
     def first_floats(self) -> tuple[str, ...]:

@@ -85,11 +85,14 @@ def test_the_readmes_uses_run(tmp_path):
         name, *arguments = shlex.split(line)
         if name in ("serve", "chat", "embed"):  # tests of their own
             continue
-        places = {"MODEL": DEMO, "FILE": tmp_path / "FILE"} | {n: tmp_path / n for n in ("OUT", "OUT2", "OUT3", "OUT4")}
+        folders = ("OUT", "OUT2", "OUT3", "OUT4", "SMALLER")
+        places = {"MODEL": DEMO, "FILE": tmp_path / "FILE"} | {n: tmp_path / n for n in folders}
         more = ["--preset", "fast", "--sequences", "8"] if name == "export" else []
         more += (
             ["--rounds", "1", "--tokens", "2", "--prompt-lengths", "16", "--depths", "16"] if name == "bench" else []
         )
+        if name == "shrink":
+            more = ["--population", "2", "--generations", "1", "--children", "1", "--sequences", "4"]
         assert athena(name, *(places.get(a, a) for a in arguments), *more).stdout
 
 

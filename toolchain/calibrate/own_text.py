@@ -18,6 +18,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.utils import logging
 
 from export.contract.errors import InputError
+from export.graph.archs import model_spec
+from toolchain.numerics.low_rank import factor_names, multiplied
 from toolchain.numerics.plain_modules import plain_modules
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
@@ -44,6 +46,10 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
     while isinstance(base, FoldedSource):
         base = base.inner
     tensors = base.packable()
+    spec = model_spec(source.config)
+    factors = factor_names(spec)
+    if factors:
+        tensors = multiplied(tensors, spec)
     config = as_transformers(lambda: transformers_config(source.config), source.folder / "config.json")
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
@@ -56,8 +62,8 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
     if report["missing_keys"]:  # it would have made them up
         raise InputError(f"{source.folder}: the checkpoint has no tensor {min(report['missing_keys'])}")
     plain_modules(model.eval().requires_grad_(False))
-    if isinstance(source, FoldedSource):
-        names = source.folded()
+    names = factors | (source.folded() if isinstance(source, FoldedSource) else set())
+    if names:
         for name, parameter in model.named_parameters():
             if name in names:
                 parameter.copy_(source.tensor(name, tuple(parameter.shape)))

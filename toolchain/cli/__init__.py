@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from export import __version__
-from toolchain.cli import adapters, bench, chat, compare, cost, embed, evaluate, inspect, lower, machine, quantize, run
+from toolchain.cli import (
+    adapters,
+    bench,
+    chat,
+    compare,
+    cost,
+    embed,
+    evaluate,
+    inspect,
+    lower,
+    machine,
+    quantize,
+    run,
+    shrink,
+)
 from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 app = typer.Typer(
@@ -42,6 +56,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": quantize.export,
     "quantize": quantize.quantize,
     "package": quantize.package,
+    "shrink": shrink.shrink,
     "lower": lower.lower,
     "native": lower.native,
     "run": run.run,

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from toolchain.cli.common import announce_compilation, guarded
-from toolchain.cli.generating import guesses, tell_unsupported, template_variables
+from toolchain.cli.generation.generating import guesses, tell_unsupported, template_variables
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from toolchain.cli.common import announce_compilation, guarded, print_json
-from toolchain.cli.generating import guesses, tell_unsupported
+from toolchain.cli.generation.generating import guesses, tell_unsupported
 from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from export.contract.errors import InputError
 from export.files.access import expanded, read_json
 from export.graph.archs import model_spec
+from export.graph.low_rank import base_config
 from toolchain.numerics.experts import experts_as_rows, packed_experts
 from toolchain.source.checkpoint_files import checkpoint_tensors
 from toolchain.source.config import resolved_config
@@ -79,7 +81,7 @@ class SourceModel:
         self.where = folder if gguf is None else gguf.model.paths[0]  # for messages
         if not (folder / "config.json").exists():
             raise InputError(without_config(folder))
-        stated = with_task(read_json(folder / "config.json"), folder)
+        stated = with_task(base_config(read_json(folder / "config.json")), folder)
         self._kind, self._left_out = stated.get("model_type"), left_out_of(stated)
         check_quantization(stated, FIELDS, folder / "config.json")
         self.quantization = source_quantization(stated)
@@ -218,6 +220,13 @@ class SourceModel:
     def parameters(self) -> list[str]:
         """Names of the model's tensors as transformers names them."""
         return sorted(self._stored)
+
+    def size(self, name: str) -> int:
+        """Numbers of a tensor. Raises InputError when it is missing."""
+        stored = self._stored_name(name)
+        if stored is None:
+            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
+        return math.prod(self._weights.tensors[stored].shape)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """One tensor, float32.

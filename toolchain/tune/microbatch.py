@@ -39,8 +39,7 @@ def code_widths(student: nn.Module) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, module in student.named_modules():
         if isinstance(module, TrainableMatrix):
-            bits = module.stored.layout.weight_bits
-            found |= {f"{name}.{n}": bits for n, _ in module.named_parameters() if n != "bias"}
+            found |= {f"{name}.{n}": module.weight_bits for n, _ in module.named_parameters() if n != "bias"}
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from export.contract.errors import InputError
 from export.graph.archs._tasks import as_encoder, is_embedding, is_scoring, with_scores
+from export.graph.low_rank import with_low_rank
 from export.graph.spec import ModelSpec
 
 
@@ -49,7 +50,7 @@ def model_spec(config: dict[str, Any]) -> ModelSpec:
         )
     module = _families()[model_type]
     try:
-        spec: ModelSpec = module.spec(config)
+        spec: ModelSpec = with_low_rank(module.spec(config), config)
         if is_scoring(config):
             if not hasattr(module, "score_head"):
                 raise InputError(f"config.json: a head that scores is not supported for {model_type}")

@@ -302,8 +302,9 @@ class BlockBuilder:
         q_width, kv_width = heads.queries, heads.keys
         if names.fused_qkv is None:
             assert names.query and names.key and (names.value or names.values_are_keys)
-            query, gate = self._gated_query(layer, names.query, normed)
-            key = self._linear(layer, names.key, normed, spec.hidden_size, kv_width)
+            read, columns = self._factored(layer, names.shared.query_key, names.shared.query_key_rank, normed)
+            query, gate = self._gated_query(layer, names.query, read, columns)
+            key = self._linear(layer, names.key, read, columns, kv_width)
             value = self._linear(layer, names.value, normed, spec.hidden_size, kv_width) if names.value else key
             return query, key, value, gate
         total = q_width + 2 * kv_width
@@ -317,13 +318,19 @@ class BlockBuilder:
         query, key, value = g.op("Split", f"{at}/split_qkv", [fused, sizes], shapes, axis=-1)
         return query, key, value, None
 
-    def _gated_query(self, layer: int, module: str, normed: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    def _factored(self, layer: int, factor: str | None, rank: int, value: ir.Value) -> tuple[ir.Value, int]:
+        """What two layers read, and its columns: the value, or what their shared factor makes of it."""
+        if factor is None:
+            return value, self.spec.hidden_size
+        return self._linear(layer, factor, value, self.spec.hidden_size, rank), rank
+
+    def _gated_query(self, layer: int, module: str, read: ir.Value, columns: int) -> tuple[ir.Value, ir.Value | None]:
         """Queries, and their gate where the layer gives each head both, one behind the other."""
         g, spec, at = self.g, self.spec, f"/model/layers.{layer}/attention"
         width = spec.heads_of(layer).queries
         if not spec.query_gate:
-            return self._linear(layer, module, normed, spec.hidden_size, width), None
-        both = self._linear(layer, module, normed, spec.hidden_size, 2 * width)
+            return self._linear(layer, module, read, columns, width), None
+        both = self._linear(layer, module, read, columns, 2 * width)
         by_head = np.arange(2 * width, dtype=np.int64).reshape(spec.heads, 2, spec.head_dim)
         order = g.constant("attention.query_order", by_head.transpose(1, 0, 2).reshape(-1))
         both = g.op("Gather", f"{at}/query_in_order", [both, order], [BATCH, SEQUENCE, 2 * width], axis=2)
@@ -387,9 +394,10 @@ class BlockBuilder:
         else:
             assert names.up
             gate = None
+            read, columns = self._factored(layer, names.shared.gate_up, names.shared.gate_up_rank, value)
             if names.gate is not None:
-                gate = self._linear(layer, names.gate, value, spec.hidden_size, width)
-            up = self._linear(layer, names.up, value, spec.hidden_size, width)
+                gate = self._linear(layer, names.gate, read, columns, width)
+            up = self._linear(layer, names.up, read, columns, width)
         if gate is not None and names.gate_cut is not None:
             gate = cut_gates(self.layers, gate, names.gate_cut, width, f"{at}/gate_cut")
         if gate is not None:

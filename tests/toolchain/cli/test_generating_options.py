@@ -14,7 +14,7 @@ from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from toolchain.cli import app
-from toolchain.cli.generating import guesses, template_variables
+from toolchain.cli.generation.generating import guesses, template_variables
 from toolchain.settings.generation import GenerationSettings
 
 MODEL = SimpleNamespace(

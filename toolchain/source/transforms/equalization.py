@@ -96,7 +96,7 @@ class EqualizedSource(FoldedSource):
         spec, attention = self._spec, block.first()
         alone = number in spec.layers_without_attention_norm or block.laurel is not None  # which adds the normed states
         before = None if alone else block.attention_norm
-        feed_forward = tuple(name for name in (block.gate, block.up, block.fused_gate_up) if name)
+        feed_forward = block.feed_forward_readers()
         groups = [(before, attention), (block.mlp_norm, feed_forward)]
         if block.mlp_norm is None and spec.parallel_residual:  # both parts read the attention's norm
             groups = [(before, attention + feed_forward)]

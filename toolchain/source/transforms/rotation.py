@@ -66,7 +66,7 @@ class RotatedSource(FoldedSource):
             mlp_norm = attention_norm if block.mlp_norm is None else prefix + block.mlp_norm
             for layer in block.first():
                 self._read(prefix + layer, attention_norm, turn)
-            for name in (block.gate, block.up, block.fused_gate_up):
+            for name in block.feed_forward_readers():
                 if name:
                     self._read(prefix + name, mlp_norm, turn)
             space = None if block.state_space is None else block.state_space.output

@@ -32,6 +32,11 @@ class TrainableMatrix(nn.Module):
         self.apart: torch.Tensor | None
         self.register_buffer("apart", sparse_weight(stored.outliers, layout.N, layout.K))
 
+    @property
+    def weight_bits(self) -> float:
+        """Bits of a code for every weight."""
+        return float(self.layout.weight_bits)
+
     def weight_matrix(self) -> torch.Tensor:
         """The stored weight [N, K] with gradients to every trainable part."""
         raise NotImplementedError

@@ -1,0 +1,1 @@
+"""What the commands that generate text take and say alike."""

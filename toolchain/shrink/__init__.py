@@ -1,0 +1,1 @@
+"""Smaller models before any bits are saved: fewer layers, heads and channels, or matrices of low rank."""

@@ -1,0 +1,178 @@
+"""Data-free joint rank-k (arXiv 2402.16319): matrices that read the same input share one factor. Reads no text.
+
+Query and key, and gate and up, are stacked to M [m1 + m2, n]; its best approximation of rank k is M V V^T, V being the
+first k right singular vectors. V^T is stored once, M V in two parts: k (n + m1 + m2) weights instead of n (m1 + m2).
+Ranks of all pairs are chosen together: weights go where they bring most of a pair's energy, until the budget is spent;
+a pair that would need as many weights as it has stays whole. --dense multiplies the factors, for transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.contract.errors import InputError
+from export.graph.low_rank import PAIRS, RECORD, with_low_rank
+from export.graph.spec import BlockNames
+from toolchain.settings.shrinking.shrink import ShrinkSettings
+from toolchain.shrink.parts.budget import Budget
+from toolchain.shrink.parts.cut import Sizes
+from toolchain.shrink.parts.family import Freedom
+from toolchain.shrink.parts.work import Choice, Work
+from toolchain.source.checkpoint import SourceModel
+from toolchain.system.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two matrices over the same input: full names, singular vectors and what each carries."""
+
+    kind: str  # one of PAIRS
+    layer: int
+    names: tuple[str, str]
+    rows: int  # of both
+    vectors: np.ndarray  # V, float64 [n, n], most energy first
+    energy: np.ndarray  # squared singular values, float64 [n]
+
+    @property
+    def columns(self) -> int:
+        return len(self.energy)
+
+    def weights(self, rank: int) -> int:
+        """Weights that are stored at a rank; 0: of the matrices as they are."""
+        return rank * (self.columns + self.rows) if rank else self.columns * self.rows
+
+
+def break_even(rows: int, columns: int) -> float:
+    """The rank from which factors have as many weights as both matrices of `rows` together."""
+    return rows * columns / (rows + columns)
+
+
+def decomposed(stacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right singular vectors, float64 [n, n] in columns, and squared singular values [n], of M [m, n]; falling.
+
+    By the eigenvectors of M^T M, which is as small as the input is wide.
+    """
+    m = stacked.astype(np.float64)
+    values, vectors = np.linalg.eigh(m.T @ m)
+    return vectors[:, ::-1], np.maximum(values[::-1], 0.0)
+
+
+def chosen_ranks(pairs: list[Pair], most: int, multiple: int) -> list[int]:
+    """A rank for each pair, multiples of `multiple`, 0 for whole matrices, of `most` weights together at most.
+
+    From the least rank on, whatever step brings the most energy for its weights is taken first; energy counts as a
+    share of the pair's. Raises InputError where the least ranks take more.
+    """
+    ranks = [min(multiple, pair.columns) for pair in pairs]
+    shares = [np.concatenate([[0.0], np.cumsum(pair.energy) / max(pair.energy.sum(), 1e-300)]) for pair in pairs]
+    left = most - sum(pair.weights(rank) for pair, rank in zip(pairs, ranks))
+    if left < 0:
+        raise InputError("--keep: these matrices have no lower ranks; the other methods cut further")
+
+    def step(i: int) -> tuple[float, int, int]:
+        """Energy for a weight, the weights, and the next rank of a pair."""
+        pair, after = pairs[i], ranks[i] + multiple
+        rank = 0 if pair.weights(after) >= pair.weights(0) else after
+        cost = pair.weights(rank) - pair.weights(ranks[i])
+        gain = (shares[i][rank] if rank else 1.0) - shares[i][ranks[i]]
+        return gain / max(cost, 1), cost, rank
+
+    open_pairs = [i for i, pair in enumerate(pairs) if pair.weights(ranks[i]) < pair.weights(0)]
+    for i in set(range(len(pairs))) - set(open_pairs):
+        left += pairs[i].weights(ranks[i]) - pairs[i].weights(0)
+        ranks[i] = 0
+    while open_pairs and left >= 0:
+        steps = {i: step(i) for i in open_pairs}
+        open_pairs = [i for i in open_pairs if steps[i][1] <= left]
+        if not open_pairs:
+            break
+        best = max(open_pairs, key=lambda i: (steps[i][0], -i))
+        _, cost, ranks[best] = steps[best]
+        left -= cost
+        if ranks[best] == 0:
+            open_pairs.remove(best)
+    return ranks
+
+
+def _names(names: BlockNames, kind: str) -> tuple[str, str]:
+    both = (names.query, names.key) if kind == "query_key" else (names.gate, names.up)
+    if both[0] is None or both[1] is None:
+        raise InputError(f"--by joint-rank: this family has no {' and '.join(kind.split('_'))} layers of their own")
+    return both[0], both[1]
+
+
+def check(freedom: Freedom, budget: Budget, settings: ShrinkSettings) -> None:
+    """Raises InputError for a family without such pairs, and a budget that the least ranks do not meet."""
+    spec, config = freedom.spec, freedom.source.config
+    with_low_rank(spec, {**config, RECORD: {kind: [0] * spec.layers for kind in PAIRS}})  # or a refusal
+    n, rank = spec.hidden_size, min(settings.multiple, spec.hidden_size)
+    rows = ((spec.heads + spec.kv_heads) * spec.head_dim, 2 * spec.feed_forward)
+    saved = sum(max(n * m - rank * (n + m), 0) for m in rows)
+    everything = Sizes.of(spec).weights(spec)
+    if budget.most_weights is None or everything - spec.layers * saved > budget.most_weights:
+        raise InputError(f"{budget.text()}: these matrices have no lower ranks; the other methods cut further")
+
+
+def choose(work: Work) -> Choice:
+    """Both pairs of every layer, at the ranks that the budget admits."""
+    source, spec, settings = work.source, work.spec, work.settings
+    most = work.budget.most_weights
+    assert most is not None
+    pairs = []
+    with Reporter("Decomposing", spec.layers, work.quiet) as report:
+        for layer in range(spec.layers):
+            for kind in PAIRS:
+                names = _names(spec.block, kind)
+                full = (spec.block_name(layer) + names[0], spec.block_name(layer) + names[1])
+                stacked = np.concatenate([source.tensor(f"{name}.weight").numpy() for name in full])
+                pairs.append(Pair(kind, layer, full, len(stacked), *decomposed(stacked)))
+            report.step(f"layer {layer}")
+    everything = Sizes.of(spec).weights(spec)
+    others = everything - sum(pair.weights(0) for pair in pairs)
+    ranks = chosen_ranks(pairs, most - others, settings.multiple)
+    record: dict[str, Any] = {kind: [r for p, r in zip(pairs, ranks) if p.kind == kind] for kind in PAIRS}
+    lost = {kind: [_lost(p, r) for p, r in zip(pairs, ranks) if p.kind == kind] for kind in PAIRS}
+    config = dict(source.config)
+    if not settings.dense:
+        config[RECORD] = {"model_type": spec.model_type, **record}
+    factored = [(pair, rank) for pair, rank in zip(pairs, ranks) if rank]
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        return factored_tensors(source, factored, settings.dense)
+
+    return Choice(config, tensors, about={"ranks": record, "energy_lost": lost})
+
+
+def _lost(pair: Pair, rank: int) -> float:
+    """The share of a pair's energy that a rank leaves out."""
+    return float(pair.energy[rank:].sum() / max(pair.energy.sum(), 1e-300)) if rank else 0.0
+
+
+def factored_tensors(
+    source: SourceModel, pairs: list[tuple[Pair, int]], dense: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of the model, with factors NAME.a.weight and NAME.b.weight (dense: products) of the pairs."""
+    by_name = {name: (pair, rank) for pair, rank in pairs for name in pair.names}
+    for parameter in source.parameters():
+        module, _, kind = parameter.rpartition(".")
+        value = source.tensor(parameter)
+        if module not in by_name:
+            yield parameter, value
+            continue
+        if kind != "weight":
+            yield parameter if dense else f"{module}.b.{kind}", value
+            continue
+        pair, rank = by_name[module]
+        shared = torch.from_numpy(np.ascontiguousarray(pair.vectors[:, :rank].T))  # [rank, n], float64
+        own = value.double() @ shared.T
+        if dense:
+            yield parameter, (own @ shared).float()
+            continue
+        if module == pair.names[0]:
+            yield f"{module}.a.weight", shared.float()
+        yield f"{module}.b.weight", own.float()
