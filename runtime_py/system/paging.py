@@ -1,12 +1,9 @@
-"""Weights in a mapped file: in huge pages where memory holds it, else what is needed next is asked for in one piece.
+"""Weights in a mapped file that memory does not hold as a whole: what is needed next is asked for in one piece.
 
-Linux keeps a file in huge pages where its file system can (XFS, ext4 since 6.16) and the mapping asks for them before
-the file is read. It is then read as fast as memory. What lies in small pages already stays there.
-
-Where memory does not hold the file: left alone, the system reads a page when a kernel touches it, and others around it
-that nobody asked for: its guess for files that are read on. Rows of experts are declared to be read anywhere
-(MADV_RANDOM), and an expert that a token goes to is asked for as a whole (MADV_WILLNEED), which reads what is not there
-yet and nothing else.
+Left alone, the system reads a page when a kernel touches it, and others around it that nobody asked for: its guess for
+files that are read on, or a whole huge page, which export/files/mapping.py asks for. Rows of experts are declared to be
+read anywhere (MADV_RANDOM), and an expert that a token goes to is asked for as a whole (MADV_WILLNEED), which reads
+what is not there yet and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 WILL_NEED = getattr(mmap, "MADV_WILLNEED", None)  # there is none on Windows
 _RANDOM = getattr(mmap, "MADV_RANDOM", None)
-_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux has it
+_SMALL = getattr(mmap, "MADV_NOHUGEPAGE", None)  # Linux has it
 
 
 def _file_of(array: np.ndarray) -> mmap.mmap | None:
@@ -39,16 +36,16 @@ def in_a_file(array: np.ndarray) -> bool:
     return _file_of(array) is not None
 
 
-def ask_for_huge_pages(arrays: Iterable[np.ndarray]) -> int:
-    """Ask for huge pages of every mapped file that one of the arrays lies in; how many files were asked for."""
+def in_small_pages(arrays: Iterable[np.ndarray]) -> int:
+    """Take back that huge pages were asked for every mapped file that one of the arrays lies in; how many files."""
     files = {id(file): file for file in map(_file_of, arrays) if file is not None}
-    asked = 0
+    told = 0
     for file in files.values():
         with suppress(OSError):  # a system without huge pages
-            if _HUGE is not None:
-                file.madvise(_HUGE)
-                asked += 1
-    return asked
+            if _SMALL is not None:
+                file.madvise(_SMALL)
+                told += 1
+    return told
 
 
 def read_anywhere(array: np.ndarray) -> bool:

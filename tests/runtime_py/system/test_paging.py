@@ -11,8 +11,9 @@ import numba as nb
 import numpy as np
 import pytest
 
+from export.files.mapping import mapped_bytes
 from runtime_py.simd.pages import will_need
-from runtime_py.system.paging import PAGE, ask_for_huge_pages, in_a_file, read_anywhere
+from runtime_py.system.paging import PAGE, in_a_file, in_small_pages, read_anywhere
 from tests.benchmarks.limited_memory import PageLimit
 
 PAGES = 4096
@@ -97,10 +98,12 @@ def flags_of(address: int) -> set[str]:
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
-def test_huge_pages_are_asked_for_the_whole_file_once(file):
-    mapped = np.memmap(file, np.uint8, "r")
+def test_a_file_is_in_huge_pages_until_memory_does_not_hold_it(file):
+    mapped = mapped_bytes(file, PAGES * PAGE)
     parts = [mapped[:64].view(np.float32), mapped[PAGE : 9 * PAGE].reshape(8, PAGE), np.zeros(8)]
-    assert "hg" not in flags_of(mapped.ctypes.data)
-    assert ask_for_huge_pages(parts) == 1
-    assert "hg" in flags_of(mapped.ctypes.data) and "hg" in flags_of(mapped.ctypes.data + file.stat().st_size - 1)
-    assert ask_for_huge_pages([np.zeros(8)]) == 0
+    first, last = mapped.ctypes.data, mapped.ctypes.data + mapped.nbytes - 1
+    assert "hg" in flags_of(first) and "hg" in flags_of(last)
+    assert in_small_pages([np.zeros(8)]) == 0
+    assert in_small_pages(parts) == 1
+    assert "hg" not in flags_of(first) and "nh" in flags_of(first)
+    assert mapped.tobytes() == file.read_bytes()
