@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
     place = tmp_path / "cache"
     place.mkdir()
     monkeypatch.setattr(store, "folder", lambda: place)
-    monkeypatch.setattr(store, "_SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr(store, "SHIPPED", tmp_path / "nothing")
     return place
 
 
