@@ -24,8 +24,8 @@ SUFFIX = ".athena-object"
 MOST_BYTES = 16 << 20
 _MAGIC = b"athena-object 1\n"
 _DIGEST = hashlib.sha256
-# Rooms, and a file, that compiled code comes from. Whole rooms, because finding out who imports whom takes longer than a
-# start may.
+# Rooms, and a file, that compiled code comes from. Whole rooms, because finding out who imports whom takes longer than
+# a start may.
 _ROOMS = ("engine/kernels", "engine/layout", "engine/loop", "engine/records", "engine/steps", "machine", "simd")
 _FILE = "engine/objects/compiling.py"
 
