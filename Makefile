@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo chat-demo check test test-long test-conformity test-arm rtl fuzz bench bench-real lint lock sbom clean
+.PHONY: demo kernels chat-demo check test test-long test-conformity test-arm rtl fuzz bench bench-real lint lock sbom clean
 
 # The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
 # alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
@@ -79,6 +79,11 @@ test-conformity: $(VENV)/.test
 test-arm: $(VENV)/.test
 	tests/arm/prepare.sh .arm $(BIN)/pip
 	HF_HUB_OFFLINE=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.arm.run .arm
+
+# Kernels of common widths and machines into the package, for a wheel that need not compile them: at a release, when no
+# source changes any more. Ten minutes of processor time.
+kernels: $(VENV)/.test
+	$(BIN)/python -m runtime_py.making rpi5 rpi4 aarch64 x86-64-v3 avx512
 
 # SDR units in gates against the codec, areas and energies; needs yosys, iverilog and qflow-tech-osu018, else skips.
 rtl: $(VENV)/.test

@@ -1,7 +1,11 @@
-"""Kernels of a whole model ahead of time: for this machine, or in a folder for another one."""
+"""Kernels of a whole model ahead of time: for this machine, or in a folder for another one; and those of the package.
+
+python -m runtime_py.making MACHINE ... compiles what most models need into the package, before a wheel is made.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,17 @@ from export.contract.errors import InputError
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.objects import store
 from runtime_py.engine.objects.drivers import compile_into, drivers
-from runtime_py.engine.objects.wanted import Wanted
+from runtime_py.engine.objects.wanted import LOOP, Wanted
+from runtime_py.engine.steps import table
+from runtime_py.engine.steps.makers import APART, PLAIN
 from runtime_py.load import open_model
-from runtime_py.machine.processor import aimed_at, processor
+from runtime_py.machine.isa import available
+from runtime_py.machine.processor import Processor, aimed_at, processor
+from runtime_py.machine.widths import HALVES, RAW, TRELLIS, WIDTHS, Tag
+
+# Steps of a decoder of Llama's kind, and the widths that presets store.
+_COMMON = (table.EMBED, table.NORM, table.QUANTIZE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND)
+_COMMON_BITS = (2, 3, 4)
 
 
 def make(model: Path, machine: str, output: Path, cache_bits: int = 16) -> list[int]:
@@ -50,6 +62,36 @@ def ready(model: Path, cache_bits: int = 16, kernels: Path | None = None) -> tup
     return why, None if place is None else str(place), taken
 
 
+def common(machine: Processor) -> list[Wanted]:
+    """What most models need on a machine."""
+    isa = available(machine)[0]
+    paths = TRELLIS if isa == "avx512vbmi" else HALVES  # as records/stored_matrix.py takes them
+    tags = [RAW, *(kind[bits] for bits in _COMMON_BITS for kind in (WIDTHS, paths))]
+    found = [Wanted(LOOP, "", None, isa)]
+    for makers in (PLAIN, APART):
+        found += [Wanted(makers[step], table.NAMES[step], None, isa) for step in _COMMON]
+        found += [Wanted(makers[table.MATMUL], table.NAMES[table.MATMUL], _width(tag), isa) for tag in tags]
+    return found
+
+
+def _width(tag: Tag) -> tuple[str, int]:
+    return tag.kind, int(tag.value)
+
+
+def ship(machines: Sequence[str], place: Path = store.SHIPPED) -> int:
+    """Put the common kernels of machines into a folder, in place of what is there; their bytes."""
+    place.mkdir(exist_ok=True)
+    for path in place.glob(f"*{store.SUFFIX}"):
+        path.unlink()
+    for name in machines:
+        compile_into(place, common(processor(name)), processor(name))
+    return sum(path.stat().st_size for path in place.glob(f"*{store.SUFFIX}"))
+
+
 def _wanted(runner: Any) -> Sequence[Wanted]:
     assert isinstance(runner, Engine)
     return runner.wanted()
+
+
+if __name__ == "__main__":
+    print(f"{ship(sys.argv[1:])} bytes in {store.SHIPPED}")

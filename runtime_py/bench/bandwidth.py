@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-import numba as nb
+import runtime_py.system.numba_ready  # noqa: F401 (before Numba)
+
+import numba as nb  # isort: skip
 import numpy as np
 
 from runtime_py.simd.atomics import barrier

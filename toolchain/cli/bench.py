@@ -95,7 +95,7 @@ def warmup(
     if machine != "this" or output is not None:
         if output is None or kernels is not None:
             raise InputError("--machine goes with -o, the folder that gets the kernels, and not with --kernels")
-        made = make(folder, machine, expanded(output), cached.cache_bits)
+        made = make(folder, machine, expanded(str(output)), cached.cache_bits)
         elapsed = time.perf_counter() - start
         if json:
             print_json(
@@ -111,7 +111,7 @@ def warmup(
         print(f"{len(made)} kernels for {machine} in {elapsed:.1f} s: {output}, {size_text(sum(made))}")
         print(f"there: athena-export warmup {folder.name} --kernels {output.name}")
         return
-    why, place, taken = ready(folder, cached.cache_bits, None if kernels is None else expanded(kernels))
+    why, place, taken = ready(folder, cached.cache_bits, None if kernels is None else expanded(str(kernels)))
     elapsed = time.perf_counter() - start
     if json:
         print_json({"seconds": elapsed, "cache": place, "interpreted": why, "taken": taken})

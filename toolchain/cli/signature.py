@@ -24,7 +24,6 @@ import typer
 from typer.core import TyperCommand
 
 from toolchain.cli.common import whole_numbers
-from toolchain.cli.spellings.former import modern_arguments
 from toolchain.settings.option import Declared, as_text, assembled, declared, default_text
 
 Command = Callable[..., None]
@@ -80,6 +79,8 @@ class QuantizeCommand(OptionsCommand):
     """A command that also knows the options' former spellings."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        from toolchain.cli.spellings.former import modern_arguments
+
         args, notes = modern_arguments(args)
         for note in notes:
             print(f"[{note}]", file=sys.stderr)

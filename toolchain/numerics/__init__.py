@@ -2,6 +2,4 @@
 
 from __future__ import annotations
 
-from runtime_py.system import jit_cache
-
-jit_cache.install()  # before any module of this package compiles
+from runtime_py.system import numba_ready  # noqa: F401 (before any module of this package)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.errors import InputError
-from runtime_py.system import jit_cache
+from runtime_py.system import numba_ready  # noqa: F401 (before any module of this package)
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.solver import FORMAT_SOLVERS, METHODS
 
 if TYPE_CHECKING:
     import torch
 
-jit_cache.install()  # before any module of this package compiles
 IN_TORCH = ("athena",)  # methods whose quantize() takes a device
 Method = Callable[..., StoredMatrix]
 

@@ -24,17 +24,10 @@ SUFFIX = ".athena-object"
 MOST_BYTES = 16 << 20
 _MAGIC = b"athena-object 1\n"
 _DIGEST = hashlib.sha256
-# Rooms that compiled code comes from. Whole rooms, because finding out who imports whom takes longer than a start may.
-_ROOMS = (
-    "engine/kernels",
-    "engine/layout",
-    "engine/loop",
-    "engine/objects",
-    "engine/records",
-    "engine/steps",
-    "machine",
-    "simd",
-)
+# Rooms, and a file, that compiled code comes from. Whole rooms, because finding out who imports whom takes longer than
+# a start may.
+_ROOMS = ("engine/kernels", "engine/layout", "engine/loop", "engine/records", "engine/steps", "machine", "simd")
+_FILE = "engine/objects/compiling.py"
 
 
 class Damaged(Exception):
@@ -76,9 +69,9 @@ def origin(wanted: Wanted, processor: Processor) -> Origin:
 def sources() -> str:
     """16 hexadecimal digits over every source file that kernels come from."""
     found = _DIGEST()
-    for room in _ROOMS:
-        for path in sorted((ROOT / "runtime_py" / room).rglob("*.py")):
-            found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    base = ROOT / "runtime_py"
+    for path in [base / _FILE, *(path for room in _ROOMS for path in sorted((base / room).rglob("*.py")))]:
+        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 
 

@@ -31,7 +31,7 @@ from runtime_py.engine.objects.wanted import AMX, LOOP, Wanted
 from runtime_py.machine.isa import pick
 from runtime_py.machine.processor import NAMED, Processor, this_processor
 
-_SHIPPED = Path(__file__).with_name("shipped")
+SHIPPED = Path(__file__).with_name("shipped")
 _KEPT = 2000  # files of the cache; the oldest go
 
 
@@ -85,7 +85,7 @@ def read(path: Path, wanted: Wanted, processor: Processor) -> bytes:
 def find(wanted: Wanted) -> bytes | None:
     """The machine code of what is wanted, from the cache or the package; None where there is none that fits."""
     own = folder()
-    for place in (_SHIPPED,) if own is None else (own, _SHIPPED):
+    for place in (SHIPPED,) if own is None else (own, SHIPPED):
         for processor in suiting():
             path = path_in(place, wanted, processor)
             try:
@@ -146,7 +146,7 @@ def _why_none(source: Path) -> str:
 
 def has(maker: str) -> bool:
     """Whether the cache or the package has an object of a maker that runs here, for whatever model."""
-    places = [place for place in (folder(), _SHIPPED) if place is not None]
+    places = [place for place in (folder(), SHIPPED) if place is not None]
     return any(any(place.glob(f"{maker}-*-{p.name}-*{SUFFIX}")) for place in places for p in suiting())
 
 

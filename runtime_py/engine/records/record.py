@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -35,11 +36,13 @@ class Record(Generic[T]):
     Values: ClassVar[Any]  # the named tuple that compiled code reads
 
     @classmethod
+    @cache
     def names(cls) -> tuple[str, ...]:
         """Fields in the order of the row."""
         return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
 
     @classmethod
+    @cache
     def reals(cls) -> frozenset[str]:
         """Fields that are float32."""
         return frozenset(f.name for f in fields(cls) if f.metadata.get("real"))  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ import pytest
 
 from export.artefacts.reader import read_graph
 from runtime_py.engine.engine import Engine
-from runtime_py.engine.kernels import paths
 from runtime_py.engine.records import stored_matrix
 from runtime_py.load import open_model
 from runtime_py.machine.isa import available
@@ -52,12 +51,12 @@ def test_any_levels_are_taken_where_256_are_looked_up_and_sums_everywhere(folder
     monkeypatch.setattr(stored_matrix, "pick", lambda: isa)
     graph = read_graph(folder)
     node = next(n for n in graph.nodes if n.op_type == "TrellisCodebookMatMul")
-    assert paths.runs_directly(node, graph)
+    assert stored_matrix.runs_directly(node, graph)
     book = graph.weights[node.inputs[2]].copy()
     book[0, 7] += 1
     other = replace(graph, weights={**graph.weights, node.inputs[2]: book})
-    assert paths.runs_directly(node, other) == (isa == "avx512vbmi")
+    assert stored_matrix.runs_directly(node, other) == (isa == "avx512vbmi")
     layout = replace(node.matrix_layout(), state_bits=7)
     assert not stored_matrix.takes(layout, book)
     computed = {name: array for name, array in graph.weights.items() if name != node.inputs[2]}
-    assert not paths.runs_directly(node, replace(graph, weights=computed))
+    assert not stored_matrix.runs_directly(node, replace(graph, weights=computed))

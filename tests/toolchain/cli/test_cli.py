@@ -15,6 +15,7 @@ import pytest
 
 from export import __version__
 from runtime_py.load import open_model
+from runtime_py.machine.isa import available
 from tests.conftest import shared
 
 
@@ -267,6 +268,40 @@ def test_bench_of_a_real_shape(random_folder):
     assert data["file_bytes"] < data["peak_rss_bytes"] < 1.15 * data["file_bytes"] + 450e6
     table = athena("bench", random_folder, *quick).stdout
     assert "prefill 32" in table and "of the" in table
+
+
+def test_a_start_from_objects_is_one_without_numba(exported):
+    out, _ = exported
+    tokens = athena_json("run", out, "--max-tokens", 3)["token_ids"]  # compiles what is missing
+    code = "import sys; sys.modules['numba'] = None; from toolchain.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", out, "--max-tokens", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["token_ids"] == tokens, done.stderr
+
+
+@pytest.mark.long
+def test_kernels_for_other_machines(exported, tmp_path):
+    """Those of an older x86 run here, too, and give the same text."""
+    out, _ = exported
+    for machine in ("rpi5", "x86-64-v3"):
+        made = athena_json("warmup", out, "--machine", machine, "-o", tmp_path / machine)
+        assert made["objects"] > 10 and made["bytes"] < 600e3
+    assert "not for" in athena("warmup", out, "--kernels", tmp_path / "rpi5", code=2).stderr
+    if "avx2" in available():
+        environment = {**os.environ, "ATHENA_ISA": "avx2", "ATHENA_CACHE_DIR": str(tmp_path / "cache")}
+        run = [sys.executable, "-m", "toolchain"]
+        options = {"env": environment, "capture_output": True, "text": True, "check": True}
+        subprocess.run([*run, "warmup", out, "--kernels", tmp_path / "x86-64-v3"], **options)
+        done = subprocess.run([*run, "run", out, "--max-tokens", "5", "--json"], **options)
+        assert "compiling" not in done.stderr
+        assert json.loads(done.stdout)["token_ids"] == athena_json("run", out, "--max-tokens", 5)["token_ids"]
+
+
+def test_warmup_says_what_goes_with_what(exported, tmp_path):
+    out, _ = exported
+    assert "--machine goes with -o" in athena("warmup", out, "--machine", "rpi5", code=2).stderr
+    assert "choose one of this" in athena("warmup", out, "--machine", "cray", "-o", tmp_path / "k", code=2).stderr
+    assert "is not a folder" in athena("warmup", out, "--kernels", tmp_path / "none", code=2).stderr
 
 
 def test_warmup_and_both_sides_of_random(random_folder, tmp_path):
