@@ -4,7 +4,8 @@ Inputs are mutations of real files, of their bytes and of their structure; an in
 new way, becomes a seed for more (so the corpus grows into the code). With --coverage the mutations are guided by
 atheris (libFuzzer) instead, one target at a time. A finding is any exception but the two that are one line, an error of
 several lines, a crash, a hang of 20 seconds of processor time (or 200 on the clock), or more than 3 GB of memory. It
-ends the run and is kept under --findings; tests/fuzz/regressions/ holds those that were mended, and test_fuzz.py replays them.
+ends the run and is kept under --findings; tests/fuzz/regressions/ holds those that were mended, and test_fuzz.py
+replays them.
 """
 
 from __future__ import annotations
