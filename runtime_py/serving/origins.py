@@ -21,8 +21,8 @@ def check_page(scope: Mapping[str, Any], allowed: Sequence[str]) -> None:
         return
     host = _header(scope, b"host")
     address = (scope.get("server") or ("", 0))[0]
-    if origin.partition("://")[2] == host and (is_local(_name(host)) or not is_local(address)):
-        return  # its own page; a name that leads to this machine alone is no proof of that
+    if origin.partition("://")[2] == host and (_cannot_be_made(_name(host)) or not is_local(address)):
+        return  # its own page; that a name leads to this machine alone is no proof of that
     raise ApiError(
         403,
         f"the page at {origin[:100]} may not call this server: --allow-origin names those that may, --api-key lets all",
@@ -38,6 +38,17 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _cannot_be_made(host: str) -> bool:
+    """Whether nobody can make this name lead elsewhere: an address, or one that browsers keep for this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _header(scope: Mapping[str, Any], wanted: bytes) -> str:

@@ -271,7 +271,7 @@ def optimum(work) -> dict:
     built = [str(folders.build(name, work)) for name in folders.names()]
     done = subprocess.run(
         [python, str(script), *built], input=json.dumps({"tokens": PROMPT, "count": COUNT}), capture_output=True,
-        text=True,
+        text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},  # its own packages
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -198,6 +198,11 @@ def test_what_the_browser_kept_is_not_trusted(page, kept):
     assert roles(page) == []
 
 
+def within(page, width, *names):
+    boxes = [page.locator(name).bounding_box() for name in names]
+    return all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+
+
 @pytest.mark.parametrize("width, scheme", [(390, "dark"), (390, "light"), (1280, "dark"), (1280, "light")])
 def test_it_fits(page, width, scheme):
     page.set_viewport_size({"width": width, "height": 800})
@@ -211,10 +216,12 @@ def test_it_fits(page, width, scheme):
     page.wait_for_selector("#model option", state="attached")
     measure = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(measure) == 0
+    for length in (8, 80):  # names of other models
+        page.evaluate("name => document.querySelector('#model').append(new Option(name))", "n" * length)
+        assert within(page, width, "#model", "#new", "#open-settings", "#input", "#send")
     page.click("#open-settings")
     assert page.evaluate(measure) == 0
-    boxes = [page.locator(name).bounding_box() for name in ("#input", "#send", "#settings")]
-    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    assert within(page, width, "#input", "#send", "#settings")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
     page.select_option("#theme", "dark" if scheme == "light" else "light")
