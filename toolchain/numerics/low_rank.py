@@ -44,8 +44,8 @@ class SharesFactor(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first, last = self._first[0], getattr(_running, "last", None)
         _running.last = None
-        known = last is not None and last[0] is first and last[1] is x
-        out: torch.Tensor = self.b(last[2] if known else first.a(x))
+        inner = last[2] if last is not None and last[0] is first and last[1] is x else first.a(x)
+        out: torch.Tensor = self.b(inner)
         return out
 
 
@@ -86,7 +86,7 @@ def factor_names(spec: ModelSpec) -> set[str]:
 
 def _factors(spec: ModelSpec) -> dict[str, tuple[str, str]]:
     """Full names: every shared factor, and the two layers that read it."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for number in range(spec.blocks):
         prefix, names = spec.block_name(number), spec.names(number)
         pairs = ((names.shared.query_key, names.query, names.key), (names.shared.gate_up, names.gate, names.up))

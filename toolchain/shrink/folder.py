@@ -79,7 +79,7 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dt
     if len(shards) == 1:
         (folder / "0.safetensors").rename(folder / SINGLE)
         return count
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"{number}.safetensors").rename(folder / file)

@@ -87,7 +87,10 @@ class ShrinkRun:
         return self.windows(self.settings.sequences, self.settings.sequence_length)
 
     def work(self, folder: Path) -> Work:
-        return Work(self.source, self.spec, self.settings, self.freedom, self.budget, self.tokens, folder, self.quiet)
+        return Work(
+            self.source, self.spec, self.settings, self.freedom, self.budget, self.tokens, folder, self.precision,
+            self.quiet,
+        )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that was stopped."""

@@ -33,7 +33,8 @@ def measured_importance(
     """tokens: int64 [sequences, length]."""
     output, down = spec.block.attention_output, spec.block.down
     assert output is not None and down is not None
-    found = Importance(*(np.zeros((spec.layers, n)) for n in (spec.heads, spec.feed_forward)), np.zeros(spec.layers))
+    heads, channels = np.zeros((spec.layers, spec.heads)), np.zeros((spec.layers, spec.feed_forward))
+    found = Importance(heads, channels, np.zeros(spec.layers))
     runner = BlockRunner(source, spec, precision)
     hidden = runner.embed(tokens)
     with Reporter("Measuring", spec.layers, quiet) as report:

@@ -66,9 +66,8 @@ class RotatedSource(FoldedSource):
             mlp_norm = attention_norm if block.mlp_norm is None else prefix + block.mlp_norm
             for layer in block.first():
                 self._read(prefix + layer, attention_norm, turn)
-            for name in block.feed_forward_readers():
-                if name:
-                    self._read(prefix + name, mlp_norm, turn)
+            for reader in block.feed_forward_readers():
+                self._read(prefix + reader, mlp_norm, turn)
             space = None if block.state_space is None else block.state_space.output
             for name in (block.attention_output, space, block.down):
                 for part in ("weight", "bias"):
