@@ -56,15 +56,17 @@ class Engine:
         processors: Sequence[int] = (),
         terms: Terms | None = None,
         cache_bits: int = 16,
+        bits: int | None = None,
     ) -> None:
         """threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
-        terms: the adapters that a state can have. cache_bits: of each cached key and value, 16, 8 or 4.
+        terms: the adapters that a state can have. cache_bits: of each cached key and value, 16, 8 or 4. bits: at which
+        nested codes were read, below their full width; None: all of them.
 
         Raises Unplannable when the graph has something this cannot run.
         """
         self._terms = terms or Terms()
         self.adapters = self._terms.names
-        self.cache_bits = cache_bits
+        self.cache_bits, self.bits = cache_bits, bits
         planned = plan_decoder(graph, CHUNK, self._terms.slots, cache_bits)
         self._folder = planned.folder
         self._attention = planned.attention

@@ -43,6 +43,7 @@ class Opening:
     processors: Sequence[int] = ()
     prompts: Callable[[Path, Any, str], PromptCache | None] | None = None  # opens the cache of a model's prompts
     cache_bits: int = 16  # of keys and values of models that generate text
+    bits: int | None = None  # at which nested codes are read
     _told: set[str] = field(default_factory=set)  # models whose notices were given
 
     def models(self, folders: Sequence[tuple[str, Path]]) -> list[Model]:
@@ -69,8 +70,9 @@ class Opening:
         template = open_template(folder, self.chat_template)
         try:
             generator = TextGenerator(
-                folder, "int8", self.threads, self.mapped, self.processors, None, cache_bits=self.cache_bits
-            )
+                folder, "int8", self.threads, self.mapped, self.processors, None, cache_bits=self.cache_bits,
+                bits=self.bits,
+            )  # fmt: skip
             if self.settings.max_context is not None:
                 generator.limit_context(self.settings.max_context)
             try:  # compiles before a client waits

@@ -115,6 +115,7 @@ class TextGenerator:
         adapters: Sequence[str] | None = (),
         speculate: str = AUTO,
         cache_bits: int = 16,
+        bits: int | None = None,
     ) -> None:
         """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 
@@ -125,7 +126,7 @@ class TextGenerator:
         self.folder = Path(folder)
         checked(speculate)
         self.session, self.interpreted = open_model(
-            self.folder, activations, threads, mapped, processors, adapters, cache_bits
+            self.folder, activations, threads, mapped, processors, adapters, cache_bits, bits
         )
         self.adapter = adapters[0] if adapters else ""
         self.speculation = Speculation(self.session, speculate)

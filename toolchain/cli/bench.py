@@ -12,7 +12,7 @@ import typer
 
 from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, FLOATS, Execution, KeyValueCache
+from toolchain.settings.execution import AS_IT_IS, FLOATS, FULL_WIDTH, Execution, KeyValueCache, Width
 from toolchain.settings.serving import MEASURED, BenchOptions
 
 Folder = Annotated[Path, typer.Argument(help="Model folder made by `export`.")]
@@ -26,6 +26,7 @@ def bench(
     asked: BenchOptions = MEASURED,
     execution: Execution = AS_IT_IS,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def bench(
     announce_compilation()
     settings = BenchSettings(
         asked.prompt_lengths, asked.depths, asked.tokens, asked.rounds, execution.threads, execution.mmap,
-        execution.cpus, cached.cache_bits,
+        execution.cpus, cached.cache_bits, width.bits,
     )  # fmt: skip
     result = measure(folder, settings)
     if save and (folder / "report.json").exists():
@@ -67,14 +68,14 @@ def bench(
 
 @guarded
 @with_options
-def warmup(folder: Folder, cached: KeyValueCache = FLOATS, json: Json = False) -> None:
+def warmup(folder: Folder, cached: KeyValueCache = FLOATS, width: Width = FULL_WIDTH, json: Json = False) -> None:
     """Compile the kernels for this folder and machine ahead of time; later starts find them on disk."""
     from runtime_py.load import open_model
     from runtime_py.system.jit_cache import cache_folder
 
     announce_compilation()
     start = time.perf_counter()
-    model, why = open_model(folder, cache_bits=cached.cache_bits)
+    model, why = open_model(folder, cache_bits=cached.cache_bits, bits=width.bits)
     model.forward(model.new_state(), [0], last_only=True)
     if not why:
         model.step([model.new_state(), model.new_state()], [0, 0])  # what a server with several clients runs

@@ -17,6 +17,7 @@ from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
     FLOATS,
+    FULL_WIDTH,
     GUESSING,
     NO_ADAPTER,
     NO_PROMPT_CACHE,
@@ -25,6 +26,7 @@ from toolchain.settings.execution import (
     Guessing,
     KeyValueCache,
     PromptCaching,
+    Width,
 )
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
@@ -47,6 +49,7 @@ def chat(
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
@@ -71,7 +74,7 @@ def chat(
     announce_compilation()
     generator = TextGenerator(
         folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), speculate,
-        cached.cache_bits,
+        cached.cache_bits, width.bits,
     )  # fmt: skip
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
@@ -112,6 +115,7 @@ def serve(
     limits: ServeOptions = LIMITS,
     execution: Execution = AS_IT_IS,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     caching: PromptCaching = NO_PROMPT_CACHE,
 ) -> None:
     """Serve models over HTTP with the OpenAI API: chat, completions, responses, embeddings, rerank; metrics.
@@ -150,11 +154,15 @@ def serve(
     opening = Opening(
         settings, metrics, Turns(), log, chat_template, execution.threads,
         True if several and execution.mmap is None else execution.mmap, execution.cpus, caching.open,
-        cache_bits=cached.cache_bits,
+        cache_bits=cached.cache_bits, bits=width.bits,
     )  # fmt: skip
     models = opening.models(named)
     if all(is_reranker(place) or is_encoder(place) for _, place in named):
-        for option, given in (("--prompt-cache", caching.prompt_cache), ("--cache-bits", cached.cache_bits != 16)):
+        for option, given in (
+            ("--prompt-cache", caching.prompt_cache),
+            ("--cache-bits", cached.cache_bits != 16),
+            ("--bits", width.bits),
+        ):
             if given:
                 raise InputError(f"{option} is for models that generate text")
     listening = bind(host, port)

@@ -15,6 +15,7 @@ from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
     FLOATS,
+    FULL_WIDTH,
     GUESSING,
     INT8,
     NO_ADAPTER,
@@ -25,6 +26,7 @@ from toolchain.settings.execution import (
     Guessing,
     KeyValueCache,
     PromptCaching,
+    Width,
 )
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
 
@@ -38,6 +40,7 @@ def run(
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
@@ -57,7 +60,7 @@ def run(
     announce_compilation()
     generator = TextGenerator(
         folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names(),
-        speculate, cached.cache_bits,
+        speculate, cached.cache_bits, width.bits,
     )  # fmt: skip
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)

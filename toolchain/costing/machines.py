@@ -86,8 +86,9 @@ def work_of(graph: Graph, phase: Phase) -> list[Operation]:
 
 
 def command(
-    folder: Path, names: list[str] | None, work: WorkSettings, machine: MachineSettings, batch: str, profile: str
-) -> str:
+    folder: Path, names: list[str] | None, work: WorkSettings, machine: MachineSettings, batch: str, profile: str,
+    bits: int | None = None,
+) -> str:  # fmt: skip
     """The command that makes the same figures."""
     words = ["athena-export", "cost", str(folder)]
     for name in names or DEFAULT:
@@ -95,6 +96,7 @@ def command(
     words += ["--phase", work.phase, "--context", str(work.context), "--profile", profile]
     words += ["--objective", work.objective]
     words += ["--batch", batch] if batch != "1" else []
+    words += ["--bits", str(bits)] if bits is not None else []
     for change in machine.set:
         words += ["--set", change]
     words += ["--area", machine.area] if machine.area else []

@@ -60,6 +60,22 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
+class Width:
+    """How much of nested codes is read."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    bits: Optional[int] = option(
+        None, "Width at which nested codes are read (export --nested); fewer bits are faster and cost quality",
+        low=1, high=8, unset="all there are", common=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raises InputError on another number."""
+        check_limits(self)
+
+
+@dataclass(frozen=True)
 class Guessing:
     """Guessed tokens; runtime_py/speculation checks what is asked for."""
 
@@ -120,5 +136,6 @@ class Adapted:
         return [self.adapter] if self.adapter else []
 
 
+FULL_WIDTH = Width()
 EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
 NO_PROMPT_CACHE, NO_ADAPTER, GUESSING, FLOATS = PromptCaching(), Adapted(), Guessing(), KeyValueCache()
