@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.stepping import Stepped
 from runtime_py.system.memory import free_memory
 from runtime_py.system.paging import let_go
+from runtime_py.widths.schedule import Schedule
 
 ACTIVATIONS = ("int8", "float32")
 CACHE_BITS = (16, 8, 4)
@@ -73,7 +74,7 @@ def open_model(
     processors: Sequence[int] = (),
     adapters: Sequence[str] | None = (),
     cache_bits: int = 16,
-    bits: int | None = None,
+    bits: int | Schedule | None = None,
 ) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
@@ -82,7 +83,8 @@ def open_model(
     huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
     processors: numbers of those that keep one thread each. adapters: names of those of the folder that a state can
     have; None: all of them. A few percent of speed go where there are any. cache_bits: of each cached key and value, 16
-    (float16 or float32), 8 or 4 (integers). bits: the width at which nested codes are read; None: the full one.
+    (float16 or float32), 8 or 4 (integers). bits: the width at which nested codes are read; None: the full one. A
+    schedule: widths that change while an answer grows, in memory or mapped all at once.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks, or has no cache of
     such bits, or no nested codes of that width.
     """
@@ -102,12 +104,18 @@ def open_model(
     stays = partial(_stays_mapped, mapped, hints.get("mmap"))
     whole = read_graph(Path(folder), mapped=stays)
     below = bits if bits != full_width(whole) else None  # the width, where it is not all there is
-    (graph,) = _at_widths(whole, [bits], stays)
+    widths = list(bits.widths) if isinstance(bits, Schedule) else [bits]
+    graph, *others = _at_widths(whole, widths, stays)
     del whole  # and with it what nobody reads of the mapped file
     free = free_memory()  # where weights were read there was room for them before
     graph = replace(graph, larger_than_memory=free is not None and sum(graph.files.values()) > free)
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
         found = folder_adapters(graph, adapters)
+        if isinstance(below, Schedule):
+            if found or activations != "int8":
+                raise InputError("--schedule goes with neither adapters nor --activations float32")
+            graphs = dict(zip(below.widths, [graph, *others]))
+            return _scheduled(graphs, below, threads, processors, cache_bits)
         return _runner(graph, activations, threads, processors, found, cache_bits, below)
 
 
@@ -156,6 +164,21 @@ def _runner(
         if cache_bits != 16:
             raise InputError(f"--cache-bits {cache_bits} cannot be had: {error}") from None
         return Session(graph, ReferenceTerms(adapters, sites)), f"not planned: {error}"
+
+
+def _scheduled(
+    graphs: Mapping[int, Graph], schedule: Schedule, threads: int | None, processors: Sequence[int], cache_bits: int
+) -> tuple[Runner, str]:
+    from runtime_py.engine.engine import Engine
+    from runtime_py.widths.runner import Scheduled
+
+    engines = {}
+    for width, graph in graphs.items():
+        runner, why = _runner(graph, "int8", threads, processors, (), cache_bits)
+        if not isinstance(runner, Engine):
+            raise InputError(f"--schedule needs the compiled engine, which does not run this model here: {why}")
+        engines[width] = runner
+    return Scheduled(engines, schedule), ""
 
 
 def _hints(folder: Path) -> dict[str, Any]:

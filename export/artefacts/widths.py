@@ -54,12 +54,12 @@ def at_width(graph: Graph, bits: int | None, part: Part = read_at) -> Graph:
     nested = {node.name: layout for node, layout in _nested(graph)}
     if not nested:
         if bits is not None:
-            raise InputError(f"{graph.folder}: --bits is for folders made with --nested; these codes have one width")
+            raise InputError(f"{graph.folder}: its codes have one width; others have folders made with --nested")
         return graph
     widths = widths_of(graph) or range(0)
     if bits is not None and bits not in widths:
         has = f"{widths.start} to {widths.stop - 1}" if widths else "no width in common"
-        raise InputError(f"{graph.folder}: --bits {bits} is not among its widths, {has}")
+        raise InputError(f"{graph.folder}: {bits} bits are not among the widths of its codes, {has}")
     weights, nodes = dict(graph.weights), []
     made: dict[tuple[str, ...], list[str]] = {}  # a matrix that several layers share is joined once
     for node in graph.nodes:

@@ -163,9 +163,20 @@ class Engine:
             widen(state, self._items)
             grow(state, self._attention, total)
 
-    def held_bytes(self) -> int:
+    def widen_as(self, other: Engine) -> None:
+        """Keep cached numbers at least as wide as another engine of the folder does; they take turns at a state."""
+        if other._items != self._items:
+            with self._lock:
+                pairs = zip(self._items, other._items)
+                self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in pairs)
+
+    def arrays(self) -> list[np.ndarray]:
         """Weights, tables and buffers."""
-        return held_bytes([*self._folder.arrays(), *self._program.arrays(), *self._rotations])
+        return [*self._folder.arrays(), *self._program.arrays(), *self._rotations]
+
+    def held_bytes(self) -> int:
+        """What they take."""
+        return held_bytes(self.arrays())
 
     def state_bytes(self, tokens: int) -> int:
         """Most that a state of so many tokens takes, with what the engine keeps beside it for so many."""

@@ -20,6 +20,7 @@ from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from runtime_py.text.special_tokens import splits_special_tokens
 from runtime_py.text.tokenizing import TooLong, encode_prompt, most_bytes, open_tokenizer
+from runtime_py.widths.schedule import Schedule
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -115,7 +116,7 @@ class TextGenerator:
         adapters: Sequence[str] | None = (),
         speculate: str = AUTO,
         cache_bits: int = 16,
-        bits: int | None = None,
+        bits: int | Schedule | None = None,
     ) -> None:
         """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 

@@ -10,6 +10,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from export.artefacts.reader import read_graph
 from export.artefacts.widths import at_width, full_width, in_memory, shape_at, widths_of
@@ -18,6 +20,7 @@ from export.contract.formats.nested import NestedLayout
 from export.contract.packing import pack
 from export.model_folder import write_model_folder
 from runtime_py.load import open_model
+from runtime_py.widths.schedule import Schedule, confident_at
 from tests.runtime_py.tiny import _CONFIG, write_tiny
 from toolchain.pipeline.published_shapes import SHAPES
 from toolchain.pipeline.random import RandomCheckpoint
@@ -111,12 +114,81 @@ def test_graphs_of_several_widths_share_what_is_the_same(folders):
 
 def test_what_is_not_there_is_refused(folders):
     for folder, bits, told in (
-        (0, 5, "--bits 5 is not among its widths, 2 to 4"),
+        (0, 5, "5 bits are not among the widths of its codes, 2 to 4"),
         (0, 1, "2 to 4"),
         (3, 3, "--nested"),
     ):
         with pytest.raises(InputError, match=told):
             open_model(folders[folder], bits=bits)
+
+
+def test_a_schedule_is_each_width_in_turn_at_one_cache(folders):
+    """Logits, to the bit, of engines of each width that are called by hand; several texts at different steps, too."""
+    scheduled, _ = open_model(folders[0], bits=Schedule.read("prefill=4,0=3,2=2"), threads=2)
+    engines = {bits: open_model(folders[0], bits=bits, threads=2)[0] for bits in (2, 3, 4)}
+    state, other = scheduled.new_state(), engines[4].new_state()
+    expected = [engines[4].forward(other, TOKENS, last_only=True)]
+    found = [scheduled.forward(state, TOKENS, last_only=True)]
+    for token, bits in ((7, 3), (8, 3), (9, 2), (10, 2)):
+        assert scheduled.width_of(state) == bits
+        expected.append(engines[bits].forward(other, [token]))
+        found.append(scheduled.forward(state, [token]))
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+    assert scheduled.rewind(state, len(TOKENS) + 1) == len(TOKENS) + 1 and scheduled.width_of(state) == 3
+    np.testing.assert_array_equal(scheduled.forward(state, [8]), expected[2])
+    fresh = scheduled.new_state()
+    scheduled.forward(fresh, TOKENS)
+    together = scheduled.step([state, fresh], [9, 7])
+    np.testing.assert_array_equal(together[0], expected[3][-1])
+    np.testing.assert_array_equal(together[1], expected[1][-1])
+    assert [scheduled.bytes_of(bits) for bits in (2, 3, 4)] == [one.bytes_per_token for one in engines.values()]
+    assert scheduled.held_bytes() < sum(one.held_bytes() for one in engines.values())
+
+
+def test_a_confident_token_ends_the_wide_ones(folders):
+    scheduled, _ = open_model(folders[0], bits=Schedule.read("0=4,confident=2"), threads=1)
+    state = scheduled.new_state()
+    scheduled.forward(state, TOKENS)
+    chances = []
+    for token in range(40):
+        expected = 2 if state.narrow_from is not None else 4
+        assert scheduled.width_of(state) == expected
+        chances = list(state.chances)
+        scheduled.forward(state, [token + 20])
+    assert state.narrow_from is not None and confident_at(state.chances)
+    assert state.narrow_from == len(state.chances) - 1 or not chances
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "4",
+        "0=9",
+        "1=4",
+        "0=4,0=3",
+        "0=4,00=3",
+        "prefill=4",
+        "0=4,x=2",
+        "0=4,-1=2",
+        "0=4,confident=",
+        "0=44",
+        "0=4,,",
+    ],
+)
+def test_what_is_no_schedule_is_refused(text):
+    with pytest.raises(InputError, match="--schedule is prefill=WIDTH"):
+        Schedule.read(text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.integers(1, 500), st.integers(1, 8), max_size=6), st.integers(1, 8), st.integers(1, 8))
+def test_the_width_of_a_step_is_that_of_the_last_entry_up_to_it(later, first, prefill):
+    steps = {0: first, **later}
+    made = Schedule.read(",".join([f"prefill={prefill}", *(f"{step}={width}" for step, width in steps.items())]))
+    for step in range(0, 600, 7):
+        assert made.width(step) == steps[max(known for known in steps if known <= step)]
+    assert made.widths == tuple(sorted({prefill, *steps.values()}))
 
 
 _TOUCH = """

@@ -43,6 +43,9 @@ def cost(
     bits: Annotated[
         Optional[int], typer.Option(help="Width at which nested codes are read; default: all bits.")
     ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="With --generate: widths of nested codes by step, such as prefill=4,0=4,64=3,256=2.")
+    ] = "",
     page: Page = None,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
@@ -56,12 +59,14 @@ def cost(
     from toolchain.report import model_report as report
 
     low, high = machines.batches(batch)
-    graph = at_width(read_graph(folder), bits, shape_at)
+    whole = read_graph(folder)
+    graph = at_width(whole, bits, shape_at)
     phase, objective = Phase.of(work.phase, work.context, low), work.objective
     chosen = machines.machines(graph, phase, target, machine, profile, objective)
     done = machines.work_of(graph, phase)
     reports = [price(done, phase, one, profile, objective) for one in chosen]
-    generations = machines.generations(graph, chosen, generate, low, profile, objective) if generate else []
+    prompted, later = machines.scheduled(whole, schedule, bool(generate), bits) if schedule else (graph, [])
+    generations = machines.generations(prompted, chosen, generate, low, profile, objective, later) if generate else []
     curves = [machines.curve(graph, phase, one, (low, high), profile, objective) for one in chosen if high > low]
     turns = machines.turns(graph, phase, chosen, objective)
     command = machines.command(folder, target, work, machine, batch, profile, bits)

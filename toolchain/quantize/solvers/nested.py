@@ -47,7 +47,7 @@ def quantize_nested(weights: np.ndarray, hessian: np.ndarray, settings: Quantize
     Losses of the record: of each width, relative to dropping the matrix.
     """
     w = np.ascontiguousarray(weights, dtype=np.float64)
-    layout, scale_bits = choose_layout(*w.shape, settings)
+    layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
     codes, books = np.zeros(w.shape, np.uint8), np.zeros(layout.codebook_shape)
     scale, losses = np.zeros((layout.N, 1)), np.zeros((len(books), len(layout.widths)))
     half = scale_bits == 16 and scale_dtype(*scale_range(w)) is np.float16

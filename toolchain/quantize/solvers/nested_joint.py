@@ -43,9 +43,9 @@ def _split(w, scale, curvature, shared, codes, book, above):  # type: ignore[no-
                         k += 1
                     counts[k] += curvature[j] * s * s
                     sums[k] += curvature[j] * s * w[r, j]
-            for k in range(book.shape[1]):
-                if counts[k] > 0.0:
-                    book[chunk, k] = sums[k] / counts[k]
+            for entry in range(book.shape[1]):
+                if counts[entry] > 0.0:
+                    book[chunk, entry] = sums[entry] / counts[entry]
         for r in range(first, last):
             for j in range(w.shape[1]):
                 k = 2 * np.int64(codes[r, j])
@@ -117,7 +117,7 @@ def _descend_block(codes, books, scale, shared, lowest, bits, share, gradient, h
             best, least = old, 0.0
             for c in range(1 << bits):
                 if costs[c] < least:
-                    best, least = c, costs[c]
+                    best, least = np.int64(c), costs[c]
             if best == old:
                 continue
             codes[r, first + p] = best
