@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from hw_model.graph_work.workload import Operation, Phase, operations
 from targets import Target
 
 _POINTS = 9  # contexts at which decode is priced; between them cost is taken to be linear
+
+
+Work = Callable[[Phase], Sequence[Operation]]
 
 
 @dataclass(frozen=True)
@@ -53,44 +57,52 @@ class GenerationCost:
 
 def generation(
     graph: Graph, target: Target, prompt: int, answer: int, profile: str = "rtl", objective: str = "latency",
-    sequences: int = 1,
+    sequences: int = 1, later: Sequence[tuple[int, Graph]] = (),
 ) -> GenerationCost:  # fmt: skip
     """Cost of an answer of `answer` tokens to a prompt of `prompt` tokens. The prompt's pass gives the first token.
 
-    sequences: as many answers, made together.
+    sequences: as many answers, made together. later: (first step, graph) where steps have other graphs than the prompt,
+    rising from step 0, the token behind the first one: the same model at other widths.
 
     Raises InputError for lengths below one.
     """
     if prompt < 1 or answer < 1:
         raise InputError(f"a generation needs a prompt and an answer of 1 token or more, not {prompt} and {answer}")
+    steps = [(first, partial(operations, one)) for first, one in later or [(0, graph)]]
     with foreign(graph.folder / "model.onnx", "the graph is malformed"):
-        return _generation(
-            lambda phase: operations(graph, phase), target, prompt, answer, profile, objective, sequences
-        )
+        return _generation(partial(operations, graph), steps, target, prompt, answer, profile, objective, sequences)
 
 
 def _generation(
-    work: Callable[[Phase], Sequence[Operation]], target: Target, prompt: int, answer: int, profile: str,
+    work: Work, steps: Sequence[tuple[int, Work]], target: Target, prompt: int, answer: int, profile: str,
     objective: str, sequences: int,
 ) -> GenerationCost:  # fmt: skip
     first = Phase.of("prefill", prompt, sequences)
     prefill = price(work(first), first, target, profile, objective, ranged=False)
     last = prompt + answer - 1
-    contexts = sorted({round(c) for c in np.linspace(prompt + 1, last, _POINTS)}) if answer > 1 else []
+    contexts: list[int] = []
     seconds: list[float] = []
     joules: list[float | None] = []
-    for context in contexts:
-        phase = Phase.of("decode", context, sequences)
-        found = price(work(phase), phase, target, profile, objective, ranged=False)
-        seconds.append(found.latency_s)
-        joules.append(found.energy_j)
-    every = np.arange(prompt + 1, last + 1)
-    decode_s = float(np.interp(every, contexts, seconds).sum()) if contexts else 0.0
-    known = [j for j in joules if j is not None]
-    decode_j = (
-        (float(np.interp(every, contexts, known).sum()) if contexts else 0.0) if len(known) == len(joules) else None
-    )
+    decode_s, decode_j = 0.0, 0.0
+    for i, (start, own) in enumerate(steps):
+        low = prompt + 1 + start
+        high = min(last, prompt + steps[i + 1][0]) if i + 1 < len(steps) else last
+        if low > high:
+            continue
+        points = sorted({round(c) for c in np.linspace(low, high, _POINTS)})
+        found = []
+        for context in points:
+            phase = Phase.of("decode", context, sequences)
+            found.append(price(own(phase), phase, target, profile, objective, ranged=False))
+        every = np.arange(low, high + 1)
+        decode_s += float(np.interp(every, points, [one.latency_s for one in found]).sum())
+        known = [one.energy_j for one in found if one.energy_j is not None]
+        decode_j += float(np.interp(every, points, known).sum()) if len(known) == len(points) else np.nan
+        contexts += points
+        seconds += [one.latency_s for one in found]
+        joules += [one.energy_j for one in found]
     return GenerationCost(
-        target.name, prompt, answer, prefill.latency_s, decode_s, prefill.energy_j, decode_j,
+        target.name, prompt, answer, prefill.latency_s, decode_s, prefill.energy_j,
+        None if np.isnan(decode_j) else decode_j,
         tuple(contexts), tuple(seconds), tuple(joules), sequences,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,15 @@ import numpy as np
 from export.adapters.folder import adapted_graph, folder_adapters
 from export.adapters.store import Adapter
 from export.artefacts.reader import Graph, read_graph
+from export.artefacts.widths import at_width, full_width, in_memory, shape_at, widths_of
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, read_json
 from export.files.foreign import foreign
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.stepping import Stepped
 from runtime_py.system.memory import free_memory
-from runtime_py.system.paging import in_small_pages
+from runtime_py.system.paging import in_small_pages, let_go
+from runtime_py.widths.schedule import Schedule
 
 ACTIVATIONS = ("int8", "float32")
 CACHE_BITS = (16, 8, 4)
@@ -72,6 +74,7 @@ def open_model(
     processors: Sequence[int] = (),
     adapters: Sequence[str] | None = (),
     cache_bits: int = 16,
+    bits: int | Schedule | None = None,
 ) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
@@ -80,9 +83,10 @@ def open_model(
     huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
     processors: numbers of those that keep one thread each. adapters: names of those of the folder that a state can
     have; None: all of them. A few percent of speed go where there are any. cache_bits: of each cached key and value, 16
-    (float16 or float32), 8 or 4 (integers).
+    (float16 or float32), 8 or 4 (integers). bits: the width at which nested codes are read; None: the full one. A
+    schedule: widths that change while an answer grows, in memory or mapped all at once.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks, or has no cache of
-    such bits.
+    such bits, or no nested codes of that width.
     """
     if activations not in ACTIVATIONS:
         raise InputError(f"--activations {activations!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
@@ -97,14 +101,42 @@ def open_model(
         raise InputError(f"--cache-bits {cache_bits} goes with --activations int8")
     hints = _hints(Path(folder))
     threads = threads if threads is not None or processors else hints.get("threads")
-    graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
+    stays = partial(_stays_mapped, mapped, hints.get("mmap"))
+    whole = read_graph(Path(folder), mapped=stays)
+    below = bits if bits != full_width(whole) else None  # the width, where it is not all there is
+    widths = list(bits.widths) if isinstance(bits, Schedule) else [bits]
+    graph, *others = _at_widths(whole, widths, stays)
+    del whole  # and with it what nobody reads of the mapped file
     free = free_memory()  # where weights were read there was room for them before
     graph = replace(graph, larger_than_memory=free is not None and sum(graph.files.values()) > free)
     if graph.larger_than_memory:
         in_small_pages(graph.weights.values())
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
         found = folder_adapters(graph, adapters)
-        return _runner(graph, activations, threads, processors, found, cache_bits)
+        if isinstance(below, Schedule):
+            if found or activations != "int8":
+                raise InputError("--schedule goes with neither adapters nor --activations float32")
+            graphs = dict(zip(below.widths, [graph, *others]))
+            return _scheduled(graphs, below, threads, processors, cache_bits)
+        return _runner(graph, activations, threads, processors, found, cache_bits, below)
+
+
+def _at_widths(graph: Graph, widths: Sequence[int | None], stays: Callable[[int], bool]) -> list[Graph]:
+    """The graph with nested codes at each of these widths, in memory unless they stay mapped; else it as it is.
+
+    Raises InputError for a width that it does not have.
+    """
+    if widths_of(graph) is None:
+        return [at_width(graph, bits) for bits in widths]
+    wanted = {name: a.nbytes for bits in widths for name, a in at_width(graph, bits, shape_at).weights.items()}
+    if not stays(sum(wanted.values())):
+        return in_memory(graph, widths)
+    found = [at_width(graph, bits) for bits in widths]
+    kept = {id(array) for one in found for array in one.weights.values()}
+    for array in graph.weights.values():
+        if id(array) not in kept:  # read to be joined
+            let_go(array)
+    return found
 
 
 def _runner(
@@ -114,6 +146,7 @@ def _runner(
     processors: Sequence[int],
     adapters: Sequence[Adapter] = (),
     cache_bits: int = 16,
+    bits: int | None = None,
 ) -> tuple[Runner, str]:
     from runtime_py.reference.adapters import ReferenceTerms
     from runtime_py.reference.session import Session
@@ -128,11 +161,26 @@ def _runner(
 
     try:
         expanded = expand_products(graph, keep=runs_directly)
-        return Engine(expanded, threads, processors, Terms(adapters, sites), cache_bits), ""
+        return Engine(expanded, threads, processors, Terms(adapters, sites), cache_bits, bits), ""
     except Unplannable as error:
         if cache_bits != 16:
             raise InputError(f"--cache-bits {cache_bits} cannot be had: {error}") from None
         return Session(graph, ReferenceTerms(adapters, sites)), f"not planned: {error}"
+
+
+def _scheduled(
+    graphs: Mapping[int, Graph], schedule: Schedule, threads: int | None, processors: Sequence[int], cache_bits: int
+) -> tuple[Runner, str]:
+    from runtime_py.engine.engine import Engine
+    from runtime_py.widths.runner import Scheduled
+
+    engines = {}
+    for width, graph in graphs.items():
+        runner, why = _runner(graph, "int8", threads, processors, (), cache_bits)
+        if not isinstance(runner, Engine):
+            raise InputError(f"--schedule needs the compiled engine, which does not run this model here: {why}")
+        engines[width] = runner
+    return Scheduled(engines, schedule), ""
 
 
 def _hints(folder: Path) -> dict[str, Any]:

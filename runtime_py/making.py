@@ -27,14 +27,14 @@ _COMMON = (table.EMBED, table.NORM, table.QUANTIZE, table.ACTIVATE, table.ADD, t
 _COMMON_BITS = (2, 3, 4)
 
 
-def make(model: Path, machine: str, output: Path, cache_bits: int = 16) -> list[int]:
-    """Compile all that a model needs on a machine into a folder; the bytes of each object.
+def make(model: Path, machine: str, output: Path, cache_bits: int = 16, bits: int | None = None) -> list[int]:
+    """Compile all that a model needs on a machine into a folder; the bytes of each object. bits: as open_model takes it.
 
     The plan is that of the other machine: which widths there are depends on its instructions. Raises InputError.
     """
     wanted_processor = processor(machine)
     with aimed_at(wanted_processor):
-        runner, why = open_model(model, mapped=True, cache_bits=cache_bits)
+        runner, why = open_model(model, mapped=True, cache_bits=cache_bits, bits=bits)
         if why:
             raise InputError(f"{model} has no kernels to compile: {why}")
         wanted = _wanted(runner)
@@ -43,13 +43,15 @@ def make(model: Path, machine: str, output: Path, cache_bits: int = 16) -> list[
     return [store.path_in(output, one, wanted_processor).stat().st_size for one in wanted]
 
 
-def ready(model: Path, cache_bits: int = 16, kernels: Path | None = None) -> tuple[str, str | None, int]:
+def ready(
+    model: Path, cache_bits: int = 16, bits: int | None = None, kernels: Path | None = None
+) -> tuple[str, str | None, int]:
     """Have all that a model needs here on disk and try it once.
 
     kernels: a folder of make() for this machine. Returns why the model is interpreted ("" when it is not), where the
     objects are, and how many came from `kernels`. Raises InputError.
     """
-    runner, why = open_model(model, cache_bits=cache_bits)
+    runner, why = open_model(model, cache_bits=cache_bits, bits=bits)
     taken = 0
     if not why:
         wanted = _wanted(runner)

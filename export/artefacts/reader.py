@@ -19,6 +19,7 @@ import onnx
 from export.contract.errors import InputError
 from export.contract.formats import LOOKUPS, PRODUCTS, CodebookLayout, Layout, operator_layout
 from export.contract.formats.base import DOMAIN, FLOATS
+from export.contract.formats.nested import NESTED_MATMUL
 from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
 from export.contract.operators.integers import SDR_MATMUL, IntegerLayout, format_of
 from export.contract.sdr import SdrFormat
@@ -128,8 +129,9 @@ class Graph:
 def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callable[[int], bool] = True) -> Graph:
     """Read `folder`/model.onnx and map its weights, or read them into memory (mapped=False).
 
-    mapped may also decide by the number of bytes. Of a file, only what the tensors need is mapped or read. Raises
-    InputError when a file is missing, broken or hostile.
+    mapped may also decide by the number of bytes. Of a file, only what the tensors need is mapped or read. With nested
+    codes it is always mapped, because not all of it may be wanted (widths.py). Raises InputError when a file is
+    missing, broken or hostile.
     """
     path = folder / filename
     if not path.exists():
@@ -149,7 +151,8 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int]
     sizes: dict[str, int] = {}
     for part in external.values():
         sizes[part.location] = max(sizes.get(part.location, 0), part.offset + part.length)
-    maps = _open_files(folder, sizes, mapped)
+    nested = any(node.op_type == NESTED_MATMUL and node.domain == DOMAIN for node in graph.node)
+    maps = _open_files(folder, sizes, nested or mapped)
     weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in graph.initializer}
     nodes = tuple(map(_node, graph.node, own_names([node.name for node in graph.node])))
     _check_order(nodes, {*weights, *(i.name for i in graph.input)})

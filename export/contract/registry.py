@@ -10,4 +10,5 @@ FORMAT_CLASSES = {
     "razored": "RazoredLayout",
     "mxfp4": "Mxfp4Layout",
     "groups": "GroupsLayout",
+    "nested": "NestedLayout",
 }

@@ -34,6 +34,7 @@ class BenchSettings:
     mapped: bool | None = None  # weights in the mapped file, or read into memory; None: load.py chooses
     processors: tuple[int, ...] = ()  # that keep one thread each; empty: left to the system
     cache_bits: int = 16  # of cached keys and values
+    bits: int | None = None  # at which nested codes are read
 
     def __post_init__(self) -> None:
         """Raises InputError on a number that makes no sense."""
@@ -52,6 +53,7 @@ def bench(folder: Path, settings: BenchSettings) -> dict[str, Any]:
         mapped=settings.mapped,
         processors=settings.processors,
         cache_bits=settings.cache_bits,
+        bits=settings.bits,
     )
     if not isinstance(model, Engine):
         raise InputError(f"{folder}: runs in the interpreter ({why}), which has no speed worth measuring")

@@ -57,15 +57,17 @@ class Engine:
         processors: Sequence[int] = (),
         terms: Terms | None = None,
         cache_bits: int = 16,
+        bits: int | None = None,
     ) -> None:
         """threads: None for all processors. processors: numbers of those that keep one thread each; empty for none.
-        terms: the adapters that a state can have. cache_bits: of each cached key and value, 16, 8 or 4.
+        terms: the adapters that a state can have. cache_bits: of each cached key and value, 16, 8 or 4. bits: at which
+        nested codes were read, below their full width; None: all of them.
 
         Raises Unplannable when the graph has something this cannot run.
         """
         self._terms = terms or Terms()
         self.adapters = self._terms.names
-        self.cache_bits = cache_bits
+        self.cache_bits, self.bits = cache_bits, bits
         planned = plan_decoder(graph, CHUNK, self._terms.slots, cache_bits)
         self._folder = planned.folder
         self._attention = planned.attention
@@ -167,9 +169,20 @@ class Engine:
             widen(state, self._items)
             grow(state, self._attention, total)
 
-    def held_bytes(self) -> int:
+    def widen_as(self, other: Engine) -> None:
+        """Keep cached numbers at least as wide as another engine of the folder does; they take turns at a state."""
+        if other._items != self._items:
+            with self._lock:
+                pairs = zip(self._items, other._items)
+                self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in pairs)
+
+    def arrays(self) -> list[np.ndarray]:
         """Weights, tables and buffers."""
-        return held_bytes([*self._folder.arrays(), *self._program.arrays(), *self._rotations])
+        return [*self._folder.arrays(), *self._program.arrays(), *self._rotations]
+
+    def held_bytes(self) -> int:
+        """What they take."""
+        return held_bytes(self.arrays())
 
     def state_bytes(self, tokens: int) -> int:
         """Most that a state of so many tokens takes, with what the engine keeps beside it for so many."""

@@ -35,6 +35,8 @@ class PromptCache:
         self._model = fingerprint(model)
         if engine.cache_bits != 16:  # caches of other bits are no caches of this one
             self._model += bytes([engine.cache_bits])
+        if engine.bits is not None:  # nor of nested codes at another width
+            self._model += b"bits" + bytes([engine.bits])
         self._tasks: queue.SimpleQueue[tuple[Path, bytes, list[int], bytes] | list[Path] | None] = queue.SimpleQueue()
         self._waiting, self._lock = 0, threading.Lock()
         self._writer = threading.Thread(target=self._write, name="athena-prompt-cache", daemon=True)

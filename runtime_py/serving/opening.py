@@ -25,6 +25,7 @@ from runtime_py.speculation.speculation import OFF
 from runtime_py.text.encoder import TextEncoder, is_encoder
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.reranker import Reranker, is_reranker
+from runtime_py.widths.schedule import Schedule
 
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,199}")
 
@@ -43,6 +44,7 @@ class Opening:
     processors: Sequence[int] = ()
     prompts: Callable[[Path, Any, str], PromptCache | None] | None = None  # opens the cache of a model's prompts
     cache_bits: int = 16  # of keys and values of models that generate text
+    bits: int | Schedule | None = None  # at which nested codes are read
     _told: set[str] = field(default_factory=set)  # models whose notices were given
 
     def models(self, folders: Sequence[tuple[str, Path]]) -> list[Model]:
@@ -69,8 +71,9 @@ class Opening:
         template = open_template(folder, self.chat_template)
         try:
             generator = TextGenerator(
-                folder, "int8", self.threads, self.mapped, self.processors, None, cache_bits=self.cache_bits
-            )
+                folder, "int8", self.threads, self.mapped, self.processors, None, cache_bits=self.cache_bits,
+                bits=self.bits,
+            )  # fmt: skip
             if self.settings.max_context is not None:
                 generator.limit_context(self.settings.max_context)
             try:  # compiles before a client waits

@@ -18,6 +18,7 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 WILL_NEED = getattr(mmap, "MADV_WILLNEED", None)  # there is none on Windows
 _RANDOM = getattr(mmap, "MADV_RANDOM", None)
+_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 _SMALL = getattr(mmap, "MADV_NOHUGEPAGE", None)  # Linux has it
 
 
@@ -48,12 +49,23 @@ def in_small_pages(arrays: Iterable[np.ndarray]) -> int:
     return told
 
 
+def let_go(array: np.ndarray) -> None:
+    """Take a part of a mapped file out of memory, where it is one; whoever reads it again gets it again."""
+    if _DONT_NEED is not None and in_a_file(array):
+        _advise(array, _DONT_NEED)
+
+
 def read_anywhere(array: np.ndarray) -> bool:
     """Declare that a part of a mapped file is read in no order; False where the system has no ear for it."""
     if _RANDOM is None or WILL_NEED is None or not in_a_file(array):
         return False
+    _advise(array, _RANDOM)
+    return True
+
+
+def _advise(array: np.ndarray, advice: int) -> None:
+    """Of the pages that lie wholly inside the array."""
     first = -(-array.ctypes.data // PAGE) * PAGE
     size = (array.ctypes.data + array.nbytes) // PAGE * PAGE - first
     if size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _RANDOM)
-    return True
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)

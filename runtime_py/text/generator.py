@@ -20,6 +20,7 @@ from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from runtime_py.text.special_tokens import splits_special_tokens
 from runtime_py.text.tokenizing import TooLong, encode_prompt, most_bytes, open_tokenizer
+from runtime_py.widths.schedule import Schedule
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -115,6 +116,7 @@ class TextGenerator:
         adapters: Sequence[str] | None = (),
         speculate: str = AUTO,
         cache_bits: int = 16,
+        bits: int | Schedule | None = None,
     ) -> None:
         """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 
@@ -125,7 +127,7 @@ class TextGenerator:
         self.folder = Path(folder)
         checked(speculate)
         self.session, self.interpreted = open_model(
-            self.folder, activations, threads, mapped, processors, adapters, cache_bits
+            self.folder, activations, threads, mapped, processors, adapters, cache_bits, bits
         )
         self.adapter = adapters[0] if adapters else ""
         self.speculation = Speculation(self.session, speculate)

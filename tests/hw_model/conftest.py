@@ -24,6 +24,7 @@ SCHEMES = {
     "outliers and low rank": {"bits": 3, "outliers": 0.02, "rank": 2},
     "vectors": {"bits": 2, "format": "vectors", "dimension": 2},
     "microscaling": {"bits": 4, "format": "mxfp4", "method": "gptq"},
+    "nested": {"bits": 4, "format": "nested", "nested": 2},
     "trellis": {"bits": 3, "format": "trellis", "outliers": 0.01},
     "razored": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8, kv=8, kv_unit="head")},
 }  # fmt: skip

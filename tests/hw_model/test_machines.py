@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.artefacts.reader import read_graph
+from export.artefacts.widths import at_width, shape_at
 from export.contract.errors import InputError
 from hw_model.components.macro import Macro, energies
 from hw_model.estimate import OBJECTIVES, estimate, open_target, price
@@ -17,8 +18,11 @@ from hw_model.graph_work.workload import Operation, Phase, operations
 from hw_model.machines.array import build
 from hw_model.sizing.sweep import Model, Start, sweep
 from targets import target_names
+from tests.runtime_py.tiny import write_tiny
+from toolchain.settings.quantize import QuantizeSettings
 
 DECODE = Phase.of("decode", 100)
+NESTED = QuantizeSettings(bits=4, nested=2)
 
 
 def linear(rows: int, columns: int, tokens: int = 1, bits: float = 3.0) -> Operation:
@@ -181,6 +185,22 @@ def test_a_generation_is_its_parts(demo_folder):
     assert generation(graph, target, 20, 1).decode_s == 0
     with pytest.raises(InputError, match="1 token or more"):
         generation(graph, target, 0, 5)
+
+
+def test_a_generation_whose_width_changes_is_its_parts(tmp_path):
+    """A schedule of nested codes: step 0 is the token behind the first. Fewer bits are fewer bytes and less energy."""
+    whole, target = read_graph(write_tiny(tmp_path / "nested", {}, NESTED)), open_target("rap")
+    wide, narrow = (at_width(whole, bits, shape_at) for bits in (4, 2))
+    found = generation(wide, target, 20, 7, later=[(0, wide), (2, narrow), (90, wide)])
+    one_by_one = [(wide, 21), (wide, 22), (narrow, 23), (narrow, 24), (narrow, 25), (narrow, 26)]
+    steps = [price(operations(g, p), p, target) for g, p in ((g, Phase.of("decode", c)) for g, c in one_by_one)]
+    assert found.decode_s == pytest.approx(sum(s.latency_s for s in steps))
+    assert found.decode_j == pytest.approx(sum(s.energy_j for s in steps))
+    assert found.contexts == (21, 22, 23, 24, 25, 26)
+    assert found.decode_j < generation(wide, target, 20, 7).decode_j
+    assert generation(wide, target, 20, 300, later=[(0, wide)]) == generation(wide, target, 20, 300)
+    moved = [sum(op.weight_bytes for op in operations(g, DECODE)) for g in (narrow, wide, whole)]
+    assert moved[0] < moved[1] < moved[2]  # as stored, it has the codebooks of all widths
 
 
 def test_every_target_prices_every_phase_of_a_real_model(demo_folder):

@@ -13,7 +13,7 @@ import typer
 from export.contract.errors import InputError
 from toolchain.cli.common import announce_compilation, guarded, print_json, print_table
 from toolchain.cli.signature import with_options
-from toolchain.settings.execution import AS_IT_IS, FLOATS, Execution, KeyValueCache
+from toolchain.settings.execution import AS_IT_IS, FLOATS, FULL_WIDTH, Execution, KeyValueCache, Width
 from toolchain.settings.serving import MEASURED, BenchOptions
 from toolchain.system.units import size_text
 
@@ -28,6 +28,7 @@ def bench(
     asked: BenchOptions = MEASURED,
     execution: Execution = AS_IT_IS,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
 ) -> None:
@@ -38,7 +39,7 @@ def bench(
     announce_compilation()
     settings = BenchSettings(
         asked.prompt_lengths, asked.depths, asked.tokens, asked.rounds, execution.threads, execution.mmap,
-        execution.cpus, cached.cache_bits,
+        execution.cpus, cached.cache_bits, width.bits,
     )  # fmt: skip
     result = measure(folder, settings)
     if save and (folder / "report.json").exists():
@@ -81,6 +82,7 @@ def warmup(
         Optional[Path], typer.Option(help="Folder that such a command has made for this machine: use what is in it.")
     ] = None,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     json: Json = False,
 ) -> None:
     """Compile the kernels for this folder and a machine ahead of time; later starts find them on disk.
@@ -95,7 +97,7 @@ def warmup(
     if machine != "this" or output is not None:
         if output is None or kernels is not None:
             raise InputError("--machine goes with -o, the folder that gets the kernels, and not with --kernels")
-        made = make(folder, machine, expanded(str(output)), cached.cache_bits)
+        made = make(folder, machine, expanded(str(output)), cached.cache_bits, width.bits)
         elapsed = time.perf_counter() - start
         if json:
             print_json(
@@ -111,7 +113,9 @@ def warmup(
         print(f"{len(made)} kernels for {machine} in {elapsed:.1f} s: {output}, {size_text(sum(made))}")
         print(f"there: athena-export warmup {folder.name} --kernels {output.name}")
         return
-    why, place, taken = ready(folder, cached.cache_bits, None if kernels is None else expanded(str(kernels)))
+    why, place, taken = ready(
+        folder, cached.cache_bits, width.bits, None if kernels is None else expanded(str(kernels))
+    )
     elapsed = time.perf_counter() - start
     if json:
         print_json({"seconds": elapsed, "cache": place, "interpreted": why, "taken": taken})

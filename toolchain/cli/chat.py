@@ -17,6 +17,7 @@ from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
     FLOATS,
+    FULL_WIDTHS,
     GUESSING,
     NO_ADAPTER,
     NO_PROMPT_CACHE,
@@ -25,6 +26,7 @@ from toolchain.settings.execution import (
     Guessing,
     KeyValueCache,
     PromptCaching,
+    Widths,
 )
 from toolchain.settings.generation import CONVERSATION, GenerationSettings
 from toolchain.settings.serving import LIMITS, ServeOptions
@@ -47,6 +49,7 @@ def chat(
     asked: GenerationSettings = CONVERSATION,
     execution: Execution = AS_IT_IS,
     cached: KeyValueCache = FLOATS,
+    width: Widths = FULL_WIDTHS,
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
@@ -67,11 +70,11 @@ def chat(
     template = open_template(folder, chat_template)
     if variables:  # a variable that cannot be one is told before the model is loaded
         template.render([{"role": "user", "content": "Hello"}], variables=variables)
-    speculate = guesses(guessing.speculate)
+    speculate, bits = guesses(guessing.speculate), width.reading()
     announce_compilation()
     generator = TextGenerator(
         folder, "int8", execution.threads, execution.mmap, execution.cpus, adapted.names(), speculate,
-        cached.cache_bits,
+        cached.cache_bits, bits,
     )  # fmt: skip
     if isinstance(template, PlainTemplate):
         print("[this model has no chat template: it continues the text of the messages]", file=sys.stderr)
@@ -112,6 +115,7 @@ def serve(
     limits: ServeOptions = LIMITS,
     execution: Execution = AS_IT_IS,
     cached: KeyValueCache = FLOATS,
+    width: Widths = FULL_WIDTHS,
     caching: PromptCaching = NO_PROMPT_CACHE,
 ) -> None:
     """Serve models over HTTP with the OpenAI API: chat, completions, responses, embeddings, rerank; metrics.
@@ -151,11 +155,15 @@ def serve(
     opening = Opening(
         settings, metrics, Turns(), log, chat_template, execution.threads,
         True if several and execution.mmap is None else execution.mmap, execution.cpus, caching.open,
-        cache_bits=cached.cache_bits,
+        cache_bits=cached.cache_bits, bits=width.reading(),
     )  # fmt: skip
     models = opening.models(named)
     if all(is_reranker(place) or is_encoder(place) for _, place in named):
-        for option, given in (("--prompt-cache", caching.prompt_cache), ("--cache-bits", cached.cache_bits != 16)):
+        for option, given in (
+            ("--prompt-cache", caching.prompt_cache),
+            ("--cache-bits", cached.cache_bits != 16),
+            ("--bits or --schedule", width.reading()),
+        ):
             if given:
                 raise InputError(f"{option} is for models that generate text")
     listening = bind(host, port)

@@ -40,26 +40,36 @@ def cost(
     batch: Annotated[str, typer.Option(help="Sequences computed together; LOW:HIGH for a table, such as 1:64.")] = "1",
     generate: Annotated[str, typer.Option(help="PROMPT:ANSWER tokens: cost of a whole answer, such as 128:256.")] = "",
     profile: Annotated[str, typer.Option(help="attentionlego: rtl (as published) or ideal.")] = "rtl",
+    bits: Annotated[
+        Optional[int], typer.Option(help="Width at which nested codes are read; default: all bits.")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="With --generate: widths of nested codes by step, such as prefill=4,0=4,64=3,256=2.")
+    ] = "",
     page: Page = None,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Json = False,
 ) -> None:
     """Cost of one forward pass: `context` tokens of prefill, or one decode step at that context."""
     from export.artefacts.reader import read_graph
+    from export.artefacts.widths import at_width, shape_at
     from hw_model.estimate import price
     from hw_model.graph_work.workload import Phase
     from toolchain.costing import machines, tables
     from toolchain.report import model_report as report
 
     low, high = machines.batches(batch)
-    phase, graph, objective = Phase.of(work.phase, work.context, low), read_graph(folder), work.objective
+    whole = read_graph(folder)
+    graph = at_width(whole, bits, shape_at)
+    phase, objective = Phase.of(work.phase, work.context, low), work.objective
     chosen = machines.machines(graph, phase, target, machine, profile, objective)
     done = machines.work_of(graph, phase)
     reports = [price(done, phase, one, profile, objective) for one in chosen]
-    generations = machines.generations(graph, chosen, generate, low, profile, objective) if generate else []
+    prompted, later = machines.scheduled(whole, schedule, bool(generate), bits) if schedule else (graph, [])
+    generations = machines.generations(prompted, chosen, generate, low, profile, objective, later) if generate else []
     curves = [machines.curve(graph, phase, one, (low, high), profile, objective) for one in chosen if high > low]
     turns = machines.turns(graph, phase, chosen, objective)
-    command = machines.command(folder, target, work, machine, batch, profile)
+    command = machines.command(folder, target, work, machine, batch, profile, bits)
     if save and (folder / report.REPORT_JSON).exists():
         report.add_costs(folder, [{**r.to_json(), "command": command} for r in reports])
     if page is not None:

@@ -13,7 +13,7 @@ from export.contract.errors import InputError
 from toolchain.cli.common import guarded, print_json, print_table
 from toolchain.cli.signature import with_options
 from toolchain.settings.evaluation import EvaluationSettings
-from toolchain.settings.execution import FLOATS, INT8, NO_ADAPTER, Adapted, Arithmetic, KeyValueCache
+from toolchain.settings.execution import FLOATS, FULL_WIDTH, INT8, NO_ADAPTER, Adapted, Arithmetic, KeyValueCache, Width
 from toolchain.system.units import figure
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def evaluate(
     asked: EvaluationSettings,
     arithmetic: Arithmetic = INT8,
     cached: KeyValueCache = FLOATS,
+    width: Width = FULL_WIDTH,
     adapted: Adapted = NO_ADAPTER,
     save: Annotated[bool, typer.Option(help="Add the result to the folder's report.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -43,8 +44,13 @@ def evaluate(
     bits = cached.cache_bits
     if bits != 16 and asked.emulate:
         raise InputError("--cache-bits goes with the runtime's own arithmetic, not with --emulate")
+    read = width.bits
+    if read is not None and asked.emulate:
+        raise InputError("--bits goes with the runtime's own arithmetic, not with --emulate")
     if asked.choices is not None:
-        answered = _answer_questions(model, asked.choices, asked.limit, arithmetic.activations, json, adapter, bits)
+        answered = _answer_questions(
+            model, asked.choices, asked.limit, arithmetic.activations, json, adapter, bits, read
+        )
         if json:
             print_json({"model": model, "choices": str(asked.choices), **answered.to_json()})
             return
@@ -54,7 +60,7 @@ def evaluate(
         return
     if asked.task:
         results = _run_tasks(
-            Path(model), list(asked.task), asked.task_folder, asked.limit, arithmetic.activations, bits
+            Path(model), list(asked.task), asked.task_folder, asked.limit, arithmetic.activations, bits, read
         )
         if json:
             print_json({"model": model, "tasks": results})
@@ -81,7 +87,7 @@ def evaluate(
         Path(model), asked.text, asked.part, asked.reference, asked.window, asked.limit,
         save and not emulation and not adapter,
         quiet=json, activations=arithmetic.activations, stride=asked.stride, emulation=emulation, adapter=adapter,
-        cache_bits=bits,
+        cache_bits=bits, bits=read,
     )  # fmt: skip
     if emulation and save and result.kl is not None:
         _keep_emulated(Path(model), asked, emulation[0], result.kl)
@@ -129,8 +135,9 @@ def _percent(share: float, error: float) -> str:
 
 
 def _answer_questions(
-    model: str, path: Path, limit: int | None, activations: str, quiet: bool, adapter: str, cache_bits: int
-) -> ChoiceResult:
+    model: str, path: Path, limit: int | None, activations: str, quiet: bool, adapter: str, cache_bits: int,
+    bits: int | None,
+) -> ChoiceResult:  # fmt: skip
     from runtime_py.text.generator import context_length, stop_tokens
     from toolchain.calibrate import text as calibration
     from toolchain.evaluate.multiple_choice import evaluate_choices, read_questions
@@ -139,7 +146,7 @@ def _answer_questions(
     folder = _resolved(model)
     questions = read_questions(path)[:limit]
     return evaluate_choices(
-        open_scorer(model, activations, adapter, cache_bits),
+        open_scorer(model, activations, adapter, cache_bits, bits),
         calibration.load_tokenizer(folder),
         questions,
         min(stop_tokens(folder), default=0),
@@ -149,8 +156,9 @@ def _answer_questions(
 
 
 def _run_tasks(
-    folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str, cache_bits: int
-) -> dict[str, Any]:
+    folder: Path, tasks: list[str], task_folder: Path | None, limit: int | None, activations: str, cache_bits: int,
+    bits: int | None,
+) -> dict[str, Any]:  # fmt: skip
     from export.contract.errors import NotFiniteError
 
     if not (folder / "model.onnx").is_file():
@@ -168,7 +176,7 @@ def _run_tasks(
         raise InputError(
             f"{unknown[0]}: no such task in lm-evaluation-harness; --task-folder names a folder of own tasks"
         )
-    model = AthenaModel(folder, activations, cache_bits)
+    model = AthenaModel(folder, activations, cache_bits, bits)
     try:
         found = lm_eval.simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit)
     except OverflowError:  # the harness exponentiates the mean loss itself
@@ -190,6 +198,7 @@ def evaluate_folder(
     emulation: tuple[Target, float] | None = None,
     adapter: str = "",
     cache_bits: int = 16,
+    bits: int | None = None,
 ) -> EvalResult:
     """Evaluate and, for a model folder, add the figures to its report."""
     from toolchain.calibrate import text as calibration
@@ -204,7 +213,7 @@ def evaluate_folder(
 
         scorer: Any = EmulatedScorer(folder, *emulation)
     else:
-        scorer = open_scorer(name, activations, adapter, cache_bits)
+        scorer = open_scorer(name, activations, adapter, cache_bits, bits)
     tokenizer = calibration.load_tokenizer(_resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text), stride)
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet, stride)
@@ -216,6 +225,7 @@ def evaluate_folder(
         command += f" --reference {reference}" if reference else ""
         command += f" --activations {activations}" if activations != "int8" else ""
         command += f" --cache-bits {cache_bits}" if cache_bits != 16 else ""
+        command += f" --bits {bits}" if bits is not None else ""
         report.add_quality(folder, {**result.to_json(), "text": str(text), "command": command})
     return result
 

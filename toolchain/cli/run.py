@@ -15,6 +15,7 @@ from toolchain.cli.signature import with_options
 from toolchain.settings.execution import (
     AS_IT_IS,
     FLOATS,
+    FULL_WIDTHS,
     GUESSING,
     INT8,
     NO_ADAPTER,
@@ -25,6 +26,7 @@ from toolchain.settings.execution import (
     Guessing,
     KeyValueCache,
     PromptCaching,
+    Widths,
 )
 from toolchain.settings.generation import CONTINUATION, GenerationSettings
 
@@ -38,6 +40,7 @@ def run(
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
     cached: KeyValueCache = FLOATS,
+    width: Widths = FULL_WIDTHS,
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
@@ -53,11 +56,11 @@ def run(
     prompt, stop = typed_text(prompt, "--prompt"), asked.stop_texts()
     settings = asked.sampling()
     asked.form()  # what is wrong with it is told before the model is loaded
-    speculate = guesses(guessing.speculate)
+    speculate, bits = guesses(guessing.speculate), width.reading()
     announce_compilation()
     generator = TextGenerator(
         folder, arithmetic.activations, execution.threads, execution.mmap, execution.cpus, adapted.names(),
-        speculate, cached.cache_bits,
+        speculate, cached.cache_bits, bits,
     )  # fmt: skip
     if generator.interpreted and arithmetic.activations == "int8":
         print(f"[slow interpreter: {generator.interpreted}]", file=sys.stderr)

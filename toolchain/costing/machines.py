@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.artefacts.reader import Graph
+from export.artefacts.widths import at_width, shape_at
 from export.contract.errors import InputError
 from export.files.foreign import foreign
 from hw_model.estimate import has_rules, open_target, price
@@ -18,6 +19,7 @@ from hw_model.sizing.batch import Curve
 from hw_model.sizing.batch import curve as batch_curve
 from hw_model.sizing.silicon import made
 from hw_model.sizing.variation import parse_changes
+from runtime_py.widths.schedule import Schedule
 from targets import CHOICES, Target, TargetError, target_names
 from toolchain.settings.costing.machine import KNEE, MachineSettings
 from toolchain.settings.costing.work import WorkSettings
@@ -86,8 +88,9 @@ def work_of(graph: Graph, phase: Phase) -> list[Operation]:
 
 
 def command(
-    folder: Path, names: list[str] | None, work: WorkSettings, machine: MachineSettings, batch: str, profile: str
-) -> str:
+    folder: Path, names: list[str] | None, work: WorkSettings, machine: MachineSettings, batch: str, profile: str,
+    bits: int | None = None,
+) -> str:  # fmt: skip
     """The command that makes the same figures."""
     words = ["athena-export", "cost", str(folder)]
     for name in names or DEFAULT:
@@ -95,6 +98,7 @@ def command(
     words += ["--phase", work.phase, "--context", str(work.context), "--profile", profile]
     words += ["--objective", work.objective]
     words += ["--batch", batch] if batch != "1" else []
+    words += ["--bits", str(bits)] if bits is not None else []
     for change in machine.set:
         words += ["--set", change]
     words += ["--area", machine.area] if machine.area else []
@@ -107,14 +111,27 @@ def turns(graph: Graph, phase: Phase, machines: Sequence[Target], objective: str
     return turning(work_of(graph, phase), phase, machines, objective) if len(machines) > 1 else []
 
 
+def scheduled(whole: Graph, text: str, generates: bool, bits: int | None) -> tuple[Graph, list[tuple[int, Graph]]]:
+    """The graph of the prompt and those of steps, by a schedule of widths. Raises InputError where it is none."""
+    if not generates or bits is not None:
+        raise InputError("--schedule goes with --generate, and not with --bits")
+    found = Schedule.read(text)
+    if found.confident is not None:
+        raise InputError("--schedule: when an answer is confident depends on its text; give the step instead")
+    graphs = {width: at_width(whole, width, shape_at) for width in found.widths}
+    return graphs[found.prefill], [(step, graphs[width]) for step, width in found.steps]
+
+
 def generations(
-    graph: Graph, machines: Sequence[Target], lengths: str, sequences: int, profile: str, objective: str
-) -> list[GenerationCost]:
-    """Whole answers on each machine. Raises InputError on what is no pair of lengths."""
+    graph: Graph, machines: Sequence[Target], lengths: str, sequences: int, profile: str, objective: str,
+    later: Sequence[tuple[int, Graph]] = (),
+) -> list[GenerationCost]:  # fmt: skip
+    """Whole answers on each machine. later: see generation(). Raises InputError on what is no pair of lengths."""
     prompt, _, answer = lengths.partition(":")
     if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in (prompt, answer)):
         raise InputError(f"--generate must be PROMPT:ANSWER in tokens, such as 128:256, not {lengths!r}")
-    return [generation(graph, one, int(prompt), int(answer), profile, objective, sequences) for one in machines]
+    tokens = int(prompt), int(answer)
+    return [generation(graph, one, *tokens, profile, objective, sequences, later) for one in machines]
 
 
 def curve(graph: Graph, phase: Phase, target: Target, span: tuple[int, int], profile: str, objective: str) -> Curve:

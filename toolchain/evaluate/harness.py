@@ -30,9 +30,11 @@ _DEFAULT_TOKENS = 256  # of an answer whose task names no limit
 class AthenaModel(TemplateLM):
     """One model folder behind the harness's interface: log-likelihoods, rolling log-likelihoods, generation."""
 
-    def __init__(self, folder: str | Path, activations: str = "int8", cache_bits: int = 16) -> None:
+    def __init__(
+        self, folder: str | Path, activations: str = "int8", cache_bits: int = 16, bits: int | None = None
+    ) -> None:
         super().__init__()
-        self._generator = TextGenerator(folder, activations, cache_bits=cache_bits)
+        self._generator = TextGenerator(folder, activations, cache_bits=cache_bits, bits=bits)
         self._scorer = _GeneratorScorer(self._generator)
         self.backend = "causal"
 

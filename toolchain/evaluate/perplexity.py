@@ -60,11 +60,13 @@ class EvalResult:
 class FolderScorer:
     """A model folder run by runtime_py."""
 
-    def __init__(self, folder: Path, activations: str = "int8", adapter: str = "", cache_bits: int = 16) -> None:
+    def __init__(
+        self, folder: Path, activations: str = "int8", adapter: str = "", cache_bits: int = 16, bits: int | None = None
+    ) -> None:
         from runtime_py.load import open_model
 
         names = [adapter] if adapter else []
-        self._session, _ = open_model(folder, activations, adapters=names, cache_bits=cache_bits)
+        self._session, _ = open_model(folder, activations, adapters=names, cache_bits=cache_bits, bits=bits)
         self._adapter = adapter
         self.vocab_size = self._session.vocab_size
 
@@ -97,13 +99,18 @@ class HuggingFaceScorer:
             return self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
 
 
-def open_scorer(name: str, activations: str = "int8", adapter: str = "", cache_bits: int = 16) -> Scorer:
+def open_scorer(
+    name: str, activations: str = "int8", adapter: str = "", cache_bits: int = 16, bits: int | None = None
+) -> Scorer:
     """A model folder if it holds model.onnx (run with these activations), else a Hugging Face folder or hub name.
 
-    adapter: of the model folder; "": none. cache_bits: of its cached keys and values.
+    adapter: of the model folder; "": none. cache_bits: of its cached keys and values. bits: at which its nested codes
+    are read; None: all there are.
     """
     if (Path(name) / "model.onnx").exists():
-        return FolderScorer(Path(name), activations, adapter, cache_bits)
+        return FolderScorer(Path(name), activations, adapter, cache_bits, bits)
+    if bits is not None:
+        raise InputError(f"{name}: --bits needs a model folder made by `export --nested`")
     if cache_bits != 16:
         raise InputError(f"{name}: --cache-bits needs a model folder made by `export`")
     if adapter:

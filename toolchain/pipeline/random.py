@@ -33,6 +33,7 @@ from toolchain.pipeline.published_shapes import chosen_shape
 from toolchain.pipeline.run import totals
 from toolchain.quantize.methods import aqlm
 from toolchain.quantize.methods.athena import choose_layout
+from toolchain.quantize.solvers.nested import choose_layout as choose_nested
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.trellis import scale_bits as trellis_scale_bits
 from toolchain.quantize.solvers.vectors import choose_dimension
@@ -144,6 +145,8 @@ def _codes(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> Ten
         return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
     if settings.format in FORMAT_SOLVERS:
         return _record(name, layout_of(settings.format, {"bits": settings.width, "K": shape[1], "N": shape[0]}), 16)
+    if settings.nested:
+        return _record(name, *choose_nested(*shape, settings))
     if settings.method == "aqlm":
         return _record(name, *choose_vectors(*shape, settings, aqlm.DIMENSION, aqlm.ENTRY_BITS, settings.width))
     trellis = choose_trellis(*shape, settings) if settings.uses_trellis else None

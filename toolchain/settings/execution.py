@@ -12,6 +12,7 @@ from toolchain.settings.option import check_limits, option
 
 if TYPE_CHECKING:
     from runtime_py.prompt_cache.store import PromptCache
+    from runtime_py.widths.schedule import Schedule
 
 EXECUTION = "Execution"
 SPECULATE = (
@@ -60,6 +61,44 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
+class Width:
+    """How much of nested codes is read."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    bits: Optional[int] = option(
+        None, "Width at which nested codes are read (export --nested); fewer bits are faster and cost quality",
+        low=1, high=8, unset="all there are", common=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raises InputError on another number."""
+        check_limits(self)
+
+
+@dataclass(frozen=True)
+class Widths(Width):
+    """The same, and how it changes while an answer grows."""
+
+    PANEL: ClassVar[str] = EXECUTION
+
+    schedule: str = option(
+        "", "Widths of nested codes by step of an answer, such as prefill=4,0=4,64=3,256=2 or 0=4,confident=2",
+        metavar="schedule", unset="one width",
+    )  # fmt: skip
+
+    def reading(self) -> int | Schedule | None:
+        """As runtime_py/load.py takes it. Raises InputError."""
+        from runtime_py.widths.schedule import Schedule
+
+        if not self.schedule:
+            return self.bits
+        if self.bits is not None:
+            raise InputError("--bits and --schedule exclude each other")
+        return Schedule.read(self.schedule)
+
+
+@dataclass(frozen=True)
 class Guessing:
     """Guessed tokens; runtime_py/speculation checks what is asked for."""
 
@@ -102,6 +141,8 @@ class PromptCaching:
         most = parsed_size(self.prompt_cache_size, "--prompt-cache-size")
         if self.prompt_cache is None:
             return None
+        if hasattr(runner, "schedule"):
+            raise InputError("--prompt-cache does not go with --schedule: caches of several widths are no one's prompt")
         if interpreted:
             raise InputError("--prompt-cache needs the compiled engine, which does not run this model here")
         return PromptCache(expanded(typed_text(self.prompt_cache, "--prompt-cache")), most, model, runner)
@@ -120,5 +161,6 @@ class Adapted:
         return [self.adapter] if self.adapter else []
 
 
+FULL_WIDTH, FULL_WIDTHS = Width(), Widths()
 EVERY_THREAD, AS_IT_IS, INT8 = Threads(), Execution(), Arithmetic()
 NO_PROMPT_CACHE, NO_ADAPTER, GUESSING, FLOATS = PromptCaching(), Adapted(), Guessing(), KeyValueCache()

@@ -12,6 +12,7 @@ from targets.quantities import quantity
 from toolchain.settings.option import option
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "trellis", "mixed", "razored", "groups"
+NESTED = "nested"
 ANY_LEVELS, SUM_LEVELS = "any", "sums"
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
@@ -65,6 +66,11 @@ class FormatSettings:
     levels: str = option(
         ANY_LEVELS, "trellis: sums of two tables of 16 are read as stored on every processor, and lose a little more",
         choices=(ANY_LEVELS, SUM_LEVELS),
+    )  # fmt: skip
+    # Every width from this one to --bits has codebooks of its own; `--bits` of run, chat, serve, eval, bench and cost.
+    nested: int = option(
+        0, "One file for several widths: codes that can also be read at any width from this one to --bits; 0: no",
+        low=0, high=7, metavar="lowest width",
     )  # fmt: skip
     group_size: int = option(0, "Columns that share a codebook or scale; 0: the whole row", low=0, high=2**24)
     rows_per_codebook: int = option(
@@ -134,6 +140,7 @@ class FormatSettings:
         if self.fixed_bits and (self.is_budget or self.width != self.fixed_bits):
             raise InputError(f"--format {self.format} takes --bits {self.fixed_bits}")
         self._check_dimension()
+        self._check_nested()
         if self.levels == SUM_LEVELS and (not self.uses_trellis or self.state_bits not in (0, 8)):
             raise InputError(f"--levels {SUM_LEVELS} is for --format {TRELLIS} and {MIXED} with 8 state bits")
         if not self.state_bits:
@@ -163,6 +170,19 @@ class FormatSettings:
             raise InputError("--target goes with a --budget of time or energy, such as 45ms or 12mJ, and that with it")
         if self.cost_budget and (self.rank or self.outliers):
             raise InputError("--budget of time or energy goes with neither --rank nor --outliers")
+
+    def _check_nested(self) -> None:
+        if bool(self.nested) != (self.format == NESTED):
+            raise InputError(f"--nested LOWEST goes with --format {NESTED}, and that with it")
+        if not self.nested:
+            return
+        if self.is_budget:
+            raise InputError("--nested takes --bits, no --budget")
+        if self.nested >= self.width:
+            raise InputError(f"--nested must be below --bits {self.width}, not {self.nested}")
+        for name in ("group_size", "rank", "outliers"):
+            if getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')} does not go with --nested")
 
     def _check_dimension(self) -> None:
         if self.dimension and self.format not in (VECTORS, MIXED):

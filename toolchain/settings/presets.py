@@ -30,7 +30,7 @@ OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in tex
 _ONLY_ATHENA = ("asymmetric", "spread", "damping")
 # What takes one code for every weight.
 _INTEGERS = ("activation_bits", "razor_codebook")  # whose entries tuning would move
-_ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook")
+_ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook", "nested")
 
 
 def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         dropped.add("format")
     if "budget" in asked:
         dropped.add("bits")
-    if asked.intersection(("budget", "state_bits", "activation_bits")):
+    if asked.intersection(("budget", "state_bits", "activation_bits", "nested")):
         dropped.add("spread")
     if not admits_spread(method, given.get("format", None if "format" in dropped else defaults.get("format"))):
         dropped.add("spread")

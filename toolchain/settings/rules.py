@@ -40,6 +40,7 @@ def check_encoder(settings: QuantizeSettings) -> None:
         "--outliers-by gradient": settings.needs_weight_gradients,
         "--activation-bits": settings.razor.activation_bits,
         "--kv": settings.razor.kv,
+        "--nested": settings.nested,
     }
     for name, on in asked.items():
         if on:
@@ -56,6 +57,7 @@ def check_experts(settings: QuantizeSettings, spec: ModelSpec) -> None:
         "--activation-bits": settings.razor.activation_bits,
         "--outliers": settings.outliers,
         "--equalize": settings.equalize,
+        "--nested": settings.nested,
         f"--rotation {RESIDUAL}": settings.rotates(RESIDUAL),
     }
     for name, on in asked.items():
@@ -169,6 +171,8 @@ def _check_several(settings: QuantizeSettings) -> None:
 
 def _check_integers(settings: QuantizeSettings) -> None:
     """What integer arithmetic asks of the other settings."""
+    if settings.nested and (settings.razor.activation_bits or settings.razor.razor_codebook):
+        raise InputError("--nested takes float activations and codebooks of its own")
     if settings.razor.activation_bits and settings.group_size and settings.method != "qrazor":
         raise InputError("integer activations need one codebook along a row: no --group-size")
     if not settings.razor.razor_codebook:

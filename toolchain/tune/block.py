@@ -16,7 +16,7 @@ from torch import nn
 
 from toolchain.system.device import each
 from toolchain.tune.end_to_end import default_rate
-from toolchain.tune.microbatch import accumulate, code_widths, trainable_parameters
+from toolchain.tune.microbatch import accumulate, code_widths, take_turns, trainable_parameters
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -63,9 +63,11 @@ def tune_block(
             found = forward(inputs[own])
             return (found - targets[own].to(found.device)).square().mean() / size
 
+        take_turns(block, step)
         accumulate(block, loss_of, count)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    take_turns(block, 0)
     after = _error(forward, inputs, targets, device)
     if not after < before:
         _restore(parameters, kept)

@@ -25,7 +25,7 @@ from torch import nn
 from export.files.access import replacing
 from toolchain.calibrate.own_text import CHUNK, OwnText
 from toolchain.system.threads import pieces
-from toolchain.tune.microbatch import accumulate, code_widths, trainable_parameters
+from toolchain.tune.microbatch import accumulate, code_widths, take_turns, trainable_parameters
 from toolchain.tune.trainable.base import TrainableMatrix
 
 STATE_FILE = "tuning-state.safetensors"
@@ -132,6 +132,7 @@ class Tuner:
             if self.step % HOLD == 0 and time.monotonic() - saved > _SAVE_INTERVAL:  # held paths are not saved
                 self._save()
                 saved = time.monotonic()
+        take_turns(self.student, 0)
         self._hold(False)
 
     def _hold(self, held: bool) -> None:
@@ -146,6 +147,7 @@ class Tuner:
             group["lr"] = group["base"] * factor
         if self.step % HOLD == 0:
             self._hold(True)
+        take_turns(self.student, self.step)
         tokens = torch.from_numpy(self._windows_of(self.step)).to(next(self.teacher.parameters()).device)
 
         def loss_of(part: slice) -> torch.Tensor:

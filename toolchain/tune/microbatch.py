@@ -43,6 +43,13 @@ def code_widths(student: nn.Module) -> dict[str, float]:
     return found
 
 
+def take_turns(student: nn.Module, step: int) -> None:
+    """What stands for several weights, such as nested codes, trains another of them in every step."""
+    for module in student.modules():
+        if isinstance(module, TrainableMatrix):
+            module.turn(step)
+
+
 class _Sums:
     """Gradients of a step by layer: float32 [N, K] each, of the pieces of windows in their order."""
 

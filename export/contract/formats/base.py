@@ -51,6 +51,7 @@ class Layout:
     OPERATOR: ClassVar[str] = ""  # X @ W^T, inputs X and the parts in their order; empty: integer products only
     LOOKUP: ClassVar[str] = ""  # the operator that looks up rows of W; empty: there is none
     KEPT: ClassVar[tuple[str, ...]] = ()  # parts that are the same arrays in the form of a codebook
+    BY_ROWS: ClassVar[bool] = True  # whether a run of rows, such as an expert, is a run of every part
     LIMITS: ClassVar[Mapping[str, int]] = {}  # largest value by field; LARGEST for others
     LEAST: ClassVar[Mapping[str, int]] = {}  # smallest value by field; 1 for others
 

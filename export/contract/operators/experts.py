@@ -25,7 +25,7 @@ import numpy as np
 
 from export.contract.body import Body, Value, function_proto
 from export.contract.body_parts import one_dimension
-from export.contract.formats import FORMATS, PRODUCTS, Layout, operator_layout
+from export.contract.formats import FORMATS, Layout, operator_layout
 from export.contract.formats.base import DOMAIN, FLOATS, LARGEST, OPSET, Part, field_names
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "Expert"
 EXPERT_MATMUL = "ExpertMatMul"  # with weights as they are
-EXPERT_PRODUCTS = frozenset({EXPERT_MATMUL, *(_PREFIX + name for name in PRODUCTS)})
+_BY_ROWS = {scheme: kind for scheme, kind in FORMATS.items() if kind.OPERATOR and kind.BY_ROWS}
+EXPERT_PRODUCTS = frozenset({EXPERT_MATMUL, *(_PREFIX + kind.OPERATOR for kind in _BY_ROWS.values())})
 MOST_EXPERTS = 1 << 16
 
 
@@ -41,6 +42,8 @@ def expert_operator(layout: Layout) -> str:
     """The name of the product with experts in this format. Raises ValueError where it has none."""
     if not layout.OPERATOR:
         raise ValueError(f"{layout.SCHEME} has no product with float activations")
+    if not layout.BY_ROWS:
+        raise ValueError(f"{layout.SCHEME} does not lie by rows, so no expert can be read alone")
     return _PREFIX + layout.OPERATOR
 
 
@@ -137,7 +140,7 @@ def expert_matmul(x: np.ndarray, expert: np.ndarray, layout: ExpertLayout, *arra
 
 def expert_functions(schemes: frozenset[str]) -> list[onnx.FunctionProto]:
     """Function bodies of the products with experts in these formats; "float16" and "float32": weights as they are."""
-    found = [_of_format(scheme) for scheme, kind in FORMATS.items() if scheme in schemes and kind.OPERATOR]
+    found = [_of_format(scheme) for scheme in _BY_ROWS if scheme in schemes]
     return [*found, _of_floats()] if schemes.intersection(FLOATS) else found
 
 

@@ -15,9 +15,17 @@ from onnx.reference import ReferenceEvaluator
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.mxfp4 import Mxfp4Layout
+from export.contract.formats.nested import NestedLayout
 from export.contract.formats.trellis import TrellisLayout
 from export.contract.formats.vectors import VectorLayout
-from export.contract.operators.experts import EXPERT_MATMUL, ExpertLayout, expert_functions, expert_matmul
+from export.contract.operators.experts import (
+    EXPERT_MATMUL,
+    EXPERT_PRODUCTS,
+    ExpertLayout,
+    expert_functions,
+    expert_matmul,
+    expert_operator,
+)
 
 STORED = {
     "codebook": CodebookLayout(3, 40, 24, 0, 3, 1),
@@ -122,3 +130,10 @@ def test_attributes_come_back():
     for name, layout in LAYOUTS.items():
         assert ExpertLayout.of(layout.operator, layout.attributes()) == layout, name
     assert LAYOUTS["float32"].operator == EXPERT_MATMUL
+
+
+def test_a_format_that_does_not_lie_by_rows_has_no_such_product():
+    assert "ExpertNestedMatMul" not in EXPERT_PRODUCTS
+    with pytest.raises(ValueError, match="nested does not lie by rows"):
+        expert_operator(NestedLayout(4, 40, 24, 2, 6))
+    assert expert_functions(frozenset({"nested"})) == []

@@ -32,8 +32,9 @@ SHAPES = {
     "razored": [{"group_size": 4}, {"group_size": 16, "rotation": 1}],
     "mxfp4": [{}],
     "groups": [{"group_size": 32, "offsets": 0}, {"group_size": 7, "offsets": 1}, {"group_size": 64, "offsets": 2}],
+    "nested": [{"lowest": 1, "rows_per_codebook": 3}, {"lowest": 1, "rows_per_scale": 2, "rows_per_codebook": 64}],
 }
-BITS = {"mxfp4": (4, 4), "trellis": (2, 4), "razored": (2, 8)}
+BITS = {"mxfp4": (4, 4), "trellis": (2, 4), "razored": (2, 8), "nested": (2, 6)}
 CASES = [(scheme, extra) for scheme, choices in SHAPES.items() for extra in choices]
 
 

@@ -102,7 +102,7 @@ PUBLISHED = [  # TensorRT-LLM 0.5.0, docs/source/performance.md: LLaMA-7B, float
 def test_published_batched_rows(sequences, prompt, answer, published):
     """The first row fitted the bandwidth, the first-token row of the same page the arithmetic; three are held out."""
     target = open_target("a100")
-    found = _generation(float16_7b, target, prompt, answer, "rtl", "latency", sequences)
+    found = _generation(float16_7b, [(0, float16_7b)], target, prompt, answer, "rtl", "latency", sequences)
     assert found.tokens_per_s == pytest.approx(published, rel=0.15)
     first = price(float16_7b(Phase.of("prefill", 2048)), Phase.of("prefill", 2048), target, ranged=False)
     assert first.latency_s == pytest.approx(0.133, rel=0.02)

@@ -161,7 +161,8 @@ def test_former_spellings_mean_what_they_meant(former, modern, said, capsys):
         ("--bits 2.5 --vector 2", "codes of 8 bits at most"),
         (
             "--trellis some",
-            "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, groups, mixed",
+            "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, groups, nested, "
+            "mixed",
         ),
         ("--trellis all --vector 2", "--dimension is for --format vectors and mixed"),
         ("--trellis all --method gptq", "--format trellis is for --method athena; gptq has codebook"),
@@ -307,7 +308,7 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
     "--format codebook", "--format vectors", "--format trellis", "--format mxfp4 --bits 4", "--group-size 64",
     "--rank 4", "--state-bits 8 --format trellis", "--activation-bits 8", "--outliers 0.01", "--bits 8",
     "--guided --guided-groups 2", "--budget 3.5", "--no-spread", "--no-asymmetric", "--equalize", "--rotation values",
-    "--dimension 2 --bits 2 --format vectors",
+    "--dimension 2 --bits 2 --format vectors", "--nested 2 --bits 4",
 ])  # fmt: skip
 def test_a_preset_gives_way_to_what_is_asked(preset, options):
     """What a preset sets never makes an option fail that goes with a default of its own."""

@@ -22,9 +22,10 @@ from toolchain.quantize.addons.low_rank import low_rank
 from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, assemble, code_scales, scale_dtype
 from toolchain.quantize.solvers import razored_entries as entries
 from toolchain.quantize.solvers import scalar_batched as batched
+from toolchain.quantize.solvers.nested import quantize_nested
 from toolchain.quantize.solvers.on_device.scalar import TorchScalar
 from toolchain.quantize.solvers.on_device.trellis import TorchTrellis
-from toolchain.quantize.solvers.scalar import LEVEL_LIMIT, refine, sort_codebooks, start
+from toolchain.quantize.solvers.scalar import refine, scale_range, sort_codebooks, start
 from toolchain.quantize.solvers.trellis import InThreads, quantize_trellis
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.quantize.solvers.vectors import choose_dimension, quantize_vectors
@@ -69,8 +70,11 @@ def quantize(
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite).
 
     A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004). device: where the solvers'
-    forms in torch work; None: the processor, which also solves what has no such form (vectors, groups of columns).
+    forms in torch work; None: the processor, which also solves what has no such form (vectors, nested codes, groups of
+    columns).
     """
+    if settings.nested:
+        return quantize_nested(weights, hessian, settings)
     if settings.uses_trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
         by = InThreads() if device is None else TorchTrellis(device)
         return quantize_trellis(weights, hessian, settings, *trellis, by)
@@ -88,7 +92,7 @@ def quantize(
     book = np.zeros((chunks, groups, levels))
     scale = np.zeros((layout.N, groups))
     started, refined = np.zeros((chunks, 2)), np.zeros(chunks)
-    dtype = scale_dtype(*_scale_range(w))
+    dtype = scale_dtype(*scale_range(w))
     half = dtype is np.float16 and scale_bits == 16
     in_batches = layout.groups == 1 and (device is not None or layout.K >= _BATCHED_COLUMNS)
     solver = batched if device is None else TorchScalar(device)
@@ -166,12 +170,3 @@ class _Region:
     def chunks(self, shared: int) -> slice:
         """The codebooks of these rows, `shared` rows each."""
         return slice(self.rows.start // shared, -(-self.rows.stop // shared))
-
-
-def _scale_range(w: np.ndarray) -> tuple[float, float]:
-    """Bounds on the scales that the rows can need, from each row's largest weight; rows of zeros do not count.
-
-    Least squares may shrink a codebook below the largest weight, hence the factor of four.
-    """
-    largest = np.abs(w).max(axis=1)
-    return float(largest[largest > 0].min(initial=1.0)) / (4 * LEVEL_LIMIT), float(largest.max()) / LEVEL_LIMIT

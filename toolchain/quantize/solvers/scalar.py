@@ -15,6 +15,15 @@ from toolchain.numerics.kmeans import kmeans_1d
 LEVEL_LIMIT = 127  # codebook entries are rounded to -127..127
 
 
+def scale_range(w: np.ndarray) -> tuple[float, float]:
+    """Bounds on the scales that the rows can need, from each row's largest weight; rows of zeros do not count.
+
+    Least squares may shrink a codebook below the largest weight, hence the factor of four.
+    """
+    largest = np.abs(w).max(axis=1)
+    return float(largest[largest > 0].min(initial=1.0)) / (4 * LEVEL_LIMIT), float(largest.max()) / LEVEL_LIMIT
+
+
 @nb.njit(cache=True, inline="always")
 def _nearest(levels: np.ndarray, target: float) -> int:
     best, best_distance = 0, np.inf

@@ -14,6 +14,7 @@ from toolchain.tune.trainable.base import TrainableMatrix
 # By scheme: the file here and its class.
 TRAINABLE = {
     "codebook": ("codebook", "TrainableLinear"),
+    "nested": ("nested", "TrainableNested"),
     "trellis": ("trellis", "TrainableTrellis"),
     "vectors": ("vectors", "TrainableVectors"),
 }

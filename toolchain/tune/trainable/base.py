@@ -55,6 +55,9 @@ class TrainableMatrix(nn.Module):
     def hold(self, held: bool) -> None:
         """Whether codes that take long to find stay as they are found next, until hold(False)."""
 
+    def turn(self, step: int) -> None:
+        """Which of several weights weight_matrix() is in this step, where a matrix stands for several."""
+
     def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
         """The trained layer in stored form; its dequantized weights are weight_matrix() to float32 rounding.
 
