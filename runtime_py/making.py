@@ -28,9 +28,10 @@ _COMMON_BITS = (2, 3, 4)
 
 
 def make(model: Path, machine: str, output: Path, cache_bits: int = 16, bits: int | None = None) -> list[int]:
-    """Compile all that a model needs on a machine into a folder; the bytes of each object. bits: as open_model takes it.
+    """Compile all that a model needs on a machine into a folder; the bytes of each object.
 
-    The plan is that of the other machine: which widths there are depends on its instructions. Raises InputError.
+    bits: of nested codes, as open_model takes them. The plan is that of the other machine: which widths there are
+    depends on its instructions. Raises InputError.
     """
     wanted_processor = processor(machine)
     with aimed_at(wanted_processor):

@@ -87,6 +87,7 @@ def test_the_readmes_uses_run(tmp_path):
             continue
         folders = ("OUT", "OUT2", "OUT3", "OUT4", "SMALLER")
         places = {"MODEL": DEMO, "FILE": tmp_path / "FILE"} | {n: tmp_path / n for n in folders}
+        places["20ms"] = "80us"  # the bundled model keeps within the time that README's line has
         more = ["--preset", "fast", "--sequences", "8"] if name == "export" else []
         more += (
             ["--rounds", "1", "--tokens", "2", "--prompt-lengths", "16", "--depths", "16"] if name == "bench" else []

@@ -243,7 +243,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-@pytest.mark.parametrize("package", ["runtime_py", "hw_model.functional.rap"])
+@pytest.mark.parametrize("package", ["runtime_py.simd", "runtime_py.reference.compiled", "hw_model.functional.rap"])
 def test_numba_takes_nothing_from_the_current_folder(case, package, tmp_path):
     (tmp_path / ".numba_config.yaml").write_text(CONFIGS[case])
     program = f"""
