@@ -61,19 +61,21 @@ def at_width(graph: Graph, bits: int | None, part: Part = read_at) -> Graph:
         has = f"{widths.start} to {widths.stop - 1}" if widths else "no width in common"
         raise InputError(f"{graph.folder}: {bits} bits are not among the widths of its codes, {has}")
     weights, nodes = dict(graph.weights), []
-    made: dict[tuple[str, ...], list[str]] = {}  # a matrix that several layers share is joined once
+    taken = {*weights, *(name for node in graph.nodes for name in (*node.inputs, *node.outputs))}
+    made: dict[tuple[object, ...], list[str]] = {}  # a matrix that several layers share is joined once
     for node in graph.nodes:
         layout = nested.get(node.name)
         if layout is None:
             nodes.append(node)
             continue
         width, given = layout.bits if bits is None else bits, node.inputs[1:]
-        if given not in made:
-            arrays = [weights.get(name, np.empty(0, np.float32)) for name in given]  # scales may be computed
-            made[given] = [f"#{given[0]}.{width}.{name}" for name in ("codes", "codebook")]
-            for name, key in zip(made[given], ("codes", "codebook")):
-                weights[name] = part(layout, width, key, arrays)
-        inputs = (node.inputs[0], *made[given], given[3])
+        key = (layout, *given)
+        if key not in made:
+            arrays = [graph.weights.get(name, np.empty(0, np.float32)) for name in given]  # scales may be computed
+            made[key] = [_fresh(f"#{len(made)}.{width}.{name}", taken) for name in ("codes", "codebook")]
+            for name, wanted in zip(made[key], ("codes", "codebook")):
+                weights[name] = part(layout, width, wanted, arrays)
+        inputs = (node.inputs[0], *made[key], given[3])
         nodes.append(
             replace(node, op_type=CODEBOOK_MATMUL, inputs=inputs, attributes=layout.at_width(width).attributes())
         )
@@ -112,6 +114,13 @@ def in_memory(graph: Graph, widths: Sequence[int | None]) -> list[Graph]:
                 kept[name] = copied(array) if name in graph.weights else array
         found.append(replace(made, weights={name: kept[name] for name in made.weights}))
     return found
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """The name, or one that is not taken: those of a file may be any."""
+    while name in taken:
+        name += "#"
+    return name
 
 
 def _aligned(array: np.ndarray) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -110,6 +111,21 @@ def test_graphs_of_several_widths_share_what_is_the_same(folders):
             assert (array.dtype.itemsize, array.shape) == (shapes.weights[name].itemsize, shapes.weights[name].shape)
     shared = low.weights.keys() & high.weights.keys()
     assert shared and all(low.weights[name] is high.weights[name] for name in shared)
+
+
+def test_layers_that_share_codes_and_names_that_look_made_are_kept_apart(folders):
+    """Codes that two nodes read with other attributes are two matrices; no weight of the file is ever replaced."""
+    graph = read_graph(folders[0])
+    first = next(i for i, node in enumerate(graph.nodes) if node.op_type == "NestedMatMul")
+    node = graph.nodes[first]
+    other = replace(node, name="other", outputs=("other",), attributes={**node.attributes, "rows_per_scale": 64})
+    weights = {**graph.weights, "#0.2.codes": np.zeros(3, np.float32), "#0.2.codes#": np.ones(1, np.float32)}
+    changed = replace(graph, nodes=(*graph.nodes[: first + 1], other, *graph.nodes[first + 1 :]), weights=weights)
+    for one in (at_width(changed, 2), *in_memory(changed, [2])):
+        assert one.nodes[first].inputs[1:3] != one.nodes[first + 1].inputs[1:3]
+        assert one.nodes[first].inputs[1] == "#0.2.codes##"
+        np.testing.assert_array_equal(one.weights["#0.2.codes"], 0)
+        np.testing.assert_array_equal(one.weights["#0.2.codes##"], graph.weights[node.inputs[1]])
 
 
 def test_what_is_not_there_is_refused(folders):
