@@ -217,7 +217,7 @@ def _check_bounds(document: Any, where: str) -> None:
     for value in _objects(document):
         for name in _BOUNDS:
             bound = value.get(name)
-            if not isinstance(bound, int | float) or isinstance(bound, bool) or abs(bound) <= _LARGEST:
+            if not isinstance(bound, int | float) or abs(bound) <= _LARGEST:
                 continue
             mixed = isinstance(value.get("type"), list) and "integer" in value["type"] and "number" in value["type"]
             if merges or mixed or any(other in value for other in _TOGETHER) or not _is_float(bound):
