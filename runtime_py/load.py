@@ -20,6 +20,7 @@ from export.files.foreign import foreign
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.stepping import Stepped
 from runtime_py.system.memory import free_memory
+from runtime_py.system.paging import in_small_pages
 
 ACTIVATIONS = ("int8", "float32")
 CACHE_BITS = (16, 8, 4)
@@ -99,6 +100,8 @@ def open_model(
     graph = read_graph(Path(folder), mapped=partial(_stays_mapped, mapped, hints.get("mmap")))
     free = free_memory()  # where weights were read there was room for them before
     graph = replace(graph, larger_than_memory=free is not None and sum(graph.files.values()) > free)
+    if graph.larger_than_memory:
+        in_small_pages(graph.weights.values())
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
         found = folder_adapters(graph, adapters)
         return _runner(graph, activations, threads, processors, found, cache_bits)

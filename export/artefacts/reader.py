@@ -25,6 +25,7 @@ from export.contract.sdr import SdrFormat
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.files.access import checked_path, open_file, read_bytes
 from export.files.foreign import foreign
+from export.files.mapping import mapped_bytes
 
 RUNTIME_DOMAIN = "ai.athena.runtime"  # of nodes that the runtime puts into a graph, and no file may hold
 _T = TypeVar("_T")
@@ -326,7 +327,7 @@ def _map(folder: Path, name: str, size: int) -> np.ndarray:
     if not size:
         return np.empty(0, np.uint8)
     try:
-        return np.memmap(checked_path(folder / name, folder=folder), dtype=np.uint8, mode="r", shape=(size,))
+        return mapped_bytes(checked_path(folder / name, folder=folder), size)
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"{folder / name}: cannot be mapped ({error})") from None
 

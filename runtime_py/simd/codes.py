@@ -19,9 +19,9 @@ from runtime_py.machine.isa import WEIGHT_OFFSET, Tag
 from runtime_py.machine.widths import TRELLIS_STATE_BITS
 from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
 from runtime_py.simd.tags import TagType
-from runtime_py.simd.vectors import I8, I16, I64, Bytes, load, shuffle
+from runtime_py.simd.vectors import FLOAT, I8, I16, I64, Bytes, call, load, shuffle
 
-_WORDS = ir.VectorType(I16, 32)
+_WORDS, _FLOATS = ir.VectorType(I16, 32), ir.VectorType(FLOAT, 16)
 
 
 def code_bits(width: Tag | TagType) -> int:
@@ -63,6 +63,15 @@ def keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:
     return builder.and_(value, ir.Constant(Bytes.llvm, [mask] * 64))
 
 
+def whole(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The same Bytes, computed as a whole: LLVM would make each part of it anew where only some bits are read.
+
+    A fence is known for floats only; it is no instruction.
+    """
+    floats = builder.bitcast(value, _FLOATS)
+    return builder.bitcast(call(builder, "llvm.arithmetic.fence.v16f32", _FLOATS, [floats]), Bytes.llvm)
+
+
 def _emit_segment_3(builder: ir.IRBuilder, address: ir.Value, segment: int) -> ir.Value:
     """Three bits: segments s and s + 2 share one merge, because their fields lie four bits apart in both planes."""
     pair = segment % 2
@@ -70,7 +79,7 @@ def _emit_segment_3(builder: ir.IRBuilder, address: ir.Value, segment: int) -> i
     half = load(builder, builder.add(address, ir.Constant(I64, 64)), ir.VectorType(I8, 32))
     both = shuffle(builder, half, [i % 32 for i in range(64)])
     low = shift_words(builder, both, [2 * pair] * 16 + [2 * pair + 1] * 16)
-    merged = builder.or_(keep(builder, high, 0xEE), keep(builder, low, 0x11))
+    merged = whole(builder, builder.or_(keep(builder, high, 0xEE), keep(builder, low, 0x11)))
     return shift_words(builder, merged, [4] * 32) if segment >= 2 else merged
 
 

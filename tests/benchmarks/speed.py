@@ -23,9 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from toolchain.pipeline.published_shapes import SHAPES, chosen_shape
+from tests.benchmarks.random_gguf import write_gguf
+from toolchain.pipeline.published_shapes import SHAPES
 
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 PROMPTS, DEPTHS, DECODED = (128, 512), (64, 2048), 32
@@ -52,11 +51,14 @@ def capture(*command: object) -> str:
     return done.stdout
 
 
-def ours(shape: str, bits: int, work: Path, threads: int, mmap: str) -> Contender:
-    folder = work / f"{shape}-{bits}"
+def ours(shape: str, bits: int, codes: str, work: Path, threads: int, mmap: str) -> Contender:
+    """A folder of random codes. codes: a --format, or nothing for the default's."""
+    folder = work / "-".join(filter(None, (shape, str(bits), codes)))
     if not folder.exists():
-        capture(*CLI, "export", "--random", shape, "-o", folder, "--bits", bits)
-    name = f"athena-export, {bits} bits" + (" --no-mmap" if mmap == "--no-mmap" else "")
+        capture(
+            *CLI, "export", "--random", shape, "-o", folder, "--bits", bits, *(["--format", codes] if codes else [])
+        )
+    name = f"athena-export, {bits} bits{f' {codes}' if codes else ''}{'' if mmap == '--mmap' else f' {mmap}'}"
     return folder_contender(name, folder, threads, mmap)
 
 
@@ -93,65 +95,6 @@ def genai(python: str, model: Path) -> Contender:
 
     size = sum(f.stat().st_size for f in model.glob("model.onnx*")) / 1e6
     return Contender("onnxruntime-genai int4", size, measure)
-
-
-def write_gguf(shape: str, path: Path) -> None:
-    """A float16 GGUF of random weights at this shape (Llama, Qwen2 and OLMoE kinds)."""
-    import gguf
-
-    c = chosen_shape(shape)
-    experts = c.get("num_experts", 0)
-    hidden, inner, vocabulary = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
-    heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
-    writer = gguf.GGUFWriter(str(path), c["model_type"])
-    writer.add_context_length(4096)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(c["num_hidden_layers"])
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_dimension_count(hidden // heads)
-    writer.add_vocab_size(vocabulary)
-    if experts:
-        writer.add_expert_count(experts)
-        writer.add_expert_used_count(c["num_experts_per_tok"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{i}" for i in range(vocabulary)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
-    writer.add_token_merges(["t 1"])
-    rng = np.random.default_rng(0)
-
-    def random(*size: int) -> np.ndarray:
-        return (rng.standard_normal(size, dtype=np.float32) * 0.02).astype(np.float16)
-
-    writer.add_tensor("token_embd.weight", random(vocabulary, hidden))
-    if not c["tie_word_embeddings"]:
-        writer.add_tensor("output.weight", random(vocabulary, hidden))
-    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
-    pair = hidden // heads * kv_heads
-    for i in range(c["num_hidden_layers"]):
-        at = f"blk.{i}."
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{at}{norm}.weight", np.ones(hidden, np.float32))
-        sizes = {"attn_q": hidden, "attn_k": pair, "attn_v": pair, "attn_output": hidden}
-        for name, rows in sizes.items():
-            writer.add_tensor(f"{at}{name}.weight", random(rows, hidden))
-            if c["model_type"] == "qwen2" and name != "attn_output":
-                writer.add_tensor(f"{at}{name}.bias", np.zeros(rows, np.float32))
-        ending, each = ("_exps", (experts,)) if experts else ("", ())
-        writer.add_tensor(f"{at}ffn_gate{ending}.weight", random(*each, inner, hidden))
-        writer.add_tensor(f"{at}ffn_up{ending}.weight", random(*each, inner, hidden))
-        writer.add_tensor(f"{at}ffn_down{ending}.weight", random(*each, hidden, inner))
-        if experts:
-            writer.add_tensor(f"{at}ffn_gate_inp.weight", random(experts, hidden).astype(np.float32))
-            for name, rows in (("attn_q_norm", hidden), ("attn_k_norm", pair)):
-                writer.add_tensor(f"{at}{name}.weight", np.ones(rows, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def gguf_files(shape: str, bench: Path, work: Path, kinds: list[str]) -> list[tuple[str, Path]]:
@@ -199,6 +142,13 @@ def main() -> None:
     parser.add_argument("--genai", nargs=2, metavar=("PYTHON", "MODEL"))
     parser.add_argument("--types", nargs="*", default=list(GGUF_TYPES), help="of llama.cpp")
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
+    parser.add_argument(
+        "--reading", nargs="*", default=["--mmap", "--no-mmap"], help="how weights are read: mmap, no-mmap",
+        type=lambda word: f"--{word}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--formats", nargs="*", default=[""], help="of our codes (--format); the default's if not given"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "athena-speed")
@@ -206,7 +156,10 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     contenders = [
-        ours(args.shape, bits, args.work, args.threads, mmap) for bits in args.bits for mmap in ("--mmap", "--no-mmap")
+        ours(args.shape, bits, codes, args.work, args.threads, mmap)
+        for bits in args.bits
+        for codes in args.formats
+        for mmap in args.reading
     ]
     if args.llama_bench:
         files = gguf_files(args.shape, args.llama_bench, args.work, args.types)

@@ -56,10 +56,11 @@ def decode_rows(isa, width, matrix, first, last, target, stride, scratch):
         for _ in range(m.blocks):
             prefetch(at + _AHEAD)
             prefetch(at + _AHEAD + 64)
-            store_bytes(to, weights(isa, width, entries, at, 0, state))
-            store_bytes(to + 64, weights(isa, width, entries, at, 1, state + 64))
-            store_bytes(to + 128, weights(isa, width, entries, at, 2, state + 128))
-            store_bytes(to + 192, weights(isa, width, entries, at, 3, state + 192))
+            w0, w1, w2, w3 = weights(isa, width, entries, at, state)
+            store_bytes(to, w0)
+            store_bytes(to + 64, w1)
+            store_bytes(to + 128, w2)
+            store_bytes(to + 192, w3)
             at += block_bytes
             to += 256
             state += 256

@@ -85,10 +85,7 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             acc = load_ints(sums + 64 * b)
-            w0 = weights(isa, width, entries, at, 0, state)
-            w1 = weights(isa, width, entries, at, 1, state + 64)
-            w2 = weights(isa, width, entries, at, 2, state + 128)
-            w3 = weights(isa, width, entries, at, 3, state + 192)
+            w0, w1, w2, w3 = weights(isa, width, entries, at, state)
             places = get_i64(high + HIGH_TOKEN * b)
             if places != 0:
                 digits = high + HIGH_TOKEN * b + HIGH_BYTES

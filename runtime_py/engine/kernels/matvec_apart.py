@@ -68,11 +68,7 @@ def _next_block(isa, width, entries, at, bits, state):
     prefetch(at + _AHEAD)
     if bits > 2:
         prefetch(at + _AHEAD + 64)
-    w0 = weights(isa, width, entries, at, 0, state)
-    w1 = weights(isa, width, entries, at, 1, state + 64)
-    w2 = weights(isa, width, entries, at, 2, state + 128)
-    w3 = weights(isa, width, entries, at, 3, state + 192)
-    return w0, w1, w2, w3
+    return weights(isa, width, entries, at, state)
 
 
 @nb.njit(cache=True, inline="always")

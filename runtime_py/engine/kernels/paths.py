@@ -38,9 +38,22 @@ def follow(typingctx, width, code, states):
 
 
 @nb.njit(cache=True, inline="always")
-def weights(isa, width, entries, codes, number, states):
-    """Weights of the 64 columns of segment `number` (a literal 0..3) of a full block; states: address of theirs."""
-    return lookup(isa, width, entries, follow(width, segment(width, codes, number), states))
+def weights(isa, width, entries, codes, states):
+    """Weights of a full block in four parts of 64 columns; states: address of theirs.
+
+    All codes are unpacked before a state is written: for all that LLVM knows they could lie there.
+    """
+    c0, c1 = segment(width, codes, 0), segment(width, codes, 1)
+    c2, c3 = segment(width, codes, 2), segment(width, codes, 3)
+    w0, w1 = (
+        lookup(isa, width, entries, follow(width, c0, states)),
+        lookup(isa, width, entries, follow(width, c1, states + 64)),
+    )
+    w2, w3 = (
+        lookup(isa, width, entries, follow(width, c2, states + 128)),
+        lookup(isa, width, entries, follow(width, c3, states + 192)),
+    )
+    return w0, w1, w2, w3
 
 
 @nb.njit(cache=True)

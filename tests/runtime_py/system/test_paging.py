@@ -11,8 +11,9 @@ import numba as nb
 import numpy as np
 import pytest
 
+from export.files.mapping import mapped_bytes
 from runtime_py.simd.pages import will_need
-from runtime_py.system.paging import PAGE, in_a_file, read_anywhere
+from runtime_py.system.paging import PAGE, in_a_file, in_small_pages, read_anywhere
 from tests.benchmarks.limited_memory import PageLimit
 
 PAGES = 4096
@@ -81,3 +82,28 @@ def test_nothing_changes_while_a_limit_drives_pages_out(file):
         time.sleep(0.01)
     limit.close()
     assert limit.resident().sum() <= PAGES // 4
+
+
+def flags_of(address: int) -> set[str]:
+    """What Linux keeps of the mapping that holds this address (proc_pid_smaps(5))."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and ":" not in first:
+            low, high = (int(part, 16) for part in first.split("-"))
+            inside = low <= address < high
+        elif inside and first == "VmFlags:":
+            return set(line.split()[1:])
+    return set()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+def test_a_file_is_in_huge_pages_until_memory_does_not_hold_it(file):
+    mapped = mapped_bytes(file, PAGES * PAGE)
+    parts = [mapped[:64].view(np.float32), mapped[PAGE : 9 * PAGE].reshape(8, PAGE), np.zeros(8)]
+    first, last = mapped.ctypes.data, mapped.ctypes.data + mapped.nbytes - 1
+    assert "hg" in flags_of(first) and "hg" in flags_of(last)
+    assert in_small_pages([np.zeros(8)]) == 0
+    assert in_small_pages(parts) == 1
+    assert "hg" not in flags_of(first) and "nh" in flags_of(first)
+    assert mapped.tobytes() == file.read_bytes()
