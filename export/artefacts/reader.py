@@ -125,6 +125,18 @@ class Graph:
     files: Mapping[str, int]  # those that hold weights, and how many of their bytes
     larger_than_memory: bool = False  # whether they are mapped and do not fit: said by whoever knows the memory
 
+    def names(self) -> set[str]:
+        """Names of all its values; those of a file may be any."""
+        own = (*self.weights, *(value.name for value in self.inputs))
+        return {*own, *(name for node in self.nodes for name in (*node.inputs, *node.outputs))}
+
+
+def fresh(name: str, taken: set[str]) -> str:
+    """The name for a value that is made, or a longer one where it is taken."""
+    while name in taken:
+        name += "#"
+    return name
+
 
 def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callable[[int], bool] = True) -> Graph:
     """Read `folder`/model.onnx and map its weights, or read them into memory (mapped=False).

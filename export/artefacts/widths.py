@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.reader import Graph, Node, fresh
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.nested import NESTED_MATMUL, NestedLayout
@@ -61,7 +61,7 @@ def at_width(graph: Graph, bits: int | None, part: Part = read_at) -> Graph:
         has = f"{widths.start} to {widths.stop - 1}" if widths else "no width in common"
         raise InputError(f"{graph.folder}: {bits} bits are not among the widths of its codes, {has}")
     weights, nodes = dict(graph.weights), []
-    taken = {*weights, *(name for node in graph.nodes for name in (*node.inputs, *node.outputs))}
+    taken = graph.names()
     made: dict[tuple[object, ...], list[str]] = {}  # a matrix that several layers share is joined once
     for node in graph.nodes:
         layout = nested.get(node.name)
@@ -72,7 +72,7 @@ def at_width(graph: Graph, bits: int | None, part: Part = read_at) -> Graph:
         key = (layout, *given)
         if key not in made:
             arrays = [graph.weights.get(name, np.empty(0, np.float32)) for name in given]  # scales may be computed
-            made[key] = [_fresh(f"#{len(made)}.{width}.{name}", taken) for name in ("codes", "codebook")]
+            made[key] = [fresh(f"#{len(made)}.{width}.{name}", taken) for name in ("codes", "codebook")]
             for name, wanted in zip(made[key], ("codes", "codebook")):
                 weights[name] = part(layout, width, wanted, arrays)
         inputs = (node.inputs[0], *made[key], given[3])
@@ -114,13 +114,6 @@ def in_memory(graph: Graph, widths: Sequence[int | None]) -> list[Graph]:
                 kept[name] = copied(array) if name in graph.weights else array
         found.append(replace(made, weights={name: kept[name] for name in made.weights}))
     return found
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    """The name, or one that is not taken: those of a file may be any."""
-    while name in taken:
-        name += "#"
-    return name
 
 
 def _aligned(array: np.ndarray) -> int:

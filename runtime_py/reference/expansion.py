@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.reader import Graph, Node, fresh
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 
@@ -26,7 +26,7 @@ def expand_products(graph: Graph, keep: Callable[[Node, Graph], bool] = lambda n
     expanded = {n.name for n in graph.nodes if n.is_product and n.op_type not in _KNOWN and not keep(n, graph)}
     if not expanded:
         return graph
-    weights, nodes = dict(graph.weights), []
+    weights, nodes, taken = dict(graph.weights), [], graph.names()
     made: dict[tuple[object, ...], list[str]] = {}  # a matrix that several layers share is expanded once
     for node in graph.nodes:
         if node.name not in expanded:
@@ -38,7 +38,9 @@ def expand_products(graph: Graph, keep: Callable[[Node, Graph], bool] = lambda n
         key = (layout, *given.values())
         if key not in made:
             arrays = [graph.weights.get(name, _COMPUTED) for name in given.values()]
-            made[key] = [given[p] if p in layout.KEPT else f"#{len(made)}.expanded.{p}" for p in codebook.parts()]
+            made[key] = [
+                given[p] if p in layout.KEPT else fresh(f"#{len(made)}.expanded.{p}", taken) for p in codebook.parts()
+            ]
             for part, name in zip(codebook.parts(), made[key]):
                 if part not in layout.KEPT:
                     weights[name] = np.ascontiguousarray(layout.codebook_part(part, *arrays))

@@ -60,3 +60,16 @@ def test_any_levels_are_taken_where_256_are_looked_up_and_sums_everywhere(folder
     assert not stored_matrix.takes(layout, book)
     computed = {name: array for name, array in graph.weights.items() if name != node.inputs[2]}
     assert not stored_matrix.runs_directly(node, replace(graph, weights=computed))
+
+
+def test_names_of_a_file_are_not_taken_for_what_is_made(folder):
+    graph = read_graph(folder)
+    own = np.arange(3, dtype=np.float32)
+    changed = expand_products(replace(graph, weights={**graph.weights, "#0.expanded.codes": own}))
+    first = next(i for i, node in enumerate(graph.nodes) if node.op_type == "TrellisCodebookMatMul")
+    assert changed.nodes[first].inputs[1] == "#0.expanded.codes#"
+    assert changed.weights["#0.expanded.codes"] is own
+    plain = expand_products(graph)
+    np.testing.assert_array_equal(
+        changed.weights["#0.expanded.codes#"], plain.weights[plain.nodes[first].inputs[1]]
+    )  # fmt: skip
