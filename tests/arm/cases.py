@@ -48,7 +48,7 @@ def product(isa: str, layout: CodebookLayout | TrellisLayout, tokens: int) -> np
     blocks, wide, groups = -(-columns // 256), padded(columns), -(-tokens // 32) * 2
     buffers = [aligned_bytes(groups * n) for n in (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP)]
     addresses = [b.ctypes.data for b in buffers]
-    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(sizes.scratch_bytes(columns) + 8192)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(scratch_bytes(columns) + 8192)
     tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, *addresses)
@@ -87,7 +87,7 @@ def group_product(isa: str, bits: int, offsets: int, rows: int, columns: int, to
     sizes = (16 * wide, blocks * 64, blocks * 64, blocks * HIGH_GROUP, 64 * wide, 64 * wide)
     buffers = [aligned_bytes(pairs * n) for n in sizes]
     q, sums, scales, high, starts, shares = (b.ctypes.data for b in buffers)
-    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(sizes.scratch_bytes(columns) + 8192)
+    out, scratch = np.zeros((tokens, rows), np.float32), aligned_bytes(scratch_bytes(columns) + 8192)
     tag, offset, at, to = ISAS[isa], WEIGHT_OFFSET[isa], row.ctypes.data, out.ctypes.data
     if tokens == 1:
         quantize_token(tag, offset, x.ctypes.data, columns, 0, blocks, q, sums, scales, high)
