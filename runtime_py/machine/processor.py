@@ -44,6 +44,16 @@ class Processor:
         return {"arm64": "aarch64", "amd64": "x86_64"}.get(self.triple.split("-")[0], self.triple.split("-")[0])
 
     @property
+    def lies_together(self) -> bool:
+        """Whether the parts of an object have to lie beside one another in memory.
+
+        On x86 an object refers to its constants by whole addresses, wherever these lie. ARM's instructions reach 4 GB,
+        so there llvmlite's memory manager keeps the parts together, as for Numba's own code. (On x86 that manager ends
+        the process over objects with many constants, whose room it does not count to the full.)
+        """
+        return self.architecture == "aarch64"
+
+    @property
     def system(self) -> str:
         """sys.platform of the machine."""
         return next((name for part, name in _SYSTEMS.items() if part in self.triple), "linux")

@@ -37,8 +37,9 @@ class _Codegen(codegen.JITCPUCodegen):
 
     def _init(self, llvm_module: Any) -> None:
         wanted = target()
+        addresses = {"reloc": "pic", "codemodel": "small"} if wanted.lies_together else {"codemodel": "large"}
         machine = llvm.Target.from_triple(wanted.triple).create_target_machine(
-            cpu=wanted.cpu, features=wanted.features, opt=3, reloc="pic", codemodel="small"
+            cpu=wanted.cpu, features=wanted.features, opt=3, **addresses
         )
         self._tm_features, self._tm = wanted.features, machine
         self._engine = _NoLinker()  # type: ignore[assignment]

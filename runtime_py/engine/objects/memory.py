@@ -26,17 +26,19 @@ def addresses(objects: Mapping[str, bytes]) -> dict[str, int]:
 
     Raises RuntimeError where LLVM finds no such function in an object.
     """
+    return {symbol: _address(symbol, code) for symbol, code in objects.items()}
+
+
+def _address(symbol: str, code: bytes) -> int:
+    """A linker of its own for every object, set up as Numba has it on this architecture (machine/processor.py)."""
     module = llvm.parse_assembly("")
     module.triple = this_processor().triple
-    # With llvmlite's memory manager the parts of an object lie beside one another, so that each can reach the others.
-    beside = sys.platform != "win32"
-    linker = llvm.create_mcjit_compiler(module, _machine().create_target_machine(jit=True), use_lmm=beside)
-    for code in objects.values():
-        linker.add_object_file(llvm.ObjectFileRef.from_data(code))
+    together = this_processor().lies_together and sys.platform != "win32"
+    linker = llvm.create_mcjit_compiler(module, _machine().create_target_machine(jit=True), use_lmm=together)
+    linker.add_object_file(llvm.ObjectFileRef.from_data(code))
     linker.finalize_object()
     _loaded.append(linker)
-    found = {symbol: int(linker.get_function_address(symbol)) for symbol in objects}
-    missing = [symbol for symbol, address in found.items() if not address]
-    if missing:
-        raise RuntimeError(f"an object without its function: {', '.join(missing)}")
-    return found
+    address = int(linker.get_function_address(symbol))
+    if not address:
+        raise RuntimeError(f"an object without its function: {symbol}")
+    return address
