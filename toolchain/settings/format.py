@@ -70,7 +70,7 @@ class FormatSettings:
     # Every width from this one to --bits has codebooks of its own; `--bits` of run, chat, serve, eval, bench and cost.
     nested: int = option(
         0, "One file for several widths: codes that can also be read at any width from this one to --bits; 0: no",
-        low=0, high=7, metavar="lowest width",
+        low=0, high=7,
     )  # fmt: skip
     group_size: int = option(0, "Columns that share a codebook or scale; 0: the whole row", low=0, high=2**24)
     rows_per_codebook: int = option(
