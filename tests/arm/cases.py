@@ -14,8 +14,7 @@ from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_rows
 from runtime_py.engine.kernels.matmul import matmul_item
 from runtime_py.engine.kernels.matvec import matvec_rows
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
-from runtime_py.engine.layout import products as sizes
-from runtime_py.engine.layout.products import HIGH_GROUP, padded, width_tag
+from runtime_py.engine.layout.products import HIGH_GROUP, padded, scratch_bytes, tile_shape, width_tag
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET
@@ -58,7 +57,7 @@ def product(isa: str, layout: CodebookLayout | TrellisLayout, tokens: int) -> np
         quantize_group(
             tag, offset, x.ctypes.data, columns, columns, group, tokens, 0, blocks, *addresses, scratch.ctypes.data
         )
-    height, vectors = sizes.tile_shape(isa, False)
+    height, vectors = tile_shape(isa, False)
     items = -(-rows // height)
     _all_rows(
         tag, width, (height, vectors, False), items, record.ctypes.data, *addresses, tokens, out.ctypes.data,

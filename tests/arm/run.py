@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--widths", default="12345678")
     parser.add_argument("--trellis", default="1234", help="widths of trellis codes")
     parser.add_argument("--cpus", nargs="*", choices=list(CPUS), default=list(CPUS))
+    parser.add_argument(
+        "--boards", nargs="*", choices=list(BOARDS), default=list(BOARDS), help="to run kernels made here"
+    )
     parser.add_argument("--model", type=Path, help="model folder; default: the demo model, quantized now")
     parser.add_argument("--no-native", dest="native", action="store_false", help="without the library for onnxruntime")
     args = parser.parse_args()
@@ -46,7 +49,8 @@ def main() -> None:
             cases.mkdir()
             build_library("aarch64", cases / library_name("aarch64"))
             write_cases(cases, widths, build_library(this_machine(), cases / "x86.so"))
-        for board, cpu in BOARDS.items():
+        for board in args.boards:
+            cpu = BOARDS[board]
             start, kernels = time.perf_counter(), Path(scratch) / board
             subprocess.run(
                 ["athena-export", "warmup", model, "--machine", board, "-o", kernels],
