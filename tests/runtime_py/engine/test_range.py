@@ -108,7 +108,7 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
         assert overflow.astype(bool).tolist() == beyond
         if not overflow.any():
             break
-        items = [attention.FLOAT_ITEM if flag else item for flag, item in zip(overflow, items)]
+        items = [sizes.FLOAT_ITEM if flag else item for flag, item in zip(overflow, items)]
     scale, out = np.float32(1.0) / factors[0], np.zeros((tokens, heads * head_dim), np.float32)
     scratch = aligned_bytes(sizes.scratch_bytes(head_dim))
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):

@@ -202,8 +202,8 @@ def test_a_task_of_the_harness_runs_offline_and_agrees(demo_folder, demo_text, t
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: answer\ntarget_delimiter: ''\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n"
     )
-    theirs = _run_tasks(demo_folder, ["next_sentence"], tmp_path, None, "int8")["next_sentence"]
-    ours = _answer_questions(str(demo_folder), data, None, "int8", quiet=True)
+    theirs = _run_tasks(demo_folder, ["next_sentence"], tmp_path, None, "int8", 16, None)["next_sentence"]
+    ours = _answer_questions(str(demo_folder), data, None, "int8", True, "", 16, None)
     assert ours.accuracy > 0.4  # chance is 0.25: the model knows what goes on in a story
     assert theirs["acc,none"] == pytest.approx(ours.accuracy, abs=1e-9)
     assert theirs["acc_norm,none"] == pytest.approx(ours.accuracy_normalized, abs=1e-9)
