@@ -79,8 +79,8 @@ def open_model(
     """A runner, and why it is the interpreter ("" when it is the engine).
 
     activations: "int8" (per token and 256 columns; float16 key-value cache) or "float32" (the interpreter). mapped:
-    weights stay in the mapped file; False: they are read into memory, which decodes 5 to 25 % faster where that gets
-    huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
+    weights stay in the mapped file; False: they are read into memory, which decodes up to 25 % faster where only memory
+    has huge pages; None: what the folder was lowered for, else read where there are huge pages and memory enough.
     processors: numbers of those that keep one thread each. adapters: names of those of the folder that a state can
     have; None: all of them. A few percent of speed go where there are any. cache_bits: of each cached key and value, 16
     (float16 or float32), 8 or 4 (integers). bits: the width at which nested codes are read; None: the full one. A
