@@ -68,7 +68,7 @@ def test_a_hostile_template_ends_in_one_line(kind):
     with pytest.raises(InputError) as error:
         ChatTemplate(HOSTILE[kind], TOKENS, "chat_template.jinja", seconds=2.0).render(TALK)
     assert "\n" not in str(error.value) and str(error.value).startswith("chat_template.jinja: the chat template")
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 12  # 2 s of computing, 8 at most on the clock
 
 
 def test_the_sandbox_shows_nothing_of_python():
