@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from export.contract.errors import InputError
+from export.graph.archs._tasks import EMBEDDING, TASK
 from runtime_py.text.generator import TextGenerator
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
@@ -165,8 +166,11 @@ def test_guesses_wait_for_their_kernels(monkeypatch, asked, there, used):
         guesses("many")
 
 
-def test_a_prompt_cache_without_a_model_that_generates_is_refused(served_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime_py.text.encoder.is_encoder", lambda folder: True)
-    done = command("serve", served_folder, "--port", 0, "--prompt-cache", tmp_path / "kept")
+def test_a_prompt_cache_without_a_model_that_generates_is_refused(served_folder, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(served_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, TASK: EMBEDDING}))
+    done = command("serve", folder, "--port", 0, "--prompt-cache", tmp_path / "kept")
     assert done.exit_code == 2 and "--prompt-cache is for models that generate text" in done.output
     assert not (tmp_path / "kept").exists()
