@@ -164,7 +164,7 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int]
     for part in external.values():
         sizes[part.location] = max(sizes.get(part.location, 0), part.offset + part.length)
     nested = any(node.op_type == NESTED_MATMUL and node.domain == DOMAIN for node in graph.node)
-    maps = _open_files(folder, sizes, nested or mapped)
+    maps = _open_files(folder, sizes, nested or mapped, huge=not nested)
     weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in graph.initializer}
     nodes = tuple(map(_node, graph.node, own_names([node.name for node in graph.node])))
     _check_order(nodes, {*weights, *(i.name for i in graph.input)})
@@ -322,7 +322,9 @@ def _external(tensor: onnx.TensorProto) -> _External:
     return _External(where, location, offset, length, dtype, shape)
 
 
-def _open_files(folder: Path, sizes: Mapping[str, int], mapped: bool | Callable[[int], bool]) -> dict[str, np.ndarray]:
+def _open_files(
+    folder: Path, sizes: Mapping[str, int], mapped: bool | Callable[[int], bool], huge: bool
+) -> dict[str, np.ndarray]:
     """The first bytes of each file, uint8, as many as the tensors need."""
     for name, size in sizes.items():
         if not (folder / name).exists():
@@ -333,16 +335,17 @@ def _open_files(folder: Path, sizes: Mapping[str, int], mapped: bool | Callable[
             raise InputError(f"{folder / name}: external data lies outside its file ({size} of {there} bytes)")
     keep = mapped(sum(sizes.values())) if callable(mapped) else mapped
     try:
-        return {name: (_map if keep else _read)(folder, name, size) for name, size in sizes.items()}
+        read = partial(_map, huge=huge) if keep else _read
+        return {name: read(folder, name, size) for name, size in sizes.items()}
     except MemoryError:
         raise InputError(f"{folder}: the weights need more memory than there is") from None
 
 
-def _map(folder: Path, name: str, size: int) -> np.ndarray:
+def _map(folder: Path, name: str, size: int, huge: bool) -> np.ndarray:
     if not size:
         return np.empty(0, np.uint8)
     try:
-        return mapped_bytes(checked_path(folder / name, folder=folder), size)
+        return mapped_bytes(checked_path(folder / name, folder=folder), size, huge)
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"{folder / name}: cannot be mapped ({error})") from None
 

@@ -16,11 +16,14 @@ import numpy as np
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux has it
 
 
-def mapped_bytes(path: Path, size: int) -> np.ndarray:
-    """The first `size` bytes of a file, uint8, read only. Raises OSError, ValueError and OverflowError, as memmap."""
+def mapped_bytes(path: Path, size: int, huge: bool = True) -> np.ndarray:
+    """The first `size` bytes of a file, uint8, read only. Raises OSError, ValueError and OverflowError, as memmap.
+
+    huge: all of it will be read. A huge page has what lies beside a wanted part, too.
+    """
     found = np.memmap(path, dtype=np.uint8, mode="r", shape=(size,))
     file: mmap.mmap = found._mmap  # type: ignore[attr-defined]
-    if _HUGE is not None:
+    if huge and _HUGE is not None:
         with suppress(OSError):  # a kernel without huge pages
             file.madvise(_HUGE)
     return found

@@ -19,7 +19,7 @@ _ENVIRONMENT = frozenset(
     )
 )  # fmt: skip
 
-_PATIENCE = 4
+_PATIENCE = 4  # times the seconds that a process may compute, on the clock
 
 
 def _computed(process: int) -> float | None:
@@ -60,13 +60,12 @@ class LineProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
-                while not selector.select(seconds / 8):
-                    used = None if before is None else _computed(self._process.pid)
-                    computed = 0.0 if used is None or before is None else used - before
-                    if computed >= seconds or time.monotonic() - start >= longest:
-                        raise ValueError(f"it takes longer than {seconds:g} s")
-                if time.monotonic() - start >= longest:
+                ready = selector.select(seconds / 8)
+                computed = (_computed(self._process.pid) or 0.0) - (before or 0.0)
+                if computed >= seconds or time.monotonic() - start >= longest:
                     raise ValueError(f"it takes longer than {seconds:g} s")
+                if not ready:
+                    continue
                 part = self._process.stdout.read(1 << 16)
                 if not part:
                     raise ValueError("it ended its process")
