@@ -31,6 +31,7 @@ from toolchain.numerics.factors import ready_hessian
 from toolchain.pipeline.apart import apart
 from toolchain.pipeline.costs import STEPS, Prices
 from toolchain.quantize import Method
+from toolchain.quantize.addons.columns import STORED_BITS, remaining
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
 from toolchain.settings.format import MIXED, TRELLIS
 from toolchain.settings.quantize import QuantizeSettings
@@ -88,6 +89,14 @@ def unexplained(hessian: np.ndarray, damping: float, device: torch.device = CPU)
     return float((np.diag(ready_hessian(hessian, damping, device=device).factor) ** -2.0).sum())
 
 
+def _cost(hessian: np.ndarray, settings: QuantizeSettings, device: torch.device) -> tuple[float, int]:
+    """What `unexplained` says of the columns that have codes, and how many have none."""
+    columns = 0
+    if settings.columns_apart:
+        hessian, columns = remaining(hessian, settings.damping)
+    return unexplained(hessian, settings.damping, device), columns
+
+
 def plan_sequences(count: int) -> np.ndarray:
     """The numbers of the sequences that a plan looks at: PLAN_SEQUENCES of `count`, evenly spread."""
     some = min(PLAN_SEQUENCES, count)
@@ -125,16 +134,19 @@ def plan_widths(
         for layer in range(spec.layers):
             block, prefix, modules = runner.load_block(layer), spec.block_name(layer), spec.names(layer)
             guide = {n: gradients.outputs[prefix + n][:, chosen].mean(axis=0) for n in modules.linears()}
-            costs, inputs = dict[str, float](), hidden
+            costs, inputs = dict[str, tuple[float, int]](), hidden
             for group in (modules.everyones(), *expert_groups(modules, block)):
                 hessians, hidden = runner.hessians(block, group, inputs, guide)
-                cost_of = partial(unexplained, damping=settings.damping, device=runner.device)
+                own = settings if group == modules.everyones() else replace(settings, columns_apart=False)
+                cost_of = partial(_cost, settings=own, device=runner.device)
                 costs |= zip(hessians, each(cost_of, hessians.values(), runner.device))
             for together in modules.alike():
-                cost, matrices = 0.0, [get_weight(block.get_submodule(name)) for name in together]
+                cost, apart_bytes, matrices = 0.0, 0, [get_weight(block.get_submodule(name)) for name in together]
                 for name, matrix in zip(together, matrices):
-                    own = float(guide[name].mean()) * costs[name]
-                    cost += own * float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
+                    unexplained_here, columns = costs[name]
+                    apart_bytes += columns * len(matrix) * STORED_BITS // 8
+                    variances = float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
+                    cost += float(guide[name].mean()) * unexplained_here * variances
                     report.step(name)
                 shape, size = matrix.shape, matrix.size
                 kind = (*shape, len(together) > 1)
@@ -145,7 +157,7 @@ def plan_widths(
                 trellis = settings.format == TRELLIS or (settings.format == MIXED and size >= LARGE)
                 names.append([prefix + name for name in together])
                 losses.append([cost * expected_error(b, trellis and b <= MOST_BITS) for b in widths])
-                sizes.append([record.bytes * len(together) for record in known[kind]])
+                sizes.append([record.bytes * len(together) + apart_bytes for record in known[kind]])
                 weights += size * len(together)
     if prices:
         plan = _within(prices, names, losses)

@@ -29,6 +29,7 @@ from toolchain.calibrate.routing import expert_groups, expert_number, expert_tok
 from toolchain.pipeline.apart import apart
 from toolchain.pipeline.non_block import dense_record
 from toolchain.quantize import quantizer
+from toolchain.quantize.addons.columns import with_columns
 from toolchain.quantize.addons.outliers import with_outliers
 from toolchain.settings.calibration import Workers
 from toolchain.settings.preparation import ACTIVATIONS
@@ -291,6 +292,8 @@ class BlockQuantizer:
             settings = apart(settings, *weights.shape)
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = (squares,) if squares is not None and settings.method in GRADIENT_METHODS else ()
+        if settings.columns_apart and full not in self._stacked and hessian.ndim == 2:
+            return (partial(with_columns, self._quantizer), weights, hessian, settings, *extra)
         if not settings.outliers:
             return (self._quantizer, weights, hessian, settings, *extra)
         return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)

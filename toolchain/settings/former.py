@@ -15,7 +15,7 @@ INCOHERENCE = {NONE: (), VALUES: (VALUES,), RESIDUAL: (RESIDUAL,), "all": (VALUE
 # settings that came later, as all did before
 ADDED = {
     "asymmetric": False, "spread": False, "per_layer_bits": 8, "budget_target": None, "budget_context": 1024,
-    "levels": ANY_LEVELS, "nested": 0,
+    "levels": ANY_LEVELS, "nested": 0, "columns_apart": False,
 }  # fmt: skip
 PRESET_TRELLIS = {"best": "large"}  # what presets said then
 PRESET_VECTOR = {"best": 0}

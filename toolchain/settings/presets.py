@@ -20,14 +20,18 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     KEEP: {"embedding_bits": 16},
 }
 # What --preset sets; an option given beside it wins, and what does not go with one that is given stays as it is.
-_CAREFUL = {"format": MIXED, "asymmetric": True, "spread": True, "damping": 0.05, "sequences": 64}
+_CAREFUL = {
+    "format": MIXED, "asymmetric": True, "spread": True, "damping": 0.05, "columns_apart": True, "sequences": 64,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
     "balanced": {"passes": 2, **_CAREFUL, "tune_steps": SHORT, "tune_batch": 4},
     "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.5},
 }
 OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in text is hardly the model's domain
-_ONLY_ATHENA = ("asymmetric", "spread", "damping")
+_ONLY_ATHENA = ("asymmetric", "spread", "damping", "columns_apart")
+# What stores nothing beside its codes, or what is chosen by hand.
+_NO_COLUMNS = ("outliers", "nested", "activation_bits", "razor_codebook")
 # What takes one code for every weight.
 _INTEGERS = ("activation_bits", "razor_codebook")  # whose entries tuning would move
 _ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook", "nested")
@@ -46,7 +50,9 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     if not admits_spread(method, given.get("format", None if "format" in dropped else defaults.get("format"))):
         dropped.add("spread")
     if given.get("guided_groups", 1) > 1:
-        dropped.add("asymmetric")
+        dropped |= {"asymmetric", "columns_apart"}
+    if asked.intersection(_NO_COLUMNS) or (given.get("target") or given.get("budget_target")):
+        dropped.add("columns_apart")
     if method != "athena" or given.get("format") in FORMAT_SOLVERS or asked.intersection(_INTEGERS):
         dropped |= {"tune_steps", "tune_batch"} if defaults.get("tune_steps") == SHORT else set()
     if "tune_steps" in given:

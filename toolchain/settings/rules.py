@@ -135,6 +135,17 @@ def _check_outliers(settings: QuantizeSettings) -> None:
     integers = settings.method == "qrazor" or settings.razor.activation_bits
     if settings.outliers and (settings.guided_groups > 1 or integers):
         raise InputError("--outliers does not go with integer activations or --guided-groups")
+    asked = {
+        "--outliers": settings.outliers > 0,
+        "--guided-groups": settings.guided_groups > 1,
+        "--nested": settings.nested > 0,
+        "integer activations": bool(integers),
+        "--budget of time or energy": settings.cost_budget is not None,
+        f"--method {settings.method}": settings.method != "athena",
+    }
+    for name, on in asked.items():
+        if settings.columns_apart and on:
+            raise InputError(f"--columns-apart does not go with {name}")
     if settings.guided_groups > 1 and settings.rank:
         raise InputError("--guided-groups does not go with --rank")
 

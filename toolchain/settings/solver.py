@@ -47,6 +47,8 @@ class SolverSettings:
     )
     guided: bool = option(False, "Weight tokens by the squared gradient of the end loss (GuidedQuant)")
     guided_groups: int = option(1, "Runs of rows that have a guided Hessian of their own", low=1, high=1024)
+    # toolchain/quantize/addons/columns.py
+    columns_apart: bool = option(False, "Columns that dominate a layer's loss keep their weights in float16 (OWQ)")
     outliers_by: str = option("sensitivity", "How --outliers are chosen", choices=OUTLIER_SELECTORS)
 
     def check_solver(self) -> None:

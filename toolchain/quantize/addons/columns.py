@@ -1,0 +1,102 @@
+"""Columns apart: the few inputs that dominate a layer keep their weights in float16, beside the codes.
+
+A few tokens of some models have activations a thousand times as large as all others (massive activations, arXiv
+2402.17762), in one or two inputs of a layer. These own its Hessian: scales of rows and errors of all other columns
+serve them, and damping, which is relative to the mean, drowns what ordinary tokens say. OWQ (arXiv 2306.02272) keeps
+such columns, its weak ones, whole. Here they are chosen by what they would cost. A sweep's loss is a sum over columns, of an
+error's variance times the curvature that later columns leave, 1 / U_jj^2 (hessian.inverse_factor), so a column's share
+of that sum is its share of the loss. Their weights are fitted last, as the least-squares correction of what the codes
+leave; so the codes are found under the Hessian without them, its Schur complement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from export.artefacts.stored_matrix import Outliers, StoredMatrix
+from export.contract.sparse import sparse_parts
+from toolchain.numerics.factors import ready_hessian
+from toolchain.numerics.hessian import damped, layer_loss
+from toolchain.quantize.packed import weight_dtype
+from toolchain.settings.quantize import QuantizeSettings
+
+STORED_BITS = 32  # of a weight apart: its value and its place (export/contract/sparse.py)
+# A column apart costs 32 / K bits a weight; without a share p of its loss, a matrix does with p / (2 ln 2) bits fewer:
+# that pays from p = 44 / K on.
+_SHARE = 64.0
+_ROUNDS = 8  # columns that were hidden behind others
+_RIDGE = 1e-8  # of the mean diagonal of the columns apart
+
+
+def dominant_columns(hessian: np.ndarray, damping: float) -> np.ndarray:
+    """The columns of a Hessian [K, K] that are better stored apart, int64, ascending; most layers have none."""
+    columns = len(hessian)
+    apart, rest, h = np.zeros(0, np.int64), np.arange(columns), np.asarray(hessian, np.float64)
+    for _ in range(_ROUNDS):
+        diagonal = np.diag(h)
+        if diagonal.max(initial=0.0) * 4 < _SHARE * diagonal.mean():  # no share can be as large
+            break
+        _, _, order, factor = ready_hessian(h, damping)
+        left = np.diag(factor) ** -2.0
+        found = np.sort(order[left > _SHARE / columns * left.sum()])
+        if not found.size or apart.size + found.size > columns // 16:
+            break
+        apart = np.sort(np.concatenate([apart, rest[found]]))
+        rest = np.setdiff1d(rest, apart)
+        h = _without(hessian, apart)[np.ix_(rest, rest)]
+    return apart
+
+
+def _without(hessian: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """What errors of the other columns cost [K, K] once those apart absorb what they can; next to nothing for those."""
+    h = np.array(hessian, np.float64)
+    own = h[np.ix_(apart, apart)]
+    own.flat[:: len(apart) + 1] += _RIDGE * np.diag(own).mean()
+    h -= h[:, apart] @ np.linalg.solve(own, h[apart])
+    rest = np.setdiff1d(np.arange(len(h)), apart)
+    h[apart, :] = h[:, apart] = 0.0
+    h[apart, apart] = max(float(np.diag(h)[rest].mean()), 0.0) * _RIDGE if rest.size else 0.0
+    return h
+
+
+def remaining(hessian: np.ndarray, damping: float) -> tuple[np.ndarray, int]:
+    """The Hessian [K, K] that codes are found under, and how many columns are apart."""
+    apart = dominant_columns(hessian, damping)
+    return (_without(hessian, apart) if apart.size else hessian), apart.size
+
+
+def with_columns(
+    quantizer: Callable[..., StoredMatrix], weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings,
+    *own: Any,
+) -> StoredMatrix:  # fmt: skip
+    """The method's result for weights [N, K], dominant columns apart. own: what the method takes besides."""
+    apart = dominant_columns(hessian, settings.damping)
+    if not apart.size:
+        return quantizer(weights, hessian, settings, *own)
+    reduced = _without(hessian, apart)
+    result = quantizer(weights, reduced, settings, *own)
+    error = weights.astype(np.float64) - result.dequantized()
+    values = error[:, apart] + _absorbed(error, hessian, apart)
+    places = (np.arange(len(weights))[:, None] * weights.shape[1] + apart).ravel()
+    outliers = Outliers(*sparse_parts(places, values.ravel(), weight_dtype(values)))
+
+    h, w = damped(hessian, settings.damping)[0], weights.astype(np.float64)
+    total = max(layer_loss(w, h), 1e-300)
+    share = layer_loss(w, damped(reduced, settings.damping)[0]) / total
+    losses = {k: v if k == "damping" else v * share for k, v in result.losses.items()}
+    losses["columns_apart"] = layer_loss(error - outliers.dense(*weights.shape), h) / total
+    return replace(result, outliers=outliers, losses=losses)
+
+
+def _absorbed(error: np.ndarray, hessian: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """What the columns apart [N, C] take over of the other columns' errors [N, K]."""
+    own = np.array(hessian[np.ix_(apart, apart)], np.float64)
+    own.flat[:: len(apart) + 1] += _RIDGE * np.diag(own).mean()
+    others = error.copy()
+    others[:, apart] = 0.0
+    found: np.ndarray = np.linalg.solve(own, hessian[apart] @ others.T).T
+    return found
