@@ -3,10 +3,10 @@
 A few tokens of some models have activations a thousand times as large as all others (massive activations, arXiv
 2402.17762), in one or two inputs of a layer. These own its Hessian: scales of rows and errors of all other columns
 serve them, and damping, which is relative to the mean, drowns what ordinary tokens say. OWQ (arXiv 2306.02272) keeps
-such columns, its weak ones, whole. Here they are chosen by what they would cost. A sweep's loss is a sum over columns, of an
-error's variance times the curvature that later columns leave, 1 / U_jj^2 (hessian.inverse_factor), so a column's share
-of that sum is its share of the loss. Their weights are fitted last, as the least-squares correction of what the codes
-leave; so the codes are found under the Hessian without them, its Schur complement.
+such columns, its weak ones, whole. Here they are chosen by what they would cost. A sweep's loss is a sum over columns:
+an error's variance times the curvature that later columns leave, 1 / U_jj^2 (hessian.inverse_factor). So a column's
+share of that sum is its share of the loss. Weights apart are fitted last, as the least-squares correction of what the
+codes leave; so the codes are found under the Hessian without them, its Schur complement.
 """
 
 from __future__ import annotations
