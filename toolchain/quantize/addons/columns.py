@@ -27,7 +27,7 @@ from toolchain.settings.quantize import QuantizeSettings
 STORED_BITS = 32  # of a weight apart: its value and its place (export/contract/sparse.py)
 # A column apart costs 32 / K bits a weight; without a share p of its loss, a matrix does with p / (2 ln 2) bits fewer:
 # that pays from p = 44 / K on.
-_SHARE = 64.0
+_SHARE = 44.0
 _ROUNDS = 8  # columns that were hidden behind others
 _RIDGE = 1e-8  # of the mean diagonal of the columns apart
 
