@@ -40,7 +40,7 @@ def functions(text: str) -> dict[str, Function]:
 
 
 def _spelled(word: int) -> str:
-    """A dot product by one element of 32 bits (SDOT, by element; Arm ARM C7.2) in words. Raises ValueError on others."""
+    """A dot product by an element of 32 bits (SDOT, Arm ARM C7.2) in words. Raises ValueError on other words."""
     if word & 0xFFC0F400 != 0x4F80E000:
         raise ValueError(f"instruction {word:#x} is not known")
     index = (word >> 11 & 1) << 1 | word >> 21 & 1

@@ -46,7 +46,7 @@ def cost(text: str, kernel: Kernel, board: Board) -> Cost:
 
 
 def _found(text: str, kernel: Kernel) -> tuple[Function, Loop, Loop | None]:
-    """The innermost loop with the most products a round, of those the one of the fewest instructions; and its parent."""
+    """The loop with the most products a round, of several the one of the fewest instructions, and its parent."""
     best: tuple[tuple[int, int], Function, Loop, list[Loop]] | None = None
     for name, function in functions(text).items():
         if kernel.function not in name:
