@@ -1,6 +1,6 @@
 """Cycles of the inner loops on a Raspberry Pi, of our kernels and of llama.cpp's, without a board (`make arm-cycles`).
 
-python -m tests.arm.cycles [rpi5 rpi4] [--llama SOURCE] [--clang clang-19]
+python -m tests.arm.cycles [--boards rpi5 rpi4] [--llama SOURCE] [--clang clang-19] [--keep FOLDER]
 
 Needs llvm-mca of LLVM 17 or later; llama.cpp's rows need clang and libc's headers for aarch64 beside a copy of its
 source (Debian: llvm-19 clang-19 libc6-dev-arm64-cross).
@@ -21,7 +21,7 @@ from tests.arm.cycles.mca import OLDEST, tool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("boards", nargs="*", choices=[[], *BOARDS], default=list(BOARDS))
+    parser.add_argument("--boards", nargs="*", choices=list(BOARDS), default=list(BOARDS))
     parser.add_argument(
         "--llama", type=Path, help="llama.cpp's source, whose kernels are compiled to stand beside ours"
     )

@@ -1,7 +1,7 @@
 """Our kernels whose loops are looked at, and their assembly as the engine's compiler makes it for a board.
 
-python -m tests.arm.cycles.kernels BOARD FOLDER writes the assembly: what compiles is a process of its own, because
-Numba's target is fixed in one.
+python -m tests.arm.cycles.kernels MACHINE FOLDER KERNEL ... writes the assembly: what compiles is a process of its
+own, because Numba's target is fixed in one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from runtime_py.engine.layout.attention import KEYS
 from runtime_py.engine.objects.wanted import Wanted
-from runtime_py.machine.isa import TILE
+from runtime_py.machine.isa import TILE, available
 from runtime_py.machine.processor import NAMED, aimed_at
-from tests.arm.cycles.boards import BOARDS, Board
+from tests.arm.cycles.boards import Board
 from tests.arm.cycles.products import floats, halves, integers
 
 COLUMNS = 2048  # of a row
@@ -99,14 +99,14 @@ def assemblies(board: Board, kernels: Iterable[Kernel], folder: Path) -> dict[Ke
 
 
 def main() -> None:
-    board, folder = BOARDS[sys.argv[1]], Path(sys.argv[2])
-    with aimed_at(NAMED[board.name]):
+    machine, folder = NAMED[sys.argv[1]], Path(sys.argv[2])
+    with aimed_at(machine):
         from runtime_py.engine.objects import compiling
 
         compiling.prepare()
         for name in sys.argv[3:]:
             maker, step, kind, bits = name.split("/")
-            wanted = Wanted(maker, step, (kind, int(bits)) if kind else None, board.isa)
+            wanted = Wanted(maker, step, (kind, int(bits)) if kind else None, available(machine)[0])
             (folder / f"{wanted.name}.s").write_text(compiling.assembly(wanted))
 
 
