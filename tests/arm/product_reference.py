@@ -21,7 +21,6 @@ from tests.arm.image import Image
 from tests.runtime_py.engine.activation_reference import tree
 
 BLOCK = 256
-_PATH_ROWS = 8  # that share a codebook, so that paths begin anew
 
 
 def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -38,6 +37,8 @@ class Case:
     rows: int
     columns: int
     tokens: int
+    outliers: float = 0.003  # part of the columns that have high digits
+    path_rows: int = 8  # that share a codebook, and with it a path
 
     @property
     def blocks(self) -> int:
@@ -45,14 +46,14 @@ class Case:
 
     @property
     def _book_rows(self) -> int:
-        return _PATH_ROWS if self.kind in PATHS else 1
+        return self.path_rows if self.kind in PATHS else 1
 
     def made(self) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(self.bits * 1000 + self.columns + self.tokens)
         books = -(-self.rows // self._book_rows)
         entries = {"halves": 2 * HALF, "trellis": 256}.get(self.kind, 1 << self.bits)
         high = rng.integers(-127, 128, (self.tokens, self.columns))
-        high *= rng.random((self.tokens, self.columns)) < 0.003
+        high *= rng.random((self.tokens, self.columns)) < self.outliers
         return {
             "codes": rng.integers(0, 1 << self.bits, (self.rows, self.columns), dtype=np.uint8),
             "book": rng.integers(-128, 128, (books, entries)).astype(np.int8),
@@ -72,8 +73,8 @@ class Case:
             levels = joined(made["book"], self.bits).astype(np.int64)
         state = np.zeros(self.columns, np.int64)
         for n in range(self.rows):
-            state = (0 if n % _PATH_ROWS == 0 else state) << self.bits & 255 | codes[n]
-            found[n] = levels[n // _PATH_ROWS, state]
+            state = (0 if n % self.path_rows == 0 else state) << self.bits & 255 | codes[n]
+            found[n] = levels[n // self.path_rows, state]
         return found
 
     def expected(self, made: dict[str, np.ndarray]) -> np.ndarray:
