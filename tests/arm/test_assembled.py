@@ -7,7 +7,7 @@ import pytest
 
 from tests.arm.assembled import MISSING, QEMU, program
 from tests.arm.cycles.boards import BOARDS
-from tests.arm.cycles.kernels import assemblies, decode
+from tests.arm.cycles.kernels import assemblies, assembly_file, decode
 from tests.arm.product_reference import Case
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
@@ -20,7 +20,7 @@ def test_products_are_numpys_to_the_bit(name, kind, bits, tmp_path):
     board, kernel = BOARDS[name], decode("", kind, bits)
     assemblies(board, [kernel], tmp_path)
     wanted = kernel.wanted(board)
-    made = program(board, tmp_path / f"{wanted.name}.s", wanted.symbol, tmp_path)
+    made = program(board, assembly_file(tmp_path, wanted), wanted.symbol, tmp_path)
     for rows, columns in SHAPES:
         for tokens in (1, 20):
             case = Case(kind, bits, rows, columns, tokens)

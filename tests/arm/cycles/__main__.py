@@ -26,7 +26,7 @@ def main() -> None:
         "--llama", type=Path, help="llama.cpp's source, whose kernels are compiled to stand beside ours"
     )
     parser.add_argument("--clang", default="clang-19")
-    parser.add_argument("--keep", type=Path, help="a folder where the assembly is left to be read")
+    parser.add_argument("--keep", type=Path, help="a folder where the assembly stays, to be read or for the next run")
     args = parser.parse_args()
     if tool() is None:
         raise SystemExit(f"llvm-mca of LLVM {OLDEST} or later is not installed (Debian: llvm-19)")
@@ -38,8 +38,8 @@ def main() -> None:
 
 
 def _board(board: Board, folder: Path, source: Path | None, clang: str) -> None:
-    tile = prefill(board)
-    texts = assemblies(board, [*decoding(), tile, *attending()], folder)
+    codes, tile, cached = decoding(), prefill(board), attending()
+    texts = assemblies(board, [*codes, tile, *cached], folder)
     found = {kernel: cost(text, kernel, board) for kernel, text in texts.items()}
     theirs: list[Cost] = []
     tiles = [found[tile]]
@@ -52,7 +52,7 @@ def _board(board: Board, folder: Path, source: Path | None, clang: str) -> None:
     print(f"\n{board.core} ({board.name}), {board.cores} cores of {board.clock / 1e9} GHz, memory "
           f"{board.bandwidth / 1e9} GB/s\n\n| one token | cycles a weight: loop | row | instructions | GB/s | "
           f"of memory's time |\n|---|---|---|---|---|---|")  # fmt: skip
-    for one in [found[kernel] for kernel in decoding()]:
+    for one in [found[kernel] for kernel in codes]:
         print(_line(one, board, ""))
     for one in theirs:
         print(_line(one, board, "llama.cpp "))
@@ -61,7 +61,7 @@ def _board(board: Board, folder: Path, source: Path | None, clang: str) -> None:
         ours = "" if one.kernel is tile else "llama.cpp "
         print(f"| {ours}{one.kernel.title} | {one.loop:.4f} | {one.whole:.4f} | {one.operations(board) / 1e9:.0f} |")
     print("\n| attention | cycles a cached number | GB/s |\n|---|---|---|")
-    for one in [found[kernel] for kernel in attending()]:
+    for one in [found[kernel] for kernel in cached]:
         print(f"| {one.kernel.title} | {one.whole * one.kernel.shared:.3f} | {one.bytes_a_second(board) / 1e9:.1f} |")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.arm.assembled import program
 from tests.arm.cycles.boards import BOARDS, Board
-from tests.arm.cycles.kernels import COLUMNS, Kernel, assemblies, decoding
+from tests.arm.cycles.kernels import COLUMNS, Kernel, assemblies, assembly_file, decoding
 from tests.arm.product_reference import Case
 
 QEMU = "qemu-aarch64"
@@ -49,7 +49,7 @@ def counted(board: Board, kernel: Kernel, folder: Path, plugin: Path, tokens: in
     """Instructions for a weight, of a driver whose assembly is in the folder. RuntimeError where none is said."""
     assert kernel.width is not None
     wanted, counts = kernel.wanted(board), []
-    made = program(board, folder / f"{wanted.name}.s", wanted.symbol, folder)
+    made = program(board, assembly_file(folder, wanted), wanted.symbol, folder)
     log = folder / "count.txt"
     command = ["sh", "-c", f'exec "$0" "$@" 2>{log}', QEMU, "-plugin", str(plugin), "-cpu", board.core, str(made)]
     for rows in _ROWS:

@@ -1,20 +1,22 @@
 """Our kernels whose loops are looked at, and their assembly as the engine's compiler makes it for a board.
 
-python -m tests.arm.cycles.kernels MACHINE FOLDER KERNEL ... writes the assembly: what compiles is a process of its
+python -m tests.arm.cycles.kernels MACHINE FOLDER WANTED ... writes the assembly: what compiles is a process of its
 own, because Numba's target is fixed in one.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runtime_py.engine.layout.attention import KEYS
+from runtime_py.engine.objects.file import sources
 from runtime_py.engine.objects.wanted import Wanted
-from runtime_py.machine.isa import TILE, available
+from runtime_py.machine.isa import TILE
 from runtime_py.machine.processor import NAMED, aimed_at
 from tests.arm.cycles.boards import Board
 from tests.arm.cycles.products import floats, halves, integers
@@ -82,32 +84,34 @@ def attending() -> list[Kernel]:
     return [attention(part, rows) for part in ("keys", "values") for rows in (1, 4)]
 
 
+def assembly_file(folder: Path, wanted: Wanted) -> Path:
+    """Where the assembly of a driver by today's sources is."""
+    return folder / f"{wanted.name}-{sources()}.s"
+
+
 def assemblies(board: Board, kernels: Iterable[Kernel], folder: Path) -> dict[Kernel, str]:
-    """The text of each. Raises RuntimeError where the compiler fails."""
+    """The text of each; what the folder has is not compiled again. Raises RuntimeError where the compiler fails."""
     asked = {kernel: kernel.wanted(board) for kernel in kernels}
-    names = [
-        f"{w.maker}/{w.step}/{w.width[0] if w.width else ''}/{w.width[1] if w.width else 0}" for w in asked.values()
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, board.name, str(folder), *dict.fromkeys(names)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["the compiler failed"])[-1])
-    return {kernel: (folder / f"{wanted.name}.s").read_text() for kernel, wanted in asked.items()}
+    missing = [json.dumps(asdict(w)) for w in asked.values() if not assembly_file(folder, w).exists()]
+    if missing:
+        command = [sys.executable, "-m", __spec__.name, board.name, str(folder), *dict.fromkeys(missing)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["the compiler failed"])[-1])
+    return {kernel: assembly_file(folder, wanted).read_text() for kernel, wanted in asked.items()}
 
 
 def main() -> None:
-    machine, folder = NAMED[sys.argv[1]], Path(sys.argv[2])
-    with aimed_at(machine):
+    folder = Path(sys.argv[2])
+    with aimed_at(NAMED[sys.argv[1]]):
         from runtime_py.engine.objects import compiling
 
         compiling.prepare()
-        for name in sys.argv[3:]:
-            maker, step, kind, bits = name.split("/")
-            wanted = Wanted(maker, step, (kind, int(bits)) if kind else None, available(machine)[0])
-            (folder / f"{wanted.name}.s").write_text(compiling.assembly(wanted))
+        for order in sys.argv[3:]:
+            asked = json.loads(order)
+            width = None if asked["width"] is None else tuple(asked["width"])
+            wanted = Wanted(asked["maker"], asked["step"], width, asked["isa"])
+            assembly_file(folder, wanted).write_text(compiling.assembly(wanted))
 
 
 if __name__ == "__main__":
