@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo kernels chat-demo check test test-long test-conformity test-arm rtl fuzz bench bench-real lint lock sbom clean
+.PHONY: demo kernels chat-demo check test test-long test-conformity test-arm arm-cycles rtl fuzz bench bench-real lint lock sbom clean
 
 # The locks name each package by version and by the hashes of its files, for every supported Python and machine. torch
 # alone is pinned by version only (constraints.txt): its builds differ by machine, and so does what they need of CUDA.
@@ -79,6 +79,11 @@ test-conformity: $(VENV)/.test
 test-arm: $(VENV)/.test
 	tests/arm/prepare.sh .arm $(BIN)/pip
 	HF_HUB_OFFLINE=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.arm.run .arm
+
+# Cycles of the inner loops on the Pi's cores by LLVM's models of them; needs llvm-mca of LLVM 17 or later. With
+# LLAMA=SOURCE llama.cpp's own kernels beside ours, which need clang and libc6-dev-arm64-cross.
+arm-cycles: $(VENV)/.test
+	$(BIN)/python -m tests.arm.cycles $(if $(LLAMA),--llama $(LLAMA))
 
 # Kernels of common widths and machines into the package, for a wheel that need not compile them: at a release, when no
 # source changes any more. Ten minutes of processor time.

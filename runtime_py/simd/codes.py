@@ -16,6 +16,7 @@ from numba.extending import intrinsic, models, register_model
 from export.contract.formats.halves import FOLD, HALF
 from export.contract.packing import BLOCK_COLUMNS, planes
 from runtime_py.machine.isa import WEIGHT_OFFSET, Tag
+from runtime_py.machine.processor import target
 from runtime_py.machine.widths import TRELLIS_STATE_BITS
 from runtime_py.simd.lowering import emit_lookup16, emit_lookup64, emit_lookup128
 from runtime_py.simd.tags import TagType
@@ -27,6 +28,16 @@ _WORDS, _FLOATS = ir.VectorType(I16, 32), ir.VectorType(FLOAT, 16)
 def code_bits(width: Tag | TagType) -> int:
     """Bits of a code as it is stored."""
     return int(width.value) & 15
+
+
+@intrinsic
+def bits_of(typingctx, width):
+    """code_bits in compiled code: an int64 known when it is compiled."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(I64, code_bits(signature.args[0]))
+
+    return types.int64(width), codegen
 
 
 def _index_bits(width: TagType) -> int:
@@ -49,13 +60,19 @@ class _TableModel(models.PrimitiveModel):
 
 
 def shift_words(builder: ir.IRBuilder, value: ir.Value, by: list[int]) -> ir.Value:
-    """Shift the 16-bit words of a Bytes vector right (left where negative); bits cross into the neighbouring byte."""
-    words = builder.bitcast(value, _WORDS)
+    """Shift the 16-bit words of a Bytes vector right (left where negative); what comes from the neighbouring byte is
+    not to be relied on: ARM shifts bytes as fast, which brings in zeros, so that there is less to mask.
+    """
+    if target().architecture == "aarch64":
+        kind, by = Bytes.llvm, [s for s in by for _ in range(2)]
+    else:
+        kind = _WORDS
+    found = builder.bitcast(value, kind)
     if any(s > 0 for s in by):
-        words = builder.lshr(words, ir.Constant(_WORDS, [max(s, 0) for s in by]))
+        found = builder.lshr(found, ir.Constant(kind, [max(s, 0) for s in by]))
     if any(s < 0 for s in by):
-        words = builder.shl(words, ir.Constant(_WORDS, [max(-s, 0) for s in by]))
-    return builder.bitcast(words, Bytes.llvm)
+        found = builder.shl(found, ir.Constant(kind, [max(-s, 0) for s in by]))
+    return builder.bitcast(found, Bytes.llvm)
 
 
 def keep(builder: ir.IRBuilder, value: ir.Value, mask: int) -> ir.Value:

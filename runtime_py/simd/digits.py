@@ -26,6 +26,20 @@ times_255 = _pure(Ints, (Ints,), _times_255)
 
 
 @intrinsic
+def apart(typingctx):
+    """No instruction, at the start of a branch seldom taken: LLVM would begin both branches with what they share, and
+    the usual one would have to hold what only the other needs so early.
+    """
+
+    def codegen(context, builder, signature, args):
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        builder.asm(nothing, "", "~{memory}", [], side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def filled(typingctx, address):
     """Which of the 16 groups of four bytes at the address are not all zero: bits 0..15 of an int64."""
 

@@ -131,7 +131,8 @@ def emit_dot(builder: ir.IRBuilder, isa: str, acc: ir.Value, weights: ir.Value, 
         elif isa == "avx2":
             out.append(_dot_256(builder, a, w, x))
         elif isa == "neondot":
-            out.append(call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", a.type, [a, w, x]))
+            # Weights last: there the instruction takes four bytes that repeat from where they lie.
+            out.append(call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", a.type, [a, x, w]))
         else:
             out.append(_dot_neon(builder, a, w, x))
     return _join(builder, out)

@@ -13,9 +13,13 @@ from numba.extending import intrinsic
 from runtime_py.machine.isa import AMX_ROWS, FEATURES, TILE, has_amx, machine_features
 from runtime_py.simd.digits import emit_high_digits, load_places
 from runtime_py.simd.lowering import emit_dot
-from runtime_py.simd.vectors import I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle, splat
+from runtime_py.simd.vectors import I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle
 
 _AMX_BESIDE = "avx512vbmi"  # what every processor with AMX has, too
+
+# Fours of weight bytes that a row's load brings, where a dot product takes one of them as it lies in a register. Blocks
+# have multiples of 16 of them.
+_LANES = {"neondot": 4}
 
 
 def _add_scaled(builder: ir.IRBuilder, acc: ir.Value, scale: ir.Value, where: ir.Value) -> None:
@@ -63,15 +67,18 @@ def tile_block(
                 emit_high_digits(builder, name, places, own, row_at, column)
                 for slot in column:
                     builder.store(builder.add(builder.load(slot), start[v]), slot)
-        with cgutils.for_range(builder, steps) as loop:
-            dword, line = builder.mul(loop.index, ir.Constant(I64, 4)), builder.mul(loop.index, ir.Constant(I64, 64))
-            tokens = [load(builder, builder.add(g, line), Bytes.llvm) for g in group_at]
-            for r in range(height):
-                four = load(builder, builder.add(row_at[r], dword), I32)
-                broadcast = builder.bitcast(splat(builder, four, 16), Bytes.llvm)
-                for v in range(width):
-                    slot = acc[r][v]
-                    builder.store(emit_dot(builder, name, builder.load(slot), broadcast, tokens[v]), slot)
+        lanes = _LANES.get(name, 1)
+        with cgutils.for_range(builder, builder.udiv(steps, ir.Constant(I64, lanes))) as loop:
+            dword = builder.mul(loop.index, ir.Constant(I64, 4 * lanes))
+            line = builder.mul(loop.index, ir.Constant(I64, 64 * lanes))
+            few = [load(builder, builder.add(at, dword), ir.VectorType(I32, lanes)) for at in row_at]
+            for lane in range(lanes):
+                tokens = [load(builder, _at(builder, builder.add(g, line), 64 * lane), Bytes.llvm) for g in group_at]
+                for r in range(height):
+                    broadcast = builder.bitcast(shuffle(builder, few[r], [lane] * 16), Bytes.llvm)
+                    for v in range(width):
+                        slot = acc[r][v]
+                        builder.store(emit_dot(builder, name, builder.load(slot), broadcast, tokens[v]), slot)
         for v in range(width):
             scale = load(builder, builder.add(scales, builder.mul(per_group, ir.Constant(I64, v))), Floats.llvm)
             for r in range(height):

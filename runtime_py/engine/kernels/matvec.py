@@ -9,12 +9,12 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
-from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.kernels.paths import begin, enter_row, follow
 from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.engine.layout.products import HIGH_TOKEN
 from runtime_py.machine.widths import HIGH_BYTES
-from runtime_py.simd.codes import lookup, table
-from runtime_py.simd.digits import times_255
+from runtime_py.simd.codes import bits_of, lookup, segment, table
+from runtime_py.simd.digits import apart, times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.vectors import (
     add_ints,
@@ -51,6 +51,37 @@ def high_products(isa, w0, w1, w2, w3, places, digits):
 
 
 @nb.njit(cache=True, inline="always")
+def _block(isa, width, entries, at, states, low, places, high, acc, outliers):
+    """acc plus the products of a full block. outliers: whether it has high digits, at the places given.
+
+    Weights are used as soon as they are there: there are not registers enough everywhere for those of a whole block.
+    All codes are unpacked before a state is written, as in weights().
+    """
+    if outliers:
+        apart()
+    c0, c1 = segment(width, at, 0), segment(width, at, 1)
+    c2, c3 = segment(width, at, 2), segment(width, at, 3)
+    upper = zero_ints()
+    w = lookup(isa, width, entries, follow(width, c0, states))
+    acc = dot(isa, acc, w, load_bytes(low))
+    if outliers and places & 0xFFFF != 0:
+        upper = dot(isa, upper, w, load_bytes(high))
+    w = lookup(isa, width, entries, follow(width, c1, states + 64))
+    acc = dot(isa, acc, w, load_bytes(low + 64))
+    if outliers and (places >> 16) & 0xFFFF != 0:
+        upper = dot(isa, upper, w, load_bytes(high + 64))
+    w = lookup(isa, width, entries, follow(width, c2, states + 128))
+    acc = dot(isa, acc, w, load_bytes(low + 128))
+    if outliers and (places >> 32) & 0xFFFF != 0:
+        upper = dot(isa, upper, w, load_bytes(high + 128))
+    w = lookup(isa, width, entries, follow(width, c3, states + 192))
+    acc = dot(isa, acc, w, load_bytes(low + 192))
+    if outliers and (places >> 48) & 0xFFFF != 0:
+        upper = dot(isa, upper, w, load_bytes(high + 192))
+    return add_ints(acc, times_255(upper)) if outliers else acc
+
+
+@nb.njit(cache=True, inline="always")
 def _tail(isa, width, m, entries, at, scratch, states, low, high, acc, outliers):
     """acc plus the products of the last, shorter block, whose codes are at `at` or unpacked in scratch."""
     upper = zero_ints()
@@ -71,7 +102,7 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
     and one for each column rounded up to 64.
     """
     m = read_matrix(matrix)
-    block_bytes = 32 * m.bits
+    block_bytes = 32 * bits_of(width)
     states = scratch + 256
     begin(width, matrix, first, states, scratch)
     for n in range(first, last):
@@ -85,15 +116,11 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             acc = load_ints(sums + 64 * b)
-            w0, w1, w2, w3 = weights(isa, width, entries, at, state)
-            places = get_i64(high + HIGH_TOKEN * b)
+            places, digits = get_i64(high + HIGH_TOKEN * b), high + HIGH_TOKEN * b + HIGH_BYTES
             if places != 0:
-                digits = high + HIGH_TOKEN * b + HIGH_BYTES
-                acc = add_ints(acc, high_products(isa, w0, w1, w2, w3, places, digits))
-            acc = dot(isa, acc, w0, load_bytes(q))
-            acc = dot(isa, acc, w1, load_bytes(q + 64))
-            acc = dot(isa, acc, w2, load_bytes(q + 128))
-            acc = dot(isa, acc, w3, load_bytes(q + 192))
+                acc = _block(isa, width, entries, at, state, q, places, digits, acc, True)
+            else:
+                acc = _block(isa, width, entries, at, state, q, places, digits, acc, False)
             total = fused(to_floats(acc), broadcast_float(scales + 4 * b), total)
             at += block_bytes
         if m.tail > 0:

@@ -15,8 +15,8 @@ from numba.extending import intrinsic, overload
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.reading import read_matrix
-from runtime_py.machine.widths import PATHS
-from runtime_py.simd.codes import keep, lookup, segment, shift_words
+from runtime_py.machine.widths import PATHS, TRELLIS_STATE_BITS
+from runtime_py.simd.codes import keep, lookup, segment, shift_words, whole
 from runtime_py.simd.vectors import Bytes, load, pointer, put_i8
 
 
@@ -31,7 +31,10 @@ def follow(typingctx, width, code, states):
         new = (1 << kind.value) - 1  # the bits of a state that the code gives
         moved = shift_words(builder, load(builder, args[2], Bytes.llvm), [-kind.value] * 32)
         state = builder.or_(keep(builder, moved, 255 - new), keep(builder, args[1], new))
-        builder.store(state, pointer(builder, args[2], state.type), align=1)
+        kept = args[1]  # where a state is two codes the next one needs no more, whatever lies above the code
+        if 2 * kind.value != TRELLIS_STATE_BITS:
+            kept = state = whole(builder, state)
+        builder.store(kept, pointer(builder, args[2], state.type), align=1)
         return state
 
     return Bytes(width, Bytes, types.int64), codegen

@@ -86,6 +86,16 @@ def prepare() -> None:
 
 def compiled(wanted: Wanted) -> bytes:
     """The object of what is wanted, whose only visible function is Wanted.symbol, with C's calling convention."""
+    return bytes(cpu_codegen()._tm.emit_object(_module(wanted)))
+
+
+def assembly(wanted: Wanted) -> str:
+    """What compiled() has, to be read."""
+    return str(cpu_codegen()._tm.emit_assembly(_module(wanted)))
+
+
+def _module(wanted: Wanted) -> Any:
+    """LLVM's module of what is wanted, optimized."""
     from runtime_py.engine.loop.driver import SIGNATURE, Machine
 
     module_name, function = wanted.maker.split(".")
@@ -103,11 +113,10 @@ def compiled(wanted: Wanted) -> bytes:
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name != wanted.symbol:
             value.linkage = "internal"
-    machine_of_target = cpu_codegen()._tm
     passes = llvm.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(machine_of_target, llvm.create_pipeline_tuning_options()))
-    return bytes(machine_of_target.emit_object(module))
+    passes.run(module, llvm.create_pass_builder(cpu_codegen()._tm, llvm.create_pipeline_tuning_options()))
+    return module
 
 
 def cpu_codegen() -> Any:

@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 from runtime_py.engine.kernels.elementwise import exponential, hyperbolic_tangent
 from runtime_py.engine.layout.attention import HALF_ITEM, KEYS, ROWS
+from runtime_py.machine.processor import target
 from runtime_py.simd.vectors import (
     FLOAT,
     HALF,
@@ -46,6 +47,7 @@ from runtime_py.simd.vectors import (
 )
 
 LIMIT = np.float32(65504.0)  # the largest float16
+_ROWS_AT_ONCE = {"aarch64": 4}  # whose sums fit the registers, where not all do
 HIDDEN = np.finfo(np.float32).min
 _F = np.float32
 
@@ -62,11 +64,17 @@ def attention_product(
     height, start_from_out = rows.literal_value, add_to.literal_value
 
     def codegen(context, builder, signature, args):
+        most = _ROWS_AT_ONCE.get(target().architecture, height)
+        for first in range(0, height, most):
+            emit(builder, args, range(first, min(first + most, height)))
+        return context.get_dummy_value()
+
+    def emit(builder, args, some):
         _, item, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, _ = args
         zero = ir.Constant(Floats.llvm, [0.0] * 16)
-        out_at = [builder.add(out, builder.mul(out_stride, ir.Constant(I64, r))) for r in range(height)]
-        row_at = [builder.add(numbers, builder.mul(row_stride, ir.Constant(I64, r))) for r in range(height)]
-        acc = [cgutils.alloca_once(builder, Floats.llvm) for _ in range(height)]
+        out_at = [builder.add(out, builder.mul(out_stride, ir.Constant(I64, r))) for r in some]
+        row_at = [builder.add(numbers, builder.mul(row_stride, ir.Constant(I64, r))) for r in some]
+        acc = [cgutils.alloca_once(builder, Floats.llvm) for _ in some]
         for slot, where in zip(acc, out_at):
             builder.store(load(builder, where, Floats.llvm) if start_from_out else zero, slot)
 
@@ -88,7 +96,6 @@ def attention_product(
                 add_products(FLOAT)
         for slot, where in zip(acc, out_at):
             builder.store(builder.load(slot), pointer(builder, where, Floats.llvm), align=1)
-        return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(rows, i64, i64, i64, i64, i64, i64, i64, i64, i64, add_to), codegen
