@@ -1,18 +1,19 @@
 """Drivers of a call for single tokens of several texts: each at its own position, with the cache of its own text.
 
 What a token gets is what plain.py's drivers give it alone, to the bit: every kernel here treats tokens one by one, but
-for the products, which read each code once for all of them (kernels/matvec_apart.py).
+for the products, which read each code once for all of them (kernels/apart/).
 """
 
 from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.kernels.apart.places import place
+from runtime_py.engine.kernels.apart.rows import ROWS, matvec_apart_rows
 from runtime_py.engine.kernels.attention.attend import attend_item
 from runtime_py.engine.kernels.attention.integer_attend import integer_attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import activate, clamped_gate, layer_norm, rms_norm
-from runtime_py.engine.kernels.matvec_apart import ROWS, matvec_apart_rows, place
 from runtime_py.engine.kernels.quantize import quantize_token
 from runtime_py.engine.kernels.reading import read_call
 from runtime_py.engine.layout.attention import ROWS as QUERY_ROWS
@@ -32,20 +33,20 @@ from runtime_py.simd.vectors import get_i64
 
 
 @nb.njit(cache=True, inline="always")
-def _quantize_part(s, isa, offset, source, token, b):
-    """Block b of a token; source: address of its row."""
-    i = place(token, b) - b  # quantize_token adds b
+def _quantize_part(s, isa, offset, source, token, b, tokens):
+    """Block b of a token of so many; source: address of its row."""
+    i = place(token, b, tokens) - b  # quantize_token adds b
     quantize_token(
         isa, offset, source, s.columns, b, b + 1, s.quant + 256 * i, s.sums + 64 * i, s.scales + 4 * i,
         s.high + HIGH_TOKEN * i,
     )  # fmt: skip
 
 
-def _quantize_block(s, isa, offset, token, b):
-    _quantize_part(s, isa, offset, s.source + 4 * token * s.stride, token, b)
+def _quantize_block(s, isa, offset, token, b, tokens):
+    _quantize_part(s, isa, offset, s.source + 4 * token * s.stride, token, b, tokens)
 
 
-def _activate_block(s, isa, offset, token, b):
+def _activate_block(s, isa, offset, token, b, tokens):
     some = min(s.columns - 256 * b, 256)
     other = s.gated + 4 * (token * s.gated_stride + 256 * b) if s.gated != 0 else 0
     to, source = s.out + 4 * (token * s.columns + 256 * b), s.source + 4 * (token * s.stride + 256 * b)
@@ -54,7 +55,7 @@ def _activate_block(s, isa, offset, token, b):
     else:
         activate(s.kind, source, other, some, to)
     if s.quant != 0:
-        _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b)
+        _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
 
 
 _block = by_kind({Quantize: _quantize_block, Activate: _activate_block})
@@ -78,7 +79,7 @@ def norm(kind, machine):
                     rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
             if s.quant != 0:
                 for b in range((s.columns + 255) // 256):
-                    _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b)
+                    _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
             token = fetch_add(counter, 1)
 
     return run
@@ -94,7 +95,7 @@ def blocks(kind, machine):
         b = fetch_add(counter, 1)
         while 256 * b < s.columns:
             for token in range(tokens):
-                _block(s, isa, offset, token, b)
+                _block(s, isa, offset, token, b, tokens)
             b = fetch_add(counter, 1)
 
     return run

@@ -99,7 +99,7 @@ def int8_parts(step: Any, kind: int, columns: int, case: Case) -> Iterator[Acces
 
 
 def _int8_parts_apart(step: Any, kind: int, columns: int) -> Iterator[Access]:
-    """The same for single tokens of several texts, as many as there may be (kernels/matvec_apart.py)."""
+    """The same for single tokens of several texts, as many as there may be (kernels/apart/places.py)."""
     need(not getattr(step, "group", 0), "sums of groups")
     parts = MOST_TOKENS * -(-columns // 256)
     for name, size in (("quant", 256), ("sums", 64), ("scales", 4), ("high", HIGH_TOKEN)):
