@@ -108,8 +108,8 @@ def add_tokens(typingctx, isa, weights, segments, quantized, sums, scales, high,
 def finish_tokens(typingctx, totals, factors, shift, out, stride, accumulate):
     """out[t, r] (= or +=) factors[r] * sum_floats(total) + shift[r]; to the bit what scalars give.
 
-    factors: a tuple, one for each row; shift: address of float32 [rows], or 0; out: of the first token's, `stride` bytes
-    between tokens.
+    factors: a tuple, one for each row; shift: address of float32 [rows], or 0; out: of the first token's, with `stride`
+    bytes between tokens.
     """
     height, count = len(factors), len(totals) // len(factors)
     lanes = 1 << (height * count - 1).bit_length()

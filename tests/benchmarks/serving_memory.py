@@ -1,8 +1,8 @@
 """Memory of `serve` under a long load: `python -m tests.benchmarks.serving_memory FOLDER --clients 64 --minutes 10`.
 
-The requests are those of tests/runtime_py/serving/test_serve.py: 24 of them over and over, a third streamed, every answer
-compared with the same request alone. Resident memory of the server and its children is read once a second; a row is the median of the
-second half of a minute. A warm-up of 20 seconds comes first.
+The requests are those of tests/runtime_py/serving/test_serve.py: 24 of them over and over, a third streamed, every
+answer compared with the same request alone. The server's resident memory is read once a second; a row is the median of
+the second half of a minute. A warm-up of 20 seconds comes first.
 """
 
 from __future__ import annotations

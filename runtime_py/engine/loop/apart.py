@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.kernels.apart.groups import group_rows_apart
 from runtime_py.engine.kernels.apart.places import place
 from runtime_py.engine.kernels.apart.rows import ROWS, matvec_apart_rows
 from runtime_py.engine.kernels.attention.attend import attend_item
 from runtime_py.engine.kernels.attention.integer_attend import integer_attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import activate, clamped_gate, layer_norm, rms_norm
-from runtime_py.engine.kernels.quantize import quantize_token
+from runtime_py.engine.kernels.quantize import quantize_token, token_shares
 from runtime_py.engine.kernels.reading import read_call
 from runtime_py.engine.layout.attention import ROWS as QUERY_ROWS
 from runtime_py.engine.layout.functions import CLAMPED
@@ -28,18 +29,23 @@ from runtime_py.engine.loop.tokens import one_token
 from runtime_py.engine.records.call import ADAPTER, CACHES, CAPACITY, PAST
 from runtime_py.engine.steps.elementwise import LAYER, Activate
 from runtime_py.engine.steps.integers import Quantize
+from runtime_py.engine.steps.products import GroupMatMul, MatMul
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64
 
 
-@nb.njit(cache=True, inline="always")
+@nb.njit(cache=True)
 def _quantize_part(s, isa, offset, source, token, b, tokens):
     """Block b of a token of so many; source: address of its row."""
-    i = place(token, b, tokens) - b  # quantize_token adds b
-    quantize_token(
-        isa, offset, source, s.columns, b, b + 1, s.quant + 256 * i, s.sums + 64 * i, s.scales + 4 * i,
-        s.high + HIGH_TOKEN * i,
-    )  # fmt: skip
+    i = place(token, b, tokens) - b  # the kernels add b
+    quant, scales, high = s.quant + 256 * i, s.scales + 4 * i, s.high + HIGH_TOKEN * i
+    quantize_token(isa, offset, source, s.columns, b, b + 1, quant, s.sums + 64 * i, scales, high)
+    if s.group != 0:
+        groups = (s.columns + s.group - 1) // s.group
+        token_shares(
+            isa, offset, s.columns, b, b + 1, s.group, quant, scales, high, s.starts + 256 * i,
+            s.shares + 64 * ((groups + 15) // 16) * token,
+        )  # fmt: skip
 
 
 def _quantize_block(s, isa, offset, token, b, tokens):
@@ -101,8 +107,26 @@ def blocks(kind, machine):
     return run
 
 
+def _int8_rows(s, isa, width, tokens, first, last, scratch):
+    matvec_apart_rows(
+        isa, width,
+        s.matrix, s.quant, s.sums, s.scales, s.high, tokens, first, last, s.out, s.bias, s.accumulate != 0, scratch,
+    )  # fmt: skip
+
+
+def _group_rows(s, isa, width, tokens, first, last, scratch):
+    group_rows_apart(
+        isa, width,
+        s.matrix, s.quant, s.scales, s.high, s.starts, s.shares, tokens, first, last, s.out, s.bias,
+        s.accumulate != 0, scratch,
+    )  # fmt: skip
+
+
+_rows = by_kind({MatMul: _int8_rows, GroupMatMul: _group_rows})
+
+
 def product(kind, machine):
-    """Driver of a MatMul: runs of rows, as for one token (products.py), in whole fours."""
+    """Driver of a MatMul or GroupMatMul: runs of rows, as for one token (products.py), in whole fours."""
     isa, width = machine.isa, machine.width
 
     @nb.njit(cache=True)
@@ -112,10 +136,7 @@ def product(kind, machine):
         most = int(RUN_SHARE * s.rows / threads) // ROWS * ROWS
         row, last = thread * most, (thread + 1) * most
         while row < s.rows:
-            matvec_apart_rows(
-                isa, width, s.matrix, s.quant, s.sums, s.scales, s.high, tokens, row, last, s.out, s.bias,
-                s.accumulate != 0, scratch,
-            )  # fmt: skip
+            _rows(s, isa, width, tokens, row, last, scratch)
             row = threads * most + fetch_add(counter, size)
             last = min(row + size, s.rows)
 

@@ -91,8 +91,8 @@ def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, ou
         i = place(0, m.blocks, tokens)
         decode_tail(isa, width, m, n, states + 256 * m.blocks, scratch + 256, scratch)
         totals = add_tokens(
-            isa, _decoded(scratch + 256), (m.tail + 63) // 64, quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i,
-            totals,
+            isa, _decoded(scratch + 256), (m.tail + 63) // 64, quantized + 256 * i, sums + 64 * i, scales + 4 * i,
+            high + HIGH_TOKEN * i, totals,
         )  # fmt: skip
     finish_tokens(
         totals, (get_f32(m.scale + 4 * _shared(n, m.scale_rows)),), shift, out + 4 * n, 4 * m.rows, accumulate

@@ -11,5 +11,8 @@ import numba as nb
 
 @nb.njit(cache=True, inline="always")
 def place(token, block, tokens):
-    """Where a token's part of a block lies, of as many as pass, counted in such parts: whole blocks of 256, also at the end."""
+    """Where a token's part of a block lies, counted in such parts: whole blocks of 256, also where columns end.
+
+    tokens: that pass together.
+    """
     return tokens * block + token
