@@ -1,7 +1,8 @@
-"""Two rows of weights times a few tokens, whose sums stay in registers from a row's start to its end.
+"""Two rows of weights times up to four tokens, whose sums stay in registers from a row's start to its end.
 
-For instruction sets with 32 vector registers of 64 bytes. More tokens pass by fours, and trellis codes, which take long
-to look up, by eights; codes that more than one of these groups needs come from the second-level cache.
+For instruction sets with 32 vector registers of 64 bytes. How many tokens there are is known to the compiler: LLVM
+would move sums from register to register where code ends early. More tokens do not pay: looking codes up again for the
+next four takes longer than keeping sums in memory (in_memory.py).
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weigh
 from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.engine.layout.products import HIGH_TOKEN
 from runtime_py.machine.isa import Tag
-from runtime_py.machine.widths import PATHS
 from runtime_py.simd.apart import add_tokens, finish_tokens, no_totals
 from runtime_py.simd.codes import table
 from runtime_py.simd.vectors import get_f32, load_bytes, prefetch
 
-_ONE, _TWO, _THREE, _FOUR, _EIGHT = (Tag("count", count) for count in (1, 2, 3, 4, 8))
-_RUN_BYTES = 1 << 17  # of codes that pass at a time where there are several groups
+MOST = 4  # tokens
+_ONE, _TWO, _THREE, _FOUR = (Tag("count", count) for count in range(1, MOST + 1))
 _AHEAD = 4096  # as in matvec.py
 
 
@@ -100,11 +100,9 @@ def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, ou
 
 
 @nb.njit(cache=True)
-def _group(
-    isa, width, count, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch
-):
-    """Some rows of `count` tokens (a tag), of `tokens` that lie there."""
-    m = read_matrix(matrix)
+def _rows(isa, width, count, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch):
+    """Some rows of `count` tokens (a tag). A row without a neighbour of its path goes token by token."""
+    m, tokens = read_matrix(matrix), count_of(count)
     states, n = scratch + STATES, first
     begin(width, matrix, first, states, scratch)
     while n < last:
@@ -116,7 +114,7 @@ def _group(
             )
             n += 2
             continue
-        for t in range(count_of(count)):
+        for t in range(tokens):
             begin(width, matrix, n, states, scratch)
             enter_row(width, matrix, n, states)
             i = place(t, 0, tokens)
@@ -137,70 +135,20 @@ def _count_of(count):
     return lambda count: number
 
 
-def by_eights(width):
-    """Whether tokens pass by eights, not by fours. Stands for the code that Numba makes below."""
-
-
-@overload(by_eights)
-def _by_eights(width):
-    found = width.kind in PATHS
-    return lambda width: found
-
-
-def _eight(*arguments):
-    """_group for eight tokens. Stands for the code that Numba makes below."""
-
-
-@overload(_eight)
-def _eight_tokens(
-    isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch
-):
-    def nothing(isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch):
-        """Other codes do not pass by eights: no code for it."""
-
-    def code(isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch):
-        _group(
-            isa, width, _EIGHT, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate,
-            scratch,
-        )  # fmt: skip
-
-    return code if width.kind in PATHS else nothing
-
-
 @nb.njit(cache=True)
 def rows_in_registers(
     isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch
 ):
-    """See rows.py."""
-    m = read_matrix(matrix)
-    step, most = last - first, 8 if by_eights(width) else 4
-    if tokens > most:
-        step = max(_RUN_BYTES // m.row_bytes // 2 * 2, 2)
-    n = first
-    while n < last:
-        end, t = min(n + step, last), 0
-        while t < tokens:
-            left, i = tokens - t, place(t, 0, tokens)
-            q, s, c, h, o = (
-                quantized + 256 * i,
-                sums + 64 * i,
-                scales + 4 * i,
-                high + HIGH_TOKEN * i,
-                out + 4 * t * m.rows,
-            )
-            if left >= most and most == 8:
-                _eight(isa, width, matrix, q, s, c, h, tokens, n, end, o, bias, accumulate, scratch)
-                t += 8
-            elif left >= 4:
-                _group(isa, width, _FOUR, matrix, q, s, c, h, tokens, n, end, o, bias, accumulate, scratch)
-                t += 4
-            elif left == 3:
-                _group(isa, width, _THREE, matrix, q, s, c, h, tokens, n, end, o, bias, accumulate, scratch)
-                t += 3
-            elif left == 2:
-                _group(isa, width, _TWO, matrix, q, s, c, h, tokens, n, end, o, bias, accumulate, scratch)
-                t += 2
-            else:
-                _group(isa, width, _ONE, matrix, q, s, c, h, tokens, n, end, o, bias, accumulate, scratch)
-                t += 1
-        n = end
+    """See rows.py; tokens: at most MOST."""
+    if tokens == 4:
+        _rows(
+            isa, width, _FOUR, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch
+        )  # fmt: skip
+    elif tokens == 3:
+        _rows(
+            isa, width, _THREE, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch
+        )  # fmt: skip
+    elif tokens == 2:
+        _rows(isa, width, _TWO, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch)
+    else:
+        _rows(isa, width, _ONE, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch)
