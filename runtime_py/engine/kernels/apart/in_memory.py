@@ -8,7 +8,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.apart.places import place
-from runtime_py.engine.kernels.apart.tails import STATES, decode_tail
+from runtime_py.engine.kernels.apart.tails import STATES, decode_tails
 from runtime_py.engine.kernels.matvec import high_products
 from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
@@ -222,8 +222,7 @@ def rows_in_memory(
         else:
             _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
         if m.tail > 0:
-            for r in range(some):
-                decode_tail(isa, width, m, n + r, states + 256 * m.blocks, decoded + 256 * r, scratch)
+            decode_tails(isa, width, matrix, n, some, states, scratch)
             if some == ROWS and m.tail <= 128:
                 _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals)
             else:

@@ -11,7 +11,7 @@ import numba as nb
 from numba.extending import overload
 
 from runtime_py.engine.kernels.apart.places import place
-from runtime_py.engine.kernels.apart.tails import STATES, decode_tail
+from runtime_py.engine.kernels.apart.tails import STATES, decode_tails
 from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.engine.layout.products import HIGH_TOKEN
@@ -46,8 +46,11 @@ def _shared(n, rows):
 
 
 @nb.njit(cache=True, inline="always")
-def _two_rows(isa, width, count, m, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch):
+def _two_rows(
+    isa, width, count, matrix, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch
+):
     """Rows n and n + 1 of `count` tokens (a tag), of `tokens` that lie there."""
+    m = read_matrix(matrix)
     first = table(isa, width, m.book + _shared(n, m.book_rows) * m.book_bytes)
     second = table(isa, width, m.book + _shared(n + 1, m.book_rows) * m.book_bytes)
     at, line = m.codes + n * m.row_bytes, m.row_bytes
@@ -62,9 +65,8 @@ def _two_rows(isa, width, count, m, n, quantized, sums, scales, high, tokens, st
         )  # fmt: skip
         at += 32 * m.bits
     if m.tail > 0:
-        state, i = states + 256 * m.blocks, place(0, m.blocks, tokens)
-        decode_tail(isa, width, m, n, state, scratch + 256, scratch)
-        decode_tail(isa, width, m, n + 1, state, scratch + 512, scratch)
+        i = place(0, m.blocks, tokens)
+        decode_tails(isa, width, matrix, n, 2, states, scratch)
         w0, w1, w2, w3 = _decoded(scratch + 256)
         v0, v1, v2, v3 = _decoded(scratch + 512)
         totals = add_tokens(
@@ -76,8 +78,9 @@ def _two_rows(isa, width, count, m, n, quantized, sums, scales, high, tokens, st
 
 
 @nb.njit(cache=True)
-def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch):
+def _one_row(isa, width, matrix, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch):
     """Row n of the first of the tokens that lie there."""
+    m = read_matrix(matrix)
     entries, at = table(isa, width, m.book + _shared(n, m.book_rows) * m.book_bytes), m.codes + n * m.row_bytes
     totals = no_totals(_ONE, _ONE)
     for b in range(m.blocks):
@@ -89,7 +92,7 @@ def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, ou
         at += 32 * m.bits
     if m.tail > 0:
         i = place(0, m.blocks, tokens)
-        decode_tail(isa, width, m, n, states + 256 * m.blocks, scratch + 256, scratch)
+        decode_tails(isa, width, matrix, n, 1, states, scratch)
         totals = add_tokens(
             isa, _decoded(scratch + 256), (m.tail + 63) // 64, quantized + 256 * i, sums + 64 * i, scales + 4 * i,
             high + HIGH_TOKEN * i, totals,
@@ -110,8 +113,9 @@ def _rows(isa, width, count, matrix, quantized, sums, scales, high, first, last,
         if n + 2 <= last and of_one_path(width, m, n, 2):
             enter_row(width, matrix, n, states)
             _two_rows(
-                isa, width, count, m, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch
-            )
+                isa, width, count, matrix, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate,
+                scratch,
+            )  # fmt: skip
             n += 2
             continue
         for t in range(tokens):
@@ -119,8 +123,8 @@ def _rows(isa, width, count, matrix, quantized, sums, scales, high, first, last,
             enter_row(width, matrix, n, states)
             i = place(t, 0, tokens)
             _one_row(
-                isa, width, m, n, quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, tokens,
-                states, out + 4 * t * m.rows, shift, accumulate, scratch,
+                isa, width, matrix, n, quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i,
+                tokens, states, out + 4 * t * m.rows, shift, accumulate, scratch,
             )  # fmt: skip
         n += 1
 

@@ -10,6 +10,7 @@ import numba as nb
 
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import follow
+from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.simd.codes import lookup, table
 from runtime_py.simd.vectors import prefetch, store_bytes
 
@@ -18,13 +19,16 @@ _AHEAD = 4096  # as in matvec.py
 
 
 @nb.njit(cache=True)
-def decode_tail(isa, width, m, n, states, decoded, scratch):
-    """The weights of row n's last, shorter block."""
-    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
-    at = m.codes + n * m.row_bytes + m.blocks * 32 * m.bits
-    prefetch(at + _AHEAD)
-    if m.tail % 64 != 0:
-        unpack_block(at, m.bits, m.tail, scratch)
-    for k in range((m.tail + 63) // 64):
-        code = follow(width, tail_codes(width, m.tail, at, scratch, k), states + 64 * k)
-        store_bytes(decoded + 64 * k, lookup(isa, width, entries, code))
+def decode_tails(isa, width, matrix, first, count, states, scratch):
+    """Weights of rows first..first + count - 1. states: address of those of the whole row."""
+    m = read_matrix(matrix)
+    for r in range(count):
+        n, decoded = first + r, scratch + 256 + 256 * r
+        entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+        at = m.codes + n * m.row_bytes + m.blocks * 32 * m.bits
+        prefetch(at + _AHEAD)
+        if m.tail % 64 != 0:
+            unpack_block(at, m.bits, m.tail, scratch)
+        for k in range((m.tail + 63) // 64):
+            code = follow(width, tail_codes(width, m.tail, at, scratch, k), states + 256 * m.blocks + 64 * k)
+            store_bytes(decoded + 64 * k, lookup(isa, width, entries, code))
