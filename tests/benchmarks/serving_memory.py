@@ -35,10 +35,12 @@ def main() -> None:
         watching = threading.Thread(target=watch)
         watching.start()
         start = time.monotonic()
-        statuses, wrong, _ = load(server, given.clients, 60 * given.minutes)
+        try:
+            statuses, wrong, _ = load(server, given.clients, 60 * given.minutes)
+        finally:
+            ended.set()
+            watching.join()
         taken = time.monotonic() - start
-        ended.set()
-        watching.join()
     print(f"{given.clients} clients, {taken:.0f} s: answers by status {statuses}, different from alone: {wrong}\n")
     print("| minute | resident, MB |\n|---|---|")
     a_minute = len(seen) / given.minutes
