@@ -18,11 +18,11 @@ from runtime_py.simd.lowering import emit_dot
 from runtime_py.simd.vectors import I32, I64, Bytes, Ints, _pure, call, load, splat
 
 
-def _times_255(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def emit_times_255(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.sub(builder.shl(value, ir.Constant(Ints.llvm, [8] * 16)), value)
 
 
-times_255 = _pure(Ints, (Ints,), _times_255)
+times_255 = _pure(Ints, (Ints,), emit_times_255)
 
 
 @intrinsic
@@ -73,7 +73,7 @@ def emit_high_digits(
             four = builder.bitcast(splat(builder, load(builder, builder.add(row, column), I32), 16), Bytes.llvm)
             builder.store(emit_dot(builder, isa, builder.load(slot), four, tokens), slot)
     for slot in sums:
-        builder.store(_times_255(builder, builder.load(slot)), slot)
+        builder.store(emit_times_255(builder, builder.load(slot)), slot)
 
 
 def load_places(builder: ir.IRBuilder, high: ir.Value) -> ir.Value:

@@ -18,6 +18,18 @@ def _halves(builder: ir.IRBuilder, a: ir.Value, size: int, b: ir.Value | None = 
     return builder.fadd(shuffle(builder, a, low, b), shuffle(builder, a, [i + size for i in low], b))
 
 
+def emit_sums(builder: ir.IRBuilder, totals: list[ir.Value]) -> ir.Value:
+    """sum_floats of each of 1, 2, 4, 8 or 16 vectors."""
+    size = totals[0].type.count
+    while size > 1:
+        size //= 2
+        if len(totals) > 1:
+            totals = [_halves(builder, a, size, b) for a, b in zip(totals[::2], totals[1::2])]
+        else:
+            totals = [_halves(builder, totals[0], size)]
+    return totals[0]
+
+
 @intrinsic
 def finish_four(typingctx, totals, factors, shift, out, accumulate):
     """out[i] (= or +=) factors[i] * sum_floats(totals[i]) + shift[i], for i < 4; to the bit what scalars give.
@@ -28,9 +40,7 @@ def finish_four(typingctx, totals, factors, shift, out, accumulate):
     def codegen(context, builder, signature, args):
         totals, factors, shift, out, accumulate = args
         a, b, c, d = (load(builder, builder.add(totals, ir.Constant(I64, 64 * i)), Floats.llvm) for i in range(4))
-        four = _halves(builder, _halves(builder, a, 8, b), 4, _halves(builder, c, 8, d))
-        sums = _halves(builder, _halves(builder, four, 2), 1)
-        scaled = builder.fmul(sums, load(builder, factors, _FOUR))
+        scaled = builder.fmul(emit_sums(builder, [a, b, c, d]), load(builder, factors, _FOUR))
         before = builder.block
         with builder.if_then(builder.icmp_signed("!=", shift, ir.Constant(I64, 0))):
             shifted, behind = builder.fadd(scaled, load(builder, shift, _FOUR)), builder.block

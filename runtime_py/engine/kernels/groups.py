@@ -70,7 +70,7 @@ _F = np.float32
 
 
 @nb.njit(cache=True, inline="always")
-def _numbers(address, item, n, groups, rows, copy):
+def numbers_of_row(address, item, n, groups, rows, copy):
     """Address of row n's `groups` numbers, of which 16 at a time may be read: a copy where that left the array."""
     at, wide = address + item * n * groups, (groups + 15) // 16 * 16
     if n * groups + wide <= rows * groups:
@@ -81,15 +81,15 @@ def _numbers(address, item, n, groups, rows, copy):
 
 
 @nb.njit(cache=True, inline="always")
-def _offsets(width, m, n, groups, scale, shares, copy):
+def row_offsets(width, m, n, groups, scale, shares, copy):
     """The 16 lanes of a row's offsets times the token's shares."""
     item, total = scale_bytes(width), zero_floats()
     if m.offset_kind == MINIMA:
-        at = _numbers(m.offset, item, n, groups, m.rows, copy)
+        at = numbers_of_row(m.offset, item, n, groups, m.rows, copy)
         for g in range(0, groups, 16):
             total = fused(sixteen_scales(width, at + item * g), load_floats(shares + 4 * g), total)
     elif m.offset_kind == ZEROS:
-        at = _numbers(m.offset, 1, n, groups, m.rows, copy)
+        at = numbers_of_row(m.offset, 1, n, groups, m.rows, copy)
         for g in range(0, groups, 16):
             offset = multiply(sixteen_scales(width, scale + item * g), negated_zeros(width, at + g))
             total = fused(offset, load_floats(shares + 4 * g), total)
@@ -102,7 +102,7 @@ def _offsets(width, m, n, groups, scale, shares, copy):
 
 
 @nb.njit(cache=True, inline="always")
-def _segment(isa, acc, codes, low, places, high, number):
+def add_segment(isa, acc, codes, low, places, high, number):
     """acc plus the products of 64 columns, segment `number` of a block; low, high: addresses of their digits."""
     if (places >> (16 * number)) & 0xFFFF != 0:
         acc = add_ints(acc, times_255(dot(isa, zero_ints(), codes, load_bytes(high))))
@@ -123,8 +123,8 @@ def group_rows(
     groups, entries = (m.columns + size - 1) // size, table(isa, width, 0)
     copies = scratch + 256
     for n in range(first, last):
-        scale = _numbers(m.scale, item, n, groups, m.rows, copies)
-        total = _offsets(width, m, n, groups, scale, shares, copies + 4 * (groups + 16))
+        scale = numbers_of_row(m.scale, item, n, groups, m.rows, copies)
+        total = row_offsets(width, m, n, groups, scale, shares, copies + 4 * (groups + 16))
         at = m.codes + n * m.row_bytes
         for b in range(m.blocks):
             q, start, own = quantized + 256 * b, starts + 256 * b, high + HIGH_TOKEN * b
@@ -133,16 +133,16 @@ def group_rows(
             if block_bytes > 64:
                 prefetch(at + _AHEAD + 64)
             codes = lookup(isa, width, entries, segment(width, at, 0))
-            acc = _segment(isa, group_start(isa, width, start), codes, q, places, h, 0)
+            acc = add_segment(isa, group_start(isa, width, start), codes, q, places, h, 0)
             inner = multiply(to_floats(acc), block_scales(width, scale, 0))
             codes = lookup(isa, width, entries, segment(width, at, 1))
-            acc = _segment(isa, group_start(isa, width, start + 64), codes, q + 64, places, h + 64, 1)
+            acc = add_segment(isa, group_start(isa, width, start + 64), codes, q + 64, places, h + 64, 1)
             inner = fused(to_floats(acc), block_scales(width, scale, 1), inner)
             codes = lookup(isa, width, entries, segment(width, at, 2))
-            acc = _segment(isa, group_start(isa, width, start + 128), codes, q + 128, places, h + 128, 2)
+            acc = add_segment(isa, group_start(isa, width, start + 128), codes, q + 128, places, h + 128, 2)
             inner = fused(to_floats(acc), block_scales(width, scale, 2), inner)
             codes = lookup(isa, width, entries, segment(width, at, 3))
-            acc = _segment(isa, group_start(isa, width, start + 192), codes, q + 192, places, h + 192, 3)
+            acc = add_segment(isa, group_start(isa, width, start + 192), codes, q + 192, places, h + 192, 3)
             inner = fused(to_floats(acc), block_scales(width, scale, 3), inner)
             total = fused(inner, broadcast_float(scales + 4 * b), total)
             at += block_bytes
@@ -157,7 +157,7 @@ def group_rows(
                 place = 256 * m.blocks + 64 * s
                 codes = lookup(isa, width, entries, tail_codes(width, m.tail, at, scratch, s))
                 acc = group_start(isa, width, starts + place)
-                acc = _segment(isa, acc, codes, quantized + place, places, own + HIGH_BYTES + 64 * s, s)
+                acc = add_segment(isa, acc, codes, quantized + place, places, own + HIGH_BYTES + 64 * s, s)
                 inner = fused(to_floats(acc), segment_scales(width, scale + 64 * s // size * item), inner)
             total = fused(inner, broadcast_float(scales + 4 * m.blocks), total)
         value = sum_floats(total)

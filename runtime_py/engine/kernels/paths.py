@@ -118,3 +118,14 @@ def _enter_row(width, matrix, n, states):
             _clear(states, m.columns)
 
     return code
+
+
+def of_one_path(width, m, n, rows):
+    """Whether no path of trellis codes ends within rows n..n + rows - 1. Stands for the code that Numba makes below."""
+
+
+@overload(of_one_path)
+def _of_one_path(width, m, n, rows):
+    if width.kind not in PATHS:
+        return lambda width, m, n, rows: True
+    return lambda width, m, n, rows: n % m.book_rows + rows <= m.book_rows

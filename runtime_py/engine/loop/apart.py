@@ -1,19 +1,21 @@
 """Drivers of a call for single tokens of several texts: each at its own position, with the cache of its own text.
 
 What a token gets is what plain.py's drivers give it alone, to the bit: every kernel here treats tokens one by one, but
-for the products, which read each code once for all of them (kernels/matvec_apart.py).
+for the products, which read each code once for all of them (kernels/apart/).
 """
 
 from __future__ import annotations
 
 import numba as nb
 
+from runtime_py.engine.kernels.apart.groups import group_rows_apart
+from runtime_py.engine.kernels.apart.places import place
+from runtime_py.engine.kernels.apart.rows import ROWS, matvec_apart_rows
 from runtime_py.engine.kernels.attention.attend import attend_item
 from runtime_py.engine.kernels.attention.integer_attend import integer_attend_item
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.kernels.elementwise import activate, clamped_gate, layer_norm, rms_norm
-from runtime_py.engine.kernels.matvec_apart import ROWS, matvec_apart_rows, place
-from runtime_py.engine.kernels.quantize import quantize_token
+from runtime_py.engine.kernels.quantize import quantize_token, token_shares
 from runtime_py.engine.kernels.reading import read_call
 from runtime_py.engine.layout.attention import ROWS as QUERY_ROWS
 from runtime_py.engine.layout.functions import CLAMPED
@@ -27,25 +29,30 @@ from runtime_py.engine.loop.tokens import one_token
 from runtime_py.engine.records.call import ADAPTER, CACHES, CAPACITY, PAST
 from runtime_py.engine.steps.elementwise import LAYER, Activate
 from runtime_py.engine.steps.integers import Quantize
+from runtime_py.engine.steps.products import GroupMatMul, MatMul
 from runtime_py.simd.atomics import fetch_add
 from runtime_py.simd.vectors import get_i64
 
 
-@nb.njit(cache=True, inline="always")
-def _quantize_part(s, isa, offset, source, token, b):
-    """Block b of a token; source: address of its row."""
-    i = place(token, b) - b  # quantize_token adds b
-    quantize_token(
-        isa, offset, source, s.columns, b, b + 1, s.quant + 256 * i, s.sums + 64 * i, s.scales + 4 * i,
-        s.high + HIGH_TOKEN * i,
-    )  # fmt: skip
+@nb.njit(cache=True)
+def _quantize_part(s, isa, offset, source, token, b, tokens):
+    """Block b of a token of so many; source: address of its row."""
+    i = place(token, b, tokens) - b  # the kernels add b
+    quant, scales, high = s.quant + 256 * i, s.scales + 4 * i, s.high + HIGH_TOKEN * i
+    quantize_token(isa, offset, source, s.columns, b, b + 1, quant, s.sums + 64 * i, scales, high)
+    if s.group != 0:
+        groups = (s.columns + s.group - 1) // s.group
+        token_shares(
+            isa, offset, s.columns, b, b + 1, s.group, quant, scales, high, s.starts + 256 * i,
+            s.shares + 64 * ((groups + 15) // 16) * token,
+        )  # fmt: skip
 
 
-def _quantize_block(s, isa, offset, token, b):
-    _quantize_part(s, isa, offset, s.source + 4 * token * s.stride, token, b)
+def _quantize_block(s, isa, offset, token, b, tokens):
+    _quantize_part(s, isa, offset, s.source + 4 * token * s.stride, token, b, tokens)
 
 
-def _activate_block(s, isa, offset, token, b):
+def _activate_block(s, isa, offset, token, b, tokens):
     some = min(s.columns - 256 * b, 256)
     other = s.gated + 4 * (token * s.gated_stride + 256 * b) if s.gated != 0 else 0
     to, source = s.out + 4 * (token * s.columns + 256 * b), s.source + 4 * (token * s.stride + 256 * b)
@@ -54,7 +61,7 @@ def _activate_block(s, isa, offset, token, b):
     else:
         activate(s.kind, source, other, some, to)
     if s.quant != 0:
-        _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b)
+        _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
 
 
 _block = by_kind({Quantize: _quantize_block, Activate: _activate_block})
@@ -78,7 +85,7 @@ def norm(kind, machine):
                     rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
             if s.quant != 0:
                 for b in range((s.columns + 255) // 256):
-                    _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b)
+                    _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
             token = fetch_add(counter, 1)
 
     return run
@@ -94,14 +101,32 @@ def blocks(kind, machine):
         b = fetch_add(counter, 1)
         while 256 * b < s.columns:
             for token in range(tokens):
-                _block(s, isa, offset, token, b)
+                _block(s, isa, offset, token, b, tokens)
             b = fetch_add(counter, 1)
 
     return run
 
 
+def _int8_rows(s, isa, width, tokens, first, last, scratch):
+    matvec_apart_rows(
+        isa, width,
+        s.matrix, s.quant, s.sums, s.scales, s.high, tokens, first, last, s.out, s.bias, s.accumulate != 0, scratch,
+    )  # fmt: skip
+
+
+def _group_rows(s, isa, width, tokens, first, last, scratch):
+    group_rows_apart(
+        isa, width,
+        s.matrix, s.quant, s.scales, s.high, s.starts, s.shares, tokens, first, last, s.out, s.bias,
+        s.accumulate != 0, scratch,
+    )  # fmt: skip
+
+
+_rows = by_kind({MatMul: _int8_rows, GroupMatMul: _group_rows})
+
+
 def product(kind, machine):
-    """Driver of a MatMul: runs of rows, as for one token (products.py), in whole fours."""
+    """Driver of a MatMul or GroupMatMul: runs of rows, as for one token (products.py), in whole fours."""
     isa, width = machine.isa, machine.width
 
     @nb.njit(cache=True)
@@ -111,10 +136,7 @@ def product(kind, machine):
         most = int(RUN_SHARE * s.rows / threads) // ROWS * ROWS
         row, last = thread * most, (thread + 1) * most
         while row < s.rows:
-            matvec_apart_rows(
-                isa, width, s.matrix, s.quant, s.sums, s.scales, s.high, tokens, row, last, s.out, s.bias,
-                s.accumulate != 0, scratch,
-            )  # fmt: skip
+            _rows(s, isa, width, tokens, row, last, scratch)
             row = threads * most + fetch_add(counter, size)
             last = min(row + size, s.rows)
 

@@ -9,7 +9,7 @@ import numpy as np
 from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
 from export.contract.sdr import SdrFormat
-from runtime_py.engine.layout.products import HIGH_GROUP, padded
+from runtime_py.engine.layout.products import HIGH_GROUP, MOST_TOKENS, padded
 from runtime_py.engine.layout.razor import form_number
 from runtime_py.engine.plan.placement import Argument, Buffer, Place
 from runtime_py.engine.records.errors import Unplannable
@@ -107,9 +107,10 @@ class Quantized:
         tokens, blocks = -(-chunk // 32) * 32, -(-columns // 256)
         groups = -(-columns // group) if group else 0
         high = tokens // 16 * blocks * HIGH_GROUP
-        sizes = (tokens * padded(columns), tokens * blocks * 4, tokens * blocks * 4, high, tokens * groups * 4)
+        starts_bytes = max(tokens * groups * 4, MOST_TOKENS * blocks * 256) if group else 0
+        sizes = (tokens * padded(columns), tokens * blocks * 4, tokens * blocks * 4, high, starts_bytes)
         ends = np.cumsum(sizes).tolist()
-        buffer = Buffer(ends[-1] + 64 * -(-groups // 16))
+        buffer = Buffer(ends[-1] + MOST_TOKENS * 64 * -(-groups // 16))
         quant, sums, scales, high_at, starts, shares = (Place(buffer, at) for at in (0, *ends))
         return Quantized(buffer, quant, sums, scales, high_at, group, starts, shares)
 

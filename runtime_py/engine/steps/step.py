@@ -99,11 +99,18 @@ def int8_parts(step: Any, kind: int, columns: int, case: Case) -> Iterator[Acces
 
 
 def _int8_parts_apart(step: Any, kind: int, columns: int) -> Iterator[Access]:
-    """The same for single tokens of several texts, as many as there may be (kernels/matvec_apart.py)."""
-    need(not getattr(step, "group", 0), "sums of groups")
+    """The same for single tokens of several texts, as many as there may be (kernels/apart/places.py)."""
     parts = MOST_TOKENS * -(-columns // 256)
-    for name, size in (("quant", 256), ("sums", 64), ("scales", 4), ("high", HIGH_TOKEN)):
-        yield Access(name, kind, getattr(step, name), size * parts)
+    sizes = {"quant": 256 * parts, "sums": 64 * parts, "scales": 4 * parts, "high": HIGH_TOKEN * parts}
+    size = getattr(step, "group", 0)
+    if size:
+        need(size in GROUP_SIZES, "groups of no known length")
+        groups = -(-columns // size)
+        sizes |= {"starts": 256 * parts, "shares": MOST_TOKENS * 64 * -(-groups // 16)}
+    if not hasattr(step, "sums"):
+        sizes.pop("sums")
+    for name, each in sizes.items():
+        yield Access(name, kind, getattr(step, name), each)
 
 
 def razored_parts(step: Any, kind: int, columns: int, tokens: int) -> Iterator[Access]:

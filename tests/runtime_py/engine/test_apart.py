@@ -13,8 +13,9 @@ from export.contract.errors import InputError, NotFiniteError
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.trellis import TrellisLayout
 from runtime_py.engine.engine import Engine
+from runtime_py.engine.kernels.apart.places import place
+from runtime_py.engine.kernels.apart.rows import ROWS, SCRATCH_BYTES, matvec_apart_rows
 from runtime_py.engine.kernels.matvec import matvec_rows
-from runtime_py.engine.kernels.matvec_apart import ROWS, SCRATCH_BYTES, matvec_apart_rows, place
 from runtime_py.engine.kernels.quantize import quantize_token
 from runtime_py.engine.layout.products import HIGH_TOKEN, MOST_TOKENS, padded, width_tag
 from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
@@ -61,7 +62,7 @@ def test_a_product_for_several_is_that_for_each(isa, width, layout, tokens, cuts
             tag, kind, record.ctypes.data, *addresses, 0, layout.N, wanted[t].ctypes.data, shift, more, own.ctypes.data
         )
         for b in range(blocks):
-            parts = [a.ctypes.data + n * (place(t, b) - b) for a, n in zip(together, sizes)]
+            parts = [a.ctypes.data + n * (place(t, b, tokens) - b) for a, n in zip(together, sizes)]
             quantize_token(tag, offset, row.ctypes.data, layout.K, b, b + 1, *parts)
     edges = sorted({0, layout.N, *(cut for cut in cuts if cut < layout.N)})
     for first, last in itertools.pairwise(edges):

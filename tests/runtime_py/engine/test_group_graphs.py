@@ -13,10 +13,13 @@ from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
+from runtime_py.engine.layout.products import MOST_TOKENS
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record
 from runtime_py.engine.steps import table as op
 from runtime_py.engine.verify import verifier
+from runtime_py.load import open_model
+from tests.runtime_py.engine.test_apart import runs_both_ways, same
 from tests.runtime_py.engine.test_verifier import mutated
 from tests.toolchain.source.gguf_models import write_gguf
 from toolchain.pipeline.packaging import package_checkpoint
@@ -36,6 +39,16 @@ def folder(tmp_path_factory) -> Path:
     settings = QuantizeSettings(method="keep", embedding_bits=16)
     checkpoint = quantize_model(str(path), root / "quantized", settings, CalibrationChoice(), quiet=True)
     return package_checkpoint(checkpoint, root / "folder", quiet=True)
+
+
+def test_texts_pass_together(folder):
+    """Every token, and every guessed one, has the bits that its text gets alone."""
+    model, why = open_model(folder)
+    assert not why and model.most_together == MOST_TOKENS
+    same(model, [[5, 6, 7], [8] * 40, []])
+    together, alone, _, _ = runs_both_ways(model, [[5, 6], [9] * 30], [[8, 9, 10, 11], [12]])
+    for one, other in zip(together, alone):
+        np.testing.assert_array_equal(one, other)
 
 
 def written(folder: Path, to: Path, change) -> Path:

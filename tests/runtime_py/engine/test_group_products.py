@@ -11,10 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
+from runtime_py.engine.kernels.apart.groups import SCRATCH_BYTES, group_rows_apart
+from runtime_py.engine.kernels.apart.places import place
 from runtime_py.engine.kernels.groups import GROUP_ROWS, group_item, group_row, group_rows
 from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quantize_token, token_shares
 from runtime_py.engine.layout import products as sizes
-from runtime_py.engine.layout.products import HIGH_GROUP, padded, width_tag
+from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN, MOST_TOKENS, padded, width_tag
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.records.group_matrix import GroupMatrix, group_record, kernel_group
 from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, available
@@ -75,6 +77,37 @@ def product(isa, layout, arrays, x, bias=None, start=None, runs=()):
     return out
 
 
+def apart(isa, layout, arrays, x, bias, start, runs):
+    """The kernel's result for single tokens of several texts."""
+    row, keep = group_record(layout, *arrays)
+    matrix = GroupMatrix.of(row.tolist())
+    width, size = width_tag(matrix.width), matrix.group_columns
+    tokens, columns = x.shape
+    blocks, groups = -(-columns // 256), -(-columns // size)
+    parts = {"q": 256, "sums": 64, "scales": 4, "high": HIGH_TOKEN, "starts": 256}
+    held = {name: aligned_bytes(tokens * blocks * n) for name, n in parts.items()}
+    share = 64 * -(-groups // 16)
+    shares, out = aligned_bytes(tokens * share), start.copy()
+    scratch = aligned_bytes(SCRATCH_BYTES + padded(columns))
+    tag, offset = ISAS[isa], WEIGHT_OFFSET[isa]
+    for t, values in enumerate(np.ascontiguousarray(x)):
+        for b in range(blocks):
+            at = {name: held[name].ctypes.data + n * (place(t, b, tokens) - b) for name, n in parts.items()}
+            quantized = at["q"], at["scales"], at["high"]
+            quantize_token(
+                tag, offset, values.ctypes.data, columns, b, b + 1, at["q"], at["sums"], at["scales"], at["high"]
+            )  # fmt: skip
+            own = shares.ctypes.data + share * t
+            token_shares(tag, offset, columns, b, b + 1, size, *quantized, at["starts"], own)
+    for first, last in runs:
+        group_rows_apart(
+            tag, width, row.ctypes.data, *(held[name].ctypes.data for name in ("q", "scales", "high", "starts")),
+            shares.ctypes.data, tokens, first, last, out.ctypes.data, bias.ctypes.data, True, scratch.ctypes.data,
+        )  # fmt: skip
+    del keep
+    return out
+
+
 def expected(layout, arrays, x):
     size = kernel_group(layout)
     return (one_token if len(x) == 1 else several_tokens)(x, layout, arrays, size)
@@ -118,6 +151,20 @@ def test_products_are_the_reference_to_the_bit(isa, bits, group_size, dtype, dat
     plain = expected(layout, arrays, x)
     np.testing.assert_array_equal(product(isa, layout, arrays, x), plain)
     np.testing.assert_array_equal(product(isa, layout, arrays, x, bias, start), (plain + bias) + start)
+
+
+@pytest.mark.parametrize("isa", LONG)
+@pytest.mark.parametrize("bits, group_size, dtype", CASES)
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.integers(1, MOST_TOKENS), st.integers(0, 2**31))
+def test_tokens_of_several_texts_have_the_bits_of_one(isa, bits, group_size, dtype, data, tokens, seed):
+    rng, layout = np.random.default_rng(seed), data.draw(layouts(bits, group_size))
+    arrays, x = parts_of(layout, rng, dtype), activations(rng, tokens, layout.K)
+    bias, start = (rng.standard_normal(shape).astype(np.float32) for shape in (layout.N, (tokens, layout.N)))
+    cut = data.draw(st.integers(0, layout.N))
+    alone = [product(isa, layout, arrays, x[t : t + 1], bias, start[t : t + 1])[0] for t in range(tokens)]
+    found = apart(isa, layout, arrays, x, bias, start, [(0, cut), (cut, layout.N)])
+    np.testing.assert_array_equal(found, np.stack(alone))
 
 
 @pytest.mark.parametrize("isa", LONG)

@@ -1,23 +1,20 @@
-"""Single tokens of several texts times a codebook matrix: the codes are read and looked up once for all of them.
+"""Four rows of weights at a time, in registers while the tokens pass by, whose sums are in memory.
 
-Every token's integers, blocks and sums are those of matvec.py in the same order, so that its result is the same to the
-bit whatever tokens come with it. Four rows at a time keep their weights in registers while the tokens pass by: loads of
-activations would bound it otherwise. Activations lie as for one token, but block by block: those of a block's tokens
-are neighbours, MOST_TOKENS apart from the next block's (place()).
+For instruction sets whose registers do not hold sums of tokens beside weights.
 """
 
 from __future__ import annotations
 
 import numba as nb
-from numba.extending import overload
 
-from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.kernels.apart.places import place
+from runtime_py.engine.kernels.apart.tails import STATES, decode_tails
 from runtime_py.engine.kernels.matvec import high_products
-from runtime_py.engine.kernels.paths import begin, enter_row, follow, weights
+from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.engine.layout.products import HIGH_TOKEN, MOST_TOKENS
-from runtime_py.machine.widths import HIGH_BYTES, PATHS
-from runtime_py.simd.codes import lookup, table
+from runtime_py.machine.widths import HIGH_BYTES
+from runtime_py.simd.codes import table
 from runtime_py.simd.digits import times_255
 from runtime_py.simd.lowering import dot
 from runtime_py.simd.sums import finish_four
@@ -32,7 +29,6 @@ from runtime_py.simd.vectors import (
     load_ints,
     prefetch,
     put_f32,
-    store_bytes,
     store_floats,
     sum_floats,
     to_floats,
@@ -42,14 +38,7 @@ from runtime_py.simd.vectors import (
 
 ROWS = 4  # whose weights are in registers at a time
 _AHEAD = 4096  # as in matvec.py
-_TAIL, _TOTALS = 256 * ROWS, 64 * ROWS * MOST_TOKENS  # bytes: weights of a shorter last block; sums of 16 lanes
-SCRATCH_BYTES = 256 + _TAIL + _TOTALS  # and one for each column, rounded up to 64
-
-
-@nb.njit(cache=True, inline="always")
-def place(token, block):
-    """Where a token's part of a block lies, counted in such parts: whole blocks of 256, also where columns end."""
-    return MOST_TOKENS * block + token
+SCRATCH_BYTES = STATES + 64 * ROWS * MOST_TOKENS  # with sums of 16 lanes; and one for each column, rounded up to 64
 
 
 @nb.njit(cache=True, inline="always")
@@ -71,25 +60,12 @@ def _next_block(isa, width, entries, at, bits, state):
     return weights(isa, width, entries, at, state)
 
 
-@nb.njit(cache=True, inline="always")
-def _decode_tail(isa, width, m, n, states, decoded, scratch):
-    """The weights of row n's last, shorter block."""
-    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
-    at = m.codes + n * m.row_bytes + m.blocks * 32 * m.bits
-    prefetch(at + _AHEAD)
-    if m.tail % 64 != 0:
-        unpack_block(at, m.bits, m.tail, scratch)
-    for k in range((m.tail + 63) // 64):
-        code = follow(width, tail_codes(width, m.tail, at, scratch, k), states + 64 * k)
-        store_bytes(decoded + 64 * k, lookup(isa, width, entries, code))
-
-
 @nb.njit(cache=True)
 def _tails(isa, m, rows, quantized, sums, scales, high, tokens, decoded, totals):
     """Add the products of the last block of some rows, decoded [ROWS, 256], to the totals [tokens, ROWS]."""
     count = (m.tail + 63) // 64
     for t in range(tokens):
-        i = place(t, m.blocks)
+        i = place(t, m.blocks, tokens)
         start, scale, own, q = load_ints(sums + 64 * i), broadcast_float(scales + 4 * i), high + HIGH_TOKEN * i, 256 * i
         q += quantized
         outliers = get_i64(own) != 0
@@ -112,7 +88,7 @@ def _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals):
     a, b, c, d = load_bytes(decoded), load_bytes(decoded + 256), load_bytes(decoded + 512), load_bytes(decoded + 768)
     e, f = load_bytes(decoded + 64), load_bytes(decoded + 320)
     g, h = load_bytes(decoded + 576), load_bytes(decoded + 832)
-    i = place(0, m.blocks)
+    i = place(0, m.blocks, tokens)
     q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
     for _ in range(tokens):
         start, scale, low = load_ints(s), broadcast_float(scale_at), load_bytes(q)
@@ -168,17 +144,6 @@ def _finish(m, n, tokens, totals, out, bias, accumulate):
         put_f32(where, value)
 
 
-def of_one_path(width, m, n):
-    """Whether no path of trellis codes ends within rows n..n + 3. Stands for the code that Numba makes below."""
-
-
-@overload(of_one_path)
-def _of_one_path(width, m, n):
-    if width.kind not in PATHS:
-        return lambda width, m, n: True
-    return lambda width, m, n: n % m.book_rows + ROWS <= m.book_rows
-
-
 @nb.njit(cache=True)
 def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals):
     """Add whole blocks of rows n..n + 3 to the totals [tokens, ROWS]."""
@@ -193,7 +158,7 @@ def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, 
         b0, b1, b2, b3 = _next_block(isa, width, table(isa, width, next_book), at + line, m.bits, state)
         c0, c1, c2, c3 = _next_block(isa, width, table(isa, width, third_book), at + 2 * line, m.bits, state)
         d0, d1, d2, d3 = _next_block(isa, width, table(isa, width, last_book), at + 3 * line, m.bits, state)
-        i = place(0, b)
+        i = place(0, b, tokens)
         q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
         for _ in range(tokens):
             start, places, scale = load_ints(s), get_i64(own), broadcast_float(scale_at)
@@ -225,7 +190,7 @@ def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, to
     for b in range(m.blocks):
         w0, w1, w2, w3 = _next_block(isa, width, entries, at, m.bits, states + 256 * b)
         for t in range(tokens):
-            i = place(t, b)
+            i = place(t, b, tokens)
             q, start, own = quantized + 256 * i, load_ints(sums + 64 * i), high + HIGH_TOKEN * i
             places = get_i64(own)
             if places != 0:
@@ -238,30 +203,26 @@ def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, to
 
 
 @nb.njit(cache=True)
-def matvec_apart_rows(
+def rows_in_memory(
     isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch
 ):
-    """out[:, first:last] (= or +=) rows of the matrix times each of up to MOST_TOKENS tokens, plus bias.
-
-    out: float32 [tokens, rows]; scratch: SCRATCH_BYTES, and one byte for each column rounded up to 64.
-    """
+    """See rows.py."""
     m = read_matrix(matrix)
-    decoded, totals = scratch + 256, scratch + 256 + _TAIL
-    states = totals + _TOTALS
+    decoded, states = scratch + 256, scratch + STATES
+    totals = states + (m.columns + 63) // 64 * 64
     begin(width, matrix, first, states, scratch)
     n = first
     while n < last:
         enter_row(width, matrix, n, states)
         for i in range(ROWS * tokens):
             store_floats(totals + 64 * i, zero_floats())
-        some = ROWS if n + ROWS <= last and of_one_path(width, m, n) else 1
+        some = ROWS if n + ROWS <= last and of_one_path(width, m, n, ROWS) else 1
         if some == ROWS:
             _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
         else:
             _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
         if m.tail > 0:
-            for r in range(some):
-                _decode_tail(isa, width, m, n + r, states + 256 * m.blocks, decoded + 256 * r, scratch)
+            decode_tails(isa, width, matrix, n, some, states, scratch)
             if some == ROWS and m.tail <= 128:
                 _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals)
             else:
