@@ -21,12 +21,13 @@ from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayo
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout, selective_state_space
+from export.contract.operators.tender import TENDER_QUANTIZE
 from export.contract.sparse import SPARSE_MATMUL
 from runtime_py.reference.experts import expert_matmul
 from runtime_py.reference.groups import group_matmul, group_rows
 from runtime_py.reference.kernels import codebook_gather, codebook_matmul, sparse_matmul
 from runtime_py.reference.operators import OPERATORS, run_operator
-from runtime_py.reference.sdr import IntegerWeights, razor_activations
+from runtime_py.reference.sdr import IntegerWeights, group_activations, razor_activations
 
 Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
@@ -37,7 +38,8 @@ _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_G
 _ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION)
 _STATEFUL = (CAUSAL_CONVOLUTION, GATED_DELTA_RULE, SELECTIVE_STATE_SPACE)
 _OURS = (
-    *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION, SINK_ATTENTION,
+    *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, TENDER_QUANTIZE, SDR_MATMUL, SDR_ATTENTION,
+    SINK_ATTENTION,
 )  # fmt: skip
 
 
@@ -152,6 +154,8 @@ class Interpreter:
             return (expert_matmul(inputs[0], inputs[1], node.expert_layout(), *inputs[2:]),)
         if node.domain == DOMAIN and node.op_type == SDR_QUANTIZE:
             return razor_activations(node, inputs[0], inputs[1])
+        if node.domain == DOMAIN and node.op_type == TENDER_QUANTIZE:
+            return group_activations(node, *inputs)
         if node.domain == DOMAIN and node.op_type == SDR_MATMUL:
             if node.name not in self._integer_weights:
                 self._integer_weights[node.name] = IntegerWeights(node, *inputs[3:])

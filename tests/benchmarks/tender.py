@@ -1,0 +1,72 @@
+"""Tender's accuracy: activations in channel groups beside one unit for the tensor or for each token, at equal widths.
+
+    python -m tests.benchmarks.tender -o FOLDER [--models scribe-6M] [--page-only]
+
+As tests/benchmarks/qrazor.py: rows in FOLDER/MODEL.json, 100 windows of 256 tokens, everything in the interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.qrazor import TEXTS, Bench
+from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import RazorSettings
+
+GROUPS = {8: (8, 16), 4: (8, 12, 14, 16)}  # by width of the activations
+WIDTHS = ((8, 8), (4, 8), (4, 4))  # of weights and activations
+
+
+def measure(bench: Bench) -> None:
+    for bits, activations in WIDTHS:
+        for unit in ("tensor", "token"):
+            razor = RazorSettings(activation_bits=activations, activation_basis=activations, activation_unit=unit)
+            row(bench, f"W{bits}A{activations}, a unit for the {unit}", "rtn", bits, razor)
+        for groups in GROUPS[activations]:
+            razor = RazorSettings(activation_bits=activations, activation_groups=groups)
+            row(bench, f"W{bits}A{activations}, Tender, {groups} groups", "tender", bits, razor)
+    for method in ("gptq", "athena"):
+        for activations, groups in ((8, 8), (4, 14)):
+            razor = RazorSettings(activation_bits=activations, activation_groups=groups)
+            row(bench, f"W4A{activations}, {groups} groups, weights by {method}", method, 4, razor)
+
+
+def row(bench: Bench, name: str, method: str, bits: int, razor: RazorSettings) -> None:
+    settings = QuantizeSettings(method=method, bits=bits, passes=1, razor=razor)
+    where = "".join(c if c.isalnum() else "-" for c in name)
+    bench.row(name, lambda: bench.quantized(where, settings), razor.arithmetic())
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    reference = rows[0]["reference_perplexity"]
+    lines = [
+        f"float32: {reference:.3f}.",
+        "",
+        "| setting | effective bits of the weights | perplexity | KL |",
+        "|---|---|---|---|",
+    ]
+    for found in rows:
+        share = 100 * (found["perplexity"] / reference - 1)
+        cell = f"{found['perplexity']:.3f} ({share:+.1f} %)"
+        lines.append(f"| {found['name']} | {found['effective_bits']:.3f} | {cell} | {found['kl']:.4f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-o", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["scribe-6M"], choices=sorted(TEXTS))
+    parser.add_argument("--page-only", action="store_true")
+    arguments = parser.parse_args()
+    arguments.o.mkdir(parents=True, exist_ok=True)
+    for model in arguments.models:
+        bench = Bench(model, arguments.o)
+        if not arguments.page_only:
+            measure(bench)
+        print("\n".join([f"### {model}", "", *table(bench.rows)]))
+
+
+if __name__ == "__main__":
+    main()
