@@ -8,6 +8,7 @@ from dataclasses import replace
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.operators.attention import AttentionLayout
+from export.contract.operators.bit_planes import BIT_PLANE_MATMUL, BitPlaneLayout
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE, IntegerLayout
 from export.contract.operators.tender import TENDER_QUANTIZE
 from hw_model.graph_work.nodes import Context, attention, causal_pairs, linear, window_of
@@ -32,6 +33,16 @@ def _group(node: Node, context: Context) -> Operation:
         node.name, "quantization", vector_ops=TENDER_OPS * elements, weight_bytes=context.weight_bytes(node),
         activation_bytes=ACTIVATION_BYTES * context.elements(node.inputs[0]) + coded, quantized=elements,
     )  # fmt: skip
+
+
+def _planes(node: Node, context: Context) -> Operation:
+    try:
+        layout = BitPlaneLayout.of(node.attributes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    found = linear(node, context, layout.N, layout.K)
+    made = found.macs // layout.N  # codes
+    return replace(found, vector_ops=QUANTIZE_OPS * made, quantized=made, plane_bits=layout.p, input_bits=layout.q)
 
 
 def _shifted(node: Node, layout: IntegerLayout, context: Context) -> Operation | None:
@@ -84,6 +95,7 @@ def _attention(node: Node, context: Context) -> Operation:
 
 INTEGER_OPERATORS: Mapping[str, Callable[[Node, Context], Operation]] = {
     SDR_QUANTIZE: _quantize,
+    BIT_PLANE_MATMUL: _planes,
     TENDER_QUANTIZE: _group,
     SDR_MATMUL: _product,
     SDR_ATTENTION: _attention,

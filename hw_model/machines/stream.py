@@ -117,7 +117,7 @@ def _slots(op: Operation, target: Target) -> float:
     planes takes one for each pair of bits.
     """
     if target["planes"]:
-        inputs, weights = op.code_bits or (target["activation_bits"], op.plane_bits)
+        inputs, weights = op.code_bits or (op.input_bits or target["activation_bits"], op.plane_bits)
         return op.macs * inputs * (weights if op.kind == "linear" else target["cache_bits"])
     groups = round(target["activation_groups"])
     if op.kind != "linear" or op.changes or groups <= 1:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bit_planes [--rounds 15]
 
-One token, one thread, weights in a cache (arithmetic) and in memory (bytes), in turns; the median of the rounds' ratios.
+One token, one thread, weights in a cache (arithmetic) and in memory (bytes), in turns; medians of the rounds' ratios.
 Both read p bits a weight. Packing of activations is left out on both sides. For cortex-a76 cycles of a block by
 llvm-mca's model. Functions: tests/benchmarks/planes/emit.py; equal to the integer product by
 tests/benchmarks/planes/test_products.py.
@@ -26,7 +26,7 @@ _SECONDS = 0.004  # of one measurement
 
 def prepared(kind: type, isa: str, p: int, q: int, rows: int, columns: int) -> Callable[[], None]:
     rng = np.random.default_rng(0)
-    weights = rng.integers(0, 256, rows * columns * p // 8, dtype=np.uint8)
+    weights = rng.integers(0, 2**63, rows * columns * p // 64)  # random bits are random codes either way
     activations = rng.integers(0, 1 << min(q, 7), (1, columns))
     x = compiled.plane_bytes(activations, q) if kind is Planes else activations.astype(np.int8)
     sums, function = np.zeros(rows, np.int64), compiled.compiled(kind, isa, p, q)

@@ -80,7 +80,7 @@ def test_eight_bits_are_four_products_of_four(source, tender, tmp_path):
 
 
 def test_the_tender_target_emulates_the_files_own_integers(tender):
-    """Products are those of the graph to the bit: with attention and head as they are, all logits are the interpreter's."""
+    """Products are those of the graph; only attention and head are computed by the target."""
     session = Session(tender)
     plain = session.forward(session.new_state(), IDS)
     found = EmulatedScorer(tender, emulated_target("tender", ("activation_bits=16", "weight_bits=8"))).logits(IDS)

@@ -36,11 +36,13 @@ def machine(triple: str, cpu: str, features: str) -> llvm.TargetMachine:
     return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, jit=False)
 
 
-def _optimized(text: str, where: llvm.TargetMachine) -> llvm.ModuleRef:
+def _optimized(text: str, where: llvm.TargetMachine, unrolled: bool = True) -> llvm.ModuleRef:
     module = llvm.parse_assembly(text)
     module.triple, module.data_layout = where.triple, str(where.target_data)
     module.verify()
-    builder = llvm.create_pass_builder(where, llvm.create_pipeline_tuning_options(speed_level=3))
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_unrolling = unrolled
+    builder = llvm.create_pass_builder(where, options)
     builder.getModulePassManager().run(module, builder)
     return module
 
@@ -49,7 +51,7 @@ def compiled(kind: type[Planes] | type[ByBytes], isa: str, p: int, q: int) -> Pr
     """function(weights, activations, blocks, rows, sums) for this processor."""
     name = f"{kind.__name__}_{isa}_{p}_{q}".lower()
     where = machine(llvm.get_process_triple(), *PROCESSORS[isa])
-    module = _optimized(str(kind(name, isa, p, q, marked=False).build()), where)
+    module = _optimized(str(kind(name, isa, p, q).build()), where)
     engine = llvm.create_mcjit_compiler(module, where)
     engine.finalize_object()
     _KEPT.append(engine)
@@ -62,16 +64,29 @@ def cycles(kind: type[Planes] | type[ByBytes], isa: str, p: int, q: int, cpu: st
     if tool is None:
         return None
     where = machine("aarch64-linux-gnu", cpu, "+dotprod" if isa == "neondot" else "")
-    text = where.emit_assembly(_optimized(str(kind("block", isa, p, q, marked=True).build()), where))
+    text = where.emit_assembly(_optimized(str(kind("block", isa, p, q).build()), where, unrolled=False))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "block.s"
-        path.write_text(text)
+        path.write_text(inner_loop(text))
         command = [tool, "-mtriple=aarch64-linux-gnu", f"-mcpu={cpu}", "-iterations=200", str(path)]
         found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     total = re.search(r"Total Cycles:\s+(\d+)", found.stdout)
     if total is None:
         raise RuntimeError(f"llvm-mca: {found.stderr[:500]}")
     return int(total[1]) / 200
+
+
+def inner_loop(text: str) -> str:
+    """The instructions of assembler text between a label and the branch back to it, without another label between."""
+    label, found = "", list[str]()
+    for line in text.split("\n"):
+        if name := re.match(r"(\.L\w+):", line):
+            label, found = name[1], []
+            continue
+        found.append(line)
+        if label and re.match(rf"\s+(b\.\w+|cbnz|tbn?z)\s.*{re.escape(label)}\b", line):
+            return "\n".join(found) + "\n"
+    raise ValueError("no loop")
 
 
 def plane_bytes(codes: np.ndarray, bits: int) -> np.ndarray:

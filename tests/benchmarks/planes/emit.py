@@ -25,8 +25,8 @@ _ONES = [bin(value).count("1") for value in range(16)]
 class _Product:
     """function(weights, activations, blocks, rows, sums): addresses and counts as int64; sums int64 [rows]."""
 
-    def __init__(self, name: str, isa: str, p: int, q: int, marked: bool) -> None:
-        self.isa, self.p, self.q, self.marked = isa, p, q, marked
+    def __init__(self, name: str, isa: str, p: int, q: int) -> None:
+        self.isa, self.p, self.q = isa, p, q
         self.module = ir.Module(name)
         self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [I64] * 5), name)
         self.b = ir.IRBuilder(self.function.append_basic_block("entry"))
@@ -60,10 +60,8 @@ class _Product:
         b.position_at_end(inner)
         k, at, x = b.phi(I64), b.phi(I64), b.phi(I64)
         held = [b.phi(value.type) for value in first]
-        self._mark("BEGIN")
         made = self.block(at, x, list(held))
         more = [b.add(v, ir.Constant(I64, by)) for v, by in ((k, 1), (at, 64 * self.p), (x, self.activation_bytes()))]
-        self._mark("END")
         b.cbranch(b.icmp_unsigned("<", more[0], blocks), inner, done)
         for phi, begin, later in zip((k, at, x, *held), (zero, at_row, activations, *first), (*more, *made)):
             phi.add_incoming(begin, row)
@@ -80,10 +78,6 @@ class _Product:
         b.position_at_end(end)
         b.ret_void()
         return self.module
-
-    def _mark(self, what: str) -> None:
-        if self.marked:  # for llvm-mca
-            self.b.asm(ir.FunctionType(ir.VoidType(), []), f"// LLVM-MCA-{what}", "", [], True)
 
     def at(self, address: ir.Value, by: int) -> ir.Value:
         return self.b.add(address, ir.Constant(I64, by))
