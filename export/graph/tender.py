@@ -18,8 +18,9 @@ from export.contract.packing import pack, row_bytes, unpack
 from export.graph.integers import IntegerArithmetic
 from export.graph.writer import Dim, GraphWriter
 
-# What a checkpoint holds beside each matrix, float32: unit [1], middles and shifts [K], the middles times W [N].
-UNIT, MIDDLES, SHIFTS, MIDDLE_PRODUCT = "input_unit", "input_middles", "input_shifts", "input_product"
+# What a checkpoint holds beside each matrix, float32: unit [1], middles and shifts [K], the middles times W [N]. None
+# has the name of a razored layer's unit: who knows no groups finds the matrices of floating-point activations.
+UNIT, MIDDLES, SHIFTS, MIDDLE_PRODUCT = "input_step", "input_middles", "input_shifts", "input_product"
 
 
 class TenderLayers:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from export.artefacts.stored_matrix import StoredMatrix
+from export.contract.errors import InputError
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.operators.tender import calibrated, channel_order
 from export.contract.packing import pack, unpack
@@ -27,13 +28,13 @@ Arrays = dict[str, np.ndarray]
 def calibrated_groups(ranges: Ranges, weights: Mapping[str, np.ndarray], groups: int, width: int) -> Arrays:
     """What is stored for the layers with these weights float [N, K], by name.
 
-    Raises ValueError for ranges that are not finite.
+    Raises InputError for ranges that are not finite.
     """
     found: Arrays = {}
     for name, own in weights.items():
         low, high = ranges.channels[name]
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise ValueError(f"{name} has inputs that are not finite")
+            raise InputError(f"calibration: {name} has inputs that are not finite")
         middle, shifts, unit = calibrated(low, high, groups, width)
         found |= {
             f"{name}.{UNIT}": np.array([unit]),

@@ -77,8 +77,6 @@ def check_random(settings: QuantizeSettings) -> None:
         raise InputError(f"--random does not go with --method {KEEP}: there is nothing to keep")
     if settings.is_budget:
         raise InputError("--random takes --bits, no --budget")
-    if settings.razor.activation_groups:
-        raise InputError("--random does not go with --activation-groups, which calibration finds")
 
 
 def _check_method(settings: QuantizeSettings) -> None:
