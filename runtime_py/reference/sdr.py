@@ -57,9 +57,11 @@ def razor_activations(node: Node, x: np.ndarray, unit: np.ndarray) -> tuple[np.n
     return sdr_quantize(x, unit, node.sdr_format(), bool(node.attributes["per_token"]))
 
 
-def group_activations(node: Node, x: np.ndarray, *constants: np.ndarray) -> tuple[np.ndarray, ...]:
-    """TenderQuantize; constants: order, middle, shifts, unit. Raises ValueError where they do not fit."""
-    return tender_quantize(x, *constants, node.tender_format())
+def group_activations(
+    node: Node, x: np.ndarray, order: np.ndarray, middle: np.ndarray, shifts: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """TenderQuantize. Raises ValueError where the constants do not fit."""
+    return tender_quantize(x, order, middle, shifts, unit, node.tender_format())
 
 
 def attention_layout(attributes: Mapping[str, Any], query: np.ndarray, key: np.ndarray) -> AttentionLayout:
