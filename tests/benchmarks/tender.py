@@ -15,26 +15,34 @@ from tests.benchmarks.qrazor import TEXTS, Bench
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import RazorSettings
 
-GROUPS = {8: (8,), 4: (14, 8, 16)}  # by width of the activations
-WIDTHS = ((4, 4), (8, 8), (4, 8))  # of weights and activations
-WINDOWS = 24
+ROWS = {  # weights and activations: groups of channels; 0: a unit for the tensor, -1: for each token
+    (4, 4): (0, -1, 14),
+    (8, 8): (0, -1, 8),
+    (4, 8): (8,),
+}
+MORE = {(4, 4): (8, 16)}  # of the small model
+WINDOWS, SEQUENCES = 24, 32
 
 
 def measure(bench: Bench) -> None:
-    for bits, activations in WIDTHS:
-        for unit in ("tensor", "token"):
+    for (bits, activations), chosen in ROWS.items():
+        more = MORE.get((bits, activations), ()) if bench.model == "stories260K" else ()
+        for groups in (*chosen, *more):
+            name = f"W{bits}A{activations}"
+            if groups > 0:
+                razor = RazorSettings(activation_bits=activations, activation_groups=groups)
+                row(bench, f"{name}, Tender, {groups} groups", "tender", bits, razor)
+                continue
+            unit = "token" if groups else "tensor"
             razor = RazorSettings(activation_bits=activations, activation_basis=activations, activation_unit=unit)
-            row(bench, f"W{bits}A{activations}, a unit for the {unit}", "rtn", bits, razor)
-        for groups in GROUPS[activations]:
-            razor = RazorSettings(activation_bits=activations, activation_groups=groups)
-            row(bench, f"W{bits}A{activations}, Tender, {groups} groups", "tender", bits, razor)
+            row(bench, f"{name}, a unit for the {unit}", "rtn", bits, razor)
     for method in ("gptq", "athena"):
         razor = RazorSettings(activation_bits=4, activation_groups=14)
         row(bench, f"W4A4, 14 groups, weights by {method}", method, 4, razor)
 
 
 def row(bench: Bench, name: str, method: str, bits: int, razor: RazorSettings) -> None:
-    settings = QuantizeSettings(method=method, bits=bits, passes=1, razor=razor)
+    settings = QuantizeSettings(method=method, bits=bits, passes=1, sequences=SEQUENCES, razor=razor)
     where = "".join(c if c.isalnum() else "-" for c in name)
     bench.row(name, lambda: bench.quantized(where, settings), razor.arithmetic())
 
