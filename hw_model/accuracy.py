@@ -58,6 +58,9 @@ def losses(target: Target, work: Sequence[Operation]) -> tuple[str, ...]:
     if target.kind == "stream":
         if 0 < target["weight_bits"] < _CODE_BITS and plain:
             found.append(f"weights of {target['weight_bits']:g} bits")
+        priced = target["planes"] or target["activation_groups"] > 1  # others compute with what the file has
+        if priced and target["activation_bits"] < _CODE_BITS and plain:
+            found.append(f"activations of {target['activation_bits']:g} bits")
         if target["density"] < 1:
             found.append(f"{100 * target['density']:.0f} % of the weights")
     attention = [op for op in work if op.kind == "attention" and op.is_cached]

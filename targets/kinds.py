@@ -103,8 +103,9 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "mac_energy": "J/op",
         "mac_area": "um2",
         "weight_bits": "bit",  # of a stored weight that is not zero; 0: as the file stores it
-        "activation_bits": "bit",  # what is computed with (eval --emulate); has no price of its own, as the next
-        "activation_groups": "1",  # of channels whose units are powers of two apart
+        "activation_bits": "bit",  # what is computed with (also eval --emulate)
+        "activation_groups": "1",  # of channels whose units are powers of two apart; each is a shift of an accumulator
+        "planes": "1",  # 0: elements multiply whole numbers; 1: lanes that count bits, a cycle for each pair of planes
         "density": "1",  # share of weights that are not zero; below 1 a bit mask is stored
         "weight_capacity": "byte",  # on chip, for weights
         "weight_bandwidth": "byte/s",

@@ -22,6 +22,7 @@ from export.contract.formats.base import DOMAIN, FLOATS
 from export.contract.formats.nested import NESTED_MATMUL
 from export.contract.operators.experts import EXPERT_PRODUCTS, ExpertLayout
 from export.contract.operators.integers import SDR_MATMUL, IntegerLayout, format_of
+from export.contract.operators.tender import TenderFormat
 from export.contract.sdr import SdrFormat
 from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.files.access import checked_path, open_file, read_bytes
@@ -89,6 +90,10 @@ class Node:
     def sdr_format(self) -> SdrFormat:
         """SDR format of an SdrQuantize or SdrAttention node. Raises InputError when it is none."""
         return self._attributes(format_of)
+
+    def tender_format(self) -> TenderFormat:
+        """Attributes of a TenderQuantize node. Raises InputError when one is wrong."""
+        return self._attributes(TenderFormat.of)
 
     def _attributes(self, read: Callable[[Mapping[str, Any]], _T]) -> _T:
         try:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE, IntegerLayout, code_type, format_attributes
+from export.contract.operators.tender import MOST_GROUPS
 from export.contract.rotation import hadamard, rotation_size
 from export.contract.sdr import SdrFormat
 from export.graph.writer import Dim, GraphWriter
@@ -25,6 +26,7 @@ class IntegerArithmetic:
     per_token: bool = False  # a unit for each token, computed from it; False: calibrated units
     cache: SdrFormat | None = None
     rotate: bool = False  # activations are rotated before they are quantized
+    channel_groups: int = 0  # activations in so many groups of channels (operators/tender.py); 0: they are razored
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -32,6 +34,7 @@ class IntegerArithmetic:
             "per_token": self.per_token,
             "cache": self.cache.to_json() if self.cache else None,
             "rotate": self.rotate,
+            **({"channel_groups": self.channel_groups} if self.channel_groups else {}),
         }
 
     @staticmethod
@@ -44,7 +47,10 @@ class IntegerArithmetic:
             activations, cache = (
                 SdrFormat(**found[name]) if found[name] else None for name in ("activations", "cache")
             )
-            return IntegerArithmetic(activations, bool(found["per_token"]), cache, bool(found["rotate"]))
+            groups = found.get("channel_groups", 0)
+            if type(groups) is not int or not 0 <= groups <= MOST_GROUPS or (groups and activations is None):
+                raise ValueError(f"{groups!r:.50} groups of channels")
+            return IntegerArithmetic(activations, bool(found["per_token"]), cache, bool(found["rotate"]), groups)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"athena.json: the entry `integers` is wrong ({error})") from None
 

@@ -24,6 +24,7 @@ from export.contract.sparse import SPARSE_MATMUL, SparseLayout
 from export.graph.bodies.sparse import sparse_function
 from export.graph.integers import IntegerArithmetic, IntegerLayers
 from export.graph.spec import ModelSpec
+from export.graph.tender import SHIFTS, TenderLayers
 from export.graph.writer import Dim, GraphWriter
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
@@ -40,6 +41,7 @@ class Layers:
         self.operators: set[str] = set()  # others of ours that the graph has
         self.arithmetic = IntegerArithmetic.from_manifest(checkpoint.manifest)
         self._integers = IntegerLayers(g, self.arithmetic)
+        self._tender = TenderLayers(g, checkpoint, self.arithmetic)
 
     def bodies(self) -> tuple[onnx.FunctionProto, ...]:
         """Function bodies of the operators with stored matrices that are needed."""
@@ -73,6 +75,8 @@ class Layers:
         """value @ W^T, plus the low-rank residual and the bias (the module's own) where the checkpoint has them."""
         g, bias = self.g, bias or f"{module}.bias"
         shape: list[Dim] = [BATCH, SEQUENCE, rows]
+        if self.arithmetic.channel_groups and self.checkpoint.has(f"{module}.{SHIFTS}"):
+            return self._tender.product(module, self._record(module, (rows, columns)), self._part, value, name, bias)
         inputs, record = self._matrix(module, (rows, columns))
         if self.arithmetic.activations is not None and self.checkpoint.has(f"{module}.input_unit"):
             out = self._integer_product(module, record, inputs, value, name)
@@ -213,14 +217,18 @@ class Layers:
 
     def _matrix(self, module: str, shape: tuple[int, int]):  # type: ignore[no-untyped-def]
         """Initializers of a stored matrix and its record."""
+        record = self._record(module, shape)
+        if record.is_dense:
+            return [self._stored(module, ".weight", record.scheme, shape)], record
+        return [self._part(module, record, name) for name in record.matrix_layout().parts()], record
+
+    def _record(self, module: str, shape: tuple[int, int]) -> TensorRecord:
         if not self.checkpoint.has(module):
             raise InputError(f"{self.checkpoint.folder}: the quantized checkpoint has no tensor {module}")
         record = self.checkpoint.records[module]
         if record.shape != shape:
             raise InputError(f"{self.checkpoint.folder}: {module} is {list(record.shape)}, expected {list(shape)}")
-        if record.is_dense:
-            return [self._stored(module, ".weight", record.scheme, shape)], record
-        return [self._part(module, record, name) for name in record.matrix_layout().parts()], record
+        return record
 
     def _part(self, module: str, record: TensorRecord, name: str) -> ir.Value:
         """One part of a stored matrix: an initializer, the format's own table, or what its codes stand for."""

@@ -2,8 +2,9 @@
 
 A channel's middle is subtracted (its product is added back); a channel whose largest magnitude lies within
 (T / 2^(G-i), T / 2^(G-1-i)], T that of all, is of group i, group 0 takes all smaller ones. Partial sums of one group
-become those of the next by a shift of the accumulator. In the paper groups are found by calibration; here they are
-those of the tokens that are multiplied, at most CHUNK at a time.
+become those of the next by a shift of the accumulator. In the paper groups are found by calibration, as in a folder of
+--method tender (export/contract/operators/tender.py); here, for all other folders, they are those of the tokens that
+are multiplied, at most CHUNK at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+from export.contract.operators.tender import group_of
 
 CHUNK = 256  # tokens that share their groups
 
@@ -44,12 +47,6 @@ def grouped(x: np.ndarray, groups: int, bits: int) -> Grouped:
     unit = top / 2.0 ** (groups - 1) / limit
     codes = np.clip(np.rint(rest / (unit * 2.0**group)), -limit, limit).astype(np.int64)
     return Grouped(codes, group, unit, middle)
-
-
-def group_of(largest: np.ndarray, groups: int) -> np.ndarray:
-    """The group of channels with these largest magnitudes: int64, from 0 to groups - 1."""
-    thresholds = largest.max() / 2.0 ** np.arange(groups - 1, 0, -1)
-    return np.searchsorted(thresholds, largest, side="left").astype(np.int64)
 
 
 def product(x: np.ndarray, weights: np.ndarray, groups: int, bits: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The work of the integer operators: razored codes are counted at their own width."""
+"""The work of the integer operators: razored codes and those of channel groups are counted at their own width."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from dataclasses import replace
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.operators.attention import AttentionLayout
-from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
+from export.contract.operators.bit_planes import BIT_PLANE_MATMUL, BitPlaneLayout
+from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE, IntegerLayout
+from export.contract.operators.tender import TENDER_QUANTIZE
 from hw_model.graph_work.nodes import Context, attention, causal_pairs, linear, window_of
 from hw_model.graph_work.operation import ACTIVATION_BYTES, QUANTIZE_OPS, Operation
+
+TENDER_OPS = 5  # of a place: read the channel, subtract the middle, scale, round, clip
 
 
 def _quantize(node: Node, context: Context) -> Operation:
@@ -22,8 +26,44 @@ def _quantize(node: Node, context: Context) -> Operation:
     )  # fmt: skip
 
 
+def _group(node: Node, context: Context) -> Operation:
+    form, elements = node.tender_format(), context.elements(node.outputs[0])
+    coded = round(elements * form.width / 8)
+    return Operation(
+        node.name, "quantization", vector_ops=TENDER_OPS * elements, weight_bytes=context.weight_bytes(node),
+        activation_bytes=ACTIVATION_BYTES * context.elements(node.inputs[0]) + coded, quantized=elements,
+    )  # fmt: skip
+
+
+def _planes(node: Node, context: Context) -> Operation:
+    try:
+        layout = BitPlaneLayout.of(node.attributes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    found = linear(node, context, layout.N, layout.K)
+    made = found.macs // layout.N  # codes
+    return replace(found, vector_ops=QUANTIZE_OPS * made, quantized=made, plane_bits=layout.p, input_bits=layout.q)
+
+
+def _shifted(node: Node, layout: IntegerLayout, context: Context) -> Operation | None:
+    """A product of activations in channel groups; None where they are razored."""
+    maker = context.makers.get(node.inputs[0])
+    if maker is None or maker.op_type != TENDER_QUANTIZE:
+        return None
+    shifts = context.graph.weights.get(maker.inputs[3])
+    if shifts is None or shifts.size == 0:
+        raise InputError(f"node {maker.name}: its shifts are no constant")
+    found = linear(node, context, layout.N, layout.K)
+    moved = ACTIVATION_BYTES * context.made(node) + found.macs // layout.N
+    bits = maker.tender_format().width, layout.bits
+    return replace(found, activation_bytes=moved, coded=True, code_bits=bits, shifts=int(shifts.max()))
+
+
 def _product(node: Node, context: Context) -> Operation:
     layout = node.integer_layout()
+    grouped = _shifted(node, layout, context)
+    if grouped is not None:
+        return grouped
     found = linear(node, context, layout.N, layout.K)
     # codes are read from memory as bytes
     moved = ACTIVATION_BYTES * context.made(node) + found.macs // layout.N
@@ -55,6 +95,8 @@ def _attention(node: Node, context: Context) -> Operation:
 
 INTEGER_OPERATORS: Mapping[str, Callable[[Node, Context], Operation]] = {
     SDR_QUANTIZE: _quantize,
+    BIT_PLANE_MATMUL: _planes,
+    TENDER_QUANTIZE: _group,
     SDR_MATMUL: _product,
     SDR_ATTENTION: _attention,
 }

@@ -14,7 +14,9 @@ import numpy as np
 from export.artefacts.reader import Graph, Node
 from export.artefacts.states import is_recurrent
 from export.contract.errors import InputError
+from export.contract.formats import CodebookLayout, Layout
 from export.contract.formats.base import DOMAIN
+from export.contract.formats.groups import GroupsLayout
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
@@ -197,11 +199,28 @@ def linear(node: Node, context: Context, rows: int, columns: int) -> Operation:
 def _linear(node: Node, context: Context) -> Operation:
     if node.domain == DOMAIN:
         layout = node.matrix_layout()
-        return linear(node, context, layout.N, layout.K)
+        return replace(linear(node, context, layout.N, layout.K), plane_bits=_plane_bits(node, layout, context))
     if node.inputs[1] not in context.constant:
         return _of_activations(node, context)
     columns, rows = context.shape(node.inputs[1])[-2:]
     return linear(node, context, rows, columns)
+
+
+def _plane_bits(node: Node, layout: Layout, context: Context) -> int:
+    """Bit planes that multiply like the matrix, scales and zero points aside."""
+    if isinstance(layout, GroupsLayout):
+        return layout.bits
+    book = context.graph.weights.get(node.inputs[2]) if isinstance(layout, CodebookLayout) else None
+    return layout.bits if book is not None and uniform(book) else 8
+
+
+def uniform(book: np.ndarray) -> bool:
+    """Whether the entries of every codebook int8 [..., levels] are equally spaced, but for a last one that repeats."""
+    steps = np.diff(book.astype(np.int64), axis=-1)
+    if steps.shape[-1] == 0 or (steps[..., 0] == 0).any():
+        return False
+    spaced = (steps[..., :-1] == steps[..., :1]).all()
+    return bool(spaced and ((steps[..., -1] == steps[..., 0]) | (steps[..., -1] == 0)).all())
 
 
 def _of_activations(node: Node, context: Context) -> Operation:

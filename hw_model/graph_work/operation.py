@@ -73,6 +73,12 @@ class Operation:
     uses: int = 1  # nodes that multiply with the same matrix, this one among them
     again: bool = False  # whether a node before it multiplies with the same matrix
     coded: bool = False  # whether another node has made its inputs codes already
+    # of a product whose activations are in channel groups (Tender): bits of a code of either side, one-bit shifts of an
+    # accumulator; None for all others
+    code_bits: tuple[int, int] | None = None
+    plane_bits: int = 8  # planes of the weights: the bits of uniform codes, or of a codebook's entries
+    input_bits: int = 0  # bit planes of the activations where the file says so; 0: as the target has them
+    shifts: int = 0
     quantized: int = 0  # numbers that it makes codes of; QUANTIZE_OPS of its vector_ops each
     changes: bool = False  # whether its weights are a task's own: they lie in memory that is rewritten
 

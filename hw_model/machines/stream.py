@@ -1,12 +1,14 @@
 """Accelerators that bring weights to a MAC array: every product reads its matrix from on-chip memory or DRAM.
 
 Used for heterogeneous memory (arXiv 2303.16100: frozen backbone in RRAM with bit-mask sparse storage, activations and
-cache in SRAM: placement by mutability) and for Tender (arXiv 2406.12930: INT4 array whose accumulators shift). What
+cache in SRAM: placement by mutability), for Tender (arXiv 2406.12930: INT4 array whose accumulators shift) and for
+units that count bits of planes (ABQ-LLM, arXiv 2408.08554: a product of p and q bits takes p * q cycles). What
 changes with the task (`Operation.changes`) lies in the SRAM buffer, as far as it fits, dense and as it is stored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -53,7 +55,8 @@ def cost(operations: Sequence[Operation], phase: Phase, target: Target, objectiv
         latency_s=latency, energy_j=joules, area_mm2=area, **spanned(spans), waits_for=shares(done.waits),
         by_kind=group_by_kind(rows), basis="modelled: MAC array fed from memory, stated assumptions", notes=done.notes,
         components=components(done.energies, chip, latency),
-        peak_macs_per_s=target["macs"] * target["clock"], memory_bytes_per_s=target["dram_bandwidth"],
+        peak_macs_per_s=target["macs"] * target["clock"] * _share(unique, target),
+        memory_bytes_per_s=target["dram_bandwidth"],
         memory_bytes=done.outside, macs=sum(op.macs * n for op, n in unique),
     )  # fmt: skip
 
@@ -73,6 +76,21 @@ def _parts(target: Target) -> dict[str, Part]:
     }
 
 
+def _group_notes(unique: list[tuple[Operation, int]], target: Target) -> list[str]:
+    """Where shifts and widths come from; none for a machine without groups."""
+    if target["planes"]:
+        bits = sorted({op.plane_bits for op, _ in unique if op.kind == "linear"})
+        inputs = f"{target['activation_bits']:g}-bit activations, {target['cache_bits']:g}-bit keys and values"
+        return [f"bit by bit: weights of {', '.join(map(str, bits))} planes, {inputs}"]
+    groups, own = round(target["activation_groups"]), [op for op, _ in unique if op.code_bits]
+    if groups <= 1:
+        return []
+    if not own:
+        return [f"activations taken as {groups} channel groups, {groups - 1} shifts of an accumulator for a sum"]
+    most = max(op.shifts for op in own)
+    return [f"channel groups, bias terms and up to {most} shifts of an accumulator for a sum are the file's"]
+
+
 def stored_bytes(operations: Sequence[Operation], target: Target) -> float:
     """Bytes of all matrices as this machine stores them, each once."""
     kept = [op for op in operations if op.kind == "linear" and not op.again and not op.changes]
@@ -80,8 +98,36 @@ def stored_bytes(operations: Sequence[Operation], target: Target) -> float:
 
 
 def _stored_bits(op: Operation, target: Target) -> float:
-    bits = target["weight_bits"] or op.weight_bits
+    bits = op.weight_bits if op.code_bits else target["weight_bits"] or op.weight_bits
     return bit_mask_bits(target["density"], bits) if target["density"] < 1 else bits
+
+
+def _share(unique: list[tuple[Operation, int]], target: Target) -> float:
+    """Multiply-accumulates of whole numbers for a cycle of an element, of all these operations together."""
+    slots = sum(_slots(op, target) * count for op, count in unique)
+    return sum(op.macs * count for op, count in unique) / slots if slots and target["planes"] else 1.0
+
+
+def _slots(op: Operation, target: Target) -> float:
+    """Cycles of one element that a product takes.
+
+    An element of whole numbers takes one for each pair of them and one for each shift of an accumulator. Wider codes
+    than its own are taken apart: INT8 by INT8 is four INT4 products. What a file says of groups and widths is used; a
+    product that says nothing is computed in the target's own groups (hw_model/functional/tender.py). A lane of bit
+    planes takes one for each pair of bits.
+    """
+    if target["planes"]:
+        inputs, weights = op.code_bits or (op.input_bits or target["activation_bits"], op.plane_bits)
+        return op.macs * inputs * (weights if op.kind == "linear" else target["cache_bits"])
+    groups = round(target["activation_groups"])
+    if op.kind != "linear" or op.changes or groups <= 1:
+        return op.macs
+    passes, shifts = 1, groups - 1
+    if op.code_bits:
+        inputs, weights = op.code_bits
+        passes = math.ceil(inputs / target["activation_bits"]) * math.ceil(weights / (target["weight_bits"] or 8))
+        shifts = op.shifts
+    return passes * op.macs * (1 + shifts / op.columns)
 
 
 def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target) -> _Pass:
@@ -99,9 +145,10 @@ def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target)
         kept = weights * held if op.changes else 0.0
         moved = (op.cache_values + op.new_values) * target["cache_bits"] / 8
         off_chip = weights - on_chip - kept + moved * (1 - cached)
-        useful = op.macs * (target["density"] if op.kind == "linear" and not op.changes else 1.0)
+        slots = _slots(op, target)
+        useful = slots * (target["density"] if op.kind == "linear" and not op.changes else 1.0)
         compute = {
-            "MAC array": op.macs / target["macs"] / target["clock"],
+            "MAC array": slots / target["macs"] / target["clock"],
             "vector unit": op.vector_ops / target["vector_lanes"] / target["clock"],
         }
         inner, outer = on_chip / target["weight_bandwidth"], off_chip / target["dram_bandwidth"]
@@ -127,6 +174,7 @@ def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target)
         )
     if cached < 1:
         notes.append(f"{100 * cached:.0f} % of the cache and states fits into the buffer, the rest is in DRAM")
+    notes += _group_notes(unique, target)
     notes += [f"{note}, from DRAM as they are stored" for note in expert_notes(unique)]
     notes += outlier_notes(unique, "the vector unit multiplies and adds them, read from DRAM in every pass")
     return _Pass(works, waits, parts, tuple(notes), dram_bytes)

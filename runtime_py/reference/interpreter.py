@@ -16,17 +16,20 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_GATHER, GROUP_MATMUL, GroupsLayout
+from export.contract.operators.bit_planes import BIT_PLANE_MATMUL
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, causal_convolution
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout, gated_delta_rule
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.operators.sink_attention import SINK_ATTENTION
 from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout, selective_state_space
+from export.contract.operators.tender import TENDER_QUANTIZE
 from export.contract.sparse import SPARSE_MATMUL
+from runtime_py.reference.bit_planes import by_bit_planes
 from runtime_py.reference.experts import expert_matmul
 from runtime_py.reference.groups import group_matmul, group_rows
 from runtime_py.reference.kernels import codebook_gather, codebook_matmul, sparse_matmul
 from runtime_py.reference.operators import OPERATORS, run_operator
-from runtime_py.reference.sdr import IntegerWeights, razor_activations
+from runtime_py.reference.sdr import IntegerWeights, group_activations, razor_activations
 
 Attend = Callable[[Node, list[Any]], np.ndarray]
 TakeOver = Callable[[Node, list[Any]], "tuple[np.ndarray, ...] | None"]
@@ -37,7 +40,8 @@ _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_G
 _ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION)
 _STATEFUL = (CAUSAL_CONVOLUTION, GATED_DELTA_RULE, SELECTIVE_STATE_SPACE)
 _OURS = (
-    *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, SDR_MATMUL, SDR_ATTENTION, SINK_ATTENTION,
+    *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, TENDER_QUANTIZE, SDR_MATMUL, SDR_ATTENTION,
+    SINK_ATTENTION, BIT_PLANE_MATMUL,
 )  # fmt: skip
 
 
@@ -152,6 +156,10 @@ class Interpreter:
             return (expert_matmul(inputs[0], inputs[1], node.expert_layout(), *inputs[2:]),)
         if node.domain == DOMAIN and node.op_type == SDR_QUANTIZE:
             return razor_activations(node, inputs[0], inputs[1])
+        if node.domain == DOMAIN and node.op_type == BIT_PLANE_MATMUL:
+            return (by_bit_planes(node, *inputs),)
+        if node.domain == DOMAIN and node.op_type == TENDER_QUANTIZE:
+            return group_activations(node, *inputs)
         if node.domain == DOMAIN and node.op_type == SDR_MATMUL:
             if node.name not in self._integer_weights:
                 self._integer_weights[node.name] = IntegerWeights(node, *inputs[3:])

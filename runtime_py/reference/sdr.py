@@ -15,6 +15,7 @@ import numpy as np
 from export.artefacts.reader import Node
 from export.contract.operators.attention import AttentionLayout, append, probabilities, query_integers, unpack_rows
 from export.contract.operators.integers import IntegerLayout, sdr_quantize, weight_integers
+from export.contract.operators.tender import tender_quantize
 from export.contract.sdr import restore, unpack_flags
 
 
@@ -54,6 +55,13 @@ def razor_activations(node: Node, x: np.ndarray, unit: np.ndarray) -> tuple[np.n
     if unit.shape != (1,) or not (np.isfinite(unit).all() and unit[0] > 0):
         raise ValueError("its unit must be one positive number")
     return sdr_quantize(x, unit, node.sdr_format(), bool(node.attributes["per_token"]))
+
+
+def group_activations(
+    node: Node, x: np.ndarray, order: np.ndarray, middle: np.ndarray, shifts: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """TenderQuantize. Raises ValueError where the constants do not fit."""
+    return tender_quantize(x, order, middle, shifts, unit, node.tender_format())
 
 
 def attention_layout(attributes: Mapping[str, Any], query: np.ndarray, key: np.ndarray) -> AttentionLayout:

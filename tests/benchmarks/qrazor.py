@@ -38,12 +38,12 @@ WIDTHS = {"W4A16": (16, 0), "W4A8": (8, 0), "W4A4": (4, 0), "W4KV4": (16, 4), "W
 class Bench:
     """One model: its windows, its float32 logits by way of the reference scorer, and the rows found so far."""
 
-    def __init__(self, model: str, out: Path) -> None:
+    def __init__(self, model: str, out: Path, windows: int = WINDOWS) -> None:
         self.model, self.out = model, out
         self.source, self.text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
         tokenizer = calibration.load_tokenizer(self.source)
         text = calibration.slice_text(calibration.read_text(self.text), "0.5:1")
-        self.windows = windows_of(text, tokenizer, 256, WINDOWS, str(self.text))
+        self.windows = windows_of(text, tokenizer, 256, windows, str(self.text))
         self.reference = open_scorer(str(self.source))
         self.path = out / f"{model}.json"
         self.rows: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []

@@ -27,7 +27,8 @@ from tests.fuzz.targets import WORK, Target, make_folders, mutate
 
 _SHARES = {"model": 0.4, "cost": 0.1, "weights": 0.05, "safetensors": 0.15, "shard": 0.05, "manifest": 0.05,
            "encoder": 0.1, "lower": 0.05, "families": 0.1,
-           "razored": 0.2, "razored-manifest": 0.05, "vectors": 0.2, "trellis": 0.2,
+           "razored": 0.2, "razored-manifest": 0.05, "tender": 0.1,
+           "tender-manifest": 0.02, "vectors": 0.2, "trellis": 0.2,
            "trellis-manifest": 0.05, "request": 0.1, "grammar": 0.05, "prompt-cache": 0.05,
            "responses": 0.05, "rerank": 0.02, "bottleneck-pickle": 0.0005}  # fmt: skip
 _OTHERS = 0.2 / 3  # targets that came later took nothing from the others: the shares add up to more than 2
@@ -125,7 +126,7 @@ def fuzz_with_coverage(target: Target, runs: int, seed: int, findings: Path) -> 
 
 def fuzz_graphs(runs: int, seed: int, root: Path, findings: Path) -> int:
     """Composed graphs, in processes with guard pages; how many there were. Exits with the findings if any."""
-    folders = [root / name for name in ("model", "razored", "vectors", "trellis")]
+    folders = [root / name for name in ("model", "razored", "tender", "vectors", "trellis")]
     whole = campaign(runs, seed, folders, log=findings / f"graphs-{seed}.log")
     print(whole.table(), flush=True)
     if whole.findings:

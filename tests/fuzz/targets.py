@@ -386,6 +386,10 @@ def make_folders(root: Path) -> dict[str, Target]:
     settings = QuantizeSettings(method="qrazor", bits=4, sequences=2, sequence_length=16, razor=razor)
     checkpoint = quantize_model(str(source), root / "razored-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "razored-built", quiet=True).rename(root / "razored")
+    razor = RazorSettings(activation_bits=4, activation_groups=14)
+    settings = QuantizeSettings(method="tender", bits=4, sequences=2, sequence_length=16, razor=razor)
+    checkpoint = quantize_model(str(source), root / "tender-checkpoint", settings, CalibrationChoice(), quiet=True)
+    package_checkpoint(checkpoint, root / "tender-built", quiet=True).rename(root / "tender")
     settings = QuantizeSettings(method="aqlm", bits=2, passes=1, sequences=2, sequence_length=16)
     checkpoint = quantize_model(str(source), root / "vectors-checkpoint", settings, CalibrationChoice(), quiet=True)
     package_checkpoint(checkpoint, root / "vectors-built", quiet=True).rename(root / "vectors")
@@ -399,6 +403,8 @@ def make_folders(root: Path) -> dict[str, Target]:
         Target("model", copy(model, "model-a"), "model.onnx", use_model),
         Target("cost", copy(model, "model-b"), "model.onnx", use_cost),
         Target("razored", root / "razored", "model.onnx", use_razored),
+        Target("tender", root / "tender", "model.onnx", use_razored),
+        Target("tender-manifest", root / "tender-checkpoint", "athena.json", use_checkpoint),
         Target("vectors", root / "vectors", "model.onnx", use_vectors),
         Target("trellis", root / "trellis", "model.onnx", use_vectors),
         Target("trellis-manifest", root / "trellis-checkpoint", "athena.json", use_checkpoint),

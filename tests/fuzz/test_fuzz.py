@@ -20,6 +20,8 @@ NAMES = [
     "trellis",
     "trellis-manifest",
     "razored-manifest",
+    "tender",
+    "tender-manifest",
     "encoder",
     "experts",
     "lower",

@@ -26,6 +26,9 @@ SCHEMES = {
     "microscaling": {"bits": 4, "format": "mxfp4", "method": "gptq"},
     "nested": {"bits": 4, "format": "nested", "nested": 2},
     "trellis": {"bits": 3, "format": "trellis", "outliers": 0.01},
+    "channel groups": {
+        "method": "tender", "bits": 4, "razor": RazorSettings(activation_bits=4, activation_groups=14)
+    },
     "razored": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8, kv=8, kv_unit="head")},
 }  # fmt: skip
 

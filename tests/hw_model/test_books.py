@@ -259,8 +259,10 @@ def test_own_gates_have_one_place():
     found = {
         ("hetero-albert", "mac_energy"): UNITS["mac_8x8"].energy_per_mac,
         ("hetero-albert", "mac_area"): UNITS["mac_8x8"].area,
-        ("tender", "mac_energy"): 1.12 * UNITS["mac_4x4"].energy_per_mac,
-        ("tender", "mac_area"): 1.09 * UNITS["mac_4x4"].area,
+        ("tender", "mac_energy"): UNITS["tender_mac"].energy_per_mac,
+        ("tender", "mac_area"): UNITS["tender_mac"].area,
+        ("bitplane", "mac_energy"): UNITS["bitplane_and"].energy_per_mac,
+        ("bitplane", "mac_area"): UNITS["bitplane_and"].area / 64,
         ("qrazor-pim", "attention_energy"): UNITS["sdr_dot16"].energy_per_mac,
         ("qrazor-pim", "attention_area"): UNITS["sdr_dot16"].area / 16,
         ("qrazor-pim", "requantize_energy"): UNITS["sdr_compressor"].energy_per_mac / 16,
@@ -284,7 +286,7 @@ def test_own_gates_have_one_place():
 def test_a_value_that_names_no_result_is_refused(text, tmp_path):
     source = Path(load_target("tender").path).read_text()
     path = tmp_path / "mine.toml"
-    path.write_text(source.replace("1.12 * mac_4x4.energy", text))
+    path.write_text(source.replace("tender_mac.energy", text))
     with pytest.raises(TargetError, match=r"mine.toml, line \d+: mac_energy value must be a number, or a result"):
         load_target(str(path))
 

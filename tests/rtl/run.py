@@ -18,6 +18,7 @@ import numpy as np
 
 from tests.conftest import SHARED
 from tests.rtl import tools
+from tests.rtl.formats import FORMATS
 from tests.rtl.nonlinear import NONLINEAR
 from tests.rtl.units import RANDOM, UNITS, Tensors, Unit
 from toolchain.evaluate.emulate import quantize_rows
@@ -25,7 +26,7 @@ from toolchain.evaluate.emulate import quantize_rows
 GATES = Path(__file__).parents[2] / "targets" / "gates.toml"
 PUBLISHED = (61.2, 57.8)  # % of area and power that QRazor's first version claims, without naming the baseline
 _TOKENS, _ROWS = 24, 24
-ALL = (*UNITS, *NONLINEAR)
+ALL = (*UNITS, *NONLINEAR, *FORMATS)
 
 
 def real_tensors() -> Tensors:

@@ -20,6 +20,8 @@ class Ranges:
     """inputs by layer name; keys and values float64 [kv_heads] (empty until a block with a cache has run)."""
 
     inputs: dict[str, float] = field(default_factory=dict)
+    # lowest and highest value of each channel, float64 [K] each
+    channels: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     keys: np.ndarray = field(default_factory=lambda: np.zeros(0))
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
@@ -71,7 +73,7 @@ def measure_ranges(
     """
     ranges = Ranges()
     seen: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
-    tops: dict[int, float] = {}
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -79,8 +81,13 @@ def measure_ranges(
             if seen.get(id(x)) is not x:  # query, key and value (gate and up) read the same tensor
                 rows = x.detach().reshape(-1, x.shape[-1]).cpu().numpy()
                 rows = rotate_columns(rows, rotation_size(rows.shape[1])) if rotated else rows
-                seen[id(x)], tops[id(x)] = x, float(np.abs(rows).max())
-            ranges.inputs[name] = max(ranges.inputs.get(name, 0.0), tops[id(x)])
+                seen[id(x)] = x
+                found[id(x)] = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
+            low, high = found[id(x)]
+            if name in ranges.channels:
+                low, high = np.minimum(low, ranges.channels[name][0]), np.maximum(high, ranges.channels[name][1])
+            ranges.channels[name] = low, high
+            ranges.inputs[name] = max(float(-low.min()), float(high.max()))
 
         return record
 

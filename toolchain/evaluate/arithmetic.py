@@ -24,6 +24,7 @@ class Arithmetic:
     """Exact products of int8 activations, one power of two a token, and int8 weights; float32 for all else."""
 
     input_bits, weight_bits = 8, 8
+    shifts_groups = False  # whether accumulators shift between channel groups (Tender)
     integer_functions = False  # whether norms and activation functions are RAP's
 
     def quantize(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,6 +166,7 @@ class Stream(Arithmetic):
         self.weight_bits = _width(target, "weight_bits") if target["weight_bits"] else 8
         if not 1 <= self._groups <= 24:
             raise InputError(f"{target.name}: --emulate takes 1 to 24 activation_groups, not {self._groups}")
+        self.shifts_groups = self._groups > 1
 
     def product(self, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
         if self._groups == 1:

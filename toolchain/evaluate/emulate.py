@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.reader import Graph, Node
 from export.contract.errors import InputError
+from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.tender import TENDER_QUANTIZE
 from export.contract.packing import unpack
 from hw_model.estimate import open_target
 from hw_model.functional import rap
@@ -68,7 +70,13 @@ class Emulation:
 
     def __init__(self, arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
+        self.grouped: frozenset[str] = frozenset()  # codes that are made in the file's own channel groups
         self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def know(self, graph: Graph) -> None:
+        """Learn of a graph which products are of channel groups."""
+        made = [node.outputs[0] for node in graph.nodes if node.op_type == TENDER_QUANTIZE and node.domain == DOMAIN]
+        self.grouped = frozenset(made)
 
     def take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         """The outputs of products, and where the machine has integer functions of norms and activation functions."""
@@ -76,6 +84,10 @@ class Emulation:
             raise InputError(f"node {node.name}: --emulate has no unit for products with picked experts")
         if node.op_type == GROUP_MATMUL:
             raise InputError(f"node {node.name}: --emulate needs one scale along a row")
+        if node.op_type == SDR_MATMUL and node.inputs[0] in self.grouped:
+            if self.arithmetic.shifts_groups:
+                return None  # the file's groups, middles and shifts, in the file's own integers
+            raise InputError(f"node {node.name}: --emulate with channel groups is for accumulators that shift (tender)")
         if node.op_type == SDR_MATMUL:
             raise InputError(f"node {node.name}: a razored export has its arithmetic in its graph; leave out --emulate")
         if node.op_type in (SDR_ATTENTION, SINK_ATTENTION):
@@ -126,6 +138,7 @@ class _Emulated(Session):
     def __init__(self, folder: Path, emulation: Emulation) -> None:
         self._emulation = emulation
         super().__init__(folder)
+        emulation.know(self.graph)
 
     def _take_over(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...] | None:
         return self._emulation.take_over(node, inputs)

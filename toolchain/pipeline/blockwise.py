@@ -27,6 +27,7 @@ from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
 from toolchain.pipeline.apart import apart
+from toolchain.pipeline.channel_groups import calibrated_groups, sorted_rows
 from toolchain.pipeline.non_block import dense_record
 from toolchain.quantize import quantizer
 from toolchain.quantize.addons.columns import with_columns
@@ -110,32 +111,36 @@ class BlockQuantizer:
         results |= self._experts(block, number, hidden[0], report)
         if self._settings.block_steps:
             results = self._tune(block, number, results, hidden[0], targets, report)
-        tensors, records = self._collect(block, number, results)
-        outputs = self._measure(block, number, hidden[0], tensors, records)
+        results, vectors, outputs = self._measure(block, number, hidden[0], results)
+        tensors, records = self._collect(number, results, vectors)
         write_shard(path, tensors, records)
         return outputs, targets if source is not None else None
 
     def _measure(
-        self, block: nn.Module, number: int, hidden: torch.Tensor, tensors: dict[str, np.ndarray],
-        records: list[TensorRecord],
-    ) -> torch.Tensor | None:  # fmt: skip
-        """Add the units of integer activations and cache to a block's tensors; its outputs, None without integers."""
+        self, block: nn.Module, number: int, hidden: torch.Tensor, results: dict[str, StoredMatrix]
+    ) -> tuple[dict[str, StoredMatrix], dict[str, np.ndarray], torch.Tensor | None]:
+        """The matrices and vectors to store, with the units of integer activations and cache.
+
+        Also the block's outputs, None without integers.
+        """
+        vectors = {name: parameter.detach().cpu().numpy() for name, parameter in self._others(block, number)}
         razor = self._settings.razor
         if not razor.activation_bits and not razor.kv:
-            return None
-        names, prefix = self._spec.names(number).linears(), self._spec.block_name(number)
+            return results, vectors, None
+        names = self._spec.names(number).linears()
         ranges, outputs = measure_ranges(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
         units: dict[str, np.ndarray] = {}
-        if razor.activation_bits:
+        if razor.activation_groups:
+            weights = {name: get_weight(block.get_submodule(name)) for name in names}
+            units = calibrated_groups(ranges, weights, razor.activation_groups, razor.activation_bits)
+            results, units, vectors = sorted_rows(self._spec.names(number), results, units, vectors)
+        elif razor.activation_bits:
             limit = razor.format(razor.activation_basis, razor.activation_bits).limit
-            units = {f"{prefix}{name}.input_unit": np.array([ranges.inputs[name] / limit]) for name in names}
+            units = {f"{name}.input_unit": _positive(np.array([ranges.inputs[name] / limit])) for name in names}
         if razor.kv and ranges.keys.size:
             for name, tops in (("key_unit", ranges.keys), ("value_unit", ranges.values)):
-                units[prefix + name] = (tops if razor.kv_unit == HEAD else tops.max(keepdims=True)) / 127
-        for name, values in units.items():
-            tensors[name], record = dense_record(name, np.where(values > 0, values, 1.0))
-            records.append(record)
-        return outputs
+                units[name] = _positive((tops if razor.kv_unit == HEAD else tops.max(keepdims=True)) / 127)
+        return results, {**vectors, **units}, outputs
 
     def _hessians(
         self, block: nn.Module, number: int, hidden: torch.Tensor
@@ -265,7 +270,7 @@ class BlockQuantizer:
         return dict(tuned)
 
     def _collect(
-        self, block: nn.Module, number: int, results: Mapping[str, StoredMatrix]
+        self, number: int, results: Mapping[str, StoredMatrix], vectors: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
         """Everything the block's shard stores."""
         tensors: dict[str, np.ndarray] = {}
@@ -275,8 +280,8 @@ class BlockQuantizer:
             parts, record = result.stored(prefix + name)
             tensors |= parts
             records.append(record)
-        for name, parameter in self._others(block, number):
-            tensors[prefix + name], record = dense_record(prefix + name, parameter.detach().cpu().numpy())
+        for name, values in vectors.items():
+            tensors[prefix + name], record = dense_record(prefix + name, values)
             records.append(record)
         return tensors, records
 
@@ -308,6 +313,10 @@ class BlockQuantizer:
             set_weight(block.get_submodule(name), stored.dequantized())
         for name, parameter in self._others(block, number):  # tuned ones differ from the source's
             parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
+
+
+def _positive(units: np.ndarray) -> np.ndarray:
+    return np.where(units > 0, units, 1.0)
 
 
 def _some(numbers: list[int]) -> str:

@@ -16,6 +16,7 @@ from export.artefacts.reader import Graph, read_graph
 from export.artefacts.records import CODES, TensorRecord
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
+from export.graph.tender import UNIT
 from export.graph.whole.decoder import build_decoder
 from export.model_folder import DATA_FILE, MODEL_FILE
 from toolchain.pipeline.random import all_records
@@ -37,11 +38,11 @@ class _Hollow:
         return name in self.records
 
     def tensor(self, record_name: str, suffix: str) -> np.ndarray:
-        """Zeros, of a part small enough to be kept in the graph's file."""
+        """Zeros (units: ones), of a part small enough to be kept in the graph's file."""
         record, (name, _, inner) = self.records[record_name], suffix[1:].partition(".")
         part = record.parts.get(name)
-        if part is None:
-            return np.zeros(record.shape, record.scheme)
+        if part is None:  # units must be some number
+            return np.full(record.shape, float(record_name.endswith(("_unit", UNIT))), record.scheme)
         if part.how == CODES:
             coded = part.coded_layout().parts()[inner]
             return np.zeros(coded.shape, coded.dtypes[0])

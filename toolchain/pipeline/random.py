@@ -23,6 +23,7 @@ from export.contract.formats.trellis import SUMS, TrellisLayout, standard_levels
 from export.files.access import write_json
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
+from export.graph.tender import MIDDLE_PRODUCT, MIDDLES, SHIFTS, UNIT
 from export.model_folder import install_folder
 from toolchain.calibrate.gradients import weight_of
 from toolchain.numerics.plain_modules import plain_modules
@@ -58,6 +59,7 @@ class RandomCheckpoint:
         shape = chosen_shape(name)
         check_random(settings)
         self.folder, self._seed, self._sums = folder, settings.seed, settings.levels == SUM_LEVELS
+        self._groups = settings.razor.activation_groups
         self.config = resolved_config(shape, folder / "config.json")
         write_json(folder / "config.json", self.config)
         spec = model_spec(self.config)
@@ -91,6 +93,9 @@ class RandomCheckpoint:
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         if record.scheme == "float32" and len(record.shape) > 1:  # routers
             return rng.standard_normal(record.shape, np.float32) * np.float32(_WEIGHT_DEVIATION)
+        if record_name.endswith(SHIFTS):  # the same for all that read the same, as calibration gives them
+            drawn = np.random.default_rng((self._seed, *record.shape)).geometric(0.5, record.shape)
+            return np.minimum(drawn - 1, self._groups - 1).astype(np.float32)
         if record.scheme == "float32":
             return np.full(record.shape, self._number(record_name), np.float32)
         if record.scheme == "float16":
@@ -109,9 +114,9 @@ class RandomCheckpoint:
 
     def _number(self, name: str) -> float:
         """What all numbers of a vector are: those of norms make them do nothing."""
-        if name.endswith("bias"):
+        if name.endswith(("bias", MIDDLES, MIDDLE_PRODUCT)):
             return 0.0
-        if name.endswith("_unit"):
+        if name.endswith(("_unit", UNIT)):
             return _UNIT
         return 1.0 if name.endswith(self._plain_norms) else self._norm_weight
 
@@ -133,16 +138,32 @@ def all_records(config: dict[str, Any], spec: ModelSpec, settings: QuantizeSetti
         for name, parameter in model.get_submodule(prefix[:-1]).named_parameters():
             if name not in matrices:
                 records.append(_vector(prefix + name, tuple(parameter.shape)))
-        units = [f"{name}.input_unit" for name in names.linears() if settings.razor.activation_bits]
-        units += ["key_unit", "value_unit"] if settings.razor.kv and names.attends else []
+        if settings.razor.activation_groups:
+            records += _grouped(records, [prefix + name for name in names.linears()])
+        elif settings.razor.activation_bits:
+            records += [_vector(f"{prefix}{name}.input_unit", (1,)) for name in names.linears()]
+        units = ["key_unit", "value_unit"] if settings.razor.kv and names.attends else []
         records += [_vector(prefix + unit, (1,)) for unit in units]
     return records
+
+
+def _grouped(records: list[TensorRecord], layers: list[str]) -> list[TensorRecord]:
+    """What lies beside the matrices of layers whose activations are in channel groups."""
+    shapes = {record.name: record.shape for record in records}
+    found = []
+    for name in layers:
+        rows, columns = shapes[name]
+        sizes = {UNIT: 1, MIDDLES: columns, SHIFTS: columns, MIDDLE_PRODUCT: rows}
+        found += [_vector(f"{name}.{what}", (size,)) for what, size in sizes.items()]
+    return found
 
 
 def _codes(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> TensorRecord:
     """A linear layer in the layout that the quantizer would choose; trellis codes with levels of their own."""
     if settings.method == "qrazor":
         return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
+    if settings.method == "tender":
+        return _uniform(name, shape, settings.width)
     if settings.format in FORMAT_SOLVERS:
         return _record(name, layout_of(settings.format, {"bits": settings.width, "K": shape[1], "N": shape[0]}), 16)
     if settings.nested:

@@ -17,6 +17,7 @@ ADDED = {
     "asymmetric": False, "spread": False, "per_layer_bits": 8, "budget_target": None, "budget_context": 1024,
     "levels": ANY_LEVELS, "nested": 0, "columns_apart": False,
 }  # fmt: skip
+ADDED_INTEGERS = {"activation_groups": 0}
 PRESET_TRELLIS = {"best": "large"}  # what presets said then
 PRESET_VECTOR = {"best": 0}
 
@@ -49,6 +50,8 @@ def modern_settings(found: Any) -> Any:
     if not isinstance(found, dict):
         return found
     found = {**ADDED, **found}
+    if isinstance(found.get("razor"), dict):
+        found["razor"] = {**ADDED_INTEGERS, **found["razor"]}
     if "trellis" not in found:
         return found
     try:

@@ -17,6 +17,7 @@ from toolchain.settings.tuning import AUTOMATIC, SHORT
 # What a method sets; an option given beside it wins.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qrazor": {"bits": 4, "activation_bits": 4},
+    "tender": {"bits": 4, "activation_bits": 4, "activation_groups": 14},
     KEEP: {"embedding_bits": 16},
 }
 # What --preset sets; an option given beside it wins, and what does not go with one that is given stays as it is.

@@ -27,6 +27,10 @@ class RazorSettings:
         0, "Integer activations: 2 to 8 razored, 16 whole; 0: floating point", choices=(0, *range(2, 9), 16),
         common=True,
     )  # fmt: skip
+    activation_groups: int = option(
+        0, "Integer activations in so many groups of channels, a power of two apart (Tender); 0: razored",
+        low=0, high=16,
+    )  # fmt: skip
     kv: int = option(0, "Width of razored keys and values: 4 or 8; 0: floating point", choices=(0, 4, 8), common=True)
     razor_group: int = option(16, "Razored neighbours that share a flag", low=1, high=2**16)
     razor_variant: str = option(SIGN_MAGNITUDE, "Codes", choices=(SIGN_MAGNITUDE, TWOS_COMPLEMENT))
@@ -45,11 +49,20 @@ class RazorSettings:
     def __post_init__(self) -> None:
         """Raises InputError naming the setting that is out of range."""
         check_limits(self)
+        self._check_groups()
         if min(self.activation_bits, 16) > self.activation_basis:
             raise InputError(
                 f"activations of {self.activation_bits} bits cannot be razored from --activation-basis "
                 f"{self.activation_basis}"
             )
+
+    def _check_groups(self) -> None:
+        if not self.activation_groups:
+            return
+        if not 2 <= self.activation_bits <= 8:
+            raise InputError("--activation-groups takes --activation-bits 2 to 8")
+        if self.activation_unit != TENSOR:
+            raise InputError(f"--activation-groups has calibrated units: no --activation-unit {self.activation_unit}")
 
     def format(self, basis: int, width: int) -> SdrFormat:
         from export.contract.sdr import SdrFormat
@@ -68,4 +81,4 @@ class RazorSettings:
 
         activations = self.format(self.activation_basis, self.activation_bits) if self.activation_bits else None
         cache = self.format(8, self.kv) if self.kv else None
-        return IntegerArithmetic(activations, self.activation_unit == TOKEN, cache, rotate)
+        return IntegerArithmetic(activations, self.activation_unit == TOKEN, cache, rotate, self.activation_groups)

@@ -36,7 +36,7 @@ def check_encoder(settings: QuantizeSettings) -> None:
         "--guided": settings.guided,
         "--own-text": settings.own_text,
         "--budget": settings.is_budget,
-        f"--method {settings.method}": settings.method in GRADIENT_METHODS or settings.method == "qrazor",
+        f"--method {settings.method}": settings.method in (*GRADIENT_METHODS, "qrazor", "tender"),
         "--outliers-by gradient": settings.needs_weight_gradients,
         "--activation-bits": settings.razor.activation_bits,
         "--kv": settings.razor.kv,
@@ -53,7 +53,7 @@ def check_experts(settings: QuantizeSettings, spec: ModelSpec) -> None:
     if settings.razor.kv and any(names.sinks is not None for names in spec.kinds()):
         raise InputError("--kv is not available for models with attention sinks")
     asked = {
-        f"--method {settings.method}": settings.method in ("qrazor", *kept),
+        f"--method {settings.method}": settings.method in ("qrazor", "tender", *kept),
         "--activation-bits": settings.razor.activation_bits,
         "--outliers": settings.outliers,
         "--equalize": settings.equalize,
@@ -86,6 +86,10 @@ def _check_method(settings: QuantizeSettings) -> None:
         raise InputError(f"--format {settings.format} is for --method {others}; {settings.method} has {able[0]}")
     if settings.dimension and settings.method != "athena":
         raise InputError("--dimension is for --method athena")
+    if settings.method == "tender":
+        _check_tender(settings)
+    if settings.razor.activation_groups and settings.method == "qrazor":
+        raise InputError("--method qrazor razors its activations: no --activation-groups")
     if settings.method == "qrazor":
         _check_qrazor(settings)
     elif settings.rotates(ACTIVATIONS) or settings.razor.refit:
@@ -101,6 +105,16 @@ def _check_qrazor(settings: QuantizeSettings) -> None:
         if getattr(settings, name):
             hint = "; its groups are set by --razor-group" if name == "group_size" else ""
             raise InputError(f"--{name.replace('_', '-')} is not for --method qrazor{hint}")
+
+
+def _check_tender(settings: QuantizeSettings) -> None:
+    if settings.is_budget or settings.width < 2:
+        raise InputError(f"--method tender takes --bits 2 to 8, not {settings.budget or settings.width}")
+    if not settings.razor.activation_groups:
+        raise InputError("--method tender has activations in groups of channels: --activation-groups must be 1 to 16")
+    for name in ("group_size", "rank", "block_steps", "tune_steps", "outliers"):
+        if getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} is not for --method tender")
 
 
 def _check_own_solver(settings: QuantizeSettings) -> None:
@@ -186,6 +200,9 @@ def _check_integers(settings: QuantizeSettings) -> None:
         raise InputError("--nested takes float activations and codebooks of its own")
     if settings.razor.activation_bits and settings.group_size and settings.method != "qrazor":
         raise InputError("integer activations need one codebook along a row: no --group-size")
+    for name in ("rank", "tune_steps"):  # tuning would move the weights whose products are stored
+        if settings.razor.activation_groups and getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with --activation-groups")
     if not settings.razor.razor_codebook:
         return
     if settings.method != "athena":

@@ -19,6 +19,7 @@ _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "squeezellm": (CODEBOOK,),
     "aqlm": (VECTORS,),
     "qrazor": (RAZORED,),
+    "tender": (CODEBOOK,),
 }
 KEEP = "keep"  # stores what a source has quantized already (toolchain/pipeline/kept.py): nothing is solved
 METHOD_FORMATS = {

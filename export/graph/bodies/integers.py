@@ -16,6 +16,7 @@ from export.contract.formats.base import DOMAIN, OPSET
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE
 from export.graph.bodies.attention import attention_function
 from export.graph.bodies.razor import FORMAT, basis_limit, in_groups, integers, own_unit, power_of_two, razored
+from export.graph.bodies.tender import tender_function
 
 
 def _quantize(b: Body, x: Value, unit: Value) -> tuple[Value, ...]:
@@ -86,4 +87,4 @@ def matmul_function() -> onnx.FunctionProto:
 
 def integer_function_bodies() -> tuple[onnx.FunctionProto, ...]:
     """FunctionProtos of the integer operators."""
-    return quantize_function(), matmul_function(), attention_function()
+    return quantize_function(), matmul_function(), attention_function(), tender_function()

@@ -20,6 +20,22 @@ def flag_places(group: int) -> np.ndarray:
     return np.concatenate([lanes, lanes + 4]).astype(np.int32)
 
 
+def largest_sums(each: np.ndarray, columns: np.ndarray, group: int) -> tuple[int, int]:
+    """What kernels/razor_products.py adds up at most in 32 bits, and in all: whole numbers, of any size.
+
+    Of each group of `group` columns: each, object [groups], the largest magnitude of one product; columns, how many are
+    not zero. One token: lane l of 16 adds columns 4l..4l+3 of 64 in 2048. Several: a lane adds every column in 256.
+    """
+    most, wide = each * columns, max(256 // group, 1)
+    several = [sum(most[i : i + wide]) for i in range(0, len(most), wide)]
+    share = [own * min(4, int(some)) for own, some in zip(each, columns)]
+    lanes: dict[tuple[int, int], int] = {}
+    for column in range(0, len(most) * group, 4):
+        key = column // 2048, column % 64 // 4
+        lanes[key] = lanes.get(key, 0) + share[column // group]
+    return int(max(*several, *lanes.values(), 0)), int(sum(most))
+
+
 def groups_of(head_dim: int, group: int) -> int:
     return -(-head_dim // group)
 

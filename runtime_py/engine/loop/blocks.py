@@ -12,13 +12,14 @@ from runtime_py.engine.kernels.quantize import group_sums, quantize_group, quant
 from runtime_py.engine.kernels.razor import razor_group_of_tokens, razor_token
 from runtime_py.engine.kernels.recurrent.convolution import convolve, keep_products
 from runtime_py.engine.kernels.recurrent.delta_net import convolve_rows, keep_rows
+from runtime_py.engine.kernels.tender import tender_group_of_tokens, tender_token
 from runtime_py.engine.layout.functions import CLAMPED
 from runtime_py.engine.loop.dispatch import by_kind
 from runtime_py.engine.loop.driver import read_step
 from runtime_py.engine.steps.convolution import ShortConvolution
 from runtime_py.engine.steps.delta_net import CausalConvolution
 from runtime_py.engine.steps.elementwise import LAYER, Activate
-from runtime_py.engine.steps.integers import Quantize, Razor
+from runtime_py.engine.steps.integers import Quantize, Razor, Tender
 from runtime_py.simd.atomics import fetch_add
 
 
@@ -52,6 +53,19 @@ def _razor_block(s, isa, offset, group, b, tokens, scratch):
         razor_group_of_tokens(
             isa, offset, s.source, s.stride, s.columns, s.group, s.unit, s.form, group, tokens, b, b + 1, s.codes,
             s.sums, s.shifts, s.units, scratch,
+        )  # fmt: skip
+
+
+def _tender_block(s, isa, offset, group, b, tokens, scratch):
+    if tokens == 1:
+        tender_token(
+            isa, offset, s.source, s.columns, s.places, s.group, s.unit, s.limit, s.order, s.middle, s.steps, s.raised,
+            b, b + 1, s.codes, s.sums, s.shifts, s.units, scratch,
+        )  # fmt: skip
+    else:
+        tender_group_of_tokens(
+            isa, offset, s.source, s.stride, s.columns, s.places, s.group, s.unit, s.limit, s.order, s.middle, s.steps,
+            s.raised, group, tokens, b, b + 1, s.codes, s.sums, s.shifts, s.units, scratch,
         )  # fmt: skip
 
 
@@ -91,10 +105,23 @@ def _causal_convolution_block(s, isa, offset, group, b, tokens, scratch):
         keep_rows(s.source, s.stride, s.past, s.columns, s.width, tokens, first, last, s.present)
 
 
+def _columns(s):
+    return s.columns
+
+
+def _places(s):
+    return s.places
+
+
+_made = by_kind(
+    {Quantize: _columns, Razor: _columns, Tender: _places, Activate: _columns, ShortConvolution: _columns,
+     CausalConvolution: _columns}
+)  # fmt: skip
 _block = by_kind(
     {
         Quantize: _quantize_block,
         Razor: _razor_block,
+        Tender: _tender_block,
         Activate: _activate_block,
         ShortConvolution: _convolve_block,
         CausalConvolution: _causal_convolution_block,
@@ -103,7 +130,7 @@ _block = by_kind(
 
 
 def blocks(kind, machine):
-    """Driver of a Quantize, Razor, Activate, ShortConvolution or CausalConvolution.
+    """Driver of a Quantize, Razor, Tender, Activate, ShortConvolution or CausalConvolution.
 
     Work items are blocks of 256 columns of 16 tokens, so that one token still keeps all threads busy.
     """
@@ -112,7 +139,7 @@ def blocks(kind, machine):
     @nb.njit(cache=True)
     def run(call, step, number, first, tokens, counter, thread, threads, scratch):
         s = read_step(kind, step)
-        parts = (s.columns + 255) // 256
+        parts = (_made(s) + 255) // 256
         item = fetch_add(counter, 1)
         while item < (tokens + 15) // 16 * parts:
             _block(s, isa, offset, item // parts, item % parts, tokens, scratch)

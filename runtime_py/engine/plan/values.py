@@ -126,6 +126,9 @@ class Razored:
     units: Place
     columns: int
     group: int
+    # Where groups are not of 16-bit integers: the largest sum that 32 bits must hold, and that of a whole row, for
+    # weights of magnitude 1.
+    most: tuple[int, int] | None = None
 
     @staticmethod
     def of(columns: int, group: int, chunk: int) -> Razored:

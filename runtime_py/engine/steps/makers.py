@@ -30,6 +30,7 @@ PLAIN: Mapping[int, str] = {
     table.REORDER: "tokens.by_token",
     table.ROTATE: "tokens.by_token",
     table.RAZOR: "blocks.blocks",
+    table.TENDER: "blocks.blocks",
     table.RAZOR_MATMUL: "products.product",
     table.RAZOR_KV_APPEND: "attention.razor_append",
     table.RAZOR_ATTEND: "attention.attention",

@@ -43,7 +43,7 @@ FORMATS = [
     SdrFormat(16, 16, 32),
     SdrFormat(4, 4, 16),
 ]
-_TYPES = {np.float32: 1, np.uint8: 2, np.int8: 3, np.int16: 5, np.int64: 7, np.bool_: 9}
+_TYPES = {np.float32: 1, np.uint8: 2, np.int8: 3, np.int16: 5, np.int32: 6, np.int64: 7, np.bool_: 9}
 
 
 def run(op_type: str, attributes: dict, inputs: list[np.ndarray], out_types: list[int], extra: str = "") -> list:

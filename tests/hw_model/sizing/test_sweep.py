@@ -102,6 +102,7 @@ LOSSY = [
     ("digital-sram-pim", {"weight_bits": "4"}, "weights of 4 bits"), ("qrazor-pim", {}, "weights of 4"),
     ("rap", {"transfer_bits": "2"}, "weights moved at 2 bits"),
     ("digital-sram-pim", {"input_bits": "4"}, "inputs of 4 bits"), ("tender", {}, "weights of 4 bits"),
+    ("tender", {}, "activations of 4 bits"), ("bitplane", {"activation_bits": "4"}, "activations of 4 bits"),
     ("hetero-albert", {}, "50 % of the weights"), ("attentionlego", {}, "6 bits"),
 ]  # fmt: skip
 
@@ -110,7 +111,7 @@ LOSSY = [
 def test_what_a_machine_loses_is_said(name, changes, reason):
     target = open_target(name).with_changes(changes)
     assert any(reason in found for found in losses(target, [linear(64, 64)]))
-    for exact in ("rap", "rap-baseline", "digital-sram-pim", "rpi5"):
+    for exact in ("rap", "rap-baseline", "digital-sram-pim", "bitplane", "rpi5"):
         assert not losses(open_target(exact), [linear(64, 64)])
 
 

@@ -24,6 +24,7 @@ from toolchain.settings.razor import RazorSettings
 FORMATS = {
     "codebook": QuantizeSettings(bits=3, method="rtn"),
     "razored": QuantizeSettings(method="qrazor", bits=4, razor=RazorSettings(activation_bits=4, kv=4)),
+    "tender": QuantizeSettings(method="tender", bits=4, razor=RazorSettings(activation_bits=4, activation_groups=14)),
     "trellis": QuantizeSettings(bits=2, format="trellis"),
 }
 NAMES = {

@@ -40,6 +40,7 @@ FORMATS = {
     "codebook": QuantizeSettings(bits=3, method="rtn"),
     "grouped": QuantizeSettings(bits=3, method="rtn", group_size=16),
     "razored": QuantizeSettings(method="qrazor", bits=4, razor=RazorSettings(activation_bits=4, kv=4)),
+    "tender": QuantizeSettings(method="tender", bits=4, razor=RazorSettings(activation_bits=4, activation_groups=14)),
     "trellis": QuantizeSettings(bits=2, format="trellis"),
     "vectors": QuantizeSettings(method="aqlm", bits=2),
 }

@@ -304,7 +304,8 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("options", [
-    "--method rtn", "--method gptq", "--method squeezellm", "--method aqlm", "--method qrazor", "--method keep",
+    "--method rtn", "--method gptq", "--method squeezellm", "--method aqlm", "--method qrazor", "--method tender",
+    "--method tender --activation-bits 8", "--method gptq --activation-bits 8 --activation-groups 8", "--method keep",
     "--format codebook", "--format vectors", "--format trellis", "--format mxfp4 --bits 4", "--group-size 64",
     "--rank 4", "--state-bits 8 --format trellis", "--activation-bits 8", "--outliers 0.01", "--bits 8",
     "--guided --guided-groups 2", "--budget 3.5", "--no-spread", "--no-asymmetric", "--equalize", "--rotation values",
@@ -312,7 +313,7 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
 ])  # fmt: skip
 def test_a_preset_gives_way_to_what_is_asked(preset, options):
     """What a preset sets never makes an option fail that goes with a default of its own."""
-    if preset == "best" and {"qrazor", "keep", "mxfp4", "aqlm", "8"} & set(options.split()):
+    if preset == "best" and {"qrazor", "tender", "keep", "mxfp4", "aqlm", "8"} & set(options.split()):
         return  # tuning is what they exclude, and who asks for the best is told
     settings = asked("--preset", preset, *options.split()).settings
     assert not settings.spread or settings.effective_budget == settings.bits + 0.1

@@ -22,8 +22,10 @@ def problem(seed, rows, columns):
 
 
 def options_for(name, **given):
-    """Settings of a method; qrazor computes on integers and asks how many bits activations have."""
-    razor = RazorSettings(activation_bits=8) if name == "qrazor" else RazorSettings()
+    """Settings of a method; qrazor and tender compute on integers and ask how many bits activations have."""
+    groups = 8 if name == "tender" else 0
+    integers = name in ("qrazor", "tender")
+    razor = RazorSettings(activation_bits=8, activation_groups=groups) if integers else RazorSettings()
     return QuantizeSettings(method=name, razor=razor, **given)
 
 
@@ -74,7 +76,7 @@ def test_low_rank_term_is_optimal_and_lowers_the_loss():
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_awkward_matrices(name, bits):
     """Constant columns, dead inputs, equal rows, zero rows, more levels than values, one row, one column."""
-    if name == "qrazor" and bits == 1:
+    if name in ("qrazor", "tender") and bits == 1:
         with pytest.raises(InputError, match="takes --bits 2 to 8"):
             options_for(name, bits=bits)
         return

@@ -1,6 +1,8 @@
-"""The integer operators: razored activations and products of codes."""
+"""The integer operators: razored activations, activations in channel groups, products of codes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,13 +10,14 @@ from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE
-from runtime_py.engine.layout.razor import flag_places
+from export.contract.operators.tender import TENDER_QUANTIZE
+from runtime_py.engine.layout.razor import flag_places, largest_sums
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import Razored, form_of
 from runtime_py.engine.records.errors import Unplannable
-from runtime_py.engine.steps.integers import Razor
+from runtime_py.engine.steps.integers import Razor, Tender
 from runtime_py.engine.steps.products import RazorMatMul
 
 _GROUPS = (16, 32, 64, 128, 256)
@@ -48,6 +51,41 @@ def quantize(context: Context, node: Node) -> None:
         context.razored[name] = made
 
 
+@handles(DOMAIN, TENDER_QUANTIZE)
+def grouped(context: Context, node: Node) -> None:
+    x, form = context.tokens(node.inputs[0]), node.tender_format()
+    order, middle, shifts, unit = (np.asarray(context.folder.constant(name)) for name in node.inputs[1:5])
+    try:
+        form.check(x.width, order, middle, shifts, unit)
+    except ValueError as error:
+        raise InputError(f"node {node.name}: {error}") from None
+    if form.group_size not in _GROUPS or x.column or x.heads != 1:
+        raise Unplannable(f"channel groups in runs of {form.group_size} ({node.name})")
+    channels = (order.reshape(-1, form.group_size) >= 0).sum(axis=1)
+    most = largest_sums(form.limit * 2 ** shifts.astype(object), channels, form.group_size)
+    made = replace(Razored.of(order.size, form.group_size, context.chunk), most=most)
+    step = Tender[Argument](
+        source=x.place,
+        stride=x.stride,
+        columns=x.width,
+        places=order.size,
+        group=form.group_size,
+        unit=float(unit[0]),
+        limit=form.limit,
+        order=context.stored(order.astype(np.int64)),
+        middle=context.stored(middle),
+        steps=context.stored(unit[0] * (2.0 ** shifts.astype(np.float32)).astype(np.float32)),
+        raised=context.stored(shifts.astype(np.int32)),
+        codes=made.codes,
+        sums=made.sums,
+        shifts=made.shifts,
+        units=made.units,
+    )
+    context.emit(step, [x.buffer], [made.buffer])
+    for name in node.outputs:
+        context.razored[name] = made
+
+
 @handles(DOMAIN, SDR_MATMUL)
 def product(context: Context, node: Node) -> None:
     x, layout = context.razored.get(node.inputs[0]), node.integer_layout()
@@ -59,6 +97,10 @@ def product(context: Context, node: Node) -> None:
     stride = flags.shape[1] if flags.shape[0] == layout.N else 0
     if int((flags & 15).max(initial=0)) > 4 or int((flags >> 4).max(initial=0)) > 4:
         raise Unplannable(f"razored weights with flags beyond 4 ({node.name})")
+    if x.most is not None:
+        largest = int(np.abs(book.astype(np.int64)).max()) << int(max((flags & 15).max(), (flags >> 4).max()))
+        if x.most[0] * largest >= 2**31 or x.most[1] * largest >= 2**39:
+            raise Unplannable(f"channel groups whose sums leave 32 bits ({node.name})")
     if stride and int(np.abs(book.astype(np.int64)).max()) > 8:
         raise Unplannable(f"razored weights of more than 4 bits ({node.name})")
     # Flags are read two bytes at a time: where that may go beyond the last one, a copy has room for it.

@@ -1,0 +1,1 @@
+"""Products by bit planes and by bytes as small compiled functions, for measurements: the product itself has neither."""
