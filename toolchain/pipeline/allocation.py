@@ -30,6 +30,7 @@ from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
 from toolchain.pipeline.apart import apart
 from toolchain.pipeline.costs import STEPS, Prices
+from toolchain.pipeline.plan import Plan
 from toolchain.quantize import Method
 from toolchain.quantize.addons.columns import STORED_BITS, remaining
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS
@@ -106,8 +107,8 @@ def plan_sequences(count: int) -> np.ndarray:
 def plan_widths(
     runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, quantizer: Method, out: Path,
     quiet: bool, gradients: Gradients | None = None,
-) -> dict[str, int]:  # fmt: skip
-    """Code width of every linear layer for the budget `settings.effective_budget`; kept in `out` for a resumed run.
+) -> Plan:  # fmt: skip
+    """The plan for the budget `settings.effective_budget`; kept in `out` for a resumed run.
 
     All experts of a block have the same width in the same layer.
 
@@ -116,7 +117,8 @@ def plan_widths(
     """
     path = out / PLAN_FILE
     if path.exists():
-        return {name: int(bits) for name, bits in read_json(path)["bits"].items()}
+        found = read_json(path)
+        return Plan(*({n: int(count) for n, count in found.get(key, {}).items()} for key in ("bits", "columns")))
     chosen = plan_sequences(len(tokens))
     tokens = tokens[chosen]
     if gradients is None:
@@ -127,7 +129,7 @@ def plan_widths(
     prices = Prices(runner.source.config, spec, settings) if settings.cost_budget else None
     budget = settings.effective_budget
     widths = prices.widths if prices else candidate_widths(budget)
-    names, losses, sizes, weights = [], [], [], 0
+    names, losses, sizes, weights, columns_apart = [], [], [], 0, dict[str, int]()
     known: dict[tuple[int, ...], list[TensorRecord]] = {}  # what a matrix of a shape is stored in, at every width
     hidden = runner.embed(tokens)
     with Reporter("Allocating bits", len(spec.quantizable()), quiet) as report:
@@ -145,6 +147,7 @@ def plan_widths(
                 for name, matrix in zip(together, matrices):
                     unexplained_here, columns = costs[name]
                     apart_bytes += columns * len(matrix) * STORED_BITS // 8
+                    columns_apart |= {prefix + name: columns} if columns else {}
                     variances = float(np.square(matrix, dtype=np.float64).mean(axis=1).sum())
                     cost += float(guide[name].mean()) * unexplained_here * variances
                     report.step(name)
@@ -165,12 +168,12 @@ def plan_widths(
         if not quiet:
             print(f"widths for {modelled}", file=sys.stderr)
         write_json(path, {"bits": plan, "modelled": modelled})
-        return plan
+        return Plan(plan, {})
     bits = budget - 32 * settings.outliers  # which come on top, of every layer
     tables = standard_bytes([record for records in known.values() for record in records])  # whichever are used
     plan = _chosen(names, widths, knapsack(losses, sizes, int(bits * weights / 8) - tables))
-    write_json(path, {"bits": plan})
-    return plan
+    write_json(path, {"bits": plan, "columns": columns_apart})
+    return Plan(plan, columns_apart)
 
 
 def _chosen(names: Sequence[Sequence[str]], widths: Sequence[int], options: Sequence[int]) -> dict[str, int]:

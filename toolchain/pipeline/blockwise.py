@@ -29,6 +29,7 @@ from toolchain.calibrate.routing import expert_groups, expert_number, expert_tok
 from toolchain.pipeline.apart import apart
 from toolchain.pipeline.channel_groups import calibrated_groups, sorted_rows
 from toolchain.pipeline.non_block import dense_record
+from toolchain.pipeline.plan import Plan
 from toolchain.quantize import quantizer
 from toolchain.quantize.addons.columns import with_columns
 from toolchain.quantize.addons.outliers import with_outliers
@@ -52,13 +53,13 @@ class BlockQuantizer:
         spec: ModelSpec,
         settings: QuantizeSettings,
         gradients: Gradients | None,
-        widths: Mapping[str, int],
+        plan: Plan,
         workers: Workers = Workers(),  # noqa: B008 (frozen)
     ) -> None:
-        """widths: code width by full layer name where it differs from the settings."""
+        """plan: widths where they differ from the settings'."""
         self._workers = workers
         self._runner, self._spec, self._settings = runner, spec, settings
-        self._gradients, self._widths = gradients, widths
+        self._gradients, self._plan = gradients, plan
         self._stacked = {
             spec.block_name(i) + name for i in range(spec.blocks) for own in spec.names(i).by_expert() for name in own
         }
@@ -292,13 +293,14 @@ class BlockQuantizer:
 
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
         """A function that quantizes one layer, and its arguments."""
-        settings = self._settings.at_width(self._widths.get(full, self._settings.width))
+        settings = self._settings.at_width(self._plan.widths.get(full, self._settings.width))
         if full in self._stacked:
             settings = apart(settings, *weights.shape)
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = (squares,) if squares is not None and settings.method in GRADIENT_METHODS else ()
         if settings.columns_apart and full not in self._stacked and hessian.ndim == 2:
-            return (partial(with_columns, self._quantizer), weights, hessian, settings, *extra)
+            most = None if self._plan.columns is None else self._plan.columns.get(full, 0)
+            return (partial(with_columns, self._quantizer, most), weights, hessian, settings, *extra)
         if not settings.outliers:
             return (self._quantizer, weights, hessian, settings, *extra)
         return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)

@@ -45,6 +45,7 @@ from toolchain.numerics.products import chosen_precision
 from toolchain.pipeline.blockwise import BlockQuantizer
 from toolchain.pipeline.kept import keep_blocks, refuse_plain
 from toolchain.pipeline.non_block import outside_tensors
+from toolchain.pipeline.plan import Plan
 from toolchain.quantize import method, quantizer
 from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings
@@ -159,7 +160,7 @@ def _quantize_blocks(
         give_back()
     runner = BlockRunner(source, spec, precision, device)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
-    gradients, widths = None, {}
+    gradients, plan = None, Plan()
     if per_weight or settings.guided:
         from toolchain.calibrate.gradients import measure_gradients
 
@@ -170,9 +171,9 @@ def _quantize_blocks(
     if settings.is_budget or (settings.spread and spec.causal):
         from toolchain.pipeline.allocation import plan_widths
 
-        widths = plan_widths(runner, spec, tokens, settings, quantizer(settings, device), out, quiet, gradients)
+        plan = plan_widths(runner, spec, tokens, settings, quantizer(settings, device), out, quiet, gradients)
         give_back()
-    BlockQuantizer(runner, spec, settings, gradients, widths, workers).run(tokens, out, quiet)
+    BlockQuantizer(runner, spec, settings, gradients, plan, workers).run(tokens, out, quiet)
     give_back()
 
 

@@ -11,6 +11,7 @@ from tests.conftest import DEMO
 from toolchain.calibrate import drift
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.drift import Moments, input_moments, reading_order, source_inputs
+from toolchain.pipeline.plan import Plan
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
@@ -109,7 +110,7 @@ def errors(demo_text, tmp_path_factory):
         quantize_model(str(DEMO), out, _settings(asymmetric=asymmetric), choice, quiet=True)
         from toolchain.pipeline.blockwise import BlockQuantizer
 
-        replay = BlockQuantizer(runner, spec, _settings(), None, {})
+        replay = BlockQuantizer(runner, spec, _settings(), None, Plan())
         hidden = wanted = runner.embed(unseen)
         for number in range(spec.blocks):
             block = runner.load_block(number)

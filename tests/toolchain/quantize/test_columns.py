@@ -38,6 +38,11 @@ def test_columns_that_a_few_tokens_own_are_found(massive):
     assert set(dominant_columns(h, 0.05)) == set(massive)
 
 
+def test_no_more_than_allowed_and_the_worst_first():
+    h = hessian_of(*inputs({7: 1e3, 100: 9e4}))
+    assert [set(dominant_columns(h, 0.05, most)) for most in (0, 1, 2, 3)] == [set(), {100}, {7, 100}, {7, 100}]
+
+
 def test_of_few_columns_none_is_apart():
     h = np.diag([1e6, *np.ones(31)])
     assert not dominant_columns(h, 0.05).size
@@ -50,7 +55,7 @@ def test_codes_serve_ordinary_tokens():
     seen, held_out = ordinary[:2000], ordinary[2000:]
     h, w = hessian_of(seen, few), np.random.default_rng(1).standard_normal((ROWS, COLUMNS)) * 0.05
     settings = QuantizeSettings(bits=3, format="trellis", passes=2, damping=0.05)
-    plain, apart = method("athena")(w, h, settings), with_columns(method("athena"), w, h, settings)
+    plain, apart = method("athena")(w, h, settings), with_columns(method("athena"), None, w, h, settings)
     alone = method("athena")(w, hessian_of(seen), settings)
     own, every = hessian_of(held_out), hessian_of(held_out, few)
     lost = [layer_loss(w - q.dequantized(), own) / layer_loss(w, own) for q in (plain, apart, alone)]
@@ -62,7 +67,7 @@ def test_codes_serve_ordinary_tokens():
 def test_what_is_apart_is_the_least_squares_correction():
     ordinary, few = inputs({7: 2e3})
     h, w = hessian_of(ordinary, few), np.random.default_rng(1).standard_normal((ROWS, COLUMNS)) * 0.05
-    result = with_columns(method("athena"), w, h, QuantizeSettings(bits=2, format="trellis", damping=0.05))
+    result = with_columns(method("athena"), None, w, h, QuantizeSettings(bits=2, format="trellis", damping=0.05))
     places = SparseLayout(COLUMNS, ROWS).places(result.outliers.gaps, result.outliers.values)
     np.testing.assert_array_equal(places, np.arange(ROWS) * COLUMNS + 7)
     gradient = (w - result.dequantized()) @ h

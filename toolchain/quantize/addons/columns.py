@@ -32,9 +32,13 @@ _ROUNDS = 8  # columns that were hidden behind others
 _RIDGE = 1e-8  # of the mean diagonal of the columns apart
 
 
-def dominant_columns(hessian: np.ndarray, damping: float) -> np.ndarray:
-    """The columns of a Hessian [K, K] that are better stored apart, int64, ascending; most layers have none."""
+def dominant_columns(hessian: np.ndarray, damping: float, most: int | None = None) -> np.ndarray:
+    """The columns of a Hessian [K, K] that are better stored apart, int64, ascending; most layers have none.
+
+    most: how many it may be, a sixteenth of all unless given.
+    """
     columns = len(hessian)
+    most = columns // 16 if most is None else most
     apart, rest, h = np.zeros(0, np.int64), np.arange(columns), np.asarray(hessian, np.float64)
     for _ in range(_ROUNDS):
         diagonal = np.diag(h)
@@ -42,8 +46,9 @@ def dominant_columns(hessian: np.ndarray, damping: float) -> np.ndarray:
             break
         _, _, order, factor = ready_hessian(h, damping)
         left = np.diag(factor) ** -2.0
-        found = np.sort(order[left > _SHARE / columns * left.sum()])
-        if not found.size or apart.size + found.size > columns // 16:
+        worst = np.argsort(-left, kind="stable")[: max(most - apart.size, 0)]
+        found = order[worst[left[worst] > _SHARE / columns * left.sum()]]
+        if not found.size:
             break
         apart = np.sort(np.concatenate([apart, rest[found]]))
         rest = np.setdiff1d(rest, apart)
@@ -70,11 +75,11 @@ def remaining(hessian: np.ndarray, damping: float) -> tuple[np.ndarray, int]:
 
 
 def with_columns(
-    quantizer: Callable[..., StoredMatrix], weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings,
-    *own: Any,
+    quantizer: Callable[..., StoredMatrix], most: int | None, weights: np.ndarray, hessian: np.ndarray,
+    settings: QuantizeSettings, *own: Any,
 ) -> StoredMatrix:  # fmt: skip
-    """The method's result for weights [N, K], dominant columns apart. own: what the method takes besides."""
-    apart = dominant_columns(hessian, settings.damping)
+    """The method's result for weights [N, K], dominant columns apart, at most so many. own: what it takes besides."""
+    apart = dominant_columns(hessian, settings.damping, most)
     if not apart.size:
         return quantizer(weights, hessian, settings, *own)
     reduced = _without(hessian, apart)
