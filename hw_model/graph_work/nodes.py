@@ -308,13 +308,13 @@ def _state_space(node: Node, context: Context) -> Operation:
         layout = StateSpaceLayout.of(node.attributes, states, values)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
-    tokens, state = context.phase.tokens, math.prod(layout.state)
+    tokens, state = context.phase.vectors, math.prod(layout.state)
     by_token = 5 * state + 3 * values + 12 * layout.heads  # times the step, what is skipped; step and decay
     moved = context.made(node) + sum(context.elements(name) for name in node.inputs[:4])
     return Operation(
         node.name, "state space", vector_ops=tokens * by_token, weight_bytes=context.weight_bytes(node),
-        cache_read_bytes=CACHE_BYTES * state, cache_write_bytes=CACHE_BYTES * state,
-        activation_bytes=ACTIVATION_BYTES * moved,
+        cache_read_bytes=CACHE_BYTES * state * context.phase.sequences,
+        cache_write_bytes=CACHE_BYTES * state * context.phase.sequences, activation_bytes=ACTIVATION_BYTES * moved,
     )  # fmt: skip
 
 
