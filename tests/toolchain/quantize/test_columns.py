@@ -7,6 +7,7 @@ import pytest
 
 from export.contract.errors import InputError
 from export.contract.sparse import SparseLayout
+from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import layer_loss
 from toolchain.quantize import method
 from toolchain.quantize.addons.columns import dominant_columns, remaining, with_columns
@@ -47,6 +48,17 @@ def test_of_few_columns_none_is_apart():
     h = np.diag([1e6, *np.ones(31)])
     assert not dominant_columns(h, 0.05).size
     assert remaining(h, 0.05)[0] is h
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 8, 100])
+@pytest.mark.parametrize("damping", [0.0, 1e-8, 0.01])
+def test_few_tokens_leave_a_hessian_that_can_be_factorized(tokens, damping):
+    ordinary, few = inputs({7: 1e5, 100: 1e5}, tokens=tokens)
+    h, w = hessian_of(ordinary, few), np.random.default_rng(1).standard_normal((ROWS, COLUMNS)) * 0.05
+    left, columns = remaining(h, damping)
+    assert columns and np.isfinite(ready_hessian(left, damping).factor).all()
+    result = with_columns(method("athena"), None, w, h, QuantizeSettings(bits=3, damping=damping))
+    assert np.isfinite(result.dequantized()).all()
 
 
 def test_codes_serve_ordinary_tokens():

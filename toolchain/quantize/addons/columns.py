@@ -30,6 +30,7 @@ STORED_BITS = 32  # of a weight apart: its value and its place (export/contract/
 _SHARE = 44.0
 _ROUNDS = 8  # columns that were hidden behind others
 _RIDGE = 1e-8  # of the mean diagonal of the columns apart
+_ROUNDING = 1e-9  # of the mean diagonal: what is left of few tokens is singular, and was rounded before
 
 
 def dominant_columns(hessian: np.ndarray, damping: float, most: int | None = None) -> np.ndarray:
@@ -59,9 +60,11 @@ def dominant_columns(hessian: np.ndarray, damping: float, most: int | None = Non
 def _without(hessian: np.ndarray, apart: np.ndarray) -> np.ndarray:
     """What errors of the other columns cost [K, K] once those apart absorb what they can; next to nothing for those."""
     h = np.array(hessian, np.float64)
-    own = h[np.ix_(apart, apart)]
+    own, floor = h[np.ix_(apart, apart)], _ROUNDING * np.diag(h).mean()
     own.flat[:: len(apart) + 1] += _RIDGE * np.diag(own).mean()
     h -= h[:, apart] @ np.linalg.solve(own, h[apart])
+    h = (h + h.T) / 2
+    h.flat[:: len(h) + 1] = np.maximum(np.diag(h), 0.0) + floor
     rest = np.setdiff1d(np.arange(len(h)), apart)
     h[apart, :] = h[:, apart] = 0.0
     h[apart, apart] = max(float(np.diag(h)[rest].mean()), 0.0) * _RIDGE if rest.size else 0.0
