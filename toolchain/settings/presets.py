@@ -52,7 +52,7 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         dropped.add("spread")
     if given.get("guided_groups", 1) > 1:
         dropped |= {"asymmetric", "columns_apart"}
-    if asked.intersection(_NO_COLUMNS) or (given.get("target") or given.get("budget_target")):
+    if asked.intersection((*_NO_COLUMNS, "budget_target")):
         dropped.add("columns_apart")
     if method != "athena" or given.get("format") in FORMAT_SOLVERS or asked.intersection(_INTEGERS):
         dropped |= {"tune_steps", "tune_batch"} if defaults.get("tune_steps") == SHORT else set()

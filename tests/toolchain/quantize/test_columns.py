@@ -91,6 +91,7 @@ def test_what_is_apart_is_the_least_squares_correction():
 
 @pytest.mark.parametrize(
     "given", [{"outliers": 0.01}, {"guided_groups": 2, "guided": True}, {"bits": 4, "nested": 2}, {"method": "rtn"},
+              {"budget": "45ms", "budget_target": "rpi5"},
               {"method": "qrazor"}],
 )  # fmt: skip
 def test_what_excludes_columns_apart(given):
