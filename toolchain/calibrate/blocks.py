@@ -402,8 +402,18 @@ def token_shares(weights: np.ndarray, sequences: slice, device: torch.device) ->
 
 
 def gram(rows: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
-    """rows^T rows of tokens [T, K], each weighted by its share [T]: float32 [K, K]; [groups, K, K] of [groups, T]."""
-    return rows.T @ rows if shares is None else torch.matmul(rows.T * shares[..., None, :], rows)
+    """rows^T rows of tokens [T, K], each weighted by its share [T]: float32 [K, K]; [groups, K, K] of [groups, T].
+
+    On the processor numpy computes it: a product with its own transpose is half the work there (BLAS's syrk).
+    """
+    if shares is not None:
+        if shares.ndim == 2:
+            return torch.stack([gram(rows, own) for own in shares])
+        rows = rows * shares.sqrt()[:, None]
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    own = rows.contiguous().numpy()
+    return torch.from_numpy(own.T @ own)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -23,6 +23,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.drift import input_moments, reading_order, source_inputs
+from toolchain.calibrate.finished import FinishedParts
 from toolchain.calibrate.gradients import Gradients
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
@@ -208,12 +209,16 @@ class BlockQuantizer:
         token_weights = self._guide(number)
         parts = reading_order(self._runner, blocks[1], names, hidden[1])
         inputs, outputs = source_inputs(self._runner, blocks[1], parts, hidden[1])
+        finished = FinishedParts(self._runner, blocks[0], self._spec.names(number).linears(), hidden[0])
         for part in parts:
             known = None if inputs is None else inputs.pop(part[0])
             moments = input_moments(self._runner, blocks, part, hidden, token_weights, known)
             weights = {name: moments[name].target(w) for name, w in self._weights(blocks[0], part).items()}
             hessians = {name: moments[name].hessian for name in part}
             results |= self._quantize(blocks[0], number, weights, hessians, report)
+            finished.quantized(part)
+        if self._settings.block_steps or self._settings.razor.activation_bits or self._settings.razor.kv:
+            finished.forget()  # the block changes once more, or is looked into
         return {name: results[name] for name in names}, outputs
 
     def _weights(self, block: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
