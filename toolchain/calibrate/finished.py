@@ -20,7 +20,7 @@ _ROOM = 1 << 29  # bytes that the outputs of a part may take
 
 
 class FinishedParts:
-    """Watches one block; forget() makes it compute everything again."""
+    """Watches one block; after forget(), and the `with` block, that computes everything again."""
 
     def __init__(self, runner: BlockRunner, block: nn.Module, names: Iterable[str], hidden: torch.Tensor) -> None:
         """names: of all layers that are quantized; hidden: the states that pass, float32 [sequences, length, hidden].
@@ -46,6 +46,12 @@ class FinishedParts:
                 module = self._block.get_submodule(child)
                 module.forward = partial(self._kept, module.forward, {})  # type: ignore[method-assign]
                 self._forwards.append(module)
+
+    def __enter__(self) -> FinishedParts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.forget()
 
     def forget(self) -> None:
         self._handle.remove()

@@ -24,7 +24,7 @@ from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.drift import input_moments, reading_order, source_inputs
 from toolchain.calibrate.finished import FinishedParts
-from toolchain.calibrate.gradients import Gradients
+from toolchain.calibrate.gradients import Gradients, token_weights
 from toolchain.calibrate.ranges import measure_ranges
 from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
 from toolchain.pipeline.apart import apart
@@ -80,32 +80,34 @@ class BlockQuantizer:
                 source = self._runner.load_block(number) if self._follows else None
                 outputs: torch.Tensor | None = None
                 followed: torch.Tensor | None = None
-                if path.exists():
-                    self._replay(block, path, number)
-                    report.step(f"block {number + 1} replayed", len(self._spec.names(number).linears()))
-                else:
-                    outputs, followed = self._make(block, source, number, (hidden, wanted), path, report)
-                if number == pending[-1]:
-                    break
-                if source is not None:
-                    wanted = self._runner.run(source, wanted) if followed is None else followed
-                if outputs is not None:
-                    hidden = outputs
-                    continue
-                for _ in range(self._spec.uses(number)):
-                    hidden = self._runner.run(block, hidden)
+                with FinishedParts(self._runner, block, self._spec.names(number).linears(), hidden) as finished:
+                    if path.exists():
+                        self._replay(block, path, number)
+                        report.step(f"block {number + 1} replayed", len(self._spec.names(number).linears()))
+                    else:
+                        inputs = hidden, wanted
+                        outputs, followed = self._make(block, source, number, inputs, path, finished, report)
+                    if number == pending[-1]:
+                        break
+                    if source is not None:
+                        wanted = self._runner.run(source, wanted) if followed is None else followed
+                    if outputs is not None:
+                        hidden = outputs
+                        continue
+                    for _ in range(self._spec.uses(number)):
+                        hidden = self._runner.run(block, hidden)
 
     def _make(
         self, block: nn.Module, source: nn.Module | None, number: int, hidden: tuple[torch.Tensor, torch.Tensor],
-        path: Path, report: Reporter,
+        path: Path, finished: FinishedParts, report: Reporter,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
         """Quantize a block in place and write its shard; its outputs and the source's where they are known already.
 
-        source: the same block as it was, which is to be followed; hidden: the inputs of both.
+        source: the same block as it was, which is to be followed; hidden: the inputs of both; finished: of the block.
         """
         targets: torch.Tensor | None = None
         if source is not None:
-            results, targets = self._follow((block, source), number, hidden, report)
+            results, targets = self._follow((block, source), number, hidden, finished, report)
         else:
             hessians, targets = self._hessians(block, number, hidden[0])
             weights = self._weights(block, self._spec.names(number).everyones())
@@ -193,12 +195,13 @@ class BlockQuantizer:
         if self._gradients is None or not self._settings.guided:
             return None
         prefix = self._spec.block_name(number)
-        outputs = {name: self._gradients.outputs[prefix + name] for name in self._spec.names(number).linears()}
+        found = self._gradients.outputs
+        outputs = {name: token_weights(found[prefix + name]) for name in self._spec.names(number).linears()}
         return {name: o if self._settings.guided_groups > 1 else o[0] for name, o in outputs.items()}
 
     def _follow(
         self, blocks: tuple[nn.Module, nn.Module], number: int, hidden: tuple[torch.Tensor, torch.Tensor],
-        report: Reporter,
+        finished: FinishedParts, report: Reporter,
     ) -> tuple[dict[str, StoredMatrix], torch.Tensor]:  # fmt: skip
         """Quantize the first block's linear layers in place so that it follows the second, the source's, on its inputs.
 
@@ -209,7 +212,6 @@ class BlockQuantizer:
         token_weights = self._guide(number)
         parts = reading_order(self._runner, blocks[1], names, hidden[1])
         inputs, outputs = source_inputs(self._runner, blocks[1], parts, hidden[1])
-        finished = FinishedParts(self._runner, blocks[0], self._spec.names(number).linears(), hidden[0])
         for part in parts:
             known = None if inputs is None else inputs.pop(part[0])
             moments = input_moments(self._runner, blocks, part, hidden, token_weights, known)
