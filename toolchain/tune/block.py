@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from toolchain.system.device import each
+from toolchain.tune.adam import Trained, update
 from toolchain.tune.end_to_end import default_rate
 from toolchain.tune.microbatch import accumulate, code_widths, take_turns, trainable_parameters
 
@@ -44,17 +45,14 @@ def tune_block(
     device = next(block.parameters()).device
     before = _error(forward, inputs, targets, device)
     kept = {name: p.detach().clone() for name, p in parameters.items()}
-    groups, widths = [], code_widths(block)
+    trained, widths = list[Trained](), code_widths(block)
     for name, parameter in parameters.items():
         rate = settings.rate or default_rate(widths.get(name, settings.bits))
-        base = rate * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
-        groups.append({"params": [parameter], "lr": base, "base": base})
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        own_size = float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
+        trained.append(Trained.of(name, parameter, rate * own_size))
     size = max(float(targets.square().mean(dtype=torch.float64)), 1e-30)
     for step in range(settings.steps):
         factor = min(1.0, (step + 1) / 10) * (1.0 - step / settings.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * factor
         count = min(settings.batch, len(inputs))
         chosen = np.sort(np.random.default_rng((settings.seed, step)).choice(len(inputs), size=count, replace=False))
 
@@ -65,8 +63,7 @@ def tune_block(
 
         take_turns(block, step)
         accumulate(block, loss_of, count)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(trained, step + 1, factor, device)
     take_turns(block, 0)
     after = _error(forward, inputs, targets, device)
     if not after < before:

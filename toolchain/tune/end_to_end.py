@@ -3,7 +3,7 @@
 After the blocks have been quantized one by one, the whole quantized model is trained for some steps so that its output
 distribution follows the source model's on the calibration text (knowledge distillation, arXiv 1503.02531; the idea of
 tuning discrete codes by straight-through gradients is PV-tuning's, arXiv 2405.14852, in its simplest form). Needs the
-whole model in memory several times: 28 bytes per parameter, and what two windows under way take.
+whole model in memory several times: 24 bytes per parameter, and what two windows under way take.
 
 The state is saved every minute, and the batch of a step depends on the seed and the step alone, so that a killed run
 continues to the same result.
@@ -25,6 +25,7 @@ from torch import nn
 from export.files.access import replacing
 from toolchain.calibrate.own_text import CHUNK, OwnText
 from toolchain.system.threads import pieces
+from toolchain.tune.adam import Trained, update
 from toolchain.tune.microbatch import accumulate, code_widths, take_turns, trainable_parameters
 from toolchain.tune.trainable.base import TrainableMatrix
 
@@ -81,25 +82,24 @@ class TuneSettings:
 class _Divergence(torch.autograd.Function):
     """Mean KL from softmax(wanted) to softmax(found) over rows [T, vocabulary]; its gradient is their difference.
 
-    One array of that size is made, where automatic differentiation keeps five.
+    No array of that size is made: the difference takes the place of `wanted`. Automatic differentiation keeps five.
     """
 
     @staticmethod
     def forward(ctx, found, wanted):  # type: ignore[no-untyped-def]
-        loss, difference = found.new_zeros(()), torch.empty_like(found)
+        loss, difference = found.new_zeros(()), wanted
         for some in pieces(len(found), _ROWS):
             here, target = torch.log_softmax(found[some], dim=-1), torch.log_softmax(wanted[some], dim=-1)
             difference[some] = target
             torch.exp(target, out=target)
             loss += (target * (difference[some] - here)).sum()
             difference[some] = here.exp_().sub_(target).div_(len(found))
-        ctx.save_for_backward(difference)
+        ctx.difference = difference  # not save_for_backward, which would refuse an array that is changed
         return loss / len(found)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (difference,) = ctx.saved_tensors
-        return difference * gradient, None
+        return ctx.difference.mul_(gradient), None
 
 
 class Tuner:
@@ -112,12 +112,11 @@ class Tuner:
         self.teacher, self.student, self.windows, self.settings = teacher, student, windows, settings
         self._state_path = folder / STATE_FILE
         self._named = trainable_parameters(student)
-        groups, widths = [], code_widths(student)
+        self._trained, widths = list[Trained](), code_widths(student)
         for name, parameter in self._named.items():
             rate = settings.rate_of(widths.get(name), name.endswith(".latent"))
-            base = rate * float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
-            groups.append({"params": [parameter], "lr": base, "base": base, "name": name})
-        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+            size = float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
+            self._trained.append(Trained.of(name, parameter, rate * size))
         own = min(settings.steps * settings.own_windows, CHUNK) or 1
         self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed, own)
         self.step = 0
@@ -143,12 +142,11 @@ class Tuner:
     def _train_step(self) -> float:
         s = self.settings
         factor = min(1.0, (self.step + 1) / min(_WARM_UP, s.steps // 4 + 1)) * (1.0 - self.step / s.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["base"] * factor
         if self.step % HOLD == 0:
             self._hold(True)
         take_turns(self.student, self.step)
-        tokens = torch.from_numpy(self._windows_of(self.step)).to(next(self.teacher.parameters()).device)
+        device = next(self.teacher.parameters()).device
+        tokens = torch.from_numpy(self._windows_of(self.step)).to(device)
 
         def loss_of(part: slice) -> torch.Tensor:
             with torch.no_grad():
@@ -158,9 +156,8 @@ class Tuner:
             return loss
 
         loss = accumulate(self.student, loss_of, len(tokens), TOGETHER)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        update(self._trained, self.step, factor, device)
         return loss
 
     def _windows_of(self, step: int) -> np.ndarray:
@@ -174,10 +171,10 @@ class Tuner:
         return np.concatenate([own, *(stream[None, start : start + length] for start in starts)])
 
     def _save(self) -> None:
-        tensors = {f"parameter.{name}": p.detach() for name, p in self._named.items()}
-        for group in self._optimizer.param_groups:
-            state = self._optimizer.state[group["params"][0]]
-            tensors |= {f"{key}.{group['name']}": value for key, value in state.items()}
+        tensors: dict[str, torch.Tensor] = {}
+        for own in self._trained:
+            tensors[f"parameter.{own.name}"] = own.parameter.detach()
+            tensors |= {f"mean.{own.name}": own.mean, f"square.{own.name}": own.square}
         with replacing(self._state_path) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
 
@@ -191,12 +188,14 @@ class Tuner:
             tensors = load_file(self._state_path)
             with safe_open(self._state_path, framework="pt") as file:
                 step = int((file.metadata() or {})["step"])
+            found = [
+                (tensor, tensors[f"{name}.{own.name}"].reshape(tensor.shape))
+                for own in self._trained
+                for name, tensor in (("parameter", own.parameter), ("mean", own.mean), ("square", own.square))
+            ]  # all are there before anything is changed
             with torch.no_grad():
-                for group in self._optimizer.param_groups:
-                    name, parameter = group["name"], group["params"][0]
-                    parameter.copy_(tensors[f"parameter.{name}"])
-                    moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-                    self._optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
+                for tensor, saved in found:
+                    tensor.copy_(saved)
             self.step = step
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
             self._state_path.unlink(missing_ok=True)

@@ -27,8 +27,8 @@ from toolchain.tune.trainable.scale import through
 class _StoredWeight(torch.autograd.Function):
     """levels[states] * scale [N, K], with the gradient of a straight way to latent; keeps nothing as large but states.
 
-    levels float32 [entries]; scale [N, 1]; latent [N, K]; states int16 [N, K] in a row's codebook, first [N] of which
-    is in levels.
+    levels float32 [entries]; scale [N, 1]; latent [N, K]; states, whole numbers [N, K], in a row's codebook, first [N]
+    of which is in levels.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ class TrainableTrellis(TrainableMatrix):
         return first[:, self._indices[0]] + second[:, self._indices[1]]
 
     def _states(self, levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Best paths for the latent weight, int16 [N, K]."""
+        """Best paths for the latent weight, whole numbers [N, K] of one byte where states have eight bits."""
         divisor = torch.where(scale == 0.0, 1.0, scale).detach()
         squares = divisor[:, 0].square()
         if divisor.device.type != "cpu":
@@ -96,7 +96,8 @@ class TrainableTrellis(TrainableMatrix):
             states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
             nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
             parts.append(states)
-        return torch.from_numpy(np.concatenate(parts, axis=1).T.astype(np.int16))
+        narrow = np.uint8 if self.layout.state_bits <= 8 else np.int16
+        return torch.from_numpy(np.concatenate(parts, axis=1).T.astype(narrow))
 
     def _states_there(self, levels: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The same on a device: targets [N, K], weights [N]."""
