@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from toolchain.numerics.hessian import damped, inverse_factor, is_positive_definite
+from toolchain.numerics.hessian import damped, inverse_factor
 
 if TYPE_CHECKING:
     import torch
@@ -28,29 +28,31 @@ def ready_hessian(
     hessian: np.ndarray, damping: float, by_curvature: bool = True, device: torch.device | None = None
 ) -> ReadyHessian:
     """by_curvature: columns of large diagonal entries come first; else they keep their order."""
-    there = device is not None and device.type not in ("cpu", "mps")  # mps has no float64
+    known: list[tuple[np.ndarray, np.ndarray]] = []  # order and factor: to have them is to know that it is positive
 
     def positive(matrix: np.ndarray) -> bool:
-        return _factors_on(matrix, device) if there and device is not None else is_positive_definite(matrix)
+        order = np.argsort(-np.diag(matrix), kind="stable") if by_curvature else np.arange(len(matrix))
+        ordered = matrix[np.ix_(order, order)]
+        there = device is not None and device.type not in ("cpu", "mps")  # mps has no float64
+        try:
+            factor = _inverse_factor_on(ordered, device) if there and device is not None else inverse_factor(ordered)
+        except np.linalg.LinAlgError:
+            return False
+        known[:] = [(order, factor)]
+        return True
 
     h, used = damped(hessian, damping, positive)
-    order = np.argsort(-np.diag(h), kind="stable") if by_curvature else np.arange(len(h))
-    ordered = h[np.ix_(order, order)]
-    factor = _inverse_factor_on(ordered, device) if there and device is not None else inverse_factor(ordered)
+    order, factor = known[0] if known else (np.arange(len(h)), np.eye(len(h)))  # an empty Hessian is the identity
     return ReadyHessian(h, used, order, factor)
 
 
-def _factors_on(matrix: np.ndarray, device: torch.device) -> bool:
-    import torch
-
-    return not bool(torch.linalg.cholesky_ex(torch.from_numpy(matrix).to(device)).info.cpu())
-
-
 def _inverse_factor_on(hessian: np.ndarray, device: torch.device) -> np.ndarray:
-    """hessian.inverse_factor on a device."""
+    """hessian.inverse_factor on a device. Raises LinAlgError, numpy's, for what is not positive definite."""
     import torch
 
-    flipped = torch.linalg.cholesky(torch.from_numpy(hessian).to(device).flip(0, 1))
+    flipped, failed = torch.linalg.cholesky_ex(torch.from_numpy(hessian).to(device).flip(0, 1))
+    if bool(failed.cpu()):
+        raise np.linalg.LinAlgError
     unit = torch.eye(len(hessian), dtype=flipped.dtype, device=device)
     inverse = torch.linalg.solve_triangular(flipped, unit, upper=False)
     return np.ascontiguousarray(inverse.flip(0, 1).cpu().numpy())

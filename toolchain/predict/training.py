@@ -23,15 +23,16 @@ from toolchain.numerics.products import linear
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.device import synchronize
 from toolchain.system.threads import thread_count
+from toolchain.tune.adam import Trained, update
 from toolchain.tune.end_to_end import HOLD, TOGETHER
 from toolchain.tune.trainable import trainable_layer
 
 _HEAD_ROWS = 4096  # of the head at most; the rest is scaled
-_LOGIT_COPIES = 5  # float32 arrays of [length, vocabulary] at once: both logits, their logarithms, the difference
+_LOGIT_COPIES = 4  # float32 arrays of [length, vocabulary] at once: both logits, and those rounded to half
 _DRAWING = 1.3  # a token that is drawn against one that is read: scribe-6M, 64 windows together, measured
-# A weight's latent value, gradient and two moments; the stored value and what it is made of (a level, a path's state);
-# the teacher's weight. Of the values and the teacher's half, where products are of bfloat16.
-_TUNED_BYTES = 28
+# A weight's latent value, gradient and two moments of half the size; the stored value and what it is made of (a level,
+# a path's state); the teacher's weight. Of the values and the teacher's half, where products are of bfloat16.
+_TUNED_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class TrainingProbe:
         own = settings.own_text * (reading + head_forward) * _DRAWING
         times = {id(layer): _making(layer, self._device) for layer in {id(layer): layer for layer in layers}.values()}
         making = sum(times[id(layer)] for layer in layers) / self._threads / HOLD
-        adam = weights * _adam_seconds(self._device)
+        adam = weights * _adam_seconds(self._device) / self._threads
         step = settings.tune_batch * (window + own) / threads + making + adam
         held = kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
         return Cost(
@@ -181,11 +182,10 @@ def _making(layer: Layer, device: torch.device) -> float:
 def _adam_seconds(device: torch.device) -> float:
     """Seconds a parameter of one Adam step."""
     parameter = nn.Parameter(torch.from_numpy(np.ones(1 << 20, np.float32)).to(device))
-    optimizer = torch.optim.Adam([parameter])
-    seconds = 0.0
-    for _ in range(2):
+    own, seconds = Trained.of("", parameter, 0.0), 0.0
+    for step in (1, 2):
         parameter.grad = torch.ones_like(parameter)
         begun = _now(device)
-        optimizer.step()
+        update([own], step, 1.0, device)
         seconds = _now(device) - begun
     return seconds / parameter.numel()
