@@ -80,3 +80,11 @@ def test_they_are_those_of_the_whole_model(family, together, tmp_path, monkeypat
         np.testing.assert_allclose(found.outputs[name][0], expected, rtol=1e-3, atol=1e-5 * expected.max())
         turned = weights[name].T if spec.linear_is_transposed else weights[name]
         np.testing.assert_allclose(found.weights[name], turned, rtol=1e-3, atol=1e-5 * turned.max())
+
+
+def test_tokens_weigh_half_alike_and_half_by_their_squares():
+    squares = np.random.default_rng(0).exponential(1e-9, (2, 3, 40)).astype(np.float32)
+    found = gradients.token_weights(squares)
+    assert found.dtype == np.float32 and found.shape == squares.shape
+    np.testing.assert_allclose(found, 1 + squares / squares.mean(axis=(1, 2), keepdims=True), rtol=1e-5)  # float32
+    np.testing.assert_array_equal(gradients.token_weights(np.zeros((1, 2, 3), np.float32)), np.ones((1, 2, 3)))
