@@ -25,7 +25,7 @@ from export.contract.errors import InputError
 from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
-from toolchain.calibrate.gradients import Gradients, measure_gradients
+from toolchain.calibrate.gradients import Gradients, evenly_spread, measure_gradients
 from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
 from toolchain.pipeline.apart import apart
@@ -98,12 +98,6 @@ def _cost(hessian: np.ndarray, settings: QuantizeSettings, device: torch.device)
     return unexplained(hessian, settings.damping, device), columns
 
 
-def plan_sequences(count: int) -> np.ndarray:
-    """The numbers of the sequences that a plan looks at: PLAN_SEQUENCES of `count`, evenly spread."""
-    some = min(PLAN_SEQUENCES, count)
-    return np.arange(some) * count // some
-
-
 def plan_widths(
     runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, quantizer: Method, out: Path,
     quiet: bool, gradients: Gradients | None = None,
@@ -119,7 +113,7 @@ def plan_widths(
     if path.exists():
         found = read_json(path)
         return Plan(*({n: int(count) for n, count in found.get(key, {}).items()} for key in ("bits", "columns")))
-    chosen = plan_sequences(len(tokens))
+    chosen = evenly_spread(PLAN_SEQUENCES, len(tokens))
     tokens = tokens[chosen]
     if gradients is None:
         gradients = measure_gradients(

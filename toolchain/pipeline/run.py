@@ -162,11 +162,12 @@ def _quantize_blocks(
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, plan = None, Plan()
     if per_weight or settings.guided:
-        from toolchain.calibrate.gradients import measure_gradients
+        from toolchain.calibrate.gradients import evenly_spread, measure_gradients
 
+        chosen = evenly_spread(settings.gradient_sequences or len(tokens), len(tokens))
         gradients = measure_gradients(
-            source, spec, tokens, quiet, per_weight, settings.guided_groups, precision, device
-        )
+            source, spec, tokens[chosen], quiet, per_weight, settings.guided_groups, precision, device
+        ).among(chosen, len(tokens))
         give_back()
     if settings.is_budget or (settings.spread and spec.causal):
         from toolchain.pipeline.allocation import plan_widths

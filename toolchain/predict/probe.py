@@ -106,7 +106,8 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         peaks.append(base + cost.bytes)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     if per_weight or settings.guided:
-        cost = training.gradients(sequences, weights + matrices, per_weight)
+        looked_at = min(settings.gradient_sequences or sequences, sequences)
+        cost = training.gradients(looked_at, weights + matrices, per_weight)
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
     if plans:

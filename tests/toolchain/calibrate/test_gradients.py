@@ -88,3 +88,14 @@ def test_tokens_weigh_half_alike_and_half_by_their_squares():
     assert found.dtype == np.float32 and found.shape == squares.shape
     np.testing.assert_allclose(found, 1 + squares / squares.mean(axis=(1, 2), keepdims=True), rtol=1e-5)  # float32
     np.testing.assert_array_equal(gradients.token_weights(np.zeros((1, 2, 3), np.float32)), np.ones((1, 2, 3)))
+
+
+def test_gradients_of_some_sequences_weigh_the_tokens_of_those():
+    squares = np.random.default_rng(1).exponential(1.0, (1, 2, 7)).astype(np.float32)
+    chosen = gradients.evenly_spread(2, 6)
+    assert chosen.tolist() == [0, 3] and gradients.evenly_spread(9, 4).tolist() == [0, 1, 2, 3]
+    found = gradients.Gradients({}, {"layer": squares}).among(chosen, 6).outputs["layer"]
+    weights = gradients.token_weights(found)
+    np.testing.assert_array_equal(weights[:, [1, 2, 4, 5]], np.ones((1, 4, 7)))
+    np.testing.assert_allclose(weights[:, chosen], 1 + 3 * squares / squares.mean(), rtol=1e-5)  # float32
+    np.testing.assert_allclose(weights.mean(), 2.0, rtol=1e-5)

@@ -189,10 +189,13 @@ def test_help_is_instant_and_imports_nothing_heavy():
 
 
 def test_generated_text_is_the_source_models_story(tmp_path):
-    """Three bits of stories260K still tell the story that its expected.json records, word for word: so it needs it."""
+    """Four bits of stories260K tell the beginning that its expected.json records, word for word: so it needs it.
+
+    Three bits of so small a model meet another girl with every change of a rounding.
+    """
     source, out = shared("models/stories260K"), tmp_path / "OUT"
     quick = ["--sequences", 32, "--sequence-length", 128, "--calibration", shared("text/tinystories_val.txt")]
-    athena("export", source, "-o", out, "--bits", 3, *quick, "--calibration-part", "0:0.5")
+    athena("export", source, "-o", out, "--bits", 4, *quick, "--calibration-part", "0:0.5")
     expected = json.loads((source / "expected.json").read_text())["greedy"][0]
     text = athena_json("run", out, "--prompt", expected["prompt"], "--max-tokens", 60)["text"]
     assert (expected["prompt"] + text).startswith(

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from export.contract.errors import InputError
 from tests.toolchain.quantize.test_quantize import problem
+from toolchain.calibrate.gradients import evenly_spread
 from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.pipeline.allocation import (
     PLAN_SEQUENCES,
     candidate_widths,
     expected_error,
     knapsack,
-    plan_sequences,
     unexplained,
 )
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
@@ -101,5 +101,6 @@ def test_spread_widths_cost_a_tenth_of_a_bit(demo_model, demo_text, tmp_path):
 
 
 def test_a_plan_looks_at_sequences_from_everywhere():
-    assert len(plan_sequences(100)) == PLAN_SEQUENCES and plan_sequences(100)[-1] > 90
-    np.testing.assert_array_equal(plan_sequences(5), np.arange(5))
+    chosen = evenly_spread(PLAN_SEQUENCES, 100)
+    assert len(chosen) == PLAN_SEQUENCES and chosen[-1] > 90
+    np.testing.assert_array_equal(evenly_spread(PLAN_SEQUENCES, 5), np.arange(5))
