@@ -53,7 +53,7 @@ def observed(model: PreTrainedModel, names: list[str], tokens: np.ndarray) -> Se
         found = torch.autograd.grad(cross_entropy(logits, labels, reduction="sum"), [outputs[n] for n in names])
         for name, gradient in zip(names, found):
             gradients[name].append(gradient[0])
-    return {name: (torch.stack(inputs[name]), torch.stack(gradients[name])) for name in names}
+    return {name: (torch.stack(inputs.pop(name)), torch.stack(gradients.pop(name))) for name in names}
 
 
 def spreading(hessian: torch.Tensor, damping: float, run: int = 1) -> torch.Tensor:
