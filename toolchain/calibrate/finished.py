@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from toolchain.calibrate.blocks import BlockRunner
 
@@ -30,8 +31,9 @@ class FinishedParts:
         self._waiting: dict[str, set[str]] = {}  # layers that are not quantized yet, by child of the block
         self._forwards: list[nn.Module] = []
         self._block, self._running = block, threading.local()
-        self._handle = block.register_forward_pre_hook(self._note)
+        self._handles: list[RemovableHandle] = []
         if runner.device.type == "cpu" and runner.state_size == runner.spec.hidden_size and hidden.nbytes <= _ROOM:
+            self._handles.append(block.register_forward_pre_hook(self._note))
             for name in names:
                 child, _, layer = name.partition(".")
                 if layer:  # else the child is the layer
@@ -54,7 +56,8 @@ class FinishedParts:
         self.forget()
 
     def forget(self) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         for module in self._forwards:
             del module.forward
         self._waiting, self._forwards = {}, []

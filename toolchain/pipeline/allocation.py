@@ -98,6 +98,12 @@ def _cost(hessian: np.ndarray, settings: QuantizeSettings, device: torch.device)
     return unexplained(hessian, settings.damping, device), columns
 
 
+def planned(gradients: int, count: int) -> np.ndarray:
+    """The numbers of the sequences that a plan looks at, of those `gradients` (0: all) whose gradients are taken."""
+    known = evenly_spread(gradients or count, count)
+    return known[evenly_spread(PLAN_SEQUENCES, len(known))]
+
+
 def plan_widths(
     runner: BlockRunner, spec: ModelSpec, tokens: np.ndarray, settings: QuantizeSettings, quantizer: Method, out: Path,
     quiet: bool, gradients: Gradients | None = None,
@@ -113,7 +119,7 @@ def plan_widths(
     if path.exists():
         found = read_json(path)
         return Plan(*({n: int(count) for n, count in found.get(key, {}).items()} for key in ("bits", "columns")))
-    chosen = evenly_spread(PLAN_SEQUENCES, len(tokens))
+    chosen = planned(settings.gradient_sequences, len(tokens))
     tokens = tokens[chosen]
     if gradients is None:
         gradients = measure_gradients(

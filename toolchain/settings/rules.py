@@ -25,6 +25,7 @@ def check(settings: QuantizeSettings) -> None:
     _check_several(settings)
     _check_outliers(settings)
     _check_asymmetric(settings)
+    _check_gradients(settings)
     _check_spread(settings)
     _check_integers(settings)
 
@@ -162,6 +163,12 @@ def _check_outliers(settings: QuantizeSettings) -> None:
             raise InputError(f"--columns-apart does not go with {name}")
     if settings.guided_groups > 1 and settings.rank:
         raise InputError("--guided-groups does not go with --rank")
+
+
+def _check_gradients(settings: QuantizeSettings) -> None:
+    taken = settings.guided or settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
+    if settings.gradient_sequences and not taken:
+        raise InputError("--gradient-sequences is for --guided, and for what goes by gradients of the weights")
 
 
 def _check_asymmetric(settings: QuantizeSettings) -> None:

@@ -46,7 +46,7 @@ class SolverSettings:
     asymmetric: bool = option(  # toolchain/calibrate/drift.py
         False, "Aim at the source's outputs on its own inputs, layer after layer (GPTAQ, Qronos)"
     )
-    guided: bool = option(False, "Weight tokens by the squared gradient of the end loss (GuidedQuant)")
+    guided: bool = option(False, "Half of a token's weight is its squared gradient of the end loss (GuidedQuant)")
     gradient_sequences: int = option(
         0, "Calibration sequences whose gradients are taken, evenly spread over all; 0: all", low=0, high=1 << 20
     )
@@ -57,8 +57,5 @@ class SolverSettings:
 
     def check_solver(self) -> None:
         """What the solver's settings ask of one another. Raises InputError naming the options."""
-        by_gradient = self.guided or self.method in GRADIENT_METHODS or self.outliers_by == "gradient"
-        if self.gradient_sequences and not by_gradient:
-            raise InputError("--gradient-sequences is for --guided, and for what goes by gradients of the weights")
         if self.guided_groups > 1 and (not self.guided or self.method != "athena"):
             raise InputError("--guided-groups is for --method athena with --guided")

@@ -30,9 +30,11 @@ class Trained:
 
     @staticmethod
     def of(name: str, parameter: nn.Parameter, rate: float) -> Trained:
+        """rate: relative to the parameter's root mean square."""
         kind = torch.bfloat16 if parameter.numel() >= _LARGE else parameter.dtype
         mean, square = (torch.zeros_like(parameter, dtype=kind, requires_grad=False) for _ in range(2))
-        return Trained(name, parameter, rate, mean, square)
+        size = float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
+        return Trained(name, parameter, rate * size, mean, square)
 
 
 def update(trained: Iterable[Trained], step: int, factor: float, device: torch.device) -> None:

@@ -48,8 +48,7 @@ def tune_block(
     trained, widths = list[Trained](), code_widths(block)
     for name, parameter in parameters.items():
         rate = settings.rate or default_rate(widths.get(name, settings.bits))
-        own_size = float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
-        trained.append(Trained.of(name, parameter, rate * own_size))
+        trained.append(Trained.of(name, parameter, rate))
     size = max(float(targets.square().mean(dtype=torch.float64)), 1e-30)
     for step in range(settings.steps):
         factor = min(1.0, (step + 1) / 10) * (1.0 - step / settings.steps)

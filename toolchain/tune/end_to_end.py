@@ -115,8 +115,7 @@ class Tuner:
         self._trained, widths = list[Trained](), code_widths(student)
         for name, parameter in self._named.items():
             rate = settings.rate_of(widths.get(name), name.endswith(".latent"))
-            size = float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
-            self._trained.append(Trained.of(name, parameter, rate * size))
+            self._trained.append(Trained.of(name, parameter, rate))
         own = min(settings.steps * settings.own_windows, CHUNK) or 1
         self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed, own)
         self.step = 0

@@ -76,19 +76,3 @@ def test_the_checkpoint_is_the_same_to_the_byte(family, tmp_path, monkeypatch):
     monkeypatch.setattr(FinishedParts, "quantized", lambda self, names: None)
     again = made("again")
     assert kept and kept == again
-
-
-def test_guided_by_the_gradients_of_some_sequences(tmp_path):
-    """All of them by number are all of them; fewer give another checkpoint."""
-    tiny_model("llama", tmp_path / "source")
-    random_text(tmp_path / "text.txt")
-    choice = CalibrationChoice(str(tmp_path / "text.txt"))
-
-    def made(sequences: int) -> dict[str, bytes]:
-        out = tmp_path / str(sequences)
-        options = {"guided": True, "gradient_sequences": sequences, "asymmetric": True, "passes": 1, "bits": 3}
-        settings = QuantizeSettings(sequences=4, sequence_length=32, **options)
-        quantize_model(str(tmp_path / "source"), out, settings, choice, quiet=True)
-        return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
-
-    assert made(0) == made(4) == made(9) != made(2)

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.graph.families import MIXTURES, TINY, is_mixture, tiny_model
+from tests.export.graph.families import MIXTURES, TINY, is_mixture, random_text, tiny_model
 from toolchain.calibrate import gradients
 from toolchain.calibrate.gradients import measure_gradients, weight_of
 from toolchain.calibrate.own_text import whole_model
+from toolchain.pipeline.run import quantize_model
+from toolchain.settings.calibration import CalibrationChoice
+from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.heads import open_model
 
 
@@ -99,3 +102,19 @@ def test_gradients_of_some_sequences_weigh_the_tokens_of_those():
     np.testing.assert_array_equal(weights[:, [1, 2, 4, 5]], np.ones((1, 4, 7)))
     np.testing.assert_allclose(weights[:, chosen], 1 + 3 * squares / squares.mean(), rtol=1e-5)  # float32
     np.testing.assert_allclose(weights.mean(), 2.0, rtol=1e-5)
+
+
+def test_guided_by_the_gradients_of_some_sequences(tmp_path):
+    """All of them by number are all of them; fewer give another checkpoint."""
+    tiny_model("llama", tmp_path / "source")
+    random_text(tmp_path / "text.txt")
+    choice = CalibrationChoice(str(tmp_path / "text.txt"))
+
+    def made(sequences: int) -> dict[str, bytes]:
+        out = tmp_path / str(sequences)
+        options = {"guided": True, "gradient_sequences": sequences, "asymmetric": True, "passes": 1, "bits": 3}
+        settings = QuantizeSettings(sequences=4, sequence_length=32, **options)
+        quantize_model(str(tmp_path / "source"), out, settings, choice, quiet=True)
+        return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+
+    assert made(0) == made(4) == made(9) != made(2)

@@ -215,6 +215,7 @@ def test_nonsense_is_refused(option, value, tmp_path):
         ({"tune_length": 1}, "--tune-length must be 2 to 1048576, not 1"),
         ({"guided_groups": 2, "guided": True, "rank": 1}, "--guided-groups does not go with --rank"),
         ({"gradient_sequences": 8}, "--gradient-sequences is for --guided"),
+        ({"gradient_sequences": 8, "outliers_by": "gradient"}, "--gradient-sequences is for --guided"),
     ],
 )
 def test_settings_that_do_not_go_together_name_their_options(options, named):

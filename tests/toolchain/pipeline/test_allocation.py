@@ -18,6 +18,7 @@ from toolchain.pipeline.allocation import (
     candidate_widths,
     expected_error,
     knapsack,
+    planned,
     unexplained,
 )
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
@@ -101,6 +102,9 @@ def test_spread_widths_cost_a_tenth_of_a_bit(demo_model, demo_text, tmp_path):
 
 
 def test_a_plan_looks_at_sequences_from_everywhere():
-    chosen = evenly_spread(PLAN_SEQUENCES, 100)
+    chosen = planned(0, 100)
     assert len(chosen) == PLAN_SEQUENCES and chosen[-1] > 90
-    np.testing.assert_array_equal(evenly_spread(PLAN_SEQUENCES, 5), np.arange(5))
+    np.testing.assert_array_equal(planned(0, 5), np.arange(5))
+    for gradients in (1, 7, 16, 50):  # by 7 of 64 and by 16 of 64 they once had two in common
+        chosen = planned(gradients, 64)
+        assert len(chosen) == min(gradients, PLAN_SEQUENCES) and set(chosen) <= set(evenly_spread(gradients, 64))

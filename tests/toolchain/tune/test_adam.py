@@ -17,6 +17,8 @@ def _both(rows: int, columns: int, steps: int = 12) -> tuple[torch.Tensor, torch
     start, bowl = (torch.randn(rows, columns, generator=generator) for _ in range(2))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     own = Trained.of("it", ours, 0.02)
+    assert own.rate == pytest.approx(0.02 * float(start.square().mean().sqrt()))
+    own.rate = 0.02
     adam = torch.optim.Adam([theirs], lr=0.02, betas=(0.9, 0.95))
     for step in range(steps):
         noise = torch.randn(rows, columns, generator=generator)
