@@ -19,11 +19,13 @@ from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.numerics.experts import tokens_at_hand
 from toolchain.numerics.products import FLOAT32
+from toolchain.settings.solver import PLANNED
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
 from toolchain.system.threads import pieces
 
+PLAN_SEQUENCES = 16  # of the calibration text that a plan of widths looks at
 _STATES = 1 << 29  # bytes of hidden states between all blocks that are held; more where blocks are large
 
 
@@ -69,6 +71,11 @@ def measure_gradients(
                 gradient = block.backward(states.pop(), gradient, part, found)
                 report.step(f"block {number + 1} backward")
     return found
+
+
+def with_gradients(asked: int, count: int) -> np.ndarray:
+    """The numbers of the sequences of `count` whose gradients are taken, int64; asked: --gradient-sequences."""
+    return evenly_spread(PLAN_SEQUENCES if asked == PLANNED else asked or count, count)
 
 
 def evenly_spread(some: int, count: int) -> np.ndarray:

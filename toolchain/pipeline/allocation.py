@@ -25,7 +25,13 @@ from export.contract.errors import InputError
 from export.files.access import read_json, write_json
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight
-from toolchain.calibrate.gradients import Gradients, evenly_spread, measure_gradients
+from toolchain.calibrate.gradients import (
+    PLAN_SEQUENCES,
+    Gradients,
+    evenly_spread,
+    measure_gradients,
+    with_gradients,
+)
 from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
 from toolchain.pipeline.apart import apart
@@ -42,7 +48,6 @@ from toolchain.system.progress import Reporter
 from toolchain.system.units import engineering
 
 PLAN_FILE = "allocation.json"
-PLAN_SEQUENCES = 16  # of the calibration text that the plan looks at
 # Mean squared error of the best levels for a normal distribution of variance one, 1 to 8 bits (Max 1960; from 6 bits on
 # 2.72 * 4**-bits), and of trellis codes, 2 to 4 bits (toolchain/quantize/solvers/standard_trellis.py).
 _LEVEL_ERRORS = (0.3634, 0.1175, 0.03454, 0.009497, 0.002499, 0.000664, 0.000166, 0.0000415)
@@ -99,8 +104,8 @@ def _cost(hessian: np.ndarray, settings: QuantizeSettings, device: torch.device)
 
 
 def planned(gradients: int, count: int) -> np.ndarray:
-    """The numbers of the sequences that a plan looks at, of those `gradients` (0: all) whose gradients are taken."""
-    known = evenly_spread(gradients or count, count)
+    """The numbers of the sequences that a plan looks at; gradients: --gradient-sequences, of which it chooses."""
+    known = with_gradients(gradients, count)
     return known[evenly_spread(PLAN_SEQUENCES, len(known))]
 
 

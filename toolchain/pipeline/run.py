@@ -161,10 +161,10 @@ def _quantize_blocks(
     runner = BlockRunner(source, spec, precision, device)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, plan = None, Plan()
-    if per_weight or settings.guided:
-        from toolchain.calibrate.gradients import evenly_spread, measure_gradients
+    if per_weight or (settings.guided and spec.causal):
+        from toolchain.calibrate.gradients import measure_gradients, with_gradients
 
-        chosen = evenly_spread(settings.gradient_sequences or len(tokens), len(tokens))
+        chosen = with_gradients(settings.gradient_sequences, len(tokens))
         gradients = measure_gradients(
             source, spec, tokens[chosen], quiet, per_weight, settings.guided_groups, precision, device
         ).among(chosen, len(tokens))

@@ -21,10 +21,10 @@ from runtime_py.system.memory import peak_rss
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.drift import input_moments, reading_order
+from toolchain.calibrate.gradients import PLAN_SEQUENCES, with_gradients
 from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.products import chosen_precision
-from toolchain.pipeline.allocation import PLAN_SEQUENCES
 from toolchain.pipeline.non_block import bits_of
 from toolchain.pipeline.run import open_source
 from toolchain.predict.training import Layer, TrainingProbe
@@ -105,15 +105,16 @@ def _predict(model: str, settings: QuantizeSettings, choice: CalibrationChoice, 
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
-    if per_weight or settings.guided:
-        looked_at = min(settings.gradient_sequences or sequences, sequences)
+    guided = settings.guided and spec.causal
+    if per_weight or guided:
+        looked_at = len(with_gradients(settings.gradient_sequences, sequences))
         cost = training.gradients(looked_at, weights + matrices, per_weight)
         seconds += cost.seconds
         peaks.append(base + cost.bytes)
     if plans:
         looked_at = min(PLAN_SEQUENCES, sequences)
         seconds += sum(kind.layers * kind.passing(looked_at) for kind in kinds)
-        if not (per_weight or settings.guided):
+        if not (per_weight or guided):
             cost = training.gradients(looked_at, weights + matrices, per_weight=False)
             seconds += cost.seconds
             peaks.append(base + cost.bytes)
@@ -214,7 +215,11 @@ class _Kind:
         numbers = [number for number in range(spec.blocks) if spec.names(number) == names]
         loading, block = _timed(lambda: runner.load_block(numbers[0]))
         runner.run(block, hidden[:1])  # the first call of a block pays for set-up
-        guide = {name: np.ones(hidden.shape[:2], np.float32) for name in names.linears()} if settings.guided else None
+        guide = (
+            {name: np.ones(hidden.shape[:2], np.float32) for name in names.linears()}
+            if settings.guided and spec.causal
+            else None
+        )
         twin = runner.load_block(numbers[0]) if settings.asymmetric else None
         first, _ = _timed(lambda: _hessians(runner, block, twin, hidden[:some], guide))
         second, found = _timed(lambda: _hessians(runner, block, twin, hidden, guide))

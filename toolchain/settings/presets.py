@@ -11,7 +11,7 @@ from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.rules import admits_spread
-from toolchain.settings.solver import FORMAT_SOLVERS, KEEP, METHOD_FORMATS
+from toolchain.settings.solver import FORMAT_SOLVERS, KEEP, METHOD_FORMATS, PLANNED
 from toolchain.settings.tuning import AUTOMATIC, SHORT
 
 # What a method sets; an option given beside it wins.
@@ -26,7 +26,14 @@ _CAREFUL = {
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"passes": 1},
-    "balanced": {"passes": 2, **_CAREFUL, "tune_steps": SHORT, "tune_batch": 4},
+    "balanced": {
+        "passes": 2,
+        **_CAREFUL,
+        "guided": True,
+        "gradient_sequences": PLANNED,
+        "tune_steps": SHORT,
+        "tune_batch": 4,
+    },
     "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.5},
 }
 OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in text is hardly the model's domain
@@ -54,6 +61,12 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         dropped |= {"asymmetric", "columns_apart"}
     if asked.intersection((*_NO_COLUMNS, "budget_target")):
         dropped.add("columns_apart")
+    if defaults.get("gradient_sequences") == PLANNED:
+        plans = method == "athena" and ("budget" in asked or ("spread" not in dropped and given.get("spread", True)))
+        if not plans:  # which would take gradients for nothing else
+            dropped |= {"guided", "gradient_sequences"}
+        elif "guided" in given:
+            dropped.add("gradient_sequences")
     if method != "athena" or given.get("format") in FORMAT_SOLVERS or asked.intersection(_INTEGERS):
         dropped |= {"tune_steps", "tune_batch"} if defaults.get("tune_steps") == SHORT else set()
     if "tune_steps" in given:

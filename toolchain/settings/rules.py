@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from export.contract.errors import InputError
 from toolchain.settings.format import CODEBOOK, MIXED, TRELLIS
 from toolchain.settings.preparation import ACTIVATIONS, NONE, RESIDUAL
-from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS
+from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS, PLANNED
 from toolchain.settings.tuning import SHORT
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def check_encoder(settings: QuantizeSettings) -> None:
     """What needs the loss of a language model. Raises InputError when it is asked for."""
     asked = {
         "--tune-steps": settings.tune_steps not in (0, SHORT),
-        "--guided": settings.guided,
+        "--guided": settings.guided and settings.gradient_sequences != PLANNED,
         "--own-text": settings.own_text,
         "--budget": settings.is_budget,
         f"--method {settings.method}": settings.method in (*GRADIENT_METHODS, "qrazor", "tender"),

@@ -29,6 +29,7 @@ METHOD_FORMATS = {
 METHODS = tuple(METHOD_FORMATS)  # those that solve
 METHOD_FORMATS[KEEP] = (GROUPS,)
 GRADIENT_METHODS = ("squeezellm",)  # their fourth argument: squared gradients of the weights [N, K]
+PLANNED = -1  # gradients of the sequences that widths are planned by
 OUTLIER_SELECTORS = ("sensitivity", "gradient", "magnitude")
 
 
@@ -48,8 +49,9 @@ class SolverSettings:
     )
     guided: bool = option(False, "Half of a token's weight is its squared gradient of the end loss (GuidedQuant)")
     gradient_sequences: int = option(
-        0, "Calibration sequences whose gradients are taken, evenly spread over all; 0: all", low=0, high=1 << 20
-    )
+        0, "Calibration sequences whose gradients are taken, evenly spread over all; 0: all, -1: those by which widths "
+        "are planned", low=PLANNED, high=1 << 20,
+    )  # fmt: skip
     guided_groups: int = option(1, "Runs of rows that have a guided Hessian of their own", low=1, high=1024)
     # toolchain/quantize/addons/columns.py
     columns_apart: bool = option(False, "Columns that dominate a layer's loss keep their weights in float16 (OWQ)")

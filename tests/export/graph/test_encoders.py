@@ -25,6 +25,7 @@ from tests.benchmarks import encoder as benchmark
 from tests.conftest import _checkpoint, _package
 from tests.export.graph.families import TINY, TINY_ENCODERS, FloatCheckpoint, dequantized_model, random_text, tiny_model
 from tests.runtime_py.serving.helpers import ServerProcess
+from toolchain.settings.solver import PLANNED
 
 
 def write_pooling(folder, mode, normalize):
@@ -147,6 +148,12 @@ def test_what_cannot_be_pooled_or_quantized_is_said(tmp_path):
     for settings, message in (({"guided": True}, "--guided"), ({"bits": None, "budget": 3.5}, "--budget")):
         with pytest.raises(InputError, match=f"{message} needs a model that predicts"):
             _checkpoint(tmp_path / "source", str(text), None, tmp_path / "q", sequence_length=32, **settings)
+    made = [  # what the default does for the loss of a language model is left out
+        _checkpoint(tmp_path / "source", str(text), None, tmp_path / name, sequence_length=32, **guided).folder
+        for name, guided in (("plain", {}), ("guided", {"guided": True, "gradient_sequences": PLANNED}))
+    ]
+    first, second = ({p.name: p.read_bytes() for p in folder.glob("*.safetensors")} for folder in made)
+    assert first and first == second
     with pytest.raises(InputError, match="is_decoder True is not supported for bert"):
         model_spec({"model_type": "bert", "is_decoder": True})
 

@@ -31,6 +31,7 @@ from toolchain.settings.option import Option, declared
 from toolchain.settings.presets import PRESETS, Quantization
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.serving import BenchOptions, ServeOptions
+from toolchain.settings.solver import PLANNED
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SHARED = {
@@ -235,6 +236,31 @@ def test_presets_and_methods_set_what_is_not_given(preset):
     budget = asked("--preset", preset, "--budget", "3").settings
     assert budget.is_budget and budget.bits is None and budget.width == 3
     assert asked("--method", "qrazor").settings.bits == asked("--method", "qrazor").settings.razor.activation_bits == 4
+
+
+@pytest.mark.parametrize(
+    "words, guided, sequences",
+    [
+        ("", True, PLANNED),
+        ("--budget 3.1", True, PLANNED),
+        ("--guided", True, 0),
+        ("--no-guided", False, 0),
+        ("--gradient-sequences 5", True, 5),
+        ("--gradient-sequences -1", True, PLANNED),
+        ("--no-spread", False, 0),
+        ("--format vectors", False, 0),
+        ("--method gptq", False, 0),
+        ("--method rtn --budget 3.1", False, 0),
+        ("--activation-bits 8", False, 0),
+        ("--nested 2", False, 0),
+        ("--preset best", True, 0),
+        ("--preset best --no-spread", True, 0),
+        ("--preset fast", False, 0),
+    ],
+)
+def test_the_default_is_guided_where_the_plan_of_widths_takes_gradients(words, guided, sequences):
+    found = asked(*words.split()).settings
+    assert (found.guided, found.gradient_sequences) == (guided, sequences)
 
 
 FORMER = {  # the settings of an athena.json of today's predecessor, as `QuantizeSettings().to_json()` was

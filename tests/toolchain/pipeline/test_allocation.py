@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from export.contract.errors import InputError
 from tests.toolchain.quantize.test_quantize import problem
-from toolchain.calibrate.gradients import evenly_spread
+from toolchain.calibrate.gradients import PLAN_SEQUENCES, with_gradients
 from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.pipeline.allocation import (
-    PLAN_SEQUENCES,
     candidate_widths,
     expected_error,
     knapsack,
@@ -24,6 +23,7 @@ from toolchain.pipeline.allocation import (
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
 from toolchain.quantize import method
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.solver import PLANNED
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**31), st.floats(0.0, 1.0))
@@ -105,6 +105,8 @@ def test_a_plan_looks_at_sequences_from_everywhere():
     chosen = planned(0, 100)
     assert len(chosen) == PLAN_SEQUENCES and chosen[-1] > 90
     np.testing.assert_array_equal(planned(0, 5), np.arange(5))
-    for gradients in (1, 7, 16, 50):  # by 7 of 64 and by 16 of 64 they once had two in common
+    for gradients in (1, 7, 16, 50, PLANNED):  # by 7 of 64 and by 16 of 64 they once had two in common
         chosen = planned(gradients, 64)
-        assert len(chosen) == min(gradients, PLAN_SEQUENCES) and set(chosen) <= set(evenly_spread(gradients, 64))
+        assert len(chosen) == min(gradients % 64, PLAN_SEQUENCES) and set(chosen) <= set(with_gradients(gradients, 64))
+    np.testing.assert_array_equal(with_gradients(PLANNED, 64), planned(PLANNED, 64))
+    np.testing.assert_array_equal(with_gradients(0, 64), np.arange(64))
