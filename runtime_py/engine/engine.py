@@ -31,6 +31,7 @@ from runtime_py.engine.state import (
     grow,
     renewed,
     scores_bytes,
+    swap_states,
     text_row,
     widen,
     zeros,
@@ -100,9 +101,10 @@ class Engine:
         self._overflow = settled(np.zeros((len(self._attention), 2), np.int64))  # of keys and values, by layer
         for i, row in enumerate(self._overflow):
             self._table.set(f"overflow.{i}", row.ctypes.data)
-        self._layers = settled(np.full(len(self._table.steps), -1, np.int64))  # the attention that a step belongs to
-        for i in range(len(self._attention)):
-            for row, _ in self._table.externals.get(f"keys.{i}", ()):
+        self._layers = settled(np.full(len(self._table.steps), -1, np.int64))  # whose cache or state a step has
+        pairs = [f"keys.{i}" for i in range(len(self._attention))]
+        for i, name in enumerate((*pairs, *(f"past_state.{i}" for i in range(len(self._states))))):
+            for row, _ in self._table.externals.get(name, ()):
                 self._layers[row] = i
         self._fits = self._overflow.tobytes()  # compared for every token: any() takes ten times as long
 
@@ -254,8 +256,11 @@ class Engine:
 
     @property
     def most_together(self) -> int:
-        """Tokens that one call of advance() computes in one pass over the weights; 1 where it has none to offer."""
-        return MOST_TOKENS if self._program.takes_apart else 1
+        """Tokens of one text that one call of advance() computes in one pass over the weights; 1: one by one.
+
+        Recurrent states are of one place only: what was guessed wrongly could not be taken back.
+        """
+        return MOST_TOKENS if self._program.takes_apart and not self._states else 1
 
     def step(self, states: Sequence[EngineState], tokens: Sequence[int]) -> list[Stepped]:
         """Append one token to each of several states: the logits of each, float32 [vocabulary], or why there are none.
@@ -268,11 +273,12 @@ class Engine:
     def advance(self, states: Sequence[EngineState], runs: Sequence[Sequence[int]]) -> list[list[Stepped]]:
         """Append a run of tokens to each of several states: logits float32 [vocabulary] of each token of each run.
 
-        They are those of forward() token by token, to the bit, but weights are read once for `most_together` tokens. A
+        They are those of forward() token by token, to the bit, but weights are read once for MOST_TOKENS tokens. A
         run ends at the first token that has none, with why; the state is then as long as before that token. No two
         states may be the same; no run is empty, or longer than `most_together` where that is above 1.
         """
-        if not self._program.takes_apart or sum(map(len, runs)) == 1:
+        total = sum(map(len, runs))
+        if not self._program.takes_apart or total == 1 or (self._states and total > len(runs)):
             return token_by_token(self, states, runs)
         found: list[list[Stepped]] = []
         start = 0
@@ -292,6 +298,8 @@ class Engine:
         if good:
             with self._lock:
                 self._run_apart([state for state, _ in good], [run for _, run in good], logits)
+                for state, _ in good if self._states else ():
+                    swap_states(state)
         found: list[list[Stepped]] = []
         start = 0
         for state, (run, refusal) in zip(states, cut):
@@ -301,13 +309,21 @@ class Engine:
                     rows.append(checked_logits(row[None])[0])
                 except NotFiniteError as error:
                     rows.append(error)
+                    self._undo(state, None)
                     break
                 state.length += 1
+                self._note(state)
             else:
                 rows += [] if refusal is None else [refusal]
             start += len(run)
             found.append(rows)
         return found
+
+    def _note(self, state: EngineState) -> None:
+        """A token has been appended."""
+        state.recurrent.length = state.length
+        if state.length % EVERY == 0:
+            state.recurrent.keep()
 
     def _allowed(self, state: EngineState, run: Sequence[int]) -> tuple[Sequence[int], InputError | None]:
         """The tokens of a run up to the first that cannot be computed, and why it cannot."""
@@ -327,6 +343,7 @@ class Engine:
             self._extend_rotations(longest)
         while True:
             for state, run in zip(states, runs):
+                state.recurrent.check(state.length)
                 widen(state, self._items)
                 grow(state, self._attention, state.length + len(run))
             self._bind(states[0])  # the bytes of a cached number are those of all
@@ -348,7 +365,7 @@ class Engine:
         """Take back a call that ended badly. before: the recurrent states before it, None for a call of one chunk."""
         recurrent = state.recurrent
         if before is None:
-            recurrent.arrays, state.spare = state.spare, recurrent.arrays
+            swap_states(state)
         else:
             for array, saved in zip(recurrent.arrays, before):
                 array[...] = saved
@@ -372,7 +389,7 @@ class Engine:
                 break
             widen(state, self._items)
         state.length += tokens
-        state.recurrent.arrays, state.spare = state.spare, state.recurrent.arrays
+        swap_states(state)
         state.recurrent.length = state.length
 
     def _found_overflow(self) -> bool:

@@ -59,7 +59,7 @@ class Program:
         self._scratch = aligned_bytes(self._scratch_stride * self.threads)
         cases = [case._replace(threads=self.threads) for case in cases]
         self.limits = verify(self.table, promises(self.threads), cases, self._scratch_stride)
-        self.takes_apart = texts and not planned.recurrent and self._proven_apart(promises, cases)
+        self.takes_apart = texts and self._proven_apart(promises, cases)
         self._counters = settled(np.zeros(len(self.table.steps), np.int64))
         self._gate = aligned_bytes(128)
         self._addresses = tuple(a.ctypes.data for a in (self._counters, self._gate, self._scratch))

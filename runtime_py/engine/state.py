@@ -104,9 +104,18 @@ def text_row(state: EngineState) -> np.ndarray:
     """A state as loop/apart.py reads it, but for PAST. Addresses are asked for once: that takes long."""
     if state.row is None:
         caches = ((keys.ctypes.data, values.ctypes.data) for keys, values in zip(state.keys, state.values))
-        addresses = [address for pair in caches for address in pair]
+        states = ((a.ctypes.data, b.ctypes.data) for a, b in zip(state.recurrent.arrays, state.spare))
+        addresses = [address for pair in (*caches, *states) for address in pair]
         state.row = np.array([0, state.capacity, state.terms, *addresses], np.int64)
     return state.row
+
+
+def swap_states(state: EngineState) -> None:
+    """Let the recurrent states be those that the last call has made, and the others the place of the next; or back."""
+    state.recurrent.arrays, state.spare = state.spare, state.recurrent.arrays
+    if state.row is not None and state.spare:
+        pairs = state.row[len(state.row) - 2 * len(state.spare) :].reshape(-1, 2)
+        pairs[:] = pairs[:, ::-1].copy()
 
 
 def cache_bytes(shape: AttentionShape, capacity: int, items: tuple[int, int]) -> tuple[int, int]:

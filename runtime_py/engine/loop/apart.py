@@ -35,8 +35,8 @@ from runtime_py.simd.vectors import get_i64
 
 
 @nb.njit(cache=True)
-def _quantize_part(s, isa, offset, source, token, b, tokens):
-    """Block b of a token of so many; source: address of its row."""
+def quantize_part(s, isa, offset, source, token, b, tokens):
+    """Make block b of a token of so many integers; source: address of its row."""
     i = place(token, b, tokens) - b  # the kernels add b
     quant, scales, high = s.quant + 256 * i, s.scales + 4 * i, s.high + HIGH_TOKEN * i
     quantize_token(isa, offset, source, s.columns, b, b + 1, quant, s.sums + 64 * i, scales, high)
@@ -49,7 +49,7 @@ def _quantize_part(s, isa, offset, source, token, b, tokens):
 
 
 def _quantize_block(s, isa, offset, token, b, tokens):
-    _quantize_part(s, isa, offset, s.source + 4 * token * s.stride, token, b, tokens)
+    quantize_part(s, isa, offset, s.source + 4 * token * s.stride, token, b, tokens)
 
 
 def _activate_block(s, isa, offset, token, b, tokens):
@@ -61,7 +61,7 @@ def _activate_block(s, isa, offset, token, b, tokens):
     else:
         activate(s.kind, source, other, some, to)
     if s.quant != 0:
-        _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
+        quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
 
 
 _block = by_kind({Quantize: _quantize_block, Activate: _activate_block})
@@ -85,7 +85,7 @@ def norm(kind, machine):
                     rms_norm(x, s.scale + 4 * head * s.scale_stride, s.columns, s.epsilon, y)
             if s.quant != 0:
                 for b in range((s.columns + 255) // 256):
-                    _quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
+                    quantize_part(s, isa, offset, s.out + 4 * token * s.columns, token, b, tokens)
             token = fetch_add(counter, 1)
 
     return run

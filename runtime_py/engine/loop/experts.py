@@ -41,6 +41,13 @@ def _is_picked(s, tokens, expert):
 
 
 @nb.njit(cache=True)
+def _ask_for_picks(s, codes, size, tokens):
+    """Have all experts read that some tokens go to."""
+    for pick in range(tokens * s.count):
+        will_need(codes + _picked(s, pick) * size, size, s.page)
+
+
+@nb.njit(cache=True)
 def _ask_ahead(s, codes, size, tokens, item, parts):
     """Before a work item, have experts read from the mapped file that they are in. size: bytes of an expert.
 
@@ -48,8 +55,7 @@ def _ask_ahead(s, codes, size, tokens, item, parts):
     """
     if tokens == 1:
         if item == 0:
-            for pick in range(s.count):
-                will_need(codes + _picked(s, pick) * size, size, s.page)
+            _ask_for_picks(s, codes, size, 1)
     elif item % parts == 0:
         expert = item // parts
         for other in range(expert, min(expert + 2, s.experts)):
@@ -58,8 +64,8 @@ def _ask_ahead(s, codes, size, tokens, item, parts):
 
 
 @nb.njit(cache=True)
-def _one_token(s, isa, width, offset, counter, scratch):
-    """A thread makes the input of its item integers itself, unless it was that of the item before."""
+def _one_by_one(s, isa, width, offset, tokens, counter, scratch):
+    """Each token as if it were alone. A thread makes the input of its item integers itself, unless it has just done."""
     blocks = (s.columns + 255) // 256
     sums = scratch + (s.columns + 63) // 64 * 64
     scales = sums + 64 * blocks
@@ -69,15 +75,15 @@ def _one_token(s, isa, width, offset, counter, scratch):
     parts = (s.rows + size - 1) // size
     known = nb.int64(-1)
     item = fetch_add(counter, 1)
-    while item < s.count * parts:
-        if s.page != 0:
-            _ask_ahead(s, read_matrix(s.matrix).codes, s.rows * s.row_bytes, 1, item, parts)
+    while item < tokens * s.count * parts:
+        if s.page != 0 and item == 0:
+            _ask_for_picks(s, read_matrix(s.matrix).codes, s.rows * s.row_bytes, tokens)
         pick = item // parts
-        own = pick if s.apart != 0 else 0
+        token = pick // s.count
+        own = pick if s.apart != 0 else token
         if own != known:
-            quantize_token(
-                isa, offset, s.source + 4 * pick * s.apart, s.columns, 0, blocks, scratch, sums, scales, high
-            )
+            source = s.source + 4 * (token * s.stride + pick % s.count * s.apart)
+            quantize_token(isa, offset, source, s.columns, 0, blocks, scratch, sums, scales, high)
             known = own
         expert = _picked(s, pick)
         first = expert * s.rows + item % parts * size
@@ -203,9 +209,20 @@ def expert_product(kind, machine):
         c, s = read_call(call), read_step(kind, step)
         tile = (c.rows, c.vectors, c.amx != 0)
         if tokens == 1:
-            _one_token(s, isa, width, offset, counter, scratch)
+            _one_by_one(s, isa, width, offset, tokens, counter, scratch)
         else:
             _several_tokens(s, isa, width, tile, offset, tokens, threads, counter, scratch)
+
+    return run
+
+
+def expert_product_apart(kind, machine):
+    """Driver of an ExpertMatMul for single tokens of several texts, whose sums are those of one token."""
+    isa, width, offset = machine.isa, machine.width, machine.offset
+
+    @nb.njit(cache=True)
+    def run(call, step, number, first, tokens, counter, thread, threads, scratch):
+        _one_by_one(read_step(kind, step), isa, width, offset, tokens, counter, scratch)
 
     return run
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from runtime_py.engine.records.record import NONE, Record, T, declared
 
 # A row of texts where they give single tokens (loop/apart.py), int64: tokens before this one, positions its cache has
-# room for, the address of the records of its adapter, and then those of keys and values of each layer.
+# room for, the address of the records of its adapter, those of keys and values of each layer, and then those of each
+# recurrent state before and behind this token.
 PAST, CAPACITY, ADAPTER, CACHES = range(4)
 # A row of whole texts (loop/packed.py), int64: its first token, how many it has, and the position where its keys begin.
 FIRST, COUNT, BASE, TEXT = range(4)
@@ -30,4 +31,4 @@ class Call(Record[T]):
     stride: T = NONE  # bytes from one row to the next, where they have no fixed size
     count: T = NONE  # of the rows of texts
     places: T = NONE  # address of the rows of tokens
-    layers: T = NONE  # address of int64 [steps], the number of the attention that a step belongs to
+    layers: T = NONE  # address of int64 [steps], the pair behind CACHES that a step belongs to

@@ -82,7 +82,7 @@ def both_ways(engine, prompts, steps, rng):
             if len(prompt):
                 engine.forward(state, prompt, last_only=True)
     for _ in range(steps):
-        ids = rng.integers(3, 200, len(prompts)).tolist()
+        ids = rng.integers(3, min(engine.vocab_size, 200), len(prompts)).tolist()
         yield engine.step(texts, ids), [engine.forward(state, [i], last_only=True)[-1] for state, i in zip(twins, ids)]
     assert [text.length for text in texts] == [twin.length for twin in twins]
 
