@@ -80,8 +80,8 @@ class Speculation:
     def __init__(self, runner: Stepping, asked: str = AUTO, proposer: Callable[[], Proposer] = Lookup) -> None:
         """asked: see checked(). proposer: makes the guesses of one text.
 
-        A runner that computes tokens one by one (recurrent states, experts, codes with group scales, the interpreter)
-        never gets a guess. Raises InputError.
+        A runner that computes the tokens of a text one by one (recurrent states, razored codes, the interpreter) never
+        gets a guess. Raises InputError.
         """
         self._runner, self._proposer = runner, proposer
         self._fixed = int(checked(asked)) if asked not in (OFF, AUTO) else None
