@@ -23,7 +23,7 @@ from runtime_py.text.generator import TextGenerator, load_tokenizer
 from runtime_py.text.logit_processors import LogitRules
 from runtime_py.text.sampling import SamplingSettings
 from tests.conftest import _checkpoint, _package
-from tests.export.graph.families import INTERPRETED, TINY, is_mixture, random_text, tiny_model
+from tests.export.graph.families import INTERPRETED, TINY, random_text, tiny_model
 from tests.runtime_py.engine.test_range import huge
 from tests.runtime_py.tiny import write_tiny
 from toolchain.settings.quantize import QuantizeSettings
@@ -102,7 +102,7 @@ def test_every_family(family, tmp_path):
     _, counts = both(runner, tokenizer, request, "7")
     can = runner.most_together > 1
     assert can == (counts.accepted > 0)
-    assert can != (is_mixture(family) or family in (*RECURRENT, *INTERPRETED))
+    assert can != (family in (*RECURRENT, *INTERPRETED))
 
 
 @pytest.mark.parametrize(
