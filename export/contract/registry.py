@@ -11,4 +11,5 @@ FORMAT_CLASSES = {
     "mxfp4": "Mxfp4Layout",
     "groups": "GroupsLayout",
     "nested": "NestedLayout",
+    "sparse_codes": "SparseCodesLayout",
 }

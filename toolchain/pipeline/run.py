@@ -46,7 +46,7 @@ from toolchain.pipeline.blockwise import BlockQuantizer
 from toolchain.pipeline.kept import keep_blocks, refuse_plain
 from toolchain.pipeline.non_block import outside_tensors
 from toolchain.pipeline.plan import Plan
-from toolchain.quantize import method, quantizer
+from toolchain.quantize import quantizer
 from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings
 from toolchain.settings.preparation import RESIDUAL, VALUES
@@ -82,8 +82,6 @@ def _quantize_model(
     model: str, out: Path, settings: QuantizeSettings, choice: CalibrationChoice, restart: bool, quiet: bool,
     workers: Workers,
 ) -> QuantizedCheckpoint:  # fmt: skip
-    if settings.method != KEEP:
-        method(settings.method)  # refuse an unknown one before anything is read
     device = chosen_device(workers)
     folder = resolve(model)
     read_generation_config(folder)  # what packaging would refuse is refused before the work

@@ -12,11 +12,12 @@ from targets.quantities import quantity
 from toolchain.settings.option import option
 
 CODEBOOK, VECTORS, TRELLIS, MIXED, RAZORED, GROUPS = "codebook", "vectors", "trellis", "mixed", "razored", "groups"
-NESTED = "nested"
+NESTED, SPARSE_CODES = "nested", "sparse_codes"
 ANY_LEVELS, SUM_LEVELS = "any", "sums"
 CHOICES = (*FORMAT_CLASSES, MIXED)  # what --format takes
 OVERHEAD_TARGET = 0.1  # bits per weight that codebooks and scales may cost when rows_per_codebook is automatic
 DEFAULT_BITS = 3
+_LONGEST_RUN = 256  # of --sparsity N:M
 SPREAD_ROOM = 0.1  # what codebooks, scales and --spread may add to whole bits
 
 
@@ -72,6 +73,10 @@ class FormatSettings:
         0, "One file for several widths: codes that can also be read at any width from this one to --bits; 0: no",
         low=0, high=7,
     )  # fmt: skip
+    sparsity: Optional[str] = option(  # toolchain/quantize/solvers/sparse_codes.py
+        None, "Weights are dropped: 2:4 keeps two of every four in a row, 0.5 half of a row; these have codes",
+        unset="none", metavar="N:M|share",
+    )  # fmt: skip
     group_size: int = option(0, "Columns that share a codebook or scale; 0: the whole row", low=0, high=2**24)
     rows_per_codebook: int = option(
         0, f"Rows that share a codebook; 0: as few as {OVERHEAD_TARGET} bit per weight allows", low=0, high=2**24
@@ -124,6 +129,21 @@ class FormatSettings:
         """Whether trellis codes are used where a matrix admits them."""
         return self.format in (TRELLIS, MIXED)
 
+    def kept_of(self, columns: int) -> tuple[int, int]:
+        """What --sparsity keeps in a matrix of so many columns: so many weights of every run of so many columns.
+
+        Raises InputError where --sparsity is neither N:M nor a share.
+        """
+        kept, colon, run = (self.sparsity or "").partition(":")
+        try:
+            if colon and 1 <= int(kept) < int(run) <= _LONGEST_RUN:
+                return int(kept), int(run)
+            if not colon and 0.0 < float(kept) < 1.0:
+                return max(columns - round(float(kept) * columns), 1), columns
+        except ValueError:
+            pass
+        raise InputError(f"--sparsity {self.sparsity!r:.50}: 2:4 keeps two of every four weights, 0.5 drops half")
+
     @property
     def fixed_bits(self) -> int | None:
         """The width of a format that has only one."""
@@ -141,6 +161,7 @@ class FormatSettings:
             raise InputError(f"--format {self.format} takes --bits {self.fixed_bits}")
         self._check_dimension()
         self._check_nested()
+        self._check_sparsity()
         if self.levels == SUM_LEVELS and (not self.uses_trellis or self.state_bits not in (0, 8)):
             raise InputError(f"--levels {SUM_LEVELS} is for --format {TRELLIS} and {MIXED} with 8 state bits")
         if not self.state_bits:
@@ -183,6 +204,15 @@ class FormatSettings:
         for name in ("group_size", "rank", "outliers"):
             if getattr(self, name):
                 raise InputError(f"--{name.replace('_', '-')} does not go with --nested")
+
+    def _check_sparsity(self) -> None:
+        if (self.sparsity is not None) != (self.format == SPARSE_CODES):
+            raise InputError(f"--sparsity goes with --format {SPARSE_CODES}, and that with it")
+        if self.sparsity is None:
+            return
+        self.kept_of(1)
+        if self.is_budget or self.width > 7:
+            raise InputError("--sparsity takes --bits 1 to 7")
 
     def _check_dimension(self) -> None:
         if self.dimension and self.format not in (VECTORS, MIXED):

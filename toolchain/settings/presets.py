@@ -18,6 +18,7 @@ from toolchain.settings.tuning import AUTOMATIC, SHORT
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qrazor": {"bits": 4, "activation_bits": 4},
     "tender": {"bits": 4, "activation_bits": 4, "activation_groups": 14},
+    "slim": {"bits": 4, "sparsity": "2:4"},
     KEEP: {"embedding_bits": 16},
 }
 # What --preset sets; an option given beside it wins, and what does not go with one that is given stays as it is.
@@ -42,7 +43,7 @@ _ONLY_ATHENA = ("asymmetric", "spread", "damping", "columns_apart")
 _NO_COLUMNS = ("outliers", "nested", "activation_bits", "razor_codebook")
 # What takes one code for every weight.
 _INTEGERS = ("activation_bits", "razor_codebook")  # whose entries tuning would move
-_ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook", "nested")
+_ONE_CODE = ("group_size", "rank", "activation_bits", "razor_codebook", "nested", "sparsity")
 
 
 def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         dropped.add("format")
     if "budget" in asked:
         dropped.add("bits")
-    if asked.intersection(("budget", "state_bits", "activation_bits", "nested")):
+    if asked.intersection(("budget", "state_bits", "activation_bits", "nested", "sparsity")):
         dropped.add("spread")
     if not admits_spread(method, given.get("format", None if "format" in dropped else defaults.get("format"))):
         dropped.add("spread")
@@ -67,7 +68,8 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
             dropped |= {"guided", "gradient_sequences"}
         elif "guided" in given:
             dropped.add("gradient_sequences")
-    if method != "athena" or given.get("format") in FORMAT_SOLVERS or asked.intersection(_INTEGERS):
+    no_training = given.get("format") in FORMAT_SOLVERS or asked.intersection((*_INTEGERS, "sparsity"))
+    if method != "athena" or no_training:
         dropped |= {"tune_steps", "tune_batch"} if defaults.get("tune_steps") == SHORT else set()
     if "tune_steps" in given:
         dropped.add("tune_batch")

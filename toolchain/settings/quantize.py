@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from toolchain.settings.calibration import CalibrationSettings
-from toolchain.settings.format import DEFAULT_BITS, NESTED, FormatSettings
+from toolchain.settings.format import DEFAULT_BITS, NESTED, SPARSE_CODES, FormatSettings
 from toolchain.settings.option import check_limits
 from toolchain.settings.preparation import ACTIVATIONS, PreparationSettings
 from toolchain.settings.razor import RazorSettings
@@ -32,7 +32,8 @@ class QuantizeSettings(FormatSettings, SolverSettings, PreparationSettings, Cali
         check_limits(self)
         decided: dict[str, Any] = {"rotation": self.sorted_rotation(), "budget": self.read_budget(self.budget)}
         if self.format is None:
-            decided["format"] = NESTED if self.nested else METHOD_FORMATS[self.method][0]
+            own = SPARSE_CODES if self.sparsity is not None else METHOD_FORMATS[self.method][0]
+            decided["format"] = NESTED if self.nested else own
         for name, value in decided.items():
             object.__setattr__(self, name, value)  # frozen: nobody has seen the object yet
         if self.bits is None and self.budget is None and self.method != KEEP:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from export.contract.errors import InputError
-from toolchain.settings.format import CODEBOOK, MIXED, TRELLIS
+from toolchain.settings.format import CODEBOOK, MIXED, SPARSE_CODES, TRELLIS
 from toolchain.settings.preparation import ACTIVATIONS, NONE, RESIDUAL
 from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS, PLANNED
 from toolchain.settings.tuning import SHORT
@@ -59,6 +59,7 @@ def check_experts(settings: QuantizeSettings, spec: ModelSpec) -> None:
         "--outliers": settings.outliers,
         "--equalize": settings.equalize,
         "--nested": settings.nested,
+        "--sparsity": settings.sparsity,
         f"--rotation {RESIDUAL}": settings.rotates(RESIDUAL),
     }
     for name, on in asked.items():
@@ -127,7 +128,7 @@ def _check_own_solver(settings: QuantizeSettings) -> None:
     )}  # fmt: skip
     asked |= {"activation_bits": settings.razor.activation_bits, "guided_groups": settings.guided_groups > 1}
     for name, on in asked.items():
-        if on:
+        if on and (settings.format, name) != (SPARSE_CODES, "rank"):
             raise InputError(f"--{name.replace('_', '-')} does not go with --format {settings.format}")
 
 

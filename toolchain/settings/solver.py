@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from export.contract.errors import InputError
-from toolchain.settings.format import CODEBOOK, GROUPS, MIXED, NESTED, RAZORED, TRELLIS, VECTORS
+from toolchain.settings.format import CODEBOOK, GROUPS, MIXED, NESTED, RAZORED, SPARSE_CODES, TRELLIS, VECTORS
 from toolchain.settings.option import option
 
 # Formats that have a solver of their own, toolchain/quantize/solvers/NAME.py, and the methods that it stands for.
-FORMAT_SOLVERS: dict[str, tuple[str, ...]] = {"mxfp4": ("athena", "rtn", "gptq")}
+FORMAT_SOLVERS: dict[str, tuple[str, ...]] = {"mxfp4": ("athena", "rtn", "gptq"), SPARSE_CODES: ("athena", "slim")}
 # The formats that each method can fill, its own first. A method is a file of this name in toolchain/quantize/methods.
 _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "athena": (CODEBOOK, VECTORS, TRELLIS, MIXED, NESTED),
@@ -20,6 +20,7 @@ _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "aqlm": (VECTORS,),
     "qrazor": (RAZORED,),
     "tender": (CODEBOOK,),
+    "slim": (),
 }
 KEEP = "keep"  # stores what a source has quantized already (toolchain/pipeline/kept.py): nothing is solved
 METHOD_FORMATS = {

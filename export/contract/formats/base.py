@@ -160,6 +160,11 @@ class Layout:
         """Bits of codes for one weight."""
         return self.bits
 
+    @property
+    def density(self) -> float:
+        """Share of the weights that are there; those of others are zeros that nothing stores."""
+        return 1.0
+
 
 def _product_body(kind: type[Layout]) -> onnx.FunctionProto:
     def write(b: Body, x: Value, *parts: Value) -> Value:

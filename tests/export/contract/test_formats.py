@@ -33,6 +33,11 @@ SHAPES = {
     "mxfp4": [{}],
     "groups": [{"group_size": 32, "offsets": 0}, {"group_size": 7, "offsets": 1}, {"group_size": 64, "offsets": 2}],
     "nested": [{"lowest": 1, "rows_per_codebook": 3}, {"lowest": 1, "rows_per_scale": 2, "rows_per_codebook": 64}],
+    "sparse_codes": [
+        {"kept": 2, "run": 4, "rows_per_codebook": 3},
+        {"kept": 1, "run": 3, "rows_per_scale": 2, "rows_per_codebook": 64},
+        {"kept": 150, "run": 300},
+    ],
 }
 BITS = {"mxfp4": (4, 4), "trellis": (2, 4), "razored": (2, 8), "nested": (2, 6)}
 CASES = [(scheme, extra) for scheme, choices in SHAPES.items() for extra in choices]
