@@ -107,6 +107,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "activation_groups": "1",  # of channels whose units are powers of two apart; each is a shift of an accumulator
         "planes": "1",  # 0: elements multiply whole numbers; 1: lanes that count bits, a cycle for each pair of planes
         "density": "1",  # share of weights that are not zero; below 1 a bit mask is stored
+        "skips_zeros": "1",  # 1: products with weights that the file says are zeros take no cycle
         "weight_capacity": "byte",  # on chip, for weights
         "weight_bandwidth": "byte/s",
         "weight_energy": "J/byte",

@@ -199,7 +199,8 @@ def linear(node: Node, context: Context, rows: int, columns: int) -> Operation:
 def _linear(node: Node, context: Context) -> Operation:
     if node.domain == DOMAIN:
         layout = node.matrix_layout()
-        return replace(linear(node, context, layout.N, layout.K), plane_bits=_plane_bits(node, layout, context))
+        found = linear(node, context, layout.N, layout.K)
+        return replace(found, plane_bits=_plane_bits(node, layout, context), density=layout.density)
     if node.inputs[1] not in context.constant:
         return _of_activations(node, context)
     columns, rows = context.shape(node.inputs[1])[-2:]

@@ -64,6 +64,7 @@ class Operation:
     rows: int = 0  # N and K of a weight matrix
     columns: int = 0
     weight_bits: float = 0.0  # stored bits per weight, everything included
+    density: float = 1.0  # share of the matrix's weights that are not zeros by its format
     heads: int = 0  # attention only
     kv_heads: int = 0
     head_dim: int = 0

@@ -99,7 +99,7 @@ def stored_bytes(operations: Sequence[Operation], target: Target) -> float:
 
 def _stored_bits(op: Operation, target: Target) -> float:
     bits = op.weight_bits if op.code_bits else target["weight_bits"] or op.weight_bits
-    return bit_mask_bits(target["density"], bits) if target["density"] < 1 else bits
+    return bit_mask_bits(min(target["density"], op.density), bits) if target["density"] < 1 else bits
 
 
 def _share(unique: list[tuple[Operation, int]], target: Target) -> float:
@@ -114,14 +114,14 @@ def _slots(op: Operation, target: Target) -> float:
     An element of whole numbers takes one for each pair of them and one for each shift of an accumulator. Wider codes
     than its own are taken apart: INT8 by INT8 is four INT4 products. What a file says of groups and widths is used; a
     product that says nothing is computed in the target's own groups (hw_model/functional/tender.py). A lane of bit
-    planes takes one for each pair of bits.
+    planes takes one for each pair of bits. A machine that skips zeros takes none for weights that the file has not.
     """
     if target["planes"]:
         inputs, weights = op.code_bits or (op.input_bits or target["activation_bits"], op.plane_bits)
         return op.macs * inputs * (weights if op.kind == "linear" else target["cache_bits"])
     groups = round(target["activation_groups"])
     if op.kind != "linear" or op.changes or groups <= 1:
-        return op.macs
+        return op.macs * (op.density if target["skips_zeros"] else 1.0)
     passes, shifts = 1, groups - 1
     if op.code_bits:
         inputs, weights = op.code_bits
@@ -146,7 +146,8 @@ def _evaluate(unique: list[tuple[Operation, int]], phase: Phase, target: Target)
         moved = (op.cache_values + op.new_values) * target["cache_bits"] / 8
         off_chip = weights - on_chip - kept + moved * (1 - cached)
         slots = _slots(op, target)
-        useful = slots * (target["density"] if op.kind == "linear" and not op.changes else 1.0)
+        gated = target["density"] < 1 and op.kind == "linear" and not op.changes
+        useful = slots * (min(target["density"], op.density) if gated else 1.0)
         compute = {
             "MAC array": slots / target["macs"] / target["clock"],
             "vector unit": op.vector_ops / target["vector_lanes"] / target["clock"],

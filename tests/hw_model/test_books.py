@@ -263,6 +263,8 @@ def test_own_gates_have_one_place():
         ("tender", "mac_area"): UNITS["tender_mac"].area,
         ("bitplane", "mac_energy"): UNITS["bitplane_and"].energy_per_mac,
         ("bitplane", "mac_area"): UNITS["bitplane_and"].area / 64,
+        ("sparse-mac", "mac_energy"): UNITS["sparse_dot16"].energy_per_mac,
+        ("sparse-mac", "mac_area"): UNITS["sparse_dot16"].area / 16,
         ("qrazor-pim", "attention_energy"): UNITS["sdr_dot16"].energy_per_mac,
         ("qrazor-pim", "attention_area"): UNITS["sdr_dot16"].area / 16,
         ("qrazor-pim", "requantize_energy"): UNITS["sdr_compressor"].energy_per_mac / 16,

@@ -114,6 +114,26 @@ def test_planes_cost_p_times_q(source, tmp_path):
     assert "bit by bit: weights of 4, 8 planes" in " ".join(report.notes)
 
 
+def test_kept_weights_alone_take_cycles_where_the_machine_skips_zeros(source, tmp_path):
+    text, spend, size = random_text(tmp_path / "text.txt"), {}, {}
+    for name, options in (("sparse", {"bits": 4, "sparsity": "1:4"}), ("dense", {"bits": 4})):
+        checkpoint = _checkpoint(source, str(text), None, tmp_path / name / "q", sequences=2, **options)
+        graph = read_graph(_package(checkpoint, tmp_path / name / "model"))
+        inside = [op for op in linear(graph) if op.density < 1]
+        assert {op.density for op in inside} == ({0.25} if name == "sparse" else set())
+        spend[name] = {target: spent(graph, target) for target in ("sparse-mac", "tender", "hetero-albert")}
+        size[name] = sum(op.weight_bytes for op in linear(graph))
+        if name == "sparse":
+            zeros = 0.75 * sum(op.macs for op in inside)
+            saved = zeros * open_target("sparse-mac")["mac_energy"]
+            more = spent(graph, "sparse-mac", skips_zeros=0) - spend[name]["sparse-mac"]
+            assert more == pytest.approx(saved, rel=1e-9)
+    assert spend["sparse"]["sparse-mac"] < spend["dense"]["sparse-mac"] and size["sparse"] < size["dense"]
+    assert spend["sparse"]["tender"] == pytest.approx(spend["dense"]["tender"])  # which multiplies with zeros, too
+    # A backbone of bit masks gates what the file says are zeros, and assumes half of a dense file's.
+    assert spend["sparse"]["hetero-albert"] < spend["dense"]["hetero-albert"]
+
+
 def test_which_codebooks_are_uniform():
     assert uniform(np.array([[[-2, -1, 0, 1]]], np.int8)) and uniform(np.array([[[-7, 0, 7, 7]]], np.int8))
     assert uniform(np.array([[[5, 2]]], np.int8))

@@ -1,6 +1,6 @@
-"""Units of other formats than SDR, with what each must compute: bit planes, Tender's element, INT4 and MXFP4.
+"""Units of other formats than SDR, with what each must compute: bit planes, Tender's element, INT4, MXFP4, 2:4.
 
-Operands are the same layer's tensors in 4 bits, as each format has them.
+Operands are the same layer's tensors in 4 bits (in 8 with two of four weights), as each format has them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from export.contract.formats.mxfp4 import BIAS, GROUP, HALVES
+from export.contract.formats.sparse_codes import largest
 from export.contract.operators.tender import calibrated, channel_order, placed
 from tests.rtl.units import Tensors, Unit, Vectors, _accumulate, _bus, _narrow, _plain, _ports, _stream
 
@@ -84,10 +85,22 @@ def _mxfp4(tensors: Tensors) -> tuple[Vectors, Outputs]:
     return {"clear": clear, "w": _bus(cw, 4), "a": _bus(ca, 4), "scale_w": ew, "scale_a": ea}, {"sum": out}
 
 
+def _two_of_four(tensors: Tensors) -> tuple[Vectors, Outputs]:
+    """The larger two weights of every four, each with its place among them."""
+    w, a, clear = (np.asarray(part) for part in _stream(tensors, 32))
+    a = _narrow(a, 8)
+    kept = largest(np.abs(w).astype(np.float64), 2, 4) == 1
+    place = np.broadcast_to(np.arange(32) % 4, w.shape)[kept].reshape(-1, 16)
+    sums = np.where(kept, w * a, 0).sum(axis=1)
+    vectors = {"clear": clear, "w": _bus(w[kept].reshape(-1, 16), 8), "a": _bus(a, 8), "place": _bus(place, 2)}
+    return vectors, {"acc": _accumulate(sums, clear)}
+
+
 FORMATS = (
     Unit("bitplane_and", _ports(_LANES, _LANES, shift=4), {"acc": 32}, _LANES, _planes(bipolar=False)),
     Unit("bitplane_xnor", _ports(_LANES, _LANES, shift=4), {"acc": 32}, _LANES, _planes(bipolar=True)),
     Unit("tender_mac", {"clear": 1, "shift": 1, "w": 4, "a": 4}, {"acc": 32}, 1, _tender),
     Unit("dot16_4x4", _ports(64, 64), {"acc": 32}, 16, _plain(4, 4, 16)),
     Unit("mxfp4_dot16", _ports(64, 64, scale_w=8, scale_a=8), {"sum": 32}, 16, _mxfp4),
+    Unit("sparse_dot16", _ports(128, 256, place=32), {"acc": 32}, 16, _two_of_four),
 )

@@ -21,8 +21,8 @@ from toolchain.numerics.kmeans import kmeans_1d
 from toolchain.quantize import IN_TORCH, method, quantizer
 from toolchain.quantize.solvers.on_device.kmeans import bins, kmeans
 from toolchain.quantize.solvers.on_device.paths import best_paths
-from toolchain.quantize.solvers.trellis_column import trellis_kind
-from toolchain.quantize.solvers.trellis_paths import nearest
+from toolchain.quantize.solvers.viterbi.column import trellis_kind
+from toolchain.quantize.solvers.viterbi.paths import nearest
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 

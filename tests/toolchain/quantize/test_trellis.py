@@ -20,9 +20,9 @@ from export.contract.formats.trellis import ANY, STANDARD_STATE_BITS, SUMS, UNIT
 from tests.toolchain.quantize.test_quantize import problem, relative_loss
 from toolchain.quantize import method
 from toolchain.quantize.solvers.trellis import choose_layout
-from toolchain.quantize.solvers.trellis_column import trellis_kind
-from toolchain.quantize.solvers.trellis_paths import nearest
-from toolchain.quantize.solvers.trellis_solver import Problem, State, _fit_book
+from toolchain.quantize.solvers.viterbi.column import trellis_kind
+from toolchain.quantize.solvers.viterbi.paths import nearest
+from toolchain.quantize.solvers.viterbi.solver import Problem, State, _fit_book
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.tune.trainable.trellis import TrainableTrellis
 

@@ -17,9 +17,9 @@ import numpy as np
 import export.contract.formats.trellis
 from export.contract.formats.halves import HALF, joined
 from export.contract.formats.trellis import LEVEL_LIMIT, STANDARD_FILES, STANDARD_STATE_BITS, SUMS, UNIT
-from toolchain.quantize.solvers.trellis_column import trellis_kind
-from toolchain.quantize.solvers.trellis_levels import entries_of, means
-from toolchain.quantize.solvers.trellis_paths import nearest
+from toolchain.quantize.solvers.viterbi.column import trellis_kind
+from toolchain.quantize.solvers.viterbi.levels import entries_of, means
+from toolchain.quantize.solvers.viterbi.paths import nearest
 
 _RUNS, _STARTS, _SHAKES = 6, 8, 300
 _COLUMNS, _ROWS = 256, 256

@@ -15,7 +15,7 @@ from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import layer_loss, row_regions
 from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
 from toolchain.quantize.solvers import trellis_solver
-from toolchain.quantize.solvers.trellis_solver import Problem, State
+from toolchain.quantize.solvers.viterbi.solver import Problem, State
 from toolchain.settings.format import MIXED, SUM_LEVELS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.threads import ordered, pieces

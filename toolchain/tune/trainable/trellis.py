@@ -17,9 +17,9 @@ from export.contract.formats.halves import HALF, STATE_BITS, indices, split
 from export.contract.formats.trellis import LEVEL_LIMIT
 from export.contract.packing import pack
 from toolchain.quantize.solvers.on_device.paths import best_paths
-from toolchain.quantize.solvers.trellis_column import trellis_kind
-from toolchain.quantize.solvers.trellis_levels import entries_of
-from toolchain.quantize.solvers.trellis_paths import nearest
+from toolchain.quantize.solvers.viterbi.column import trellis_kind
+from toolchain.quantize.solvers.viterbi.levels import entries_of
+from toolchain.quantize.solvers.viterbi.paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
 from toolchain.tune.trainable.scale import through
 

@@ -15,8 +15,8 @@ import torch
 from export.contract.formats.halves import HALF
 from export.contract.formats.trellis import STANDARD_STATE_BITS, SUMS, UNIT, standard_levels
 from toolchain.quantize.solvers.on_device.paths import best_paths, row_weights
-from toolchain.quantize.solvers.trellis_levels import levels_of, means, rounded
-from toolchain.quantize.solvers.trellis_solver import BOOK_ROWS, ROUNDS, SAMPLE, Problem, State
+from toolchain.quantize.solvers.viterbi.levels import levels_of, means, rounded
+from toolchain.quantize.solvers.viterbi.solver import BOOK_ROWS, ROUNDS, SAMPLE, Problem, State
 from toolchain.system.device import wide
 
 _BLOCK = 64  # columns treated exactly before the others hear of it

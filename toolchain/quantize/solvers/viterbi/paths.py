@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from toolchain.quantize.solvers.trellis_column import Kind, best_path
+from toolchain.quantize.solvers.viterbi.column import Kind, best_path
 from toolchain.system.threads import ordered, pieces
 
 _PIECE = 64  # columns that one thread takes at a time

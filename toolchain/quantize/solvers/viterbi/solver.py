@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract.formats.trellis import ANY, STANDARD_STATE_BITS, SUMS, UNIT, standard_levels
-from toolchain.quantize.solvers.trellis_column import Kind, trellis_kind
-from toolchain.quantize.solvers.trellis_levels import by_entry, levels_of, means, rounded
-from toolchain.quantize.solvers.trellis_paths import descend, nearest, sweep
+from toolchain.quantize.solvers.viterbi.column import Kind, trellis_kind
+from toolchain.quantize.solvers.viterbi.levels import by_entry, levels_of, means, rounded
+from toolchain.quantize.solvers.viterbi.paths import descend, nearest, sweep
 
 ROUNDS = 12  # of clustering at most; three for every pass of refinement
 SAMPLE = 1 << 16  # weights that clustering looks at
