@@ -163,7 +163,7 @@ def test_former_spellings_mean_what_they_meant(former, modern, said, capsys):
         (
             "--trellis some",
             "--format 'some' is unknown; choose one of codebook, trellis, vectors, razored, mxfp4, groups, nested, "
-            "mixed",
+            "sparse_codes, mixed",
         ),
         ("--trellis all --vector 2", "--dimension is for --format vectors and mixed"),
         ("--trellis all --method gptq", "--format trellis is for --method athena; gptq has codebook"),

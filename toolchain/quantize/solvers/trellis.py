@@ -14,7 +14,7 @@ from export.contract.packing import pack
 from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import layer_loss, row_regions
 from toolchain.quantize.packed import FLOAT_SCALE_COLUMNS, stored_scales
-from toolchain.quantize.solvers import trellis_solver
+from toolchain.quantize.solvers.viterbi import solver as viterbi
 from toolchain.quantize.solvers.viterbi.solver import Problem, State
 from toolchain.settings.format import MIXED, SUM_LEVELS
 from toolchain.settings.quantize import QuantizeSettings
@@ -40,12 +40,12 @@ class Solver(Protocol):
     def solve(
         self, problems: Sequence[Problem], sweeps: Sequence[tuple[np.ndarray, np.ndarray]], passes: int, seed: int
     ) -> Iterable[tuple[State, dict[str, float]]]:
-        """trellis_solver.solve for each problem with its factor and order; problem i draws from the seed (seed, i)."""
+        """viterbi.solve for each problem with its factor and order; problem i draws from the seed (seed, i)."""
 
     def settle(
         self, problems: Sequence[Problem], states: Sequence[State], passes: int
     ) -> Iterable[tuple[State, float]]:
-        """trellis_solver.refined for each problem, scales as they are in its state."""
+        """viterbi.refined for each problem, scales as they are in its state."""
 
 
 class InThreads:
@@ -57,7 +57,7 @@ class InThreads:
         self, problems: Sequence[Problem], sweeps: Sequence[tuple[np.ndarray, np.ndarray]], passes: int, seed: int
     ) -> Iterable[tuple[State, dict[str, float]]]:
         def one(i: int) -> tuple[State, dict[str, float]]:
-            return trellis_solver.solve(problems[i], *sweeps[i], passes, np.random.default_rng((seed, i)))
+            return viterbi.solve(problems[i], *sweeps[i], passes, np.random.default_rng((seed, i)))
 
         return ordered(one, range(len(problems)))
 
@@ -65,7 +65,7 @@ class InThreads:
         self, problems: Sequence[Problem], states: Sequence[State], passes: int
     ) -> Iterable[tuple[State, float]]:
         def one(i: int) -> tuple[State, float]:
-            return trellis_solver.refined(problems[i], states[i], problems[i].loss(states[i]), passes, fixed_scale=True)
+            return viterbi.refined(problems[i], states[i], problems[i].loss(states[i]), passes, fixed_scale=True)
 
         return ordered(one, range(len(problems)))
 

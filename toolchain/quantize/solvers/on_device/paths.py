@@ -1,6 +1,6 @@
 """Best paths through a trellis in torch, on whatever device: the Viterbi algorithm for many columns at once.
 
-The same paths as trellis_column.py finds, up to ties and rounding. A row is one step of all columns: an addition and a
+The same paths as viterbi/column.py finds, up to ties and rounding. A row is one step of all columns: an addition and a
 minimum over the predecessors, which are noted; the way back looks them up.
 """
 

@@ -1,4 +1,4 @@
-"""The solver of trellis codes in torch, on whatever device: the moves of trellis_solver.py, all codebooks at once.
+"""The solver of trellis codes in torch, on whatever device: the moves of viterbi/solver.py, all codebooks at once.
 
 Problems that differ in their rows alone (codebooks of one matrix under one Hessian) are solved together: a column of
 all of them is one step. float32 throughout, sums and least squares in float64 where the device has it.
@@ -270,13 +270,13 @@ def _with_fitted_books(batch: _Batch, given: _States, gradient: torch.Tensor) ->
 
 
 def _design(batch: _Batch, dtype: torch.dtype) -> torch.Tensor:
-    """[S, E]: which entries a level is the sum of (trellis_levels.py)."""
+    """[S, E]: which entries a level is the sum of (viterbi/levels.py)."""
     entries = np.eye(2 * HALF if batch.sums else 1 << batch.state_bits)
     return torch.from_numpy(levels_of(entries, batch.bits, batch.sums).T.copy()).to(batch.w.device, dtype)
 
 
 def _means(batch: _Batch, mass: torch.Tensor, total: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """trellis_levels.means of each problem; all [C, S]."""
+    """viterbi.levels.means of each problem; all [C, S]."""
     given = [value.double().cpu().numpy() for value in (mass, total, before)]
     found = [means(m, t, b, batch.bits, batch.sums) for m, t, b in zip(*given)]
     return torch.from_numpy(np.stack(found).astype(np.float32)).to(batch.w.device)

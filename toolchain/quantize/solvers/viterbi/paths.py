@@ -1,4 +1,4 @@
-"""Best paths through a trellis in Numba: the loops of the solver around the path of one column (trellis_column.py).
+"""Best paths through a trellis in Numba: the loops of the solver around the path of one column (column.py).
 
 A column's states (export/contract/formats/trellis.py) serve targets t[r] with weights g[r] at the cost
 sum g (t - level[s])^2. Matrices here are transposed, [columns, rows], so that a column is contiguous.

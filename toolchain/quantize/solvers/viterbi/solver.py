@@ -1,7 +1,7 @@
 """Solves one matrix of trellis codes under the full Hessian: clustering, sweep, then codebooks and codes in turn.
 
 The objective is that of solver.py, tr(E H E^T) with E = W - W', and so are the moves; only the nearest level of one
-weight becomes the best path of one column (trellis_paths.py):
+weight becomes the best path of one column (paths.py):
 
 - clustering: paths and centroids in turn, from the standard levels, weighted by the Hessian's diagonal;
 - the sweep gives one column after another its best path, later columns absorb the error (arXiv 2405.17470);
@@ -172,7 +172,7 @@ def _gathered(values: np.ndarray, state: State) -> np.ndarray:
 def _fit_book(problem: Problem, state: State, gradient: np.ndarray) -> None:
     """Least-squares codebook for fixed paths and scales, from some of the rows; entries that none uses stay.
 
-    gradient: H (W - W') [K, R]. The unknowns are what the levels are made of (trellis_levels.py).
+    gradient: H (W - W') [K, R]. The unknowns are what the levels are made of (levels.py).
     """
     form = problem.bits, problem.sums
     few = slice(None, None, max(1, problem.w.shape[1] // BOOK_ROWS))
