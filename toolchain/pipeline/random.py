@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from export import __version__
 from export.artefacts.checkpoint import FORMAT_VERSION
 from export.artefacts.records import CODES, StoredPart, TensorRecord
-from export.contract.formats import CodebookLayout, Layout, layout_of
+from export.contract.formats import CodebookLayout, Layout
 from export.contract.formats.razored import RazoredLayout
 from export.contract.formats.trellis import SUMS, TrellisLayout, standard_levels
 from export.files.access import write_json
@@ -165,7 +166,8 @@ def _codes(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> Ten
     if settings.method == "tender":
         return _uniform(name, shape, settings.width)
     if settings.format in FORMAT_SOLVERS:
-        return _record(name, layout_of(settings.format, {"bits": settings.width, "K": shape[1], "N": shape[0]}), 16)
+        solver = import_module(f"toolchain.quantize.solvers.{settings.format}")
+        return _record(name, *solver.choose_layout(*shape, settings))
     if settings.nested:
         return _record(name, *choose_nested(*shape, settings))
     if settings.method == "aqlm":

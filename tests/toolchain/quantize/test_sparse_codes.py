@@ -26,6 +26,7 @@ from toolchain.quantize import quantizer
 from toolchain.quantize.solvers.sparse_codes import compensated, quantize
 from toolchain.settings.presets import Quantization
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.solver import FORMAT_SOLVERS
 
 STEPS = ["mask", "compensation", "sweep", "refinement", "coded_scales"]
 
@@ -194,6 +195,17 @@ def test_an_engine_runs_them(demo_model, tmp_path):
     for command in (lowered, ["cost", str(out), "--target", "rpi5", "--json"]):
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("words", [["--sparsity", "2:4"], ["--method", "slim"], ["--format", "mxfp4"]])
+def test_random_folders_have_the_layout_of_real_ones(words, tmp_path):
+    out = tmp_path / "model"
+    done = CliRunner().invoke(app, ["export", "--random", "scribe-6m", "-o", str(out), "--bits", "4", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    records = [r for r in json.loads((out / "athena.json").read_text())["tensors"] if r["scheme"] in FORMAT_SOLVERS]
+    assert len(records) == 42 and all(r["effective_bits"] < 4.3 for r in records)
+    engine, why = open_model(out)
+    assert isinstance(engine, Engine), why
 
 
 def test_the_loss_of_the_mask_is_that_of_dropping():

@@ -53,10 +53,15 @@ def _sweep(w, factor, order, half, group, levels, codes):  # type: ignore[no-unt
                 work[j] -= spread * factor[p, j]
 
 
+def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[Mxfp4Layout, int]:
+    """Layout for a matrix [rows, columns], which settings do not change; no scale is coded further."""
+    return Mxfp4Layout(4, columns, rows), 16
+
+
 def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
     """Quantize weights [N, K] under the layer Hessian [K, K]; settings.method "rtn" only rounds."""
     w = np.ascontiguousarray(weights, np.float64)
-    layout = Mxfp4Layout(4, w.shape[1], w.shape[0])
+    layout, _ = choose_layout(w.shape[0], w.shape[1], settings)
     h, used = damped(hessian if hessian.ndim == 2 else hessian.mean(axis=0), settings.damping)
     total = max(layer_loss(w, h), 1e-300)
     scale = _scales(w, np.diag(h), layout)

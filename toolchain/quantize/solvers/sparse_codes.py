@@ -31,35 +31,38 @@ _BINS = 2048  # of the histogram of magnitudes that a clipping point is chosen b
 _COARSE, _FINE = 11, 21  # clipping points that are tried, and between the neighbours of the best
 
 
-def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> SparseCodesLayout:
-    """Layout for a matrix [rows, columns]: as few rows a codebook as OVERHEAD_TARGET allows, a scale for each row.
+def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[SparseCodesLayout, int]:
+    """Layout and scale bits for a matrix [rows, columns]: as few rows a codebook as OVERHEAD_TARGET allows.
 
     With `--method slim` one codebook and one scale for all rows.
     """
     kept, run = settings.kept_of(columns)
     if settings.method == "slim":
-        return SparseCodesLayout(settings.width, columns, rows, kept, run, rows, rows)
-    room, shared = OVERHEAD_TARGET - _scale_bits(columns) / columns, 1
+        return SparseCodesLayout(settings.width, columns, rows, kept, run, rows, rows), 16
+    scale_bits = CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16
+    room, shared = OVERHEAD_TARGET - scale_bits / columns, 1
     while shared < rows and 8 * 2**settings.width / (shared * columns) > room:
         shared *= 2
-    return SparseCodesLayout(settings.width, columns, rows, kept, run, min(shared, rows), 1)
+    return SparseCodesLayout(settings.width, columns, rows, kept, run, min(shared, rows), 1), scale_bits
 
 
 def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings) -> StoredMatrix:
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite)."""
     w = np.ascontiguousarray(weights, np.float64)
     hessian = hessian if hessian.ndim == 2 else hessian.mean(axis=0)
-    layout = choose_layout(w.shape[0], w.shape[1], settings)
+    layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
     norms = np.sqrt(np.maximum(np.diag(hessian), 0.0))
     # what no token has ever reached is dropped by its size
     mask = largest(np.abs(w) * (norms + 1e-12 * (norms.max() or 1.0)), layout.kept, layout.run)
-    solve = _slim if settings.method == "slim" else _athena
-    return solve(w, mask, hessian, layout, settings)
+    if settings.method == "slim":
+        return _slim(w, mask, hessian, layout, settings)
+    return _athena(w, mask, hessian, layout, scale_bits, settings)
 
 
 def _athena(
-    w: np.ndarray, mask: np.ndarray, hessian: np.ndarray, layout: SparseCodesLayout, settings: QuantizeSettings
-) -> StoredMatrix:
+    w: np.ndarray, mask: np.ndarray, hessian: np.ndarray, layout: SparseCodesLayout, scale_bits: int,
+    settings: QuantizeSettings,
+) -> StoredMatrix:  # fmt: skip
     h, used, order, factor = ready_hessian(hessian, settings.damping)
     total = max(layer_loss(w, h), 1e-300)
     losses = {"mask": layer_loss(w * (1 - mask), h) / total}
@@ -67,7 +70,7 @@ def _athena(
     losses["compensation"] = layer_loss(w - wanted, h) / total
     codes, book = np.zeros(w.shape, np.uint8), np.zeros((-(-layout.N // layout.rows_per_codebook), 1 << layout.bits))
     scale, found = np.zeros(layout.N), np.zeros(len(book))
-    dtype, scale_bits = scale_dtype(*scale_range(w)), _scale_bits(layout.K)
+    dtype = scale_dtype(*scale_range(w))
     half, shared = dtype is np.float16 and scale_bits == 16, layout.rows_per_codebook
     start(wanted, mask, h, factor, order, shared, half, codes, book, scale, found)
     losses["sweep"] = losses["compensation"] + found.sum() / total
@@ -169,7 +172,3 @@ def _assembled(
         "scale": np.ascontiguousarray(scale),
     }
     return StoredMatrix(layout, parts, losses={name: float(loss) for name, loss in losses.items()})
-
-
-def _scale_bits(columns: int) -> int:
-    return CODED_SCALE_BITS if columns < FLOAT_SCALE_COLUMNS else 16
