@@ -25,7 +25,7 @@ SCHEMES = {
     "vectors": {"bits": 2, "format": "vectors", "dimension": 2},
     "microscaling": {"bits": 4, "format": "mxfp4", "method": "gptq"},
     "nested": {"bits": 4, "format": "nested", "nested": 2},
-    "two of four": {"bits": 4, "sparsity": "2:4"},
+    "two of four": {"bits": 4, "format": "sparse_codes", "sparsity": "2:4"},
     "trellis": {"bits": 3, "format": "trellis", "outliers": 0.01},
     "channel groups": {
         "method": "tender", "bits": 4, "razor": RazorSettings(activation_bits=4, activation_groups=14)
