@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from export.adapters.folder import adapted_graph, folder_adapters
+from export.adapters.sites import Site
 from export.adapters.store import Adapter
 from export.artefacts.reader import Graph, read_graph
 from export.artefacts.widths import at_width, full_width, in_memory, shape_at, widths_of
@@ -148,12 +149,9 @@ def _runner(
     cache_bits: int = 16,
     bits: int | None = None,
 ) -> tuple[Runner, str]:
-    from runtime_py.reference.adapters import ReferenceTerms
-    from runtime_py.reference.session import Session
-
     graph, sites = adapted_graph(graph, adapters)
     if activations == "float32":
-        return Session(graph, ReferenceTerms(adapters, sites)), "float32 activations were asked for"
+        return _interpreter(graph, adapters, sites), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine
     from runtime_py.engine.records.errors import Unplannable
     from runtime_py.engine.records.stored_matrix import runs_directly
@@ -165,7 +163,14 @@ def _runner(
     except Unplannable as error:
         if cache_bits != 16:
             raise InputError(f"--cache-bits {cache_bits} cannot be had: {error}") from None
-        return Session(graph, ReferenceTerms(adapters, sites)), f"not planned: {error}"
+        return _interpreter(graph, adapters, sites), f"not planned: {error}"
+
+
+def _interpreter(graph: Graph, adapters: Sequence[Adapter], sites: Sequence[Site]) -> Runner:
+    from runtime_py.reference.adapters import ReferenceTerms
+    from runtime_py.reference.session import Session
+
+    return Session(graph, ReferenceTerms(adapters, sites))
 
 
 def _scheduled(

@@ -10,7 +10,7 @@ from export.adapters.store import Adapter, adapter_names, check_fits, read_adapt
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from export.files.access import read_json
-from export.graph.archs import model_spec, supported_model_types
+from export.graph.archs import is_supported, model_spec
 
 
 def folder_sites(graph: Graph) -> tuple[Site, ...]:
@@ -18,7 +18,7 @@ def folder_sites(graph: Graph) -> tuple[Site, ...]:
     aliases: dict[str, str] = {}
     try:
         config = read_json(graph.folder / "config.json")
-        if config.get("model_type") in supported_model_types():
+        if is_supported(config.get("model_type")):
             spec = model_spec(config)
             if spec.tied_head and spec.head:
                 aliases[spec.embedding] = spec.head

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from export.artefacts.generation_config import GENERATION, end_tokens, ignored
 from export.contract.errors import InputError
 from export.files.access import MAX_JSON, checked_path, read_json
-from export.graph.archs import model_spec, supported_model_types
+from export.graph.archs import is_supported, model_spec
 from runtime_py.load import open_model
-from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.speculation.speculation import AUTO, Speculation, checked
 from runtime_py.text.generation import Constraint, Generation, GenerationRequest
 from runtime_py.text.generation_config import recommendation
@@ -21,6 +21,9 @@ from runtime_py.text.sampling import SamplingSettings
 from runtime_py.text.special_tokens import splits_special_tokens
 from runtime_py.text.tokenizing import TooLong, encode_prompt, most_bytes, open_tokenizer
 from runtime_py.widths.schedule import Schedule
+
+if TYPE_CHECKING:
+    from runtime_py.prompt_cache.store import PromptCache
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -53,7 +56,7 @@ def context_length(folder: Path) -> int:
     Folders of earlier versions hold config.json as it came, where a field may be absent; genai_config.json says it too.
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") in supported_model_types():
+    if is_supported(config.get("model_type")):
         try:
             return model_spec(config).context_length
         except InputError:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from export import __version__
-from toolchain.cli.signature import OptionsCommand, QuantizeCommand
 
 _COMMANDS = {  # by name: a function in a module of this folder
     "export": "quantize.export",
@@ -43,50 +40,41 @@ _COMMANDS = {  # by name: a function in a module of this folder
     "models": "machine.models",
 }
 _GROUPS = {"adapter": "adapters.app"}  # and those with commands of their own
+_WITHOUT_TYPER = frozenset({"run"})  # declared without it, so that starting them needs none
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"athena-export {__version__}")
-        raise typer.Exit
+def _made(names: Sequence[str]) -> Any:
+    """The command line with these commands: a typer application."""
+    from toolchain.cli.signature import command_line
+
+    return command_line({name: _found(name) for name in names})
 
 
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
+def _found(name: str) -> Any:
+    module, function = {**_COMMANDS, **_GROUPS}[name].split(".")
+    return getattr(import_module(f"toolchain.cli.{module}"), function)
 
 
-def _made(names: Iterable[str]) -> typer.Typer:
-    """The command line with these commands."""
-    made = typer.Typer(
-        name="athena-export",
-        help="Quantize language models to 2-4 bit codebooks, export plain ONNX, run it, and cost it on accelerators.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
-    )
-    made.callback()(_root)
-    for name in names:
-        if name in _GROUPS:
-            made.add_typer(_found(_GROUPS[name]), name=name)
-        else:
-            kind = QuantizeCommand if name in ("export", "quantize") else OptionsCommand
-            made.command(name, cls=kind)(_found(_COMMANDS[name]))
-    return made
-
-
-def _found(place: str) -> Any:
-    module, name = place.split(".")
-    return getattr(import_module(f"toolchain.cli.{module}"), name)
-
-
-def _asked_for(arguments: Sequence[str]) -> typer.Typer:
+def _asked_for(arguments: Sequence[str]) -> Any:
     """The command line for these arguments: with all commands, unless they begin with one."""
     known = [*_COMMANDS, *_GROUPS]
     return _made([arguments[0]] if arguments and arguments[0] in known else known)
+
+
+def _done_plainly(arguments: Sequence[str]) -> bool:
+    """Do what is asked for where that takes no typer to be understood; whether it was."""
+    if list(arguments) == ["--version"]:
+        print(f"athena-export {__version__}")
+        return True
+    if not arguments or arguments[0] not in _WITHOUT_TYPER:
+        return False
+    from toolchain.cli.parsing.plain import understood
+
+    command = _found(arguments[0])
+    given = understood(command, arguments[1:])
+    if given is not None:
+        command(**given)
+    return given is not None
 
 
 def __getattr__(name: str) -> Any:
@@ -107,6 +95,8 @@ def main() -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers take no modules from the current folder
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # characters that the terminal's encoding lacks
+    if "app" not in globals() and _done_plainly(sys.argv[1:]):
+        return
     (globals().get("app") or _asked_for(sys.argv[1:]))()
 
 

@@ -97,7 +97,7 @@ def chat(
         if generator.prompt_cache:
             generator.prompt_cache.close()
     if not good:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 @guarded

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import typer
-
 from export.contract.errors import InputError, NotFiniteError, printable
 from export.files.access import FULL, without_infinity
 
@@ -31,7 +29,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (typer.Exit, SystemExit):
+        except SystemExit:
             raise
         except KeyboardInterrupt:
             _fail("stopped; what is finished is kept, run the same command again to continue", INTERRUPTED)
@@ -86,14 +84,6 @@ def announce_compilation() -> None:
     from runtime_py.system.compilation import at_first_compilation
 
     at_first_compilation(lambda: print("compiling kernels for this model and machine, once", file=sys.stderr))
-
-
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers; empty text gives none. Raises InputError naming the option."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise InputError(f"{option} must be whole numbers separated by commas, not {text!r}") from None
 
 
 def print_json(data: dict[str, Any]) -> None:

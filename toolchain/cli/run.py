@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from toolchain.cli.common import announce_compilation, guarded, print_json
 from toolchain.cli.generation.generating import guesses, tell_unsupported
-from toolchain.cli.signature import with_options
+from toolchain.cli.parsing.spread import Place, Single, spread
 from toolchain.settings.execution import (
     AS_IT_IS,
     FLOATS,
@@ -32,10 +30,10 @@ from toolchain.settings.generation import CONTINUATION, GenerationSettings
 
 
 @guarded
-@with_options
+@spread
 def run(
-    folder: Annotated[Path, typer.Argument(help="Model folder made by `export`.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "Once upon a time",
+    folder: Annotated[Path, Place("Model folder made by `export`.")],
+    prompt: Annotated[str, Single("Text to continue.", "--prompt")] = "Once upon a time",
     asked: GenerationSettings = CONTINUATION,
     execution: Execution = AS_IT_IS,
     arithmetic: Arithmetic = INT8,
@@ -44,7 +42,7 @@ def run(
     guessing: Guessing = GUESSING,
     caching: PromptCaching = NO_PROMPT_CACHE,
     adapted: Adapted = NO_ADAPTER,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: Annotated[bool, Single("One JSON object on stdout.", "--json")] = False,
 ) -> None:
     """Stream a continuation of --prompt.
 

@@ -1,4 +1,4 @@
-"""Settings classes to typer parameters and back: an option is declared once, as a field (toolchain/settings/option.py).
+"""Settings classes to typer parameters: an option is declared once, as a field (toolchain/settings/option.py).
 
     @guarded
     @with_options
@@ -13,52 +13,87 @@ the command gets the object back. The parameter's default gives the options' def
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import is_dataclass
-from typing import Annotated, Any, Optional, get_args, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Optional, get_args
 
 import typer
 from typer.core import TyperCommand
 
-from toolchain.cli.common import whole_numbers
-from toolchain.settings.option import Declared, as_text, assembled, declared, default_text
+from export import __version__
+from toolchain.cli.parsing.spread import Command, Place, Single, Spread, is_chosen, is_tuple, spread, typed
+from toolchain.settings.option import Declared, default_text
 
-Command = Callable[..., None]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"athena-export {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def command_line(commands: Mapping[str, Any]) -> typer.Typer:
+    """The command line with these commands, and with those of a typer application as commands of its name."""
+    made = typer.Typer(
+        name="athena-export",
+        help="Quantize language models to 2-4 bit codebooks, export plain ONNX, run it, and cost it on accelerators.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        epilog="Exit codes: 0 done, 2 wrong input, 1 our fault. --debug anywhere shows tracebacks.",
+    )
+    made.callback()(_root)
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            made.add_typer(command, name=name)
+        else:
+            kind = QuantizeCommand if name in ("export", "quantize") else OptionsCommand
+            made.command(name, cls=kind)(_readable(command))
+    return made
 
 
 def with_options(command: Command) -> Command:
     """The command with its settings parameters spread out, as typer reads it."""
-    hints = get_type_hints(command, include_extras=True)
-    shown: list[inspect.Parameter] = []
-    spread: dict[str, list[Declared]] = {}
-    for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
-        if is_dataclass(kind):
-            default = None if parameter.default is inspect.Parameter.empty else parameter.default
-            spread[parameter.name] = list(declared(kind, default))
-            shown += [_parameter(one, kind) for one in spread[parameter.name]]
-        else:
-            shown.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+    return _readable(spread(command))
 
+
+def _readable(command: Command) -> Command:
+    """The same command, with the parameters that typer reads where it was spread without them."""
+    if not hasattr(command, "spread_of") or hasattr(command, "__signature__"):
+        return command
+    shown = list(_shown(command))
     if any(_is_rare(one) for one in shown):
         shown.append(_help_all())
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return command
 
-    @functools.wraps(command)
-    def wrapper(**given: Any) -> None:
-        given.pop("help_all", None)  # has done its work
-        for name, options in spread.items():
-            values = {one.name: _value(one, given.pop(one.name)) for one in options}
-            if hasattr(hints[name], "from_given"):
-                values = {key: value for key, value in values.items() if value is not None}
-            given[name] = assembled(hints[name], values)
-        command(**given)
 
-    wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    return wrapper
+def _shown(command: Command) -> Iterator[inspect.Parameter]:
+    found: Spread = command.spread_of  # type: ignore[attr-defined]
+    for name in found.order:
+        if name in found.own:
+            yield _own(found.own[name])
+        else:
+            yield from (_parameter(one, found.kinds[name]) for one in found.options[name])
+
+
+def _own(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter that is no setting: typer's own, or said without typer."""
+    kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
+    info: Any = about[0] if about else None
+    if isinstance(info, Place):
+        return parameter.replace(annotation=Annotated[kind, typer.Argument(help=info.help)])
+    if isinstance(info, Single):
+        return parameter.replace(annotation=Annotated[kind, typer.Option(info.flag, help=info.help)])
+    return parameter
 
 
 class OptionsCommand(TyperCommand):
@@ -109,10 +144,10 @@ def _help_all() -> inspect.Parameter:
 
 def _parameter(one: Declared, kind: Any) -> inspect.Parameter:
     """The typer parameter of an option. Of a class with from_given it is None where it was not given."""
-    about, chosen = one.about, hasattr(kind, "from_given")
+    about, chosen = one.about, is_chosen(kind)
     told = kind.default_text(one) if chosen else default_text(one)
     names = f": {', '.join(about.choices)}" if about.choices and isinstance(about.choices[0], str) else ""
-    inner, default = _typed(one)
+    inner, default = typed(one)
     switch = inner is bool and about.negative
     info = typer.Option(
         f"{one.flag}/--no-{one.flag[2:]}" if switch else one.flag,
@@ -133,26 +168,5 @@ def _is_rare(parameter: inspect.Parameter) -> bool:
     return any(getattr(info, "hidden", False) for info in get_args(parameter.annotation)[1:])
 
 
-def _typed(one: Declared) -> tuple[Any, Any]:
-    """Type and default that typer is told: numbers of a tuple come as one text, texts of a tuple one by one."""
-    if _is_tuple(one, int):
-        return str, as_text(one.default)
-    if _is_tuple(one, str):
-        return list[str], None
-    inner = [part for part in get_args(one.type) if part is not type(None)]
-    return (str if str in inner else inner[0] if inner else one.type), one.default
-
-
-def _value(one: Declared, given: Any) -> Any:
-    """What the settings class takes for what typer gives. Raises InputError for a list of no numbers."""
-    if _is_tuple(one, int):
-        return whole_numbers(given, one.flag)
-    return tuple(given or ()) if _is_tuple(one, str) else given
-
-
 def _metavar(one: Declared) -> str | None:
-    return "n,n" if _is_tuple(one, int) else "text" if _is_tuple(one, str) else None
-
-
-def _is_tuple(one: Declared, of: type) -> bool:
-    return get_args(one.type) == (of, ...)
+    return "n,n" if is_tuple(one, int) else "text" if is_tuple(one, str) else None

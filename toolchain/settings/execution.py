@@ -134,13 +134,14 @@ class PromptCaching:
 
     def open(self, model: Path, runner: Any, interpreted: str) -> PromptCache | None:
         """The cache of a model that runs, None where there is none. Raises InputError."""
-        from runtime_py.prompt_cache.store import PromptCache
         from runtime_py.system.sizes import parsed_size
         from runtime_py.text.typed_text import typed_text
 
         most = parsed_size(self.prompt_cache_size, "--prompt-cache-size")
         if self.prompt_cache is None:
             return None
+        from runtime_py.prompt_cache.store import PromptCache
+
         if hasattr(runner, "schedule"):
             raise InputError("--prompt-cache does not go with --schedule: caches of several widths are no one's prompt")
         if interpreted:

@@ -80,30 +80,30 @@ class FormOptions:
 
     def form(self) -> Form | None:
         """The form of the answer, None for any text. Raises InputError naming the option or file that is wrong."""
+        given = [name for name in ("schema", "regex", "choice", "grammar") if getattr(self, name)]
+        if len(given) > 1:
+            raise InputError(f"--{' and --'.join(given)}: an answer is held to one form")
+        if not given:
+            return None
         from export.files.access import MAX_JSON, expanded, read_json_value, read_text
         from runtime_py.structured import forms
         from runtime_py.text.typed_text import typed_text
 
-        given = [name for name in ("schema", "regex", "choice", "grammar") if getattr(self, name)]
-        if len(given) > 1:
-            raise InputError(f"--{' and --'.join(given)}: an answer is held to one form")
         if self.schema:
             return forms.schema(read_json_value(expanded(self.schema), None), self.schema)
         if self.regex:
             return forms.regex(typed_text(self.regex, "--regex"), "--regex")
         if self.choice:
             return forms.choices([typed_text(text, "--choice") for text in self.choice], "--choice")
-        if self.grammar:
-            return forms.grammar(read_text(expanded(self.grammar), MAX_JSON), self.grammar)
-        return None
+        return forms.grammar(read_text(expanded(str(self.grammar)), MAX_JSON), str(self.grammar))
 
     def constraint(self, generator: TextGenerator) -> Callable[[frozenset[int]], Constraint] | None:
         """What holds the model's answers to the form. Raises InputError."""
-        from runtime_py.structured.compiler import Compiler
-
         form = self.form()
         if form is None:
             return None
+        from runtime_py.structured.compiler import Compiler
+
         compiler = Compiler(generator.tokenizer, generator.session.vocab_size)
         try:
             return compiler.compile(form).constraint

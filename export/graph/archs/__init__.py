@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
+import os
 from types import ModuleType
 from typing import Any
 
@@ -24,17 +24,46 @@ def supported_model_types() -> list[str]:
     return sorted(_families())
 
 
-@functools.lru_cache(maxsize=1)
-def _families() -> dict[str, ModuleType]:
-    """The files by the model_type they are for."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    files = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
-    return {getattr(file, "MODEL_TYPE", name): file for name, file in files.items()}
+def is_supported(model_type: object) -> bool:
+    """Whether there is a file for this family."""
+    return _family(model_type) is not None
 
 
 def is_encoder_family(model_type: object) -> bool:
     """Whether the models of this type are encoders; False for types there is no file for."""
-    return model_type in supported_model_types() and bool(getattr(_families()[str(model_type)], "ENCODER", False))
+    return bool(getattr(_family(model_type), "ENCODER", False))
+
+
+def _family(model_type: object) -> ModuleType | None:
+    """The file for a model_type, None without one. All files take longer to import than a small model to answer."""
+    if not isinstance(model_type, str):
+        return None
+    if model_type in _files():
+        file = _file(model_type)
+        if _type_of(file) == model_type:
+            return file
+    return _families().get(model_type)
+
+
+@functools.cache
+def _families() -> dict[str, ModuleType]:
+    """The files by the model_type they are for."""
+    return {_type_of(file): file for file in map(_file, _files())}
+
+
+@functools.cache
+def _files() -> frozenset[str]:
+    """Names of the files that are families."""
+    names = {name for place in __path__ for name in os.listdir(place)}
+    return frozenset(name[:-3] for name in names if name.endswith(".py") and not name.startswith("_"))
+
+
+def _file(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _type_of(file: ModuleType) -> str:
+    return str(getattr(file, "MODEL_TYPE", file.__name__.rpartition(".")[2]))
 
 
 def model_spec(config: dict[str, Any]) -> ModelSpec:
@@ -43,12 +72,12 @@ def model_spec(config: dict[str, Any]) -> ModelSpec:
     Raises InputError when the family is unknown or a field is missing, has the wrong type or an unsupported value.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _families():
+    module = _family(model_type)
+    if module is None:
         raise InputError(
             f"config.json: model_type {model_type!r} is not supported; supported are "
             f"{', '.join(supported_model_types())}. To add one, write export/graph/archs/{model_type}.py"
         )
-    module = _families()[model_type]
     try:
         spec: ModelSpec = with_low_rank(module.spec(config), config)
         if is_scoring(config):

@@ -282,6 +282,30 @@ def test_a_start_from_objects_is_one_without_numba(exported):
     assert done.returncode == 0 and json.loads(done.stdout)["token_ids"] == tokens, done.stderr
 
 
+def test_a_start_from_objects_imports_little(exported):
+    """What takes long to import and is of no use on the way to the first token."""
+    out, _ = exported
+    athena("run", out, "--max-tokens", 1)  # compiles what is missing
+    heavy = (
+        "numba", "typer", "click", "rich", "pydantic", "runtime_py.reference.session", "runtime_py.prompt_cache.store",
+        "runtime_py.structured.compiler", "runtime_py.structured.forms", "runtime_py.engine.kernels",
+        "export.graph.archs.gemma",
+    )  # fmt: skip
+    code = (
+        "import sys; from toolchain.cli import main; main(); "
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "run", out, "--max-tokens", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_told_without_importing_the_command_line():
+    code = "import sys; from toolchain.cli import main; main(); print('typer' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"athena-export {__version__}\nFalse\n"
+
+
 @pytest.mark.long
 def test_kernels_for_other_machines(exported, tmp_path):
     """Those of an older x86 run here, too, and give the same text."""
