@@ -1,4 +1,4 @@
-"""Reads a model folder's graph without trusting it: plain data classes, weights memory-mapped. Needs onnx and numpy.
+"""Reads a model folder's graph without trusting it: plain data classes, weights memory-mapped.
 
 Serves the runtime and the cost model. Every external tensor is checked before a byte of it is touched: a plain file
 name inside the folder, no link out of it, offset and length inside the file, length equal to shape times element size.
@@ -7,6 +7,7 @@ name inside the folder, no link out of it, offset and length inside the file, le
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx
 
+from export.artefacts.onnx_file import plain
+from export.artefacts.onnx_file.records import ModelRecord, NodeRecord, TensorRecord, ValueRecord
+from export.artefacts.onnx_file.types import dtype_of, is_common
 from export.contract.errors import InputError
 from export.contract.formats import LOOKUPS, PRODUCTS, CodebookLayout, Layout, operator_layout
 from export.contract.formats.base import DOMAIN, FLOATS
@@ -153,27 +156,36 @@ def read_graph(folder: Path, filename: str = "model.onnx", mapped: bool | Callab
     path = folder / filename
     if not path.exists():
         raise InputError(f"{path}: this file is missing; a folder made by `athena-export export` was expected")
-    with foreign(path, "not a readable ONNX file"):
-        model = onnx.load_from_string(read_bytes(path, _MAX_FILE, folder))
+    model = _records(path, folder)
     with foreign(path, "the graph is malformed"):
         return _convert(model, folder, mapped)
 
 
-def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int], bool]) -> Graph:
-    graph = model.graph
-    if len(graph.node) > _MAX_NODES:
-        raise InputError(f"model.onnx: has {len(graph.node)} nodes; at most {_MAX_NODES} are read")
-    _check_text(model)
-    external = {t.name: _external(t) for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+def _records(path: Path, folder: Path) -> ModelRecord:
+    with foreign(path, "not a readable ONNX file"):
+        data = read_bytes(path, _MAX_FILE, folder)
+        model = plain.records_of(data)
+    if model is not None and len(model.nodes) <= _MAX_NODES:
+        return model
+    from export.artefacts.onnx_file import by_onnx
+
+    with foreign(path, "not a readable ONNX file"):
+        parsed = by_onnx.parsed(data)
+    with foreign(path, "the graph is malformed"):
+        return by_onnx.records_of(parsed, _MAX_NODES)
+
+
+def _convert(model: ModelRecord, folder: Path, mapped: bool | Callable[[int], bool]) -> Graph:
+    external = {t.name: _external(t, t.external) for t in model.tensors if t.external is not None}
     sizes: dict[str, int] = {}
     for part in external.values():
         sizes[part.location] = max(sizes.get(part.location, 0), part.offset + part.length)
-    nested = any(node.op_type == NESTED_MATMUL and node.domain == DOMAIN for node in graph.node)
+    nested = any(node.op_type == NESTED_MATMUL and node.domain == DOMAIN for node in model.nodes)
     maps = _open_files(folder, sizes, nested or mapped, huge=not nested)
-    weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in graph.initializer}
-    nodes = tuple(map(_node, graph.node, own_names([node.name for node in graph.node])))
-    _check_order(nodes, {*weights, *(i.name for i in graph.input)})
-    values = {v.name: _value(v) for v in (*graph.value_info, *graph.input, *graph.output)}
+    weights = {t.name: external[t.name].of(maps) if t.name in external else _inline(t) for t in model.tensors}
+    nodes = tuple(map(_node, model.nodes, own_names([node.name for node in model.nodes])))
+    _check_order(nodes, {*weights, *(i.name for i in model.inputs)})
+    values = {v.name: _value(v) for v in (*model.values, *model.inputs, *model.outputs)}
     values |= {name: ValueInfo(name, array.dtype, array.shape) for name, array in weights.items()}
     for node in nodes:
         if node.is_product or node.is_lookup:
@@ -184,34 +196,17 @@ def _convert(model: onnx.ModelProto, folder: Path, mapped: bool | Callable[[int]
             sparse_weights(node, weights)
         elif node.domain == DOMAIN and node.op_type == SDR_MATMUL:
             _check_integer_product(node, weights)
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
     return Graph(
         folder=folder,
         nodes=nodes,
         weights=weights,
-        inputs=tuple(_value(v) for v in graph.input if v.name not in weights),
-        outputs=tuple(_value(v) for v in graph.output),
+        inputs=tuple(_value(v) for v in model.inputs if v.name not in weights),
+        outputs=tuple(_value(v) for v in model.outputs),
         values=values,
-        metadata={entry.key: entry.value for entry in model.metadata_props},
-        opset=opsets.get("", 0),
+        metadata=model.metadata,
+        opset=model.opsets.get("", 0),
         files=sizes,
     )
-
-
-def _check_text(model: onnx.ModelProto) -> None:
-    """Names that are not UTF-8 come out of protobuf as bytes, which nothing after this expects."""
-    graph = model.graph
-    found: list[Any] = []
-    for node in graph.node:
-        found += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
-    for tensor in graph.initializer:
-        found += [tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value))]
-    for info in (*graph.input, *graph.output, *graph.value_info):
-        found += [info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim)]
-    found += [text for entry in model.metadata_props for text in (entry.key, entry.value)]
-    found += [entry.domain for entry in model.opset_import]
-    if not all(isinstance(text, str) for text in found):
-        raise InputError("model.onnx: holds a name that is not UTF-8")
 
 
 def own_names(names: Sequence[str]) -> list[str]:
@@ -230,14 +225,14 @@ def own_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _node(node: onnx.NodeProto, name: str) -> Node:
+def _node(node: NodeRecord, name: str) -> Node:
     if node.domain == RUNTIME_DOMAIN:
         raise InputError(f"model.onnx: operator {RUNTIME_DOMAIN}::{node.op_type[:100]} is not supported here")
-    attributes = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        attributes[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return Node(node.op_type, node.domain, name, tuple(node.input), tuple(node.output), attributes)
+    attributes = {
+        key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        for key, value in node.attributes.items()
+    }
+    return Node(node.op_type, node.domain, name, node.inputs, node.outputs, attributes)
 
 
 def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
@@ -251,16 +246,12 @@ def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
             known.add(name)
 
 
-def _value(info: onnx.ValueInfoProto) -> ValueInfo:
-    tensor = info.type.tensor_type
+def _value(info: ValueRecord) -> ValueInfo:
     try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+        dtype = dtype_of(info.element_type) if info.element_type else None
     except (KeyError, TypeError):
         dtype = None
-    shape: tuple[int | str, ...] | None = None
-    if tensor.HasField("shape"):
-        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
-    return ValueInfo(info.name, dtype, shape)
+    return ValueInfo(info.name, dtype, info.shape)
 
 
 @dataclass(frozen=True)
@@ -284,11 +275,11 @@ class _External:
             raise InputError(f"{self.where} cannot be read ({error})") from None
 
 
-def _kind(tensor: onnx.TensorProto) -> tuple[str, np.dtype, tuple[int, ...]]:
+def _kind(tensor: TensorRecord) -> tuple[str, np.dtype, tuple[int, ...]]:
     """How messages call a tensor, its type and its shape. Raises InputError when it has none."""
-    where, shape = f"model.onnx: tensor {tensor.name}", tuple(tensor.dims)
+    where, shape = f"model.onnx: tensor {tensor.name}", tensor.dims
     try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        dtype = dtype_of(tensor.data_type)
     except (KeyError, TypeError):
         raise InputError(f"{where} has an unknown element type {tensor.data_type}") from None
     elements = math.prod(shape)
@@ -297,19 +288,23 @@ def _kind(tensor: onnx.TensorProto) -> tuple[str, np.dtype, tuple[int, ...]]:
     return where, dtype, shape
 
 
-def _inline(tensor: onnx.TensorProto) -> np.ndarray:
-    where, _, _ = _kind(tensor)
+def _inline(tensor: TensorRecord) -> np.ndarray:
+    where, dtype, shape = _kind(tensor)
     try:
-        array = onnx.numpy_helper.to_array(tensor)
+        if tensor.raw and is_common(tensor.data_type) and sys.byteorder == "little":
+            array = np.frombuffer(bytes(tensor.raw), dtype).reshape(shape)
+        else:
+            from export.artefacts.onnx_file import by_onnx
+
+            array = by_onnx.array_of(tensor.source)
     except Exception as error:
         raise InputError(f"{where} cannot be read ({error})") from None
     array.setflags(write=False)
     return array
 
 
-def _external(tensor: onnx.TensorProto) -> _External:
+def _external(tensor: TensorRecord, entries: Mapping[str, str]) -> _External:
     where, dtype, shape = _kind(tensor)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if not location or "\0" in location or Path(location).name != location or location in (".", ".."):
         raise InputError(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 
+from export.artefacts.onnx_file.types import dtype_of
 from export.contract.errors import InputError
 from runtime_py.reference.kernels import rotate
 
@@ -21,7 +21,7 @@ Operator = Callable[[Mapping[str, Any], Arrays], tuple[np.ndarray, ...]]
 
 
 def _cast(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:
-    return (x[0].astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"])),)
+    return (x[0].astype(dtype_of(attributes["to"])),)
 
 
 def _unsqueeze(attributes: Mapping[str, Any], x: Arrays) -> tuple[np.ndarray, ...]:

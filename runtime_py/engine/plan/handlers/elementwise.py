@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from onnx import TensorProto
 
+from export.artefacts.onnx_file.types import FLOAT
 from export.artefacts.reader import Node
 from runtime_py.engine.layout.functions import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
@@ -25,7 +25,7 @@ from runtime_py.engine.steps.experts import Combine
 @handles("", "Cast")
 def cast(context: Context, node: Node) -> None:
     value = context.values.get(node.inputs[0]) or context.halves.get(node.inputs[0])
-    if value is None or node.attributes.get("to") != TensorProto.FLOAT:
+    if value is None or node.attributes.get("to") != FLOAT:
         raise Unplannable(f"the cast {node.name}")
     context.give(node.outputs[0], value)
 
