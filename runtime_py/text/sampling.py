@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,11 @@ class Sampler:
 
     def __init__(self, settings: SamplingSettings) -> None:
         self._settings = settings
-        self._random = np.random.default_rng(settings.seed)
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made when a token is drawn: numpy.random takes a while to import, and greedy decoding needs none."""
+        return np.random.default_rng(self._settings.seed)
 
     def next(self, logits: np.ndarray) -> int:
         """The next token for logits float32 [vocabulary]; one of -inf is never drawn.
