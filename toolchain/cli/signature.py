@@ -90,9 +90,11 @@ def _own(parameter: inspect.Parameter) -> inspect.Parameter:
     kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
     info: Any = about[0] if about else None
     if isinstance(info, Place):
-        return parameter.replace(annotation=Annotated[kind, typer.Argument(help=info.help)])
+        place = typer.Argument(help=info.help)
+        return parameter.replace(annotation=Annotated[kind, place])  # type: ignore[valid-type]
     if isinstance(info, Single):
-        return parameter.replace(annotation=Annotated[kind, typer.Option(info.flag, help=info.help)])
+        option = typer.Option(info.flag, help=info.help)
+        return parameter.replace(annotation=Annotated[kind, option])  # type: ignore[valid-type]
     return parameter
 
 

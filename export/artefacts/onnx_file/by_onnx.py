@@ -68,7 +68,8 @@ def _tensor(tensor: onnx.TensorProto) -> TensorRecord:
 
 
 def _value(info: onnx.ValueInfoProto) -> ValueRecord:
-    tensor, shape = info.type.tensor_type, None
+    tensor = info.type.tensor_type
+    shape: tuple[int | str, ...] | None = None
     if tensor.HasField("shape"):
         shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
     return ValueRecord(info.name, tensor.elem_type, shape)

@@ -139,7 +139,7 @@ def _value(data: memoryview) -> ValueRecord:
     found = _message(data, {key(1, BYTES): "name", key(2, BYTES): "type"}, {}, (3, 4))
     kind = _message(found.get("type", _EMPTY), {key(1, BYTES): "tensor"}, {}, (6,))
     tensor = _message(kind.get("tensor", _EMPTY), {key(1, NUMBER): "element", key(2, BYTES): "shape"}, {}, ())
-    shape = None
+    shape: tuple[int | str, ...] | None = None
     if "shape" in tensor:
         shape = tuple(map(_dimension, _message(tensor["shape"], {}, {key(1, BYTES): "dim"}, ())["dim"]))
     return ValueRecord(text(found.get("name", _EMPTY)), small(tensor.get("element", 0)), shape)
