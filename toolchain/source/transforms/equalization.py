@@ -2,14 +2,10 @@
 
 A code has the same number of bits in every column of a matrix, and codes serve best what is distributed alike. Rows
 have scales of their own, columns do not; but what feeds a column can be scaled instead (cross-layer equalization,
-arXiv 1906.04721), where that costs nothing at run time:
+arXiv 1906.04721), where that costs nothing at run time (sites.py).
 
-- a norm's weight and bias, before the query, key and value layers and before the feed-forward part;
-- the rows of the value layer, before the attention's output layer; heads that share values share factors;
-- the rows of the up layer, before the down layer, where nothing but a product (a gated unit) or ReLU is between them.
-
-Those rows have scales of their own, so they lose nothing. Factors are those of the column's energy, every row counted
-relative to its own. Measured in docs/quantizer.md.
+Rows that are divided have scales of their own, so they lose nothing. Factors are those of the column's energy, every
+row counted relative to its own. Measured in docs/quantizer.md.
 """
 
 from __future__ import annotations
@@ -20,9 +16,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from export.graph.spec import BlockNames, ModelSpec
+from export.graph.spec import ModelSpec
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.transforms.folding import FoldedSource
+from toolchain.source.transforms.sites import Site, sites
 
 Factors = Callable[[], torch.Tensor]
 _ROWS = 1024  # in float64 at a time
@@ -55,20 +52,37 @@ class EqualizedSource(FoldedSource):
         self._spec = spec
         self._known: dict[str, torch.Tensor] = {}  # factors by the first layer that takes them
         for number in range(spec.blocks):
-            prefix, names = spec.block_name(number), spec.names(number)
-            self._plan_norms(number, prefix, names)
-            if names.attends and not names.value_norm and (names.value or names.fused_qkv):
-                self._plan_values(prefix, names)
-            elif names.convolution is not None:
-                self._plan_convolution(prefix, names)
-            self._plan_feed_forward(prefix, names)
+            for site in sites(spec, number):
+                self._plan(spec.block_name(number), site)
 
-    def _factors(self, layers: list[str]) -> torch.Tensor:
-        """Factors of the columns that several layers read alike."""
-        if layers[0] not in self._known:
-            energies = [column_energy(self._rows_first(self.inner.tensor(f"{name}.weight"))) for name in layers]
-            self._known[layers[0]] = column_factors(torch.stack(energies).sum(dim=0))
-        return self._known[layers[0]]
+    def _plan(self, prefix: str, site: Site) -> None:
+        factors = partial(self._factors, prefix, site)
+
+        def of_columns() -> torch.Tensor:
+            return factors() if site.columns is None else factors()[site.columns]
+
+        for layer in (*site.readers, *site.floats):
+            self._scale_columns(prefix + layer, of_columns)
+        if site.norm is not None:
+            offset = self._spec.norm_offset
+            self.change(f"{prefix}{site.norm}.weight", lambda w: (w + offset) / factors() - offset)
+            self.change(f"{prefix}{site.norm}.bias", lambda b: b / factors())
+        if site.layer is not None and site.rows is not None:
+            self._divide_rows(prefix + site.layer, site.rows, factors)
+        if site.kernel is not None:
+            self.change(f"{prefix}{site.kernel}.bias", lambda b: b / factors())
+
+    def _factors(self, prefix: str, site: Site) -> torch.Tensor:
+        """Factors of a site's channels, from the columns of all its readers."""
+        first = prefix + site.readers[0]
+        if first not in self._known:
+            layers = [self._rows_first(self.inner.tensor(f"{prefix}{name}.weight")) for name in site.readers]
+            energy = torch.stack([column_energy(weight) for weight in layers]).sum(dim=0)
+            if site.columns is not None:
+                channels = torch.zeros(int(site.columns.max()) + 1, dtype=energy.dtype)
+                energy = channels.index_add_(0, torch.from_numpy(site.columns), energy)
+            self._known[first] = column_factors(energy)
+        return self._known[first]
 
     def _rows_first(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.T if self._spec.linear_is_transposed else weight
@@ -91,82 +105,3 @@ class EqualizedSource(FoldedSource):
 
         self.change(f"{layer}.weight", weight)
         self.change(f"{layer}.bias", bias)
-
-    def _plan_norms(self, number: int, prefix: str, block: BlockNames) -> None:
-        spec, attention = self._spec, block.first()
-        alone = number in spec.layers_without_attention_norm or block.laurel is not None  # which adds the normed states
-        before = None if alone else block.attention_norm
-        feed_forward = block.feed_forward_readers()
-        groups = [(before, attention), (block.mlp_norm, feed_forward)]
-        if block.mlp_norm is None and spec.parallel_residual:  # both parts read the attention's norm
-            groups = [(before, attention + feed_forward)]
-        for norm, readers in groups:
-            if norm is not None:
-                floats = block.first_floats() if norm == before else ()
-                self._fold_norm(prefix + norm, [prefix + name for name in readers], [prefix + name for name in floats])
-
-    def _fold_norm(self, norm: str, readers: list[str], floats: list[str]) -> None:
-        """floats: layers that read the norm, too, and have no codes."""
-        factors, offset = partial(self._factors, readers), self._spec.norm_offset
-        for layer in (*readers, *floats):
-            self._scale_columns(layer, factors)
-        self.change(f"{norm}.weight", lambda w: (w + offset) / factors() - offset)
-        self.change(f"{norm}.bias", lambda b: b / factors())
-
-    def _plan_values(self, prefix: str, block: BlockNames) -> None:
-        spec = self._spec
-        assert block.attention_output is not None
-        output = prefix + block.attention_output
-        shared = spec.heads // spec.kv_heads
-
-        def of_values() -> torch.Tensor:
-            """Factors [kv_heads * head_dim]."""
-            if output not in self._known:
-                energy = column_energy(self._rows_first(self.inner.tensor(f"{output}.weight")))
-                energy = energy.reshape(spec.kv_heads, shared, spec.head_dim).sum(dim=1)
-                self._known[output] = column_factors(energy.reshape(-1))
-            return self._known[output]
-
-        def of_columns() -> torch.Tensor:
-            heads = of_values().reshape(spec.kv_heads, 1, spec.head_dim)
-            return heads.expand(-1, shared, -1).reshape(-1)
-
-        layer = block.value or block.fused_qkv
-        assert layer is not None
-        self._scale_columns(output, of_columns)
-        self._divide_rows(prefix + layer, value_rows(spec, block), of_values)
-
-    def _plan_convolution(self, prefix: str, block: BlockNames) -> None:
-        """A convolution of each channel is linear: its values, the third part of the first layer, and its bias."""
-        assert block.convolution is not None and block.attention_output is not None
-        output, size = prefix + block.attention_output, self._spec.hidden_size
-        factors = partial(self._factors, [output])
-        self._scale_columns(output, factors)
-        self._divide_rows(prefix + block.convolution.input, 2 * size + np.arange(size), factors)
-        self.change(f"{prefix}{block.convolution.kernel}.bias", lambda b: b / factors())
-
-    def _plan_feed_forward(self, prefix: str, block: BlockNames) -> None:
-        spec = self._spec
-        gated = block.gate is not None or block.fused_gate_up is not None
-        if block.down is None or (not gated and spec.activation != "relu"):
-            return
-        factors = partial(self._factors, [prefix + block.down])
-        self._scale_columns(prefix + block.down, factors)
-        width = block.feed_forward or spec.feed_forward
-        rows = np.arange(width)
-        if block.fused_gate_up:
-            self._divide_rows(prefix + block.fused_gate_up, rows + width, factors)
-        else:
-            assert block.up is not None
-            self._divide_rows(prefix + block.up, rows, factors)
-
-
-def value_rows(spec: ModelSpec, block: BlockNames) -> np.ndarray:
-    """Which outputs of the layer that makes the values are values, int64 [kv_heads * head_dim], in their order."""
-    count = spec.kv_heads * spec.head_dim
-    if block.value is not None:
-        return np.arange(count)
-    if not spec.fused_qkv_by_head:
-        return (spec.heads + spec.kv_heads) * spec.head_dim + np.arange(count)
-    heads = np.arange(spec.kv_heads)[:, None] * 3 * spec.head_dim + 2 * spec.head_dim
-    return (heads + np.arange(spec.head_dim)).ravel()
