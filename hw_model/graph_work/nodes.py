@@ -216,12 +216,12 @@ def _plane_bits(node: Node, layout: Layout, context: Context) -> int:
 
 
 def uniform(book: np.ndarray) -> bool:
-    """Whether the entries of every codebook int8 [..., levels] are equally spaced, but for a last one that repeats."""
+    """Whether the entries of every codebook int8 [..., levels] are equally spaced, but for last ones that repeat."""
     steps = np.diff(book.astype(np.int64), axis=-1)
     if steps.shape[-1] == 0 or (steps[..., 0] == 0).any():
         return False
-    spaced = (steps[..., :-1] == steps[..., :1]).all()
-    return bool(spaced and ((steps[..., -1] == steps[..., 0]) | (steps[..., -1] == 0)).all())
+    behind = np.logical_and.accumulate((steps == 0)[..., ::-1], axis=-1)[..., ::-1]
+    return bool(((steps == steps[..., :1]) | behind).all())
 
 
 def _of_activations(node: Node, context: Context) -> Operation:

@@ -137,5 +137,6 @@ def test_kept_weights_alone_take_cycles_where_the_machine_skips_zeros(source, tm
 def test_which_codebooks_are_uniform():
     assert uniform(np.array([[[-2, -1, 0, 1]]], np.int8)) and uniform(np.array([[[-7, 0, 7, 7]]], np.int8))
     assert uniform(np.array([[[5, 2]]], np.int8))
+    assert uniform(np.array([[[-2, -1, 0, 1, 2, 2, 2, 2]]], np.int8))  # bit balance
     for book in ([[[0, 1, 3, 4]]], [[[0, 0, 0, 0]]], [[[0, 1, 2, 3]], [[0, 1, 2, 9]]]):
         assert not uniform(np.array(book, np.int8))

@@ -95,13 +95,19 @@ class BlockRunner:
     """Embeds token sequences and pushes them through one block after another."""
 
     def __init__(
-        self, source: SourceModel, spec: ModelSpec, precision: str = FLOAT32, device: torch.device = CPU
-    ) -> None:
-        """precision: of the linear layers' products (toolchain/numerics/products.py); device: where blocks compute."""
+        self, source: SourceModel, spec: ModelSpec, precision: str = FLOAT32, device: torch.device = CPU,
+        maps: bool = False,
+    ) -> None:  # fmt: skip
+        """precision: of the linear layers' products (toolchain/numerics/products.py); device: where blocks compute.
+
+        maps: attention computes its probabilities where they can be seen, which takes longer.
+        """
         self.source, self.spec, self.precision, self.device = source, spec, precision, device
         where = source.folder / "config.json"
         config = as_transformers(lambda: transformers_config(source.config), where)
-        if spec.attention_softcap is not None:  # torch's fused attention, the default where a family has it, knows none
+        if (
+            maps or spec.attention_softcap is not None
+        ):  # torch's fused attention, the default where a family has it, knows none
             config._attn_implementation = "eager"
         kind = model_class(spec)
         with torch.device("meta"):

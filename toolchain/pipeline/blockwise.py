@@ -38,7 +38,7 @@ from toolchain.settings.calibration import Workers
 from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import HEAD
-from toolchain.settings.solver import GRADIENT_METHODS
+from toolchain.settings.solver import ABQ, GRADIENT_METHODS
 from toolchain.system.progress import Reporter
 from toolchain.system.workers import solve_all
 
@@ -66,7 +66,8 @@ class BlockQuantizer:
         }
         self._quantizer = quantizer(settings, runner.device)
         # a block that several layers use has no one input that its quantized form could follow
-        self._follows = settings.asymmetric and all(spec.uses(i) == 1 for i in range(spec.blocks))
+        follows = settings.asymmetric or settings.method == ABQ
+        self._follows = follows and all(spec.uses(i) == 1 for i in range(spec.blocks))
 
     def run(self, tokens: np.ndarray, out: Path, quiet: bool) -> None:
         """Write the missing block shards into `out`; tokens int64 [sequences, length]."""
@@ -78,6 +79,7 @@ class BlockQuantizer:
             for number in range(pending[-1] + 1):
                 block, path = self._runner.load_block(number), out / block_shard(number)
                 source = self._runner.load_block(number) if self._follows else None
+                self._round_inputs(block, number)
                 outputs: torch.Tensor | None = None
                 followed: torch.Tensor | None = None
                 with FinishedParts(self._runner, block, self._spec.names(number).linears(), hidden) as finished:
@@ -106,14 +108,16 @@ class BlockQuantizer:
         source: the same block as it was, which is to be followed; hidden: the inputs of both; finished: of the block.
         """
         targets: torch.Tensor | None = None
-        if source is not None:
+        if source is not None and self._settings.method == ABQ:
+            results, targets = self._calibrated((block, source), number, hidden, report)
+        elif source is not None:
             results, targets = self._follow((block, source), number, hidden, finished, report)
         else:
             hessians, targets = self._hessians(block, number, hidden[0])
             weights = self._weights(block, self._spec.names(number).everyones())
             results = self._quantize(block, number, weights, hessians, report)
         results |= self._experts(block, number, hidden[0], report)
-        if self._settings.block_steps:
+        if self._settings.block_steps and self._settings.method != ABQ:
             results = self._tune(block, number, results, hidden[0], targets, report)
         results, vectors, outputs = self._measure(block, number, hidden[0], results)
         tensors, records = self._collect(number, results, vectors)
@@ -222,6 +226,26 @@ class BlockQuantizer:
         if self._settings.block_steps or self._settings.razor.activation_bits or self._settings.razor.kv:
             finished.forget()  # the block changes once more, or is looked into
         return {name: results[name] for name in names}, outputs
+
+    def _round_inputs(self, block: nn.Module, number: int) -> None:
+        """Let a block whose calibration knows of integer activations compute with them."""
+        if self._settings.method == ABQ:
+            from toolchain.tune.calibration import round_inputs
+
+            round_inputs(block, self._spec.names(number).linears(), self._settings.razor.activation_bits)
+
+    def _calibrated(
+        self, blocks: tuple[nn.Module, nn.Module], number: int, hidden: tuple[torch.Tensor, torch.Tensor],
+        report: Reporter,
+    ) -> tuple[dict[str, StoredMatrix], torch.Tensor]:  # fmt: skip
+        """Calibrate and quantize the first block in place, on the second, the source's: also that one's outputs."""
+        from toolchain.tune.calibration import calibrated_block
+
+        results, outputs, found = calibrated_block(self._runner, self._settings, blocks, number, hidden)
+        report.note(f"block {number + 1}: loss {found.before:.3g}, calibrated {found.after:.3g}")
+        for name in results:
+            report.step(f"block {number + 1}/{self._spec.blocks} {name}")
+        return results, outputs
 
     def _weights(self, block: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
         return {name: get_weight(block.get_submodule(name)) for name in names}

@@ -33,7 +33,7 @@ from toolchain.pipeline.non_block import bits_of
 from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.published_shapes import chosen_shape
 from toolchain.pipeline.run import totals
-from toolchain.quantize.methods import aqlm
+from toolchain.quantize.methods import abq, aqlm
 from toolchain.quantize.methods.athena import choose_layout
 from toolchain.quantize.solvers.nested import choose_layout as choose_nested
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
@@ -42,8 +42,8 @@ from toolchain.quantize.solvers.vectors import choose_dimension
 from toolchain.quantize.solvers.vectors import choose_layout as choose_vectors
 from toolchain.settings.format import SUM_LEVELS
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.rules import check_experts, check_random, check_shared_keys
-from toolchain.settings.solver import FORMAT_SOLVERS
+from toolchain.settings.rules import check_calibrated, check_experts, check_random, check_shared_keys
+from toolchain.settings.solver import ABQ, FORMAT_SOLVERS
 from toolchain.source.config import resolved_config
 from toolchain.source.empty_model import empty_model
 
@@ -67,6 +67,7 @@ class RandomCheckpoint:
         if spec.has_experts:
             check_experts(settings, spec)
         check_shared_keys(settings, spec)
+        check_calibrated(settings, spec)
         self._norm_weight = 1.0 - spec.norm_offset
         nets = [names.delta_net for names in spec.kinds() if names.delta_net is not None]
         self._plain_norms = tuple(f"{net.norm}.weight" for net in nets)  # which have no offset
@@ -163,8 +164,8 @@ def _codes(name: str, shape: tuple[int, int], settings: QuantizeSettings) -> Ten
     """A linear layer in the layout that the quantizer would choose; trellis codes with levels of their own."""
     if settings.method == "qrazor":
         return _record(name, RazoredLayout(settings.width, shape[1], shape[0], settings.razor.razor_group), 16)
-    if settings.method == "tender":
-        return _uniform(name, shape, settings.width)
+    if settings.method in ("tender", ABQ):
+        return _uniform(name, shape, abq.BALANCED_BITS if settings.bit_balance else settings.width)
     if settings.format in FORMAT_SOLVERS:
         solver = import_module(f"toolchain.quantize.solvers.{settings.format}")
         return _record(name, *solver.choose_layout(*shape, settings))

@@ -51,8 +51,8 @@ from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings
 from toolchain.settings.preparation import RESIDUAL, VALUES
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.rules import check_encoder, check_experts, check_shared_keys
-from toolchain.settings.solver import GRADIENT_METHODS, KEEP
+from toolchain.settings.rules import check_calibrated, check_encoder, check_experts, check_shared_keys
+from toolchain.settings.solver import ABQ, GRADIENT_METHODS, KEEP
 from toolchain.source.checkpoint import SourceModel, resolve
 from toolchain.source.heads import open_model
 from toolchain.source.quantization import FIELDS as QUANTIZED_FIELDS
@@ -140,6 +140,7 @@ def open_source(folder: Path, settings: QuantizeSettings) -> tuple[SourceModel, 
     if spec.has_experts:
         check_experts(settings, spec)
     check_shared_keys(settings, spec)
+    check_calibrated(settings, spec)
     source.print_notes()
     if settings.rotates(VALUES) or settings.rotates(RESIDUAL):
         source = RotatedSource(source, spec, settings.rotation, settings.seed)
@@ -156,7 +157,7 @@ def _quantize_blocks(
 
         tokens = mixed(source, tokens, settings.own_text, settings.seed, precision, device)
         give_back()
-    runner = BlockRunner(source, spec, precision, device)
+    runner = BlockRunner(source, spec, precision, device, maps=settings.method == ABQ)
     per_weight = settings.method in GRADIENT_METHODS or settings.needs_weight_gradients
     gradients, plan = None, Plan()
     if per_weight or (settings.guided and spec.causal):

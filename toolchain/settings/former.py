@@ -16,7 +16,7 @@ INCOHERENCE = {NONE: (), VALUES: (VALUES,), RESIDUAL: (RESIDUAL,), "all": (VALUE
 ADDED = {
     "asymmetric": False, "spread": False, "per_layer_bits": 8, "budget_target": None, "budget_context": 1024,
     "levels": ANY_LEVELS, "nested": 0, "columns_apart": False,
-    "gradient_sequences": 0, "sparsity": None,
+    "gradient_sequences": 0, "sparsity": None, "bit_balance": False,
 }  # fmt: skip
 ADDED_INTEGERS = {"activation_groups": 0}
 PRESET_TRELLIS = {"best": "large"}  # what presets said then

@@ -10,8 +10,9 @@ from toolchain.settings.calibration import BUILT_IN, CalibrationChoice, Workers
 from toolchain.settings.format import MIXED
 from toolchain.settings.option import Declared, as_text, assembled, check_limits, default_text, option
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.settings.razor import TOKEN
 from toolchain.settings.rules import admits_spread
-from toolchain.settings.solver import FORMAT_SOLVERS, KEEP, METHOD_FORMATS, PLANNED
+from toolchain.settings.solver import ABQ, FORMAT_SOLVERS, KEEP, METHOD_FORMATS, PLANNED
 from toolchain.settings.tuning import AUTOMATIC, SHORT
 
 # What a method sets; an option given beside it wins.
@@ -19,6 +20,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qrazor": {"bits": 4, "activation_bits": 4},
     "tender": {"bits": 4, "activation_bits": 4, "activation_groups": 14},
     "slim": {"bits": 4, "sparsity": "2:4"},
+    ABQ: {"bits": 4, "activation_bits": 8, "activation_unit": TOKEN, "block_steps": 60},
     KEEP: {"embedding_bits": 16},
 }
 # What --preset sets; an option given beside it wins, and what does not go with one that is given stays as it is.
@@ -98,6 +100,8 @@ class Quantization:
         """The preset's and the method's values where an option was not given. Raises InputError naming an option."""
         preset, method = given.get("preset", "balanced"), given.get("method", "athena")
         defaults = _suited({**PRESETS.get(preset, {}), **METHOD_DEFAULTS.get(method, {})}, given)
+        if method == ABQ and (bits := given.get("activation_bits", defaults["activation_bits"])):
+            defaults["activation_basis"] = bits  # whole integers: nothing is razored
         text: CalibrationChoice = assembled(CalibrationChoice, given)
         if "own_text" in defaults and text.source == BUILT_IN:
             defaults["own_text"] = OWN_TEXT_OF_BUILT_IN

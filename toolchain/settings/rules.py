@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from export.contract.errors import InputError
 from toolchain.settings.format import CODEBOOK, MIXED, SPARSE_CODES, TRELLIS
 from toolchain.settings.preparation import ACTIVATIONS, NONE, RESIDUAL
-from toolchain.settings.solver import FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS, PLANNED
+from toolchain.settings.razor import TOKEN
+from toolchain.settings.solver import ABQ, FORMAT_SOLVERS, GRADIENT_METHODS, KEEP, METHOD_FORMATS, PLANNED
 from toolchain.settings.tuning import SHORT
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def check_encoder(settings: QuantizeSettings) -> None:
         "--guided": settings.guided and settings.gradient_sequences != PLANNED,
         "--own-text": settings.own_text,
         "--budget": settings.is_budget,
-        f"--method {settings.method}": settings.method in (*GRADIENT_METHODS, "qrazor", "tender"),
+        f"--method {settings.method}": settings.method in (*GRADIENT_METHODS, "qrazor", "tender", ABQ),
         "--outliers-by gradient": settings.needs_weight_gradients,
         "--activation-bits": settings.razor.activation_bits,
         "--kv": settings.razor.kv,
@@ -54,7 +55,7 @@ def check_experts(settings: QuantizeSettings, spec: ModelSpec) -> None:
     if settings.razor.kv and any(names.sinks is not None for names in spec.kinds()):
         raise InputError("--kv is not available for models with attention sinks")
     asked = {
-        f"--method {settings.method}": settings.method in ("qrazor", "tender", *kept),
+        f"--method {settings.method}": settings.method in ("qrazor", "tender", ABQ, *kept),
         "--activation-bits": settings.razor.activation_bits,
         "--outliers": settings.outliers,
         "--equalize": settings.equalize,
@@ -71,6 +72,21 @@ def check_shared_keys(settings: QuantizeSettings, spec: ModelSpec) -> None:
     """Raises InputError for what keys and values that layers share cannot be."""
     if settings.razor.kv and spec.cache_of_layer:
         raise InputError("--kv is not available for models whose layers share keys and values")
+
+
+def check_calibrated(settings: QuantizeSettings, spec: ModelSpec) -> None:
+    """Raises InputError for blocks that --method abq does not calibrate."""
+    kinds = spec.kinds()
+    found = {
+        "whose blocks keep a state": any(names.keeps_state or not names.attends for names in kinds),
+        "whose layers share blocks": bool(spec.block_of_layer),
+        "whose layers share keys and values": bool(spec.cache_of_layer),
+        "with inputs for each layer": spec.per_layer is not None or spec.altup is not None,
+        "whose layers share factors of low rank": any(n.shared.query_key or n.shared.gate_up for n in kinds),
+    }
+    for what, there in found.items():
+        if there and settings.method == ABQ:
+            raise InputError(f"--method {ABQ} is not available for models {what}")
 
 
 def check_random(settings: QuantizeSettings) -> None:
@@ -90,6 +106,10 @@ def _check_method(settings: QuantizeSettings) -> None:
         raise InputError("--dimension is for --method athena")
     if settings.method == "tender":
         _check_tender(settings)
+    if settings.method == ABQ:
+        _check_abq(settings)
+    elif settings.bit_balance:
+        raise InputError(f"--bit-balance is for --method {ABQ}")
     if settings.razor.activation_groups and settings.method == "qrazor":
         raise InputError("--method qrazor razors its activations: no --activation-groups")
     if settings.method == "qrazor":
@@ -117,6 +137,26 @@ def _check_tender(settings: QuantizeSettings) -> None:
     for name in ("group_size", "rank", "block_steps", "tune_steps", "outliers"):
         if getattr(settings, name):
             raise InputError(f"--{name.replace('_', '-')} is not for --method tender")
+
+
+def _check_abq(settings: QuantizeSettings) -> None:
+    razor = settings.razor
+    if settings.is_budget or settings.width < 2:
+        raise InputError(f"--method {ABQ} takes --bits 2 to 8, not {settings.budget or settings.width}")
+    if settings.bit_balance and settings.width != 2:
+        raise InputError(f"--bit-balance takes --bits 2, not {settings.width}")
+    whole = razor.activation_bits == razor.activation_basis and razor.activation_unit == TOKEN
+    if razor.activation_groups or (razor.activation_bits and not whole):
+        raise InputError(
+            f"--method {ABQ} has whole integers for each token: --activation-unit {TOKEN}, --activation-basis as "
+            "--activation-bits, no --activation-groups"
+        )
+    for name in (
+        "group_size", "rows_per_codebook", "scale_bits", "rank", "outliers", "tune_steps", "tune_rate", "guided",
+        "asymmetric",
+    ):  # fmt: skip
+        if getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} is not for --method {ABQ}")
 
 
 def _check_own_solver(settings: QuantizeSettings) -> None:

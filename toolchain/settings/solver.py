@@ -11,6 +11,7 @@ from toolchain.settings.option import option
 
 # Formats that have a solver of their own, toolchain/quantize/solvers/NAME.py, and the methods that it stands for.
 FORMAT_SOLVERS: dict[str, tuple[str, ...]] = {"mxfp4": ("athena", "rtn", "gptq"), SPARSE_CODES: ("athena", "slim")}
+ABQ = "abq"  # calibrated block by block (toolchain/tune/calibration.py)
 # The formats that each method can fill, its own first. A method is a file of this name in toolchain/quantize/methods.
 _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "athena": (CODEBOOK, VECTORS, TRELLIS, MIXED, NESTED),
@@ -21,6 +22,7 @@ _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "qrazor": (RAZORED,),
     "tender": (CODEBOOK,),
     "slim": (),
+    ABQ: (CODEBOOK,),
 }
 KEEP = "keep"  # stores what a source has quantized already (toolchain/pipeline/kept.py): nothing is solved
 METHOD_FORMATS = {
@@ -56,6 +58,7 @@ class SolverSettings:
     guided_groups: int = option(1, "Runs of rows that have a guided Hessian of their own", low=1, high=1024)
     # toolchain/quantize/addons/columns.py
     columns_apart: bool = option(False, "Columns that dominate a layer's loss keep their weights in float16 (OWQ)")
+    bit_balance: bool = option(False, "abq: five levels, -2 to 2, at --bits 2 (W2*); stored in 3 bits")
     outliers_by: str = option("sensitivity", "How --outliers are chosen", choices=OUTLIER_SELECTORS)
 
     def check_solver(self) -> None:

@@ -22,7 +22,10 @@ class TuningSettings:
 
     PANEL: ClassVar[str] = "Tuning"
 
-    block_steps: int = option(0, "Steps of tuning each block on its own output error; 0: none", low=0, high=10**7)
+    block_steps: int = option(
+        0, "Steps of tuning each block on its own output error (abq: its clipping and smoothing); 0: none", low=0,
+        high=10**7,
+    )  # fmt: skip
     tune_steps: int = option(
         0, "Steps of end-to-end tuning on the KL to the source model; 0: none, -1: by the model's size, -2: a few, for "
         "20 to 200 million parameters", low=SHORT, high=10**7, common=True,

@@ -333,6 +333,7 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("options", [
     "--method rtn", "--method gptq", "--method squeezellm", "--method aqlm", "--method qrazor", "--method tender",
+    "--method abq", "--method abq --bits 2 --bit-balance", "--method abq --activation-bits 0",
     "--method tender --activation-bits 8", "--method gptq --activation-bits 8 --activation-groups 8", "--method keep",
     "--format codebook", "--format vectors", "--format trellis", "--format mxfp4 --bits 4", "--group-size 64",
     "--rank 4", "--state-bits 8 --format trellis", "--activation-bits 8", "--outliers 0.01", "--bits 8",
@@ -341,7 +342,7 @@ def test_a_checkpoint_of_former_settings_is_continued_or_refused(tmp_path):
 ])  # fmt: skip
 def test_a_preset_gives_way_to_what_is_asked(preset, options):
     """What a preset sets never makes an option fail that goes with a default of its own."""
-    if preset == "best" and {"qrazor", "tender", "keep", "mxfp4", "aqlm", "8"} & set(options.split()):
+    if preset == "best" and {"qrazor", "tender", "abq", "keep", "mxfp4", "aqlm", "8"} & set(options.split()):
         return  # tuning is what they exclude, and who asks for the best is told
     settings = asked("--preset", preset, *options.split()).settings
     assert not settings.spread or settings.effective_budget == settings.bits + 0.1

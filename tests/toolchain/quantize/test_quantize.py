@@ -76,7 +76,7 @@ def test_low_rank_term_is_optimal_and_lowers_the_loss():
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_awkward_matrices(name, bits):
     """Constant columns, dead inputs, equal rows, zero rows, more levels than values, one row, one column."""
-    if name in ("qrazor", "tender") and bits == 1:
+    if name in ("qrazor", "tender", "abq") and bits == 1:
         with pytest.raises(InputError, match="takes --bits 2 to 8"):
             options_for(name, bits=bits)
         return
