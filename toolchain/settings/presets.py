@@ -20,7 +20,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qrazor": {"bits": 4, "activation_bits": 4},
     "tender": {"bits": 4, "activation_bits": 4, "activation_groups": 14},
     "slim": {"bits": 4, "sparsity": "2:4"},
-    ABQ: {"bits": 4, "activation_bits": 8, "activation_unit": TOKEN, "block_steps": 60},
+    ABQ: {"bits": 4, "activation_bits": 8, "activation_unit": TOKEN, "block_steps": 40},
     KEEP: {"embedding_bits": 16},
 }
 # What --preset sets; an option given beside it wins, and what does not go with one that is given stays as it is.

@@ -87,7 +87,7 @@ class ClippedLinear(nn.Module):
         super().__init__()
         self.weight: torch.Tensor
         self.register_buffer("weight", torch.from_numpy(get_weight(module)).to(energy.device))
-        self.bias = module.bias
+        self.bias = module.bias if isinstance(module.bias, torch.Tensor) else None
         self.precision, self.widths = precision_of(module), widths
         self._smoothing = [] if smoothing is None else [smoothing]  # a list: it is no part of this module
         columns = self.factors().detach()
