@@ -26,7 +26,7 @@ ROWS = {
 }
 WINDOWS = 12
 CALIBRATION: dict[str, Any] = {"sequences": 32, "sequence_length": 256}
-TRAINED: dict[str, Any] = {"block_steps": 40, "tune_batch": 4}
+TRAINED: dict[str, Any] = {"block_steps": 20, "tune_batch": 4}
 
 
 def measure(bench: Bench, rows: list[str]) -> None:

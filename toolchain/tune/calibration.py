@@ -1,7 +1,7 @@
 """Calibration of a block's uniform codes: clipping of rows and smoothing of columns, trained together (2408.08554).
 
 Both start at the best of a grid, where the paper starts at 0.98 of the largest magnitude and the square root of the
-ratio of activations and weights: some tens of steps are enough then, not 2,560. Smoothing ends up in the weights and
+ratio of activations and weights: some tens of steps are taken then, not 2,560. Smoothing ends up in the weights and
 norms of the block (toolchain/source/transforms/sites.py), so nothing of it is left at run time.
 """
 
@@ -26,8 +26,8 @@ from toolchain.tune.objective import Objective
 
 _POWERS = (0.0, 0.25, 0.5)  # of a channel's activations over its weights that are tried first; 0: no smoothing
 _MOST = 64.0  # a factor at most, and at least its inverse
-_CLIPPING_RATE, _SMOOTHING_RATE = 0.05, 0.01  # of AdamW, falling linearly to zero
-_TRIED, _JUDGED = 4, 32  # sequences that the start is chosen on, and that the result is compared with it on
+_CLIPPING_RATE, _SMOOTHING_RATE = 0.05, 0.05  # of AdamW, falling linearly to zero
+_TRIED, _JUDGED = 4, 16  # sequences that the start is chosen on, and that the result is compared with it on
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ def whole(x: torch.Tensor, bits: int) -> torch.Tensor:
     """x [..., K] as integers of `bits`, a unit for each token: its largest magnitude is the largest integer.
 
     As export/contract/operators/integers.py has them with units for each token and nothing razored. 0 bits: as it is.
+    The unit has its gradient, by which smoothing learns what large channels cost the others.
     """
     if not bits:
         return x
-    unit = x.detach().abs().amax(dim=-1, keepdim=True) / ((1 << (bits - 1)) - 1)
+    unit = x.abs().amax(dim=-1, keepdim=True) / ((1 << (bits - 1)) - 1)
     scaled = x / torch.where(unit == 0.0, 1.0, unit)
     return through(scaled, scaled.detach().round()) * unit
 
