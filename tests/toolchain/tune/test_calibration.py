@@ -207,3 +207,13 @@ def test_every_reader_has_one_site(tmp_path):
         for number in range(spec.blocks):
             readers = [name for site in sites(spec, number) for name in site.readers]
             assert len(readers) == len(set(readers)) and set(readers) <= set(spec.names(number).linears())
+
+
+def test_a_tokens_largest_channel_learns_what_it_costs_the_others():
+    """The unit's gradient: rounding errors of all channels, in units, go to the channel that sets it."""
+    x = torch.tensor([[8.0, 0.3, -1.9, 3.1]], requires_grad=True)
+    whole(x, 4).sum().backward()
+    unit = 8.0 / 7
+    errors = [round(value / unit) - value / unit for value in (8.0, 0.3, -1.9, 3.1)]
+    assert x.grad is not None and abs(sum(errors)) > 0.1
+    np.testing.assert_allclose(x.grad[0], [1 + sum(errors) / 7, 1, 1, 1], rtol=1e-5)  # float32
