@@ -23,6 +23,8 @@ from export.contract.errors import InputError
 from export.graph.parts import StateSpace
 from export.graph.spec import BlockNames, ModelSpec
 from toolchain.calibrate.carried import Carried
+from toolchain.calibrate.moments import gram, token_shares
+from toolchain.calibrate.stand_ins import Given, Recorder, Stop, moved, tensors_in, with_cache
 from toolchain.numerics.experts import tokens_at_hand
 from toolchain.numerics.plain_modules import plain_modules
 from toolchain.numerics.products import FLOAT32, with_precision
@@ -30,65 +32,6 @@ from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
 from toolchain.source.empty_model import model_class
 from toolchain.system.device import CPU, batches, each, summed
-
-
-class Stop(Exception):
-    """Raised in place of the last block, once every block's arguments are known."""
-
-
-_KINDS = ("attention_type", "block_type")  # what models ask their blocks for: ModernBERT, Nemotron-H
-
-
-def _keep_kind(stand_in: nn.Module, block: nn.Module) -> None:
-    for name in _KINDS:
-        if hasattr(block, name):
-            setattr(stand_in, name, getattr(block, name))
-
-
-class _Recorder(nn.Module):
-    """Stands for one block: keeps its arguments and its first input, and passes the hidden states on."""
-
-    def __init__(self, block: nn.Module, last: bool) -> None:
-        super().__init__()
-        _keep_kind(self, block)
-        self.hidden: torch.Tensor | None = None
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-        self._last = last
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.hidden = hidden.detach() if self.hidden is None else self.hidden
-        self.args, self.kwargs = args, kwargs
-        if self._last:
-            raise Stop
-        return hidden
-
-
-class _Given(nn.Module):
-    """Stands for one block: gives what this thread is to get from the last one."""
-
-    def __init__(self, block: nn.Module, running: threading.local) -> None:
-        super().__init__()
-        _keep_kind(self, block)
-        self._running = running
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        given: torch.Tensor = self._running.given
-        return given
-
-
-def _with_cache(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a block with its cache argument replaced; families differ in its name and place."""
-    names = list(inspect.signature(block.forward).parameters)[1:]
-    name = next((n for n in ("past_key_values", "layer_past") if n in names), None)
-    if name is None:
-        raise InputError(f"{type(block).__name__} takes no key-value cache: --kv is not available for this family")
-    place = names.index(name)
-    if place < len(args):
-        return (*args[:place], cache, *args[place + 1 :]), kwargs
-    return args, {**kwargs, name: cache}
 
 
 class BlockRunner:
@@ -130,7 +73,7 @@ class BlockRunner:
         """
         names = [self.spec.block_name(i).rstrip(".") for i in range(self.spec.blocks)]
         blocks = [self._module(name) for name in names]
-        recorders = [_Recorder(block, last=block is blocks[-1]) for block in blocks]
+        recorders = [Recorder(block, last=block is blocks[-1]) for block in blocks]
         hidden: list[torch.Tensor] = []
         cached = "use_cache" in inspect.signature(self._model.forward).parameters or self.spec.causal
         settings = {"use_cache": False} if cached else {}
@@ -150,7 +93,7 @@ class BlockRunner:
                     self._model.set_submodule(name, block)
         for recorder in recorders:
             recorder.hidden = None
-        self._arguments = [_moved((recorder.args, recorder.kwargs), self.device) for recorder in recorders]
+        self._arguments = [moved((recorder.args, recorder.kwargs), self.device) for recorder in recorders]
         states = torch.cat(hidden)
         return states if self._carried is None else self._carried.behind(states, tokens, self._rows)
 
@@ -224,7 +167,7 @@ class BlockRunner:
         with self._outside_weights(), self._end_weights():
             try:
                 for name, block in blocks.items():
-                    self._model.set_submodule(name.rstrip("."), _Given(block, running))
+                    self._model.set_submodule(name.rstrip("."), Given(block, running))
                 for i, found in enumerate(each(one, range(len(hidden)), self.device)):
                     out[i] = found
             finally:
@@ -293,7 +236,7 @@ class BlockRunner:
         out = torch.empty_like(hidden)
         args, kwargs = self._arguments_of(block)
         if cache is not None:
-            args, kwargs = _with_cache(block, args, kwargs, cache)
+            args, kwargs = with_cache(block, args, kwargs, cache)
 
         def one(own: slice) -> None:
             with torch.no_grad():
@@ -308,7 +251,7 @@ class BlockRunner:
     def together(self, block: nn.Module, hidden: torch.Tensor) -> list[slice]:
         """The sequences that may pass a block together, where its arguments serve more than one."""
         count, length = hidden.shape[:2]
-        shared = all(value.ndim < 2 or value.shape[0] == 1 for value in _tensors(self._arguments_of(block)))
+        shared = all(value.ndim < 2 or value.shape[0] == 1 for value in tensors_in(self._arguments_of(block)))
         return batches(count, length if shared else 1 << 62, self.device)
 
     def names(self, block: nn.Module) -> BlockNames:
@@ -395,53 +338,6 @@ def _fill_scales(block: nn.Module, space: StateSpace | None) -> None:
         if buffer is not None and space is not None:
             sizes = torch.tensor([space.values, space.values, space.states, space.states, space.heads])
             buffer.copy_(torch.repeat_interleave(torch.tensor(space.scales), sizes).reshape(buffer.shape))
-
-
-def token_shares(weights: np.ndarray, sequences: slice, device: torch.device) -> torch.Tensor:
-    """What the tokens of some sequences weigh, mean one over all: float32 [T], or [groups, T], on the device.
-
-    weights: float32 [sequences, length], or [groups, sequences, length].
-    """
-    mean = max(float(weights.mean(dtype=np.float64)), 1e-30)
-    own = weights[..., sequences, :] / mean
-    return torch.from_numpy(own.reshape(*own.shape[:-2], -1).astype(np.float32)).to(device)
-
-
-def gram(rows: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
-    """rows^T rows of tokens [T, K], each weighted by its share [T]: float32 [K, K]; [groups, K, K] of [groups, T].
-
-    On the processor numpy computes it: a product with its own transpose is half the work there (BLAS's syrk).
-    """
-    if shares is not None:
-        if shares.ndim == 2:
-            return torch.stack([gram(rows, own) for own in shares])
-        rows = rows * shares.sqrt()[:, None]
-    if rows.device.type != "cpu":
-        return rows.T @ rows
-    own = rows.contiguous().numpy()
-    return torch.from_numpy(own.T @ own)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor inside tuples, lists and mappings."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """The same with every tensor on the device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_moved(part, device) for part in value)
-    return value
 
 
 def get_weight(module: nn.Module) -> np.ndarray:

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolchain.calibrate.blocks import BlockRunner, Stop, get_weight, gram, token_shares
+from toolchain.calibrate.blocks import BlockRunner, get_weight
+from toolchain.calibrate.moments import gram, token_shares
+from toolchain.calibrate.stand_ins import Stop
 from toolchain.numerics.hessian import damped
 from toolchain.numerics.products import BFLOAT16
 from toolchain.system.device import each, summed

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from export.graph.spec import BlockNames
-from toolchain.calibrate.blocks import BlockRunner, get_weight, gram
+from toolchain.calibrate.blocks import BlockRunner, get_weight
+from toolchain.calibrate.moments import gram
 from toolchain.numerics.experts import Experts
 from toolchain.system.device import each, summed
 

@@ -93,7 +93,7 @@ def test_hessians_stay_positive_under_massive_activations():
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(2048, 96, generator=generator)
     rows[0] = 3000 * torch.randn(96, generator=generator).sign()
-    from toolchain.calibrate.blocks import gram
+    from toolchain.calibrate.moments import gram
 
     hessian = gram(rows, None).double().numpy()
     assert damped(hessian, 1e-6)[1] == 1e-6
