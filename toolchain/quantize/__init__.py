@@ -36,7 +36,7 @@ def quantizer(settings: QuantizeSettings, device: torch.device | None = None) ->
 
     device: where a method that can, IN_TORCH, solves; others solve on the processor.
     """
-    if settings.format in FORMAT_SOLVERS:
+    if settings.method in FORMAT_SOLVERS.get(settings.format or "", ()):
         return import_module(f"toolchain.quantize.solvers.{settings.format}").quantize
     found = method(settings.method)
     on_processor = device is None or device.type == "cpu"

@@ -104,6 +104,8 @@ def _check_method(settings: QuantizeSettings) -> None:
         raise InputError(f"--format {settings.format} is for --method {others}; {settings.method} has {able[0]}")
     if settings.dimension and settings.method != "athena":
         raise InputError("--dimension is for --method athena")
+    if settings.method == "slim" and not 2 <= settings.width <= 7:
+        raise InputError(f"--method slim takes --bits 2 to 7, not {settings.width}")
     if settings.method == "tender":
         _check_tender(settings)
     if settings.method == ABQ:

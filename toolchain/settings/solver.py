@@ -10,7 +10,7 @@ from toolchain.settings.format import CODEBOOK, GROUPS, MIXED, NESTED, RAZORED, 
 from toolchain.settings.option import option
 
 # Formats that have a solver of their own, toolchain/quantize/solvers/NAME.py, and the methods that it stands for.
-FORMAT_SOLVERS: dict[str, tuple[str, ...]] = {"mxfp4": ("athena", "rtn", "gptq"), SPARSE_CODES: ("athena", "slim")}
+FORMAT_SOLVERS: dict[str, tuple[str, ...]] = {"mxfp4": ("athena", "rtn", "gptq"), SPARSE_CODES: ("athena",)}
 ABQ = "abq"  # calibrated block by block (toolchain/tune/calibration.py)
 # The formats that each method can fill, its own first. A method is a file of this name in toolchain/quantize/methods.
 _OWN_FORMATS: dict[str, tuple[str, ...]] = {
@@ -21,7 +21,7 @@ _OWN_FORMATS: dict[str, tuple[str, ...]] = {
     "aqlm": (VECTORS,),
     "qrazor": (RAZORED,),
     "tender": (CODEBOOK,),
-    "slim": (),
+    "slim": (SPARSE_CODES,),
     ABQ: (CODEBOOK,),
 }
 KEEP = "keep"  # stores what a source has quantized already (toolchain/pipeline/kept.py): nothing is solved

@@ -119,7 +119,9 @@ def test_small_matrices_may_stay_scalar():
     large, small = (256, 128), (256, 127)
     settings_ = QuantizeSettings(bits=3, format="mixed")
     assert choose_layout(*large, settings_) is not None and choose_layout(*small, settings_) is None
-    with pytest.raises(InputError, match="codebook, trellis, vectors, razored, mxfp4, groups, nested, mixed"):
+    with pytest.raises(
+        InputError, match="codebook, trellis, vectors, razored, mxfp4, groups, nested, sparse_codes, mixed"
+    ):
         QuantizeSettings(format="some")
 
 

@@ -1,11 +1,9 @@
 """Makes a matrix of which each row keeps some weights, as codes (export/contract/formats/sparse_codes.py).
 
-What is kept has the largest |weight| times the norm of its input (Wanda, arXiv 2306.11695). With `--method athena` the
-kept weights first take over what the others did, by least squares under the full Hessian, and then get codes as in
-athena.py: clustering, a sweep in which a dropped weight's error is spread like any rounding error (SparseGPT, arXiv
-2301.00774), least-squares codebooks, and coordinate descent (sparse_rows.py). `--method slim` is SLiM
-(arXiv 2410.09615), the baseline: one scale for the matrix and even levels, and what is left as a low-rank term weighted
-by the inputs (`--rank`), after which the rest is quantized once more.
+What is kept has the largest |weight| times the norm of its input (Wanda, arXiv 2306.11695). The kept weights first
+take over what the others did, by least squares under the full Hessian, and then get codes as in athena.py: clustering,
+a sweep in which a dropped weight's error is spread like any rounding error (SparseGPT, arXiv 2301.00774), least-squares
+codebooks, and coordinate descent (sparse_rows.py). The baseline is methods/slim.py.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.sparse_codes import SparseCodesLayout, largest
 from export.contract.packing import pack
 from toolchain.numerics.factors import ready_hessian
-from toolchain.numerics.hessian import damped, layer_loss
+from toolchain.numerics.hessian import layer_loss
 from toolchain.quantize.addons.low_rank import low_rank
 from toolchain.quantize.packed import CODED_SCALE_BITS, FLOAT_SCALE_COLUMNS, scale_dtype, stored_scales
 from toolchain.quantize.solvers.scalar import scale_range
@@ -27,8 +25,6 @@ from toolchain.settings.format import OVERHEAD_TARGET
 from toolchain.settings.quantize import QuantizeSettings
 
 _CONJUGATE_STEPS = 60
-_BINS = 2048  # of the histogram of magnitudes that a clipping point is chosen by
-_COARSE, _FINE = 11, 21  # clipping points that are tried, and between the neighbours of the best
 
 
 def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[SparseCodesLayout, int]:
@@ -51,18 +47,7 @@ def quantize(weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSetting
     w = np.ascontiguousarray(weights, np.float64)
     hessian = hessian if hessian.ndim == 2 else hessian.mean(axis=0)
     layout, scale_bits = choose_layout(w.shape[0], w.shape[1], settings)
-    norms = np.sqrt(np.maximum(np.diag(hessian), 0.0))
-    # what no token has ever reached is dropped by its size
-    mask = largest(np.abs(w) * (norms + 1e-12 * (norms.max() or 1.0)), layout.kept, layout.run)
-    if settings.method == "slim":
-        return _slim(w, mask, hessian, layout, settings)
-    return _athena(w, mask, hessian, layout, scale_bits, settings)
-
-
-def _athena(
-    w: np.ndarray, mask: np.ndarray, hessian: np.ndarray, layout: SparseCodesLayout, scale_bits: int,
-    settings: QuantizeSettings,
-) -> StoredMatrix:  # fmt: skip
+    mask = kept_weights(w, hessian, layout)
     h, used, order, factor = ready_hessian(hessian, settings.damping)
     total = max(layer_loss(w, h), 1e-300)
     losses = {"mask": layer_loss(w * (1 - mask), h) / total}
@@ -85,9 +70,16 @@ def _athena(
     if used != settings.damping:
         losses["damping"] = used
     stored = scale[:, None].astype(np.float32 if coded else dtype)
-    result = _assembled(layout, mask, codes, book, stored, losses)
+    result = assembled(layout, mask, codes, book, stored, losses)
     result = result if coded is None else replace(result, coded={"scale": coded})
     return low_rank(result, w, h, settings.rank, total) if settings.rank else result
+
+
+def kept_weights(w: np.ndarray, hessian: np.ndarray, layout: SparseCodesLayout) -> np.ndarray:
+    """The mask uint8 [N, K]: of every run the weights that are largest, each times the norm of its input (Wanda)."""
+    norms = np.sqrt(np.maximum(np.diag(hessian), 0.0))
+    # what no token has ever reached is dropped by its size
+    return largest(np.abs(w) * (norms + 1e-12 * (norms.max() or 1.0)), layout.kept, layout.run)
 
 
 def compensated(w: np.ndarray, mask: np.ndarray, hessian: np.ndarray) -> np.ndarray:
@@ -117,49 +109,7 @@ def compensated(w: np.ndarray, mask: np.ndarray, hessian: np.ndarray) -> np.ndar
     return found
 
 
-def _slim(
-    w: np.ndarray, mask: np.ndarray, hessian: np.ndarray, layout: SparseCodesLayout, settings: QuantizeSettings
-) -> StoredMatrix:
-    h, _ = damped(hessian, settings.damping)
-    total = max(layer_loss(w, h), 1e-300)
-    result = _one_scale(w, mask, layout)
-    result.losses["rounding"] = layer_loss(w - result.dequantized(), h) / total
-    if not settings.rank:
-        return result
-    inputs = np.sqrt(np.diag(h))  # what SLiM scales columns by: the root mean square of the input
-    u, s, vt = np.linalg.svd((w - result.dequantized()) * inputs, full_matrices=False)
-    rank = min(settings.rank, s.size)
-    root = np.sqrt(s[:rank])
-    a, b = (root[:, None] * vt[:rank] / inputs).astype(np.float16), (u[:, :rank] * root).astype(np.float16)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return result
-    again = _one_scale(w - b.astype(np.float64) @ a.astype(np.float64), mask, layout)
-    after = layer_loss(w - again.dequantized() - b.astype(np.float64) @ a.astype(np.float64), h) / total
-    return replace(again, low_rank=(a, b), losses={**result.losses, "low_rank": after})
-
-
-def _one_scale(w: np.ndarray, mask: np.ndarray, layout: SparseCodesLayout) -> StoredMatrix:
-    """Even symmetric levels up to the clipping point that loses least (SLiM-Quant, section 3.1)."""
-    kept, limit = w[mask == 1], max((1 << (layout.bits - 1)) - 1, 1)
-    count, edges = np.histogram(np.abs(kept), _BINS)
-    middle = (edges[1:] + edges[:-1]) / 2
-
-    def loss(clip: float) -> float:
-        step = clip / limit
-        return float((count * (middle - np.minimum(np.rint(middle / step), limit) * step) ** 2).sum())
-
-    top = max(float(edges[-1]), 1e-30)
-    tried = np.linspace(top / _COARSE, top, _COARSE)
-    best = tried[np.argmin([loss(clip) for clip in tried])]
-    tried = np.linspace(max(best - top / _COARSE, top / (10 * _COARSE)), min(best + top / _COARSE, top), _FINE)
-    step = tried[np.argmin([loss(clip) for clip in tried])] / limit
-    scale = np.array([[step]]).astype(scale_dtype(step, step))
-    levels = np.minimum(np.arange(1 << layout.bits) - limit, limit)  # the last pattern is not used
-    codes = (np.clip(np.rint(w / float(scale[0, 0])), -limit, limit) + limit).astype(np.uint8)
-    return _assembled(layout, mask, codes, levels[None], scale, {})
-
-
-def _assembled(
+def assembled(
     layout: SparseCodesLayout, mask: np.ndarray, codes: np.ndarray, book: np.ndarray, scale: np.ndarray,
     losses: dict[str, float],
 ) -> StoredMatrix:  # fmt: skip
