@@ -124,7 +124,8 @@ def test_not_finite_weights_stop_before_anything_is_lost(demo_model, demo_text, 
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.3.self_attn.o_proj.weight"][0, 0] = float("nan")
     save_file(tensors, source / "model.safetensors")
-    equal = dataclasses.replace(FAST, spread=False)  # a plan would read all weights first
+    # a plan, or gradients, would read all weights first
+    equal = dataclasses.replace(FAST, spread=False, guided=False, gradient_sequences=0)
     with pytest.raises(InputError, match=r"layers\.3\.self_attn\.o_proj\.weight holds NaN"):
         quantize_model(str(source), tmp_path / "q", equal, CalibrationChoice(str(demo_text)), quiet=True)
     assert (tmp_path / "q" / block_shard(2)).exists() and not (tmp_path / "q" / block_shard(3)).exists()
