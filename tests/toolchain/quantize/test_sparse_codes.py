@@ -24,6 +24,7 @@ from toolchain.cli import app
 from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.quantize import quantizer
 from toolchain.quantize.methods import slim
+from toolchain.quantize.solvers import sparse_codes
 from toolchain.quantize.solvers.sparse_codes import compensated, quantize
 from toolchain.settings.presets import Quantization
 from toolchain.settings.quantize import QuantizeSettings
@@ -66,6 +67,15 @@ def test_what_is_kept_takes_over_what_is_not(rows, columns, seed):
         # conjugate gradients stop at 1e-10 of the squared residual
         np.testing.assert_allclose(found[row, own], exact, rtol=0, atol=1e-3 * scale)
         assert not found[row, ~own].any()
+
+
+def test_rows_do_not_depend_on_those_beside_them(monkeypatch):
+    w, h = problem(4, 37, 24)
+    mask = largest(np.abs(w), 2, 4)
+    whole = compensated(w, mask, damped(h, 0.05)[0])
+    monkeypatch.setattr(sparse_codes, "_SLAB", 5)
+    # conjugate gradients end where all rows of a slab are done, at 1e-10 of the squared residual
+    np.testing.assert_allclose(compensated(w, mask, damped(h, 0.05)[0]), whole, rtol=0, atol=1e-3 * np.abs(w).max())
 
 
 @settings(max_examples=15, deadline=None)

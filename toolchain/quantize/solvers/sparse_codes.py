@@ -23,8 +23,10 @@ from toolchain.quantize.solvers.scalar import scale_range
 from toolchain.quantize.solvers.sparse_rows import refine, start
 from toolchain.settings.format import OVERHEAD_TARGET
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.system.threads import ordered
 
 _CONJUGATE_STEPS = 60
+_SLAB = 512  # rows that are compensated together: several arrays as large as they are held at once
 
 
 def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[SparseCodesLayout, int]:
@@ -85,9 +87,14 @@ def kept_weights(w: np.ndarray, hessian: np.ndarray, layout: SparseCodesLayout) 
 def compensated(w: np.ndarray, mask: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """The weights [N, K] that lose least under the Hessian [K, K] of those that are zero where the mask is.
 
-    Conjugate gradients on all rows at once, each in its own columns. The error of what it finds is orthogonal to every
+    Conjugate gradients on many rows at once, each in its own columns. The error that is left is orthogonal to every
     change of the kept weights in the Hessian's metric, so that their codes can be solved for as if these were given.
     """
+    slabs = [slice(start, start + _SLAB) for start in range(0, len(w), _SLAB)]
+    return np.concatenate(list(ordered(lambda rows: _compensated_rows(w[rows], mask[rows], hessian), slabs)))
+
+
+def _compensated_rows(w: np.ndarray, mask: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     found = w * mask
     diagonal = np.diag(hessian)
     residual = ((w - found) @ hessian) * mask
