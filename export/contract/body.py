@@ -173,6 +173,12 @@ class Body:
         self._more[first] = tuple(Value(self) for _ in made[1:])
         return (first, *self._more[first])
 
+    def several(self, operator: str, count: int, *inputs: Operand, **attributes: Any) -> tuple[Value, ...]:
+        """The standard operator of this name, one with `count` outputs."""
+        first = self._node(operator, tuple(map(self.constant, inputs)), attributes)
+        self._more.setdefault(first, tuple(Value(self) for _ in range(count - 1)))
+        return self.outputs(first)
+
     def outputs(self, value: Value) -> tuple[Value, ...]:
         """All that the node gives whose first output this is."""
         return (value, *self._more.get(value, ()))

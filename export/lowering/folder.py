@@ -20,6 +20,7 @@ from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION
 from export.files.access import MANIFEST, MAX_JSON, checked_path, copy_file, read_json, write_json
 from export.files.foreign import foreign
 from export.files.json_shape import check
@@ -30,7 +31,12 @@ from export.model_folder import DATA_FILE, DISABLED_OPTIMIZERS, MODEL_FILE
 from export.native.build import build_library, library_name, local_machine
 
 _NATIVE = (CODEBOOK_MATMUL, CODEBOOK_GATHER)
-_APPENDING = {"Attention", SDR_ATTENTION, SINK_ATTENTION}  # operators that append to a copy of the past
+_APPENDING = {
+    "Attention",
+    SDR_ATTENTION,
+    SINK_ATTENTION,
+    SPARSE_ATTENTION,
+}  # operators that append to a copy of the past
 PASSES = ("group_query_attention", "matmul_nbits")
 # What the passes left without a reader goes; inputs of the graph stay, used or not: runtimes feed them by name.
 _CLEANUP = (common.RemoveUnusedNodesPass, common.RemoveUnusedFunctionsPass, common.RemoveUnusedOpsetsPass)
@@ -64,7 +70,7 @@ def write_lowered_folder(
     if manifest.get("lowering"):
         raise InputError(f"{source}: was lowered to {manifest['lowering'].get('target')!r}; lower the original folder")
     with foreign(source, "its files cannot be copied"):
-        _carry(source, destination, graph.files)
+        carry(source, destination, graph.files)
     done: dict[str, Any] = {"target": lowering.name, "passes": list(lowering.passes)}
     if lowering.passes:
         with foreign(source / MODEL_FILE, "the graph is malformed"):
@@ -134,7 +140,7 @@ def _lower_graph(
     return done
 
 
-def _carry(source: Path, destination: Path, weights: Collection[str]) -> None:
+def carry(source: Path, destination: Path, weights: Collection[str]) -> None:
     """Every small file of the folder but the report, which speaks of the graph as it was."""
     left = {MODEL_FILE, *weights, MANIFEST, "report.json", "report.html"}
     for path in sorted(source.rglob("*")):

@@ -20,6 +20,7 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN as ATHENA
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION
 from export.lowering.stored import Kept
 
 DOMAIN = "com.microsoft"
@@ -28,10 +29,11 @@ _ATTRIBUTES = frozenset({"q_num_heads", "kv_num_heads", "scale", "softcap", "is_
 _MASK = frozenset(
     {"And", "LessOrEqual", "Less", "Sub", "Range", "Unsqueeze", "Squeeze", "Shape", "Cast"}
 )  # operators of the mask that export/graph/whole/decoder.py builds
-_NO_WINDOW = -1
+NO_WINDOW = -1
 _OURS = {
     SDR_ATTENTION: "a razored cache has no counterpart",
     SINK_ATTENTION: "attention with sinks keeps its function body",
+    SPARSE_ATTENTION: "sparse attention keeps its function body",
 }
 
 
@@ -71,7 +73,7 @@ def _obstacle(node: ir.Node) -> str:
     if "softcap" in node.attributes and node.attributes["softcap"].as_float() < 0:
         return "its softcap is negative"
     try:
-        _window(node.inputs[3])
+        window_of(node.inputs[3])
     except ValueError as error:
         return str(error)
     return ""
@@ -115,7 +117,7 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value])
     attributes: dict[str, int | float] = {
         "num_heads": node.attributes["q_num_heads"].as_int(),
         "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
-        "local_window_size": _window(mask),
+        "local_window_size": window_of(mask),
         "do_rotary": 0,
     }
     for name in ("scale", "softcap"):
@@ -128,9 +130,9 @@ def _replace(graph: ir.Graph, node: ir.Node, lengths: tuple[ir.Value, ir.Value])
     ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)
 
 
-def _window(mask: ir.Value | None) -> int:
+def window_of(mask: ir.Value | None) -> int:
     """Keys a query may see by the mask of export/graph/whole/decoder.py; -1 for all. Raises ValueError."""
-    waiting, seen, window = [mask], set(), _NO_WINDOW
+    waiting, seen, window = [mask], set(), NO_WINDOW
     while waiting:
         value = waiting.pop()
         node = None if value is None else value.producer()
@@ -141,13 +143,13 @@ def _window(mask: ir.Value | None) -> int:
             raise ValueError(f"{node.op_type} in its mask has no counterpart")
         if node.op_type == "Less":
             limit = node.inputs[1]
-            if limit is None or limit.const_value is None or window != _NO_WINDOW:
+            if limit is None or limit.const_value is None or window != NO_WINDOW:
                 raise ValueError("its mask is not of a form that has a counterpart")
             window = int(limit.const_value.numpy())
             if window <= 0:
                 raise ValueError(f"its window of {window} keys has no counterpart")
         waiting += node.inputs
-    return window if window < 2**31 else _NO_WINDOW  # wider than any sequence is long
+    return window if window < 2**31 else NO_WINDOW  # wider than any sequence is long
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -96,7 +96,8 @@ class Engine:
         self.instruction_set = self._program.instruction_set
         self.threads = self._program.threads
         self.bytes_per_token = self._program.bytes_per_token
-        self._scores: np.ndarray | None = None  # of the queries at work, where the cache is razored
+        self._keeps_scores = any(shape.razored or shape.paged for shape in self._attention)
+        self._scores: np.ndarray | None = None  # of the queries at work, where attention keeps them in memory
         self._items = ((HALF_ITEM, HALF_ITEM),) * len(self._attention)  # grows where float16 was once too narrow
         self._overflow = settled(np.zeros((len(self._attention), 2), np.int64))  # of keys and values, by layer
         for i, row in enumerate(self._overflow):
@@ -117,7 +118,10 @@ class Engine:
         scores = Promise(lambda case: scores_bytes(case.capacity, threads), ready=False)
         memory = {"input_ids": ids, "position_ids": Promise(ids.size), "result": rows, "scores": scores}
         memory[RECORDS] = self._terms.promise()
-        numbers: dict[str, Callable[[Case], int]] = {"capacity": lambda case: case.capacity}
+        numbers: dict[str, Callable[[Case], int]] = {
+            "capacity": lambda case: case.capacity,
+            "longest": lambda case: case.capacity,
+        }
         for i, shape in enumerate(self._attention):
             for k, name in enumerate(("keys", "values")):
 
@@ -191,9 +195,8 @@ class Engine:
         capacity = -(-(tokens + CACHE_STEP) // CACHE_CHUNK) * CACHE_CHUNK  # it grows ahead
         caches = sum(sum(cache_bytes(shape, capacity, items)) for shape, items in zip(self._attention, self._items))
         states = sum(4 * math.prod(shape) for shape in self._states)
-        razored = any(shape.razored for shape in self._attention)
         rotations = 2 * 2 * 4 * sum(head_dim // 2 for head_dim in self._turned_heads) * capacity  # grown by doubling
-        scores = scores_bytes(capacity, self.threads) if razored else 0
+        scores = scores_bytes(capacity, self.threads) if self._keeps_scores else 0
         return caches + (2 * states + max(MOST_BYTES, states) if states else 0) + rotations + scores
 
     def new_state(self) -> EngineState:
@@ -347,6 +350,7 @@ class Engine:
                 widen(state, self._items)
                 grow(state, self._attention, state.length + len(run))
             self._bind(states[0])  # the bytes of a cached number are those of all
+            self._make_room_for_scores(max(state.capacity for state in states))
             texts = settled(np.stack([text_row(state) for state, run in zip(states, runs) for _ in run]))
             texts[:, PAST] = places
             self._program.run_apart(texts, self._layers)
@@ -407,17 +411,23 @@ class Engine:
         """Put the addresses of this state's cache into the step table."""
         self._table.set("capacity", state.capacity)
         self._table.set(RECORDS, state.terms)
-        if any(shape.razored for shape in self._attention):
-            size = scores_bytes(state.capacity, self.threads)
-            if self._scores is None or self._scores.nbytes < size:
-                self._scores = aligned_bytes(size)
-            self._table.set("scores", self._scores.ctypes.data)
+        self._make_room_for_scores(state.capacity)
         for i, (keys, values) in enumerate(zip(state.keys, state.values)):
             self._table.set(f"keys.{i}", keys.ctypes.data)
             self._table.set(f"values.{i}", values.ctypes.data)
             self._table.set(f"key_item.{i}", state.items[i][0])
             self._table.set(f"value_item.{i}", state.items[i][1])
         self._bound = state.stamp
+
+    def _make_room_for_scores(self, capacity: int) -> None:
+        """Where attention keeps scores in memory, let it have room for so many positions."""
+        if not self._keeps_scores:
+            return
+        size = scores_bytes(capacity, self.threads)
+        if self._scores is None or self._scores.nbytes < size:
+            self._scores = aligned_bytes(size)
+        self._table.set("scores", self._scores.ctypes.data)
+        self._table.set("longest", capacity)
 
     def _extend_rotations(self, total: int) -> None:
         """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""

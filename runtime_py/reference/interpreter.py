@@ -21,6 +21,7 @@ from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, cau
 from export.contract.operators.delta_rule import GATED_DELTA_RULE, DeltaRuleLayout, gated_delta_rule
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION
 from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout, selective_state_space
 from export.contract.operators.tender import TENDER_QUANTIZE
 from export.contract.sparse import SPARSE_MATMUL
@@ -37,11 +38,11 @@ AddTo = Callable[[Node, list[Any], "tuple[np.ndarray, ...]"], "tuple[np.ndarray,
 
 
 _CODEBOOKS, _GROUPS = (CODEBOOK_MATMUL, CODEBOOK_GATHER), (GROUP_MATMUL, GROUP_GATHER)
-_ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION)
+ATTENTIONS = ("Attention", SDR_ATTENTION, SINK_ATTENTION, SPARSE_ATTENTION)
 _STATEFUL = (CAUSAL_CONVOLUTION, GATED_DELTA_RULE, SELECTIVE_STATE_SPACE)
 _OURS = (
     *_CODEBOOKS, *_GROUPS, *_STATEFUL, SPARSE_MATMUL, SDR_QUANTIZE, TENDER_QUANTIZE, SDR_MATMUL, SDR_ATTENTION,
-    SINK_ATTENTION, BIT_PLANE_MATMUL,
+    SINK_ATTENTION, SPARSE_ATTENTION, BIT_PLANE_MATMUL,
 )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ class Interpreter:
             raise InputError(f"model.onnx: operator {node.domain or 'ai.onnx'}::{node.op_type} is not supported here")
         if _is_codebook(node):
             self._prepare_scale(node)
-        if node.op_type not in _ATTENTIONS and all(name in self._constants for name in node.inputs if name):
+        if node.op_type not in ATTENTIONS and all(name in self._constants for name in node.inputs if name):
             inputs = [self._constants[name] if name else None for name in node.inputs]
             self._constants.update(zip(node.outputs, self._run_checked(node, inputs, _no_attention)))
             return
@@ -166,7 +167,7 @@ class Interpreter:
             return (self._integer_weights[node.name].product(*inputs[:3]),)
         if node.domain == DOMAIN and node.op_type == SPARSE_MATMUL:
             return (sparse_matmul(node.sparse_layout(), *inputs),)
-        if node.op_type in _ATTENTIONS:
+        if node.op_type in ATTENTIONS:
             return (attend(node, inputs),)
         if node.domain == DOMAIN and node.op_type == CAUSAL_CONVOLUTION:
             return causal_convolution(*inputs)

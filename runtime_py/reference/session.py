@@ -21,9 +21,10 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout, seen_pages
 from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.expansion import expand_products
-from runtime_py.reference.interpreter import Interpreter
+from runtime_py.reference.interpreter import ATTENTIONS, Interpreter
 from runtime_py.reference.kernels import masked_softmax
 from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
 from runtime_py.reference.sdr import attend, attention_layout
@@ -66,7 +67,7 @@ class Session:
         self._head_values = self._find_head_values()
         self.vocab_size = self._dimension("logits", 2)
         self._recurrent = recurrent_states(self.graph)
-        attending = [node for node in self.graph.nodes if node.op_type in ("Attention", SDR_ATTENTION, SINK_ATTENTION)]
+        attending = [node for node in self.graph.nodes if node.op_type in ATTENTIONS]
         self._cache_of = {name: node.name for node in attending for name in node.outputs[1:]}  # by keys or values
         self._terms = terms or ReferenceTerms()
         self.adapters = self._terms.names
@@ -239,7 +240,13 @@ def _mixed(
     if cap > 0:
         scores, scale = np.tanh(scores * (scale / cap)) * cap, np.float32(1.0)
     visible = mask.reshape(mask.shape[-2], keys.shape[1])
-    if node.op_type == SINK_ATTENTION:
+    if node.op_type == SPARSE_ATTENTION:
+        layout = SparseLayout.of(node.attributes, kv_heads * repeat * head_dim)
+        pages = seen_pages(queries, keys, past, layout)
+        for head in range(kv_heads):
+            seen = np.repeat(pages[head], PAGE, axis=1)[:, : keys.shape[1]] & visible
+            masked_softmax(scores[head : head + 1], seen, past, repeat, scale)
+    elif node.op_type == SINK_ATTENTION:
         scores = _beside_sinks(scores * scale, visible, past, repeat, sinks[0])
     else:
         masked_softmax(scores, visible, past, repeat, scale)

@@ -19,7 +19,8 @@ _COMMANDS = {  # by name: a function in a module of this folder
     "export": "quantize.export",
     "quantize": "quantize.quantize",
     "package": "quantize.package",
-    "shrink": "shrink.shrink",
+    "shrink": "reducing.shrink.shrink",
+    "sparsify": "reducing.sparsify.sparsify",
     "lower": "lower.lower",
     "native": "lower.native",
     "run": "run.run",
@@ -51,7 +52,7 @@ def _made(names: Sequence[str]) -> Any:
 
 
 def _found(name: str) -> Any:
-    module, function = {**_COMMANDS, **_GROUPS}[name].split(".")
+    module, function = {**_COMMANDS, **_GROUPS}[name].rsplit(".", 1)
     return getattr(import_module(f"toolchain.cli.{module}"), function)
 
 

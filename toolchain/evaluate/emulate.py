@@ -20,6 +20,7 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL
 from export.contract.operators.sink_attention import SINK_ATTENTION
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION
 from export.contract.operators.tender import TENDER_QUANTIZE
 from export.contract.packing import unpack
 from hw_model.estimate import open_target
@@ -90,7 +91,7 @@ class Emulation:
             raise InputError(f"node {node.name}: --emulate with channel groups is for accumulators that shift (tender)")
         if node.op_type == SDR_MATMUL:
             raise InputError(f"node {node.name}: a razored export has its arithmetic in its graph; leave out --emulate")
-        if node.op_type in (SDR_ATTENTION, SINK_ATTENTION):
+        if node.op_type in (SDR_ATTENTION, SINK_ATTENTION, SPARSE_ATTENTION):
             raise InputError(f"node {node.name}: --emulate has no unit for {node.op_type}")
         if node.op_type == CODEBOOK_MATMUL:
             return (self._product(node, inputs),)

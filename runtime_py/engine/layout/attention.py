@@ -4,12 +4,18 @@ from __future__ import annotations
 
 ROWS = 8  # query rows of one work item
 KEYS = 256  # keys per round of the online softmax
+PAGE = 16  # positions of a page, as many as of a block (export/contract/operators/sparse_attention.py)
 HALF_ITEM, FLOAT_ITEM = 2, 4  # bytes of a cached number
 
 
-def key_block_bytes(head_dim: int) -> int:
-    """Bytes of 16 cached keys of one head as float16."""
-    return 32 * head_dim
+def key_block_numbers(head_dim: int, paged: bool = False) -> int:
+    """Numbers of a block of 16 cached keys of one head; paged: with the bounds of the page behind them."""
+    return (16 + 2 * paged) * head_dim
+
+
+def key_block_bytes(head_dim: int, paged: bool = False) -> int:
+    """Bytes of a block of 16 cached keys of one head as float16."""
+    return HALF_ITEM * key_block_numbers(head_dim, paged)
 
 
 def value_block_bytes(head_dim: int) -> int:

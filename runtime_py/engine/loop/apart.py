@@ -173,7 +173,7 @@ def append(kind, machine):
             append_token(
                 s.query + 4 * token * s.query_stride, s.key + 4 * token * s.key_stride,
                 s.value + 4 * token * s.value_stride, s.cos + row, s.sin + row, s.half, get_i64(cache),
-                get_i64(cache + 8), s.key_item, s.value_item, get_i64(text + 8 * CAPACITY), s.heads, s.kv_heads,
+                get_i64(cache + 8), s.key_item, s.value_item, s.key_block, get_i64(text + 8 * CAPACITY), s.heads, s.kv_heads,
                 s.head_dim, position, s.overflow,
             )  # fmt: skip
             token = fetch_add(counter, 1)
@@ -196,7 +196,7 @@ def attention(kind, machine):
             cache = text + 8 * (CACHES + 2 * layer)
             attend_item(
                 item % each, s.query + 4 * token * s.query_stride, s.query_stride, get_i64(cache), get_i64(cache + 8),
-                s.key_item, s.value_item, get_i64(text + 8 * CAPACITY), s.heads, s.kv_heads, s.head_dim,
+                s.key_item, s.value_item, s.key_block, get_i64(text + 8 * CAPACITY), s.heads, s.kv_heads, s.head_dim,
                 get_i64(text + 8 * PAST), 1, s.window, s.scale, s.softcap, s.causal != 0, s.sinks,
                 s.out + 4 * token * s.out_stride, s.out_stride, scratch,
             )  # fmt: skip

@@ -53,10 +53,12 @@ class PlainCache(OnCache[T]):
 
     key_item: T  # bytes of a cached number
     value_item: T
+    key_block: T  # numbers from 16 keys of a head to the next 16
 
     def block_bytes(self: PlainCache[int]) -> tuple[int, int]:
         need(self.key_item in (2, 4) and self.value_item in (2, 4), "cached numbers of another size")
-        return 16 * self.key_item * self.head_dim, 256 * self.value_item * -(-self.head_dim // 16)
+        need(self.key_block >= 16 * self.head_dim, "blocks that do not hold 16 keys")
+        return self.key_item * self.key_block, 256 * self.value_item * -(-self.head_dim // 16)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -83,7 +83,7 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
     for p in range(total):
         append_token(
             spare.ctypes.data, keys[p].ctypes.data, values[p].ctypes.data, 0, 0, 0, cache[0].ctypes.data,
-            cache[1].ctypes.data, *items, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
+            cache[1].ctypes.data, *items, 16 * head_dim, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
         )  # fmt: skip
     scale, out = np.float32(head_dim**-0.5), np.zeros((tokens, heads * head_dim), np.float32)
     scratch = aligned_bytes(sizes.scratch_bytes(head_dim))
@@ -91,7 +91,7 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
     own = 0 if sinks is None else sinks.ctypes.data
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
-            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, capacity,
+            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, 16 * head_dim, capacity,
             heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, own, out.ctypes.data,
             heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Causal attention over a key-value cache: grouped queries, sliding window, online softmax.
 
 Keys of one head lie as [capacity / 16][head_dim][16 positions], so that 16 scores are one vector and no sum crosses
-lanes; values as [capacity][padded head_dim]. A work item is up to 8 query rows that share one key-value head.
+lanes, with numbers of the page behind each block where attention picks pages (pages.py); values as [capacity][padded head_dim]. A work item is up to 8 query rows that share one key-value head.
 
 A cached number is the float16 nearest to it, or beyond LIMIT the float32 number itself. A cache holds float16 numbers
 (HALF_ITEM bytes each) until one beyond LIMIT comes, which sets `overflow`; then the same numbers as float32
@@ -102,7 +102,7 @@ def attention_product(
 
 
 @nb.njit(cache=True)
-def _scores(rows, item, keys, head_dim, queries, out):
+def block_scores(rows, item, keys, head_dim, queries, out):
     """16 scores of each row: queries float32 [head_dim, ROWS], out float32 [ROWS, KEYS]."""
     stride = 16 * item
     if rows == 1:
@@ -114,7 +114,7 @@ def _scores(rows, item, keys, head_dim, queries, out):
 
 
 @nb.njit(cache=True)
-def _mix(rows, item, values, width, count, scores, totals):
+def mix_values(rows, item, values, width, count, scores, totals):
     """totals [ROWS, width] += scores [ROWS, KEYS] times `count` value rows."""
     stride = item * width
     for d in range(0, width, 16):
@@ -173,6 +173,7 @@ def attend_item(
     values,
     key_item,
     value_item,
+    key_block,
     capacity,
     heads,
     kv_heads,
@@ -190,8 +191,8 @@ def attend_item(
 ):
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
-    query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each; window:
-    keys a query may see, its own the last, and without causal as many on the other side, 0 for all; cap: soft cap on
+    query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each; key_block:
+    numbers from 16 keys of a head to the next 16; window: keys a query may see, its own the last, and without causal as many on the other side, 0 for all; cap: soft cap on
     the scores, 0 for none; causal: whether a query sees no key behind its own; sinks: address of a score for each head
     that takes part in the softmax and no more, or 0.
     """
@@ -214,7 +215,8 @@ def attend_item(
     ahead_of_query = 1 if causal else (window if window > 0 else tokens)  # keys from its own on
     stop = min(past + (first + rows - 1) // repeat + ahead_of_query, past + tokens)
     seen = max(past + first // repeat + 1 - window, 0) if window > 0 else 0  # the first key that any row sees
-    key_head, value_head = keys + key_item * group * capacity * head_dim, values + value_item * group * capacity * width
+    key_head = keys + key_item * group * (capacity // 16) * key_block
+    value_head = values + value_item * group * capacity * width
     for block in range(seen // KEYS * KEYS, stop, KEYS):
         count = min(KEYS, stop - block)
         begin = max(seen - block, 0) // 16 * 16
@@ -222,11 +224,11 @@ def attend_item(
         for k in range(begin, count, 16):
             if ahead:  # the next round's keys and values come closer meanwhile
                 for line in range(0, 16 * key_item * width, 64):
-                    prefetch(key_head + key_item * (block + KEYS + k) * head_dim + line)
+                    prefetch(key_head + key_item * ((block + KEYS + k) // 16) * key_block + line)
                 for line in range(0, 16 * value_item * width, 64):
                     prefetch(value_head + value_item * (block + KEYS + k) * width + line)
-            key_block = key_head + key_item * (block + k) * head_dim
-            _scores(rows, key_item, key_block, head_dim, queries, scores + 4 * k)
+            some_keys = key_head + key_item * ((block + k) // 16) * key_block
+            block_scores(rows, key_item, some_keys, head_dim, queries, scores + 4 * k)
         for r in range(rows):
             position = past + (first + r) // repeat
             low = max(position + 1 - window - block, 0) if window > 0 else 0
@@ -238,7 +240,7 @@ def attend_item(
             )
             put_f32(tops + 4 * r, top)
             put_f32(sums + 4 * r, get_f32(sums + 4 * r) * factor + total)
-        _mix(
+        mix_values(
             rows, value_item, value_head + value_item * (block + begin) * width, width, count - begin,
             scores + 4 * begin, totals,
         )  # fmt: skip

@@ -65,12 +65,12 @@ def _store_value(source, head_dim, item, row):
 
 @nb.njit(cache=True)
 def append_token(
-    query, key, value, cos, sin, half, keys, values, key_item, value_item, capacity, heads, kv_heads, head_dim,
-    position, overflow,
+    query, key, value, cos, sin, half, keys, values, key_item, value_item, key_block, capacity, heads, kv_heads,
+    head_dim, position, overflow,
 ):  # fmt: skip
     """Rotate one token's queries and keys in place (half > 0) and write its keys and values into the cache.
 
-    key_item, value_item: bytes of a number in each cache. overflow: two int64, of the keys and of the values, set to 1
+    key_item, value_item: bytes of a number in each cache. key_block: numbers from 16 keys of a head to the next 16. overflow: two int64, of the keys and of the values, set to 1
     where a cache of float16 is too narrow; what it holds of this token is useless then.
     """
     width = (head_dim + 15) // 16 * 16
@@ -84,7 +84,7 @@ def append_token(
     if value_item == HALF_ITEM and _exceeds(value, kv_heads * head_dim):
         put_i64(overflow + 8, 1)
     for h in range(kv_heads):
-        place = h * capacity * head_dim + position // 16 * head_dim * 16 + position % 16
+        place = (h * (capacity // 16) + position // 16) * key_block + position % 16
         _store_key(key + 4 * h * head_dim, head_dim, key_item, keys + key_item * place)
         row = values + value_item * (h * capacity + position) * width
         _store_value(value + 4 * h * head_dim, head_dim, value_item, row)

@@ -15,11 +15,12 @@ from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout
 from runtime_py.engine.layout import attention as floats
 from runtime_py.engine.layout import integer_cache, razor
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.earlier import over_earlier
-from runtime_py.engine.plan.placement import Argument, External
+from runtime_py.engine.plan.placement import Argument, Buffer, External
 from runtime_py.engine.plan.registry import handles
 from runtime_py.engine.plan.values import (
     AttentionShape,
@@ -32,6 +33,7 @@ from runtime_py.engine.plan.values import (
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import Append, Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
 from runtime_py.engine.steps.integer_attention import IntegerAttend, IntegerKvAppend
+from runtime_py.engine.steps.pages import BoundPages, ChoosePages, SparseAttend
 from runtime_py.engine.steps.step import Step
 
 Maker = Callable[..., Step[Argument]]
@@ -117,7 +119,7 @@ def _plain(
         _coded(context, node, inputs, layout, window, softcap, sinks)
         return
     blocks = floats.key_block_bytes(head_dim), floats.value_block_bytes(head_dim)
-    items = {"key_item": External(f"key_item.{index}"), "value_item": External(f"value_item.{index}")}
+    items = _numbers(index, head_dim)
     _append_and_attend(
         context,
         node,
@@ -134,6 +136,15 @@ def _plain(
             **items,
         ),
     )
+
+
+def _numbers(index: int, head_dim: int, paged: bool = False) -> dict[str, Argument]:
+    """How the cached numbers of attention number `index` lie."""
+    return {
+        "key_item": External(f"key_item.{index}"),
+        "value_item": External(f"value_item.{index}"),
+        "key_block": floats.key_block_numbers(head_dim, paged),
+    }
 
 
 def _coded(
@@ -154,6 +165,46 @@ def _coded(
         attend=partial(
             IntegerAttend[Argument], bits=bits, window=window, scale=layout.scale, softcap=softcap, sinks=sinks
         ),
+    )
+
+
+@handles(DOMAIN, SPARSE_ATTENTION)
+def sparse_attention(context: Context, node: Node) -> None:
+    """Over the pages of a cache that suit each query; the mask is causal."""
+    inputs = _Inputs.of(context, node)
+    try:
+        layout = SparseLayout.of(node.attributes, inputs.query.width)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    if context.cache_bits != 16:
+        raise Unplannable("sparse attention picks pages by cached keys of 16 bits")
+    if window_of_mask(context.folder, node.inputs[3]):
+        raise Unplannable(f"pages in a window ({node.name})")
+    head_dim, index = layout.head_dim, len(context.attention)
+    blocks = floats.key_block_bytes(head_dim, paged=True), floats.value_block_bytes(head_dim)
+    shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, *blocks, paged=True)
+    items = _numbers(index, head_dim, paged=True)
+    chosen = context.new(layout.kv_heads * (1 + layout.pages))
+    lists: dict[str, Argument] = {"chosen": chosen.place, "pages": layout.pages}
+    _append_and_attend(
+        context,
+        node,
+        inputs,
+        shape,
+        append=partial(KvAppend[Argument], overflow=External(f"overflow.{index}"), **items),
+        attend=partial(SparseAttend[Argument], window=0, scale=layout.scale, softcap=layout.softcap, **lists, **items),
+        choose=partial(
+            ChoosePages[Argument],
+            first=layout.first,
+            recent=layout.recent,
+            scale=layout.scale,
+            scores=External("scores"),
+            longest=External("longest"),
+            **lists,
+            **items,
+        ),
+        bound=partial(BoundPages[Argument], **items),
+        chosen=chosen.buffer,
     )
 
 
@@ -203,9 +254,10 @@ def _units(context: Context, node: Node, name: str, kv_heads: int) -> int:
 
 
 def _append_and_attend(
-    context: Context, node: Node, inputs: _Inputs, shape: AttentionShape, append: Maker, attend: Maker
-) -> None:
-    """The two steps of any attention. append, attend: take the fields that both kinds of caches have."""
+    context: Context, node: Node, inputs: _Inputs, shape: AttentionShape, append: Maker, attend: Maker,
+    bound: Maker | None = None, choose: Maker | None = None, chosen: Buffer | None = None,
+) -> None:  # fmt: skip
+    """The two steps of any attention, and between them those that choose pages. All take the fields of any cache."""
     query, key, value = inputs.query, inputs.key, inputs.value
     _check(context, node, inputs, shape)
     index = len(context.attention)
@@ -235,9 +287,14 @@ def _append_and_attend(
         **cache,
     )
     context.emit(step, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
+    read = [query.buffer, stored]
+    if bound is not None and choose is not None and chosen is not None:
+        context.emit(bound(**cache), [stored], [stored])
+        context.emit(choose(**cache), read, [chosen])
+        read = [*read, chosen]
     out = context.new(query.width)
     step = attend(out=out.place, out_stride=out.stride, **cache)
-    context.emit(step, [query.buffer, stored], [out.buffer])
+    context.emit(step, read, [out.buffer])
     context.give(node.outputs[0], out)
 
 

@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 from export.artefacts.reader import Node
+from runtime_py.engine.layout.attention import HALF_ITEM
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External
 from runtime_py.engine.plan.values import window_of_mask
@@ -50,6 +51,7 @@ def over_earlier(context: Context, node: Node) -> bool:
         Attend[Argument],
         key_item=External(f"key_item.{index}"),
         value_item=External(f"value_item.{index}"),
+        key_block=shape.key_block // HALF_ITEM,
         causal=1,
     )
     step = (over if shape.bits == 16 else partial(IntegerAttend[Argument], bits=shape.bits))(

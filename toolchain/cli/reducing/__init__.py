@@ -1,0 +1,1 @@
+"""Commands that make a model do less: fewer weights, fewer keys read."""
