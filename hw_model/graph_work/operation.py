@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract.errors import InputError
+from export.contract.operators.sparse_attention import PAGE
 
 ACTIVATION_BYTES = 4  # our graphs compute in float32
 CACHE_BYTES = 4  # and so do their caches
@@ -69,6 +70,7 @@ class Operation:
     kv_heads: int = 0
     head_dim: int = 0
     window: int = 0  # keys a query sees at most on one side, itself among them; 0: all
+    selected: int = 0  # keys a query reads at most of those that it sees, and the bounds of each page then; 0: all
     causal: bool = True  # whether a query sees nothing that lies ahead
     stored_bytes: int | None = None  # of the file that no other operation accounts for; None: as many as are read
     uses: int = 1  # nodes that multiply with the same matrix, this one among them
@@ -103,8 +105,10 @@ class Operation:
         return self.macs // (2 * self.heads * self.head_dim)
 
     def keys(self, phase: Phase) -> np.ndarray:
-        """Attention: keys that each query sees, int64 [vectors]; their sum is `pairs`."""
+        """Attention: keys that each query reads, int64 [vectors]; their sum is `pairs`."""
         place = np.tile(phase.past + np.arange(phase.tokens), phase.sequences)
+        if self.selected:
+            return np.where(place < self.selected, place + 1, self.selected + (place + 1) // PAGE)
         behind = np.minimum(place + 1, self.window or phase.total)
         return behind if self.causal else behind + np.minimum(phase.total - place, self.window or phase.total) - 1
 

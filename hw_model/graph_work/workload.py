@@ -15,6 +15,7 @@ from dataclasses import replace
 from export.artefacts.reader import Graph
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION
 from hw_model.graph_work import contrib, nodes
 from hw_model.graph_work.integer_nodes import INTEGER_OPERATORS
 from hw_model.graph_work.nodes import FREE, Context
@@ -30,7 +31,9 @@ from hw_model.graph_work.operation import (
     held_values,
     outlier_notes,
 )
+from hw_model.graph_work.sparse_attention import sparse_attention
 
+_OURS = {**INTEGER_OPERATORS, SPARSE_ATTENTION: sparse_attention}
 _PRODUCTS = ("linear", "experts")
 _ORDER = {**dict.fromkeys(_PRODUCTS, 0), "embedding": 2}
 __all__ = [
@@ -64,7 +67,7 @@ def operations(graph: Graph, phase: Phase) -> list[Operation]:
             continue
         price: Callable[..., Operation] = contrib.operation_of if node.domain == contrib.DOMAIN else nodes.operation_of
         if node.domain == DOMAIN:
-            price = INTEGER_OPERATORS.get(node.op_type, price)
+            price = _OURS.get(node.op_type, price)
         try:
             operation = price(node, context)
         except InputError:

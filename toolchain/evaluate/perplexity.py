@@ -170,7 +170,7 @@ def evaluate_spans(
                 losses.append(_losses(logits, targets).mean())
             else:
                 wanted = checked_logits(reference.logits(tokens)[first:-1], "the reference")
-                ours, theirs, divergence = _compared(logits, wanted, targets)
+                ours, theirs, divergence = compared(logits, wanted, targets)
                 losses.append(ours.mean())
                 reference_losses.append(theirs.mean())
                 divergences.append(divergence.mean())
@@ -211,7 +211,7 @@ def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.concatenate([log_sum for *_, log_sum in found]) - logits[np.arange(len(targets)), targets]
 
 
-def _compared(logits: np.ndarray, wanted: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compared(logits: np.ndarray, wanted: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nats of the targets by the model and by the reference, and KL(reference || model): float64 [T] each.
 
     The KL is the mean difference of logits less the difference of their normalizers, all in float64, because a KL of

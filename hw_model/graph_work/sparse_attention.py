@@ -1,0 +1,39 @@
+"""The work of SparseAttention: the pages that are read, and the bounds of all pages, by which these are found.
+
+The bounds of a page, its largest and smallest numbers, are as large as a key and a value, and meet a query in as many
+products; the softmax over pages is one over keys. So a page whose bounds are looked at counts as one more pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from export.artefacts.reader import Node
+from export.contract.errors import InputError
+from export.contract.operators.sparse_attention import PAGE, SparseLayout
+from hw_model.graph_work.nodes import CACHE_BYTES, Context, attention, causal_pairs
+from hw_model.graph_work.operation import Operation
+
+
+def sparse_attention(node: Node, context: Context) -> Operation:
+    """A query multiplies with at most `pages` pages. A pass reads no key twice, and the bounds of all pages once.
+
+    A pass of several tokens is taken to read as many other keys for each of them.
+    """
+    try:
+        layout = SparseLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    phase = context.phase
+    found = attention(node, context, layout.heads, layout.kv_heads, layout.head_dim, causal_pairs(phase, 0))
+    found = replace(found, selected=layout.keys)
+    pairs = int(found.keys(phase).sum())
+    row = CACHE_BYTES * layout.kv_heads * layout.head_dim * phase.sequences
+    bounds = phase.total // PAGE if phase.total > layout.keys else 0
+    return replace(
+        found,
+        macs=2 * pairs * layout.heads * layout.head_dim,
+        vector_ops=found.vector_ops // found.pairs * pairs,
+        cache_read_bytes=2 * row * (min(phase.total, layout.keys * phase.tokens) + bounds),
+        cache_write_bytes=found.cache_write_bytes + 2 * row * (phase.total // PAGE - phase.past // PAGE),
+    )

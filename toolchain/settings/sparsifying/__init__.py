@@ -1,0 +1,1 @@
+"""Which keys the attention of a model folder reads: the settings of `sparsify`."""

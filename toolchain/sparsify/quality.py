@@ -1,0 +1,62 @@
+"""What sparse attention does to a model, against the folder that it was made from: only positions behind the keys count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.contract.errors import InputError
+from runtime_py.load import open_model
+from runtime_py.system.finite import checked_logits
+from runtime_py.text.generator import load_tokenizer
+from toolchain.calibrate.text import read_text
+from toolchain.evaluate.perplexity import compared, perplexity_of, windows_of
+from toolchain.settings.sparsifying.sparsify import LongTextSettings
+from toolchain.system.progress import Reporter
+
+_ROWS = 256  # positions whose logits are held at once
+
+
+def windows_to_measure(folder: Path, keys: int, asked: LongTextSettings, positions: int) -> np.ndarray:
+    """int64 [n, window]. positions: what the model has. Raises InputError where the text is too short for one."""
+    assert asked.text is not None
+    window = asked.window or min(4 * keys, positions)
+    if window > positions:
+        raise InputError(f"--window {window} is longer than the model's {positions} positions")
+    if window <= keys + 1:
+        raise InputError(f"windows of {window} tokens hold nothing behind --keys {keys}; give fewer --keys")
+    return windows_of(read_text(asked.text), load_tokenizer(folder), window, asked.limit, str(asked.text))
+
+
+def compare(dense: Path, sparse: Path, windows: np.ndarray, keys: int, quiet: bool = False) -> dict[str, Any]:
+    """Perplexities, KL divergence and top-1 agreement over the positions from `keys` on."""
+    sessions = [open_model(folder)[0] for folder in (sparse, dense)]
+    ours, theirs, divergence, agreed = [], [], [], []
+    with Reporter("Comparing", len(windows), quiet) as report:
+        for tokens in windows:
+            states = [session.new_state() for session in sessions]
+            for session, state in zip(sessions, states):
+                session.forward(state, tokens[:keys], last_only=True)
+            for start in range(keys, len(tokens) - 1, _ROWS):
+                stop = min(start + _ROWS, len(tokens) - 1)
+                found, wanted = (
+                    checked_logits(session.forward(state, tokens[start:stop]))
+                    for session, state in zip(sessions, states)
+                )
+                losses = compared(found, wanted, tokens[start + 1 : stop + 1])
+                for kept, numbers in zip((ours, theirs, divergence), losses):
+                    kept.append(numbers)
+                agreed.append(found.argmax(axis=1) == wanted.argmax(axis=1))
+            report.step("window")
+    sparse_loss, dense_loss, kl = (float(np.concatenate(kept).mean()) for kept in (ours, theirs, divergence))
+    return {
+        "perplexity": perplexity_of(sparse_loss),
+        "dense_perplexity": perplexity_of(dense_loss),
+        "ratio": perplexity_of(sparse_loss - dense_loss),
+        "kl": kl,
+        "top1_agreement": float(np.concatenate(agreed).mean()),
+        "tokens": sum(map(len, agreed)),
+        "window": int(windows.shape[1]),
+    }
