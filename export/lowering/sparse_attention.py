@@ -88,7 +88,5 @@ def _replace(graph: ir.Graph, node: ir.Node, pages: Pages) -> None:
         if not isinstance(width, int):
             raise ValueError(f"{node.name}: its queries do not state their width")
         attributes["scale"] = 1 / math.sqrt(width / heads)
-    fresh = ir.node(
-        SPARSE_ATTENTION, list(node.inputs[:6]), attributes, domain=DOMAIN, num_outputs=3, name=node.name
-    )
+    fresh = ir.node(SPARSE_ATTENTION, list(node.inputs[:6]), attributes, domain=DOMAIN, num_outputs=3, name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [fresh], node.outputs, fresh.outputs)

@@ -1,4 +1,4 @@
-"""What sparse attention does to a model, against the folder that it was made from: only positions behind the keys count."""
+"""What sparse attention does to a model, against the folder that it was made from, where it reads fewer keys."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ def windows_to_measure(folder: Path, keys: int, asked: LongTextSettings, positio
     return windows_of(read_text(asked.text), load_tokenizer(folder), window, asked.limit, str(asked.text))
 
 
-def compare(dense: Path, sparse: Path, windows: np.ndarray, keys: int, quiet: bool = False) -> dict[str, Any]:
-    """Perplexities, KL divergence and top-1 agreement over the positions from `keys` on."""
-    sessions = [open_model(folder)[0] for folder in (sparse, dense)]
-    ours, theirs, divergence, agreed = [], [], [], []
+def compare(folder: Path, dense: Path, windows: np.ndarray, first: int, quiet: bool = False) -> dict[str, Any]:
+    """Perplexities, KL divergence and top-1 agreement over the positions from `first` on.
+
+    folder: the sparse one; dense: the one that it was made from. windows: int64 [n, window].
+    """
+    sessions = [open_model(place)[0] for place in (folder, dense)]
+    ours, theirs, divergence, agreed = (list[np.ndarray]() for _ in range(4))
     with Reporter("Comparing", len(windows), quiet) as report:
         for tokens in windows:
             states = [session.new_state() for session in sessions]
             for session, state in zip(sessions, states):
-                session.forward(state, tokens[:keys], last_only=True)
-            for start in range(keys, len(tokens) - 1, _ROWS):
+                session.forward(state, tokens[:first], last_only=True)
+            for start in range(first, len(tokens) - 1, _ROWS):
                 stop = min(start + _ROWS, len(tokens) - 1)
                 found, wanted = (
                     checked_logits(session.forward(state, tokens[start:stop]))

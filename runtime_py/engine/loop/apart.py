@@ -173,8 +173,8 @@ def append(kind, machine):
             append_token(
                 s.query + 4 * token * s.query_stride, s.key + 4 * token * s.key_stride,
                 s.value + 4 * token * s.value_stride, s.cos + row, s.sin + row, s.half, get_i64(cache),
-                get_i64(cache + 8), s.key_item, s.value_item, s.key_block, get_i64(text + 8 * CAPACITY), s.heads, s.kv_heads,
-                s.head_dim, position, s.overflow,
+                get_i64(cache + 8), s.key_item, s.value_item, s.key_block, get_i64(text + 8 * CAPACITY), s.heads,
+                s.kv_heads, s.head_dim, position, s.overflow,
             )  # fmt: skip
             token = fetch_add(counter, 1)
 

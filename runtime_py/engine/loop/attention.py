@@ -21,8 +21,8 @@ assert ROWS == razor.ROWS
 
 def _plain_item(s, isa, item, past, tokens, thread, scratch):
     attend.attend_item(
-        item, s.query, s.query_stride, s.keys, s.values, s.key_item, s.value_item, s.key_block, s.capacity, s.heads, s.kv_heads,
-        s.head_dim, past, tokens, s.window, s.scale, s.softcap, s.causal != 0, s.sinks, s.out, s.out_stride,
+        item, s.query, s.query_stride, s.keys, s.values, s.key_item, s.value_item, s.key_block, s.capacity, s.heads,
+        s.kv_heads, s.head_dim, past, tokens, s.window, s.scale, s.softcap, s.causal != 0, s.sinks, s.out, s.out_stride,
         scratch,
     )  # fmt: skip
 

@@ -49,7 +49,8 @@ def append(kind, machine):
             append_token(
                 s.query + 4 * token * s.query_stride, s.key + 4 * token * s.key_stride,
                 s.value + 4 * token * s.value_stride, s.cos + row, s.sin + row, s.half, s.keys, s.values, s.key_item,
-                s.value_item, s.key_block, s.capacity, s.heads, s.kv_heads, s.head_dim, get_i64(place + 8 * PLACE), s.overflow,
+                s.value_item, s.key_block, s.capacity, s.heads, s.kv_heads, s.head_dim, get_i64(place + 8 * PLACE),
+                s.overflow,
             )  # fmt: skip
             token = fetch_add(counter, 1)
 
@@ -73,8 +74,9 @@ def attention(kind, machine):
                 attend_item(
                     item - before, s.query + 4 * own * s.query_stride, s.query_stride,
                     s.keys + s.key_item * (base // 16) * s.key_block, s.values + s.value_item * base * width,
-                    s.key_item, s.value_item, s.key_block, s.capacity, s.heads, s.kv_heads, s.head_dim, 0, some, s.window, s.scale, s.softcap,
-                    s.causal != 0, s.sinks, s.out + 4 * own * s.out_stride, s.out_stride, scratch,
+                    s.key_item, s.value_item, s.key_block, s.capacity, s.heads, s.kv_heads, s.head_dim, 0, some,
+                    s.window, s.scale, s.softcap, s.causal != 0, s.sinks, s.out + 4 * own * s.out_stride, s.out_stride,
+                    scratch,
                 )  # fmt: skip
                 item = fetch_add(counter, 1)
             before += items

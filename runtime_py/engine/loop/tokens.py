@@ -77,8 +77,8 @@ def _kv_append(s, past, token, scratch):
     row = 4 * position * s.half
     append_token(
         s.query + 4 * token * s.query_stride, s.key + 4 * token * s.key_stride, s.value + 4 * token * s.value_stride,
-        s.cos + row, s.sin + row, s.half, s.keys, s.values, s.key_item, s.value_item, s.key_block, s.capacity, s.heads, s.kv_heads,
-        s.head_dim, position, s.overflow,
+        s.cos + row, s.sin + row, s.half, s.keys, s.values, s.key_item, s.value_item, s.key_block, s.capacity, s.heads,
+        s.kv_heads, s.head_dim, position, s.overflow,
     )  # fmt: skip
 
 

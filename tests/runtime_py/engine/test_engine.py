@@ -91,9 +91,9 @@ def test_attention(tokens, past, kv_heads, repeat, head_dim, window, cap, causal
     own = 0 if sinks is None else sinks.ctypes.data
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
-            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, 16 * head_dim, capacity,
-            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal, own, out.ctypes.data,
-            heads * head_dim, scratch.ctypes.data,
+            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items,
+            16 * head_dim, capacity, heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(cap), causal,
+            own, out.ctypes.data, heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip
     assert not overflow.any()
     half = [a.astype(np.float16).astype(np.float64) for a in (keys, values)]  # also what a float32 cache holds

@@ -102,7 +102,8 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
         for p in range(total):
             append_token(
                 spare.ctypes.data, keys[p].ctypes.data, values[p].ctypes.data, 0, 0, 0, cache[0].ctypes.data,
-                cache[1].ctypes.data, *items, 16 * head_dim, capacity, heads, kv_heads, head_dim, p, overflow.ctypes.data,
+                cache[1].ctypes.data, *items, 16 * head_dim, capacity, heads, kv_heads, head_dim, p,
+                overflow.ctypes.data,
             )  # fmt: skip
         beyond = [np.abs(a).max() > attention.LIMIT and item == 2 for a, item in zip((keys, values), items)]
         assert overflow.astype(bool).tolist() == beyond
@@ -113,8 +114,8 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
     scratch = aligned_bytes(sizes.scratch_bytes(head_dim))
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
-            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items, 16 * head_dim, capacity,
-            heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(0), True, 0, out.ctypes.data,
+            item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items,
+            16 * head_dim, capacity, heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(0), True, 0, out.ctypes.data,
             heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip
     with np.errstate(over="ignore"):

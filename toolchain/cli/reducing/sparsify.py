@@ -53,7 +53,7 @@ def sparsify(
         try:
             done = write_sparse_folder(folder, built, settings.pages, settings.dense)
             if windows is not None:
-                done["quality"] = compare(folder, built, windows, keys, json)
+                done["quality"] = compare(built, folder, windows, keys, json)
             install_folder(built, place, force)
         finally:
             shutil.rmtree(built, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Causal attention over a key-value cache: grouped queries, sliding window, online softmax.
 
 Keys of one head lie as [capacity / 16][head_dim][16 positions], so that 16 scores are one vector and no sum crosses
-lanes, with numbers of the page behind each block where attention picks pages (pages.py); values as [capacity][padded head_dim]. A work item is up to 8 query rows that share one key-value head.
+lanes, with numbers of the page behind each block where attention picks pages (pages.py); values as [capacity][padded
+head_dim]. A work item is up to 8 query rows that share one key-value head.
 
 A cached number is the float16 nearest to it, or beyond LIMIT the float32 number itself. A cache holds float16 numbers
 (HALF_ITEM bytes each) until one beyond LIMIT comes, which sets `overflow`; then the same numbers as float32
@@ -191,10 +192,11 @@ def attend_item(
 ):
     """Rows of work item `item`: tokens x heads of one key-value head, 8 at a time.
 
-    query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each; key_block:
-    numbers from 16 keys of a head to the next 16; window: keys a query may see, its own the last, and without causal as many on the other side, 0 for all; cap: soft cap on
-    the scores, 0 for none; causal: whether a query sees no key behind its own; sinks: address of a score for each head
-    that takes part in the softmax and no more, or 0.
+    query, out: float32 [tokens, stride]; keys, values: the layer's cache, with the bytes of a number in each;
+    key_block: numbers from 16 keys of a head to the next 16; window: keys a query may see, its own the last, and
+    without causal as many on the other side, 0 for all; cap: soft cap on the scores, 0 for none; causal: whether a
+    query sees no key behind its own; sinks: address of a score for each head that takes part in the softmax and no
+    more, or 0.
     """
     repeat, width = heads // kv_heads, (head_dim + 15) // 16 * 16
     tiles = (repeat * tokens + ROWS - 1) // ROWS

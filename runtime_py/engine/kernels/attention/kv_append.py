@@ -70,8 +70,9 @@ def append_token(
 ):  # fmt: skip
     """Rotate one token's queries and keys in place (half > 0) and write its keys and values into the cache.
 
-    key_item, value_item: bytes of a number in each cache. key_block: numbers from 16 keys of a head to the next 16. overflow: two int64, of the keys and of the values, set to 1
-    where a cache of float16 is too narrow; what it holds of this token is useless then.
+    key_item, value_item: bytes of a number in each cache. key_block: numbers from 16 keys of a head to the next 16.
+    overflow: two int64, of the keys and of the values, set to 1 where a cache of float16 is too narrow; what it holds
+    of this token is useless then.
     """
     width = (head_dim + 15) // 16 * 16
     if half > 0:

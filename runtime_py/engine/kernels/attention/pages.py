@@ -16,7 +16,6 @@ from runtime_py.simd.vectors import (
     add,
     first_lanes,
     fused,
-    get_f32,
     get_i32,
     load_floats,
     load_halfs,
