@@ -115,8 +115,8 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
     for item in range(kv_heads * -(-repeat * tokens // attention.ROWS)):
         attention.attend_item(
             item, query.ctypes.data, heads * head_dim, cache[0].ctypes.data, cache[1].ctypes.data, *items,
-            16 * head_dim, capacity, heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(0), True, 0, out.ctypes.data,
-            heads * head_dim, scratch.ctypes.data,
+            16 * head_dim, capacity, heads, kv_heads, head_dim, past, tokens, window, scale, np.float32(0), True, 0,
+            out.ctypes.data, heads * head_dim, scratch.ctypes.data,
         )  # fmt: skip
     with np.errstate(over="ignore"):
         kept = [
