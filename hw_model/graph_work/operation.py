@@ -70,7 +70,7 @@ class Operation:
     kv_heads: int = 0
     head_dim: int = 0
     window: int = 0  # keys a query sees at most on one side, itself among them; 0: all
-    selected: int = 0  # keys a query reads at most of those that it sees, and the bounds of each page then; 0: all
+    selected: int = 0  # keys a query reads at most of those that it sees, and then the mean of each page; 0: all
     causal: bool = True  # whether a query sees nothing that lies ahead
     stored_bytes: int | None = None  # of the file that no other operation accounts for; None: as many as are read
     uses: int = 1  # nodes that multiply with the same matrix, this one among them
@@ -108,7 +108,7 @@ class Operation:
         """Attention: keys that each query reads, int64 [vectors]; their sum is `pairs`."""
         place = np.tile(phase.past + np.arange(phase.tokens), phase.sequences)
         if self.selected:
-            return np.where(place < self.selected, place + 1, self.selected + (place + 1) // PAGE)
+            return np.where(place < self.selected, place + 1, self.selected + (place + 1) // (2 * PAGE))
         behind = np.minimum(place + 1, self.window or phase.total)
         return behind if self.causal else behind + np.minimum(phase.total - place, self.window or phase.total) - 1
 

@@ -1,7 +1,7 @@
-"""The work of SparseAttention: the pages that are read, and the bounds of all pages, by which these are found.
+"""The work of SparseAttention: the pages that are read, and the means of all pages, by which these are found.
 
-The bounds of a page, its largest and smallest numbers, are as large as a key and a value, and meet a query in as many
-products; the softmax over pages is one over keys. So a page whose bounds are looked at counts as one more pair.
+The mean of a page is as large as a key, and meets a query in as many products; the softmax over pages is one over keys.
+So two pages that are looked at count as one more pair of a query with a key and its value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hw_model.graph_work.operation import Operation
 
 
 def sparse_attention(node: Node, context: Context) -> Operation:
-    """A query multiplies with at most `pages` pages. A pass reads no key twice, and the bounds of all pages once.
+    """A query multiplies with at most `pages` pages. A pass reads no key twice, and the mean of each page once.
 
     A pass of several tokens is taken to read as many other keys for each of them.
     """
@@ -29,11 +29,11 @@ def sparse_attention(node: Node, context: Context) -> Operation:
     found = replace(found, selected=layout.keys)
     pairs = int(found.keys(phase).sum())
     row = CACHE_BYTES * layout.kv_heads * layout.head_dim * phase.sequences
-    bounds = phase.total // PAGE if phase.total > layout.keys else 0
+    means = phase.total // PAGE if phase.total > layout.keys else 0
     return replace(
         found,
         macs=2 * pairs * layout.heads * layout.head_dim,
         vector_ops=found.vector_ops // found.pairs * pairs,
-        cache_read_bytes=2 * row * (min(phase.total, layout.keys * phase.tokens) + bounds),
-        cache_write_bytes=found.cache_write_bytes + 2 * row * (phase.total // PAGE - phase.past // PAGE),
+        cache_read_bytes=2 * row * (min(phase.total, layout.keys * phase.tokens)) + row * means,
+        cache_write_bytes=found.cache_write_bytes + row * (phase.total // PAGE - phase.past // PAGE),
     )

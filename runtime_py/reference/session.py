@@ -21,7 +21,7 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION
-from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout, seen_pages
+from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout, page_means, seen_pages
 from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import ATTENTIONS, Interpreter
@@ -242,7 +242,7 @@ def _mixed(
     visible = mask.reshape(mask.shape[-2], keys.shape[1])
     if node.op_type == SPARSE_ATTENTION:
         layout = SparseLayout.of(node.attributes, kv_heads * repeat * head_dim)
-        pages = seen_pages(queries, keys, past, layout)
+        pages = seen_pages(queries, page_means(keys), past, layout)
         for head in range(kv_heads):
             seen = np.repeat(pages[head], PAGE, axis=1)[:, : keys.shape[1]] & visible
             masked_softmax(scores[head : head + 1], seen, past, repeat, scale)

@@ -60,7 +60,7 @@ def _quality(given: argparse.Namespace, folders: list[Path], names: list[str]) -
     counted = np.arange(given.window // 2, given.window) + 1
     for name, folder in zip(names[1:], folders[1:]):
         found = compare(folder=folder, dense=given.folder, windows=windows, first=given.window // 2, quiet=True)
-        reads = (np.minimum(counted, int(name)) + counted // 16).sum() / counted.sum()
+        reads = (np.minimum(counted, int(name)) + counted // 32).sum() / counted.sum()
         numbers = f"{found['ratio']:.4f} | {found['kl']:.4f} | {100 * found['top1_agreement']:.1f} %"
         print(f"| {name} | {100 * reads:.0f} % | {numbers} |", flush=True)
 

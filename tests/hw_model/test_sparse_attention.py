@@ -28,20 +28,20 @@ def sparse_folder(demo_folder, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("context, seen", [(100, 100), (128, 128), (129, 128), (1024, 128)])
-def test_a_token_reads_its_pages_and_all_bounds(sparse_folder, context, seen):
+def test_a_token_reads_its_pages_and_all_means(sparse_folder, context, seen):
     work = workload(sparse_folder, "decode", context)
-    bounds = context // 16 if context > 128 else 0
-    assert total(work, "macs", "attention") == LAYERS * 2 * (seen + bounds) * HEADS * HEAD_DIM
-    assert total(work, "cache_read_bytes") == LAYERS * 2 * ROW * (seen + bounds)
+    means = context // 16 if context > 128 else 0
+    assert total(work, "macs", "attention") == LAYERS * 2 * (seen + means // 2) * HEADS * HEAD_DIM
+    assert total(work, "cache_read_bytes") == LAYERS * ROW * (2 * seen + means)
     attention = next(op for op in work if op.kind == "attention")
     phase = Phase.of("decode", context)
-    assert attention.keys(phase).sum() == attention.pairs == seen + bounds
+    assert attention.keys(phase).sum() == attention.pairs == seen + means // 2
     assert attention.held_values(phase) == 2 * context * KV_HEADS * HEAD_DIM  # all keys are kept
 
 
 def test_a_prompt_multiplies_with_the_pages_of_each_query(sparse_folder):
     work = workload(sparse_folder, "prefill", 300)
-    reads = [t + 1 if t < 128 else 128 + (t + 1) // 16 for t in range(300)]
+    reads = [t + 1 if t < 128 else 128 + (t + 1) // 32 for t in range(300)]
     assert total(work, "macs", "attention") == LAYERS * 2 * sum(reads) * HEADS * HEAD_DIM
     attention = next(op for op in work if op.kind == "attention")
     np.testing.assert_array_equal(attention.keys(Phase.of("prefill", 300)), reads)

@@ -11,13 +11,13 @@ attends to at most `pages` pages: the first `first` ones, the last `recent` ones
 ones of the highest score. All are whole by then, so a query's pages depend on nothing behind it. Heads that share keys
 share the choice, so that a page is read once.
 
-Score of a page: for each head, the largest product that any key between the smallest and largest numbers of the page,
-by dimension, could have with the query (Quest, arXiv 2406.10774, section 3.2), a softmax of that over the pages that
-there are to choose from, and the sum of it over the heads that share keys. Of equal scores the earlier page is taken.
+Score of a page: for each head, the product of the query with the mean of the page's keys (as MoBA has it, arXiv
+2502.13189, section 2.2), a softmax of that over the pages that there are to choose from, and the sum of it over the
+heads that share keys. Of equal scores the earlier page is taken.
 
 The body reads all keys: standard operators cannot skip any. The engine (runtime_py/engine/kernels/attention/) keeps the
-two numbers of each dimension beside the keys of a page and reads no other page. A query that sees no key is not
-defined, as in standard Attention.
+mean beside the keys of a page and reads no other page. A query that sees no key is not defined, as in standard
+Attention.
 """
 
 from __future__ import annotations
@@ -82,16 +82,21 @@ class SparseLayout:
         return PAGE * self.pages
 
 
-def seen_pages(query: np.ndarray, keys: np.ndarray, past: int, layout: SparseLayout) -> np.ndarray:
+def page_means(keys: np.ndarray) -> np.ndarray:
+    """float32 [kv_heads, whole pages, D], the mean of each page's keys, float32 [kv_heads, total, D]."""
+    kv_heads, total, head_dim = keys.shape
+    pages = keys[:, : total // PAGE * PAGE].reshape(kv_heads, total // PAGE, PAGE, head_dim)
+    means: np.ndarray = pages.mean(axis=2)
+    return means
+
+
+def seen_pages(query: np.ndarray, means: np.ndarray, past: int, layout: SparseLayout) -> np.ndarray:
     """bool [kv_heads, T, pages of the cache]: what each query reads.
 
-    query: float32 [kv_heads, heads / kv_heads, T, D]. keys: float32 [kv_heads, past + T, D]. Query by query, slowly.
+    query: float32 [kv_heads, heads / kv_heads, T, D]. means: of all pages that are whole. Query by query, slowly.
     """
     kv_heads, repeat, tokens, _ = query.shape
-    total = keys.shape[1]
-    found = np.zeros((kv_heads, tokens, -(-total // PAGE)), bool)
-    whole = keys[:, : total // PAGE * PAGE].reshape(kv_heads, total // PAGE, PAGE, keys.shape[2])
-    lowest, highest = whole.min(axis=2), whole.max(axis=2)
+    found = np.zeros((kv_heads, tokens, -(-(past + tokens) // PAGE)), bool)
     for kv, t in np.ndindex(kv_heads, tokens):
         own = (past + t) // PAGE
         middle = np.arange(layout.first, max(own - layout.recent + 1, layout.first))
@@ -99,12 +104,10 @@ def seen_pages(query: np.ndarray, keys: np.ndarray, past: int, layout: SparseLay
         found[kv, t, max(own - layout.recent + 1, 0) : own + 1] = True
         if len(middle) == 0:
             continue
-        low, high = lowest[kv, middle], highest[kv, middle]
         scores = np.zeros(len(middle), np.float32)
         for r in range(repeat):
-            q = query[kv, r, t] * np.float32(layout.scale)
-            bound = np.maximum(q, 0) @ high.T + np.minimum(q, 0) @ low.T
-            power = np.exp(bound - bound.max())
+            product = means[kv, middle] @ (query[kv, r, t] * np.float32(layout.scale))
+            power = np.exp(product - product.max())
             scores += power / power.sum()
         chosen = np.argsort(-scores, kind="stable")[: layout.pages - layout.first - layout.recent]
         found[kv, t, middle[chosen]] = True
@@ -122,7 +125,7 @@ def sparse_attention(
     keys = np.concatenate([past_key, key.reshape(split).transpose(0, 2, 1, 3)], axis=2)
     values = np.concatenate([past_value, value.reshape(split).transpose(0, 2, 1, 3)], axis=2)
     q = query.reshape(batch, tokens, kv, repeat, layout.head_dim).transpose(0, 2, 3, 1, 4)
-    pages = np.stack([seen_pages(q[b], keys[b], past, layout) for b in range(batch)])
+    pages = np.stack([seen_pages(q[b], page_means(keys[b]), past, layout) for b in range(batch)])
     seen = np.repeat(pages, PAGE, axis=3)[..., : past + tokens] & mask
     scores = q @ keys[:, :, None].transpose(0, 1, 2, 4, 3) * np.float32(layout.scale)
     if layout.softcap > 0:
@@ -142,13 +145,9 @@ def _page_scores(b: Body, q: Value, keys: Value, between: Value, count: Value) -
     missing = count * PAGE - b.Shape(keys, start=2, end=3)
     whole = b.Pad(keys, b.Concat([0, 0, 0, 0, 0, 0], missing, [0], axis=0))
     shape = b.Concat(b.Shape(keys, start=0, end=2), count, [PAGE], head_dim, axis=0)
-    pages = b.Reshape(whole, shape)
-    high, low = (
-        b.Unsqueeze(b.Transpose(limit, perm=[0, 1, 3, 2]), [2])
-        for limit in (b.ReduceMax(pages, [3], keepdims=0), b.ReduceMin(pages, [3], keepdims=0))
-    )
-    bound = b.MatMul(b.Max(q, 0.0), high) + b.MatMul(b.Min(q, 0.0), low)
-    share = b.Softmax(b.Where(between, bound, _LOWEST), axis=-1)
+    means = b.ReduceMean(b.Reshape(whole, shape), [3], keepdims=0, name="page_mean")
+    product = b.MatMul(q, b.Unsqueeze(b.Transpose(means, perm=[0, 1, 3, 2]), [2]))
+    share = b.Softmax(b.Where(between, product, _LOWEST), axis=-1)
     return b.ReduceSum(share, [2], keepdims=0, name="page_score")
 
 

@@ -9,8 +9,8 @@ HALF_ITEM, FLOAT_ITEM = 2, 4  # bytes of a cached number
 
 
 def key_block_numbers(head_dim: int, paged: bool = False) -> int:
-    """Numbers of a block of 16 cached keys of one head; paged: with the bounds of the page behind them."""
-    return (16 + 2 * paged) * head_dim
+    """Numbers of a block of 16 cached keys of one head; paged: with their mean behind them."""
+    return (16 + paged) * head_dim
 
 
 def key_block_bytes(head_dim: int, paged: bool = False) -> int:

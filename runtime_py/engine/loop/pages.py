@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.attention.attend import attend_item
-from runtime_py.engine.kernels.attention.pages import choose_pages, put_page_bounds
+from runtime_py.engine.kernels.attention.pages import choose_pages, put_page_mean
 from runtime_py.engine.kernels.attention.sparse_attend import sparse_attend_item
 from runtime_py.engine.kernels.reading import read_call
 from runtime_py.engine.layout.attention import PAGE, ROWS
@@ -16,13 +16,13 @@ from runtime_py.simd.vectors import get_i64
 
 
 @nb.njit(cache=True, inline="always")
-def _bound(s, keys, capacity, head, page):
+def _mean(s, keys, capacity, head, page):
     block = keys + s.key_item * s.key_block * (head * (capacity // 16) + page)
-    put_page_bounds(block, s.key_item, s.head_dim)
+    put_page_mean(block, s.key_item, s.head_dim)
 
 
-def bound_pages(kind, machine):
-    """Driver of a BoundPages: work items are a head's pages that the call has filled."""
+def page_means(kind, machine):
+    """Driver of a PageMeans: work items are a head's pages that the call has filled."""
 
     @nb.njit(cache=True)
     def run(call, step, number, first, tokens, counter, thread, threads, scratch):
@@ -31,13 +31,13 @@ def bound_pages(kind, machine):
         items = ((past + tokens) // PAGE - begin) * s.kv_heads
         item = fetch_add(counter, 1) if items > 0 else items
         while item < items:
-            _bound(s, s.keys, s.capacity, item % s.kv_heads, begin + item // s.kv_heads)
+            _mean(s, s.keys, s.capacity, item % s.kv_heads, begin + item // s.kv_heads)
             item = fetch_add(counter, 1)
 
     return run
 
 
-def bound_pages_apart(kind, machine):
+def page_means_apart(kind, machine):
     """The same for single tokens of several texts. Of a text with several tokens the last to fill a page writes it."""
 
     @nb.njit(cache=True)
@@ -50,7 +50,7 @@ def bound_pages_apart(kind, machine):
             position = get_i64(text + 8 * PAST)
             if position % PAGE == PAGE - 1:
                 keys, capacity = get_i64(text + 8 * (CACHES + 2 * layer)), get_i64(text + 8 * CAPACITY)
-                _bound(s, keys, capacity, item % s.kv_heads, position // PAGE)
+                _mean(s, keys, capacity, item % s.kv_heads, position // PAGE)
             item = fetch_add(counter, 1)
 
     return run

@@ -158,7 +158,7 @@ class AttentionShape:
     value_block: int
     razored: bool = False
     bits: int = 16  # of a cached number; 16: float16, or float32 where that is too narrow
-    paged: bool = False  # with the bounds of every page beside its keys
+    paged: bool = False  # with the mean of every page beside its keys
 
     @property
     def coded(self) -> bool:

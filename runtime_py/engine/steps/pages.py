@@ -1,4 +1,4 @@
-"""Attention over some pages of the cache: the pages' bounds, the choice of pages, and attention over those."""
+"""Attention over some pages of the cache: the pages' means, the choice of pages, and attention over those."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MOST_PAGES = 1 << 16
 
 @dataclass(kw_only=True, eq=False)
 class PagedCache(PlainCache[T]):
-    """Cached numbers with the largest and smallest of each page behind its keys; layout in kernels/attention/pages.py.
+    """Cached numbers with the mean of each page behind its keys; layout in kernels/attention/pages.py.
 
     A page is as large as a block.
     """
 
     def block_bytes(self: PagedCache[int]) -> tuple[int, int]:
-        need(self.key_block >= (PAGE + 2) * self.head_dim, "blocks without room for their bounds")
+        need(self.key_block >= (PAGE + 1) * self.head_dim, "blocks without room for their mean")
         return PlainCache.block_bytes(self)
 
 
@@ -42,10 +42,10 @@ class PagesOfTokens(PagedCache[T]):
 
 @declared
 @dataclass(kw_only=True, eq=False)
-class BoundPages(PagedCache[T]):
-    """Write the bounds of every page that the call has filled."""
+class PageMeans(PagedCache[T]):
+    """Write the mean of every page that the call has filled."""
 
-    def accesses(self: BoundPages[int], case: Case, arrays: Arrays) -> Iterator[Access]:
+    def accesses(self: PageMeans[int], case: Case, arrays: Arrays) -> Iterator[Access]:
         yield from (access for access in self.cache(UPDATE, case) if access.name == "keys")
 
 
@@ -69,7 +69,7 @@ class ChoosePages(PagesOfTokens[T]):
         yield self.lists(WRITE, case)
 
     def scratch(self: ChoosePages[int], arrays: Arrays) -> int:
-        return 8 * (-(-self.head_dim // 16) * 16) + 4 * 256
+        return 4 * (-(-self.head_dim // 16) * 16) + 4 * 256
 
 
 @declared

@@ -21,7 +21,7 @@ from runtime_py.engine.steps.experts import Combine, ExpertDense, ExpertGrouped,
 from runtime_py.engine.steps.integer_attention import IntegerAttend, IntegerKvAppend
 from runtime_py.engine.steps.integers import Quantize, Razor, Tender
 from runtime_py.engine.steps.lookups import Embed, EmbedDense, EmbedGroups, Reorder
-from runtime_py.engine.steps.pages import BoundPages, ChoosePages, SparseAttend
+from runtime_py.engine.steps.pages import ChoosePages, PageMeans, SparseAttend
 from runtime_py.engine.steps.products import CodeProduct, Dense, Grouped, GroupMatMul, MatMul, RazorMatMul, Sparse
 from runtime_py.engine.steps.state_space import StateSpace
 from runtime_py.engine.steps.step import Step
@@ -31,14 +31,14 @@ KINDS: tuple[type[Step[Any]], ...] = (
     Razor, RazorMatMul, RazorKvAppend, RazorAttend, Sparse,
     GroupMatMul, EmbedGroups, Rotate, Route, ExpertMatMul, Combine, ShortConvolution, CausalConvolution, DeltaRule,
     ExpertGrouped, ExpertDense, AdapterDown, AdapterUp, StateSpace, IntegerKvAppend,
-    IntegerAttend, Tender, BoundPages, ChoosePages, SparseAttend,
+    IntegerAttend, Tender, PageMeans, ChoosePages, SparseAttend,
 )  # fmt: skip
 (
     EMBED, EMBED_DENSE, NORM, QUANTIZE, MATMUL, GROUPED, DENSE, ACTIVATE, ADD, KV_APPEND, ATTEND, SCALE, REORDER,
     RAZOR, RAZOR_MATMUL, RAZOR_KV_APPEND, RAZOR_ATTEND, SPARSE,
     GROUP_MATMUL, EMBED_GROUPS, ROTATE, ROUTE, EXPERT_MATMUL, COMBINE, SHORT_CONVOLUTION, CAUSAL_CONVOLUTION,
     DELTA_RULE, EXPERT_GROUPED, EXPERT_DENSE, ADAPTER_DOWN, ADAPTER_UP, STATE_SPACE, INTEGER_KV_APPEND, INTEGER_ATTEND,
-    TENDER, BOUND_PAGES, CHOOSE_PAGES, SPARSE_ATTEND,
+    TENDER, PAGE_MEANS, CHOOSE_PAGES, SPARSE_ATTEND,
 ) = range(len(KINDS))  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from export.contract.operators.sparse_attention import (
     PAGE,
     SPARSE_ATTENTION,
     SparseLayout,
+    page_means,
     seen_pages,
     sparse_attention,
     sparse_attention_function,
@@ -61,7 +62,7 @@ def test_everywhere_alike(tokens, past, heads, kv_heads, size, batch, more):
     for b, t, h in np.ndindex(batch, tokens, heads):
         kv = h // (heads // kv_heads)
         own = inputs[0].reshape(batch, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
-        pages = np.flatnonzero(seen_pages(own[b], keys[b], past, layout)[kv, t])
+        pages = np.flatnonzero(seen_pages(own[b], page_means(keys[b]), past, layout)[kv, t])
         positions = (pages[:, None] * PAGE + np.arange(PAGE)).reshape(-1)
         seen = positions[positions <= past + t]
         assert len(pages) == min(layout.pages, (past + t) // PAGE + 1)  # never fewer than there could be
@@ -80,13 +81,13 @@ def test_everywhere_alike(tokens, past, heads, kv_heads, size, batch, more):
 
 
 def test_a_page_that_holds_the_answer_is_read():
-    """Random keys, one that fits the query a hundred times better: its page is among the four of a hundred."""
+    """Random keys, one page of which leans towards the query: it is among the four of a hundred."""
     rng = np.random.default_rng(0)
     keys = rng.standard_normal((1, 1600, 16)).astype(np.float32)
     query = rng.standard_normal((1, 1, 1, 16)).astype(np.float32)
-    keys[0, 801] = 10 * query[0, 0, 0]
+    keys[0, 800:816] += query[0, 0, 0]
     layout = SparseLayout.of(attributes_of(1, 1), 16)
-    assert seen_pages(query, keys, 1599, layout)[0, 0, 801 // PAGE]
+    assert seen_pages(query, page_means(keys), 1599, layout)[0, 0, 801 // PAGE]
 
 
 def test_what_comes_later_changes_no_choice():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract.operators.sparse_attention import PAGE, SparseLayout, seen_pages, sparse_attention
+from export.contract.operators.sparse_attention import PAGE, SparseLayout, page_means, seen_pages
 from runtime_py.engine.kernels.attention import attend, pages, sparse_attend
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.layout import attention as sizes
@@ -15,7 +15,7 @@ from runtime_py.system.guard_pages import aligned_bytes
 
 
 class Cache:
-    """Some keys and values as the engine keeps them, with the bounds of their whole pages."""
+    """Some keys and values as the engine keeps them, with the mean of their whole pages."""
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, items: tuple[int, int]) -> None:
         """keys, values: float32 [total, kv_heads, head_dim]."""
@@ -34,7 +34,7 @@ class Cache:
                 self.key_block, self.capacity, 1, self.kv_heads, self.head_dim, p, overflow.ctypes.data,
             )  # fmt: skip
         for head, page in np.ndindex(self.kv_heads, total // PAGE):
-            pages.put_page_bounds(self.of_head(head) + items[0] * self.key_block * page, items[0], self.head_dim)
+            pages.put_page_mean(self.of_head(head) + items[0] * self.key_block * page, items[0], self.head_dim)
 
     def of_head(self, head: int) -> int:
         return self.keys + self.items[0] * self.key_block * head * (self.capacity // 16)
@@ -43,7 +43,7 @@ class Cache:
         """int32 [kv_heads, 1 + pages] for queries float32 [heads, head_dim]."""
         lists = np.full((self.kv_heads, 1 + layout.pages), -1, np.int32)
         lines, repeat = np.zeros((2, self.capacity), np.float32), layout.heads // layout.kv_heads
-        scratch = aligned_bytes(8 * (-(-self.head_dim // 16) * 16) + 1024)
+        scratch = aligned_bytes(4 * (-(-self.head_dim // 16) * 16) + 1024)
         for head in range(self.kv_heads):
             pages.choose_pages(
                 query[head * repeat :].ctypes.data, repeat, self.head_dim, np.float32(layout.scale), self.of_head(head),
@@ -78,6 +78,19 @@ class Cache:
         return out
 
 
+def attention_over(query, cached, seen, layout):
+    """float32 [heads, head_dim] of one token, in float64; cached: keys and values [kv_heads, total, head_dim]."""
+    out = np.zeros(query.shape)
+    for h in range(layout.heads):
+        kv = h // (layout.heads // layout.kv_heads)
+        keys, values = (a[kv, seen[kv]].astype(np.float64) for a in cached)
+        scores = keys @ query[h].astype(np.float64) * layout.scale
+        scores = layout.softcap * np.tanh(scores / layout.softcap) if layout.softcap else scores
+        shares = np.exp(scores - scores.max())
+        out[h] = shares / shares.sum() @ values
+    return out
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 900), st.integers(1, 3), st.sampled_from([1, 3, 9]), st.sampled_from([8, 16, 24, 64, 80]),
@@ -94,13 +107,11 @@ def test_like_the_reference(total, kv_heads, repeat, head_dim, most, first, rece
     lists = cache.chosen(query, position, layout)
     # what is cached is float16, also in a cache of float32
     halves = [a.astype(np.float16).astype(np.float32).transpose(1, 0, 2) for a in (keys, values)]
-    seen = seen_pages(query.reshape(kv_heads, repeat, 1, head_dim), halves[0], position, layout)[:, 0]
+    means = page_means(halves[0]).astype(np.float16).astype(np.float32)
+    seen = seen_pages(query.reshape(kv_heads, repeat, 1, head_dim), means, position, layout)[:, 0]
     for own, expected in zip(lists, seen):
         np.testing.assert_array_equal(own[1 : 1 + own[0]], np.flatnonzero(expected))
-    past = [a[None, :, :-1] for a in halves]
-    new = [np.ascontiguousarray(a[:, -1]).reshape(1, 1, -1) for a in halves]
-    mask = np.ones((1, 1, 1, total), bool)
-    expected, *_ = sparse_attention(query.reshape(1, 1, -1), *new, mask, *past, layout)
+    expected = attention_over(query, halves, np.repeat(seen, PAGE, axis=1)[:, :total], layout)
     found = cache.attended(query, position, layout, lists)
     np.testing.assert_allclose(found.reshape(-1), expected.reshape(-1), atol=2e-5)  # as dense attention's test has it
     if len(seen[0]) <= layout.pages:

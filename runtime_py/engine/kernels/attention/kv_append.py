@@ -27,7 +27,7 @@ from runtime_py.simd.vectors import (
 
 
 @nb.njit(cache=True, inline="always")
-def _cached(x):
+def cached_number(x):
     """The number that a cache holds for x."""
     return x if abs(x) > LIMIT else half_precision(x)
 
@@ -48,7 +48,7 @@ def _store_key(source, head_dim, item, to):
         if item == HALF_ITEM:
             put_f16(to + 32 * d, get_f32(source + 4 * d))
         else:
-            put_f32(to + 64 * d, _cached(get_f32(source + 4 * d)))
+            put_f32(to + 64 * d, cached_number(get_f32(source + 4 * d)))
 
 
 @nb.njit(cache=True)
@@ -60,7 +60,7 @@ def _store_value(source, head_dim, item, row):
         else:
             store_floats(row + 4 * d, load_some(source + 4 * d, head_dim - d))
             for i in range(d, min(d + 16, head_dim)):
-                put_f32(row + 4 * i, _cached(get_f32(source + 4 * i)))
+                put_f32(row + 4 * i, cached_number(get_f32(source + 4 * i)))
 
 
 @nb.njit(cache=True)

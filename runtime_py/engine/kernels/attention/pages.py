@@ -1,8 +1,8 @@
-"""Pages of cached keys: the largest and smallest numbers of each, and which pages a query reads.
+"""Pages of cached keys: the mean of each, and which pages a query reads.
 
-Where attention picks pages, a block of 16 keys (attend.py) is a page, and behind it lie 2 * head_dim numbers of the
-cache's own type: the largest of the page by dimension, then the smallest. They are those of the cached numbers, so the
-choice depends on the tokens alone. Rules: export/contract/operators/sparse_attention.py.
+Where attention picks pages, a block of 16 keys (attend.py) is a page, and behind it lie head_dim numbers of the
+cache's own type: the mean of its keys as they are cached, rounded as these are. So the choice depends on the tokens
+alone. Rules: export/contract/operators/sparse_attention.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from runtime_py.engine.kernels.attention.kv_append import cached_number
 from runtime_py.engine.kernels.elementwise import exponential
 from runtime_py.engine.layout.attention import HALF_ITEM, PAGE
 from runtime_py.simd.vectors import (
@@ -23,7 +24,6 @@ from runtime_py.simd.vectors import (
     load_some_halfs,
     max_floats,
     maximum,
-    minimum,
     multiply,
     prefetch,
     put_f16,
@@ -42,19 +42,14 @@ _BINS = 256
 
 
 @nb.njit(cache=True)
-def put_page_bounds(block, item, head_dim):
-    """Write the largest and smallest numbers of 16 keys behind them. block: address; item: bytes of a number."""
-    largest = block + 16 * item * head_dim
-    smallest = largest + item * head_dim
+def put_page_mean(block, item, head_dim):
+    """Write the mean of 16 keys behind them. block: address; item: bytes of a number."""
+    mean = block + 16 * item * head_dim
     for d in range(head_dim):
         if item == HALF_ITEM:
-            numbers = load_halfs(block + 32 * d)
-            put_f16(largest + 2 * d, max_floats(numbers))
-            put_f16(smallest + 2 * d, -max_floats(subtract(zero_floats(), numbers)))
+            put_f16(mean + 2 * d, sum_floats(load_halfs(block + 32 * d)) * _F(1.0 / 16.0))
         else:
-            numbers = load_floats(block + 64 * d)
-            put_f32(largest + 4 * d, max_floats(numbers))
-            put_f32(smallest + 4 * d, -max_floats(subtract(zero_floats(), numbers)))
+            put_f32(mean + 4 * d, cached_number(sum_floats(load_floats(block + 64 * d)) * _F(1.0 / 16.0)))
 
 
 @nb.njit(cache=True, inline="always")
@@ -66,29 +61,21 @@ def _numbers(source, item, left):
 
 
 @nb.njit(cache=True)
-def _bounds(query, scale, head_dim, keys, item, key_block, first, count, sides, line):
-    """line[i] = the largest product that a key of page first + i could have with the query, times scale.
-
-    sides: scratch, float32 [2, wide], the query's positive and negative numbers.
-    """
-    wide = (head_dim + 15) // 16 * 16
-    for d in range(0, wide, 16):
+def _products(query, scale, head_dim, keys, item, key_block, first, count, scaled, line):
+    """line[i] = the query times scale, times the mean of page first + i. scaled: scratch, float32 [wide]."""
+    for d in range(0, head_dim, 16):
         x = multiply(load_some(query + 4 * d, min(head_dim - d, 16)), splat_float(scale))
-        store_floats(sides + 4 * d, maximum(x, zero_floats()))
-        store_floats(sides + 4 * (wide + d), minimum(x, zero_floats()))
+        store_floats(scaled + 4 * d, x)
     step = item * key_block
-    largest = keys + first * step + 16 * item * head_dim
+    mean = keys + first * step + 16 * item * head_dim
     for i in range(count):
-        for ahead in range(0, 2 * item * head_dim, 64):
-            prefetch(largest + 8 * step + ahead)
+        for ahead in range(0, item * head_dim, 64):
+            prefetch(mean + 8 * step + ahead)
         total = zero_floats()
         for d in range(0, head_dim, 16):
-            high = _numbers(largest + item * d, item, head_dim - d)
-            low = _numbers(largest + item * (head_dim + d), item, head_dim - d)
-            total = fused(high, load_floats(sides + 4 * d), total)
-            total = fused(low, load_floats(sides + 4 * (wide + d)), total)
+            total = fused(_numbers(mean + item * d, item, head_dim - d), load_floats(scaled + 4 * d), total)
         put_f32(line + 4 * i, sum_floats(total))
-        largest += step
+        mean += step
 
 
 @nb.njit(cache=True)
@@ -138,7 +125,7 @@ def choose_pages(
     """The pages that a token reads: chosen int32 [1 + pages], how many and then their numbers, ascending.
 
     query: address of float32 [repeat, head_dim], heads that share these keys. lines: two lines of a number for each
-    page. scratch: 8 * head_dim, rounded up to whole vectors, and 4 * 256 bytes.
+    page. scratch: 4 * head_dim, rounded up to whole vectors, and 4 * 256 bytes.
     """
     own = position // PAGE
     count = 0
@@ -152,12 +139,12 @@ def choose_pages(
             put_i32(chosen + 4 * (1 + count), _I(page))
             count += 1
     elif room > 0:
-        bins, sides, pooled = scratch, scratch + 4 * _BINS, lines + line_bytes
+        bins, scaled, pooled = scratch, scratch + 4 * _BINS, lines + line_bytes
         for i in range(0, some, 16):
             store_floats(pooled + 4 * i, zero_floats())
         for r in range(repeat):
             own_query = query + 4 * r * head_dim
-            _bounds(own_query, scale, head_dim, keys, item, key_block, first, some, sides, lines)
+            _products(own_query, scale, head_dim, keys, item, key_block, first, some, scaled, lines)
             _add_shares(lines, some, pooled)
         least, alike = _threshold(pooled, some, room, bins)
         for i in range(some):

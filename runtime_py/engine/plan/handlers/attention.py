@@ -33,7 +33,7 @@ from runtime_py.engine.plan.values import (
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import Append, Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
 from runtime_py.engine.steps.integer_attention import IntegerAttend, IntegerKvAppend
-from runtime_py.engine.steps.pages import BoundPages, ChoosePages, SparseAttend
+from runtime_py.engine.steps.pages import ChoosePages, PageMeans, SparseAttend
 from runtime_py.engine.steps.step import Step
 
 Maker = Callable[..., Step[Argument]]
@@ -203,7 +203,7 @@ def sparse_attention(context: Context, node: Node) -> None:
             **lists,
             **items,
         ),
-        bound=partial(BoundPages[Argument], **items),
+        means=partial(PageMeans[Argument], **items),
         chosen=chosen.buffer,
     )
 
@@ -255,7 +255,7 @@ def _units(context: Context, node: Node, name: str, kv_heads: int) -> int:
 
 def _append_and_attend(
     context: Context, node: Node, inputs: _Inputs, shape: AttentionShape, append: Maker, attend: Maker,
-    bound: Maker | None = None, choose: Maker | None = None, chosen: Buffer | None = None,
+    means: Maker | None = None, choose: Maker | None = None, chosen: Buffer | None = None,
 ) -> None:  # fmt: skip
     """The two steps of any attention, and between them those that choose pages. All take the fields of any cache."""
     query, key, value = inputs.query, inputs.key, inputs.value
@@ -288,8 +288,8 @@ def _append_and_attend(
     )
     context.emit(step, [key.buffer, value.buffer], [query.buffer, key.buffer, stored])
     read = [query.buffer, stored]
-    if bound is not None and choose is not None and chosen is not None:
-        context.emit(bound(**cache), [stored], [stored])
+    if means is not None and choose is not None and chosen is not None:
+        context.emit(means(**cache), [stored], [stored])
         context.emit(choose(**cache), read, [chosen])
         read = [*read, chosen]
     out = context.new(query.width)
