@@ -19,6 +19,7 @@ from export.files.json_shape import COUNT, FLAG, NUMBER, TEXT, Each, Maybe, chec
 from export.graph.archs import model_spec
 from hw_model.estimate import has_rules, open_target, price, workload
 from hw_model.graph_work.workload import Phase
+from toolchain.report.attention_picture import SPARSE
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _MEASURED = ("perplexity", "stderr", "nats_per_token")  # in every evaluation
@@ -51,6 +52,7 @@ _FIELDS = {
     "quality": Maybe(_QUALITY),
     "speed?": Maybe({"decode?": _RATE, "prefill?": _RATE}),
     "cost": [_COST],
+    "sparse?": Maybe(SPARSE),
 }
 
 

@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from export.artefacts.records import final_loss
+from toolchain.report.attention_picture import attention_picture
 from toolchain.system.units import engineering, figure, size_text
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -21,7 +22,7 @@ def render(report: Mapping[str, Any]) -> str:
     """The page as HTML; every value from the report is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(bytes=size_text, eng=engineering, figure=figure, final=final_loss)
-    data = {"speed": None, "encoder": False, **report}
+    data = {"speed": None, "encoder": False, "sparse": None, **report}
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=report["provenance"]["source"]["name"], pictures=_pictures(report), cards=report["cost"][:_CARDS], **data
     )
@@ -29,15 +30,15 @@ def render(report: Mapping[str, Any]) -> str:
 
 def _pictures(report: Mapping[str, Any]) -> dict[str, Any]:
     """SVG by name; None for what has no data, and for all without matplotlib."""
-    names = ("layers", "heat", "kinds", "energy", "roofline")
+    names = ("layers", "heat", "kinds", "energy", "roofline", "attention")
     try:
         from hw_model import pictures
     except ImportError:
         return dict.fromkeys(names)
-    costs, tensors = report["cost"], report["tensors"]
+    costs, tensors, sparse = report["cost"], report["tensors"], report.get("sparse") or {}
     found = (
         _layer_picture(tensors), _heat_picture(tensors), pictures.kinds(costs), pictures.energy_breakdown(costs),
-        pictures.roofline(costs),
+        pictures.roofline(costs), attention_picture(sparse.get("maps")),
     )  # fmt: skip
     return {name: Markup(picture) if picture else None for name, picture in zip(names, found)}
 

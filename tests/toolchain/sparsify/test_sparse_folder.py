@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
-from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION
+from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout
 from export.lowering.folder import Lowering, write_lowered_folder
 from export.lowering.sparse_attention import Pages
 from runtime_py.engine.engine import Engine
@@ -21,7 +21,9 @@ from runtime_py.reference.session import Session
 from tests.runtime_py.engine.test_range import huge
 from tests.runtime_py.tiny import write_tiny
 from toolchain.cli import app
+from toolchain.report.model_report import read_report
 from toolchain.sparsify.folder import write_sparse_folder
+from toolchain.sparsify.maps import page_maps
 
 
 def sparse(source: Path, place: Path, pages: int, **more: object) -> Path:
@@ -150,8 +152,31 @@ def test_the_command(demo_folder, tmp_path):
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["keys"] == 64 and told["layers"] == 4 and 0 <= told["quality"]["kl"] < 1
+    report = read_report(tmp_path / "out")
+    assert report["sparse"]["keys"] == 64 and report["sparse"]["maps"]["layers"] == [0, 1, 2, 3]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Sparse attention" in page and "reads at most 64 keys" in page and "layer 3: expected" in page
     ran = athena("run", str(tmp_path / "out"), "--prompt", "The cat", "--max-tokens", "100", "--temperature", "0")
     assert ran.exit_code == 0, ran.stderr
+
+
+def test_maps_are_shares_of_pages():
+    """By hand: of a query at the end of a cell, by the means of whole pages, and by all keys."""
+    rng = np.random.default_rng(0)
+    keys, query = rng.standard_normal((1, 128, 8)).astype(np.float32), rng.standard_normal((1, 2, 128, 8))
+    layout = SparseLayout(2, 1, 8, 0.5, 0.0, 4, 1, 2)
+    expected, given = page_maps(query.astype(np.float32), keys, layout)
+    assert expected.shape == given.shape == (8, 8)
+    for row, page in np.ndindex(8, 8):
+        position = 16 * (row + 1) - 1  # its own page is not among those that are whole
+        wanted = [0.0, 0.0]
+        for head in range(2):
+            q, means = 0.5 * query[0, head, position], keys[0].reshape(8, 16, 8).mean(1)[:row]
+            for place, scores in enumerate((means @ q, keys[0, : position + 1] @ q)):
+                shares = np.exp(scores) / np.exp(scores).sum()
+                if page < row:
+                    wanted[place] += (shares[page] if place == 0 else shares[16 * page : 16 * page + 16].sum()) / 2
+        np.testing.assert_allclose([expected[row, page], given[row, page]], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(

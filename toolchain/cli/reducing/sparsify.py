@@ -32,7 +32,9 @@ def sparsify(
     """Let every query of FOLDER read at most --keys keys: OUT takes the same time for a token at any length."""
     from export.files.replace import building_folder, install_folder, output_folder, recover, refuse_existing
     from export.graph.archs import model_spec
+    from toolchain.report.model_report import REPORT_HTML, new_report, save_report
     from toolchain.sparsify.folder import check_source, write_sparse_folder
+    from toolchain.sparsify.maps import maps_of
     from toolchain.sparsify.quality import compare, windows_to_measure
 
     layers, keys = check_source(folder), settings.pages.keys
@@ -54,6 +56,11 @@ def sparsify(
             done = write_sparse_folder(folder, built, settings.pages, settings.dense)
             if windows is not None:
                 done["quality"] = compare(built, folder, windows, keys, json)
+            report = new_report(built)
+            report["sparse"] = {name: done[name] for name in ("keys", "layers", "quality") if name in done}
+            if windows is not None:
+                report["sparse"]["maps"] = maps_of(built, windows[0])
+            save_report(built, report)
             install_folder(built, place, force)
         finally:
             shutil.rmtree(built, ignore_errors=True)
@@ -63,6 +70,7 @@ def sparsify(
     print(f"{output}: {done['layers']} of {layers} layers read at most {keys:,} keys")
     if "quality" in done:
         print(_described(done["quality"], keys))
+    print(f"report: {output / REPORT_HTML}")
 
 
 def _described(quality: dict[str, Any], keys: int) -> str:
