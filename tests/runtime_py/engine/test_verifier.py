@@ -17,6 +17,7 @@ from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_MATMUL
+from export.lowering.sparse_attention import Pages
 from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.records.errors import Unplannable
@@ -34,6 +35,7 @@ from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.run import CalibrationChoice, quantize_model
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import RazorSettings
+from toolchain.sparsify.folder import write_sparse_folder
 
 WIDTH = 64
 FORMATS = {
@@ -373,3 +375,8 @@ def test_it_costs_little(folders, monkeypatch):
         verifier.verify(*arguments)
         spent.append(time.process_time() - start)
     assert min(spent) < 0.1  # a processor that is shared takes twice as long
+
+
+def test_changed_tables_of_sparse_attention_touch_no_guard_page(folders, tmp_path):
+    write_sparse_folder(folders["codebook"], tmp_path, Pages(4))  # 64 keys, of calls of up to 258 tokens
+    mutated(tmp_path, 500)
