@@ -2,7 +2,8 @@
 
 FOLDER is a model folder. For each number of keys a folder is made by `sparsify`. Speed: behind the same text of --depth
 tokens all folders take turns at decoding some tokens, and the median round counts, as a ratio to all keys; the prompt
-is timed on the way. Quality: `sparsify`'s own comparison, over the second half of windows of --window tokens.
+is timed on the way. With --threads 1 it is processor time, which other work disturbs less. Quality: `sparsify`'s own
+comparison, over the second half of windows of --window tokens.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=4, help="decoded in a round")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--no-speed", dest="speed", action="store_false")
     parser.add_argument("--no-quality", dest="quality", action="store_false")
     given = parser.parse_args()
@@ -66,21 +68,22 @@ def _quality(given: argparse.Namespace, folders: list[Path], names: list[str]) -
 
 
 def _speed(given: argparse.Namespace, folders: list[Path], names: list[str]) -> None:
+    clock = time.process_time if given.threads == 1 else time.perf_counter
     ids = np.array(load_tokenizer(given.folder).encode(read_text(given.text)[: 12 * given.depth]).ids[: given.depth])
-    engines, states, prompts = [Engine(read_graph(folder)) for folder in folders], [], []
+    engines, states, prompts = [Engine(read_graph(folder), given.threads) for folder in folders], [], []
     for engine in engines:
         engine.forward(engine.new_state(), ids[:300], last_only=True)  # compiled
-        state, start = engine.new_state(), time.perf_counter()
+        state, start = engine.new_state(), clock()
         engine.forward(state, ids, last_only=True)
-        prompts.append(time.perf_counter() - start)
+        prompts.append(clock() - start)
         states.append(state)
     rounds: list[list[float]] = [[] for _ in engines]
     for _ in range(given.rounds):
         for kept, engine, state in zip(rounds, engines, states):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(given.tokens):
                 engine.forward(state, [int(ids[0])], last_only=True)
-            kept.append((time.perf_counter() - start) / given.tokens)
+            kept.append((clock() - start) / given.tokens)
     print(f"\n{given.depth} tokens before\n\n| keys | prompt, tokens/s | decode, tokens/s | ratio |\n|---|---|---|---|")
     for name, kept, prompt in zip(names, rounds, prompts):
         ratio = median(all_keys / own for all_keys, own in zip(rounds[0], kept))

@@ -26,6 +26,7 @@ from runtime_py.simd.vectors import (
 
 _F = np.float32
 _ROUND = KEYS // PAGE  # pages
+_AHEAD = 2  # pages that are asked for before they are read
 
 
 @nb.njit(cache=True)
@@ -66,13 +67,17 @@ def sparse_attend_item(
     key_head, value_head = keys + group * (capacity // 16) * step, values + value_item * group * capacity * width
     pages = chosen + group * chosen_bytes + 4
     count, own = get_i32(pages - 4), position // PAGE
+    for j in range(min(_AHEAD, count)):
+        _approach(
+            key_head, key_item * head_dim, value_head, value_item * width, nb.int64(get_i32(pages + 4 * j)), step
+        )  # fmt: skip
     i = nb.int64(0)
     while i < count:
         span, j = get_i32(pages + 4 * i) // _ROUND, i
         while j < count and get_i32(pages + 4 * j) // _ROUND == span:
             page = nb.int64(get_i32(pages + 4 * j))
-            if j + _ROUND < count:
-                later = nb.int64(get_i32(pages + 4 * (j + _ROUND)))
+            if j + _AHEAD < count:
+                later = nb.int64(get_i32(pages + 4 * (j + _AHEAD)))
                 _approach(key_head, key_item * head_dim, value_head, value_item * width, later, step)
             block_scores(rows, key_item, key_head + page * step, head_dim, queries, scores + 4 * PAGE * (j - i))
             j += 1
