@@ -15,7 +15,6 @@ from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION, SinkLayout
-from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout
 from runtime_py.engine.layout import attention as floats
 from runtime_py.engine.layout import integer_cache, razor
 from runtime_py.engine.plan.context import Context
@@ -33,14 +32,13 @@ from runtime_py.engine.plan.values import (
 from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import Append, Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
 from runtime_py.engine.steps.integer_attention import IntegerAttend, IntegerKvAppend
-from runtime_py.engine.steps.pages import ChoosePages, PageMeans, SparseAttend
 from runtime_py.engine.steps.step import Step
 
 Maker = Callable[..., Step[Argument]]
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """Queries, keys and values of an attention node."""
 
     query: Tokens
@@ -48,7 +46,7 @@ class _Inputs:
     value: Tokens
 
     @staticmethod
-    def of(context: Context, node: Node) -> _Inputs:
+    def of(context: Context, node: Node) -> Inputs:
         """One rotation of queries and keys alike is left to the KV append; others are computed before."""
         found = [context.values.get(name) for name in node.inputs[:3]]
         tokens = [value for value in found if isinstance(value, Tokens) and value.heads == 1]
@@ -56,7 +54,7 @@ class _Inputs:
             raise Unplannable(f"the inputs of {node.name}")
         if tokens[0].rotation != tokens[1].rotation:
             tokens[:2] = [context.tokens(name) for name in node.inputs[:2]]
-        return _Inputs(*tokens)
+        return Inputs(*tokens)
 
 
 @handles("", "RotaryEmbedding")
@@ -79,7 +77,7 @@ def attention(context: Context, node: Node) -> None:
     """Over a cache of float16 or float32 numbers; the mask is causal, or an encoder's."""
     if over_earlier(context, node):
         return
-    inputs = _Inputs.of(context, node)
+    inputs = Inputs.of(context, node)
     heads, kv_heads = int(node.attributes["q_num_heads"]), int(node.attributes["kv_num_heads"])
     if heads < 1 or kv_heads < 1 or inputs.query.width % heads or heads % kv_heads:
         raise Unplannable(f"the heads of {node.name}")
@@ -98,7 +96,7 @@ def attention(context: Context, node: Node) -> None:
 @handles(DOMAIN, SINK_ATTENTION)
 def sink_attention(context: Context, node: Node) -> None:
     """The same with a score of each head beside those of its keys; the mask is causal."""
-    inputs = _Inputs.of(context, node)
+    inputs = Inputs.of(context, node)
     try:
         layout = SinkLayout.of(node.attributes, inputs.query.width)
     except (KeyError, TypeError, ValueError) as error:
@@ -110,7 +108,7 @@ def sink_attention(context: Context, node: Node) -> None:
 
 
 def _plain(
-    context: Context, node: Node, inputs: _Inputs, layout: SinkLayout, window: int, causal: bool,
+    context: Context, node: Node, inputs: Inputs, layout: SinkLayout, window: int, causal: bool,
     softcap: float = 0.0, sinks: int = 0,
 ) -> None:  # fmt: skip
     """The steps of attention over numbers, or codes of them. sinks: their address, 0 for none."""
@@ -119,8 +117,8 @@ def _plain(
         _coded(context, node, inputs, layout, window, softcap, sinks)
         return
     blocks = floats.key_block_bytes(head_dim), floats.value_block_bytes(head_dim)
-    items = _numbers(index, head_dim)
-    _append_and_attend(
+    items = numbers_of(index, head_dim)
+    append_and_attend(
         context,
         node,
         inputs,
@@ -138,7 +136,7 @@ def _plain(
     )
 
 
-def _numbers(index: int, head_dim: int, paged: bool = False) -> dict[str, Argument]:
+def numbers_of(index: int, head_dim: int, paged: bool = False) -> dict[str, Argument]:
     """How the cached numbers of attention number `index` lie."""
     return {
         "key_item": External(f"key_item.{index}"),
@@ -148,7 +146,7 @@ def _numbers(index: int, head_dim: int, paged: bool = False) -> dict[str, Argume
 
 
 def _coded(
-    context: Context, node: Node, inputs: _Inputs, layout: SinkLayout, window: int, softcap: float, sinks: int
+    context: Context, node: Node, inputs: Inputs, layout: SinkLayout, window: int, softcap: float, sinks: int
 ) -> None:
     """The same over integer codes of context.cache_bits bits; the mask is causal."""
     head_dim, bits = layout.head_dim, context.cache_bits
@@ -156,7 +154,7 @@ def _coded(
         raise Unplannable(f"heads of {head_dim} as integers ({node.name})")
     size = integer_cache.block_bytes(head_dim, bits)
     shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, size, size, bits=bits)
-    _append_and_attend(
+    append_and_attend(
         context,
         node,
         inputs,
@@ -168,50 +166,10 @@ def _coded(
     )
 
 
-@handles(DOMAIN, SPARSE_ATTENTION)
-def sparse_attention(context: Context, node: Node) -> None:
-    """Over the pages of a cache that suit each query; the mask is causal."""
-    inputs = _Inputs.of(context, node)
-    try:
-        layout = SparseLayout.of(node.attributes, inputs.query.width)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
-    if context.cache_bits != 16:
-        raise Unplannable("sparse attention picks pages by cached keys of 16 bits")
-    if window_of_mask(context.folder, node.inputs[3]):
-        raise Unplannable(f"pages in a window ({node.name})")
-    head_dim, index = layout.head_dim, len(context.attention)
-    blocks = floats.key_block_bytes(head_dim, paged=True), floats.value_block_bytes(head_dim)
-    shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, *blocks, paged=True)
-    items = _numbers(index, head_dim, paged=True)
-    chosen = context.new(layout.kv_heads * (1 + layout.pages))
-    lists: dict[str, Argument] = {"chosen": chosen.place, "pages": layout.pages}
-    _append_and_attend(
-        context,
-        node,
-        inputs,
-        shape,
-        append=partial(KvAppend[Argument], overflow=External(f"overflow.{index}"), **items),
-        attend=partial(SparseAttend[Argument], window=0, scale=layout.scale, softcap=layout.softcap, **lists, **items),
-        choose=partial(
-            ChoosePages[Argument],
-            first=layout.first,
-            recent=layout.recent,
-            scale=layout.scale,
-            scores=External("scores"),
-            longest=External("longest"),
-            **lists,
-            **items,
-        ),
-        means=partial(PageMeans[Argument], **items),
-        chosen=chosen.buffer,
-    )
-
-
 @handles(DOMAIN, SDR_ATTENTION)
 def razor_attention(context: Context, node: Node) -> None:
     """Over a cache of razored codes; the mask is causal."""
-    inputs = _Inputs.of(context, node)
+    inputs = Inputs.of(context, node)
     if context.cache_bits != 16:
         raise Unplannable("the model keeps razored keys and values, of 4 bits")
     try:
@@ -228,7 +186,7 @@ def razor_attention(context: Context, node: Node) -> None:
         "value_units": _units(context, node, node.inputs[7], layout.kv_heads),
         "group": group,
     }
-    _append_and_attend(
+    append_and_attend(
         context,
         node,
         inputs,
@@ -253,8 +211,8 @@ def _units(context: Context, node: Node, name: str, kv_heads: int) -> int:
     return context.stored(np.broadcast_to(units, kv_heads))
 
 
-def _append_and_attend(
-    context: Context, node: Node, inputs: _Inputs, shape: AttentionShape, append: Maker, attend: Maker,
+def append_and_attend(
+    context: Context, node: Node, inputs: Inputs, shape: AttentionShape, append: Maker, attend: Maker,
     means: Maker | None = None, choose: Maker | None = None, chosen: Buffer | None = None,
 ) -> None:  # fmt: skip
     """The two steps of any attention, and between them those that choose pages. All take the fields of any cache."""
@@ -298,7 +256,7 @@ def _append_and_attend(
     context.give(node.outputs[0], out)
 
 
-def _check(context: Context, node: Node, inputs: _Inputs, shape: AttentionShape) -> None:
+def _check(context: Context, node: Node, inputs: Inputs, shape: AttentionShape) -> None:
     """Whether the widths fit, and queries and keys may be rotated where they lie. Raises Unplannable."""
     query, key, value = inputs.query, inputs.key, inputs.value
     same = key.width == value.width == shape.kv_heads * shape.head_dim and query.rotation == key.rotation
