@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from runtime_py.engine.records.record import NONE, Record, T, declared
+from runtime_py.engine.records.record import NONE, Record, T, dataclass, declared
 
 # A row of texts where they give single tokens (loop/apart.py), int64: tokens before this one, positions its cache has
 # room for, the address of the records of its adapter, those of keys and values of each layer, and then those of each

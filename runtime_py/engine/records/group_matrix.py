@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from export.contract.formats.groups import MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import Unplannable, need
-from runtime_py.engine.records.record import T, declared
+from runtime_py.engine.records.record import T, dataclass, declared
 from runtime_py.engine.records.stored_matrix import GROUPS_WIDTH, StoredMatrix, record_of, row_of
 from runtime_py.machine.widths import GROUP_LOGS, group_tag
 from runtime_py.system.guard_pages import settled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from export.contract.formats.trellis import TrellisLayout
 from export.contract.packing import BLOCK_COLUMNS
 from runtime_py.engine.records.claims import Arrays, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import Record, T, declared
+from runtime_py.engine.records.record import Record, T, dataclass, declared
 from runtime_py.machine.isa import pick
 from runtime_py.machine.widths import TRELLIS_STATE_BITS
 from runtime_py.system.guard_pages import settled

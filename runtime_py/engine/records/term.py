@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from runtime_py.engine.records.record import NONE, Record, T, declared
+from runtime_py.engine.records.record import NONE, Record, T, dataclass, declared
 
 
 @declared

@@ -6,11 +6,10 @@ Where a text has no adapter, or that has no term here, the first half writes not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import T, declared
+from runtime_py.engine.records.record import T, dataclass, declared
 from runtime_py.engine.records.term import TERM
 from runtime_py.engine.steps.step import Step, rows
 

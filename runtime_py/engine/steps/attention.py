@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from runtime_py.engine.layout.razor import ROWS as RAZOR_ROWS
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import NONE, REAL, T, declared
+from runtime_py.engine.records.record import NONE, REAL, T, dataclass, declared, field
 from runtime_py.engine.steps.step import Making, Step, rows, whole
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import NONE, T, declared
+from runtime_py.engine.records.record import NONE, T, dataclass, declared
 from runtime_py.engine.steps.step import Making, int8_parts, rows, whole
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from runtime_py.engine.layout.functions import CLAMPED, KINDS
 from runtime_py.engine.layout.recurrent import COLUMNS
 from runtime_py.engine.layout.recurrent import DELTA_SCRATCH as SCRATCH
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import REAL, T, declared
+from runtime_py.engine.records.record import REAL, T, dataclass, declared, field
 from runtime_py.engine.steps.step import Making, rows, whole
 
 PLAIN = -1  # a convolution without an activation

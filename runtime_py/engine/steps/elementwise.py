@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from runtime_py.engine.layout.functions import CLAMPED, KINDS
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import NONE, REAL, T, declared
+from runtime_py.engine.records.record import NONE, REAL, T, dataclass, declared, field
 from runtime_py.engine.steps.step import Making, int8_parts, rows, whole
 
 RMS, LAYER = 0, 1  # kinds of Norm

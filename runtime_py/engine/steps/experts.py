@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN, MAX_ROWS
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import NONE, REAL, T, declared
+from runtime_py.engine.records.record import NONE, REAL, T, dataclass, declared, field
 from runtime_py.engine.steps.lookups import grouped_matrix
 from runtime_py.engine.steps.products import CodeProduct, Product
 from runtime_py.engine.steps.step import Making, Step, rows, whole

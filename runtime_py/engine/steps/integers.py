@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from runtime_py.engine.records.claims import READ, WRITE, Access, Arrays, Case, Constant, highest, numbers
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import NONE, REAL, T, declared
+from runtime_py.engine.records.record import NONE, REAL, T, dataclass, declared, field
 from runtime_py.engine.steps.step import Step, int8_parts, razored_parts, rows
 
 RAZOR_GROUPS = (16, 32, 64, 128, 256)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from runtime_py.engine.records.claims import READ, Access, Arrays, Case, Constant, highest, numbers
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.group_matrix import GroupMatrix
-from runtime_py.engine.records.record import T, declared
+from runtime_py.engine.records.record import T, dataclass, declared
 from runtime_py.engine.records.stored_matrix import RAW_WIDTH, StoredMatrix
 from runtime_py.engine.steps.step import Making, rows, whole
 

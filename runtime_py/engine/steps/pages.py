@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from runtime_py.engine.layout.attention import PAGE
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import REAL, T, declared
+from runtime_py.engine.records.record import REAL, T, dataclass, declared, field
 from runtime_py.engine.steps.attention import Attention, PlainCache
 from runtime_py.engine.steps.step import whole
 

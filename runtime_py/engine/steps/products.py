@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from runtime_py.engine.layout.products import MAX_ROWS, SCRATCH_BYTES
 from runtime_py.engine.records.claims import READ, Access, Arrays, Case, Constant, highest, numbers
 from runtime_py.engine.records.errors import need
 from runtime_py.engine.records.group_matrix import GroupMatrix
-from runtime_py.engine.records.record import NONE, T, declared
+from runtime_py.engine.records.record import NONE, T, dataclass, declared
 from runtime_py.engine.records.stored_matrix import StoredMatrix
 from runtime_py.engine.steps.integers import RAZOR_GROUPS
 from runtime_py.engine.steps.lookups import grouped_matrix

@@ -15,13 +15,12 @@ the memory there is. Kernels load and store without alignment, so none is asked 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from runtime_py.engine.layout.products import HIGH_GROUP, HIGH_TOKEN, MOST_TOKENS
 from runtime_py.engine.records.claims import READ, UPDATE, WRITE, Access, Arrays, Case, Constant
 from runtime_py.engine.records.errors import need
-from runtime_py.engine.records.record import Record, T
+from runtime_py.engine.records.record import Record, T, dataclass
 from runtime_py.machine.widths import GROUP_LOGS
 
 GROUP_SIZES = tuple(1 << log for log in GROUP_LOGS)  # columns that share a scale

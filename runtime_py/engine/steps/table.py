@@ -6,12 +6,12 @@ token when asked) and the fields of its kind. A kind is declared in this room, l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from runtime_py.engine.records.record import Record, T, declared
+from runtime_py.engine.records.record import Record, T, dataclass, declared
 from runtime_py.engine.steps.adapters import AdapterDown, AdapterUp
 from runtime_py.engine.steps.attention import Attend, KvAppend, RazorAttend, RazorKvAppend, Rotate
 from runtime_py.engine.steps.convolution import ShortConvolution
@@ -61,7 +61,7 @@ STEP = 24
 assert max(map(len, FIELDS.values())) <= STEP - ARGUMENTS
 
 
-@dataclass
+@dataclasses.dataclass
 class StepTable:
     """The finished table, its memory, and everything that must stay alive with it."""
 
@@ -69,7 +69,7 @@ class StepTable:
     constants: list[np.ndarray]  # arrays that steps only read
     memory: list[np.ndarray]  # in which the buffers lie
     buffers: list[list[tuple[int, int]]]  # of each step: first address and the one behind the last
-    externals: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # cells that the caller sets
+    externals: dict[str, list[tuple[int, int]]] = dataclasses.field(default_factory=dict)  # cells that the caller sets
 
     def widths(self) -> list[int | None]:
         """Of the codes that each step multiplies with; None where it does not."""
