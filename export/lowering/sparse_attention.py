@@ -19,6 +19,7 @@ from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, s
 from export.lowering.group_query_attention import NO_WINDOW, window_of
 from export.lowering.stored import Kept
 
+_INPUTS, _OUTPUTS = 6, 3  # with a cache
 _ATTRIBUTES = frozenset({"q_num_heads", "kv_num_heads", "scale", "softcap", "is_causal"})
 
 
@@ -41,7 +42,9 @@ def run(model: ir.Model, pages: Pages, dense: Collection[int] = ()) -> tuple[int
     dense: numbers of those that stay as they are, counted from the first.
     """
     graph = model.graph
-    found = [node for node in graph if node.op_type == "Attention" and node.domain == "" and len(node.inputs) >= 6]
+    found = [
+        node for node in graph if node.op_type == "Attention" and node.domain == "" and len(node.inputs) >= _INPUTS
+    ]
     count, kept = 0, list[Kept]()
     for number, node in enumerate(found):
         why = "it is to stay dense" if number in dense else _obstacle(node)
@@ -64,10 +67,32 @@ def _obstacle(node: ir.Node) -> str:
         return f"attribute {unknown[0]} has no counterpart"
     if "is_causal" not in node.attributes or not node.attributes["is_causal"].as_int():
         return "it is not causal"
+    given, made = list(node.inputs), list(node.outputs)
+    if any(value is not None for value in given[_INPUTS:]) or len(made) != _OUTPUTS:
+        return "it has inputs or outputs that have no counterpart"
+    if any(value is None for value in given[:_INPUTS]):
+        return "it lacks a mask, or keys and values of a cache"
+    if not _looks_back(node.inputs[3]):
+        return "its mask does not hide what lies ahead"
     try:
         return "" if window_of(node.inputs[3]) == NO_WINDOW else "it reads a window"
     except ValueError as error:
         return str(error)
+
+
+def _looks_back(mask: ir.Value | None) -> bool:
+    """Whether keys are compared with positions on the way to the mask, as export/graph/whole/decoder.py has it."""
+    waiting, seen = [mask], set()
+    while waiting:
+        value = waiting.pop()
+        node = None if value is None else value.producer()
+        if node is None or node in seen:
+            continue
+        if node.op_type == "LessOrEqual":
+            return True
+        seen.add(node)
+        waiting += node.inputs if node.op_type in ("And", "Unsqueeze", "Cast") else []
+    return False
 
 
 def _replace(graph: ir.Graph, node: ir.Node, pages: Pages) -> None:

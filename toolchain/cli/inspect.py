@@ -18,9 +18,11 @@ def inspect(
 ) -> None:
     """Every stored tensor with scheme, bits, effective bits and bytes, and the totals."""
     from export.artefacts.manifest import read_manifest
+    from export.files.json_shape import COUNT, Maybe, check
 
     manifest = read_manifest(folder, "tensors", "totals", "settings")
-    totals, tensors = manifest["totals"], manifest["tensors"]
+    totals, tensors, sparse = manifest["totals"], manifest["tensors"], manifest.get("sparse_attention")
+    check(sparse, Maybe({"keys": COUNT, "layers": COUNT}), f"{folder / 'athena.json'}: sparse_attention")
     files = {
         name: (folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data") if (folder / name).exists()
     }
@@ -35,6 +37,8 @@ def inspect(
         "parameters": totals["parameters"],
         "files": files,
     }
+    if sparse is not None:
+        summary["sparse_attention"] = sparse
     if json:
         print_json({**summary, "tensors": tensors})
         return
@@ -61,6 +65,8 @@ def inspect(
     print(f"everything:    {totals['effective_bits_all']:.4f} bits per parameter, {size_text(totals['bytes'])}")
     for name, size in files.items():
         print(f"{name}: {size:,} bytes")
+    if sparse is not None:
+        print(f"attention: a query reads at most {sparse['keys']:,} keys in {sparse['layers']} layers")
 
 
 def _last_loss(tensor: dict[str, Any]) -> str:

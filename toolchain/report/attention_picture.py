@@ -8,6 +8,7 @@ from typing import Any
 from export.files.json_shape import COUNT, NUMBER, Maybe
 
 _MAP = [[NUMBER]]
+_MOST_COLUMNS, _MOST_CELLS = 8, 64
 SPARSE = {  # a report's section
     "keys": COUNT,
     "layers": COUNT,
@@ -25,7 +26,11 @@ def attention_picture(maps: Mapping[str, Any] | None) -> str | None:
     from hw_model.pictures import svg
     from hw_model.plotting import Figure
 
-    columns = min(len(maps[name]) for name in ("layers", "expected", "attention"))
+    columns = len(maps["layers"])
+    every = [one for name in ("expected", "attention") for one in maps[name]]
+    square = all(len(row) == len(one) and 0 < len(one) <= _MOST_CELLS for one in every for row in one or [[]])
+    if columns > _MOST_COLUMNS or len(every) != 2 * columns or len(maps["expected"]) != columns or not square:
+        raise ValueError(f"maps that are not squares of up to {_MOST_CELLS} of up to {_MOST_COLUMNS} layers")
     figure = Figure(figsize=(9, 5), layout="constrained")
     grid = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     for row, (name, title) in zip(grid, (("expected", "expected"), ("attention", "attention"))):

@@ -64,7 +64,7 @@ def new_report(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     totals = manifest["totals"]
     files = {name: (folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data")}
-    context = min(1024, int(config.get("max_position_embeddings") or config.get("n_positions") or 1024))
+    context = min(1024, model_spec(config).context_length)
     report = {
         "format_version": 1,
         "provenance": {name: manifest[name] for name in _PROVENANCE},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from runtime_py.reference.session import Session, State
 _CELLS = 32  # of a map, in either direction
 _LAYERS = 4  # whose maps are kept
 _MOST_TOKENS = 2048
+_MOST_BYTES = 1 << 28  # of the scores of a layer
 
 
 class _Watched(Session):
@@ -23,6 +25,7 @@ class _Watched(Session):
         super().__init__(folder)
         sparse = [node.name for node in self.graph.nodes if node.op_type == SPARSE_ATTENTION]
         wanted = np.unique(np.linspace(0, len(sparse) - 1, min(_LAYERS, len(sparse))).round().astype(int))
+        self.heads = max(node.attributes["q_num_heads"] for node in self.graph.nodes if node.name in sparse)
         self.numbers = {sparse[number]: int(number) for number in wanted}
         self.maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -70,11 +73,17 @@ def _shares(scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def maps_of(folder: Path, tokens: np.ndarray) -> dict[str, Any]:
-    """The maps of some layers over the beginning of a text, int64 [n], as the report has them."""
-    session = _Watched(folder)
-    some = tokens[:_MOST_TOKENS]
-    session.forward(session.new_state(), some, last_only=True)
+def maps_of(folder: Path, tokens: np.ndarray) -> dict[str, Any] | None:
+    """The maps of some layers over the beginning of a text, int64 [n], as the report has them.
+
+    None where there is too little memory: the interpreter holds the weights and a layer's scores as float32.
+    """
+    try:
+        session = _Watched(folder)
+        some = tokens[: min(_MOST_TOKENS, math.isqrt(_MOST_BYTES // (4 * session.heads)))]
+        session.forward(session.new_state(), some, last_only=True)
+    except MemoryError:
+        return None
     found = sorted(session.maps.items())
     expected, given = ([np.round(maps[i], 4).tolist() for _, maps in found] for i in (0, 1))
     return {"tokens": len(some), "layers": [number for number, _ in found], "expected": expected, "attention": given}

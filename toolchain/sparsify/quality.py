@@ -27,7 +27,7 @@ def windows_to_measure(folder: Path, keys: int, asked: LongTextSettings, positio
         raise InputError(f"--window {window} is longer than the model's {positions} positions")
     if window <= keys + 1:
         raise InputError(f"windows of {window} tokens hold nothing behind --keys {keys}; give fewer --keys")
-    return windows_of(read_text(asked.text), load_tokenizer(folder), window, asked.limit, str(asked.text))
+    return windows_of(read_text(asked.text), load_tokenizer(folder), window, asked.limit or 2, str(asked.text))
 
 
 def compare(folder: Path, dense: Path, windows: np.ndarray, first: int, quiet: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from runtime_py.reference.session import Session
 from tests.runtime_py.engine.test_range import huge
 from tests.runtime_py.tiny import write_tiny
 from toolchain.cli import app
+from toolchain.report.attention_picture import attention_picture
 from toolchain.report.model_report import read_report
 from toolchain.sparsify.folder import write_sparse_folder
 from toolchain.sparsify.maps import page_maps
@@ -186,7 +188,11 @@ def test_maps_are_shares_of_pages():
         (["--keys", "64", "--recent-keys", "64"], "is less than --first-keys 16 and --recent-keys 64"),
         (["--dense-layers", "4"], "the layers with attention are 0 to 3"),
         (["--dense-layers", "one"], "numbers of layers"),
-        (["--keys", "4096", "--text", "T"], "hold nothing behind"),
+        (["--dense-layers", "0,,1"], "numbers of layers"),
+        (["--keys", "4096"], "leaves nothing out: the model has 512 positions"),
+        (["--keys", "480", "--text", "T", "--window", "300"], "hold nothing behind"),
+        (["--keys", "64", "--window", "128"], "--window and --limit go with --text"),
+        (["--keys", "64", "--limit", "1"], "--window and --limit go with --text"),
         (["--keys", "64", "--text", "T", "--window", "100000"], "longer than the model's"),
     ],
 )
@@ -209,10 +215,65 @@ def test_what_is_sparse_or_lowered_is_not_made_sparse_again(demo_folder, folder,
         write_sparse_folder(tmp_path / "lowered", tmp_path / "after", Pages(6))
 
 
+def ahead(node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
+    """Let the mask hide nothing that lies ahead."""
+    for one in nodes:
+        if one.op_type == "LessOrEqual":
+            one.op_type, one.input[0], one.input[1] = "GreaterOrEqual", one.input[1], one.input[0]
+
+
+@pytest.mark.parametrize(
+    "edit, said",
+    [
+        (lambda node, nodes: node.input.append("attention_mask"), "inputs or outputs that have no counterpart"),
+        (lambda node, nodes: node.output.append(f"{node.name}/scores"), "inputs or outputs that have no counterpart"),
+        (lambda node, nodes: node.input.__setitem__(3, ""), "lacks a mask"),
+        (ahead, "does not hide what lies ahead"),
+    ],
+)
+def test_attention_that_it_cannot_stand_for_is_refused(demo_folder, tmp_path, edit, said):
+    for name in ("crafted", "out"):
+        (tmp_path / name).mkdir()
+    for path in demo_folder.iterdir():
+        (tmp_path / "crafted" / path.name).write_bytes(path.read_bytes())
+    model = onnx.load(tmp_path / "crafted" / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            edit(node, list(model.graph.node))
+    onnx.save(model, tmp_path / "crafted" / "model.onnx")
+    with pytest.raises(InputError, match=said):
+        write_sparse_folder(tmp_path / "crafted", tmp_path / "out", Pages(6))
+
+
+@pytest.mark.parametrize("positions", ["abc", [1], float("inf"), -5])
+def test_a_config_without_a_length_is_one_line(demo_folder, tmp_path, positions):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in demo_folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
+    done = athena("sparsify", str(source), "-o", str(tmp_path / "out"), "--keys", "64")
+    assert done.exit_code == 2 and "internal" not in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        {"layers": [0], "expected": [], "attention": []},
+        {"layers": [0], "expected": [[[]]], "attention": [[[]]]},
+        {"layers": [0], "expected": [[[1], [1, 2]]], "attention": [[[1]]]},
+        {"layers": list(range(100)), "expected": [[[1]]] * 100, "attention": [[[1]]] * 100},
+        {"layers": [0], "expected": [[[0.1] * 100] * 100], "attention": [[[1]]]},
+    ],
+)
+def test_a_report_with_other_maps_is_refused(maps):
+    with pytest.raises(ValueError, match="maps that are not squares"):
+        attention_picture({"tokens": 100, **maps})
+
+
 @pytest.mark.parametrize("pages, first, recent", [(2, 1, 2), (1 << 20, 1, 2), (6, -1, 2), (6, 1, 0)])
 def test_a_graph_with_pages_that_do_not_fit_is_refused(folder, tmp_path, pages, first, recent):
-    import onnx
-
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)

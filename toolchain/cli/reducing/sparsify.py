@@ -41,9 +41,11 @@ def sparsify(
     beyond = [number for number in settings.dense if number >= layers]
     if beyond:
         raise InputError(f"--dense-layers {beyond[0]}: the layers with attention are 0 to {layers - 1}")
+    positions = model_spec(read_json(folder / "config.json")).context_length
+    if keys >= positions:
+        raise InputError(f"--keys {keys} leaves nothing out: the model has {positions} positions; give fewer")
     windows = None
     if measured.text is not None:
-        positions = model_spec(read_json(folder / "config.json")).context_length
         windows = windows_to_measure(folder, keys, measured, positions)
     place = output_folder(output, force, [folder, *([measured.text] if measured.text else [])])
     with locked(place):
@@ -59,7 +61,7 @@ def sparsify(
             report = new_report(built)
             report["sparse"] = {name: done[name] for name in ("keys", "layers", "quality") if name in done}
             if windows is not None:
-                report["sparse"]["maps"] = maps_of(built, windows[0])
+                report["sparse"]["maps"] = maps_of(built, windows[0])  # None where memory is short
             save_report(built, report)
             install_folder(built, place, force)
         finally:

@@ -19,7 +19,11 @@ class SparsifySettings:
     PANEL: ClassVar[str] = "Attention"
 
     keys: int = option(
-        1024, "Keys that a query reads at most, at any length", low=3 * PAGE, high=PAGE * MOST_PAGES, common=True
+        1024,
+        "Keys that a query reads at most, at any length, in whole pages of 16",
+        low=3 * PAGE,
+        high=PAGE * MOST_PAGES,
+        common=True,
     )
     first_keys: int = option(PAGE, "Of them, those at the beginning of the text", low=0, high=2**16)
     recent_keys: int = option(2 * PAGE, "Of them, those before the query, at least", low=PAGE, high=2**16)
@@ -41,7 +45,7 @@ class SparsifySettings:
     @property
     def dense(self) -> tuple[int, ...]:
         """Numbers of layers. Raises InputError on what is none."""
-        parts = [part.strip() for part in self.dense_layers.split(",") if part.strip()]
+        parts = [part.strip() for part in self.dense_layers.split(",")] if self.dense_layers else []
         if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
             raise InputError(f"--dense-layers must be numbers of layers such as 0,1, not {self.dense_layers!r}")
         return tuple(sorted({int(part) for part in parts}))
@@ -58,7 +62,9 @@ class LongTextSettings:
         None, "Tokens of a window, of which those behind --keys count", low=4 * PAGE, high=2**20,
         unset="four times --keys",
     )  # fmt: skip
-    limit: int = option(2, "Windows", low=1, high=2**20, common=True)
+    limit: Optional[int] = option(None, "Windows", low=1, high=2**20, common=True, unset="2")
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.text is None and (self.window is not None or self.limit is not None):
+            raise InputError("--window and --limit go with --text")

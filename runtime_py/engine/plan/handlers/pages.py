@@ -18,6 +18,8 @@ from runtime_py.engine.records.errors import Unplannable
 from runtime_py.engine.steps.attention import KvAppend
 from runtime_py.engine.steps.pages import ChoosePages, PageMeans, SparseAttend
 
+_MOST_BYTES = 1 << 28  # of a call's lists of pages
+
 
 @handles(DOMAIN, SPARSE_ATTENTION)
 def sparse_attention(context: Context, node: Node) -> None:
@@ -35,7 +37,10 @@ def sparse_attention(context: Context, node: Node) -> None:
     blocks = floats.key_block_bytes(head_dim, paged=True), floats.value_block_bytes(head_dim)
     shape = AttentionShape(node.name, layout.heads, layout.kv_heads, head_dim, *blocks, paged=True)
     items = numbers_of(index, head_dim, paged=True)
-    chosen = context.new(layout.kv_heads * (1 + layout.pages))
+    width = layout.kv_heads * (1 + layout.pages)
+    if 4 * width * context.chunk > _MOST_BYTES:
+        raise Unplannable(f"lists of {layout.pages} pages ({node.name})")
+    chosen = context.new(width)
     lists: dict[str, Argument] = {"chosen": chosen.place, "pages": layout.pages}
     append_and_attend(
         context,
