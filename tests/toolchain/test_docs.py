@@ -85,9 +85,10 @@ def test_the_readmes_uses_run(tmp_path):
         name, *arguments = shlex.split(line)
         if name in ("serve", "chat", "embed"):  # tests of their own
             continue
-        folders = ("OUT", "OUT2", "OUT3", "OUT4", "SMALLER")
+        folders = ("OUT", "OUT2", "OUT3", "OUT4", "SMALLER", "LONG")
         places = {"MODEL": DEMO, "FILE": tmp_path / "FILE"} | {n: tmp_path / n for n in folders}
         places["20ms"] = "80us"  # the bundled model keeps within the time that README's line has
+        places["1024"] = "256"  # and it has 512 positions
         more = ["--preset", "fast", "--sequences", "8"] if name == "export" else []
         more += (
             ["--rounds", "1", "--tokens", "2", "--prompt-lengths", "16", "--depths", "16"] if name == "bench" else []
