@@ -10,30 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from export.contract.formats.base import DOMAIN, DOMAIN_VERSION
-from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, sparse_attention_function
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION, sparse_attention_function
+from export.contract.pages import Pages
 from export.lowering.group_query_attention import NO_WINDOW, window_of
 from export.lowering.stored import Kept
 
 _INPUTS, _OUTPUTS = 6, 3  # with a cache
 _ATTRIBUTES = frozenset({"q_num_heads", "kv_num_heads", "scale", "softcap", "is_causal"})
-
-
-@dataclass(frozen=True)
-class Pages:
-    """What a query reads; all counted in pages of PAGE positions."""
-
-    pages: int
-    first: int = 1
-    recent: int = 2
-
-    @property
-    def keys(self) -> int:
-        return PAGE * self.pages
 
 
 def run(model: ir.Model, pages: Pages, dense: Collection[int] = ()) -> tuple[int, list[Kept]]:

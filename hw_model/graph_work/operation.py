@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract.errors import InputError
-from export.contract.operators.sparse_attention import PAGE
+from export.contract.pages import PAGE
 
 ACTIVATION_BYTES = 4  # our graphs compute in float32
 CACHE_BYTES = 4  # and so do their caches

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
-from export.contract.operators.sparse_attention import PAGE, SparseLayout
+from export.contract.operators.sparse_attention import SparseLayout
+from export.contract.pages import PAGE
 from hw_model.graph_work.nodes import CACHE_BYTES, Context, attention, causal_pairs
 from hw_model.graph_work.operation import Operation
 

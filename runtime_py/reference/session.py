@@ -21,7 +21,8 @@ from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.operators.integers import SDR_ATTENTION
 from export.contract.operators.sink_attention import SINK_ATTENTION
-from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout, page_means, seen_pages
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout, page_means, seen_pages
+from export.contract.pages import PAGE
 from runtime_py.reference.adapters import ReferenceTerms
 from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.interpreter import ATTENTIONS, Interpreter

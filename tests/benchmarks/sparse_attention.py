@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from export.artefacts.reader import read_graph
-from export.lowering.sparse_attention import Pages
+from export.contract.pages import Pages
 from runtime_py.engine.engine import Engine
 from runtime_py.text.generator import load_tokenizer
 from toolchain.calibrate.text import read_text

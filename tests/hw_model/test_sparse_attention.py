@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.lowering.sparse_attention import Pages
+from export.contract.pages import Pages
 from export.model_folder import write_model_folder
 from hw_model.estimate import estimate, workload
 from hw_model.graph_work.workload import CACHE_BYTES, Phase

@@ -15,11 +15,11 @@ from export.artefacts.manifest import read_manifest
 from export.artefacts.reader import own_names, read_graph
 from export.contract.errors import InputError
 from export.contract.operators.sparse_attention import SPARSE_ATTENTION
+from export.contract.pages import Pages
 from export.files.access import MANIFEST, checked_path, write_json
 from export.files.foreign import foreign
 from export.lowering import sparse_attention
 from export.lowering.folder import carry
-from export.lowering.sparse_attention import Pages
 from export.model_folder import MODEL_FILE
 
 RECORD = "sparse_attention"  # of the manifest

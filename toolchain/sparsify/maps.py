@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from export.artefacts.reader import Node
-from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout, page_means
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout, page_means
+from export.contract.pages import PAGE
 from runtime_py.reference.session import Session, State
 
 _CELLS = 32  # of a map, in either direction

@@ -32,13 +32,12 @@ import numpy as np
 from export.contract.body import Body, Value, function_proto
 from export.contract.body_parts import one_dimension
 from export.contract.formats.base import DOMAIN, OPSET
+from export.contract.pages import MOST_PAGES, PAGE
 
 if TYPE_CHECKING:
     import onnx
 
 SPARSE_ATTENTION = "SparseAttention"
-PAGE = 16  # positions, the keys that lie together in the engine's cache
-MOST_PAGES = 1 << 16
 _INPUTS = ("Q", "K", "V", "mask", "past_key", "past_value")
 _ATTRIBUTES = ("q_num_heads", "kv_num_heads", "scale", "softcap", "pages", "first", "recent")
 _LOWEST = float(np.finfo(np.float32).min)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 ROWS = 8  # query rows of one work item
 KEYS = 256  # keys per round of the online softmax
-PAGE = 16  # positions of a page, as many as of a block (export/contract/operators/sparse_attention.py)
+PAGE = 16  # positions of a page, as many as of a block (export/contract/pages.py)
 HALF_ITEM, FLOAT_ITEM = 2, 4  # bytes of a cached number
 
 

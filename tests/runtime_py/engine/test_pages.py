@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.contract.operators.sparse_attention import PAGE, SparseLayout, page_means, seen_pages
+from export.contract.operators.sparse_attention import SparseLayout, page_means, seen_pages
+from export.contract.pages import PAGE
 from runtime_py.engine.kernels.attention import attend, pages, sparse_attend
 from runtime_py.engine.kernels.attention.kv_append import append_token
 from runtime_py.engine.layout import attention as sizes

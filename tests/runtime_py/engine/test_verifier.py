@@ -17,7 +17,7 @@ from export.artefacts.reader import Graph, read_graph
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_MATMUL
-from export.lowering.sparse_attention import Pages
+from export.contract.pages import Pages
 from runtime_py.engine import program
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.records.errors import Unplannable

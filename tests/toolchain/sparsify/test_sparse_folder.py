@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
-from export.contract.operators.sparse_attention import PAGE, SPARSE_ATTENTION, SparseLayout
+from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout
+from export.contract.pages import PAGE, Pages
 from export.lowering.folder import Lowering, write_lowered_folder
-from export.lowering.sparse_attention import Pages
 from runtime_py.engine.engine import Engine
 from runtime_py.load import open_model
 from runtime_py.reference.session import Session

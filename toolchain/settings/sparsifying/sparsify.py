@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Optional
 
 from export.contract.errors import InputError
-from export.contract.operators.sparse_attention import MOST_PAGES, PAGE
-from export.lowering.sparse_attention import Pages
+from export.contract.pages import MOST_PAGES, PAGE, Pages
 from toolchain.settings.option import check_limits, option
 
 
