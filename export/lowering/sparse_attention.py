@@ -59,27 +59,10 @@ def _obstacle(node: ir.Node) -> str:
         return "it has inputs or outputs that have no counterpart"
     if any(value is None for value in given[:_INPUTS]):
         return "it lacks a mask, or keys and values of a cache"
-    if not _looks_back(node.inputs[3]):
-        return "its mask does not hide what lies ahead"
     try:
         return "" if window_of(node.inputs[3]) == NO_WINDOW else "it reads a window"
     except ValueError as error:
         return str(error)
-
-
-def _looks_back(mask: ir.Value | None) -> bool:
-    """Whether keys are compared with positions on the way to the mask, as export/graph/whole/decoder.py has it."""
-    waiting, seen = [mask], set()
-    while waiting:
-        value = waiting.pop()
-        node = None if value is None else value.producer()
-        if node is None or node in seen:
-            continue
-        if node.op_type == "LessOrEqual":
-            return True
-        seen.add(node)
-        waiting += node.inputs if node.op_type in ("And", "Unsqueeze", "Cast") else []
-    return False
 
 
 def _replace(graph: ir.Graph, node: ir.Node, pages: Pages) -> None:

@@ -2,7 +2,7 @@
 
 SparseAttention(Q, K, V, mask, past_key, past_value) -> Y, present_key, present_value
     Q, K, V               float32 [batch, T, heads * D], keys and values [batch, T, kv_heads * D]
-    mask                  bool [batch, 1, T, total], True where a query may see a key
+    mask                  bool [batch, 1, T, total], False hides a key; those behind the query are hidden anyway
     past_key, past_value  float32 [batch, kv_heads, past, D]; present_*: the same with the new tokens behind
 Attributes: q_num_heads, kv_num_heads, scale, softcap (0 for none), pages, first, recent.
 
@@ -125,7 +125,8 @@ def sparse_attention(
     values = np.concatenate([past_value, value.reshape(split).transpose(0, 2, 1, 3)], axis=2)
     q = query.reshape(batch, tokens, kv, repeat, layout.head_dim).transpose(0, 2, 3, 1, 4)
     pages = np.stack([seen_pages(q[b], page_means(keys[b]), past, layout) for b in range(batch)])
-    seen = np.repeat(pages, PAGE, axis=3)[..., : past + tokens] & mask
+    causal = np.arange(past + tokens) <= np.arange(past, past + tokens)[:, None]
+    seen = np.repeat(pages, PAGE, axis=3)[..., : past + tokens] & mask & causal
     scores = q @ keys[:, :, None].transpose(0, 1, 2, 4, 3) * np.float32(layout.scale)
     if layout.softcap > 0:
         scores = np.float32(layout.softcap) * np.tanh(scores / np.float32(layout.softcap))
@@ -166,8 +167,9 @@ def _seen(b: Body, q: Value, keys: Value, total: Value, tokens: Value) -> Value:
     zeros = b.Expand(b.constant(0, "uint8"), b.Shape(ranked))
     ones = b.Expand(b.constant(1, "uint8"), b.Shape(chosen))
     taken = b.ScatterElements(zeros, chosen, ones, axis=-1)
-    of_key = b.Range(0, b.Squeeze(total, [0]), 1) // PAGE
-    return b.Unsqueeze(b.Gather(taken, of_key, axis=3).astype("bool"), [2])
+    key = b.Range(0, b.Squeeze(total, [0]), 1)
+    causal = b.LessOrEqual(key, b.Unsqueeze(position, [1]))
+    return b.Unsqueeze(b.And(b.Gather(taken, key // PAGE, axis=3).astype("bool"), causal), [2])
 
 
 def _write(

@@ -90,13 +90,17 @@ def test_a_page_that_holds_the_answer_is_read():
     assert seen_pages(query, page_means(keys), 1599, layout)[0, 0, 801 // PAGE]
 
 
-def test_what_comes_later_changes_no_choice():
+@pytest.mark.parametrize("hides", [True, False])
+def test_what_comes_later_changes_nothing_whatever_the_mask_says(hides):
     inputs = inputs_of(100, 0, 2, 1, 8, 1)
+    inputs[3] |= not hides
     layout = SparseLayout.of(attributes_of(2, 1), 16)
     whole = sparse_attention(*inputs, layout)[0]
     half = [a[:, :50] for a in inputs[:3]]
     part = sparse_attention(*half, inputs[3][:, :, :50, :50], *inputs[4:], layout)[0]
     np.testing.assert_allclose(whole[:, :50], part, atol=1e-6)
+    session = ort.InferenceSession(model(inputs, attributes_of(2, 1)).SerializeToString())
+    np.testing.assert_allclose(session.run(["Y"], dict(zip(NAMES, inputs)))[0], whole, atol=1e-5)
 
 
 @pytest.mark.parametrize(
