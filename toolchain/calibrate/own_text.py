@@ -160,6 +160,18 @@ def _cache_argument(model: nn.Module) -> str:
     return "cache_params" if "cache_params" in names else "past_key_values"
 
 
+def drawn(shares: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """One token of each row's distribution, int64 [count, 1]; shares: float32 [count, vocabulary], of any sum.
+
+    Where a uniform number falls among the running sums. torch.multinomial draws a number for every token instead,
+    which is a fifth of the time of writing with a vocabulary of 49,152.
+    """
+    sums = shares.cumsum(dim=1)
+    points = torch.rand(len(sums), 1, generator=draws) * sums[:, -1:]
+    # a product that rounds up to the last sum is below none
+    return torch.searchsorted(sums, torch.minimum(points, sums[:, -1:].nextafter(sums.new_zeros(()))), right=True)
+
+
 def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.Generator) -> np.ndarray:
     """Prompts int64 [count, prompt length] with tokens drawn from the model's full distribution up to `length`."""
     rows = fresh = torch.from_numpy(prompts)
@@ -168,7 +180,6 @@ def continued(model: nn.Module, prompts: np.ndarray, length: int, draws: torch.G
         while rows.shape[1] < length:
             ids = fresh.to(device)
             logits = model(input_ids=ids, **cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            shares = torch.softmax(logits, dim=-1).cpu()  # a device would draw others from the same seed
-            fresh = torch.multinomial(shares, 1, generator=draws)
+            fresh = drawn(torch.softmax(logits, dim=-1).cpu(), draws)  # a device would draw others from the same seed
             rows = torch.cat([rows, fresh], dim=1)
     return rows.numpy()

@@ -37,7 +37,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tune_steps": SHORT,
         "tune_batch": 4,
     },
-    "best": {"passes": 4, **_CAREFUL, "guided": True, "tune_steps": AUTOMATIC, "own_text": 0.5},
+    "best": {
+        "passes": 4,
+        **_CAREFUL,
+        "guided": True,
+        "tune_steps": AUTOMATIC,
+        "tune_batch": 4,
+        "own_text": 0.5,
+    },
 }
 OWN_TEXT_OF_BUILT_IN = 1.0  # where a preset asks for own text: the built-in text is hardly the model's domain
 _ONLY_ATHENA = ("asymmetric", "spread", "damping", "columns_apart")
@@ -72,7 +79,7 @@ def _suited(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
             dropped.add("gradient_sequences")
     no_training = given.get("format") in FORMAT_SOLVERS or asked.intersection((*_INTEGERS, "sparsity"))
     if method != "athena" or no_training:
-        dropped |= {"tune_steps", "tune_batch"} if defaults.get("tune_steps") == SHORT else set()
+        dropped |= {"tune_batch", "tune_steps"} if defaults.get("tune_steps") == SHORT else {"tune_batch"}
     if "tune_steps" in given:
         dropped.add("tune_batch")
     return {name: value for name, value in defaults.items() if name not in dropped}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.export.graph.families import TINY, tiny_model
-from toolchain.calibrate.own_text import PROMPT, OwnText, continued, whole_model
+from toolchain.calibrate.own_text import PROMPT, OwnText, continued, drawn, whole_model
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.threads import fixed_rounding
 from toolchain.tune.end_to_end import Tuner, TuneSettings
@@ -54,6 +54,18 @@ def test_tokens_are_drawn_from_the_model_s_distribution(model, text):
         p = expected.numpy().astype(np.float64)
         rest = 1.0 - float(likely.values.sum()) if position == 7 else 0.0  # first tokens that were left out
         assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 4000) + 1e-3 + rest).all()
+
+
+def test_what_is_impossible_is_never_drawn():
+    """Nor is a token past the last: shares whose sum rounds, certain tokens, the first and the last of them."""
+    draws, vocabulary = torch.Generator().manual_seed(0), 1000
+    shares = torch.zeros(4000, vocabulary)
+    shares[:, 7::10] = 0.01
+    shares[0], shares[1], shares[2] = (torch.eye(vocabulary)[i] for i in (0, 500, vocabulary - 1))
+    for _ in range(20):
+        found = drawn(shares, draws)
+        assert found.shape == (4000, 1) and found.dtype == torch.int64
+        assert found[:3, 0].tolist() == [0, 500, vocabulary - 1] and (found[3:] % 10 == 7).all()
 
 
 @pytest.mark.parametrize("share, own", [(0.0, 0), (0.5, 2), (1.0, 4)])

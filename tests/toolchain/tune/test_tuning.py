@@ -173,7 +173,7 @@ def test_automatic_steps_fall_with_the_size():
     def steps(parameters):
         return QuantizeSettings(tune_steps=AUTOMATIC).steps_for(parameters)
 
-    assert [steps(10**6), steps(10**10)] == [1000, 60] and 60 < steps(134_000_000) < 120
+    assert [steps(10**6), steps(10**10)] == [2000, 120] and 120 < steps(134_000_000) < 240
     assert QuantizeSettings(tune_steps=7).steps_for(10**10) == 7
     short = QuantizeSettings(tune_steps=SHORT)
     assert [short.steps_for(n) for n in (10**6, 19_000_000, 10**9)] == [0, 0, 0] and short.steps_for(134_000_000) > 10
