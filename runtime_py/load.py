@@ -23,6 +23,7 @@ from runtime_py.reference.expansion import expand_products
 from runtime_py.reference.stepping import Stepped
 from runtime_py.system.memory import free_memory
 from runtime_py.system.paging import in_small_pages, let_go
+from runtime_py.widths.learned import LEARNED, read_switch
 from runtime_py.widths.schedule import Schedule
 
 ACTIVATIONS = ("int8", "float32")
@@ -75,7 +76,7 @@ def open_model(
     processors: Sequence[int] = (),
     adapters: Sequence[str] | None = (),
     cache_bits: int = 16,
-    bits: int | Schedule | None = None,
+    bits: int | Schedule | str | None = None,
 ) -> tuple[Runner, str]:
     """A runner, and why it is the interpreter ("" when it is the engine).
 
@@ -85,7 +86,7 @@ def open_model(
     processors: numbers of those that keep one thread each. adapters: names of those of the folder that a state can
     have; None: all of them. A few percent of speed go where there are any. cache_bits: of each cached key and value, 16
     (float16 or float32), 8 or 4 (integers). bits: the width at which nested codes are read; None: the full one. A
-    schedule: widths that change while an answer grows, in memory or mapped all at once.
+    schedule: widths that change while an answer grows, in memory or mapped all at once; "learned": the folder's own.
     Raises InputError when the folder is incomplete, hostile, or uses an operator this runtime lacks, or has no cache of
     such bits, or no nested codes of that width.
     """
@@ -100,6 +101,10 @@ def open_model(
         raise InputError(f"--cache-bits must be one of {', '.join(map(str, CACHE_BITS))}, not {cache_bits}")
     if cache_bits != 16 and activations != "int8":
         raise InputError(f"--cache-bits {cache_bits} goes with --activations int8")
+    if isinstance(bits, str):
+        if bits != LEARNED:
+            raise InputError(f"bits must be a width, a schedule or {LEARNED!r}, not {bits!r}")
+        bits = Schedule.of(read_switch(Path(folder)))
     hints = _hints(Path(folder))
     threads = threads if threads is not None or processors else hints.get("threads")
     stays = partial(_stays_mapped, mapped, hints.get("mmap"))

@@ -44,7 +44,7 @@ class Opening:
     processors: Sequence[int] = ()
     prompts: Callable[[Path, Any, str], PromptCache | None] | None = None  # opens the cache of a model's prompts
     cache_bits: int = 16  # of keys and values of models that generate text
-    bits: int | Schedule | None = None  # at which nested codes are read
+    bits: int | Schedule | str | None = None  # at which nested codes are read
     _told: set[str] = field(default_factory=set)  # models whose notices were given
 
     def models(self, folders: Sequence[tuple[str, Path]]) -> list[Model]:

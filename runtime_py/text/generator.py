@@ -119,7 +119,7 @@ class TextGenerator:
         adapters: Sequence[str] | None = (),
         speculate: str = AUTO,
         cache_bits: int = 16,
-        bits: int | Schedule | None = None,
+        bits: int | Schedule | str | None = None,
     ) -> None:
         """The options: see load.py; speculate: see speculation.py. Raises InputError when the folder is incomplete.
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from export.contract.errors import InputError
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.state import EngineState
 from runtime_py.reference.stepping import Stepped, token_by_token
 from runtime_py.system.memory import held_bytes
+from runtime_py.widths.features import prompt_features
+from runtime_py.widths.learned import LEARNED, Switch
 from runtime_py.widths.schedule import Schedule, confident_at
 
 
@@ -26,7 +29,20 @@ class ScheduledState(EngineState):
 
     prompt: int = 0  # tokens before the answer
     chances: list[float] = field(default_factory=list)  # of the answer's tokens, of the most likely one each
-    narrow_from: int | None = None  # the step from which on the confidence rule holds
+    narrow_from: int | None = None  # the step from which on the confidence rule, or the learned one, holds
+
+    def begin(self) -> None:
+        """All tokens so far are the prompt."""
+        self.prompt, self.chances, self.narrow_from = self.length, [], None
+
+
+def check_switch(switch: Switch, engine: Engine) -> None:
+    """Raises InputError where it was learned on another model, or on caches of other bits."""
+    known = dict(enumerate(engine.attention)).get(switch.layer)
+    if known is None or switch.classifier.queries.shape[1] != known.head_dim:
+        raise InputError(f"--schedule {LEARNED}: it was learned on another model; run `athena-export schedule` again")
+    if known.coded:
+        raise InputError(f"--schedule {LEARNED} reads keys and values, so it goes with --cache-bits 16 alone")
 
 
 class Scheduled:
@@ -36,9 +52,14 @@ class Scheduled:
     adapters: tuple[str, ...] = ()
 
     def __init__(self, engines: Mapping[int, Engine], schedule: Schedule) -> None:
-        """engines: by width, at least those of the schedule, of one folder and with caches of the same bits."""
+        """engines: by width, at least those of the schedule, of one folder and with caches of the same bits.
+
+        Raises InputError where the schedule was learned on another model.
+        """
         self._engines, self.schedule = dict(engines), schedule
         self._first = self._engines[schedule.prefill]
+        if schedule.switch is not None:
+            check_switch(schedule.switch, self._first)
         self.vocab_size, self.cache_bits = self._first.vocab_size, self._first.cache_bits
         self.threads, self.instruction_set = self._first.threads, self._first.instruction_set
         self._lock = threading.Lock()
@@ -70,7 +91,11 @@ class Scheduled:
         state.prompt = min(state.prompt, left)
         step = left - state.prompt
         del state.chances[step + 1 :]
-        if state.narrow_from is not None and state.narrow_from > step:
+        if self.schedule.switch is None:
+            forgotten = state.narrow_from is not None and state.narrow_from > step
+        else:
+            forgotten = step == 0  # perhaps of another prompt now
+        if forgotten:
             state.narrow_from = None
         return left
 
@@ -78,17 +103,26 @@ class Scheduled:
         """At which a token that comes alone would be computed now."""
         if state.length == 0:
             return self.schedule.prefill
+        if self.schedule.switch is not None:
+            return self._learned_width(state, self.schedule.switch)
         if state.narrow_from is not None and self.schedule.confident is not None:
             return self.schedule.confident
         return self.schedule.width(state.length - state.prompt)
+
+    def _learned_width(self, state: ScheduledState, switch: Switch) -> int:
+        """By the classifier, which is asked once for each prompt."""
+        if state.narrow_from is None:
+            shape = self._first.attention[switch.layer]
+            state.narrow_from = switch.step(*prompt_features(state, shape, switch.layer, state.prompt))
+        return switch.narrow if state.length - state.prompt >= state.narrow_from else switch.wide
 
     def forward(self, state: ScheduledState, tokens: np.ndarray | Sequence[int], last_only: bool = False) -> np.ndarray:
         """Append tokens to the state; their logits, float32 [T or 1, vocabulary]. Raises as Engine.forward does."""
         several = np.size(tokens) > 1
         width = self.schedule.prefill if several else self.width_of(state)
-        logits = self._agreed(width).forward(state, tokens, last_only)
+        logits = self.engine_of(width).forward(state, tokens, last_only)
         if several or state.length == 1:
-            state.prompt, state.chances, state.narrow_from = state.length, [], None
+            state.begin()
         self._note(state, logits[-1])
         return logits
 
@@ -98,12 +132,12 @@ class Scheduled:
         found: list[Stepped] = [np.empty(0, np.float32)] * len(states)
         for width in sorted(set(widths)):
             places = [i for i, own in enumerate(widths) if own == width]
-            rows = self._agreed(width).step([states[i] for i in places], [tokens[i] for i in places])
+            rows = self.engine_of(width).step([states[i] for i in places], [tokens[i] for i in places])
             for i, row in zip(places, rows):
                 found[i] = row
                 if isinstance(row, np.ndarray):
                     if states[i].length == 1:
-                        states[i].prompt, states[i].chances, states[i].narrow_from = 1, [], None
+                        states[i].begin()
                     self._note(states[i], row)
         return found
 
@@ -113,7 +147,7 @@ class Scheduled:
             return [[row] for row in self.step(states, [run[0] for run in runs])]
         return token_by_token(self, states, runs)
 
-    def _agreed(self, width: int) -> Engine:
+    def engine_of(self, width: int) -> Engine:
         """The engine of a width, which knows of every number that another one found too large for float16."""
         with self._lock:
             for engine in self._engines.values():

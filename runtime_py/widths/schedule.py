@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract.errors import InputError
+from runtime_py.widths.learned import LEARNED, Switch
 
 FIRST = 10  # tokens whose likelihood the confidence rule compares with
-_FORM = "--schedule is prefill=WIDTH,0=WIDTH,STEP=WIDTH,... or ...,confident=WIDTH, such as prefill=4,0=4,64=3,256=2"
+_FORM = (
+    "--schedule is prefill=WIDTH,0=WIDTH,STEP=WIDTH,... or ...,confident=WIDTH, such as prefill=4,0=4,64=3,256=2, or "
+    f"{LEARNED}"
+)
 _MOST_STEPS = 64
 
 
@@ -26,6 +30,12 @@ class Schedule:
     prefill: int
     steps: tuple[tuple[int, int], ...]  # (first step, width), rising; the first is step 0
     confident: int | None = None  # for the rest of an answer, behind its first confident token
+    switch: Switch | None = None  # which knows the step of its narrow width; `steps` has its wide one
+
+    @staticmethod
+    def of(switch: Switch) -> Schedule:
+        """The learned one."""
+        return Schedule(switch.wide, ((0, switch.wide),), switch=switch)
 
     @staticmethod
     def read(text: str) -> Schedule:
@@ -48,8 +58,10 @@ class Schedule:
     @property
     def widths(self) -> tuple[int, ...]:
         """All that are needed, rising."""
-        asked = {self.prefill, *(width for _, width in self.steps)}
-        return tuple(sorted(asked if self.confident is None else {*asked, self.confident}))
+        asked = {self.prefill, *(width for _, width in self.steps), self.confident}
+        if self.switch is not None:
+            asked.add(self.switch.narrow)
+        return tuple(sorted(width for width in asked if width is not None))
 
     def width(self, step: int) -> int:
         """Of a step, by its number alone."""

@@ -3,7 +3,7 @@
 python -m tests.benchmarks.schedule OUT --text FILE --schedule prefill=4,0=4,64=3,256=2 --schedule 0=2 ...
 
 The answer is the text itself: of each window the first tokens are the prompt, the others are computed one by one behind
-it, at the width of their step. Perplexity and the divergence to all bits are those of the answer's tokens.
+it, at the width of their step. A schedule may be `learned` where `athena-export schedule` has made one. Perplexity and the divergence to all bits are those of the answer's tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from export.files.access import read_text
 from runtime_py.load import open_model
 from runtime_py.text.generator import load_tokenizer
 from runtime_py.text.tokenizing import encode
+from runtime_py.widths.learned import LEARNED
 from runtime_py.widths.runner import Scheduled
 from runtime_py.widths.schedule import Schedule
 
@@ -50,10 +51,11 @@ def main() -> None:
     size = asked.prompt + asked.answer
     starts = np.linspace(0, ids.size - size, asked.windows).astype(int)
     windows = [ids[start : start + size] for start in starts]
-    widest = max(Schedule.read(text).prefill for text in asked.schedule)
+    schedules = {text: LEARNED if text == LEARNED else Schedule.read(text) for text in asked.schedule}
+    widest = max((one.prefill for one in schedules.values() if isinstance(one, Schedule)), default=4)
     base, found = [], []
     for text in [f"0={widest}", *asked.schedule]:
-        runner, _ = open_model(asked.folder, bits=Schedule.read(text), threads=asked.threads)
+        runner, _ = open_model(asked.folder, bits=schedules.get(text) or Schedule.read(text), threads=asked.threads)
         assert isinstance(runner, Scheduled)
         loss, divergence, seconds, moved, count = 0.0, 0.0, 0.0, 0, 0
         for i, window in enumerate(windows):

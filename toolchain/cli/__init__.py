@@ -21,6 +21,7 @@ _COMMANDS = {  # by name: a function in a module of this folder
     "package": "quantize.package",
     "shrink": "reducing.shrink.shrink",
     "sparsify": "reducing.sparsify.sparsify",
+    "schedule": "reducing.schedule.schedule",
     "lower": "lower.lower",
     "native": "lower.native",
     "run": "run.run",

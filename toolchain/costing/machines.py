@@ -19,6 +19,7 @@ from hw_model.sizing.batch import Curve
 from hw_model.sizing.batch import curve as batch_curve
 from hw_model.sizing.silicon import made
 from hw_model.sizing.variation import parse_changes
+from runtime_py.widths.learned import LEARNED
 from runtime_py.widths.schedule import Schedule
 from targets import CHOICES, Target, TargetError, target_names
 from toolchain.settings.costing.machine import KNEE, MachineSettings
@@ -115,6 +116,8 @@ def scheduled(whole: Graph, text: str, generates: bool, bits: int | None) -> tup
     """The graph of the prompt and those of steps, by a schedule of widths. Raises InputError where it is none."""
     if not generates or bits is not None:
         raise InputError("--schedule goes with --generate, and not with --bits")
+    if text == LEARNED:
+        raise InputError(f"--schedule {LEARNED}: where an answer narrows depends on its prompt; give the step instead")
     found = Schedule.read(text)
     if found.confident is not None:
         raise InputError("--schedule: when an answer is confident depends on its text; give the step instead")

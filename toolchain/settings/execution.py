@@ -83,18 +83,21 @@ class Widths(Width):
     PANEL: ClassVar[str] = EXECUTION
 
     schedule: str = option(
-        "", "Widths of nested codes by step of an answer, such as prefill=4,0=4,64=3,256=2 or 0=4,confident=2",
-        metavar="schedule", unset="one width",
+        "", "Widths of nested codes by step of an answer, such as prefill=4,0=4,64=3,256=2 or 0=4,confident=2; "
+        "learned: what `schedule` has made", metavar="schedule", unset="one width",
     )  # fmt: skip
 
-    def reading(self) -> int | Schedule | None:
+    def reading(self) -> int | Schedule | str | None:
         """As runtime_py/load.py takes it. Raises InputError."""
+        from runtime_py.widths.learned import LEARNED
         from runtime_py.widths.schedule import Schedule
 
         if not self.schedule:
             return self.bits
         if self.bits is not None:
             raise InputError("--bits and --schedule exclude each other")
+        if self.schedule == LEARNED:
+            return LEARNED
         return Schedule.read(self.schedule)
 
 

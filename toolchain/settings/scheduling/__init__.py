@@ -1,0 +1,1 @@
+"""What the learned schedule of widths is trained for: the settings of `schedule`."""
