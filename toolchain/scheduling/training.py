@@ -74,7 +74,7 @@ def train(prompts: Prompts, quality: float, widths: tuple[int, int], answer: int
     rows, divergences = [], prompts.divergences[unseen]
     count = len(divergences)
     ways = [(_named(step, widths), np.full(count, i)) for i, step in reversed(list(enumerate(prompts.steps)))]
-    ways += [("learned", _classes(chances[unseen], confidence)), ("best for each answer", labels[unseen])]
+    ways += [("learned", _classes(chances[unseen], confidence)), ("earliest that is good enough", labels[unseen])]
     for name, classes in ways:
         ratio = float(np.exp(divergences[np.arange(count), classes].mean()))
         rows.append({"step": name, "ratio": ratio, "width": _mean_width(classes, prompts.steps, widths, answer)})

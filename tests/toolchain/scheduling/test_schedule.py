@@ -79,7 +79,7 @@ def test_what_a_prompt_tells_is_learned():
     assert found["4 bits throughout"]["ratio"] == 1.0 and found["4 bits throughout"]["width"] == 4.0
     assert found["2 bits from token 0 on"]["width"] == 2.0
     assert found["learned"]["ratio"] < 1.03 and found["learned"]["width"] < 3.4
-    assert found["best for each answer"]["width"] <= found["learned"]["width"] + 0.2
+    assert found["earliest that is good enough"]["width"] <= found["learned"]["width"] + 0.2
 
 
 def test_where_a_prompt_tells_nothing_answers_stay_wide():
