@@ -16,7 +16,7 @@ from runtime_py.load import open_model as open_folder
 from tests.conftest import _checkpoint, _package
 from tests.toolchain.shrink.test_command import QUICK, shrink, shrunk
 from toolchain.calibrate.own_text import whole_model
-from toolchain.shrink.methods.joint_rank import Pair, break_even, chosen_ranks, decomposed
+from toolchain.shrink.methods.joint_rank import Pair, break_even, chosen_ranks, decomposed, factors
 from toolchain.source.heads import open_model
 
 
@@ -41,13 +41,28 @@ def test_the_shared_factor_is_that_of_the_svd(seed, rows, columns):
         assert ((m - ours) ** 2).sum() == pytest.approx(error, abs=1e-8)
 
 
+@given(st.integers(0, 99), st.integers(2, 9), st.integers(2, 6))
+def test_with_a_text_outputs_are_what_is_approximated(seed, rows, columns):
+    """The error of the outputs is what the best approximation of M X leaves, X being the inputs."""
+    rng = np.random.default_rng(seed)
+    m = rng.standard_normal((rows, columns))
+    x = rng.standard_normal((columns, 40)) * np.exp(rng.standard_normal((columns, 1)))
+    into, shared, energy = factors(m, 2 * x @ x.T, 1e-12)
+    s = np.linalg.svd(m @ x, compute_uv=False)
+    for rank in range(1, min(rows, columns) + 1):
+        ours = m @ into[:, :rank] @ shared[:rank]
+        assert (((m - ours) @ x) ** 2).sum() == pytest.approx((s[rank:] ** 2).sum(), abs=1e-6 * (s**2).sum())
+    count = min(rows, columns)
+    assert np.allclose(energy[:count], 2 * s[:count] ** 2, atol=1e-6 * energy[0])
+
+
 @given(st.integers(0, 99), st.floats(0.3, 1.2))
 def test_ranks_stay_within_the_weights_and_no_step_is_left_that_fits(seed, share):
     rng = np.random.default_rng(seed)
     pairs = []
     for i in range(4):
         n, rows = 16, int(rng.integers(8, 40))
-        pairs.append(Pair("gate_up", i, ("", ""), rows, np.eye(n), np.sort(rng.random(n))[::-1]))
+        pairs.append(Pair("gate_up", i, ("", ""), rows, np.eye(n), np.eye(n), np.sort(rng.random(n))[::-1]))
     most = int(share * sum(pair.weights(0) for pair in pairs))
     try:
         ranks = chosen_ranks(pairs, most, 2)
@@ -78,6 +93,16 @@ def test_factors_and_their_products_are_one_model(model, request, tmp_path):
         dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()(tokens, use_cache=False).logits
         ours = whole_model(open_model(tmp_path / "low")[0])(input_ids=tokens, use_cache=False).logits
     assert torch.allclose(ours, dense, atol=2e-4)
+
+
+def test_a_text_makes_the_outputs_better(tiny, tmp_path):
+    asked = [tiny, "--by", "joint-rank", "--keep", 0.7, "--multiple", 8, *QUICK]
+    without, fitted = (
+        shrunk(*asked, "-o", tmp_path / name, *options)
+        for name, options in (("weights", []), ("outputs", ["--reconstruct"]))
+    )
+    assert fitted["quality"]["kl"] < 0.9 * without["quality"]["kl"]
+    assert fitted["calibration"] != without["calibration"]  # the one says that it read none
 
 
 @pytest.fixture(scope="module")

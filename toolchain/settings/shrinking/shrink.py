@@ -11,7 +11,6 @@ from toolchain.settings.option import check_limits, option
 
 MAGNITUDE, SEARCH, LORAPRUNE, JOINT_RANK = "magnitude", "search", "loraprune", "joint-rank"
 METHODS = (MAGNITUDE, SEARCH, LORAPRUNE, JOINT_RANK)
-SLICING = (MAGNITUDE, SEARCH, LORAPRUNE)  # which leave out layers, heads and channels
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class HealSettings:
     PANEL: ClassVar[str] = "Mending"
 
     reconstruct: Optional[bool] = option(
-        None, "Fit the kept weights to the source's outputs by least squares", unset="with --by search", common=True
+        None, "Fit what is kept to the source's outputs on the calibration text", unset="with --by search", common=True
     )
     damping: float = option(0.01, "Of the mean diagonal of a layer's Hessian, in that fit", low=1e-8, high=100.0)
     heal_steps: int = option(
@@ -122,8 +121,6 @@ class ShrinkSettings:
             raise InputError(f"--by {JOINT_RANK} takes --keep, and neither --latency nor --energy")
         if self.dense and self.by != JOINT_RANK:
             raise InputError(f"--dense goes with --by {JOINT_RANK}")
-        if self.by == JOINT_RANK and self.healing.reconstruct:
-            raise InputError(f"--reconstruct goes with --by {', '.join(SLICING)}: the others keep every column")
 
     @property
     def reconstructs(self) -> bool:

@@ -2,13 +2,16 @@
 
 Query and key, and gate and up, are stacked to M [m1 + m2, n]; its best approximation of rank k is M V V^T, V being the
 first k right singular vectors. V^T is stored once, M V in two parts: k (n + m1 + m2) weights instead of n (m1 + m2).
+With --reconstruct the outputs on the calibration text are approximated instead: M C V V^T C^-1, C C^T being the inputs'
+second moments and V the singular vectors of M C (SVD-LLM, arXiv 2403.07378, section 3.1); energy is that of outputs.
 Ranks of all pairs are chosen together: weights go where they bring most of a pair's energy, until the budget is spent;
 a pair that would need as many weights as it has stays whole. --dense multiplies the factors, for transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,8 @@ import torch
 from export.contract.errors import InputError
 from export.graph.low_rank import PAIRS, RECORD, with_low_rank
 from export.graph.spec import BlockNames
+from toolchain.calibrate.blocks import BlockRunner
+from toolchain.numerics.hessian import damped
 from toolchain.settings.shrinking.shrink import ShrinkSettings
 from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cut import Sizes
@@ -35,7 +40,8 @@ class Pair:
     layer: int
     names: tuple[str, str]
     rows: int  # of both
-    vectors: np.ndarray  # V, float64 [n, n], most energy first
+    into: np.ndarray  # V, or C V, float64 [n, n], most energy first: what a matrix times it is stored
+    shared: np.ndarray  # V^T, or V^T C^-1, float64 [n, n], whose first rows are stored
     energy: np.ndarray  # squared singular values, float64 [n]
 
     @property
@@ -60,6 +66,33 @@ def decomposed(stacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     m = stacked.astype(np.float64)
     values, vectors = np.linalg.eigh(m.T @ m)
     return vectors[:, ::-1], np.maximum(values[::-1], 0.0)
+
+
+def factors(stacked: np.ndarray, hessian: np.ndarray | None, damping: float) -> tuple[np.ndarray, ...]:
+    """`into`, `shared` and `energy` of a Pair, for M [m, n] and the Hessian [n, n] of its inputs, None: all alike.
+
+    damping: of the Hessian's mean diagonal.
+    """
+    if hessian is None:
+        vectors, energy = decomposed(stacked)
+        return vectors, vectors.T, energy
+    root = np.linalg.cholesky(damped(hessian, damping)[0])
+    vectors, energy = decomposed(stacked.astype(np.float64) @ root)
+    return root @ vectors, np.linalg.solve(root.T, vectors).T, energy
+
+
+def _input_hessians(work: Work, kinds: Sequence[str]) -> Iterator[dict[str, np.ndarray] | None]:
+    """Of every layer, by kind of pair, on the source's own states; None where the weights alone count."""
+    spec = work.spec
+    if not work.settings.reconstructs:
+        yield from itertools.repeat(None, spec.layers)
+        return
+    runner = BlockRunner(work.source, spec)
+    hidden = runner.embed(work.tokens())
+    names = {kind: _names(spec.block, kind)[0] for kind in kinds}
+    for layer in range(spec.layers):
+        found, hidden = runner.hessians(runner.load_block(layer), tuple(names.values()), hidden)
+        yield {kind: found[name] for kind, name in names.items()}
 
 
 def chosen_ranks(pairs: list[Pair], most: int, multiple: int) -> list[int]:
@@ -125,12 +158,14 @@ def choose(work: Work) -> Choice:
     assert most is not None
     pairs = []
     with Reporter("Decomposing", spec.layers, work.quiet) as report:
-        for layer in range(spec.layers):
+        for layer, hessians in enumerate(_input_hessians(work, PAIRS)):
             for kind in PAIRS:
                 names = _names(spec.block, kind)
                 full = (spec.block_name(layer) + names[0], spec.block_name(layer) + names[1])
                 stacked = np.concatenate([source.tensor(f"{name}.weight").numpy() for name in full])
-                pairs.append(Pair(kind, layer, full, len(stacked), *decomposed(stacked)))
+                hessian = None if hessians is None else hessians[kind]
+                own = factors(stacked, hessian, settings.healing.damping)
+                pairs.append(Pair(kind, layer, full, len(stacked), *own))
             report.step(f"layer {layer}")
     everything = Sizes.of(spec).weights(spec)
     others = everything - sum(pair.weights(0) for pair in pairs)
@@ -168,8 +203,8 @@ def factored_tensors(
             yield parameter if dense else f"{module}.b.{kind}", value
             continue
         pair, rank = by_name[module]
-        shared = torch.from_numpy(np.ascontiguousarray(pair.vectors[:, :rank].T))  # [rank, n], float64
-        own = value.double() @ shared.T
+        shared = torch.from_numpy(np.ascontiguousarray(pair.shared[:rank]))  # [rank, n], float64
+        own = value.double() @ torch.from_numpy(np.ascontiguousarray(pair.into[:, :rank]))
         if dense:
             yield parameter, (own @ shared).float()
             continue
