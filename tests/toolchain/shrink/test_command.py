@@ -44,6 +44,20 @@ def test_magnitude_writes_what_transformers_loads(tiny, tmp_path):
         assert model(torch.arange(3, 20)[None]).logits.shape == (1, 17, 1536)
 
 
+def test_a_model_far_from_its_source_is_said_to_be(tiny, tmp_path, monkeypatch):
+    """A random model is far from nothing: so the limit is set to its own distance, and just above it."""
+    asked = [tiny, "--keep", 0.6, *QUICK, "--multiple", 8]
+    kl = shrunk(*asked, "-o", tmp_path / "known")["quality"]["kl"]
+    for limit, options, told in (
+        (0.9 * kl, [], "a larger --keep, --reconstruct, --by search or --heal-steps 200 help"),
+        (0.0, ["--reconstruct", "--heal-steps", 1], "a larger --keep, --by search or more --heal-steps help"),
+        (1.1 * kl, [], ""),
+    ):
+        monkeypatch.setattr("toolchain.cli.reducing.shrink._DISAPPOINTING", limit)
+        said = shrink(*asked, *options, "-o", tmp_path / "OUT", "--force").stderr
+        assert ("warning: answers will differ much" in said) == bool(told) and told in said
+
+
 def test_a_dry_run_says_the_sizes_and_writes_nothing(tiny, tmp_path):
     dry = shrunk(tiny, "-o", tmp_path / "OUT", "--keep", 0.6, "--dry-run", *QUICK)
     assert not list(tmp_path.iterdir())

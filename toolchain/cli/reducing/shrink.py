@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +14,14 @@ from export.files.lock import locked
 from toolchain.cli.common import guarded, print_json, print_table
 from toolchain.cli.signature import with_options
 from toolchain.settings.calibration import CalibrationChoice
-from toolchain.settings.shrinking.shrink import ShrinkSettings
+from toolchain.settings.shrinking.shrink import SEARCH, ShrinkSettings
 from toolchain.system.units import engineering, figure, size_text
 
 if TYPE_CHECKING:
     from toolchain.shrink.run import ShrinkRun
 
 TEXT = CalibrationChoice()
+_DISAPPOINTING = 0.5  # nats a token: perplexity two thirds higher
 EvalText = Annotated[
     str, typer.Option(help="Measure quality on this text, or on held-out (built in).", rich_help_panel="Report")
 ]
@@ -86,7 +89,18 @@ def _summary(output: Path, report: dict[str, Any]) -> None:
         f"perplexity {figure(q['reference_perplexity'], 3)} before, {figure(q['perplexity'], 3)} after; "
         f"KL {figure(q['kl'], 4)} ({q['tokens']} tokens of {q['text']})"
     )
+    if q["kl"] > _DISAPPOINTING:
+        print(f"warning: {_what_helps(report['settings'])}", file=sys.stderr)
     print(f"{output}: quantize it with `athena-export export {output} -o ...`; report: {output / 'shrink.json'}")
+
+
+def _what_helps(settings: Mapping[str, Any]) -> str:
+    """For a model that has moved far from its source."""
+    ways = ["a larger --keep"]
+    if settings["by"] != SEARCH:
+        ways += [f"--by {SEARCH}"] if settings["healing"]["reconstruct"] else ["--reconstruct", f"--by {SEARCH}"]
+    ways.append("more --heal-steps" if settings["healing"]["heal_steps"] else "--heal-steps 200")
+    return f"answers will differ much from the source's; {', '.join(ways[:-1])} or {ways[-1]} help"
 
 
 def _print_sizes(report: dict[str, Any]) -> None:
