@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from export.artefacts.reader import Node
 from export.contract.errors import InputError
-from hw_model.graph_work.nodes import Context, attention, causal_pairs, embedding, linear, per_element
+from hw_model.graph_work.attention_nodes import attention, causal_pairs
+from hw_model.graph_work.context import Context
+from hw_model.graph_work.nodes import embedding, linear, per_element
 from hw_model.graph_work.operation import Operation
 
 DOMAIN = "com.microsoft"

@@ -11,10 +11,12 @@ from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.bit_planes import BIT_PLANE_MATMUL, BitPlaneLayout
 from export.contract.operators.integers import SDR_ATTENTION, SDR_MATMUL, SDR_QUANTIZE, IntegerLayout
 from export.contract.operators.tender import TENDER_QUANTIZE
-from hw_model.graph_work.nodes import Context, attention, causal_pairs, linear, window_of
+from hw_model.graph_work.attention_nodes import attention, causal_pairs, window_of
+from hw_model.graph_work.context import Context
+from hw_model.graph_work.nodes import linear
 from hw_model.graph_work.operation import ACTIVATION_BYTES, QUANTIZE_OPS, Operation
 
-TENDER_OPS = 5  # of a place: read the channel, subtract the middle, scale, round, clip
+TENDER_OPS, _TENDER_QUANTIZE_OPS = 5, 3  # of a place: read the channel, subtract the middle; scale, round, clip
 
 
 def _quantize(node: Node, context: Context) -> Operation:
@@ -32,6 +34,7 @@ def _group(node: Node, context: Context) -> Operation:
     return Operation(
         node.name, "quantization", vector_ops=TENDER_OPS * elements, weight_bytes=context.weight_bytes(node),
         activation_bytes=ACTIVATION_BYTES * context.elements(node.inputs[0]) + coded, quantized=elements,
+        quantize_ops=_TENDER_QUANTIZE_OPS,
     )  # fmt: skip
 
 

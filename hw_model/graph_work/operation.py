@@ -82,12 +82,18 @@ class Operation:
     plane_bits: int = 8  # planes of the weights: the bits of uniform codes, or of a codebook's entries
     input_bits: int = 0  # bit planes of the activations where the file says so; 0: as the target has them
     shifts: int = 0
-    quantized: int = 0  # numbers that it makes codes of; QUANTIZE_OPS of its vector_ops each
+    quantized: int = 0  # numbers that it makes codes of
+    quantize_ops: int = QUANTIZE_OPS  # of its vector_ops that each of these takes
     changes: bool = False  # whether its weights are a task's own: they lie in memory that is rewritten
 
     @property
     def bytes(self) -> int:
         return self.weight_bytes + self.cache_read_bytes + self.cache_write_bytes + self.activation_bytes
+
+    @property
+    def other_ops(self) -> int:
+        """Vector operations but those that make codes, for which a machine may have units of their own."""
+        return self.vector_ops - self.quantize_ops * self.quantized
 
     @property
     def stored(self) -> int:

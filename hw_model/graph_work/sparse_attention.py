@@ -12,8 +12,9 @@ from export.artefacts.reader import Node
 from export.contract.errors import InputError
 from export.contract.operators.sparse_attention import SparseLayout
 from export.contract.pages import PAGE
-from hw_model.graph_work.nodes import CACHE_BYTES, Context, attention, causal_pairs
-from hw_model.graph_work.operation import Operation
+from hw_model.graph_work.attention_nodes import attention, causal_pairs
+from hw_model.graph_work.context import Context
+from hw_model.graph_work.operation import CACHE_BYTES, Operation
 
 
 def sparse_attention(node: Node, context: Context) -> Operation:

@@ -17,12 +17,12 @@ from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.sparse_attention import SPARSE_ATTENTION
 from hw_model.graph_work import contrib, nodes
+from hw_model.graph_work.context import Context
 from hw_model.graph_work.integer_nodes import INTEGER_OPERATORS
-from hw_model.graph_work.nodes import FREE, Context
+from hw_model.graph_work.nodes import FREE
 from hw_model.graph_work.operation import (
     ACTIVATION_BYTES,
     CACHE_BYTES,
-    QUANTIZE_OPS,
     Operation,
     Phase,
     expert_notes,
@@ -39,7 +39,6 @@ _ORDER = {**dict.fromkeys(_PRODUCTS, 0), "embedding": 2}
 __all__ = [
     "ACTIVATION_BYTES",
     "CACHE_BYTES",
-    "QUANTIZE_OPS",
     "Operation",
     "Phase",
     "expert_notes",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hw_model.graph_work.workload import QUANTIZE_OPS, Operation, Phase, held_bytes, held_values, outlier_notes
+from hw_model.graph_work.workload import Operation, Phase, held_bytes, held_values, outlier_notes
 from hw_model.machines.array import build
 from hw_model.machines.chip import Sharing, parts, together
 from hw_model.machines.mapping import Mapping, candidates, describe
@@ -171,9 +171,8 @@ class _Chip:
             times, cache, more = self._attention(op, mapping.pipelined)
             energy |= more
         else:
-            work = op.vector_ops - QUANTIZE_OPS * op.quantized
-            times = {"vector unit": work / target["vector_lanes"] / target["clock"]}
-            energy["vector unit"] = work * target["vector_energy"]
+            times = {"vector unit": op.other_ops / target["vector_lanes"] / target["clock"]}
+            energy["vector unit"] = op.other_ops * target["vector_energy"]
             cache = (op.cache_values + op.new_values) * target["cache_bits"] / 8
             outside += cache * (1 - self.cache_on_chip)
         energy["SRAM"] = (moved + cache * self.cache_on_chip) * target["sram_energy"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hw_model.graph_work.nodes import causal_pairs
+from hw_model.graph_work.attention_nodes import causal_pairs
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
 
 

@@ -13,7 +13,7 @@ from export.contract.errors import InputError
 from export.lowering.folder import Lowering, write_lowered_folder
 from export.model_folder import write_model_folder
 from hw_model.estimate import estimate, workload
-from hw_model.graph_work.nodes import causal_pairs
+from hw_model.graph_work.attention_nodes import causal_pairs
 from hw_model.graph_work.workload import Operation, Phase
 from hw_model.machines import attentionlego, cpu
 from targets import load_target

@@ -17,7 +17,7 @@ from export.contract.formats import FORMATS
 from export.files.access import read_json
 from export.graph.archs import model_spec
 from hw_model.estimate import has_rules, open_target, price
-from hw_model.graph_work.workload import QUANTIZE_OPS, Operation, Phase, operations
+from hw_model.graph_work.workload import Operation, Phase, operations
 from hw_model.machines.array import build
 from hw_model.machines.result import CostReport
 from targets import Target, target_names
@@ -142,7 +142,7 @@ def test_pim(name, work):
     assert energy["attention engine"] / target["attention_energy"] == pytest.approx(total(found, "macs", "attention"))
     softmax = sum(op.pairs * op.heads for op in found if op.kind == "attention")
     assert energy["softmax"] / target["softmax_energy"] == pytest.approx(softmax)
-    others = sum(op.vector_ops - QUANTIZE_OPS * op.quantized for op in found if op.kind not in ("linear", "attention"))
+    others = sum(op.other_ops for op in found if op.kind not in ("linear", "attention"))
     assert energy["vector unit"] / target["vector_energy"] == pytest.approx(others)
     outputs = sum(op.vectors * op.rows for op in found if op.kind == "linear" and not op.coded)
     codes = energy["requantization"] / target["requantize_energy"]
