@@ -35,8 +35,8 @@ SCHEMES = {
 
 
 KEPT = "group scales of a GGUF file"  # --method keep
-QUICK = (KEPT, "outliers and low rank", "razored", "channel groups", "llama", "gemma2", "gpt_neox", "gpt2", "bert", "olmoe",
-         "lfm2", "albert", "modernbert", "mistral", "gpt_oss")  # fmt: skip
+QUICK = (KEPT, "outliers and low rank", "razored", "channel groups", "llama", "gemma2", "gpt_neox", "gpt2", "bert",
+         "olmoe", "lfm2", "albert", "modernbert", "mistral", "gpt_oss")  # fmt: skip
 CASES = [
     case if case in QUICK else pytest.param(case, marks=pytest.mark.long)
     for case in (KEPT, *SCHEMES, *TINY, *TINY_ENCODERS)
