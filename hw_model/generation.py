@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.errors import InputError
 from export.files.foreign import foreign
 from hw_model.estimate import price

@@ -14,7 +14,8 @@ import numpy as np
 from export.adapters.folder import adapted_graph, folder_adapters
 from export.adapters.sites import Site
 from export.adapters.store import Adapter
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.artefacts.widths import at_width, full_width, in_memory, shape_at, widths_of
 from export.contract.errors import InputError
 from export.files.access import MANIFEST, read_json

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from export.adapters.sites import NORMED, OUTPUT, PLACES, RESIDUAL, BlockEnd, Site, block_ends
-from export.artefacts.reader import RUNTIME_DOMAIN, Graph, Node
+from export.artefacts.graph import RUNTIME_DOMAIN, Graph, Node
 from export.contract.errors import InputError
 
 ADD_BOTTLENECK = "AddBottleneck"

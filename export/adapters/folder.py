@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from export.adapters.bottleneck import bottleneck_sites, with_bottlenecks
 from export.adapters.sites import PRODUCT, Site, adapter_sites
 from export.adapters.store import Adapter, adapter_names, check_fits, read_adapter
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.errors import InputError
 from export.files.access import read_json
 from export.graph.archs import is_supported, model_spec

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 
 PRODUCT = "product"
 OUTPUT, NORMED, RESIDUAL = PLACES = ("output", "normed", "residual")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from export.artefacts.reader import Graph, ValueInfo
+from export.artefacts.graph import Graph, ValueInfo
 from export.contract.errors import InputError
 
 KEYS_AND_VALUES, RECURRENT = "past_key_values.", "past_"

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.contract.formats import LOOKUPS
 from export.contract.formats.base import DOMAIN

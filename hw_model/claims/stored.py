@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from export.adapters.folder import folder_adapters, folder_sites
 from export.adapters.store import Factors
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from hw_model.claims.tasks import Task
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.operators.sink_attention import SinkLayout
 from hw_model.graph_work.context import Context

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 from export.contract.errors import InputError
 from hw_model.graph_work.operation import ACTIVATION_BYTES, Phase
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from hw_model.graph_work.attention_nodes import attention, causal_pairs
 from hw_model.graph_work.context import Context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.operators.attention import AttentionLayout
 from export.contract.operators.bit_planes import BIT_PLANE_MATMUL, BitPlaneLayout

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats import CodebookLayout, Layout
 from export.contract.formats.base import DOMAIN

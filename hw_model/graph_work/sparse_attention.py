@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.operators.sparse_attention import SparseLayout
 from export.contract.pages import PAGE

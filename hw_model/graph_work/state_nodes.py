@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.artefacts.states import is_recurrent
 from export.contract.errors import InputError
 from export.contract.operators.delta_rule import DeltaRuleLayout

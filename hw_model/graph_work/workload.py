@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.sparse_attention import SPARSE_ATTENTION

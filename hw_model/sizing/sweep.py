@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.errors import InputError
 from export.files.foreign import foreign
 from hw_model.accuracy import Accuracy, losses

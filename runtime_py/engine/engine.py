@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.errors import InputError, NotFiniteError
 from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.layout.products import MOST_TOKENS

@@ -7,7 +7,7 @@ reason, and the interpreter (runtime_py/reference/session.py) runs it node by no
 
 from __future__ import annotations
 
-from export.artefacts.reader import RUNTIME_DOMAIN, Graph, Node
+from export.artefacts.graph import RUNTIME_DOMAIN, Graph, Node
 from export.contract.formats.codebook import CODEBOOK_GATHER
 from export.contract.formats.groups import GROUP_GATHER
 from runtime_py.engine.plan.adapters import Slots

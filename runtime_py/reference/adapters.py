@@ -10,7 +10,7 @@ import numpy as np
 from export.adapters.factors import Factors
 from export.adapters.sites import Site
 from export.adapters.store import NO_ACTIVATION, Adapter
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from runtime_py.reference.interpreter import AddTo
 from runtime_py.reference.operators import run_operator

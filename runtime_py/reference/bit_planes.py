@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.operators.bit_planes import BitPlaneLayout, codes_of, odd_numbers, quantized
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node, fresh
+from export.artefacts.graph import Graph, Node, fresh
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL
 

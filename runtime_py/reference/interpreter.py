@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import RUNTIME_DOMAIN, Graph, Node
+from export.artefacts.graph import RUNTIME_DOMAIN, Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL

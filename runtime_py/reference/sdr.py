@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.operators.attention import AttentionLayout, append, probabilities, query_integers, unpack_rows
 from export.contract.operators.integers import IntegerLayout, sdr_quantize, weight_integers
 from export.contract.operators.tender import tender_quantize

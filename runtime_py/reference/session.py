@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node, read_graph
+from export.artefacts.graph import Graph, Node
+from export.artefacts.reader import read_graph
 from export.artefacts.states import KEYS_AND_VALUES, recurrent_states
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from export.adapters.folder import adapted_graph, folder_adapters
-from export.artefacts.reader import Graph, Node, read_graph
+from export.artefacts.graph import Graph, Node
+from export.artefacts.reader import read_graph
 from export.contract.errors import InputError, NotFiniteError
 from export.files.access import read_json
 from export.files.foreign import foreign

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.contract.formats.groups import GROUP_MATMUL, MINIMA, ONE_ZERO, ZEROS, GroupsLayout
 from runtime_py.engine.engine import Engine

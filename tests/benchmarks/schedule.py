@@ -3,7 +3,8 @@
 python -m tests.benchmarks.schedule OUT --text FILE --schedule prefill=4,0=4,64=3,256=2 --schedule 0=2 ...
 
 The answer is the text itself: of each window the first tokens are the prompt, the others are computed one by one behind
-it, at the width of their step. A schedule may be `learned` where `athena-export schedule` has made one. Perplexity and the divergence to all bits are those of the answer's tokens.
+it, at the width of their step. Perplexity and the divergence to all bits are those of the answer's tokens. A schedule
+may be `learned` where `athena-export schedule` has made one.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 from export.contract.errors import InputError, NotFiniteError
 from export.contract.formats.codebook import CODEBOOK_MATMUL
 from export.files.foreign import foreign

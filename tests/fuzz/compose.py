@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.artefacts.reader import Graph, Node, ValueInfo, read_graph
+from export.artefacts.graph import Graph, Node, ValueInfo
+from export.artefacts.reader import read_graph
 from export.artefacts.states import is_recurrent, output_of
 from export.contract.formats.codebook import CODEBOOK_GATHER, CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from runtime_py.system.sources import digest
 from tests.fuzz.compare import agree
 from tests.fuzz.compose import graphs

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.formats.codebook import DOMAIN
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.steps import table as op

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.model_folder import write_model_folder
 from hw_model.graph_work.workload import Phase
 from tests.conftest import _checkpoint, _package

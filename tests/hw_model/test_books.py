@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.model_folder import write_model_folder
 from hw_model.components.logic import UNITS, operation_area
 from hw_model.components.macro import Macro, clock_period, energy_per_mac

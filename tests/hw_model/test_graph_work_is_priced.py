@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.formats import FORMATS
 from export.files.access import read_json
 from export.graph.archs import model_spec

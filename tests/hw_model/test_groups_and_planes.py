@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from export.contract.operators.tender import TENDER_QUANTIZE
 from hw_model.estimate import open_target, price

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.artefacts.reader import Graph, Node, ValueInfo
+from export.artefacts.graph import Graph, Node, ValueInfo
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.bit_planes import BIT_PLANE_MATMUL, BitPlaneLayout, bit_plane_matmul, planes_of

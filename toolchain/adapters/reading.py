@@ -7,7 +7,7 @@ from pathlib import Path
 from export.adapters.bottleneck import bottleneck_sites
 from export.adapters.folder import folder_sites
 from export.adapters.store import Adapter
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.files.access import read_json
 from toolchain.adapters.hub_config import is_bottleneck
 from toolchain.adapters.hub_folder import check_bottleneck_folder, read_bottleneck

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.contract.errors import InputError
 from hw_model.claims.mechanisms import PUBLISHED, Density, Row
 from hw_model.claims.tasks import Day

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.artefacts.widths import at_width, shape_at
 from export.contract.errors import InputError
 from export.files.foreign import foreign

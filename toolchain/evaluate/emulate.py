@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout

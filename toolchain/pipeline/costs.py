@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
 from hw_model.estimate import open_target, price

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.artefacts.records import CODES, TensorRecord
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout, page_means
 from export.contract.pages import PAGE
 from runtime_py.reference.session import Session, State

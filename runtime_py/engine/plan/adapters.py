@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, Buffer, External, Place, PlannedStep
 from runtime_py.engine.plan.values import Tokens

@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 from export.artefacts.states import recurrent_states
 from export.contract.errors import InputError
 from export.contract.formats.codebook import CODEBOOK_MATMUL, CodebookLayout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from runtime_py.engine.plan.context import Context
 
 Handler = Callable[[Context, Node], None]

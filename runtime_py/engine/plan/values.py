@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 from export.contract.errors import InputError
 from export.contract.sdr import SdrFormat
 from runtime_py.engine.layout.products import HIGH_GROUP, MOST_TOKENS, padded

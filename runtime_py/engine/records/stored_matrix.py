@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.artefacts.reader import Graph, Node
+from export.artefacts.graph import Graph, Node
 from export.contract.formats.codebook import CodebookLayout
 from export.contract.formats.halves import HALF, split
 from export.contract.formats.trellis import TrellisLayout

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.artefacts.reader import Graph, ValueInfo
+from export.artefacts.graph import Graph, ValueInfo
 from export.artefacts.states import is_recurrent, output_of, recurrent_states
 from export.contract.errors import InputError
 from runtime_py.load import _runner

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from export.artefacts.reader import Graph
+from export.artefacts.graph import Graph
 from hw_model.claims.mechanisms import compare
 from hw_model.estimate import open_target, price
 from hw_model.graph_work.workload import Phase, operations

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.artefacts.reader import Graph, read_graph
+from export.artefacts.graph import Graph
+from export.artefacts.reader import read_graph
 from export.contract.errors import NotFiniteError
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.kernels.recurrent.convolution import convolve, keep_products

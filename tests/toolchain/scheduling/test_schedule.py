@@ -122,7 +122,7 @@ def test_the_command_trains_what_run_then_uses(folder, tmp_path):
     done = athena("schedule", str(folder), *small, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert [row["step"] for row in told["rows"]][0] == "4 bits throughout" and told["answers"] == 4
+    assert told["rows"][0]["step"] == "4 bits throughout" and told["answers"] == 4
     assert read_switch(folder).steps == (0, 4, 8, NEVER)
     ran = athena("run", str(folder), "--prompt", "The quick", "--schedule", "learned", "--max-tokens", "8")
     assert ran.exit_code == 0, ran.output

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.attention import AttentionLayout

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.earlier import turned
 from runtime_py.engine.plan.placement import Argument, External

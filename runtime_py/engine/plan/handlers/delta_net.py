@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.causal_convolution import CAUSAL_CONVOLUTION, LEAST_WIDTH

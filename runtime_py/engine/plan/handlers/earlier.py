@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from runtime_py.engine.layout.attention import HALF_ITEM
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.placement import Argument, External

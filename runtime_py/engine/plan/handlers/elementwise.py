@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from export.artefacts.graph import Node
 from export.artefacts.onnx_file.types import FLOAT
-from export.artefacts.reader import Node
 from runtime_py.engine.layout.functions import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, TANH
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.handlers.convolution import gated, masked

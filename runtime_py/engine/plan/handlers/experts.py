@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats import CodebookLayout
 from export.contract.formats.base import DOMAIN

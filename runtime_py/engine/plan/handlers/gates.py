@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from runtime_py.engine.layout.functions import CLAMPED
 from runtime_py.engine.plan.context import Context
 from runtime_py.engine.plan.registry import handles

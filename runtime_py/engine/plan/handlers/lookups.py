@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.formats.codebook import CODEBOOK_GATHER, DOMAIN
 from export.contract.formats.groups import GROUP_GATHER
 from runtime_py.engine.plan.context import Context

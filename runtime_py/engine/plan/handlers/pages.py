@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.sparse_attention import SPARSE_ATTENTION, SparseLayout

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Node, sparse_weights
+from export.artefacts.graph import Node
+from export.artefacts.reader import sparse_weights
 from export.contract.formats.codebook import CODEBOOK_MATMUL, DOMAIN, CodebookLayout
 from export.contract.formats.groups import GROUP_MATMUL
 from export.contract.formats.trellis import TRELLIS_MATMUL, TrellisLayout

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats.codebook import DOMAIN
 from export.contract.operators.integers import SDR_MATMUL, SDR_QUANTIZE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.artefacts.reader import Node
+from export.artefacts.graph import Node
 from export.contract.errors import InputError
 from export.contract.formats.base import DOMAIN
 from export.contract.operators.state_space import SELECTIVE_STATE_SPACE, StateSpaceLayout
