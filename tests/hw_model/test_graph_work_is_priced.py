@@ -105,11 +105,22 @@ def test_cpu(name, work):
 
 
 def cycles(op, target):
-    """Of one element: a product each; shifts between channel groups; of bit planes every pair."""
+    """Of one element: a product each; shifts between channel groups; of bit planes every pair.
+
+    Codes of channel groups have the bits and shifts of the file: wider ones than the element's take several products.
+    """
+    if target["planes"] and op.code_bits:
+        return op.macs * op.code_bits[0] * op.code_bits[1]
     if target["planes"]:
-        return op.macs * target["activation_bits"] * (op.plane_bits if op.kind == "linear" else target["cache_bits"])
-    shifts = target["activation_groups"] - 1 if op.kind == "linear" and not op.changes else 0
-    return op.macs + (shifts * op.vectors * op.rows if shifts else 0)
+        inputs = op.input_bits or target["activation_bits"]
+        return op.macs * inputs * (op.plane_bits if op.kind == "linear" else target["cache_bits"])
+    if target["activation_groups"] <= 1 or op.kind != "linear" or op.changes:
+        return op.macs
+    shifts, products = target["activation_groups"] - 1, 1
+    if op.code_bits:
+        own = target["activation_bits"], target["weight_bits"] or 8
+        shifts, products = op.shifts, math.prod(-(-theirs // ours) for theirs, ours in zip(op.code_bits, own))
+    return products * (op.macs + shifts * op.vectors * op.rows)
 
 
 @pytest.mark.parametrize("name", BY_KIND["stream"])
