@@ -108,6 +108,7 @@ def cycles(op, target):
     """Of one element: a product each; shifts between channel groups; of bit planes every pair.
 
     Codes of channel groups have the bits and shifts of the file: wider ones than the element's take several products.
+    A machine that skips zeros takes nothing for weights that a format leaves out.
     """
     if target["planes"] and op.code_bits:
         return op.macs * op.code_bits[0] * op.code_bits[1]
@@ -115,7 +116,7 @@ def cycles(op, target):
         inputs = op.input_bits or target["activation_bits"]
         return op.macs * inputs * (op.plane_bits if op.kind == "linear" else target["cache_bits"])
     if target["activation_groups"] <= 1 or op.kind != "linear" or op.changes:
-        return op.macs
+        return op.macs * (op.density if target["skips_zeros"] else 1)
     shifts, products = target["activation_groups"] - 1, 1
     if op.code_bits:
         own = target["activation_bits"], target["weight_bits"] or 8
