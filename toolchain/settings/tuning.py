@@ -8,10 +8,10 @@ from typing import ClassVar
 from toolchain.settings.option import option
 
 AUTOMATIC, SHORT = -1, -2
-# Steps times parameters: 180 steps of four windows, twenty minutes and half as much of writing own text, for 135
-# million parameters on two cores that multiply bfloat16.
-_STEP_PARAMETERS = 24e9
-_LEAST_STEPS, _MOST_STEPS = 120, 2000
+# Steps times parameters: 90 steps of four windows, eleven minutes and five of writing own text, for 135 million
+# parameters on two cores that multiply bfloat16.
+_STEP_PARAMETERS = 12.2e9
+_LEAST_STEPS, _MOST_STEPS = 60, 2000
 # Smaller models are exported in seconds, and stay so; of larger ones tuning would take most of the time and memory.
 _SHORT_STEPS, _SHORT_FOR = 24, (20e6, 200e6)  # parameters
 

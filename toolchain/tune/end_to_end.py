@@ -34,12 +34,14 @@ _SAVE_INTERVAL = 60.0  # seconds
 _WARM_UP = 20  # steps
 _ROWS = 64  # of logits that are worked on at a time
 HOLD = 4  # steps between two searches for the best paths of trellis codes, which take a fifth of a step
-# From so many steps on everything learns at the full rate. In fewer, Adam mostly follows the noise of single batches,
-# and what few numbers carry (codebooks, scales, norms, biases) fits the text. SmolLM2-135M at 3.1 bits, 24 steps of
-# 4 x 256 tokens, KL on WikiText-2, chats and stories: untuned 0.329, 0.295, 0.199; all at 0.005 0.312, 0.293, 0.210;
-# what codes are found for at 0.005, the rest at 0.001 0.306, 0.271, 0.188, at 0.0075 and 0.0005 0.313, 0.281, 0.193,
-# at 0.0025 and 0.01 0.330, 0.325, 0.223. stories260K after 150 steps: 0.173 all at one rate, 0.197 the rest at a fifth.
-_FULL_RATE = 150
+# Tokens for each weight from which on everything learns at the full rate. From fewer, Adam mostly follows the noise of
+# single batches: what codes are found for wanders, and what few numbers carry (codebooks, scales, norms, biases) fits
+# the text. SmolLM2-135M at 3.1 bits (0.0002 to 0.0014 tokens a weight), KL on WikiText-2, codes and the rest at these
+# rates. 24 steps of 4 x 256 tokens: untuned 0.329, both at 0.005 0.312, 0.005 and 0.001 0.306, 0.0075 and 0.0005 0.313,
+# 0.0025 and 0.01 0.330. `best`: 178 steps, both at 0.0075 0.259, 90 steps at 0.006 and 0.001 0.237. stories260K after
+# 150 steps of 8 x 256 (1.2 a weight): 0.173 all at one rate, 0.197 the rest at a fifth.
+_FULL_RATE = 0.1
+_LEAST_OF_CODES, _LEAST_OF_REST = 0.8, 0.13  # of the full rate
 TOGETHER = 1  # windows that share a pass: two take a gigabyte more for 135 million parameters, and as long
 
 
@@ -70,13 +72,15 @@ class TuneSettings:
         """How many windows of a step the teacher writes."""
         return round(self.own_text * self.batch)
 
-    def rate_of(self, bits: float | None, codes: bool) -> float:
+    def rate_of(self, bits: float | None, codes: bool, tokens: float) -> float:
         """The learning rate in a layer with codes of `bits` (None: elsewhere), of what codes are found for or the rest.
 
-        A rate that was asked for is that of codes.
+        A rate that was asked for is that of codes. tokens: those of all steps, for each weight that has a code.
         """
-        share, known = min(self.steps / _FULL_RATE, 1.0), default_rate(self.bits if bits is None else bits)
-        return (self.rate or known * (2 + share) / 3) if codes else (self.rate or known) * share
+        share, known = min(tokens / _FULL_RATE, 1.0), default_rate(self.bits if bits is None else bits)
+        if codes:
+            return self.rate or known * max(share, _LEAST_OF_CODES)
+        return (self.rate or known) * max(share, _LEAST_OF_REST)
 
 
 class _Divergence(torch.autograd.Function):
@@ -113,8 +117,10 @@ class Tuner:
         self._state_path = folder / STATE_FILE
         self._named = trainable_parameters(student)
         self._trained, widths = list[Trained](), code_widths(student)
+        weights = sum(p.numel() for name, p in self._named.items() if name.endswith(".latent"))
+        tokens = settings.steps * settings.batch * windows.shape[1] / max(weights, 1)
         for name, parameter in self._named.items():
-            rate = settings.rate_of(widths.get(name), name.endswith(".latent"))
+            rate = settings.rate_of(widths.get(name), name.endswith(".latent"), tokens)
             self._trained.append(Trained.of(name, parameter, rate))
         own = min(settings.steps * settings.own_windows, CHUNK) or 1
         self._own = OwnText(teacher, windows.reshape(-1), windows.shape[1], settings.seed, own)

@@ -127,18 +127,20 @@ def test_learning_rates_follow_the_width_of_each_layer():
     widths = code_widths(student)
     assert [widths[f"{i}.latent"] for i in range(4)] == [2, 4, 2, 3] and "0.bias" not in widths
     automatic, fixed = TuneSettings(500, 0.0, 3), TuneSettings(500, 0.001, 3)
-    assert automatic.rate_of(4, True) == automatic.rate_of(2, True) / 4 == default_rate(4)
-    assert automatic.rate_of(None, False) == default_rate(3)
-    assert fixed.rate_of(2, True) == fixed.rate_of(None, False) == 0.001
+    assert automatic.rate_of(4, True, 1.0) == automatic.rate_of(2, True, 1.0) / 4 == default_rate(4)
+    assert automatic.rate_of(None, False, 1.0) == default_rate(3)
+    assert fixed.rate_of(2, True, 1.0) == fixed.rate_of(None, False, 1.0) == 0.001
 
 
-def test_a_few_steps_move_codes_more_than_the_rest():
+def test_few_tokens_a_weight_move_codes_more_than_the_rest():
     from toolchain.tune.end_to_end import TuneSettings, default_rate
 
-    few, asked = TuneSettings(24, 0.0, 3), TuneSettings(24, 0.001, 3)
-    assert default_rate(3) / 2 < few.rate_of(3, True) < default_rate(3)
-    assert few.rate_of(None, False) < few.rate_of(3, True) / 4
-    assert asked.rate_of(3, True) == 0.001 and asked.rate_of(None, False) < 0.0002
+    automatic, asked = TuneSettings(90, 0.0, 3), TuneSettings(90, 0.001, 3)
+    for tokens in (0.0, 0.0014):
+        assert automatic.rate_of(3, True, tokens) == pytest.approx(0.006)
+        assert automatic.rate_of(None, False, tokens) == pytest.approx(0.000975)
+    assert automatic.rate_of(None, False, 0.05) == pytest.approx(default_rate(3) / 2)
+    assert asked.rate_of(3, True, 0.0) == 0.001 and asked.rate_of(None, False, 0.0) < 0.0002
 
 
 @settings(max_examples=20)
@@ -173,7 +175,7 @@ def test_automatic_steps_fall_with_the_size():
     def steps(parameters):
         return QuantizeSettings(tune_steps=AUTOMATIC).steps_for(parameters)
 
-    assert [steps(10**6), steps(10**10)] == [2000, 120] and 120 < steps(134_000_000) < 240
+    assert [steps(10**6), steps(10**10)] == [2000, 60] and 60 < steps(134_000_000) < 120
     assert QuantizeSettings(tune_steps=7).steps_for(10**10) == 7
     short = QuantizeSettings(tune_steps=SHORT)
     assert [short.steps_for(n) for n in (10**6, 19_000_000, 10**9)] == [0, 0, 0] and short.steps_for(134_000_000) > 10
