@@ -9,21 +9,15 @@ from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.state import EngineState
 
 
-def feature_width(shape: AttentionShape) -> int:
-    """Numbers of a token's keys, and of its values. Raises ValueError for a cache of codes."""
-    if shape.coded:
-        raise ValueError("a cache of codes")
-    return shape.head_dim
-
-
 def prompt_features(
     state: EngineState, shape: AttentionShape, layer: int, tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values of the first `tokens` tokens in a layer, means over heads, float32 [tokens, head dim].
 
-    Values that are narrower than keys are filled up with zeros, wider ones cut off.
+    shape: of a cache of numbers, not codes. Values that are narrower than keys are filled up with zeros, wider ones cut
+    off.
     """
-    width, blocks = feature_width(shape), -(-tokens // PAGE)
+    width, blocks = shape.head_dim, -(-tokens // PAGE)
     kinds = [np.float32 if item == FLOAT_ITEM else np.float16 for item in state.items[layer]]
     keys = state.keys[layer][:, :blocks].view(kinds[0])[..., : PAGE * width]  # [heads, blocks, numbers of a block]
     keys = keys.reshape(len(keys), blocks, width, PAGE).astype(np.float32).mean(axis=0)

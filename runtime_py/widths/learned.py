@@ -71,7 +71,8 @@ class Switch:
 
         A class says the earliest step that serves; so does every later one.
         """
-        late_enough = np.cumsum(self.classifier.chances(keys, values))
+        with np.errstate(all="ignore"):  # a file's numbers may be too large to multiply: the last class then
+            late_enough = np.cumsum(self.classifier.chances(keys, values))
         late_enough[-1] = 1.0  # but for rounding, and whatever is no number
         return self.steps[int(np.argmax(late_enough >= self.confidence))]
 

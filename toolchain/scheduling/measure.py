@@ -13,7 +13,7 @@ from export.artefacts.widths import widths_of
 from export.contract.errors import InputError
 from runtime_py.load import open_model
 from runtime_py.system.finite import checked_logits
-from runtime_py.widths.features import feature_width, prompt_features
+from runtime_py.widths.features import prompt_features
 from runtime_py.widths.learned import NEVER
 from runtime_py.widths.runner import Scheduled, ScheduledState
 from runtime_py.widths.schedule import Schedule
@@ -67,7 +67,6 @@ def measure(
     """windows: int64 [n, prompt + answer]; prompts are all of it, half and a quarter of it long, in turn."""
     keys, values, rows = list[np.ndarray](), list[np.ndarray](), []
     shape = runner.engine_of(widths[0]).attention[layer]
-    feature_width(shape)
     with Reporter("Measuring", len(windows), quiet) as report:
         for number, window in enumerate(windows):
             prompt = max(settings.prompt >> number % 3, min(_SHORTEST, settings.prompt))

@@ -144,6 +144,14 @@ def test_a_step_is_the_first_that_is_late_enough(weights, confidence):
     assert found in (STEPS[late], STEPS[early])
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_too_large_to_multiply_stay_wide():
+    one = a_switch(8).classifier
+    huge = replace(one, **{name: np.full_like(array, 3e38) for name, array in vars(one).items()})
+    keys = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    assert a_switch(8, classifier=huge, confidence=1.0).step(keys * 1e30, keys) == NEVER
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_an_answer_narrows_where_the_classifier_says(folder, width, number):
     """To the bit: engines of both widths, called by hand; taken back, beside another text, and begun anew."""
