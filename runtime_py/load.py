@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from export.adapters.folder import adapted_graph, folder_adapters
-from export.adapters.sites import Site
-from export.adapters.store import Adapter
 from export.artefacts.graph import Graph
 from export.artefacts.reader import read_graph
 from export.artefacts.widths import at_width, full_width, in_memory, shape_at, widths_of
@@ -26,6 +23,10 @@ from runtime_py.system.memory import free_memory
 from runtime_py.system.paging import in_small_pages, let_go
 from runtime_py.widths.learned import LEARNED, read_switch
 from runtime_py.widths.schedule import Schedule
+
+if TYPE_CHECKING:
+    from export.adapters.sites import Site
+    from export.adapters.store import Adapter
 
 ACTIVATIONS = ("int8", "float32")
 CACHE_BITS = (16, 8, 4)
@@ -119,7 +120,7 @@ def open_model(
     if graph.larger_than_memory:
         in_small_pages(graph.weights.values())
     with foreign(Path(folder) / "model.onnx", "the graph is malformed"):
-        found = folder_adapters(graph, adapters)
+        found = _adapters(graph, adapters)
         if isinstance(below, Schedule):
             if found or activations != "int8":
                 raise InputError("--schedule goes with neither adapters nor --activations float32")
@@ -146,6 +147,15 @@ def _at_widths(graph: Graph, widths: Sequence[int | None], stays: Callable[[int]
     return found
 
 
+def _adapters(graph: Graph, names: Sequence[str] | None) -> tuple[Adapter, ...]:
+    """Those of the folder; what reads them knows all families, so it is not imported for none."""
+    if names is not None and not names:
+        return ()
+    from export.adapters.folder import folder_adapters
+
+    return folder_adapters(graph, names)
+
+
 def _runner(
     graph: Graph,
     activations: str,
@@ -155,7 +165,11 @@ def _runner(
     cache_bits: int = 16,
     bits: int | None = None,
 ) -> tuple[Runner, str]:
-    graph, sites = adapted_graph(graph, adapters)
+    sites: tuple[Site, ...] = ()
+    if adapters:
+        from export.adapters.folder import adapted_graph
+
+        graph, sites = adapted_graph(graph, adapters)
     if activations == "float32":
         return _interpreter(graph, adapters, sites), "float32 activations were asked for"
     from runtime_py.engine.engine import Engine

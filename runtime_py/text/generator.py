@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from export.artefacts.generation_config import GENERATION, end_tokens, ignored
 from export.contract.errors import InputError
 from export.files.access import MAX_JSON, checked_path, read_json
-from export.graph.archs import is_supported, model_spec
 from runtime_py.load import open_model
 from runtime_py.speculation.speculation import AUTO, Speculation, checked
 from runtime_py.text.generation import Constraint, Generation, GenerationRequest
@@ -51,19 +50,19 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
 
 def context_length(folder: Path) -> int:
-    """Positions the model was exported for. Raises InputError when config.json does not say.
+    """Positions the model was exported for. Raises InputError when neither genai_config.json nor config.json says.
 
-    Folders of earlier versions hold config.json as it came, where a field may be absent; genai_config.json says it too.
+    The first is what `export` writes for generation; families, which read the second, take longer to import than a
+    small model to answer.
     """
+    length = _genai_context(folder)
+    if length is not None:
+        return length
+    from export.graph.archs import is_supported, model_spec
+
     config = read_json(folder / "config.json")
     if is_supported(config.get("model_type")):
-        try:
-            return model_spec(config).context_length
-        except InputError:
-            length = _genai_context(folder)
-            if length is None:
-                raise
-            return length
+        return model_spec(config).context_length
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(config.get(name), int) and config[name] > 0:
             return config[name]
