@@ -88,7 +88,7 @@ arm-cycles: $(VENV)/.test
 # Kernels of common widths and machines into the package, for a wheel that need not compile them: at a release, when no
 # source changes any more. Ten minutes of processor time.
 kernels: $(VENV)/.test
-	$(BIN)/python -m runtime_py.making rpi5 rpi4 aarch64 x86-64-v3 avx512
+	$(BIN)/python -m runtime_py.making rpi5 rpi4 aarch64 aarch64-i8mm x86-64-v3 avx512
 
 # SDR units in gates against the codec, areas and energies; needs yosys, iverilog and qflow-tech-osu018, else skips.
 rtl: $(VENV)/.test

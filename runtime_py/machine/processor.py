@@ -74,6 +74,7 @@ NAMED: Mapping[str, Processor] = {
     for p in (
         _linux("avx512", "x86_64", "icelake-server", _AVX512),
         _linux("x86-64-v3", "x86_64", "x86-64-v3", _V3),
+        _linux("aarch64-i8mm", "aarch64", "generic", ("neon", "dotprod", "fullfp16", "lse", "i8mm")),
         _linux("rpi5", "aarch64", "cortex-a76", ("neon", "dotprod", "fullfp16", "lse"), ("rcpc", "rdm")),
         _linux("rpi4", "aarch64", "cortex-a72", ("neon",)),
         _linux("aarch64", "aarch64", "generic", ("neon",)),
@@ -131,9 +132,10 @@ def aimed_at(wanted: Processor) -> Iterator[None]:
         _target.pop()
 
 
-# Bits of AT_HWCAP on 64-bit ARM (Linux, arch/arm64/include/uapi/asm/hwcap.h) by LLVM's names.
+# Bits of AT_HWCAP and AT_HWCAP2 on 64-bit ARM (Linux, arch/arm64/include/uapi/asm/hwcap.h) by LLVM's names.
 _HARDWARE = {"neon": 1 << 1, "lse": 1 << 8, "fullfp16": 1 << 9 | 1 << 10, "dotprod": 1 << 20}
-_AT_HWCAP = 16
+_MORE_HARDWARE = {"i8mm": 1 << 13}
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
 
 
 def _arm_features() -> dict[str, bool]:
@@ -141,9 +143,19 @@ def _arm_features() -> dict[str, bool]:
     found = {"neon"}
     if sys.platform == "darwin":
         found |= {"dotprod", "lse", "fullfp16"}
+        found |= {"i8mm"} if _apple_has("FEAT_I8MM") else set()
     elif sys.platform == "linux":
         ask = ctypes.CDLL(None).getauxval
         ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
-        bits = int(ask(_AT_HWCAP))
-        found |= {name for name, mask in _HARDWARE.items() if bits & mask == mask}
+        for kind, named in ((_AT_HWCAP, _HARDWARE), (_AT_HWCAP2, _MORE_HARDWARE)):
+            bits = int(ask(kind))
+            found |= {name for name, mask in named.items() if bits & mask == mask}
     return dict.fromkeys(sorted(found), True)
+
+
+def _apple_has(feature: str) -> bool:
+    """By its name in Arm's manuals (developer.apple.com, "Determining instruction set characteristics")."""
+    value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    ask = ctypes.CDLL(None).sysctlbyname
+    name = f"hw.optional.arm.{feature}".encode()
+    return ask(name, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0 and value.value == 1

@@ -24,6 +24,7 @@ GROUP_TILE = {
     "avx512": (6, 2),
     "avx2vnni": (3, 1),
     "avx2": (2, 1),
+    "neoni8mm": (3, 1),
     "neondot": (3, 1),
     "neon": (2, 1),
     "portable": (2, 1),

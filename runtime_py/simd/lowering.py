@@ -15,7 +15,8 @@ from numba.extending import intrinsic
 from runtime_py.simd.vectors import I8, I16, I32, Bytes, Ints, call, shuffle
 
 _SETS_256 = ("avx2", "avx2vnni")
-_NEON = ("neon", "neondot")
+_NEON_DOT = ("neondot", "neoni8mm")
+_NEON = ("neon", *_NEON_DOT)
 
 
 def _parts(builder: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Value]:
@@ -130,7 +131,7 @@ def emit_dot(builder: ir.IRBuilder, isa: str, acc: ir.Value, weights: ir.Value, 
             out.append(call(builder, "llvm.x86.avx512.vpdpbusd.256", a.type, [a, w, x]))
         elif isa == "avx2":
             out.append(_dot_256(builder, a, w, x))
-        elif isa == "neondot":
+        elif isa in _NEON_DOT:
             # Weights last: there the instruction takes four bytes that repeat from where they lie.
             out.append(call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", a.type, [a, x, w]))
         else:

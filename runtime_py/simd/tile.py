@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from runtime_py.machine.isa import AMX_ROWS, FEATURES, TILE, has_amx, machine_features
 from runtime_py.simd.digits import emit_high_digits, load_places
 from runtime_py.simd.lowering import emit_dot
+from runtime_py.simd.matrix_products import PAIRED, add_pairs
 from runtime_py.simd.vectors import I8, I32, I64, Bytes, Floats, Ints, call, load, pointer, shuffle
 
 _AMX_BESIDE = "avx512vbmi"  # what every processor with AMX has, too
@@ -67,7 +68,11 @@ def tile_block(
                 emit_high_digits(builder, name, places, own, row_at, column)
                 for slot in column:
                     builder.store(builder.add(builder.load(slot), start[v]), slot)
-        lanes = _LANES.get(name, 1)
+        if name in PAIRED:
+            add_pairs(builder, row_at, group_at, steps, acc)
+            lanes, steps = 1, ir.Constant(I64, 0)
+        else:
+            lanes = _LANES.get(name, 1)
         with cgutils.for_range(builder, builder.udiv(steps, ir.Constant(I64, lanes))) as loop:
             dword = builder.mul(loop.index, ir.Constant(I64, 4 * lanes))
             line = builder.mul(loop.index, ir.Constant(I64, 64 * lanes))

@@ -29,7 +29,7 @@ def main() -> None:
     inner = "\n".join(matvec_rows.inspect_asm().values())
     counts = {name: len(re.findall(rf"^\s+{name}\s", inner, re.M)) for name in ("tbl", "sdot", "smull", "smull2")}
     print(f"{isa}: assembly of the matrix-vector product has {counts}", flush=True)
-    if not counts["tbl"] or not (counts["sdot"] if isa == "neondot" else counts["smull"] + counts["smull2"]):
+    if not counts["tbl"] or not (counts["sdot"] if isa != "neon" else counts["smull"] + counts["smull2"]):
         raise SystemExit("the expected instructions are missing")
     found |= group_products(isa)
     for name, value in found.items():

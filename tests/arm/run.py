@@ -14,14 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from export.native.build import build_library, library_name, this_machine
+from export.native.build import MACHINES, build_library, library_name, this_machine
 from runtime_py.machine.isa import pick
 from tests.arm.cases import group_products, products
 from tests.arm.generation import generation
 from tests.arm.native import write_cases
 
-BOARDS = {"rpi5": "cortex-a76", "rpi4": "cortex-a72"}  # whose kernels are compiled here: names of the processor in qemu
-CPUS = {"neondot": ("cortex-a76", "+neon,+dotprod,+fullfp16"), "neon": ("cortex-a72", "+neon")}
+# Whose kernels are compiled here: names of the processor in qemu.
+BOARDS = {"rpi5": "cortex-a76", "rpi4": "cortex-a72", "aarch64-i8mm": "max"}
+CPUS = {
+    "neoni8mm": ("generic", "+neon,+dotprod,+fullfp16,+i8mm"),
+    "neondot": ("cortex-a76", "+neon,+dotprod,+fullfp16"),
+    "neon": ("cortex-a72", "+neon"),
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -77,7 +82,7 @@ def main() -> None:
             emulated = ["qemu-aarch64-static", "-cpu", "max", "-L", root, root / "usr/bin/python3.11", "-m"]
             environment["ATHENA_ISA"] = name
             steps = [["tests.arm.check", reference, args.widths, args.trellis]]
-            if args.native:  # first, because it takes seconds
+            if args.native and name in MACHINES["aarch64"].kernels:  # first, because it takes seconds
                 steps.insert(0, ["tests.arm.native", cases, cases / library_name("aarch64"), name])
             for step in steps:
                 subprocess.run([*emulated, *step], env=environment, cwd=ROOT, check=True)

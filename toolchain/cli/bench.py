@@ -73,7 +73,7 @@ def bench(
 def warmup(
     folder: Folder,
     machine: Annotated[
-        str, typer.Option(help="Machine to compile for: this, rpi5, rpi4, aarch64, x86-64-v3 or avx512.")
+        str, typer.Option(help="Machine to compile for: this, rpi5, rpi4, aarch64, aarch64-i8mm, x86-64-v3 or avx512.")
     ] = "this",
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="Folder that gets the kernels, to be taken there.")

@@ -42,3 +42,5 @@ BOARDS = {
         Board("rpi4", "cortex-a72", "armv8-a", "cortex-a72", 1.8e9, 3),
     )
 }
+# Servers since Graviton 3 and Apple's processors since the M2: `smmla`. No memory of theirs is known here.
+MATRICES = Board("aarch64-i8mm", "max", "armv8.2-a+dotprod+fp16+i8mm", "neoverse-n2", 3.0e9, 5)

@@ -136,7 +136,10 @@ def test_old_files_go(cache, monkeypatch):
 
 
 def test_machines_by_name_have_the_instruction_sets_that_they_are_for():
-    sets = {"rpi5": "neondot", "rpi4": "neon", "aarch64": "neon", "x86-64-v3": "avx2", "avx512": "avx512vbmi"}
+    sets = {
+        "aarch64-i8mm": "neoni8mm", "rpi5": "neondot", "rpi4": "neon", "aarch64": "neon", "x86-64-v3": "avx2",
+        "avx512": "avx512vbmi",
+    }  # fmt: skip
     for name, isa in sets.items():
         assert available(NAMED[name])[0] == isa
         with aimed_at(NAMED[name]):
