@@ -3,7 +3,8 @@
     python -m tests.benchmarks.abq -o FOLDER [--models scribe-6M] [--page-only] [--rows W2A8 ...]
 
 As tests/benchmarks/tender.py: rows in FOLDER/MODEL.json, everything in the interpreter, with integer activations of
-a unit for each token; 12 windows of 256 tokens, 32 sequences of 256 tokens of calibration.
+a unit for each token, but those of qrazor in its own groups of 16; 12 windows of 256 tokens, 32 sequences of 256
+tokens of calibration.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.qrazor import TEXTS, Bench
+from tests.benchmarks.qrazor import REAL, TEXTS, Bench
 from tests.benchmarks.tender import table
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.razor import TOKEN, RazorSettings
@@ -22,7 +23,7 @@ ROWS = {
     "W2A8": (2, 8, ("rtn", "gptq", "athena", "abq")),
     "W2*A8": (2, 8, ("abq",)),
     "W3A8": (3, 8, ("rtn", "gptq", "athena", "abq")),
-    "W4A4": (4, 4, ("rtn", "gptq", "athena", "abq")),
+    "W4A4": (4, 4, ("rtn", "gptq", "athena", "abq", "qrazor")),
 }
 WINDOWS = 12
 CALIBRATION: dict[str, Any] = {"sequences": 32, "sequence_length": 256}
@@ -32,8 +33,9 @@ TRAINED: dict[str, Any] = {"block_steps": 20, "tune_batch": 4}
 def measure(bench: Bench, rows: list[str]) -> None:
     for name in rows:
         bits, activations, methods = ROWS[name]
-        razor = RazorSettings(activation_bits=activations, activation_basis=activations, activation_unit=TOKEN)
+        whole = RazorSettings(activation_bits=activations, activation_basis=activations, activation_unit=TOKEN)
         for method in methods:
+            razor = RazorSettings(activation_bits=activations) if method == "qrazor" else whole
             own = {**TRAINED, "bit_balance": "*" in name} if method == "abq" else {"passes": 1}
             settings = QuantizeSettings(method=method, bits=bits, razor=razor, **CALIBRATION, **own)
             folder = f"{name.replace('*', 'b')}-{method}"
@@ -45,7 +47,7 @@ def measure(bench: Bench, rows: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-o", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", default=["scribe-6M"], choices=sorted(TEXTS))
+    parser.add_argument("--models", nargs="+", default=["scribe-6M"], choices=sorted({**TEXTS, **REAL}))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--page-only", action="store_true")
     arguments = parser.parse_args()

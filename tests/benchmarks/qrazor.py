@@ -20,6 +20,7 @@ from typing import Any
 
 from export.artefacts.checkpoint import QuantizedCheckpoint
 from export.graph.integers import IntegerArithmetic
+from tests.benchmarks.real_model import source_folder
 from toolchain.calibrate import text as calibration
 from toolchain.evaluate.perplexity import FolderScorer, evaluate, open_scorer, windows_of
 from toolchain.pipeline.packaging import package_checkpoint
@@ -29,6 +30,7 @@ from toolchain.settings.razor import RazorSettings
 
 SHARED = Path("../shared")
 TEXTS = {"stories260K": "tinystories_val.txt", "scribe-6M": "scribe_valid.txt"}
+REAL = {"SmolLM2-135M": "wikitext2_valid.tokens.txt"}  # tests/benchmarks/real_model.py
 WINDOWS = 100
 GROUPS = (8, 16, 32, 64, 128)
 BASES = ("W8A16KV8", "W8A16KV8, cache per head")
@@ -40,7 +42,8 @@ class Bench:
 
     def __init__(self, model: str, out: Path, windows: int = WINDOWS) -> None:
         self.model, self.out = model, out
-        self.source, self.text = SHARED / "models" / model, SHARED / "text" / TEXTS[model]
+        self.source = source_folder() if model in REAL else SHARED / "models" / model
+        self.text = SHARED / "text" / {**TEXTS, **REAL}[model]
         tokenizer = calibration.load_tokenizer(self.source)
         text = calibration.slice_text(calibration.read_text(self.text), "0.5:1")
         self.windows = windows_of(text, tokenizer, 256, windows, str(self.text))
