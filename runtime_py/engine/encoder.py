@@ -10,13 +10,12 @@ import numpy as np
 
 from export.artefacts.graph import Graph
 from export.contract.errors import InputError
+from runtime_py.engine.given import always
 from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.plan.adapters import RECORDS
-from runtime_py.engine.plan.context import Context
-from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.claims import Case
-from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.rotations import put_rotation, rotations_below
 from runtime_py.engine.terms import Terms
 from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_encoder
@@ -42,7 +41,7 @@ class EncoderEngine:
         self._terms = terms or Terms()
         planned = plan_encoder(graph, self.limit, states, self._terms.slots)
         self._folder, self._attention = planned.folder, planned.attention
-        self._rotations = rotation_tables(planned, self.limit)
+        self._rotations = rotations_below(planned, self.limit)
         self._width = planned.result_width
         calls = ((1, HALF_ITEM), (self.limit, FLOAT_ITEM))
         cases = [Case(tokens, False, self.limit, item, 1) for tokens, item in calls]
@@ -59,8 +58,7 @@ class EncoderEngine:
             table.set(name, array.ctypes.data)
         table.set("capacity", self.limit)
         for number, (cos, sin) in enumerate(self._rotations):
-            for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
-                table.set(f"{name}.{number}", value)
+            put_rotation(table, number, cos, sin)
         self._overflow = settled(np.zeros(2, np.int64))  # of keys and values of any layer
         self._cache = self._new_cache(HALF_ITEM)
         self._lock = threading.Lock()
@@ -79,8 +77,8 @@ class EncoderEngine:
             memory |= {f"keys.{i}": keys, f"values.{i}": values, f"overflow.{i}": overflow}
             numbers |= {f"{name}_item.{i}": lambda case: case.item for name in ("key", "value")}
         for i, (cos, _) in enumerate(self._rotations):
-            memory |= {f"{name}.{i}": Promise(partial(_always, cos.nbytes)) for name in ("cos", "sin")}
-            numbers[f"half.{i}"] = partial(_always, cos.shape[1])
+            memory |= {f"{name}.{i}": Promise(partial(always, cos.nbytes)) for name in ("cos", "sin")}
+            numbers[f"half.{i}"] = partial(always, cos.shape[1])
         return Promises(memory, numbers)
 
     def held_bytes(self) -> int:
@@ -182,20 +180,3 @@ class EncoderEngine:
         if kinds.shape != tokens.shape or int(kinds.min()) < 0 or int(kinds.max()) >= self._kinds:
             raise InputError(f"a token is of a segment that the model does not have; it has {self._kinds}")
         return tokens, kinds
-
-
-def _always(number: int, case: Case) -> int:
-    """The number, whatever the call."""
-    return number
-
-
-def rotation_tables(planned: Context, limit: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """cos and sin of the positions below `limit` for every rotation: float32 [limit, half]. Raises Unplannable."""
-    found = []
-    for names, head_dim in zip(planned.rotations, heads_of_rotations(planned)):
-        mask = np.ones((1, limit), np.int64)
-        cos, sin = (settled(a[0].astype(np.float32)) for a in planned.folder.given(names, {"attention_mask": mask}))
-        if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != limit or 2 * cos.shape[1] > head_dim:
-            raise Unplannable(f"rotations of shape {list(cos.shape)} beside heads of {head_dim}")
-        found.append((cos, sin))
-    return found

@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from export.artefacts.graph import Graph
 from export.contract.errors import InputError, NotFiniteError
+from runtime_py.engine.caches import Caches, Items, capacity
+from runtime_py.engine.given import Given
 from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.layout.products import MOST_TOKENS
 from runtime_py.engine.objects.wanted import Wanted
 from runtime_py.engine.plan.adapters import RECORDS
-from runtime_py.engine.plan.handlers.attention import heads_of_rotations
 from runtime_py.engine.plan.values import AttentionShape
 from runtime_py.engine.program import Program
 from runtime_py.engine.records.call import PAST
 from runtime_py.engine.records.claims import Case
-from runtime_py.engine.records.errors import Unplannable
+from runtime_py.engine.rotations import Rotations
 from runtime_py.engine.state import (
     CACHE_CHUNK,
-    CACHE_STEP,
     CHUNK,
     EngineState,
-    block_bytes,
-    cache_bytes,
     chunk_size,
-    grow,
     renewed,
     scores_bytes,
     swap_states,
     text_row,
-    widen,
-    zeros,
 )
 from runtime_py.engine.terms import Terms
-from runtime_py.engine.verify.verifier import Promise, Promises
 from runtime_py.engine.walk import plan_decoder
-from runtime_py.reference.recurrent import EVERY, MOST_BYTES, Recurrent
+from runtime_py.reference.recurrent import EVERY
 from runtime_py.reference.stepping import Stepped, token_by_token
 from runtime_py.system.finite import checked_logits
 from runtime_py.system.guard_pages import aligned_bytes, result_array, settled
 from runtime_py.system.memory import held_bytes
-
-_ROTATION_CHUNK = 1024  # positions by which the table of rotations grows
 
 
 class Engine:
@@ -72,22 +63,16 @@ class Engine:
         planned = plan_decoder(graph, CHUNK, self._terms.slots, cache_bits)
         self._folder = planned.folder
         self._attention = planned.attention
-        self._rotation_names = planned.rotations
         self._states = planned.held
         self.vocab_size = planned.result_width
-        self._turned_heads = heads_of_rotations(planned)
-        for names, head_dim in zip(self._rotation_names, self._turned_heads) if self._attention else ():
-            (cos, _) = self._folder.given(names, {"position_ids": np.zeros((1, 1), np.int64)})
-            if 2 * cos.shape[-1] > head_dim:
-                raise Unplannable(f"rotations of {cos.shape[-1]} angles beside heads of {head_dim}")
+        self._rotations = Rotations(planned, checked=bool(self._attention))
         calls = ((1, False, HALF_ITEM), (CHUNK, False, FLOAT_ITEM), (CHUNK, True, HALF_ITEM))
         cases = [Case(tokens, last_only, CACHE_CHUNK, item, 1) for tokens, last_only, item in calls]
-        self._program = Program(planned, self._promises, cases, threads, processors, texts=True)
+        given = Given(self.vocab_size, self._attention, self._states, self._rotations.heads, self._terms)
+        self._program = Program(planned, given.promises, cases, threads, processors, texts=True)
         limits = self._program.limits
         self._lookup_rows, self._position_rows = limits.get("input_ids", 0), limits.get("position_ids")
         self._table = self._program.table
-        self._rotations: list[np.ndarray] = []
-        self._rotated = 0  # positions in the table
         self._bound = -1  # stamp of the state whose cache is in the step table
         self._ids, self._positions = settled(np.zeros(CHUNK, np.int64)), settled(np.zeros(CHUNK, np.int64))
         self._table.set("input_ids", self._ids.ctypes.data)
@@ -98,49 +83,12 @@ class Engine:
         self.bytes_per_token = self._program.bytes_per_token
         self._keeps_scores = any(shape.razored or shape.paged for shape in self._attention)
         self._scores: np.ndarray | None = None  # of the queries at work, where attention keeps them in memory
-        self._items = ((HALF_ITEM, HALF_ITEM),) * len(self._attention)  # grows where float16 was once too narrow
-        self._overflow = settled(np.zeros((len(self._attention), 2), np.int64))  # of keys and values, by layer
-        for i, row in enumerate(self._overflow):
-            self._table.set(f"overflow.{i}", row.ctypes.data)
+        self._caches = Caches(self._attention, self._states, self._table)
         self._layers = settled(np.full(len(self._table.steps), -1, np.int64))  # whose cache or state a step has
         pairs = [f"keys.{i}" for i in range(len(self._attention))]
         for i, name in enumerate((*pairs, *(f"past_state.{i}" for i in range(len(self._states))))):
             for row, _ in self._table.externals.get(name, ()):
                 self._layers[row] = i
-        self._fits = self._overflow.tobytes()  # compared for every token: any() takes ten times as long
-
-    def _promises(self, threads: int) -> Promises:
-        """What _run, _bind and _extend_rotations set before every call."""
-        ids = Promise(lambda case: 8 * CHUNK)
-        rows = Promise(
-            lambda case: 4 * self.vocab_size * (1 if case.last_only else case.tokens), ready=False, result=True
-        )
-        scores = Promise(lambda case: scores_bytes(case.capacity, threads), ready=False)
-        memory = {"input_ids": ids, "position_ids": Promise(ids.size), "result": rows, "scores": scores}
-        memory[RECORDS] = self._terms.promise()
-        numbers: dict[str, Callable[[Case], int]] = {
-            "capacity": lambda case: case.capacity,
-            "longest": lambda case: case.capacity,
-        }
-        for i, shape in enumerate(self._attention):
-            for k, name in enumerate(("keys", "values")):
-
-                def size(case: Case, shape: AttentionShape = shape, k: int = k) -> int:
-                    return cache_bytes(shape, case.capacity, (case.item, case.item))[k]
-
-                memory[f"{name}.{i}"] = Promise(size, ready=False)
-                numbers[f"{name[:-1]}_item.{i}"] = lambda case: case.item
-            memory[f"overflow.{i}"] = Promise(lambda case: 16)
-        for i, sizes in enumerate(self._states):
-            held = 4 * math.prod(sizes)
-            memory[f"past_state.{i}"] = Promise(lambda case, held=held: held)  # type: ignore[misc]
-            memory[f"present_state.{i}"] = Promise(lambda case, held=held: held, ready=False)  # type: ignore[misc]
-        for i, head_dim in enumerate(self._turned_heads):
-            half = head_dim // 2
-            numbers[f"half.{i}"] = lambda case, half=half: half  # type: ignore[misc]
-            for name in ("cos", "sin"):
-                memory[f"{name}.{i}"] = Promise(lambda case, half=half: 4 * half * case.capacity)  # type: ignore[misc]
-        return Promises(memory, numbers)
 
     def wanted(self) -> list[Wanted]:
         """The objects of all kinds of calls that the engine can have."""
@@ -150,41 +98,34 @@ class Engine:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values."""
-        return sum(a.kv_heads * sum(block_bytes(a, items)) for a, items in zip(self._attention, self._items)) // 16
+        return self._caches.bytes_per_token
 
     @property
     def attention(self) -> tuple[AttentionShape, ...]:
         """What the caches of each attention are made for."""
-        return tuple(self._attention)
+        return self._caches.attention
 
     @property
     def recurrent_bytes(self) -> int:
         """Bytes of the recurrent states of one text."""
-        return sum(4 * math.prod(shape) for shape in self._states)
+        return self._caches.recurrent_bytes
 
-    def block_bytes(self, items: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Bytes of 16 cached keys and values of a head, for each attention, from the bytes of a number in each."""
-        return [block_bytes(shape, pair) for shape, pair in zip(self._attention, items)]
-
-    def reserve(self, state: EngineState, total: int, items: Sequence[tuple[tuple[int, int], ...]]) -> None:
+    def reserve(self, state: EngineState, total: int, items: Sequence[Items]) -> None:
         """Let a state hold `total` tokens, of numbers as wide as all of `items` at least."""
         with self._lock:
             for more in items:
-                if more != self._items:
-                    self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in zip(self._items, more))
-            widen(state, self._items)
-            grow(state, self._attention, total)
+                self._caches.widen(more)
+            self._caches.fit(state, total)
 
     def widen_as(self, other: Engine) -> None:
         """Keep cached numbers at least as wide as another engine of the folder does; they take turns at a state."""
-        if other._items != self._items:
+        if other._caches.items != self._caches.items:
             with self._lock:
-                pairs = zip(self._items, other._items)
-                self._items = tuple((max(k, a), max(v, b)) for (k, v), (a, b) in pairs)
+                self._caches.widen(other._caches.items)
 
     def arrays(self) -> list[np.ndarray]:
         """Weights, tables and buffers."""
-        return [*self._folder.arrays(), *self._program.arrays(), *self._rotations]
+        return [*self._folder.arrays(), *self._program.arrays(), *self._rotations.tables]
 
     def held_bytes(self) -> int:
         """What they take."""
@@ -192,19 +133,13 @@ class Engine:
 
     def state_bytes(self, tokens: int) -> int:
         """Most that a state of so many tokens takes, with what the engine keeps beside it for so many."""
-        capacity = -(-(tokens + CACHE_STEP) // CACHE_CHUNK) * CACHE_CHUNK  # it grows ahead
-        caches = sum(sum(cache_bytes(shape, capacity, items)) for shape, items in zip(self._attention, self._items))
-        states = sum(4 * math.prod(shape) for shape in self._states)
-        rotations = 2 * 2 * 4 * sum(head_dim // 2 for head_dim in self._turned_heads) * capacity  # grown by doubling
-        scores = scores_bytes(capacity, self.threads) if self._keeps_scores else 0
-        return caches + (2 * states + max(MOST_BYTES, states) if states else 0) + rotations + scores
+        room = capacity(tokens)
+        scores = scores_bytes(room, self.threads) if self._keeps_scores else 0
+        return self._caches.bytes(tokens) + self._rotations.bytes(room) + scores
 
     def new_state(self) -> EngineState:
         """An empty key-value cache, and states of zeros."""
-        arrays, spare = ([zeros(shape) for shape in self._states] for _ in range(2))
-        return EngineState(
-            0, 0, [], [], self._items, recurrent=Recurrent(arrays), spare=spare, terms=self._terms.address("")
-        )
+        return self._caches.new(self._terms.address(""))
 
     def adapt(self, state: EngineState, adapter: str) -> None:
         """Give the tokens to come this adapter's terms ("": none). A state with others has to be empty.
@@ -238,8 +173,7 @@ class Engine:
         with self._lock:
             state.recurrent.check(state.length)
             before = state.recurrent.saved() if chunk_size(ids.size) < ids.size else None
-            widen(state, self._items)
-            grow(state, self._attention, total)
+            self._caches.fit(state, total)
             start = 0
             while start < ids.size:
                 part = ids[start : start + chunk_size(ids.size - start)]
@@ -341,20 +275,17 @@ class Engine:
         self._ids[: len(places)] = [token for run in runs for token in run]
         self._positions[: len(places)] = places
         self._table.set("result", logits.ctypes.data)
-        longest = int(places.max()) + 1
-        if longest > self._rotated:
-            self._extend_rotations(longest)
+        self._rotations.reach(int(places.max()) + 1, self._table)
         while True:
             for state, run in zip(states, runs):
                 state.recurrent.check(state.length)
-                widen(state, self._items)
-                grow(state, self._attention, state.length + len(run))
+                self._caches.fit(state, state.length + len(run))
             self._bind(states[0])  # the bytes of a cached number are those of all
             self._make_room_for_scores(max(state.capacity for state in states))
             texts = settled(np.stack([text_row(state) for state, run in zip(states, runs) for _ in run]))
             texts[:, PAST] = places
             self._program.run_apart(texts, self._layers)
-            if not self._found_overflow():
+            if not self._caches.found_overflow():
                 return
 
     def _refusal(self, total: int, ids: Sequence[int]) -> InputError | None:
@@ -380,8 +311,7 @@ class Engine:
         self._ids[:tokens] = ids
         self._positions[:tokens] = np.arange(past, past + tokens)
         self._table.set("result", logits.ctypes.data)
-        if past + tokens > self._rotated:
-            self._extend_rotations(past + tokens)
+        self._rotations.reach(past + tokens, self._table)
         while True:
             if self._bound != state.stamp:
                 self._bind(state)
@@ -389,23 +319,12 @@ class Engine:
                 self._table.set(f"past_state.{i}", before.ctypes.data)
                 self._table.set(f"present_state.{i}", after.ctypes.data)
             self._program.run(tokens, past, last_only)
-            if not self._found_overflow():
+            if not self._caches.found_overflow():
                 break
-            widen(state, self._items)
+            self._caches.fit(state, past + tokens)
         state.length += tokens
         swap_states(state)
         state.recurrent.length = state.length
-
-    def _found_overflow(self) -> bool:
-        """Whether some cache of float16 was too narrow: it holds float32 from now on, and the tokens pass again."""
-        if self._overflow.tobytes() == self._fits:
-            return False
-        self._items = tuple(
-            (FLOAT_ITEM if key else k, FLOAT_ITEM if value else v)
-            for (k, v), (key, value) in zip(self._items, self._overflow.tolist())
-        )
-        self._overflow[:] = 0
-        return True
 
     def _bind(self, state: EngineState) -> None:
         """Put the addresses of this state's cache into the step table."""
@@ -428,17 +347,3 @@ class Engine:
             self._scores = aligned_bytes(size)
         self._table.set("scores", self._scores.ctypes.data)
         self._table.set("longest", capacity)
-
-    def _extend_rotations(self, total: int) -> None:
-        """Make the table of cos and sin reach `total` positions at least: float32 [positions, half] each."""
-        self._rotated = max(-(-total // _ROTATION_CHUNK) * _ROTATION_CHUNK, 2 * self._rotated)
-        inputs = {"position_ids": np.arange(self._rotated, dtype=np.int64)[None]}
-        tables: list[np.ndarray] = []
-        for number, (names, head_dim) in enumerate(zip(self._rotation_names, self._turned_heads)):
-            cos, sin = (settled(a[0].astype(np.float32)) for a in self._folder.given(names, inputs))
-            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != self._rotated or 2 * cos.shape[1] > head_dim:
-                raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {head_dim}")
-            for name, value in (("cos", cos.ctypes.data), ("sin", sin.ctypes.data), ("half", cos.shape[1])):
-                self._table.set(f"{name}.{number}", value)
-            tables += [cos, sin]
-        self._rotations = tables

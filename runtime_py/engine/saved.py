@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from runtime_py.engine.caches import Items
 from runtime_py.engine.engine import Engine
 from runtime_py.engine.layout.attention import FLOAT_ITEM, HALF_ITEM
 from runtime_py.engine.layout.integer_cache import SCALE_BYTES
 from runtime_py.engine.plan.values import AttentionShape
-from runtime_py.engine.state import EngineState
+from runtime_py.engine.state import EngineState, block_bytes
 
 BLOCK = 64  # tokens of a part, a multiple of the 16 of a cache's block
 _ROWS = BLOCK // 16
 _CODED = 16  # what a file adds to the bits of codes, which are told apart from bytes of a float by that
 _FLOATS = {HALF_ITEM: np.float16, FLOAT_ITEM: np.float32}
-Items = tuple[tuple[int, int], ...]  # bytes of a number in each layer's keys and values
 
 
 def kinds_of(state: EngineState, engine: Engine) -> list[int]:
@@ -98,7 +98,7 @@ def _is_good(found: np.ndarray, item: int, shape: AttentionShape) -> bool:
 
 def _arrays(engine: Engine, items: Items) -> Iterator[tuple[tuple[int, int, int], int, AttentionShape]]:
     """(shape in bytes, item, attention) of each cache's piece of a part."""
-    for shape, sizes, pair in zip(engine.attention, engine.block_bytes(items), items):
+    for shape, sizes, pair in zip(engine.attention, map(block_bytes, engine.attention, items), items):
         for size, item in zip(sizes, pair):
             yield (shape.kv_heads, _ROWS, size), item, shape
 
