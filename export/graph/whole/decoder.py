@@ -24,7 +24,8 @@ from export.graph.layers import BATCH, SEQUENCE, Layers
 from export.graph.recurrent.convolution import token_mask
 from export.graph.recurrent.parts import states
 from export.graph.spec import HeadSizes, ModelSpec, Rope
-from export.graph.whole.block import TOTAL, BlockBuilder, Context
+from export.graph.whole.block import BlockBuilder
+from export.graph.whole.context import TOTAL, Context
 from export.graph.writer import Dim, GraphWriter
 
 PAST = "past_sequence_length"

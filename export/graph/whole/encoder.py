@@ -17,7 +17,8 @@ from export.graph.scores import score
 from export.graph.sentence_modules import Pooling
 from export.graph.spec import ModelSpec
 from export.graph.visibility import LONG, encoder_masks, places
-from export.graph.whole.block import BlockBuilder, Context
+from export.graph.whole.block import BlockBuilder
+from export.graph.whole.context import Context
 from export.graph.whole.decoder import rotations
 from export.graph.writer import Dim, GraphWriter
 
