@@ -34,9 +34,9 @@ from toolchain.calibrate.gradients import (
 )
 from toolchain.calibrate.routing import expert_groups
 from toolchain.numerics.factors import ready_hessian
-from toolchain.pipeline.apart import apart
+from toolchain.pipeline.blocks.apart import apart
+from toolchain.pipeline.blocks.plan import Plan
 from toolchain.pipeline.costs import STEPS, Prices
-from toolchain.pipeline.plan import Plan
 from toolchain.quantize import Method
 from toolchain.quantize.addons.columns import STORED_BITS, remaining
 from toolchain.quantize.solvers.trellis import LARGE, MOST_BITS

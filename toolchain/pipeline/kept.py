@@ -15,7 +15,7 @@ from export.contract.errors import InputError
 from export.graph.spec import ModelSpec
 from runtime_py.system.memory import give_back
 from toolchain.calibrate.blocks import BlockRunner, get_weight
-from toolchain.pipeline.non_block import dense_record
+from toolchain.pipeline.blocks.shard import dense_record
 from toolchain.quantize.keep import kept_matrix, narrowest
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.progress import Reporter

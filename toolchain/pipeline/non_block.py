@@ -10,6 +10,7 @@ from export.artefacts.records import TensorRecord
 from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats import CodebookLayout
 from export.graph.spec import ModelSpec
+from toolchain.pipeline.blocks.shard import dense_record
 from toolchain.quantize.keep import group_matrix
 from toolchain.quantize.methods import rtn
 from toolchain.quantize.packed import weight_dtype
@@ -74,9 +75,3 @@ def _in_pieces(source: SourceModel, name: str, shape: tuple[int, int], bits: int
         "scale": np.concatenate([piece["scale"] for piece in found]),  # float32 where a piece needs it
     }
     return StoredMatrix(replace(layout, N=shape[0], rows_per_codebook=shape[0]), parts)
-
-
-def dense_record(name: str, values: np.ndarray) -> tuple[np.ndarray, TensorRecord]:
-    """A vector as it is stored, float32, and its record."""
-    array = np.ascontiguousarray(values, dtype=np.float32)
-    return array, TensorRecord(name, "float32", array.shape, array.nbytes)

@@ -28,7 +28,7 @@ from export.graph.tender import MIDDLE_PRODUCT, MIDDLES, SHIFTS, UNIT
 from export.model_folder import install_folder
 from toolchain.calibrate.gradients import weight_of
 from toolchain.numerics.plain_modules import plain_modules
-from toolchain.pipeline.apart import apart
+from toolchain.pipeline.blocks.apart import apart
 from toolchain.pipeline.non_block import bits_of
 from toolchain.pipeline.packaging import package_checkpoint
 from toolchain.pipeline.published_shapes import chosen_shape

@@ -42,10 +42,10 @@ from runtime_py.system.memory import give_back
 from toolchain.calibrate import text as calibration
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.numerics.products import chosen_precision
-from toolchain.pipeline.blockwise import BlockQuantizer
+from toolchain.pipeline.blocks.blockwise import BlockQuantizer
+from toolchain.pipeline.blocks.plan import Plan
 from toolchain.pipeline.kept import keep_blocks, refuse_plain
 from toolchain.pipeline.non_block import outside_tensors
-from toolchain.pipeline.plan import Plan
 from toolchain.quantize import quantizer
 from toolchain.settings.calibration import CalibrationChoice, Workers
 from toolchain.settings.former import modern_settings

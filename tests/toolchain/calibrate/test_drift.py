@@ -11,7 +11,7 @@ from tests.conftest import DEMO
 from toolchain.calibrate import drift
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.drift import Moments, input_moments, reading_order, source_inputs
-from toolchain.pipeline.plan import Plan
+from toolchain.pipeline.blocks.plan import Plan
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
@@ -108,7 +108,7 @@ def errors(demo_text, tmp_path_factory):
     for asymmetric in (False, True):
         out = root / str(asymmetric)
         quantize_model(str(DEMO), out, _settings(asymmetric=asymmetric), choice, quiet=True)
-        from toolchain.pipeline.blockwise import BlockQuantizer
+        from toolchain.pipeline.blocks.blockwise import BlockQuantizer
 
         replay = BlockQuantizer(runner, spec, _settings(), None, Plan())
         hidden = wanted = runner.embed(unseen)

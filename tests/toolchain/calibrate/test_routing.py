@@ -23,7 +23,7 @@ from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.gradients import measure_gradients
 from toolchain.calibrate.own_text import whole_model
 from toolchain.calibrate.routing import expert_groups, expert_tokens, pooled_hessians, too_few
-from toolchain.pipeline.apart import apart
+from toolchain.pipeline.blocks.apart import apart
 from toolchain.quantize.methods.athena import choose_layout
 from toolchain.quantize.solvers.trellis import choose_layout as choose_trellis
 from toolchain.settings.quantize import QuantizeSettings

@@ -14,30 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import nn
 
-from export.artefacts.checkpoint import block_shard, read_shard_records, write_shard
-from export.artefacts.records import POOLED, TensorRecord
+from export.artefacts.checkpoint import block_shard
+from export.artefacts.records import POOLED
 from export.artefacts.stored_matrix import StoredMatrix
 from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.drift import input_moments, reading_order, source_inputs
 from toolchain.calibrate.finished import FinishedParts
 from toolchain.calibrate.gradients import Gradients, token_weights
-from toolchain.calibrate.ranges import measure_ranges
 from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
-from toolchain.pipeline.apart import apart
-from toolchain.pipeline.channel_groups import calibrated_groups, sorted_rows
-from toolchain.pipeline.non_block import dense_record
-from toolchain.pipeline.plan import Plan
+from toolchain.pipeline.blocks.apart import apart
+from toolchain.pipeline.blocks.plan import Plan
+from toolchain.pipeline.blocks.shard import replay, write_block
+from toolchain.pipeline.blocks.units import with_units
 from toolchain.quantize import quantizer
 from toolchain.quantize.addons.columns import with_columns
 from toolchain.quantize.addons.outliers import with_outliers
 from toolchain.settings.calibration import Workers
-from toolchain.settings.preparation import ACTIVATIONS
 from toolchain.settings.quantize import QuantizeSettings
-from toolchain.settings.razor import HEAD
 from toolchain.settings.solver import ABQ, GRADIENT_METHODS
 from toolchain.system.progress import Reporter
 from toolchain.system.workers import solve_all
@@ -84,7 +80,7 @@ class BlockQuantizer:
                 followed: torch.Tensor | None = None
                 with FinishedParts(self._runner, block, self._spec.names(number).linears(), hidden) as finished:
                     if path.exists():
-                        self._replay(block, path, number)
+                        replay(block, path, self._spec.block_name(number), self._spec.names(number).linears())
                         report.step(f"block {number + 1} replayed", len(self._spec.names(number).linears()))
                     else:
                         inputs = hidden, wanted
@@ -118,37 +114,12 @@ class BlockQuantizer:
             results = self._quantize(block, number, weights, hessians, report)
         results |= self._experts(block, number, hidden[0], report)
         if self._settings.block_steps and self._settings.method != ABQ:
-            results = self._tune(block, number, results, hidden[0], targets, report)
-        results, vectors, outputs = self._measure(block, number, hidden[0], results)
-        tensors, records = self._collect(number, results, vectors)
-        write_shard(path, tensors, records)
+            results = self._tuned(block, number, results, hidden[0], targets, report)
+        results, vectors, outputs = with_units(
+            self._runner, self._spec.names(number), block, hidden[0], results, self._settings
+        )
+        write_block(path, self._spec.block_name(number), results, vectors)
         return outputs, targets if source is not None else None
-
-    def _measure(
-        self, block: nn.Module, number: int, hidden: torch.Tensor, results: dict[str, StoredMatrix]
-    ) -> tuple[dict[str, StoredMatrix], dict[str, np.ndarray], torch.Tensor | None]:
-        """The matrices and vectors to store, with the units of integer activations and cache.
-
-        Also the block's outputs, None without integers.
-        """
-        vectors = {name: parameter.detach().cpu().numpy() for name, parameter in self._others(block, number)}
-        razor = self._settings.razor
-        if not razor.activation_bits and not razor.kv:
-            return results, vectors, None
-        names = self._spec.names(number).linears()
-        ranges, outputs = measure_ranges(self._runner, block, names, hidden, self._settings.rotates(ACTIVATIONS))
-        units: dict[str, np.ndarray] = {}
-        if razor.activation_groups:
-            weights = {name: get_weight(block.get_submodule(name)) for name in names}
-            units = calibrated_groups(ranges, weights, razor.activation_groups, razor.activation_bits)
-            results, units, vectors = sorted_rows(self._spec.names(number), results, units, vectors)
-        elif razor.activation_bits:
-            limit = razor.format(razor.activation_basis, razor.activation_bits).limit
-            units = {f"{name}.input_unit": _positive(np.array([ranges.inputs[name] / limit])) for name in names}
-        if razor.kv and ranges.keys.size:
-            for name, tops in (("key_unit", ranges.keys), ("value_unit", ranges.values)):
-                units[name] = _positive((tops if razor.kv_unit == HEAD else tops.max(keepdims=True)) / 127)
-        return results, {**vectors, **units}, outputs
 
     def _hessians(
         self, block: nn.Module, number: int, hidden: torch.Tensor
@@ -267,60 +238,19 @@ class BlockQuantizer:
             report.step(f"block {number + 1}/{self._spec.blocks} {name}")
         return results
 
-    def _tune(
-        self, block: nn.Module, number: int, results: Mapping[str, StoredMatrix], hidden: torch.Tensor,
+    def _tuned(
+        self, block: nn.Module, number: int, results: dict[str, StoredMatrix], hidden: torch.Tensor,
         targets: torch.Tensor | None, report: Reporter,
     ) -> dict[str, StoredMatrix]:  # fmt: skip
-        """Tune the quantized block on its own output error, in place; the results after it."""
+        """The results after tuning the quantized block, in place, on its own output error."""
         if targets is None:
             report.note(f"block {number + 1}: several layers share it, so it is not tuned")
-            return dict(results)
-        from toolchain.tune.block import BlockTuneSettings, tune_block
-        from toolchain.tune.trainable import trainable_layer
+            return results
+        from toolchain.pipeline.blocks.tuning import tuned
 
-        settings = self._settings
-        modules = {name: block.get_submodule(name) for name in results}
-        layers = {name: trainable_layer(module, results[name]) for name, module in modules.items()}
-        for name, layer in layers.items():
-            block.set_submodule(name, layer)
-        tune = BlockTuneSettings(
-            settings.block_steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed
-        )
-        runner = self._runner
-        before, after = tune_block(
-            block, lambda states: runner.visible(runner.forward(block, states)), hidden, runner.visible(targets), tune
-        )
+        found, before, after = tuned(self._runner, block, results, hidden, targets, self._settings)
         report.note(f"block {number + 1}: output error {before:.3g}, tuned {after:.3g}")
-        tuned = {name: layer.cpu().to_stored(dict(results[name].losses)) for name, layer in layers.items()}
-        for name, module in modules.items():
-            block.set_submodule(name, module)
-            set_weight(module, tuned[name].dequantized())
-            bias = layers[name].bias
-            if bias is not None:
-                assert isinstance(module.bias, nn.Parameter)
-                module.bias.data.copy_(bias.detach())
-        return dict(tuned)
-
-    def _collect(
-        self, number: int, results: Mapping[str, StoredMatrix], vectors: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], list[TensorRecord]]:
-        """Everything the block's shard stores."""
-        tensors: dict[str, np.ndarray] = {}
-        records: list[TensorRecord] = []
-        prefix = self._spec.block_name(number)
-        for name, result in results.items():
-            parts, record = result.stored(prefix + name)
-            tensors |= parts
-            records.append(record)
-        for name, values in vectors.items():
-            tensors[prefix + name], record = dense_record(prefix + name, values)
-            records.append(record)
-        return tensors, records
-
-    def _others(self, block: nn.Module, number: int) -> list[tuple[str, nn.Parameter]]:
-        """Norms, biases, and what else stays as it is."""
-        linear_weights = {f"{name}.weight" for name in self._spec.names(number).linears()}
-        return [(name, p) for name, p in block.named_parameters() if name not in linear_weights]
+        return found
 
     def _job(self, full: str, weights: np.ndarray, hessian: np.ndarray) -> tuple[Any, ...]:
         """A function that quantizes one layer, and its arguments."""
@@ -336,21 +266,6 @@ class BlockQuantizer:
             return (self._quantizer, weights, hessian, settings, *extra)
         return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)
 
-    def _replay(self, block: nn.Module, path: Path, number: int) -> None:
-        """Put the dequantized weights of a finished shard into the block."""
-        tensors = load_file(path)
-        records = {record.name: record for record in read_shard_records(path)}
-        for name in self._spec.names(number).linears():
-            full = self._spec.block_name(number) + name
-            stored = StoredMatrix.restored(records[full], partial(_part, tensors, full))
-            set_weight(block.get_submodule(name), stored.dequantized())
-        for name, parameter in self._others(block, number):  # tuned ones differ from the source's
-            parameter.data.copy_(torch.from_numpy(tensors[self._spec.block_name(number) + name]))
-
-
-def _positive(units: np.ndarray) -> np.ndarray:
-    return np.where(units > 0, units, 1.0)
-
 
 def _some(numbers: list[int]) -> str:
     more = len(numbers) - _NAMED
@@ -359,7 +274,3 @@ def _some(numbers: list[int]) -> str:
 
 def _call(function: Callable[..., StoredMatrix], *arguments: Any) -> StoredMatrix:
     return function(*arguments)
-
-
-def _part(tensors: Mapping[str, np.ndarray], name: str, suffix: str) -> np.ndarray | None:
-    return tensors.get(name + suffix)
