@@ -46,7 +46,7 @@ class Node:
 
     def matrix_layout(self) -> Layout:
         """Attributes of a product with a stored matrix, or of a lookup. Raises InputError when one is wrong."""
-        return self._attributes(partial(operator_layout, self.op_type))
+        return self.attributes_as(partial(operator_layout, self.op_type))
 
     @property
     def is_expert_product(self) -> bool:
@@ -55,7 +55,7 @@ class Node:
 
     def expert_layout(self) -> ExpertLayout:
         """Attributes of a product with experts. Raises InputError when one is wrong."""
-        return self._attributes(partial(ExpertLayout.of, self.op_type))
+        return self.attributes_as(partial(ExpertLayout.of, self.op_type))
 
     def layout(self) -> CodebookLayout:
         """Attributes of a CodebookMatMul or CodebookGather node. Raises InputError when one is wrong."""
@@ -66,23 +66,24 @@ class Node:
 
     def sparse_layout(self) -> SparseLayout:
         """Attributes of a SparseMatMul node. Raises InputError when one is wrong."""
-        return self._attributes(partial(_fields_of, SparseLayout))
+        return self.attributes_as(partial(_fields_of, SparseLayout))
 
     def integer_layout(self) -> IntegerLayout:
         """Attributes of an SdrMatMul node. Raises InputError when one is wrong."""
-        return self._attributes(partial(_fields_of, IntegerLayout))
+        return self.attributes_as(partial(_fields_of, IntegerLayout))
 
     def sdr_format(self) -> SdrFormat:
         """SDR format of an SdrQuantize or SdrAttention node. Raises InputError when it is none."""
-        return self._attributes(format_of)
+        return self.attributes_as(format_of)
 
     def tender_format(self) -> TenderFormat:
         """Attributes of a TenderQuantize node. Raises InputError when one is wrong."""
-        return self._attributes(TenderFormat.of)
+        return self.attributes_as(TenderFormat.of)
 
-    def _attributes(self, read: Callable[[Mapping[str, Any]], _T]) -> _T:
+    def attributes_as(self, read: Callable[..., _T], *more: int) -> _T:
+        """read(attributes, *more): what a layout makes of them. Raises InputError when one is wrong."""
         try:
-            return read(self.attributes)
+            return read(self.attributes, *more)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"node {self.name}: attributes of {self.op_type} are wrong ({error})") from None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from export.artefacts.graph import Node
-from export.contract.errors import InputError
 from export.contract.operators.sink_attention import SinkLayout
 from hw_model.graph_work.context import Context
 from hw_model.graph_work.operation import ACTIVATION_BYTES, CACHE_BYTES, Operation, Phase
@@ -40,10 +39,7 @@ def _attention_to_earlier(node: Node, context: Context) -> Operation:
 
 def sink_attention(node: Node, context: Context) -> Operation:
     """Causal attention, and a score more for each query and head."""
-    try:
-        layout = SinkLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    layout = node.attributes_as(SinkLayout.of, context.shape(node.inputs[0])[-1])
     window = window_of(context, node.inputs[3])
     pairs = causal_pairs(context.phase, window)
     found = attention(node, context, layout.heads, layout.kv_heads, layout.head_dim, pairs, window)

@@ -39,10 +39,7 @@ def _group(node: Node, context: Context) -> Operation:
 
 
 def _planes(node: Node, context: Context) -> Operation:
-    try:
-        layout = BitPlaneLayout.of(node.attributes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    layout = node.attributes_as(BitPlaneLayout.of)
     found = linear(node, context, layout.N, layout.K)
     made = found.macs // layout.N  # codes
     return replace(found, vector_ops=QUANTIZE_OPS * made, quantized=made, plane_bits=layout.p, input_bits=layout.q)
@@ -74,10 +71,7 @@ def _product(node: Node, context: Context) -> Operation:
 
 
 def _attention(node: Node, context: Context) -> Operation:
-    try:
-        layout = AttentionLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    layout = node.attributes_as(AttentionLayout.of, context.shape(node.inputs[0])[-1])
     window = window_of(context, node.inputs[3])
     found = attention(
         node, context, layout.heads, layout.kv_heads, layout.head_dim, causal_pairs(context.phase, window), window

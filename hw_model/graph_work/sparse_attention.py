@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from export.artefacts.graph import Node
-from export.contract.errors import InputError
 from export.contract.operators.sparse_attention import SparseLayout
 from export.contract.pages import PAGE
 from hw_model.graph_work.attention_nodes import attention, causal_pairs
@@ -22,10 +21,7 @@ def sparse_attention(node: Node, context: Context) -> Operation:
 
     A pass of several tokens is taken to read as many other keys for each of them.
     """
-    try:
-        layout = SparseLayout.of(node.attributes, context.shape(node.inputs[0])[-1])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    layout = node.attributes_as(SparseLayout.of, context.shape(node.inputs[0])[-1])
     phase = context.phase
     found = attention(node, context, layout.heads, layout.kv_heads, layout.head_dim, causal_pairs(phase, 0))
     found = replace(found, selected=layout.keys)

@@ -42,10 +42,7 @@ def delta_rule(node: Node, context: Context) -> Operation:
     A vector unit does it, for the state changes with every token; a call reads and writes it once.
     """
     keys, values = context.shape(node.inputs[1])[-1], context.shape(node.inputs[2])[-1]
-    try:
-        layout = DeltaRuleLayout.of(node.attributes, keys, values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    layout = node.attributes_as(DeltaRuleLayout.of, keys, values)
     tokens, state = context.phase.vectors, math.prod(layout.state)
     by_token = 7 * state + 6 * keys + 5 * values + 16 * layout.value_heads  # lengths; differences; decay and step
     moved = context.made(node) + sum(context.elements(name) for name in node.inputs[:5])
@@ -62,10 +59,7 @@ def state_space(node: Node, context: Context) -> Operation:
     A vector unit does it, as of the delta rule; a call reads and writes the state once.
     """
     states, values = context.shape(node.inputs[2])[-1], context.shape(node.inputs[0])[-1]
-    try:
-        layout = StateSpaceLayout.of(node.attributes, states, values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"node {node.name}: attributes of {node.op_type} are wrong ({error})") from None
+    layout = node.attributes_as(StateSpaceLayout.of, states, values)
     tokens, state = context.phase.vectors, math.prod(layout.state)
     by_token = 5 * state + 3 * values + 12 * layout.heads  # times the step, what is skipped; step and decay
     moved = context.made(node) + sum(context.elements(name) for name in node.inputs[:4])

@@ -78,6 +78,17 @@ def test_ranks_stay_within_the_weights_and_no_step_is_left_that_fits(seed, share
             assert used - pair.weights(rank) + more > most
 
 
+def test_weights_go_where_energy_costs_the_loss_most():
+    """Energies of a text are comparable: a pair whose outputs matter little gets the least rank. Shares know no such."""
+    energy = np.linspace(2, 1, 16)
+    pairs = [
+        Pair("gate_up", i, ("", ""), 30, np.eye(16), np.eye(16), energy * factor) for i, factor in enumerate([100, 1])
+    ]
+    most = pairs[0].weights(0) + pairs[1].weights(2)
+    assert chosen_ranks(pairs, most, 2, comparable=True) == [0, 2]
+    assert min(chosen_ranks(pairs, most, 2)) > 2
+
+
 @pytest.mark.parametrize("model", ["tiny", "tiny_qwen"])
 def test_factors_and_their_products_are_one_model(model, request, tmp_path):
     folder = request.getfixturevalue(model)

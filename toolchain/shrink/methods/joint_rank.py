@@ -3,9 +3,12 @@
 Query and key, and gate and up, are stacked to M [m1 + m2, n]; its best approximation of rank k is M V V^T, V being the
 first k right singular vectors. V^T is stored once, M V in two parts: k (n + m1 + m2) weights instead of n (m1 + m2).
 With --reconstruct the outputs on the calibration text are approximated instead: M C V V^T C^-1, C C^T being the inputs'
-second moments and V the singular vectors of M C (SVD-LLM, arXiv 2403.07378, section 3.1); energy is that of outputs.
-Ranks of all pairs are chosen together: weights go where they bring most of a pair's energy, until the budget is spent;
-a pair that would need as many weights as it has stays whole. --dense multiplies the factors, for transformers.
+second moments and V the singular vectors of G M C (SVD-LLM, arXiv 2403.07378, section 3.1), G being the root mean
+square of the loss's gradients at each matrix' outputs: energy left out is then what it costs, to second order with the
+empirical Fisher matrix, a number for each matrix.
+Ranks of all pairs are chosen together: weights go where they bring most energy, of a pair's own without a text, until
+the budget is spent; a pair that would need as many weights as it has stays whole. --dense multiplies the factors, for
+transformers.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ from export.contract.errors import InputError
 from export.graph.low_rank import PAIRS, RECORD, with_low_rank
 from export.graph.spec import BlockNames
 from toolchain.calibrate.blocks import BlockRunner
+from toolchain.calibrate.gradients import measure_gradients, with_gradients
 from toolchain.numerics.hessian import damped
 from toolchain.settings.shrinking.shrink import ShrinkSettings
+from toolchain.settings.solver import PLANNED
 from toolchain.shrink.parts.budget import Budget
 from toolchain.shrink.parts.cut import Sizes
 from toolchain.shrink.parts.family import Freedom
@@ -95,14 +100,26 @@ def _input_hessians(work: Work, kinds: Sequence[str]) -> Iterator[dict[str, np.n
         yield {kind: found[name] for kind, name in names.items()}
 
 
-def chosen_ranks(pairs: list[Pair], most: int, multiple: int) -> list[int]:
+def _output_weights(work: Work) -> dict[str, float]:
+    """Root mean square of the gradients at the outputs of each linear layer, by full name; empty without a text."""
+    if not work.settings.reconstructs:
+        return {}
+    tokens = work.tokens()
+    tokens = tokens[with_gradients(PLANNED, len(tokens))]
+    found = measure_gradients(work.source, work.spec, tokens, work.quiet, False, precision=work.precision)
+    return {name: float(np.sqrt(squares.mean(dtype=np.float64))) for name, squares in found.outputs.items()}
+
+
+def chosen_ranks(pairs: list[Pair], most: int, multiple: int, comparable: bool = False) -> list[int]:
     """A rank for each pair, multiples of `multiple`, 0 for whole matrices, of `most` weights together at most.
 
-    From the least rank on, whatever step brings the most energy for its weights is taken first; energy counts as a
-    share of the pair's. Raises InputError where the least ranks take more.
+    From the least rank on, whatever step brings the most energy for its weights is taken first. Energy counts as a
+    share of the pair's, unless energies of different pairs are `comparable`. Raises InputError where the least ranks
+    take more.
     """
     ranks = [min(multiple, pair.columns) for pair in pairs]
-    shares = [np.concatenate([[0.0], np.cumsum(pair.energy) / max(pair.energy.sum(), 1e-300)]) for pair in pairs]
+    totals = [1.0 if comparable else max(pair.energy.sum(), 1e-300) for pair in pairs]
+    shares = [np.concatenate([[0.0], np.cumsum(pair.energy) / total]) for pair, total in zip(pairs, totals)]
     left = most - sum(pair.weights(rank) for pair, rank in zip(pairs, ranks))
     if left < 0:
         raise InputError("--keep: these matrices have no lower ranks; the other methods cut further")
@@ -112,7 +129,7 @@ def chosen_ranks(pairs: list[Pair], most: int, multiple: int) -> list[int]:
         pair, after = pairs[i], ranks[i] + multiple
         rank = 0 if pair.weights(after) >= pair.weights(0) else after
         cost = pair.weights(rank) - pair.weights(ranks[i])
-        gain = (shares[i][rank] if rank else 1.0) - shares[i][ranks[i]]
+        gain = shares[i][rank or -1] - shares[i][ranks[i]]
         return gain / max(cost, 1), cost, rank
 
     open_pairs = [i for i, pair in enumerate(pairs) if pair.weights(ranks[i]) < pair.weights(0)]
@@ -156,20 +173,23 @@ def choose(work: Work) -> Choice:
     source, spec, settings = work.source, work.spec, work.settings
     most = work.budget.most_weights
     assert most is not None
+    weights = _output_weights(work)
     pairs = []
     with Reporter("Decomposing", spec.layers, work.quiet) as report:
         for layer, hessians in enumerate(_input_hessians(work, PAIRS)):
             for kind in PAIRS:
                 names = _names(spec.block, kind)
                 full = (spec.block_name(layer) + names[0], spec.block_name(layer) + names[1])
-                stacked = np.concatenate([source.tensor(f"{name}.weight").numpy() for name in full])
+                stacked = np.concatenate(
+                    [source.tensor(f"{name}.weight").numpy() * weights.get(name, 1.0) for name in full]
+                )
                 hessian = None if hessians is None else hessians[kind]
                 own = factors(stacked, hessian, settings.healing.damping)
                 pairs.append(Pair(kind, layer, full, len(stacked), *own))
             report.step(f"layer {layer}")
     everything = Sizes.of(spec).weights(spec)
     others = everything - sum(pair.weights(0) for pair in pairs)
-    ranks = chosen_ranks(pairs, most - others, settings.multiple)
+    ranks = chosen_ranks(pairs, most - others, settings.multiple, comparable=bool(weights))
     record: dict[str, Any] = {kind: [r for p, r in zip(pairs, ranks) if p.kind == kind] for kind in PAIRS}
     lost = {kind: [_lost(p, r) for p, r in zip(pairs, ranks) if p.kind == kind] for kind in PAIRS}
     config = dict(source.config)
