@@ -79,7 +79,7 @@ def test_ranks_stay_within_the_weights_and_no_step_is_left_that_fits(seed, share
 
 
 def test_weights_go_where_energy_costs_the_loss_most():
-    """Energies of a text are comparable: a pair whose outputs matter little gets the least rank. Shares know no such."""
+    """Energies of a text are comparable: a pair whose outputs matter little gets the least rank."""
     energy = np.linspace(2, 1, 16)
     pairs = [
         Pair("gate_up", i, ("", ""), 30, np.eye(16), np.eye(16), energy * factor) for i, factor in enumerate([100, 1])
@@ -110,7 +110,7 @@ def test_a_text_makes_the_outputs_better(tiny, tmp_path):
     asked = [tiny, "--by", "joint-rank", "--keep", 0.7, "--multiple", 8, *QUICK]
     without, fitted = (
         shrunk(*asked, "-o", tmp_path / name, *options)
-        for name, options in (("weights", []), ("outputs", ["--reconstruct"]))
+        for name, options in (("weights", ["--no-reconstruct"]), ("outputs", []))
     )
     assert fitted["quality"]["kl"] < 0.9 * without["quality"]["kl"]
     assert fitted["calibration"] != without["calibration"]  # the one says that it read none

@@ -98,7 +98,8 @@ def _what_helps(settings: Mapping[str, Any]) -> str:
     """For a model that has moved far from its source."""
     ways = ["a larger --keep"]
     if settings["by"] != SEARCH:
-        ways += [f"--by {SEARCH}"] if settings["healing"]["reconstruct"] else ["--reconstruct", f"--by {SEARCH}"]
+        fits = ShrinkSettings.fits(settings["by"], settings["healing"]["reconstruct"])
+        ways += [f"--by {SEARCH}"] if fits else ["--reconstruct", f"--by {SEARCH}"]
     ways.append("more --heal-steps" if settings["healing"]["heal_steps"] else "--heal-steps 200")
     return f"answers will differ much from the source's; {', '.join(ways[:-1])} or {ways[-1]} help"
 

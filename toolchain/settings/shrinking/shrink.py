@@ -80,7 +80,10 @@ class HealSettings:
     PANEL: ClassVar[str] = "Mending"
 
     reconstruct: Optional[bool] = option(
-        None, "Fit what is kept to the source's outputs on the calibration text", unset="with --by search", common=True
+        None,
+        "Fit what is kept to the source's outputs on the calibration text",
+        unset="with --by search and joint-rank",
+        common=True,
     )
     damping: float = option(0.01, "Of the mean diagonal of a layer's Hessian, in that fit", low=1e-8, high=100.0)
     heal_steps: int = option(
@@ -125,7 +128,12 @@ class ShrinkSettings:
     @property
     def reconstructs(self) -> bool:
         """Whether kept weights are fitted to the source's outputs."""
-        return self.by == SEARCH if self.healing.reconstruct is None else self.healing.reconstruct
+        return self.fits(self.by, self.healing.reconstruct)
+
+    @staticmethod
+    def fits(by: str, asked: bool | None) -> bool:
+        """The same by a method and what --reconstruct says, None for nothing."""
+        return by in (SEARCH, JOINT_RANK) if asked is None else asked
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
