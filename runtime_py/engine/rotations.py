@@ -36,16 +36,17 @@ class Rotations:
         """Make them reach `total` positions at least. Raises InputError where the graph gives other shapes."""
         if total <= self.positions:
             return
-        self.positions = max(-(-total // _CHUNK) * _CHUNK, 2 * self.positions)
-        inputs = {"position_ids": np.arange(self.positions, dtype=np.int64)[None]}
+        positions = max(-(-total // _CHUNK) * _CHUNK, 2 * self.positions)
+        inputs = {"position_ids": np.arange(positions, dtype=np.int64)[None]}
         tables: list[np.ndarray] = []
-        for number, (names, head_dim) in enumerate(zip(self._names, self.heads)):
+        for names, head_dim in zip(self._names, self.heads):
             cos, sin = (settled(a[0].astype(np.float32)) for a in self._folder.given(names, inputs))
-            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != self.positions or 2 * cos.shape[1] > head_dim:
+            if cos.shape != sin.shape or cos.ndim != 2 or len(cos) != positions or 2 * cos.shape[1] > head_dim:
                 raise InputError(f"model.onnx: rotations of shape {list(cos.shape)} do not fit heads of {head_dim}")
-            put_rotation(table, number, cos, sin)
             tables += [cos, sin]
-        self.tables = tables
+        for number, (cos, sin) in enumerate(zip(tables[::2], tables[1::2])):
+            put_rotation(table, number, cos, sin)
+        self.positions, self.tables = positions, tables  # only now: steps read what they were given before
 
 
 def put_rotation(table: StepTable, number: int, cos: np.ndarray, sin: np.ndarray) -> None:

@@ -24,6 +24,8 @@ from runtime_py.widths.schedule import Schedule
 if TYPE_CHECKING:
     from runtime_py.prompt_cache.store import PromptCache
 
+_MOST_POSITIONS = 1 << 24  # as export/graph/archs/_config.py
+
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The folder's tokenizer.json. Raises InputError when it is missing or broken."""
@@ -55,12 +57,12 @@ def context_length(folder: Path) -> int:
     The first is what `export` writes for generation; families, which read the second, take longer to import than a
     small model to answer.
     """
+    config = read_json(folder / "config.json")
     length = _genai_context(folder)
     if length is not None:
         return length
     from export.graph.archs import is_supported, model_spec
 
-    config = read_json(folder / "config.json")
     if is_supported(config.get("model_type")):
         return model_spec(config).context_length
     for name in ("max_position_embeddings", "n_positions"):
@@ -76,7 +78,7 @@ def _genai_context(folder: Path) -> int | None:
     except InputError:
         return None
     length = model.get("context_length") if isinstance(model, dict) else None
-    return length if type(length) is int and length > 0 else None
+    return length if type(length) is int and 0 < length <= _MOST_POSITIONS else None
 
 
 def default_sampling(

@@ -1,4 +1,4 @@
-"""Computes the cases here, then on an emulated ARM with and without the dot product instructions (`make test-arm`).
+"""Computes the cases here, then on an emulated ARM with i8mm, with dot products, with neither (`make test-arm`).
 
 python -m tests.arm.run FOLDER_OF_PREPARE_SH [--widths 234] [--model MODEL_FOLDER]
 """

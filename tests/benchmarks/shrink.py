@@ -104,7 +104,7 @@ class Bench:
         return ShrinkSettings(
             method, a.multiple, sequences=a.sequences, sequence_length=a.length, budget=budget,
             search=SearchSettings(a.generations, a.population, a.children, a.scored),
-            adapters=AdapterSettings(a.prune_steps), healing=HealSettings(reconstruct=a.reconstruct or None),
+            adapters=AdapterSettings(a.prune_steps), healing=HealSettings(reconstruct=a.reconstruct),
         )  # fmt: skip
 
     def row(self, method: str, keep: float) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def main() -> None:
                "heal-batch": 4, "bits": 4}  # fmt: skip
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--reconstruct", action="store_true", help="by every method, not by search alone")
+    parser.add_argument("--reconstruct", action=argparse.BooleanOptionalAction, help="by every method or by none")
     parser.add_argument("--heal-rate", type=float, default=0.005)
     bench = Bench(parser.parse_args())
     reference = evaluate(bench.reference, bench.windows, quiet=True).perplexity

@@ -115,8 +115,7 @@ class _Block:
         for weight in self._weights.values():
             weight.requires_grad_(True)
         self._running = threading.local()  # the layers' outputs of this thread's sequence, and the tokens of experts
-        for name, module in self._modules.items():
-            module.register_forward_hook(self._hook(name))
+        self._hooks = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
 
     def _hook(self, name: str) -> Callable[..., None]:
         def forward(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
@@ -159,6 +158,8 @@ class _Block:
             turned = total.T if isinstance(self._modules[name], Conv1D) else total
             array, before = turned.cpu().contiguous().numpy(), found.weights.get(self._prefix + name)
             found.weights[self._prefix + name] = array if before is None else before + array
+        for hook in self._hooks:  # else the block, which its hooks hold by way of this, stays until it is collected
+            hook.remove()
         return below
 
 

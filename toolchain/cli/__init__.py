@@ -43,7 +43,7 @@ _COMMANDS = {  # by name: a function in a module of this folder
     "models": "machine.models",
 }
 _GROUPS = {"adapter": "adapters.app"}  # and those with commands of their own
-_COLLECT_EVERY = 20_000  # objects more than before; a start makes as many that stay, at 700 looked through 90 times
+_COLLECT_EVERY = 20_000  # objects more than before: a start makes as many that stay, and Python looks every 700
 _WITHOUT_TYPER = frozenset({"run"})  # declared without it, so that starting them needs none
 
 
@@ -72,11 +72,15 @@ def _done_plainly(arguments: Sequence[str]) -> bool:
         return True
     if not arguments or arguments[0] not in _WITHOUT_TYPER:
         return False
+    usual = gc.get_threshold()
+    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     from toolchain.cli.parsing.plain import understood
 
     command = _found(arguments[0])
     given = understood(command, arguments[1:])
-    if given is not None:
+    if given is None:
+        gc.set_threshold(*usual)
+    else:
         command(**given)
     return given is not None
 
@@ -90,7 +94,6 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Console entry point."""
-    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     if "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")
         from toolchain.cli import common

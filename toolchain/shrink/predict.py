@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolchain.calibrate.gradients import PLAN_SEQUENCES
 from toolchain.settings.shrinking.shrink import JOINT_RANK, LORAPRUNE, SEARCH
 from toolchain.shrink.folder import DTYPES
 from toolchain.shrink.parts.cut import Sizes
@@ -68,7 +69,7 @@ def _seconds(run: ShrinkRun) -> float:
     if s.by == LORAPRUNE:
         passes += 3 * s.adapters.prune_steps * s.adapters.prune_batch
     if s.reconstructs:
-        passes += 3 * count
+        passes += count + 4 * min(count, PLAN_SEQUENCES) if s.by == JOINT_RANK else 3 * count
     heal = s.healing
     passes += 4 * heal.heal_steps * heal.heal_batch * min(heal.heal_length, run.spec.context_length) / length
     return one * passes

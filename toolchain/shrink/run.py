@@ -42,7 +42,7 @@ from toolchain.source.checkpoint import resolve
 from toolchain.source.heads import open_model
 from toolchain.system.threads import fixed_rounding
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STATE, _CHOICE = SHRUNK, "choice.json"  # the working folder is known for ours by the first
 _CHOSEN, _FITTED, _HEALED = "chosen", "fitted", "healed"
 

