@@ -73,7 +73,7 @@ def _done_plainly(arguments: Sequence[str]) -> bool:
     if not arguments or arguments[0] not in _WITHOUT_TYPER:
         return False
     usual = gc.get_threshold()
-    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
+    gc.set_threshold(_COLLECT_EVERY, *usual[1:])
     from toolchain.cli.parsing.plain import understood
 
     command = _found(arguments[0])

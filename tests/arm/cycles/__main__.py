@@ -1,6 +1,7 @@
 """Cycles of the inner loops on a Raspberry Pi, of our kernels and of llama.cpp's, without a board (`make arm-cycles`).
 
 python -m tests.arm.cycles [--boards rpi5 rpi4] [--llama SOURCE] [--clang clang-19] [--keep FOLDER]
+python -m tests.arm.cycles --servers         # the tiles of dot products and of smmla on servers' cores
 
 Needs llvm-mca of LLVM 17 or later; llama.cpp's rows need clang and libc's headers for aarch64 beside a copy of its
 source (Debian: llvm-19 clang-19 libc6-dev-arm64-cross).
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tests.arm.cycles import llama
-from tests.arm.cycles.boards import BOARDS, Board
+from tests.arm.cycles.boards import BOARDS, MATRICES, SERVERS, Board
 from tests.arm.cycles.cost import Cost, cost
 from tests.arm.cycles.kernels import assemblies, attending, decoding, prefill
 from tests.arm.cycles.mca import OLDEST, tool
@@ -25,16 +27,29 @@ def main() -> None:
     parser.add_argument(
         "--llama", type=Path, help="llama.cpp's source, whose kernels are compiled to stand beside ours"
     )
+    parser.add_argument("--servers", action="store_true", help="only the tiles for many tokens, on servers' cores")
     parser.add_argument("--clang", default="clang-19")
     parser.add_argument("--keep", type=Path, help="a folder where the assembly stays, to be read or for the next run")
     args = parser.parse_args()
     if tool() is None:
         raise SystemExit(f"llvm-mca of LLVM {OLDEST} or later is not installed (Debian: llvm-19)")
     with tempfile.TemporaryDirectory() as scratch:
-        for name in args.boards:
+        for name in [] if args.servers else args.boards:
             folder = Path(args.keep or scratch)
             folder.mkdir(exist_ok=True)
             _board(BOARDS[name], folder, args.llama, args.clang)
+        if args.servers:
+            _servers(Path(args.keep or scratch))
+
+
+def _servers(folder: Path) -> None:
+    """Products a cycle of one core, by instruction set and LLVM's model of the core."""
+    for board in (BOARDS["rpi5"], MATRICES):
+        tile = prefill(board)
+        text = assemblies(board, [tile], folder)[tile]
+        for model, wide in SERVERS.items():
+            found = cost(text, tile, replace(board, model=model, wide=wide))
+            print(f"{board.isa} on {model}: {1 / found.whole:.1f} products a cycle")
 
 
 def _board(board: Board, folder: Path, source: Path | None, clang: str) -> None:

@@ -43,4 +43,5 @@ BOARDS = {
     )
 }
 # Servers since Graviton 3 and Apple's processors since the M2: `smmla`. No memory of theirs is known here.
+SERVERS = {"neoverse-n2": 5, "neoverse-v1": 8}  # LLVM's models, and what they decode a cycle
 MATRICES = Board("aarch64-i8mm", "max", "armv8.2-a+dotprod+fp16+i8mm", "neoverse-n2", 3.0e9, 5)
