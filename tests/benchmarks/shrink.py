@@ -207,7 +207,7 @@ def main() -> None:
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--reconstruct", action=argparse.BooleanOptionalAction, help="by every method or by none")
-    parser.add_argument("--heal-rate", type=float, default=0.005)
+    parser.add_argument("--heal-rate", type=float)
     bench = Bench(parser.parse_args())
     reference = evaluate(bench.reference, bench.windows, quiet=True).perplexity
     rows = [bench.row(method, keep) for keep in bench.asked.keep for method in bench.asked.methods]

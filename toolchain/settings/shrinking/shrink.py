@@ -89,7 +89,13 @@ class HealSettings:
     heal_steps: int = option(
         0, "Steps of training all weights on the KL to the source model", low=0, high=10**6, common=True
     )
-    heal_rate: float = option(0.005, "Learning rate, relative to each tensor's root mean square", low=1e-7, high=1.0)
+    heal_rate: Optional[float] = option(
+        None,
+        "Learning rate, relative to each tensor's root mean square",
+        unset="0.001 to 0.005, by the tokens for each weight",
+        low=1e-7,
+        high=1.0,
+    )
     heal_batch: int = option(8, "Windows a step", low=1, high=4096)
     heal_length: int = option(256, "Tokens a window", low=2, high=2**20)
 
