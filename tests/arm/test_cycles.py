@@ -7,7 +7,7 @@ import pytest
 from tests.arm.cycles.assembly import functions
 from tests.arm.cycles.boards import BOARDS
 from tests.arm.cycles.cost import cost
-from tests.arm.cycles.kernels import assemblies, decode, prefill
+from tests.arm.cycles.kernels import assemblies, attending, decode, decoding, prefill
 from tests.arm.cycles.loops import around, loops, once_round
 from tests.arm.cycles.mca import tool
 from tests.arm.cycles.products import integers
@@ -70,6 +70,13 @@ def test_inline_assembly_has_numbered_labels_and_instructions_as_words():
     assert max(found.values(), key=len)[0] == "sdot v10.4s, v12.16b, v31.4b[0]"
     with pytest.raises(ValueError, match="not known"):
         functions(INLINE.replace("0x4f9fe18a", "0x12345678"))
+
+
+def test_every_loop_is_in_a_function_that_the_assembly_has(tmp_path):
+    board, one = BOARDS["rpi5"], decoding()[0]
+    for kernel, text in assemblies(board, [one, prefill(board), *attending()], tmp_path).items():
+        found = [function for name, function in functions(text).items() if kernel.function in name]
+        assert any(kernel.counted(once_round(function, loop)) for function in found for loop in loops(function)), kernel
 
 
 @pytest.mark.skipif(tool() is None, reason="llvm-mca of LLVM 17 or later is not installed")

@@ -74,7 +74,7 @@ def attention(part: str, rows: int) -> Kernel:
     def accept(code: list[str]) -> bool:
         return halves(code) > 0 and floats(code) == rows * halves(code)
 
-    function, times = {"keys": ("attend7_scores", HEAD), "values": ("attend4_mix", KEYS)}[part]
+    function, times = {"keys": ("block_scores", HEAD), "values": ("mix_values", KEYS)}[part]
     title, maker = f"float16 {part}, {rows} query row{'s' * (rows > 1)}", "attention.attention"
     return Kernel(title, 16, function, times * rows * 16, rows, floats, accept, None, maker, "Attend")
 
