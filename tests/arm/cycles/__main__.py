@@ -4,7 +4,7 @@ python -m tests.arm.cycles [--boards rpi5 rpi4] [--llama SOURCE] [--clang clang-
 python -m tests.arm.cycles --servers         # the tiles of dot products and of smmla on servers' cores
 
 Needs llvm-mca of LLVM 17 or later; llama.cpp's rows need clang and libc's headers for aarch64 beside a copy of its
-source (Debian: llvm-19 clang-19 libc6-dev-arm64-cross).
+source (Debian: llvm-19 clang-19 libc6-dev-arm64-cross libstdc++-12-dev-arm64-cross).
 """
 
 from __future__ import annotations

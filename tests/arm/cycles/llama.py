@@ -46,6 +46,7 @@ def assembly(source: Path, board: Board, clang: str) -> str:
         command = [clang, *machine, *language, *include, *_OPTIONS, str(cpu / "arch" / "arm" / name)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{clang}: {(done.stderr.strip().splitlines() or ['failed'])[0]}")
+            said = [line for line in done.stderr.splitlines() if "error" in line] or ["failed"]
+            raise RuntimeError(f"{clang}: {said[0].strip()}")
         found.append(done.stdout)
     return "\n".join(found)
