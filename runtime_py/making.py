@@ -22,9 +22,11 @@ from runtime_py.machine.isa import available
 from runtime_py.machine.processor import Processor, aimed_at, processor
 from runtime_py.machine.widths import HALVES, RAW, TRELLIS, WIDTHS, Tag
 
-# Steps of a decoder of Llama's kind, and the widths that presets store.
+# Steps of a decoder of Llama's kind, and the widths that presets store at 2 to 4 bits: trellis codes of up to 4, scalar
+# codes where a matrix is small or gets more.
 _COMMON = (table.EMBED, table.NORM, table.QUANTIZE, table.ACTIVATE, table.ADD, table.KV_APPEND, table.ATTEND)
-_COMMON_BITS = (2, 3, 4)
+_CODES = [WIDTHS[bits] for bits in range(2, 7)]
+_ANY_LEVELS, _SUMS = [TRELLIS[bits] for bits in range(1, 5)], [HALVES[bits] for bits in range(2, 5)]
 
 
 def make(model: Path, machine: str, output: Path, cache_bits: int = 16, bits: int | None = None) -> list[int]:
@@ -68,8 +70,7 @@ def ready(
 def common(machine: Processor) -> list[Wanted]:
     """What most models need on a machine."""
     isa = available(machine)[0]
-    paths = TRELLIS if isa == "avx512vbmi" else HALVES  # as records/stored_matrix.py takes them
-    tags = [RAW, *(kind[bits] for bits in _COMMON_BITS for kind in (WIDTHS, paths))]
+    tags = [RAW, *_CODES, *(_ANY_LEVELS if isa == "avx512vbmi" else _SUMS)]  # as records/stored_matrix.py takes paths
     found = [Wanted(LOOP, "", None, isa)]
     for makers in (PLAIN, APART):
         found += [Wanted(makers[step], table.NAMES[step], None, isa) for step in _COMMON]
