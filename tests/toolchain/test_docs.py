@@ -15,6 +15,7 @@ from tests.toolchain.cli.test_cli import athena
 from toolchain.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("export", "hw_model", "runtime_py", "targets", "tests", "toolchain")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -39,10 +40,26 @@ def test_every_command_parses(page):
         command.make_context(name, arguments)  # fails on an unknown option or a value of the wrong type
 
 
+def headings(page: Path) -> set[str]:
+    """What a link behind # names, as GitHub makes it of a heading."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in found}
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, part in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            to = page.parent / link if link else page
+            assert to.exists(), f"{page.name}: {link}"
+            assert not part or part in headings(to), f"{page.name}: {link}#{part}"
+
+
+def test_every_source_that_a_page_names_is_there():
+    """A page may leave out the folders that it talks about; capitals stand for any name, models/ is transformers'."""
+    sources = ["/" + path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
+    for page in PAGES:
+        for name in re.findall(r"`(?!models/)([a-z0-9_/]+\.py)`", page.read_text(encoding="utf-8")):
+            assert any(path.endswith("/" + name) for path in sources), f"{page.name}: {name}"
 
 
 def test_every_test_that_a_page_names_is_there():

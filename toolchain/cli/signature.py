@@ -101,6 +101,11 @@ def _own(parameter: inspect.Parameter) -> inspect.Parameter:
 class OptionsCommand(TyperCommand):
     """A command whose help has an option's --no form in the text: a column of its own would be too wide."""
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if not any("--help-all" in one.opts for one in self.params):  # nothing is rare: that is --help
+            args = ["--help" if one == "--help-all" else one for one in args]
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         shown = copy.copy(self)
         shown.params = [copy.copy(one) for one in self.params]

@@ -90,7 +90,7 @@ def test_a_command_has_exactly_the_options_of_its_settings(name):
 @pytest.mark.parametrize("option", ["--help", "--help-all"])
 @pytest.mark.parametrize("name", [None, *COMMANDS])
 def test_help_fits_the_terminal(name, option, columns):
-    if option == "--help-all" and (name is None or "--help-all" not in str([p.opts for p in COMMANDS[name].params])):
+    if option == "--help-all" and (name is None or hasattr(COMMANDS[name], "commands")):
         return
     words = [option] if name is None else [name, option]
     done = CliRunner(env={"COLUMNS": str(columns), "TERMINAL_WIDTH": None}).invoke(app, words)
