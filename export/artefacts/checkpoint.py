@@ -43,7 +43,13 @@ def shard_names(blocks: int, prefix: str = "") -> list[str]:
 
 
 def write_shard(path: Path, tensors: dict[str, np.ndarray], records: list[TensorRecord]) -> None:
-    """Write one shard atomically, with the records of its tensors in the metadata."""
+    """Write one shard atomically, with the records of its tensors in the metadata.
+
+    Raises InputError for a number that is not finite: the source's weights, or what it computes, are too large.
+    """
+    for name, array in tensors.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise InputError(f"{name}: holds numbers beyond {array.dtype}; the layer's weights or inputs are too large")
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     metadata = {"athena": json.dumps([record.to_json() for record in records])}
     with replacing(path) as temporary:

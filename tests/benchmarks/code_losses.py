@@ -18,11 +18,10 @@ from toolchain.settings.quantize import QuantizeSettings
 SHARED = Path("../shared")
 MODELS = {"scribe-6M": "scribe_valid.txt", "stories260K": "tinystories_val.txt"}
 CHOSEN = {"scribe-6M": (10, 13, 20, 34), "stories260K": (3, 6)}  # in forward order
-CODES: dict[int, list[dict[str, Any]]] = {
-    2: [{}, {"format": "vectors", "dimension": 2}, {"format": "vectors", "dimension": 4}, {"format": "trellis"}],
-    3: [{}, {"format": "vectors", "dimension": 2}, {"format": "trellis"}],
-    4: [{}, {"format": "vectors", "dimension": 2}, {"format": "trellis"}],
-}
+SCALAR: dict[str, Any] = {}
+TWO, FOUR = ({"format": "vectors", "dimension": count} for count in (2, 4))
+TRELLIS, SUMS = {"format": "trellis"}, {"format": "trellis", "levels": "sums"}
+CODES = {2: [SCALAR, TWO, FOUR, TRELLIS, SUMS], 3: [SCALAR, TWO, TRELLIS, SUMS], 4: [SCALAR, TWO, TRELLIS, SUMS]}
 
 
 def problems(model: str) -> list[tuple[np.ndarray, np.ndarray]]:

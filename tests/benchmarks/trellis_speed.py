@@ -1,8 +1,9 @@
 """Decode and prefill speed of trellis codes as stored, expanded to 8 bits, and of scalar codes, interleaved.
 
-athena-export export --random tinyllama-1.1b --bits 3 -o SCALAR
-athena-export export --random tinyllama-1.1b --bits 3 --format trellis --levels sums -o TRELLIS
-python -m tests.benchmarks.trellis_speed SCALAR TRELLIS
+athena-export export --random tinyllama-1.1b --bits 3 --format codebook -o SCALAR
+athena-export export --random tinyllama-1.1b --bits 3 --format trellis --levels sums -o SUMS
+athena-export export --random tinyllama-1.1b --bits 3 --format trellis -o ANY
+python -m tests.benchmarks.trellis_speed SCALAR SUMS [ANY]
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ _ROUNDS, _TOKENS, _PROMPT = 6, 4, np.arange(3, 131)
 
 
 def main() -> None:
-    scalar, trellis = Path(sys.argv[1]), Path(sys.argv[2])
-    engines = {
-        "scalar": open_model(scalar)[0],
-        "trellis, as stored where that is fast": open_model(trellis)[0],
-        "trellis, expanded": Engine(expand_products(read_graph(trellis))),
-    }
+    scalar, *trellis = map(Path, sys.argv[1:])
+    engines = {f"{scalar.name}, scalar": open_model(scalar)[0]}
+    engines |= {f"{folder.name}, as stored where that is fast": open_model(folder)[0] for folder in trellis}
+    engines[f"{trellis[0].name}, expanded"] = Engine(expand_products(read_graph(trellis[0])))
     assert all(isinstance(engine, Engine) for engine in engines.values())
     states = {name: engine.new_state() for name, engine in engines.items()}
     for name, engine in engines.items():

@@ -8,6 +8,7 @@ arXiv 2305.17888, section 3.1), and no window is seen twice. Needs the whole mod
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from toolchain.numerics.plain_modules import plain_modules
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
+from toolchain.source.shapes import check_shapes
 from toolchain.source.transforms.folding import FoldedSource
 from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces
@@ -52,9 +54,13 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
         tensors = multiplied(tensors, spec)
     config = as_transformers(lambda: transformers_config(source.config), source.folder / "config.json")
     with torch.device("meta"):
-        model_class = type(AutoModelForCausalLM.from_config(config))
+        empty = AutoModelForCausalLM.from_config(config)
+    if factors:
+        _check_products(source, tensors, empty)
+    else:
+        check_shapes(base)
     try:
-        model, report = model_class.from_pretrained(
+        model, report = type(empty).from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
         )
     except RuntimeError as error:  # a tensor of another shape
@@ -72,6 +78,14 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
         model.to(device)
         model.tie_weights()
     return model
+
+
+def _check_products(source: SourceModel, tensors: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """Raises InputError for a product of factors, or another tensor, that is no tensor of the model."""
+    for name, parameter in model.named_parameters():
+        if name in tensors and tensors[name].shape != parameter.shape:
+            found, wanted = list(tensors[name].shape), list(parameter.shape)
+            raise InputError(f"{source.folder}: {name} has shape {found}, config.json asks for {wanted}")
 
 
 def _last_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from export.graph.low_rank import RECORD
 from export.graph.spec import ModelSpec
@@ -66,12 +67,18 @@ def factored_modules(model: nn.Module) -> nn.Module:
 
 
 def multiplied(tensors: Mapping[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
-    """The tensors of a model of low rank as those of one without: products of the factors, float32."""
+    """The tensors of a model of low rank as those of one without: products of the factors, float32.
+
+    Raises InputError for factors that do not fit each other.
+    """
     found = dict(tensors)
     for first, others in _factors(spec).items():
         shared = found.pop(f"{first}.weight")
         for name in others:
-            whole = name.removesuffix(".b")
+            whole, factor = name.removesuffix(".b"), found[f"{name}.weight"]
+            if shared.ndim != 2 or factor.ndim != 2 or factor.shape[1] != len(shared):
+                shapes = f"{list(factor.shape)} and {list(shared.shape)}"
+                raise InputError(f"{name} and {first} have shapes {shapes}, which are no factors of a matrix")
             found[f"{whole}.weight"] = found.pop(f"{name}.weight") @ shared
             if f"{name}.bias" in found:
                 found[f"{whole}.bias"] = found.pop(f"{name}.bias")

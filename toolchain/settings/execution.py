@@ -82,8 +82,8 @@ class Widths(Width):
 
     PANEL: ClassVar[str] = EXECUTION
 
-    schedule: str = option(
-        "", "Widths of nested codes by step of an answer, such as prefill=4,0=4,64=3,256=2 or 0=4,confident=2; "
+    schedule: Optional[str] = option(
+        None, "Widths of nested codes by step of an answer, such as prefill=4,0=4,64=3,256=2 or 0=4,confident=2; "
         "learned: what `schedule` has made", metavar="schedule", unset="one width",
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ class Widths(Width):
         from runtime_py.widths.learned import LEARNED
         from runtime_py.widths.schedule import Schedule
 
-        if not self.schedule:
+        if self.schedule is None:
             return self.bits
         if self.bits is not None:
             raise InputError("--bits and --schedule exclude each other")

@@ -25,8 +25,13 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 def stored_dtype(source: SourceModel) -> str:
-    """The type that a smaller model's weights are stored in: the source's, float16 where that has none of floats."""
+    """The type that a smaller model's weights are stored in: the source's, float16 where that has none of floats.
+
+    Raises InputError for a config.json that names none.
+    """
     stated = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
+    if not isinstance(stated, str):
+        raise InputError(f"{source.folder / 'config.json'}: dtype is {stated!r:.40}, which is no type's name")
     return "float16" if source.stored_as or stated not in DTYPES else str(stated)
 
 

@@ -67,6 +67,7 @@ def written_report(
     after_cost = costs.of_config(smaller.config) if cut is None else costs.report(cut.sizes, cut.layers)
     prices["after"] = priced(after_cost)
     return {
+        **about["about"],
         **identity,
         "tool_version": __version__,
         "precision": run.precision,
@@ -76,7 +77,6 @@ def written_report(
         "cost": {"target": costs.target.name, "bits": costs.bits, "context": costs.phase.total, **prices},
         "quality": judge.compare(run.model, folder, run.quiet),
         "cut": about["cut"],
-        **about["about"],
     }
 
 

@@ -27,7 +27,7 @@ from runtime_py.system.memory import give_back
 from toolchain.calibrate import text as calibration
 from toolchain.numerics.products import chosen_precision
 from toolchain.settings.calibration import CalibrationChoice
-from toolchain.settings.shrinking.shrink import LORAPRUNE, SEARCH, ShrinkSettings
+from toolchain.settings.shrinking.shrink import JOINT_RANK, LORAPRUNE, SEARCH, ShrinkSettings
 from toolchain.shrink.folder import stored_dtype, write_folder
 from toolchain.shrink.methods import checker, chooser
 from toolchain.shrink.parts.budget import Budget
@@ -40,6 +40,7 @@ from toolchain.shrink.reconstruct import reconstruct
 from toolchain.shrink.report import Judge, written_report
 from toolchain.source.checkpoint import resolve
 from toolchain.source.heads import open_model
+from toolchain.source.shapes import check_shapes
 from toolchain.system.threads import fixed_rounding
 
 FORMAT_VERSION = 2
@@ -55,6 +56,7 @@ class ShrinkRun:
         self.model, self.settings, self.text, self.quiet = model, settings, text, quiet
         self.origin = resolve(model)
         self.source, self.spec = open_model(self.origin)
+        check_shapes(self.source)
         self.freedom = Freedom(self.source, self.spec)
         costs = TokenCosts(self.freedom, self.spec, settings.budget)
         self.budget = Budget(self.spec, settings.budget, costs)
@@ -119,7 +121,7 @@ class ShrinkRun:
         about = read_json(work / _CHOICE)
         last = work / _CHOSEN
         try:
-            cut = _cut_of(about["cut"], self.spec)
+            cut = self._cut_of(about["cut"])
             about = {"cut": about["cut"], "about": dict(about["about"])}
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
             raise InputError(f"{work / _CHOICE}: is not what a run has left; use --force to start again") from None
@@ -136,6 +138,12 @@ class ShrinkRun:
         install_folder(built, place, force)
         shutil.rmtree(work, ignore_errors=True)
         return report
+
+    def _cut_of(self, data: dict[str, Any] | None) -> Cut | None:
+        """What a run has left, None where the method cuts nothing. Raises as _read_cut does."""
+        if (data is None) != (self.settings.by == JOINT_RANK):
+            raise ValueError("a cut of another method")
+        return None if data is None else _read_cut(data, self.spec, self.settings.multiple)
 
     def _choose(self, work: Path) -> None:
         choice: Choice = chooser(self.settings.by)(self.work(work))
@@ -194,15 +202,20 @@ def _cut_json(cut: Cut | None) -> dict[str, Any] | None:
     return {"layers": cut.layers, "parts": parts}
 
 
-def _cut_of(data: dict[str, Any] | None, spec: ModelSpec) -> Cut | None:
+def _read_cut(data: dict[str, Any], spec: ModelSpec, multiple: int) -> Cut:
     """A cut from its JSON. Raises KeyError, TypeError or ValueError for what is no cut of the model."""
-    if data is None:
-        return None
-    sizes = {"heads": spec.heads, "kv_heads": spec.kv_heads, "channels": spec.feed_forward}
+    own = Sizes.of(spec)
+    sizes = {"heads": own.heads, "kv_heads": own.kv_heads, "channels": own.feed_forward}
     parts = [LayerCut(*(_rising(part[name], most) for name, most in sizes.items())) for part in data["parts"]]
     layers = _rising(data["layers"], spec.layers)
     if len(parts) != len(layers) or len({(len(p.heads), len(p.kv_heads), len(p.channels)) for p in parts}) != 1:
         raise ValueError("layers of different sizes")
+    for part in parts:
+        groups = [head // own.group for head in part.heads]
+        if sorted(set(groups)) != list(part.kv_heads) or len({groups.count(one) for one in part.kv_heads}) != 1:
+            raise ValueError("heads that do not belong to the keys and values")
+        if len(part.channels) % multiple and len(part.channels) != own.feed_forward:
+            raise ValueError("a width that is no multiple")
     return Cut(layers, tuple(parts))
 
 

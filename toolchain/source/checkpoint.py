@@ -24,7 +24,7 @@ from export.files.access import expanded, read_json
 from export.graph.archs import model_spec
 from export.graph.low_rank import base_config
 from toolchain.numerics.experts import experts_as_rows, packed_experts
-from toolchain.source.checkpoint_files import checkpoint_tensors
+from toolchain.source.checkpoint_files import StoredTensor, checkpoint_tensors
 from toolchain.source.config import resolved_config
 from toolchain.source.foreign_folders import foreign_file, without_config
 from toolchain.source.gguf.files import is_gguf, only_gguf
@@ -223,16 +223,13 @@ class SourceModel:
 
     def size(self, name: str) -> int:
         """Numbers of a tensor. Raises InputError when it is missing."""
-        stored = self._stored_name(name)
-        if stored is None:
-            raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
-        return math.prod(self._weights.tensors[stored].shape)
+        return math.prod(self._header(name).shape)
 
-    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """One tensor, float32.
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises InputError when a tensor is missing or has another shape; reads headers alone."""
+        self._header(name, shape)
 
-        Raises InputError when it is missing, has another shape than `shape`, or holds NaN or infinity.
-        """
+    def _header(self, name: str, shape: tuple[int, ...] | None = None) -> StoredTensor:
         stored = self._stored_name(name)
         if stored is None:
             raise InputError(f"{self.where}: the checkpoint has no tensor {name}")
@@ -241,7 +238,15 @@ class SourceModel:
             raise InputError(
                 f"{header.path}: {name} has shape {list(header.shape)}, config.json asks for {list(shape)}"
             )
-        return self._weights.read(stored)
+        return header
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """One tensor, float32.
+
+        Raises InputError when it is missing, has another shape than `shape`, or holds NaN or infinity.
+        """
+        self._header(name, shape)
+        return self._weights.read(str(self._stored_name(name)))
 
     def row_pieces(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
         """A matrix in pieces of rows, float32, each with the number of its first row; shape and errors as of tensor().

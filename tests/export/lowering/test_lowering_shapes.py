@@ -43,6 +43,7 @@ SCHEMES = {
     "low rank": {"bits": 3, "rank": 2},
     "vectors": {"bits": 2, "format": "vectors", "dimension": 2},
     "trellis": {"bits": 3, "format": "trellis"},
+    "trellis sums": {"bits": 3, "format": "trellis", "levels": "sums"},
     "razored weights": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8)},
     "razored cache": {"method": "qrazor", "bits": 4, "razor": RazorSettings(activation_bits=8, kv=8, kv_unit="head")},
     "float16 embeddings": {"bits": 3, "embedding_bits": 16},

@@ -25,6 +25,7 @@ from runtime_py.widths.schedule import Schedule, confident_at
 from tests.runtime_py.tiny import _CONFIG, write_tiny
 from toolchain.pipeline.published_shapes import SHAPES
 from toolchain.pipeline.random import RandomCheckpoint
+from toolchain.settings.execution import Widths
 from toolchain.settings.quantize import QuantizeSettings
 
 NESTED = QuantizeSettings(bits=4, nested=2, rows_per_codebook=8)
@@ -190,11 +191,14 @@ def test_a_confident_token_ends_the_wide_ones(folders):
         "0=4,confident=",
         "0=44",
         "0=4,,",
+        "",
     ],
 )
 def test_what_is_no_schedule_is_refused(text):
     with pytest.raises(InputError, match="--schedule is prefill=WIDTH"):
         Schedule.read(text)
+    with pytest.raises(InputError, match="--schedule is prefill=WIDTH"):
+        Widths(schedule=text).reading()
 
 
 @settings(max_examples=50, deadline=None)

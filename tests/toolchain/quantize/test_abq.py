@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from export.artefacts.checkpoint import QuantizedCheckpoint
 from export.artefacts.reader import read_graph
@@ -145,3 +147,15 @@ def test_random_codes_have_its_layout(tmp_path):
     write_random_folder("scribe-6m:1", tmp_path / "random", settings, force=False, quiet=True)
     nodes = [node for node in read_graph(tmp_path / "random").nodes if node.op_type == SDR_MATMUL]
     assert {node.attributes["bits"] for node in nodes} == {3}
+
+
+def test_weights_beyond_what_is_stored_are_refused(tmp_path):
+    """They are finite, and transformers runs them: what they are calibrated to is not."""
+    shutil.copytree(DEMO, tmp_path / "source")
+    tensors = load_file(DEMO / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    huge = tensors[name].astype(np.float32) * np.float32(1e30)
+    save_file({**tensors, name: huge}, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="too large"), np.errstate(all="ignore"):
+        made(tmp_path / "OUT", tmp_path / "source")
+    assert not list(tmp_path.rglob("model.onnx"))

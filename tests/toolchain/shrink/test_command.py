@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -126,3 +127,63 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tiny, tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused_in_one_line(tiny, tmp_path, asked, why):
     result = shrink(tiny, "-o", tmp_path / "OUT", *asked, *QUICK, code=2)
     assert why in result.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", lambda t: t[:48], "has shape [48, 64], config.json asks for [96, 64]"),
+        ("model.layers.0.self_attn.k_proj.weight", lambda t: t[:0], "has shape [0, 64]"),
+        ("model.layers.2.self_attn.o_proj.weight", lambda t: t.flatten(), "has shape [4096]"),
+        ("model.embed_tokens.weight", lambda t: t[:100], "has shape [100, 64]"),
+        ("model.norm.weight", lambda t: t[:63], "has shape [63]"),
+    ],
+)
+@pytest.mark.parametrize("by", ["magnitude", "joint-rank"])
+def test_tensors_of_other_shapes_are_refused_before_the_work(tiny, tmp_path, name, change, why, by):
+    shutil.copytree(tiny, tmp_path / "source")
+    tensors = load_file(tiny / "model.safetensors")
+    save_file(tensors | {name: change(tensors[name]).contiguous()}, tmp_path / "source" / "model.safetensors")
+    found = shrink(tmp_path / "source", "-o", tmp_path / "OUT", "--keep", 0.8, "--by", by, *QUICK, code=2).stderr
+    assert f"{name} {why}" in found and not (tmp_path / "OUT").exists()
+
+
+def test_a_type_that_is_no_name_is_refused(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "source")
+    config = json.loads((tiny / "config.json").read_text()) | {"dtype": [1]}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    assert "dtype" in shrink(tmp_path / "source", "-o", tmp_path / "OUT", "--keep", 0.6, *QUICK, code=2).stderr
+
+
+def _first_part(choice, **changed):
+    parts = choice["cut"]["parts"]
+    return {**choice, "cut": {**choice["cut"], "parts": [part | changed for part in parts]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda choice: choice, 0),
+        (lambda choice: {**choice, "about": {"quality": {"kl": 0}, "parameters": 1}}, 0),  # what is not measured there
+        (lambda choice: {**choice, "cut": None}, 2),
+        (lambda choice: _first_part(choice, kv_heads=[1]), 2),
+        (lambda choice: _first_part(choice, channels=[5]), 2),
+        (lambda choice: {"cut": choice["cut"]}, 2),
+    ],
+)
+def test_what_a_stopped_run_has_left_is_checked(tiny, tmp_path, monkeypatch, change, code):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    asked = [tiny, "-o", tmp_path / "OUT", "--keep", 0.6, *QUICK, "--multiple", 8]
+    with monkeypatch.context() as patch:
+        patch.setattr("toolchain.shrink.run.written_report", stops)
+        shrink(*asked, code=130)
+    (left,) = tmp_path.glob("*.partial")
+    choice = json.loads((left / "choice.json").read_text())
+    (left / "choice.json").write_text(json.dumps(change(choice)))
+    result = shrink(*asked, code=code)
+    assert code == 0 or "is not what a run has left" in result.stderr
+    if code == 0:
+        report = json.loads((tmp_path / "OUT" / "shrink.json").read_text())
+        assert report["quality"]["kl"] > 0 and report["parameters"]["after"] > 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from export.contract.errors import InputError
@@ -166,3 +168,29 @@ def test_hostile_records_are_refused(tiny, tmp_path, record):
     (tmp_path / "low" / "config.json").write_text(json.dumps({**config, "athena_low_rank": record}))
     with pytest.raises(InputError):
         whole_model(open_model(tmp_path / "low")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.layers.0.mlp.gate_proj.a.weight", lambda t: t[:-1]),
+        ("model.layers.0.mlp.gate_proj.a.weight", lambda t: t.T),
+        ("model.layers.0.mlp.up_proj.b.weight", lambda t: t[:, :-1]),
+        ("model.layers.0.mlp.up_proj.b.weight", lambda t: t[:-1]),
+        ("model.layers.0.mlp.up_proj.b.weight", lambda t: t.flatten()),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(low, tmp_path, name, change):
+    shutil.copytree(low, tmp_path / "low")
+    tensors = load_file(low / "model.safetensors")
+    save_file(tensors | {name: change(tensors[name]).contiguous()}, tmp_path / "low" / "model.safetensors")
+    with pytest.raises(InputError, match="have shapes|has shape"):
+        whole_model(open_model(tmp_path / "low")[0])
+
+
+@pytest.fixture(scope="module")
+def low(tiny, tmp_path_factory):
+    """Gate and up of the first layer share a factor."""
+    folder = tmp_path_factory.mktemp("low") / "OUT"
+    shrink(tiny, "-o", folder, "--by", "joint-rank", "--keep", 0.7, "--multiple", 8, *QUICK)
+    return folder
