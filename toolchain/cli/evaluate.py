@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -214,6 +215,9 @@ def evaluate_folder(
         scorer: Any = EmulatedScorer(folder, *emulation)
     else:
         scorer = open_scorer(name, activations, adapter, cache_bits, bits)
+    longest = getattr(scorer, "context", window)
+    if window > longest:
+        print(f"warning: windows of {window} tokens, but the model's context has {longest}", file=sys.stderr)
     tokenizer = calibration.load_tokenizer(_resolved(name))
     windows = windows_of(calibration.slice_text(source, part), tokenizer, window, limit, str(text), stride)
     result = score(scorer, windows, open_scorer(reference) if reference else None, quiet, stride)

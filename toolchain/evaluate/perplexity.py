@@ -64,11 +64,12 @@ class FolderScorer:
         self, folder: Path, activations: str = "int8", adapter: str = "", cache_bits: int = 16, bits: int | None = None
     ) -> None:
         from runtime_py.load import open_model
+        from runtime_py.text.generator import context_length
 
         names = [adapter] if adapter else []
         self._session, _ = open_model(folder, activations, adapters=names, cache_bits=cache_bits, bits=bits)
         self._adapter = adapter
-        self.vocab_size = self._session.vocab_size
+        self.vocab_size, self.context = self._session.vocab_size, context_length(folder)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         state = self._session.new_state()
@@ -91,7 +92,7 @@ class HuggingFaceScorer:
             raise InputError(f"{name}: an encoder, which predicts no next token; there is no perplexity to measure")
         source.print_notes()
         self._torch, self._model = torch, whole_model(source)
-        self.vocab_size = spec.vocab_size
+        self.vocab_size, self.context = spec.vocab_size, spec.context_length
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         with self._torch.no_grad():

@@ -120,9 +120,15 @@ def _check_method(settings: QuantizeSettings) -> None:
         raise InputError(f"--rotation {ACTIVATIONS} and --refit are for --method qrazor")
 
 
+def _check_width(method: str, settings: QuantizeSettings) -> None:
+    if settings.is_budget:
+        raise InputError(f"--method {method} takes --bits, no --budget")
+    if settings.width < 2:
+        raise InputError(f"--method {method} takes --bits 2 to 8, not {settings.width}")
+
+
 def _check_qrazor(settings: QuantizeSettings) -> None:
-    if settings.is_budget or settings.width < 2:
-        raise InputError(f"--method qrazor takes --bits 2 to 8, not {settings.budget or settings.width}")
+    _check_width("qrazor", settings)
     if not settings.razor.activation_bits:
         raise InputError("--method qrazor computes on integers: --activation-bits must be 2 to 8, or 16")
     for name in ("group_size", "rank", "block_steps", "tune_steps"):
@@ -132,8 +138,7 @@ def _check_qrazor(settings: QuantizeSettings) -> None:
 
 
 def _check_tender(settings: QuantizeSettings) -> None:
-    if settings.is_budget or settings.width < 2:
-        raise InputError(f"--method tender takes --bits 2 to 8, not {settings.budget or settings.width}")
+    _check_width("tender", settings)
     if not settings.razor.activation_groups:
         raise InputError("--method tender has activations in groups of channels: --activation-groups must be 1 to 16")
     for name in ("group_size", "rank", "block_steps", "tune_steps", "outliers"):
@@ -143,8 +148,7 @@ def _check_tender(settings: QuantizeSettings) -> None:
 
 def _check_abq(settings: QuantizeSettings) -> None:
     razor = settings.razor
-    if settings.is_budget or settings.width < 2:
-        raise InputError(f"--method {ABQ} takes --bits 2 to 8, not {settings.budget or settings.width}")
+    _check_width(ABQ, settings)
     if settings.bit_balance and settings.width != 2:
         raise InputError(f"--bit-balance takes --bits 2, not {settings.width}")
     whole = razor.activation_bits == razor.activation_basis and razor.activation_unit == TOKEN

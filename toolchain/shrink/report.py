@@ -37,10 +37,11 @@ class Judge:
             return standard_library_text("held-out")
         return read_text(Path(self.text))
 
-    def compare(self, source: str, smaller: Path, quiet: bool) -> dict[str, Any]:
-        """Perplexity of both and the KL from the source to the smaller model."""
+    def compare(self, source: str, smaller: Path, context: int, quiet: bool) -> dict[str, Any]:
+        """Perplexity of both and the KL from the source to the smaller model, in windows that fit its context."""
         tokenizer = load_tokenizer(smaller)
-        windows = windows_of(self.read(), tokenizer, self.window, self.limit, self.text)
+        window = max(min(self.window, context), 2)
+        windows = windows_of(self.read(), tokenizer, window, self.limit, self.text)
         result = evaluate(HuggingFaceScorer(str(smaller)), windows, HuggingFaceScorer(source), quiet)
         return {**result.to_json(), "text": self.text}
 
@@ -75,7 +76,7 @@ def written_report(
         "linear_weights": {"before": before[1], "after": after[1]},
         "sizes": {"before": sizes_json(own), "after": sizes_json(Sizes.of(spec))},
         "cost": {"target": costs.target.name, "bits": costs.bits, "context": costs.phase.total, **prices},
-        "quality": judge.compare(run.model, folder, run.quiet),
+        "quality": judge.compare(run.model, folder, spec.context_length, run.quiet),
         "cut": about["cut"],
     }
 

@@ -97,7 +97,7 @@ def test_what_the_method_sets_and_what_wins_over_it():
     "given, message",
     [
         ({"bits": 1}, "--bits 2 to 8"),
-        ({"bits": None, "budget": 3.5}, "--bits 2 to 8"),
+        ({"bits": None, "budget": 3.5}, "takes --bits, no --budget"),
         ({"bits": 3, "bit_balance": True}, "--bit-balance takes --bits 2"),
         ({"method": "gptq", "bit_balance": True}, "--bit-balance is for --method abq"),
         ({"razor": RazorSettings(activation_bits=8)}, "--activation-unit token"),

@@ -203,7 +203,7 @@ def test_the_rotation_is_its_own_inverse(columns: int) -> None:
     [
         ({"razor": {"activation_bits": 0}}, "--activation-bits"),
         ({"group_size": 16}, "--razor-group"),
-        ({"bits": None, "budget": 3.5}, "--bits 2 to 8"),
+        ({"bits": None, "budget": 3.5}, "takes --bits, no --budget"),
         ({"method": "athena", "bits": 3, "rotation": "activations"}, "--rotation activations"),
         ({"razor": {"kv": 3}}, "--kv"),
         ({"tune_steps": 5}, "--tune-steps"),

@@ -178,7 +178,7 @@ def test_weights_are_symmetric_integers():
         ({"razor": {"activation_groups": 17}}, "--activation-groups"),
         ({"razor": {"activation_unit": "token"}}, "--activation-unit"),
         ({"bits": 1}, "--bits 2 to 8"),
-        ({"bits": None, "budget": 3.5}, "--bits 2 to 8"),
+        ({"bits": None, "budget": 3.5}, "takes --bits, no --budget"),
         ({"rank": 4}, "--rank"),
         ({"method": "athena", "bits": 3, "tune_steps": 5}, "--tune-steps"),
         ({"method": "athena", "bits": 3, "rank": 5}, "--rank"),

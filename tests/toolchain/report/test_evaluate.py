@@ -354,3 +354,13 @@ def test_the_best_is_a_number_and_stands_out(values, lower):
     if best is not None:
         numbers = [v for v in values if v is not None and not math.isnan(v)]
         assert values[best] == (min(numbers) if lower else max(numbers)) and len(set(numbers)) > 1
+
+
+def test_windows_longer_than_the_context_are_said(tmp_path, capsys):
+    """The bundled model has 512 positions."""
+    from toolchain.cli.evaluate import evaluate_folder
+
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little girl. " * 200)
+    for window, said in ((512, ""), (600, "warning: windows of 600 tokens, but the model's context has 512")):
+        evaluate_folder(DEMO, tmp_path / "text.txt", None, None, window, 1, False, True)
+        assert said in (told := capsys.readouterr().err) and bool(said) == ("context" in told)
