@@ -25,7 +25,7 @@ from toolchain.numerics.plain_modules import plain_modules
 from toolchain.numerics.products import FLOAT32, with_precision
 from toolchain.source.checkpoint import SourceModel
 from toolchain.source.config import as_transformers, transformers_config
-from toolchain.source.shapes import check_shapes
+from toolchain.source.empty_model import check_shapes
 from toolchain.source.transforms.folding import FoldedSource
 from toolchain.system.device import CPU, each
 from toolchain.system.threads import pieces

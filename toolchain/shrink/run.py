@@ -39,8 +39,8 @@ from toolchain.shrink.parts.work import Choice, Work
 from toolchain.shrink.reconstruct import reconstruct
 from toolchain.shrink.report import Judge, written_report
 from toolchain.source.checkpoint import resolve
+from toolchain.source.empty_model import check_shapes
 from toolchain.source.heads import open_model
-from toolchain.source.shapes import check_shapes
 from toolchain.system.threads import fixed_rounding
 
 FORMAT_VERSION = 2

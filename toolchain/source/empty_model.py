@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from export.contract.errors import InputError
 from export.graph.archs import model_spec
 from export.graph.spec import ModelSpec
 from toolchain.source.config import transformers_config
+
+if TYPE_CHECKING:
+    from toolchain.source.checkpoint import SourceModel
 
 
 def model_class(spec: ModelSpec) -> Any:
@@ -34,3 +37,10 @@ def empty_model(config: dict[str, Any]) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"config.json: transformers refuses it ({reason})") from None
     return model
+
+
+def check_shapes(source: SourceModel) -> None:
+    """Raises InputError for the first tensor of another shape than transformers' model has; reads headers alone."""
+    for name, parameter in empty_model(source.config).named_parameters():
+        if source.has(name):
+            source.check_shape(name, tuple(parameter.shape))
