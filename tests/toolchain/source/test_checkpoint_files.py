@@ -237,7 +237,7 @@ def test_a_tensor_of_another_shape(model):
     tensors = stored(model)
     tensors["model.norm.weight"] = torch.ones(31)
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="model.norm.weight has shape \\[31\\], config.json asks for \\[32\\]") as refused:
+    with pytest.raises(InputError, match=r"model.norm.weight has shape \[31\], config.json asks") as refused:
         whole_model(SourceModel(model))
     assert "\n" not in str(refused.value)
 
