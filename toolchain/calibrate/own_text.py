@@ -58,7 +58,7 @@ def whole_model(source: SourceModel, precision: str = FLOAT32, device: torch.dev
     if factors:
         _check_products(source, tensors, empty)
     else:
-        check_shapes(base)
+        check_shapes(base, empty)
     try:
         model, report = type(empty).from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True

@@ -39,7 +39,7 @@ from toolchain.shrink.parts.work import Choice, Work
 from toolchain.shrink.reconstruct import reconstruct
 from toolchain.shrink.report import Judge, written_report
 from toolchain.source.checkpoint import resolve
-from toolchain.source.empty_model import check_shapes
+from toolchain.source.empty_model import check_shapes, empty_model
 from toolchain.source.heads import open_model
 from toolchain.system.threads import fixed_rounding
 
@@ -56,7 +56,7 @@ class ShrinkRun:
         self.model, self.settings, self.text, self.quiet = model, settings, text, quiet
         self.origin = resolve(model)
         self.source, self.spec = open_model(self.origin)
-        check_shapes(self.source)
+        check_shapes(self.source, empty_model(self.source.config))
         self.freedom = Freedom(self.source, self.spec)
         costs = TokenCosts(self.freedom, self.spec, settings.budget)
         self.budget = Budget(self.spec, settings.budget, costs)

@@ -39,8 +39,8 @@ def empty_model(config: dict[str, Any]) -> Any:
     return model
 
 
-def check_shapes(source: SourceModel) -> None:
-    """Raises InputError for the first tensor of another shape than transformers' model has; reads headers alone."""
-    for name, parameter in empty_model(source.config).named_parameters():
+def check_shapes(source: SourceModel, model: nn.Module) -> None:
+    """Raises InputError for the first tensor of another shape than the model's parameter has; reads headers alone."""
+    for name, parameter in model.named_parameters():
         if source.has(name):
             source.check_shape(name, tuple(parameter.shape))
