@@ -19,20 +19,21 @@ from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import sequences_together, weight_of
 from toolchain.calibrate.own_text import WINDOWS
-from toolchain.numerics.products import linear
+from toolchain.numerics.products import BFLOAT16, FLOAT32, linear
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.system.device import synchronize
 from toolchain.system.threads import thread_count
 from toolchain.tune.adam import Trained, update
+from toolchain.tune.divergence import POSITIONS
 from toolchain.tune.end_to_end import HOLD, TOGETHER
 from toolchain.tune.trainable import trainable_layer
 
 _HEAD_ROWS = 4096  # of the head at most; the rest is scaled
-_LOGIT_COPIES = 4  # float32 arrays of [length, vocabulary] at once: both logits, and those rounded to half
+_LOGIT_COPIES = 6  # float32 arrays of [positions, vocabulary] at once: logits, their logarithms, gradients
 _DRAWING = 1.3  # a token that is drawn against one that is read: scribe-6M, 64 windows together, measured
-# A weight's latent value, gradient and two moments of half the size; the stored value and what it is made of (a level,
-# a path's state); the teacher's weight. Of the values and the teacher's half, where products are of bfloat16.
-_TUNED_BYTES = 24
+# A weight's latent value, two moments of half the size and its code; the sum of its gradients, the stored value and the
+# teacher's weight, which are of half the size, too, where products are of bfloat16.
+_TUNED_BYTES = {FLOAT32: 21, BFLOAT16: 15}
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ class TrainingProbe:
         making = sum(times[id(layer)] for layer in layers) / self._threads / HOLD
         adam = weights * _adam_seconds(self._device) / self._threads
         step = settings.tune_batch * (window + own) / threads + making + adam
-        held = kept + _LOGIT_COPIES * 4 * length * self._spec.vocab_size
+        held = kept + _LOGIT_COPIES * 4 * min(length, POSITIONS) * self._spec.vocab_size
         return Cost(
             steps * step,
-            _TUNED_BYTES * weights + 2 * 4 * outside + threads * held,
+            _TUNED_BYTES[self._runner.precision] * weights + 2 * 4 * outside + threads * held,
         )
 
     def _all_times(self, length: int, per_weight: bool) -> tuple[tuple[float, float], int]:

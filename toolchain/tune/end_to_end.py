@@ -3,7 +3,8 @@
 After the blocks have been quantized one by one, the whole quantized model is trained for some steps so that its output
 distribution follows the source model's on the calibration text (knowledge distillation, arXiv 1503.02531; the idea of
 tuning discrete codes by straight-through gradients is PV-tuning's, arXiv 2405.14852, in its simplest form). Needs the
-whole model in memory several times: 24 bytes per parameter, and what two windows under way take.
+whole model in memory several times: 21 bytes per parameter, or 15 where products are of bfloat16, and what two windows
+under way take.
 
 The state is saved every minute, and the batch of a step depends on the seed and the step alone, so that a killed run
 continues to the same result.
@@ -20,19 +21,18 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from transformers import PreTrainedModel
 
 from export.files.access import replacing
 from toolchain.calibrate.own_text import CHUNK, OwnText
-from toolchain.system.threads import pieces
 from toolchain.tune.adam import Trained, update
+from toolchain.tune.divergence import Parted, divergence
 from toolchain.tune.microbatch import accumulate, code_widths, take_turns, trainable_parameters
 from toolchain.tune.trainable.base import TrainableMatrix
 
 STATE_FILE = "tuning-state.safetensors"
 _SAVE_INTERVAL = 60.0  # seconds
 _WARM_UP = 20  # steps
-_ROWS = 64  # of logits that are worked on at a time
 HOLD = 4  # steps between two searches for the best paths of trellis codes, which take a fifth of a step
 # Tokens for each weight from which on everything learns at the full rate. From fewer, Adam mostly follows the noise of
 # single batches: what codes are found for wanders, and what few numbers carry (codebooks, scales, norms, biases) fits
@@ -83,39 +83,17 @@ class TuneSettings:
         return (self.rate or known) * max(share, _LEAST_OF_REST)
 
 
-class _Divergence(torch.autograd.Function):
-    """Mean KL from softmax(wanted) to softmax(found) over rows [T, vocabulary]; its gradient is their difference.
-
-    No array of that size is made: the difference takes the place of `wanted`. Automatic differentiation keeps five.
-    """
-
-    @staticmethod
-    def forward(ctx, found, wanted):  # type: ignore[no-untyped-def]
-        loss, difference = found.new_zeros(()), wanted
-        for some in pieces(len(found), _ROWS):
-            here, target = torch.log_softmax(found[some], dim=-1), torch.log_softmax(wanted[some], dim=-1)
-            difference[some] = target
-            torch.exp(target, out=target)
-            loss += (target * (difference[some] - here)).sum()
-            difference[some] = here.exp_().sub_(target).div_(len(found))
-        ctx.difference = difference  # not save_for_backward, which would refuse an array that is changed
-        return loss / len(found)
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return ctx.difference.mul_(gradient), None
-
-
 class Tuner:
     """Trains a student model (its linear layers already trainable: TrainableLinear and its like) towards a teacher."""
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, windows: np.ndarray, settings: TuneSettings, folder: Path
+        self, teacher: PreTrainedModel, student: PreTrainedModel, windows: np.ndarray, settings: TuneSettings, folder: Path
     ) -> None:
         """windows: token ids int64 [count, length], one running text; folder: where the state is kept."""
         self.teacher, self.student, self.windows, self.settings = teacher, student, windows, settings
         self._state_path = folder / STATE_FILE
         self._named = trainable_parameters(student)
+        self._guide, self._parts = Parted(teacher), Parted(student)
         self._trained, widths = list[Trained](), code_widths(student)
         weights = sum(p.numel() for name, p in self._named.items() if name.endswith(".latent"))
         tokens = settings.steps * settings.batch * windows.shape[1] / max(weights, 1)
@@ -155,10 +133,8 @@ class Tuner:
 
         def loss_of(part: slice) -> torch.Tensor:
             with torch.no_grad():
-                wanted = self.teacher(input_ids=tokens[part], use_cache=False).logits.flatten(0, 1)
-            found = self.student(input_ids=tokens[part], use_cache=False).logits.flatten(0, 1)
-            loss: torch.Tensor = _Divergence.apply(found, wanted)
-            return loss
+                wanted = self._guide.states(tokens[part])
+            return divergence(*self._parts.states(tokens[part]), *wanted, self._parts.trained)
 
         loss = accumulate(self.student, loss_of, len(tokens), TOGETHER)
         self.step += 1

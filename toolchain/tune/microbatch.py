@@ -8,13 +8,14 @@ sums go on to latent weights, codebooks and scales. So one array is as large as 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
+from toolchain.numerics.products import BFLOAT16
 from toolchain.system.device import each
 from toolchain.system.threads import pieces
 from toolchain.tune.trainable.base import TrainableMatrix
@@ -51,11 +52,15 @@ def take_turns(student: nn.Module, step: int) -> None:
 
 
 class _Sums:
-    """Gradients of a step by layer: float32 [N, K] each, of the pieces of windows in their order."""
+    """Gradients of a step by layer: [N, K] each, of the pieces of windows in their order.
 
-    def __init__(self, layers: int) -> None:
-        self.sums: list[torch.Tensor | None] = [None] * layers
-        self._next, self._change = [0] * layers, threading.Condition()  # whose turn it is, at each
+    In float32, or in bfloat16 where products are, and so each piece's gradient is.
+    """
+
+    def __init__(self, layers: Sequence[TrainableMatrix]) -> None:
+        self.sums: list[torch.Tensor | None] = [None] * len(layers)
+        self._types = [torch.bfloat16 if layer.precision == BFLOAT16 else torch.float32 for layer in layers]
+        self._next, self._change = [0] * len(layers), threading.Condition()  # whose turn it is, at each
         self._piece = threading.local()
         self._error: BaseException | None = None  # of any piece: the others end with it, too
 
@@ -86,7 +91,7 @@ class _Sums:
             raise self._error
         if gradient is not None:
             before = self.sums[layer]
-            self.sums[layer] = gradient.clone() if before is None else before.add_(gradient)
+            self.sums[layer] = gradient.to(self._types[layer], copy=True) if before is None else before.add_(gradient)
         with self._change:
             self._next[layer] = max(self._next[layer], piece + 1)
             self._change.notify_all()
@@ -112,7 +117,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
     """
     layers = [module for module in student.modules() if isinstance(module, TrainableMatrix)]
     device = next(student.parameters()).device
-    sums, edges = _Sums(len(layers)), []
+    sums, edges = _Sums(layers), []
     for i, (layer, weight) in enumerate(zip(layers, each(_weight_of, layers, device))):
         edges.append(get_gradient_edge(weight))  # the values are not needed to pass a gradient through
         layer.use(weight.detach(), partial(sums.watched, i))
@@ -149,7 +154,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
     def through(i: int) -> None:
         gradient, sums.sums[i] = sums.sums[i], None
         if gradient is not None:
-            torch.autograd.backward([edges[i]], [gradient])
+            torch.autograd.backward([edges[i]], [gradient.float()])
 
     for _ in each(through, range(len(layers)), device):
         pass

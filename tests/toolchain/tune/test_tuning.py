@@ -18,7 +18,7 @@ from export.artefacts.checkpoint import QuantizedCheckpoint
 from toolchain.quantize import method
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.settings.tuning import AUTOMATIC, SHORT
-from toolchain.tune.end_to_end import STATE_FILE, _Divergence
+from toolchain.tune.end_to_end import STATE_FILE
 from toolchain.tune.trainable.codebook import TrainableLinear
 from toolchain.tune.trainable.trellis import TrainableTrellis
 
@@ -141,19 +141,6 @@ def test_few_tokens_a_weight_move_codes_more_than_the_rest():
         assert automatic.rate_of(None, False, tokens) == pytest.approx(0.000975)
     assert automatic.rate_of(None, False, 0.05) == pytest.approx(default_rate(3) / 2)
     assert asked.rate_of(3, True, 0.0) == 0.001 and asked.rate_of(None, False, 0.0) < 0.0002
-
-
-@settings(max_examples=20)
-@given(st.integers(1, 7), st.integers(2, 40), st.integers(0, 1000))
-def test_the_divergence_and_its_gradient_are_those_of_automatic_differentiation(rows, vocabulary, seed):
-    draws = torch.Generator().manual_seed(seed)
-    found = (5 * torch.randn(rows, vocabulary, generator=draws)).requires_grad_()
-    wanted = 5 * torch.randn(rows, vocabulary, generator=draws)
-    target = torch.log_softmax(wanted, -1)
-    expected = (target.exp() * (target - torch.log_softmax(found, -1))).sum(-1).mean()
-    loss = _Divergence.apply(found, wanted)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(3 * loss, found)[0], torch.autograd.grad(3 * expected, found)[0])
 
 
 def test_held_paths_stay_until_released():

@@ -19,6 +19,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.packing import pack
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT
 from toolchain.tune.trainable.base import TrainableMatrix
+from toolchain.tune.trainable.looked_up import looked_up, narrow
 from toolchain.tune.trainable.scale import through
 
 
@@ -40,17 +41,17 @@ class TrainableLinear(TrainableMatrix):
         return through(self.codebook, rounded).sort(dim=-1)[0]
 
     def _group(self, index: int, levels: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes [chunks, R * width] and dequantized weights [N, width] of one column group."""
+        """Codes and dequantized weights [N, width] of one column group."""
         width, layout = self.layout.columns_per_group, self.layout
         latent = self.latent[:, index * width : (index + 1) * width]
         scale = scales[:, index : index + 1]
         chunks, missing = levels.shape[0], -layout.N % layout.rows_per_codebook
-        divisor = torch.where(scale == 0.0, 1.0, scale)  # round-to-nearest has negative scales, zero rows have zero
-        target = functional.pad((latent / divisor).detach(), (0, 0, 0, missing)).reshape(chunks, -1)
+        divisor = torch.where(scale == 0.0, 1.0, scale).detach()  # round-to-nearest has negative scales, zero rows have zero
+        target = functional.pad(latent.detach() / divisor, (0, 0, 0, missing)).reshape(chunks, -1)
         middles = ((levels[:, index, 1:] + levels[:, index, :-1]) / 2).detach().contiguous()
-        codes = torch.searchsorted(middles, target.contiguous())
-        looked_up = torch.gather(levels[:, index], 1, codes).reshape(-1, latent.shape[1])[: layout.N]
-        return codes, looked_up * scale + (latent - latent.detach())
+        codes = torch.searchsorted(middles, target.contiguous()).to(narrow(levels.shape[2]))
+        codes = codes.reshape(-1, latent.shape[1])[: layout.N]
+        return codes, looked_up(levels[:, index], scale, latent, codes, layout.rows_per_codebook)
 
     def weight_matrix(self) -> torch.Tensor:
         levels, scales = self._levels(), self.scale.per_row()
@@ -63,8 +64,8 @@ class TrainableLinear(TrainableMatrix):
     @torch.no_grad()
     def to_stored(self, losses: dict[str, float]) -> StoredMatrix:
         layout, levels, scales = self.layout, self._levels(), self.scale.per_row()
-        codes = [self._group(g, levels, scales)[0].reshape(-1, w) for g, w in enumerate(self._widths())]
-        packed = pack(torch.cat(codes, dim=1)[: layout.N].numpy().astype(np.uint8), layout.bits)
+        codes = [self._group(g, levels, scales)[0] for g in range(layout.groups)]
+        packed = pack(torch.cat(codes, dim=1).numpy().astype(np.uint8), layout.bits)
         stored_scale, coded = self.scale.to_stored()
         parts = {"codes": packed, "codebook": levels.numpy().round().astype(np.int8), "scale": stored_scale}
         own = {} if coded is None else {"scale": coded}
@@ -73,7 +74,3 @@ class TrainableLinear(TrainableMatrix):
             a, b = (p.numpy().astype(np.float16) for p in self.lowrank)
             low_rank = (a, b)
         return replace(self.stored, parts=parts, coded=own, low_rank=low_rank, losses=losses)
-
-    def _widths(self) -> list[int]:
-        width, columns = self.layout.columns_per_group, self.layout.K
-        return [min(width, columns - g * width) for g in range(self.layout.groups)]

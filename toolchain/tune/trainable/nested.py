@@ -17,6 +17,7 @@ from export.artefacts.stored_matrix import StoredMatrix
 from export.contract.formats.nested import NestedLayout, split
 from toolchain.quantize.solvers.scalar import LEVEL_LIMIT
 from toolchain.tune.trainable.base import TrainableMatrix
+from toolchain.tune.trainable.looked_up import looked_up, narrow
 from toolchain.tune.trainable.scale import through
 
 
@@ -75,10 +76,9 @@ class TrainableNested(TrainableMatrix):
 
     def weight_matrix(self) -> torch.Tensor:
         layout, levels, scale = self.layout, self._levels(), self.scale.per_row()
-        own = self._codes(levels, scale) >> (layout.bits - self.width)
-        looked_up = torch.gather(self._by_row(levels[:, layout.entries_of(self.width)]), 1, own)
-        latent = self.latent[self.width - layout.lowest]
-        return looked_up * scale + (latent - latent.detach())
+        own = (self._codes(levels, scale) >> (layout.bits - self.width)).to(narrow(1 << self.width))
+        levels, latent = levels[:, layout.entries_of(self.width)], self.latent[self.width - layout.lowest]
+        return looked_up(levels, scale, latent, own, layout.rows_per_codebook)
 
     @torch.no_grad()
     def to_stored(self, losses: dict[str, float]) -> StoredMatrix:

@@ -21,30 +21,8 @@ from toolchain.quantize.solvers.viterbi.column import trellis_kind
 from toolchain.quantize.solvers.viterbi.levels import entries_of
 from toolchain.quantize.solvers.viterbi.paths import nearest
 from toolchain.tune.trainable.base import TrainableMatrix
+from toolchain.tune.trainable.looked_up import looked_up, narrow
 from toolchain.tune.trainable.scale import through
-
-
-class _StoredWeight(torch.autograd.Function):
-    """levels[states] * scale [N, K], with the gradient of a straight way to latent; keeps nothing as large but states.
-
-    levels float32 [entries]; scale [N, 1]; latent [N, K]; states, whole numbers [N, K], in a row's codebook, first [N]
-    of which is in levels.
-    """
-
-    @staticmethod
-    def forward(ctx, levels, scale, latent, states, first):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(levels, scale, states, first)
-        return levels[states.int() + first] * scale
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        levels, scale, states, first = ctx.saved_tensors
-        index = states.int() + first
-        of_scale = (gradient * levels[index]).sum(dim=1, keepdim=True) if ctx.needs_input_grad[1] else None
-        of_levels = None
-        if ctx.needs_input_grad[0]:
-            of_levels = torch.bincount(index.flatten(), (gradient * scale).flatten(), len(levels)).to(levels.dtype)
-        return of_levels, of_scale, gradient, None, None
 
 
 class TrainableTrellis(TrainableMatrix):
@@ -96,15 +74,14 @@ class TrainableTrellis(TrainableMatrix):
             states = np.empty((self.layout.K, rows.stop - rows.start), np.int32)
             nearest(kind, np.ascontiguousarray(target[:, rows]), weight[rows], book[chunk], states)
             parts.append(states)
-        narrow = np.uint8 if self.layout.state_bits <= 8 else np.int16
-        return torch.from_numpy(np.concatenate(parts, axis=1).T.astype(narrow))
+        return torch.from_numpy(np.concatenate(parts, axis=1).T).to(narrow(1 << self.layout.state_bits))
 
     def _states_there(self, levels: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The same on a device: targets [N, K], weights [N]."""
         shared = self.layout.rows_per_codebook
         parts = zip(levels, target.split(shared), weight.split(shared))
         found = [best_paths(self.layout.bits, t.T[None], w[None], book[None])[0].T for book, t, w in parts]
-        return torch.cat(found).short()
+        return torch.cat(found).to(narrow(1 << self.layout.state_bits))
 
     def weight_matrix(self) -> torch.Tensor:
         levels, scale = self._levels(), self.scale.per_row()
@@ -113,9 +90,7 @@ class TrainableTrellis(TrainableMatrix):
             self._held = states if self._holds else self._held
         else:
             states = self._held
-        first = torch.arange(self.layout.N, dtype=torch.int32, device=levels.device) // self.layout.rows_per_codebook
-        first = first[:, None] << self.layout.state_bits
-        weight: torch.Tensor = _StoredWeight.apply(levels.reshape(-1), scale, self.latent, states, first)
+        weight = looked_up(levels, scale, self.latent, states, self.layout.rows_per_codebook)
         return weight if self.apart is None else weight + self.apart
 
     @torch.no_grad()
