@@ -25,6 +25,7 @@ from toolchain.numerics.products import FLOAT32, keep_rounded_only
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.checkpoint import SourceModel
 from toolchain.system.device import CPU
+from toolchain.system.memory import trim
 from toolchain.system.progress import Reporter
 from toolchain.tune.end_to_end import STATE_FILE, Tuner, TuneSettings
 from toolchain.tune.trainable import trainable_layer
@@ -48,6 +49,7 @@ def tune_checkpoint(
     for name in shard_names(spec.blocks):
         _install(student, out / name, spec)
     keep_rounded_only(teacher)
+    trim()
     tune = TuneSettings(
         steps, settings.tune_rate, settings.width, settings.tune_batch, settings.seed, settings.own_text
     )

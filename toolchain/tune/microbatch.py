@@ -17,6 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from toolchain.numerics.products import BFLOAT16
 from toolchain.system.device import each
+from toolchain.system.memory import trim
 from toolchain.system.threads import pieces
 from toolchain.tune.trainable.base import TrainableMatrix
 
@@ -121,6 +122,7 @@ def accumulate(student: nn.Module, loss_of: Callable[[slice], torch.Tensor], win
     for i, (layer, weight) in enumerate(zip(layers, each(_weight_of, layers, device))):
         edges.append(get_gradient_edge(weight))  # the values are not needed to pass a gradient through
         layer.use(weight.detach(), partial(sums.watched, i))
+    trim()  # what the weights were made of, a layer in a thread
     leaves = [layer.current for layer in layers if layer.current is not None]
     inner = {id(p) for layer in layers for n, p in layer.named_parameters() if n != "bias"}
     outer = [p for p in student.parameters() if p.requires_grad and id(p) not in inner]
