@@ -18,7 +18,7 @@ from runtime_py.load import open_model as open_folder
 from tests.conftest import _checkpoint, _package
 from tests.toolchain.shrink.test_command import QUICK, shrink, shrunk
 from toolchain.calibrate.own_text import whole_model
-from toolchain.shrink.methods.joint_rank import Pair, break_even, chosen_ranks, decomposed, factors
+from toolchain.shrink.methods.joint_rank import Pair, balanced, break_even, chosen_ranks, decomposed, factors
 from toolchain.source.heads import open_model
 
 
@@ -56,6 +56,19 @@ def test_with_a_text_outputs_are_what_is_approximated(seed, rows, columns):
         assert (((m - ours) @ x) ** 2).sum() == pytest.approx((s[rank:] ** 2).sum(), abs=1e-6 * (s**2).sum())
     count = min(rows, columns)
     assert np.allclose(energy[:count], 2 * s[:count] ** 2, atol=1e-6 * energy[0])
+
+
+@pytest.mark.parametrize("with_text", [False, True])
+def test_columns_of_what_each_matrix_stores_are_of_one_size(with_text):
+    rng = np.random.default_rng(0)
+    m = rng.standard_normal((24, 16)) * np.exp(rng.standard_normal(16))
+    x = rng.standard_normal((16, 60)) * np.exp(rng.standard_normal((16, 1)))
+    into, shared, energy = factors(m, x @ x.T if with_text else None, 1e-12)
+    into, shared = balanced(m, into, shared)
+    sizes = np.linalg.norm(m @ into, axis=0)
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-4)
+    assert energy[0] > 100 * energy[-1]  # which falls
+    np.testing.assert_allclose(m @ into @ shared, m, atol=1e-8)
 
 
 @given(st.integers(0, 99), st.floats(0.3, 1.2))
