@@ -129,10 +129,10 @@ def scores_bytes(capacity: int, threads: int) -> int:
     return 4 * razor.ROWS * capacity * threads
 
 
-def chunk_size(left: int) -> int:
-    """Tokens to compute together when `left` are waiting.
+def chunk_size(left: int, most: int = CHUNK) -> int:
+    """Tokens to compute together, `most` of them, when `left` are waiting; most: a multiple of 16, CHUNK at most.
 
     A prompt never ends in a chunk of one: a single token is summed in another order, and so the cache of a prompt
     would depend on where its chunks end, that is, on how much of it was found in an earlier request's cache.
     """
-    return min(left, CHUNK) if left != CHUNK + 1 else CHUNK - 1
+    return min(left, most) if left != most + 1 else most - 1

@@ -2,8 +2,8 @@
 
 The tokens of a round are computed together, so that the weights are read once for all of them (Runner.advance), and
 none depends on which others there are. Where few answers run, free places of the step go to guessed tokens. A prompt is
-read chunk by chunk between the rounds: while others generate, prompts get half of the time, a chunk of each in turn, so
-that a long one at most halves their speed.
+read chunk by chunk between the rounds: while others generate, chunks are small and prompts get half of the time, a
+chunk of each in turn, so that a long one at most halves their speed and no token waits for long.
 
 Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
 the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
@@ -26,6 +26,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from export.contract.errors import InputError, NotFiniteError
+from runtime_py.engine.state import CHUNK
 from runtime_py.load import Runner
 from runtime_py.prompt_cache.store import PromptCache
 from runtime_py.serving.settings import ServeSettings
@@ -33,6 +34,11 @@ from runtime_py.serving.turns import Turns
 from runtime_py.speculation.speculation import Speculation
 from runtime_py.structured.constraint import FormError
 from runtime_py.text.generation import Generation, GenerationRequest, Piece, prompted, reusable
+
+# Tokens of a prompt that are read between two rounds of answers, which wait for them. SmolLM2-135M at 3 bits, Zen 4:
+# chunks of 16, 32, 64, 128 tokens are read at 0.40, 0.66, 0.80 and 0.97 of the speed of 256, and one of 64 takes 0.31
+# of its time.
+_FEW = 64
 
 
 class Busy(Exception):
@@ -220,7 +226,7 @@ class Scheduler:
                 self._owed -= _seconds(partial(self._answer, answering))
         if reading and (not answering or self._owed <= 0):
             with self._turns:
-                taken = _seconds(partial(self._read, reading[0]))
+                taken = _seconds(partial(self._read, reading[0], _FEW if answering else CHUNK))
             self._owed = taken if answering else 0.0
         return True
 
@@ -286,9 +292,9 @@ class Scheduler:
         for (job, generation), run, rows in zip(running, runs, found):
             self._attempt(job, partial(generation.take, run, rows))
 
-    def _read(self, job: Job) -> None:
-        """A chunk of a prompt; then it is the next prompt's turn."""
-        self._attempt(job, partial(_step, job))
+    def _read(self, job: Job, most: int) -> None:
+        """A chunk of a prompt, of so many tokens at most; then it is the next prompt's turn."""
+        self._attempt(job, partial(_step, job, most))
         with self._wake:
             if job in self._active:
                 self._active.remove(job)
@@ -330,9 +336,9 @@ class Scheduler:
             _tell(job, event)
 
 
-def _step(job: Job) -> Iterable[Piece]:
+def _step(job: Job, most: int = CHUNK) -> Iterable[Piece]:
     assert job.generation is not None
-    piece = job.generation.step()
+    piece = job.generation.step(most)
     return () if piece is None else (piece,)
 
 

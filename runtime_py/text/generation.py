@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from runtime_py.engine.state import chunk_size
+from runtime_py.engine.state import CHUNK, chunk_size
 from runtime_py.load import Runner
 from runtime_py.reference.stepping import Stepped
 from runtime_py.speculation.speculation import Speculation
@@ -152,11 +152,11 @@ class Generation:
             if piece is not None:
                 yield piece
 
-    def step(self) -> Piece | None:
-        """Compute one chunk of the prompt (None until its last) or one token."""
+    def step(self, most: int = CHUNK) -> Piece | None:
+        """Compute one chunk of the prompt, of so many tokens at most (None until its last), or one token."""
         prompt = self.request.prompt
         if self._done < len(prompt):
-            chunk = prompt[self._done : self._done + chunk_size(len(prompt) - self._done)]
+            chunk = prompt[self._done : self._done + chunk_size(len(prompt) - self._done, most)]
             logits = self._runner.forward(self.state, chunk, last_only=True)
             self._done += len(chunk)
             if self._done < len(prompt):

@@ -1,11 +1,12 @@
 """Servers under load: tokens a second in all, time to the first token, time between tokens, memory.
 
-    python -m tests.benchmarks.serving FOLDER [--llama-server PATH --gguf FILE] [--clients 1 4 8 16]
+    python -m tests.benchmarks.serving FOLDER [--llama-server PATH --gguf FILE] [--clients 1 4 8 16] [--joining 2048]
 
 Real HTTP, streamed `/v1/completions`, every client sends one request after the other with a prompt of its own, so no
 server can reuse another request's cache. The servers run side by side, each loaded in turn while the others idle; a
 row is the median over the rounds, times are percentiles over all requests of all rounds. llama-server runs with
 `-np CLIENTS_AT_MOST -cb`, from the source package of llama-cpp-python as the real model's benchmark says.
+--joining: in place of that, what the answers of so many clients see while a prompt of that length joins them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -82,8 +83,8 @@ class Server:
         self._process.wait(60)
 
 
-async def ask(server: Server, prompt: str, tokens: int) -> Measured:
-    """One streamed completion."""
+async def ask(server: Server, prompt: str, tokens: int, seen: list[float] | None = None) -> Measured:
+    """One streamed completion; the times of its events go to `seen` as they come."""
     body = json.dumps({
         "model": server.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True,
         "ignore_eos": True, "stream_options": {"include_usage": True},
@@ -98,7 +99,7 @@ async def ask(server: Server, prompt: str, tokens: int) -> Measured:
         raise SystemExit(
             f"{server.name}: {status.decode().strip()} {(await reader.read(2000)).decode(errors='replace')}"
         )
-    times: list[float] = []
+    times: list[float] = [] if seen is None else seen
     counted = 0
     while line := await reader.readline():
         if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
@@ -123,6 +124,47 @@ async def loaded(server: Server, prompts: Sequence[Sequence[str]], tokens: int) 
     return sum(one.tokens for one in found) / (time.perf_counter() - start), found
 
 
+async def joined(
+    server: Server, short: Sequence[str], long: str, tokens: int
+) -> tuple[list[float], list[float], float]:
+    """Seconds between the tokens of running answers before `long` joins them and while it is read; those it takes."""
+    seen: list[list[float]] = [[] for _ in short]
+    running = [asyncio.create_task(ask(server, prompt, tokens, own)) for prompt, own in zip(short, seen)]
+    while min(map(len, seen)) < tokens // 8:
+        await asyncio.sleep(0.01)
+    start = time.perf_counter()
+    taken = (await ask(server, long, 1)).first
+    await asyncio.gather(*running)
+    pairs = [pair for own in seen for pair in pairwise(own[2:])]
+    alone = [b - a for a, b in pairs if b < start]
+    beside = [b - a for a, b in pairs if b > start and a < start + taken]
+    return alone, beside, taken
+
+
+def joining(servers: Sequence[Server], make: Callable[[int], str], given: argparse.Namespace) -> None:
+    """Print the table of --joining: medians and 95th percentiles over all rounds."""
+    print("| server | answers | between tokens, ms, p50 | p95 | while a prompt joins, p50 | p95 | its first token, s |")
+    print("|---|---|---|---|---|---|---|")
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    for number in range(given.rounds + 1):  # the first warms up
+        for clients in given.clients:
+            for server in servers:
+                short = [make(32) for _ in range(clients)]
+                alone, beside, taken = asyncio.run(joined(server, short, make(given.joining), given.tokens))
+                if number:
+                    lists = found.setdefault((server.name, clients), [[], [], []])
+                    for own, new in zip(lists, (alone, beside, [taken])):
+                        own += new
+    for (name, clients), (alone, beside, taken) in found.items():
+        cells = [at(values, part) for values in (alone, beside) for part in (0.5, 0.95)]
+        print("| " + " | ".join([name, str(clients), *cells, f"{statistics.median(taken):.1f}"]) + " |")
+
+
+def at(values: Sequence[float], part: float) -> str:
+    """That part of the values in milliseconds, from below."""
+    return f"{1000 * sorted(values)[min(int(part * len(values)), len(values) - 1)]:.0f}"
+
+
 def prompt_maker(folder: Path, seed: int):
     """A function of a number of tokens that gives a text of about that many, another one each time."""
     from runtime_py.text.generator import load_tokenizer
@@ -144,12 +186,8 @@ def free_port() -> int:
 
 
 def row(server: Server, length: int, clients: int, load: Load) -> str:
-    first = sorted(one.first for one in load.seen)
-    gaps = sorted(gap for one in load.seen for gap in one.gaps)
-
-    def at(values: list[float], part: float) -> str:
-        return f"{1000 * values[min(int(part * len(values)), len(values) - 1)]:.0f}"
-
+    first = [one.first for one in load.seen]
+    gaps = [gap for one in load.seen for gap in one.gaps]
     cells = [server.name, str(length), str(clients), f"{statistics.median(load.rates):.0f}"]
     cells += [at(values, part) for values in (first, gaps) for part in (0.5, 0.95)]
     return "| " + " | ".join([*cells, f"{server.peak_bytes() / 1e6:.0f}"]) + " |"
@@ -164,22 +202,26 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[200, 2000], help="tokens of the prompts")
     parser.add_argument("--tokens", type=int, default=128, help="of every answer")
     parser.add_argument("--requests", type=int, default=2, help="of every client, one after the other")
+    parser.add_argument("--joining", type=int, default=0, help="tokens of a prompt that joins running answers")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--options", nargs="*", default=[], help="more words for `athena-export serve`, without --")
     given = parser.parse_args()
     make = prompt_maker(given.folder, 0)
-    most, port = max(given.clients), free_port()
+    most, port = max(given.clients) + bool(given.joining), free_port()
     words = [sys.executable, "-m", "toolchain", "serve", str(given.folder), "--port", str(port), "--model-name", "m"]
     words += ["--sessions", str(most), "--threads", str(given.threads), *(f"--{one}" for one in given.options)]
     servers = [Server("athena-export", words, port, "m")]
     if given.llama_server:
-        port, context = free_port(), most * (max(given.prompts) + given.tokens + 64)
+        port, context = free_port(), most * (max(given.joining, *given.prompts) + given.tokens + 64)
         words = [str(given.llama_server), "-m", str(given.gguf), "--port", str(port), "-np", str(most), "-cb", "-c",
                  str(context), "-t", str(given.threads), "--no-webui"]  # fmt: skip
         servers.append(Server("llama-server", words, port, "m"))
     found: dict[tuple[str, int, int], Load] = {}
     try:
+        if given.joining:
+            joining(servers, make, given)
+            return
         for number in range(given.rounds + 1):  # the first warms up, with one client
             for length in given.prompts:
                 for clients in given.clients if number else (1,):

@@ -87,8 +87,9 @@ class Tuner:
     """Trains a student model (its linear layers already trainable: TrainableLinear and its like) towards a teacher."""
 
     def __init__(
-        self, teacher: PreTrainedModel, student: PreTrainedModel, windows: np.ndarray, settings: TuneSettings, folder: Path
-    ) -> None:
+        self, teacher: PreTrainedModel, student: PreTrainedModel, windows: np.ndarray, settings: TuneSettings,
+        folder: Path,
+    ) -> None:  # fmt: skip
         """windows: token ids int64 [count, length], one running text; folder: where the state is kept."""
         self.teacher, self.student, self.windows, self.settings = teacher, student, windows, settings
         self._state_path = folder / STATE_FILE

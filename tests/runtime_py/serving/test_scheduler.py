@@ -94,6 +94,27 @@ def test_a_long_prompt_lets_a_short_one_pass(generator):
     assert order == [1, 0] and all(isinstance(end, Finished) for end in ends)
 
 
+def test_prompts_are_read_in_small_chunks_while_others_answer(generator):
+    """And their answers are what they are alone."""
+    long = tuple(5 + i % 200 for i in range(300))
+    expected = [scheduled(generator.session, generator, [prompt])[0][0] for prompt in (long, (5, 6, 7))]
+
+    class Watched(Runner):
+        def advance(self, states, runs):
+            return self._inner.advance(states, runs)
+
+        def forward(self, state, tokens, last_only=False):
+            read.append(len(tokens))
+            return self._inner.forward(state, tokens, last_only)
+
+    read = []
+    assert scheduled(Watched(generator.session), generator, [long])[0] == expected[:1] and max(read) == 256
+    read = []
+    found, _, _ = scheduled(Watched(generator.session), generator, [(5, 6, 7), long])
+    assert found == expected[::-1] and sum(read) == 303
+    assert read[:2] == [3, 64]  # the rest at once, where the short answer has ended
+
+
 def test_a_second_start_finds_the_prompts_of_the_first(generator, served_folder, tmp_path):
     prompt = tuple(5 + i % 200 for i in range(300))
     expected = scheduled(generator.session, generator, [prompt])[0]

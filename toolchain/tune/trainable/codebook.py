@@ -46,7 +46,8 @@ class TrainableLinear(TrainableMatrix):
         latent = self.latent[:, index * width : (index + 1) * width]
         scale = scales[:, index : index + 1]
         chunks, missing = levels.shape[0], -layout.N % layout.rows_per_codebook
-        divisor = torch.where(scale == 0.0, 1.0, scale).detach()  # round-to-nearest has negative scales, zero rows have zero
+        # round-to-nearest has negative scales, zero rows have zero
+        divisor = torch.where(scale == 0.0, 1.0, scale).detach()
         target = functional.pad(latent.detach() / divisor, (0, 0, 0, missing)).reshape(chunks, -1)
         middles = ((levels[:, index, 1:] + levels[:, index, :-1]) / 2).detach().contiguous()
         codes = torch.searchsorted(middles, target.contiguous()).to(narrow(levels.shape[2]))
