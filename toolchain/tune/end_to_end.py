@@ -33,7 +33,7 @@ from toolchain.tune.trainable.base import TrainableMatrix
 STATE_FILE = "tuning-state.safetensors"
 _SAVE_INTERVAL = 60.0  # seconds
 _WARM_UP = 20  # steps
-HOLD = 4  # steps between two searches for the best paths of trellis codes, which take a fifth of a step
+HOLD = 4  # steps between two searches for codes that take long: best paths of trellis codes are a fifth of a step
 # Tokens for each weight from which on everything learns at the full rate. From fewer, Adam mostly follows the noise of
 # single batches: what codes are found for wanders, and what few numbers carry (codebooks, scales, norms, biases) fits
 # the text. SmolLM2-135M at 3.1 bits (0.0002 to 0.0014 tokens a weight), KL on WikiText-2, codes and the rest at these

@@ -55,3 +55,20 @@ def test_every_width_is_stored_as_it_was_trained(bits, lowest, rows, columns, sc
         np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
     assert any((again[part] != stored[part]).any() for part in ("codes", "planes"))
     assert again.stored("w")[1].bytes == stored.stored("w")[1].bytes
+
+
+def test_held_codes_stay_at_all_widths_until_released():
+    rng = np.random.default_rng(0)
+    stored = quantize(rng.standard_normal((16, 64)), np.eye(64), QuantizeSettings(bits=4, nested=2, passes=1))
+    layer = trainable_layer(nn.Linear(64, 16), stored)
+    layer.hold(True)
+    before = of_layer(layer)
+    with torch.no_grad():
+        layer.latent.add_(torch.from_numpy(rng.standard_normal(layer.latent.shape).astype(np.float32)))
+    for found, expected in zip(of_layer(layer), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    layer.hold(False)
+    changed = of_layer(layer)
+    assert all((found != expected).any() for found, expected in zip(changed, before, strict=True))
+    for found, expected in zip(changed, at_each_width(layer.to_stored({})), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
