@@ -28,6 +28,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from tests.benchmarks.quality import SHARED
+from tests.benchmarks.speed import peers_environment
 
 TEXT = SHARED / "text" / "wikitext2_test.raw.txt"
 _START_SECONDS = 600
@@ -55,7 +56,8 @@ class Server:
 
     def __init__(self, name: str, words: Sequence[str], port: int, model: str) -> None:
         self.name, self.port, self.model = name, port, model
-        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        silent = subprocess.DEVNULL
+        self._process = subprocess.Popen(words, stdout=silent, stderr=silent, env=peers_environment())
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
             try:

@@ -42,10 +42,13 @@ class Contender:
     measure: Callable[[], Row]
 
 
+def peers_environment() -> dict[str, str]:
+    """Ours without what runtime_py asks OpenMP for: passive waiting takes half or two thirds of llama.cpp's speed."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+
+
 def capture(*command: object) -> str:
-    # runtime_py asks OpenMP for passive waiting, which halves llama.cpp's speed: peers must not inherit it.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=peers_environment())
     if done.returncode:
         raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
     return done.stdout
