@@ -11,7 +11,7 @@ from tests.benchmarks.serving import Server, free_port
 
 def test_servers_do_not_inherit_our_openmp_settings(tmp_path):
     """Passive waiting takes half or two thirds of llama-server's speed."""
-    assert runtime_py and os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert runtime_py and "OMP_WAIT_POLICY" in os.environ
     program = (
         "import http.server, os, sys; open(sys.argv[1], 'w').write(' '.join(os.environ)); "
         "http.server.HTTPServer(('127.0.0.1', int(sys.argv[2])), type('H', (http.server.BaseHTTPRequestHandler,), "
