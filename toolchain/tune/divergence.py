@@ -43,6 +43,13 @@ class Parted:
         # a bias of the head; asked for after it is known which parameters are trained
         self._of_head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy of the model, with these two parts, has of them: all but what threads are doing."""
+        return {name: value for name, value in vars(self).items() if name != "_running"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _running=threading.local())
+
     @property
     def trained(self) -> list[nn.Parameter]:
         """The parameters of the head that have a gradient."""

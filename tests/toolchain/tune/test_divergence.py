@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
@@ -57,6 +58,21 @@ def test_a_model_in_two_parts_is_the_whole_in_every_family(tmp_path, name):
         assert (own is None) == (other is None), n
         if own is not None:
             torch.testing.assert_close(own, other, atol=2e-6, rtol=2e-3, msg=n)  # float32 sums over all blocks
+
+
+def test_a_copy_of_a_model_in_parts_computes_with_its_own_weights(tmp_path):
+    tiny_model("llama", tmp_path)
+    model = whole_model(open_model(tmp_path)[0])
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(5, 60, (1, 12)))
+    Parted(model)
+    before = model(input_ids=tokens, use_cache=False).logits
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(other(input_ids=tokens, use_cache=False).logits, before) and float(before.abs().max()) > 0
+    states, head = Parted(other).states(tokens)
+    torch.testing.assert_close(head(states), before)
 
 
 def test_threads_have_parts_of_their_own(tmp_path):
