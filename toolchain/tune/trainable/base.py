@@ -23,6 +23,8 @@ class TrainableMatrix(nn.Module):
         self.stored, self.layout = stored, layout
         self.current: torch.Tensor | None = None  # stands for weight_matrix() during a step (microbatch.py)
         self._rounded: torch.Tensor | None = None  # the same in bfloat16
+        self._holds = False
+        self._held: torch.Tensor | None = None  # codes that stay as they are (hold())
         self._watched: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
         bias = module.bias
         self.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, torch.Tensor) else None
@@ -54,6 +56,13 @@ class TrainableMatrix(nn.Module):
 
     def hold(self, held: bool) -> None:
         """Whether codes that take long to find stay as they are found next, until hold(False)."""
+        self._holds, self._held = held, None
+
+    def codes_held(self, find: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The codes that are held, or what find() gives."""
+        codes = find() if self._held is None else self._held
+        self._held = codes if self._holds else None
+        return codes
 
     def turn(self, step: int) -> None:
         """Which of several weights weight_matrix() is in this step, where a matrix stands for several."""

@@ -36,10 +36,6 @@ class TrainableNested(TrainableMatrix):
         self.latent = nn.Parameter(torch.from_numpy(np.stack(own)))  # [widths, N, K]
         self.codebook = nn.Parameter(torch.from_numpy(stored["codebook"].astype(np.float32)))
         self.width = layout.bits  # at which weight_matrix() is
-        self._holds, self._held = False, torch.empty(0)
-
-    def hold(self, held: bool) -> None:
-        self._holds, self._held = held, torch.empty(0)
 
     def turn(self, step: int) -> None:
         widths = self.layout.widths
@@ -80,8 +76,7 @@ class TrainableNested(TrainableMatrix):
 
     def weight_matrix(self) -> torch.Tensor:
         layout, levels, scale = self.layout, self._levels(), self.scale.per_row()
-        codes = self._held if len(self._held) else self._codes(levels, scale).to(narrow(1 << layout.bits))
-        self._held = codes if self._holds else self._held
+        codes = self.codes_held(lambda: self._codes(levels, scale).to(narrow(1 << layout.bits)))
         own = codes >> (layout.bits - self.width)
         levels, latent = levels[:, layout.entries_of(self.width)], self.latent[self.width - layout.lowest]
         return looked_up(levels, scale, latent, own, layout.rows_per_codebook)

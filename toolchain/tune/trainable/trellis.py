@@ -44,10 +44,6 @@ class TrainableTrellis(TrainableMatrix):
         else:
             self.codebook = nn.Parameter(entries)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
-        self._holds, self._held = False, torch.empty(0)
-
-    def hold(self, held: bool) -> None:
-        self._holds, self._held = held, torch.empty(0)
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
@@ -85,11 +81,7 @@ class TrainableTrellis(TrainableMatrix):
 
     def weight_matrix(self) -> torch.Tensor:
         levels, scale = self._levels(), self.scale.per_row()
-        if not len(self._held):
-            states = self._states(levels, scale)
-            self._held = states if self._holds else self._held
-        else:
-            states = self._held
+        states = self.codes_held(lambda: self._states(levels, scale))
         weight = looked_up(levels, scale, self.latent, states, self.layout.rows_per_codebook)
         return weight if self.apart is None else weight + self.apart
 
