@@ -2,8 +2,10 @@
 
 The tokens of a round are computed together, so that the weights are read once for all of them (Runner.advance), and
 none depends on which others there are. Where few answers run, free places of the step go to guessed tokens. A prompt is
-read chunk by chunk between the rounds: while others generate, chunks are small and prompts get half of the time, a
-chunk of each in turn, so that a long one at most halves their speed and no token waits for long.
+read chunk by chunk between the rounds: while others generate, chunks are small and prompts get half of the time, so
+that one at most halves their speed and no token waits for long. Where more prompts than answers are at hand, they get
+more: every request has its share of the time. The prompt with the least left and the one that came first go on in
+turns: short ones pass long ones, and none waits for ever.
 
 Each running request has a cache of its own. A finished one leaves it, with the tokens it holds, to whoever comes next:
 the waiting request takes the free cache that shares the longest prefix with its prompt. So memory is bounded by the
@@ -119,7 +121,8 @@ class Scheduler:
         self._closing = False
         self._reserved = 0  # places of requests whose prompt is not tokenized yet
         self._typical = 1.0  # seconds a request took, a running mean
-        self._owed = 0.0  # seconds that prompts have taken and running answers have not had since
+        self._owed = 0.0  # seconds that running answers are to have before the next chunk of a prompt
+        self._first_come = False  # whether that is the next of the prompt that came first
         self._thread = threading.Thread(target=self._work, name="athena-scheduler", daemon=True)
         self._thread.start()
 
@@ -226,8 +229,8 @@ class Scheduler:
                 self._owed -= _seconds(partial(self._answer, answering))
         if reading and (not answering or self._owed <= 0):
             with self._turns:
-                taken = _seconds(partial(self._read, reading[0], _FEW if answering else CHUNK))
-            self._owed = taken if answering else 0.0
+                taken = _seconds(partial(self._read, reading, _FEW if answering else CHUNK))
+            self._owed = taken * min(len(answering) / len(reading), 1.0)
         return True
 
     def _expire_waiting(self) -> None:
@@ -292,13 +295,11 @@ class Scheduler:
         for (job, generation), run, rows in zip(running, runs, found):
             self._attempt(job, partial(generation.take, run, rows))
 
-    def _read(self, job: Job, most: int) -> None:
-        """A chunk of a prompt, of so many tokens at most; then it is the next prompt's turn."""
+    def _read(self, jobs: Sequence[Job], most: int) -> None:
+        """A chunk of one of these prompts, of so many tokens at most. jobs: as they came."""
+        job = jobs[0] if self._first_come else min(jobs, key=lambda job: job.generation.unread if job.generation else 0)
+        self._first_come = not self._first_come
         self._attempt(job, partial(_step, job, most))
-        with self._wake:
-            if job in self._active:
-                self._active.remove(job)
-                self._active.append(job)
 
     def _attempt(self, job: Job, work: Callable[[], Iterable[Piece]]) -> None:
         """One step of a running request."""

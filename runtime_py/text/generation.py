@@ -108,6 +108,11 @@ class Generation:
         """Whether the prompt is done and a token is to be computed: take() its logits. Else step()."""
         return bool(self.tokens) and not self.finish_reason
 
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are still to be computed."""
+        return len(self.request.prompt) - self._done
+
     def look(self) -> list[float]:
         """Guess what follows the token to compute; the chance of each that it and all before it are right."""
         if self._guesser is None:

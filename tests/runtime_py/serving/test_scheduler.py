@@ -115,6 +115,48 @@ def test_prompts_are_read_in_small_chunks_while_others_answer(generator):
     assert read[:2] == [3, 64]  # the rest at once, where the short answer has ended
 
 
+class Logged(Runner):
+    """Notes what is computed: tokens of a prompt's chunk, or 1 for a token of every answer."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.log = []
+
+    def advance(self, states, runs):
+        self.log.append(1)
+        return self._inner.advance(states, runs)
+
+    def forward(self, state, tokens, last_only=False):
+        self.log.append(len(tokens))
+        return self._inner.forward(state, tokens, last_only)
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_answers_get_their_share_of_the_time_and_prompts_at_least_half(generator, monkeypatch, readers):
+    """A chunk counts as eight seconds, a token of the only answer as one."""
+    runner = Logged(generator.session)
+
+    def seconds(work):
+        work()
+        return 8.0 if runner.log[-1] > 1 else 1.0
+
+    monkeypatch.setattr("runtime_py.serving.scheduler._seconds", seconds)
+    first, long = (5, 6, 7), tuple(5 + i % 200 for i in range(64 * 6))
+    prompts = [first, *[(8 + i, *long) for i in range(readers)]]
+    _, ends, _ = scheduled(runner, generator, prompts)
+    assert all(isinstance(end, Finished) for end in ends)
+    chunks = [i for i, count in enumerate(runner.log) if count > 1]
+    assert runner.log[chunks[1]] == 64 and chunks[2] - chunks[1] - 1 == 8 // readers
+
+
+def test_short_prompts_pass_a_long_one_which_goes_on_all_the_same(generator):
+    long, short = tuple(5 + i % 200 for i in range(700)), [tuple(range(9 + i, 29 + i)) for i in range(6)]
+    runner = Logged(generator.session)
+    _, ends, order = scheduled(runner, generator, [long, *short])
+    assert all(isinstance(end, Finished) for end in ends) and order[-1] == 0
+    assert [count for count in runner.log if count > 1][:4] == [20, 64, 20, 64]
+
+
 def test_a_second_start_finds_the_prompts_of_the_first(generator, served_folder, tmp_path):
     prompt = tuple(5 + i % 200 for i in range(300))
     expected = scheduled(generator.session, generator, [prompt])[0]
