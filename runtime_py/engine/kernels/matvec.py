@@ -11,6 +11,7 @@ import numba as nb
 from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
 from runtime_py.engine.kernels.paths import begin, enter_row, follow
 from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.kernels.shared import shared
 from runtime_py.engine.layout.products import HIGH_TOKEN
 from runtime_py.machine.widths import HIGH_BYTES
 from runtime_py.simd.codes import bits_of, lookup, segment, table
@@ -107,7 +108,7 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
     begin(width, matrix, first, states, scratch)
     for n in range(first, last):
         enter_row(width, matrix, n, states)
-        entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
+        entries = table(isa, width, m.book + shared(n, m.book_rows) * m.book_bytes)
         at = m.codes + n * m.row_bytes
         total = zero_floats()
         for b in range(m.blocks):
@@ -135,7 +136,7 @@ def matvec_rows(isa, width, matrix, quantized, sums, scales, high, first, last, 
             else:
                 acc = _tail(isa, width, m, entries, at, scratch, here, low, own + HIGH_BYTES, start, False)
             total = fused(to_floats(acc), broadcast_float(scales + 4 * m.blocks), total)
-        value = sum_floats(total) * get_f32(m.scale + n // m.scale_rows * 4)
+        value = sum_floats(total) * get_f32(m.scale + shared(n, m.scale_rows) * 4)
         if bias != 0:
             value += get_f32(bias + 4 * n)
         if accumulate:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.apart.places import place
-from runtime_py.engine.kernels.apart.tails import STATES, decode_tails
+from runtime_py.engine.kernels.apart.tails import tail_weights
 from runtime_py.engine.kernels.matvec import high_products
 from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.kernels.shared import shared
 from runtime_py.engine.layout.products import HIGH_TOKEN, MOST_TOKENS
 from runtime_py.machine.widths import HIGH_BYTES
+from runtime_py.simd.apart import finish_tokens
 from runtime_py.simd.codes import table
 from runtime_py.simd.digits import times_255
 from runtime_py.simd.lowering import dot
-from runtime_py.simd.sums import finish_four
 from runtime_py.simd.vectors import (
     add_ints,
     broadcast_float,
@@ -38,17 +39,27 @@ from runtime_py.simd.vectors import (
 
 ROWS = 4  # whose weights are in registers at a time
 _AHEAD = 4096  # as in matvec.py
-SCRATCH_BYTES = STATES + 64 * ROWS * MOST_TOKENS  # with sums of 16 lanes; and one for each column, rounded up to 64
+_ZEROS = 256  # where the sums lie that rows begin with, behind those of tail_weights
+_STATES = _ZEROS + 64 * ROWS
+SCRATCH_BYTES = _STATES + 64 * ROWS * MOST_TOKENS  # with sums of 16 lanes; and one for each column, rounded up to 64
 
 
 @nb.njit(cache=True, inline="always")
-def _add_block(isa, start, w0, w1, w2, w3, q0, q1, q2, q3, scale, total):
-    """total += scale * (start + products of a block); start int32 [16], total: address of float32 [16]."""
-    acc = dot(isa, start, w0, q0)
-    acc = dot(isa, acc, w1, q1)
-    acc = dot(isa, acc, w2, q2)
-    acc = dot(isa, acc, w3, q3)
-    store_floats(total, fused(to_floats(acc), scale, load_floats(total)))
+def _add(acc, scale, before, total):
+    """total = what is `before` + scale * acc; before, total: addresses of float32 [16]."""
+    store_floats(total, fused(to_floats(acc), scale, load_floats(before)))
+
+
+@nb.njit(cache=True, inline="always")
+def _block(isa, start, w, q0, q1, q2, q3):
+    """start + products of a block; w: its four parts."""
+    return dot(isa, dot(isa, dot(isa, dot(isa, start, w[0], q0), w[1], q1), w[2], q2), w[3], q3)
+
+
+@nb.njit(cache=True, inline="always")
+def _upper(isa, start, w, places, digits):
+    """start + products of a block's high digits."""
+    return add_ints(start, high_products(isa, w[0], w[1], w[2], w[3], places, digits))
 
 
 @nb.njit(cache=True, inline="always")
@@ -60,81 +71,163 @@ def _next_block(isa, width, entries, at, bits, state):
     return weights(isa, width, entries, at, state)
 
 
-@nb.njit(cache=True)
-def _tails(isa, m, rows, quantized, sums, scales, high, tokens, decoded, totals):
-    """Add the products of the last block of some rows, decoded [ROWS, 256], to the totals [tokens, ROWS]."""
-    count = (m.tail + 63) // 64
-    for t in range(tokens):
-        i = place(t, m.blocks, tokens)
-        start, scale, own, q = load_ints(sums + 64 * i), broadcast_float(scales + 4 * i), high + HIGH_TOKEN * i, 256 * i
-        q += quantized
-        outliers = get_i64(own) != 0
-        for r in range(rows):
-            w, acc, total = decoded + 256 * r, start, totals + 64 * (ROWS * t + r)
-            for k in range(count):
-                acc = dot(isa, acc, load_bytes(w + 64 * k), load_bytes(q + 64 * k))
-            if outliers:
-                upper = zero_ints()
-                for k in range(count):
-                    upper = dot(isa, upper, load_bytes(w + 64 * k), load_bytes(own + HIGH_BYTES + 64 * k))
-                acc = add_ints(acc, times_255(upper))
-            store_floats(total, fused(to_floats(acc), scale, load_floats(total)))
+@nb.njit(cache=True, inline="always")
+def _four_parts(isa, parts, first, a, b, c, d, at):
+    """first + products of so many of the four parts of four rows' blocks with the integers at an address."""
+    q = load_bytes(at)
+    sa, sb, sc, sd = (
+        dot(isa, first, a[0], q),
+        dot(isa, first, b[0], q),
+        dot(isa, first, c[0], q),
+        dot(isa, first, d[0], q),
+    )
+    if parts > 1:
+        q = load_bytes(at + 64)
+        sa, sb, sc, sd = dot(isa, sa, a[1], q), dot(isa, sb, b[1], q), dot(isa, sc, c[1], q), dot(isa, sd, d[1], q)
+        if parts > 2:
+            q = load_bytes(at + 128)
+            sa, sb, sc, sd = dot(isa, sa, a[2], q), dot(isa, sb, b[2], q), dot(isa, sc, c[2], q), dot(isa, sd, d[2], q)
+            if parts > 3:
+                q = load_bytes(at + 192)
+                sa, sb = dot(isa, sa, a[3], q), dot(isa, sb, b[3], q)
+                sc, sd = dot(isa, sc, c[3], q), dot(isa, sd, d[3], q)
+    return sa, sb, sc, sd
 
 
 @nb.njit(cache=True)
-def _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals):
-    """_tails for ROWS rows of at most 128 columns, whose weights stay in registers."""
-    two = m.tail > 64
-    a, b, c, d = load_bytes(decoded), load_bytes(decoded + 256), load_bytes(decoded + 512), load_bytes(decoded + 768)
-    e, f = load_bytes(decoded + 64), load_bytes(decoded + 320)
-    g, h = load_bytes(decoded + 576), load_bytes(decoded + 832)
-    i = place(0, m.blocks, tokens)
-    q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
-    for _ in range(tokens):
-        start, scale, low = load_ints(s), broadcast_float(scale_at), load_bytes(q)
-        sa, sb, sc, sd = (
-            dot(isa, start, a, low),
-            dot(isa, start, b, low),
-            dot(isa, start, c, low),
-            dot(isa, start, d, low),
-        )
-        if two:
-            low = load_bytes(q + 64)
-            sa, sb, sc, sd = dot(isa, sa, e, low), dot(isa, sb, f, low), dot(isa, sc, g, low), dot(isa, sd, h, low)
-        if get_i64(own) != 0:
-            none, low = zero_ints(), load_bytes(own + HIGH_BYTES)
-            ua, ub, uc, ud = (
-                dot(isa, none, a, low),
-                dot(isa, none, b, low),
-                dot(isa, none, c, low),
-                dot(isa, none, d, low),
-            )
-            if two:
-                low = load_bytes(own + HIGH_BYTES + 64)
-                ua, ub, uc, ud = dot(isa, ua, e, low), dot(isa, ub, f, low), dot(isa, uc, g, low), dot(isa, ud, h, low)
-            sa, sb = add_ints(sa, times_255(ua)), add_ints(sb, times_255(ub))
-            sc, sd = add_ints(sc, times_255(uc)), add_ints(sd, times_255(ud))
-        store_floats(total, fused(to_floats(sa), scale, load_floats(total)))
-        store_floats(total + 64, fused(to_floats(sb), scale, load_floats(total + 64)))
-        store_floats(total + 128, fused(to_floats(sc), scale, load_floats(total + 128)))
-        store_floats(total + 192, fused(to_floats(sd), scale, load_floats(total + 192)))
-        q, s, scale_at, own, total = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN, total + 64 * ROWS
+def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, scratch, totals):
+    """The totals [tokens, ROWS] of rows n..n + 3."""
+    first, second, third, last = (
+        table(isa, width, m.book + shared(n, m.book_rows) * m.book_bytes),
+        table(isa, width, m.book + shared(n + 1, m.book_rows) * m.book_bytes),
+        table(isa, width, m.book + shared(n + 2, m.book_rows) * m.book_bytes),
+        table(isa, width, m.book + shared(n + 3, m.book_rows) * m.book_bytes),
+    )
+    at, line = m.codes + n * m.row_bytes, m.row_bytes
+    before, stride = scratch + _ZEROS, nb.int64(0)
+    for block in range(m.blocks):
+        state, i = states + 256 * block, place(0, block, tokens)
+        a = _next_block(isa, width, first, at, m.bits, state)
+        b = _next_block(isa, width, second, at + line, m.bits, state)
+        c = _next_block(isa, width, third, at + 2 * line, m.bits, state)
+        d = _next_block(isa, width, last, at + 3 * line, m.bits, state)
+        q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
+        for _ in range(tokens):
+            start, places, scale = load_ints(s), get_i64(own), broadcast_float(scale_at)
+            q0, q1, q2, q3 = load_bytes(q), load_bytes(q + 64), load_bytes(q + 128), load_bytes(q + 192)
+            if places == 0:
+                _add(_block(isa, start, a, q0, q1, q2, q3), scale, before, total)
+                _add(_block(isa, start, b, q0, q1, q2, q3), scale, before + 64, total + 64)
+                _add(_block(isa, start, c, q0, q1, q2, q3), scale, before + 128, total + 128)
+                _add(_block(isa, start, d, q0, q1, q2, q3), scale, before + 192, total + 192)
+            else:
+                digits = own + HIGH_BYTES
+                upper = _upper(isa, start, a, places, digits)
+                _add(_block(isa, upper, a, q0, q1, q2, q3), scale, before, total)
+                upper = _upper(isa, start, b, places, digits)
+                _add(_block(isa, upper, b, q0, q1, q2, q3), scale, before + 64, total + 64)
+                upper = _upper(isa, start, c, places, digits)
+                _add(_block(isa, upper, c, q0, q1, q2, q3), scale, before + 128, total + 128)
+                upper = _upper(isa, start, d, places, digits)
+                _add(_block(isa, upper, d, q0, q1, q2, q3), scale, before + 192, total + 192)
+            q, s, scale_at, own = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN
+            before, total = before + stride, total + 64 * ROWS
+        before, stride = totals, nb.int64(64 * ROWS)
+        at += 32 * m.bits
+    if m.tail > 0:
+        state, i, parts = states + 256 * m.blocks, place(0, m.blocks, tokens), (m.tail + 63) // 64
+        a = tail_weights(isa, width, m, first, at, state, scratch)
+        b = tail_weights(isa, width, m, second, at + line, state, scratch)
+        c = tail_weights(isa, width, m, third, at + 2 * line, state, scratch)
+        d = tail_weights(isa, width, m, last, at + 3 * line, state, scratch)
+        q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
+        for _ in range(tokens):
+            scale = broadcast_float(scale_at)
+            sa, sb, sc, sd = _four_parts(isa, parts, load_ints(s), a, b, c, d, q)
+            if get_i64(own) != 0:
+                ua, ub, uc, ud = _four_parts(isa, parts, zero_ints(), a, b, c, d, own + HIGH_BYTES)
+                sa, sb = add_ints(sa, times_255(ua)), add_ints(sb, times_255(ub))
+                sc, sd = add_ints(sc, times_255(uc)), add_ints(sd, times_255(ud))
+            _add(sa, scale, before, total)
+            _add(sb, scale, before + 64, total + 64)
+            _add(sc, scale, before + 128, total + 128)
+            _add(sd, scale, before + 192, total + 192)
+            q, s, scale_at, own = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN
+            before, total = before + stride, total + 64 * ROWS
+
+
+@nb.njit(cache=True, inline="always")
+def _parts(isa, parts, first, w, at):
+    """first + products of so many of the four parts of a block with the integers at an address."""
+    acc = dot(isa, first, w[0], load_bytes(at))
+    if parts > 1:
+        acc = dot(isa, acc, w[1], load_bytes(at + 64))
+        if parts > 2:
+            acc = dot(isa, acc, w[2], load_bytes(at + 128))
+            if parts > 3:
+                acc = dot(isa, acc, w[3], load_bytes(at + 192))
+    return acc
 
 
 @nb.njit(cache=True)
-def _finish_four(m, n, tokens, totals, out, bias, accumulate, factors):
-    """Scale and write the results of ROWS rows. factors: scratch, float32 [ROWS]."""
-    for r in range(ROWS):
-        put_f32(factors + 4 * r, get_f32(m.scale + (n + r) // m.scale_rows * 4))
+def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, scratch, totals):
+    """The first of the totals [tokens, ROWS], of row n."""
+    entries = table(isa, width, m.book + shared(n, m.book_rows) * m.book_bytes)
+    at = m.codes + n * m.row_bytes
+    before, stride = scratch + _ZEROS, 0
+    for b in range(m.blocks):
+        w = _next_block(isa, width, entries, at, m.bits, states + 256 * b)
+        for t in range(tokens):
+            i = place(t, b, tokens)
+            q, start, own = quantized + 256 * i, load_ints(sums + 64 * i), high + HIGH_TOKEN * i
+            places = get_i64(own)
+            if places != 0:
+                start = _upper(isa, start, w, places, own + HIGH_BYTES)
+            q0, q1, q2, q3 = load_bytes(q), load_bytes(q + 64), load_bytes(q + 128), load_bytes(q + 192)
+            acc, scale = _block(isa, start, w, q0, q1, q2, q3), broadcast_float(scales + 4 * i)
+            _add(acc, scale, before + stride * t, totals + 64 * ROWS * t)
+        before, stride = totals, 64 * ROWS
+        at += 32 * m.bits
+    if m.tail > 0:
+        w, parts = tail_weights(isa, width, m, entries, at, states + 256 * m.blocks, scratch), (m.tail + 63) // 64
+        for t in range(tokens):
+            i = place(t, m.blocks, tokens)
+            own, scale = high + HIGH_TOKEN * i, broadcast_float(scales + 4 * i)
+            acc = _parts(isa, parts, load_ints(sums + 64 * i), w, quantized + 256 * i)
+            if get_i64(own) != 0:
+                acc = add_ints(acc, times_255(_parts(isa, parts, zero_ints(), w, own + HIGH_BYTES)))
+            _add(acc, scale, before + stride * t, totals + 64 * ROWS * t)
+
+
+@nb.njit(cache=True, inline="always")
+def _four(total):
+    return load_floats(total), load_floats(total + 64), load_floats(total + 128), load_floats(total + 192)
+
+
+@nb.njit(cache=True)
+def _finish_four(m, n, tokens, totals, out, bias, accumulate):
+    """Scale and write the results of ROWS rows, of four tokens at a time where there are so many."""
+    factors = (
+        get_f32(m.scale + 4 * shared(n, m.scale_rows)), get_f32(m.scale + 4 * shared(n + 1, m.scale_rows)),
+        get_f32(m.scale + 4 * shared(n + 2, m.scale_rows)), get_f32(m.scale + 4 * shared(n + 3, m.scale_rows)),
+    )  # fmt: skip
     shift = bias + 4 * n if bias != 0 else nb.int64(0)
-    for t in range(tokens):
-        finish_four(totals + 64 * ROWS * t, factors, shift, out + 4 * (t * m.rows + n), accumulate)
+    t, total, size = 0, totals, 64 * ROWS
+    while t < tokens:
+        place = out + 4 * (t * m.rows + n)
+        if t + 4 <= tokens:
+            a, b, c, d = _four(total), _four(total + size), _four(total + 2 * size), _four(total + 3 * size)
+            finish_tokens((*a, *b, *c, *d), factors, shift, place, 4 * m.rows, accumulate)
+            t, total = t + 4, total + 4 * size
+        else:
+            finish_tokens(_four(total), factors, shift, place, 4 * m.rows, accumulate)
+            t, total = t + 1, total + size
 
 
 @nb.njit(cache=True, inline="always")
 def _finish(m, n, tokens, totals, out, bias, accumulate):
     """Scale and write a row's results."""
-    factor = get_f32(m.scale + n // m.scale_rows * 4)
+    factor = get_f32(m.scale + shared(n, m.scale_rows) * 4)
     for t in range(tokens):
         value, where = sum_floats(load_floats(totals + 64 * ROWS * t)) * factor, out + 4 * (t * m.rows + n)
         if bias != 0:
@@ -145,90 +238,23 @@ def _finish(m, n, tokens, totals, out, bias, accumulate):
 
 
 @nb.njit(cache=True)
-def _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals):
-    """Add whole blocks of rows n..n + 3 to the totals [tokens, ROWS]."""
-    own_book, next_book, third_book, last_book = (
-        m.book + n // m.book_rows * m.book_bytes, m.book + (n + 1) // m.book_rows * m.book_bytes,
-        m.book + (n + 2) // m.book_rows * m.book_bytes, m.book + (n + 3) // m.book_rows * m.book_bytes,
-    )  # fmt: skip
-    at, line = m.codes + n * m.row_bytes, m.row_bytes
-    for b in range(m.blocks):
-        state = states + 256 * b
-        a0, a1, a2, a3 = _next_block(isa, width, table(isa, width, own_book), at, m.bits, state)
-        b0, b1, b2, b3 = _next_block(isa, width, table(isa, width, next_book), at + line, m.bits, state)
-        c0, c1, c2, c3 = _next_block(isa, width, table(isa, width, third_book), at + 2 * line, m.bits, state)
-        d0, d1, d2, d3 = _next_block(isa, width, table(isa, width, last_book), at + 3 * line, m.bits, state)
-        i = place(0, b, tokens)
-        q, s, scale_at, own, total = quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i, totals
-        for _ in range(tokens):
-            start, places, scale = load_ints(s), get_i64(own), broadcast_float(scale_at)
-            q0, q1, q2, q3 = load_bytes(q), load_bytes(q + 64), load_bytes(q + 128), load_bytes(q + 192)
-            if places == 0:
-                _add_block(isa, start, a0, a1, a2, a3, q0, q1, q2, q3, scale, total)
-                _add_block(isa, start, b0, b1, b2, b3, q0, q1, q2, q3, scale, total + 64)
-                _add_block(isa, start, c0, c1, c2, c3, q0, q1, q2, q3, scale, total + 128)
-                _add_block(isa, start, d0, d1, d2, d3, q0, q1, q2, q3, scale, total + 192)
-            else:
-                digits = own + HIGH_BYTES
-                upper = add_ints(start, high_products(isa, a0, a1, a2, a3, places, digits))
-                _add_block(isa, upper, a0, a1, a2, a3, q0, q1, q2, q3, scale, total)
-                upper = add_ints(start, high_products(isa, b0, b1, b2, b3, places, digits))
-                _add_block(isa, upper, b0, b1, b2, b3, q0, q1, q2, q3, scale, total + 64)
-                upper = add_ints(start, high_products(isa, c0, c1, c2, c3, places, digits))
-                _add_block(isa, upper, c0, c1, c2, c3, q0, q1, q2, q3, scale, total + 128)
-                upper = add_ints(start, high_products(isa, d0, d1, d2, d3, places, digits))
-                _add_block(isa, upper, d0, d1, d2, d3, q0, q1, q2, q3, scale, total + 192)
-            q, s, scale_at, own, total = q + 256, s + 64, scale_at + 4, own + HIGH_TOKEN, total + 64 * ROWS
-        at += 32 * m.bits
-
-
-@nb.njit(cache=True)
-def _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals):
-    """Add whole blocks of row n to the first of the totals [tokens, ROWS]."""
-    entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
-    at = m.codes + n * m.row_bytes
-    for b in range(m.blocks):
-        w0, w1, w2, w3 = _next_block(isa, width, entries, at, m.bits, states + 256 * b)
-        for t in range(tokens):
-            i = place(t, b, tokens)
-            q, start, own = quantized + 256 * i, load_ints(sums + 64 * i), high + HIGH_TOKEN * i
-            places = get_i64(own)
-            if places != 0:
-                start = add_ints(start, high_products(isa, w0, w1, w2, w3, places, own + HIGH_BYTES))
-            _add_block(
-                isa, start, w0, w1, w2, w3, load_bytes(q), load_bytes(q + 64), load_bytes(q + 128),
-                load_bytes(q + 192), broadcast_float(scales + 4 * i), totals + 64 * ROWS * t,
-            )  # fmt: skip
-        at += 32 * m.bits
-
-
-@nb.njit(cache=True)
 def rows_in_memory(
     isa, width, matrix, quantized, sums, scales, high, tokens, first, last, out, bias, accumulate, scratch
 ):
     """See rows.py."""
-    m = read_matrix(matrix)
-    decoded, states = scratch + 256, scratch + STATES
+    m, states = read_matrix(matrix), scratch + _STATES
     totals = states + (m.columns + 63) // 64 * 64
+    for r in range(ROWS):
+        store_floats(scratch + _ZEROS + 64 * r, zero_floats())
     begin(width, matrix, first, states, scratch)
     n = first
     while n < last:
         enter_row(width, matrix, n, states)
-        for i in range(ROWS * tokens):
-            store_floats(totals + 64 * i, zero_floats())
-        some = ROWS if n + ROWS <= last and of_one_path(width, m, n, ROWS) else 1
-        if some == ROWS:
-            _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
+        if n + ROWS <= last and of_one_path(width, m, n, ROWS):
+            _four_rows(isa, width, m, n, quantized, sums, scales, high, tokens, states, scratch, totals)
+            _finish_four(m, n, tokens, totals, out, bias, accumulate)
+            n += ROWS
         else:
-            _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, totals)
-        if m.tail > 0:
-            decode_tails(isa, width, matrix, n, some, states, scratch)
-            if some == ROWS and m.tail <= 128:
-                _four_tails(isa, m, quantized, sums, scales, high, tokens, decoded, totals)
-            else:
-                _tails(isa, m, some, quantized, sums, scales, high, tokens, decoded, totals)
-        if some == ROWS:
-            _finish_four(m, n, tokens, totals, out, bias, accumulate, scratch)
-        else:
+            _one_row(isa, width, m, n, quantized, sums, scales, high, tokens, states, scratch, totals)
             _finish(m, n, tokens, totals, out, bias, accumulate)
-        n += some
+            n += 1

@@ -11,14 +11,15 @@ import numba as nb
 from numba.extending import overload
 
 from runtime_py.engine.kernels.apart.places import place
-from runtime_py.engine.kernels.apart.tails import STATES, decode_tails
+from runtime_py.engine.kernels.apart.tails import tail_weights
 from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
+from runtime_py.engine.kernels.shared import shared
 from runtime_py.engine.layout.products import HIGH_TOKEN
 from runtime_py.machine.isa import Tag
 from runtime_py.simd.apart import add_tokens, finish_tokens, no_totals
 from runtime_py.simd.codes import table
-from runtime_py.simd.vectors import get_f32, load_bytes, prefetch
+from runtime_py.simd.vectors import get_f32, prefetch
 
 MOST = 4  # tokens
 _ONE, _TWO, _THREE, _FOUR = (Tag("count", count) for count in range(1, MOST + 1))
@@ -35,24 +36,13 @@ def _block(isa, width, entries, at, bits, states):
 
 
 @nb.njit(cache=True, inline="always")
-def _decoded(address):
-    return (load_bytes(address), load_bytes(address + 64), load_bytes(address + 128), load_bytes(address + 192))
-
-
-@nb.njit(cache=True, inline="always")
-def _shared(n, rows):
-    """n // rows: whose codebook or scale a row has. Mostly it has its own, and a division takes long."""
-    return n if rows == 1 else n // rows
-
-
-@nb.njit(cache=True, inline="always")
 def _two_rows(
     isa, width, count, matrix, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch
 ):
     """Rows n and n + 1 of `count` tokens (a tag), of `tokens` that lie there."""
     m = read_matrix(matrix)
-    first = table(isa, width, m.book + _shared(n, m.book_rows) * m.book_bytes)
-    second = table(isa, width, m.book + _shared(n + 1, m.book_rows) * m.book_bytes)
+    first = table(isa, width, m.book + shared(n, m.book_rows) * m.book_bytes)
+    second = table(isa, width, m.book + shared(n + 1, m.book_rows) * m.book_bytes)
     at, line = m.codes + n * m.row_bytes, m.row_bytes
     totals = no_totals(_TWO, count)
     for b in range(m.blocks):
@@ -65,15 +55,14 @@ def _two_rows(
         )  # fmt: skip
         at += 32 * m.bits
     if m.tail > 0:
-        i = place(0, m.blocks, tokens)
-        decode_tails(isa, width, matrix, n, 2, states, scratch)
-        w0, w1, w2, w3 = _decoded(scratch + 256)
-        v0, v1, v2, v3 = _decoded(scratch + 512)
+        state, i = states + 256 * m.blocks, place(0, m.blocks, tokens)
+        w0, w1, w2, w3 = tail_weights(isa, width, m, first, at, state, scratch)
+        v0, v1, v2, v3 = tail_weights(isa, width, m, second, at + line, state, scratch)
         totals = add_tokens(
             isa, (w0, w1, w2, w3, v0, v1, v2, v3), (m.tail + 63) // 64, quantized + 256 * i, sums + 64 * i,
             scales + 4 * i, high + HIGH_TOKEN * i, totals,
         )  # fmt: skip
-    factors = get_f32(m.scale + 4 * _shared(n, m.scale_rows)), get_f32(m.scale + 4 * _shared(n + 1, m.scale_rows))
+    factors = get_f32(m.scale + 4 * shared(n, m.scale_rows)), get_f32(m.scale + 4 * shared(n + 1, m.scale_rows))
     finish_tokens(totals, factors, shift, out + 4 * n, 4 * m.rows, accumulate)
 
 
@@ -81,7 +70,7 @@ def _two_rows(
 def _one_row(isa, width, matrix, n, quantized, sums, scales, high, tokens, states, out, shift, accumulate, scratch):
     """Row n of the first of the tokens that lie there."""
     m = read_matrix(matrix)
-    entries, at = table(isa, width, m.book + _shared(n, m.book_rows) * m.book_bytes), m.codes + n * m.row_bytes
+    entries, at = table(isa, width, m.book + shared(n, m.book_rows) * m.book_bytes), m.codes + n * m.row_bytes
     totals = no_totals(_ONE, _ONE)
     for b in range(m.blocks):
         i = place(0, b, tokens)
@@ -92,21 +81,19 @@ def _one_row(isa, width, matrix, n, quantized, sums, scales, high, tokens, state
         at += 32 * m.bits
     if m.tail > 0:
         i = place(0, m.blocks, tokens)
-        decode_tails(isa, width, matrix, n, 1, states, scratch)
+        w = tail_weights(isa, width, m, entries, at, states + 256 * m.blocks, scratch)
         totals = add_tokens(
-            isa, _decoded(scratch + 256), (m.tail + 63) // 64, quantized + 256 * i, sums + 64 * i, scales + 4 * i,
-            high + HIGH_TOKEN * i, totals,
+            isa, w, (m.tail + 63) // 64, quantized + 256 * i, sums + 64 * i, scales + 4 * i, high + HIGH_TOKEN * i,
+            totals,
         )  # fmt: skip
-    finish_tokens(
-        totals, (get_f32(m.scale + 4 * _shared(n, m.scale_rows)),), shift, out + 4 * n, 4 * m.rows, accumulate
-    )
+    finish_tokens(totals, (get_f32(m.scale + 4 * shared(n, m.scale_rows)),), shift, out + 4 * n, 4 * m.rows, accumulate)
 
 
 @nb.njit(cache=True)
 def _rows(isa, width, count, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch):
     """Some rows of `count` tokens (a tag). A row without a neighbour of its path goes token by token."""
     m, tokens = read_matrix(matrix), count_of(count)
-    states, n = scratch + STATES, first
+    states, n = scratch + 256, first
     begin(width, matrix, first, states, scratch)
     while n < last:
         shift = bias + 4 * n if bias != 0 else nb.int64(0)

@@ -1,34 +1,55 @@
-"""Weights of the last, shorter blocks of rows, in scratch memory.
-
-That begins with 256 bytes for an unpacked block; then come the weights of up to four rows, 256 bytes each, and the
-states of trellis codes.
-"""
+"""Weights of the last, shorter blocks of rows."""
 
 from __future__ import annotations
 
 import numba as nb
 
-from runtime_py.engine.kernels.matrix import tail_codes, unpack_block
+from runtime_py.engine.kernels.matrix import unpack_block
 from runtime_py.engine.kernels.paths import follow
-from runtime_py.engine.kernels.reading import read_matrix
-from runtime_py.simd.codes import lookup, table
-from runtime_py.simd.vectors import prefetch, store_bytes
+from runtime_py.simd.codes import lookup, tail_segment
+from runtime_py.simd.vectors import load_bytes, prefetch
 
-STATES = 256 + 4 * 256  # where those of trellis codes begin, a byte for each column
 _AHEAD = 4096  # as in matvec.py
 
 
-@nb.njit(cache=True)
-def decode_tails(isa, width, matrix, first, count, states, scratch):
-    """Weights of rows first..first + count - 1. states: address of those of the whole row."""
-    m = read_matrix(matrix)
-    for r in range(count):
-        n, decoded = first + r, scratch + 256 + 256 * r
-        entries = table(isa, width, m.book + n // m.book_rows * m.book_bytes)
-        at = m.codes + n * m.row_bytes + m.blocks * 32 * m.bits
-        prefetch(at + _AHEAD)
-        if m.tail % 64 != 0:
-            unpack_block(at, m.bits, m.tail, scratch)
-        for k in range((m.tail + 63) // 64):
-            code = follow(width, tail_codes(width, m.tail, at, scratch, k), states + 256 * m.blocks + 64 * k)
-            store_bytes(decoded + 64 * k, lookup(isa, width, entries, code))
+@nb.njit(cache=True, inline="always")
+def _stored(isa, width, entries, at, tail, segment, states):
+    """64 columns of a block of so many, which is a multiple of 64."""
+    codes = tail_segment(width, at, tail, segment)
+    return lookup(isa, width, entries, follow(width, codes, states + 64 * segment))
+
+
+@nb.njit(cache=True, inline="always")
+def _unpacked(isa, width, entries, scratch, segment, states):
+    codes = load_bytes(scratch + 64 * segment)
+    return lookup(isa, width, entries, follow(width, codes, states + 64 * segment))
+
+
+@nb.njit(cache=True, inline="always")
+def tail_weights(isa, width, m, entries, at, states, scratch):
+    """Weights of a last block whose codes are at `at`, in four parts of 64 columns; parts behind its end are any.
+
+    states: address of the block's own; scratch: 256 bytes. Lengths are told apart so that each is straight code.
+    """
+    prefetch(at + _AHEAD)
+    if m.tail == 64:
+        w0 = _stored(isa, width, entries, at, 64, 0, states)
+        w1 = w2 = w3 = w0
+    elif m.tail == 128:
+        w0 = _stored(isa, width, entries, at, 128, 0, states)
+        w1 = w2 = w3 = _stored(isa, width, entries, at, 128, 1, states)
+    elif m.tail == 192:
+        w0 = _stored(isa, width, entries, at, 192, 0, states)
+        w1 = _stored(isa, width, entries, at, 192, 1, states)
+        w2 = w3 = _stored(isa, width, entries, at, 192, 2, states)
+    else:
+        unpack_block(at, m.bits, m.tail, scratch)
+        w0 = _unpacked(isa, width, entries, scratch, 0, states)
+        w1 = w2 = w3 = w0
+        if m.tail > 64:
+            w1 = _unpacked(isa, width, entries, scratch, 1, states)
+        if m.tail > 128:
+            w2 = _unpacked(isa, width, entries, scratch, 2, states)
+        if m.tail > 192:
+            w3 = _unpacked(isa, width, entries, scratch, 3, states)
+    return w0, w1, w2, w3
