@@ -95,7 +95,7 @@ def test_attention_with_numbers_beyond_float16(tokens, past, shape, head_dim, wi
     for numbers, factor in zip((keys, values), factors):
         numbers[rng.random(numbers.shape) < 0.1] *= factor
     spare, cache = np.zeros((heads, head_dim), np.float32), [None, None]
-    items = [attention.HALF_ITEM, attention.HALF_ITEM]
+    items = [sizes.HALF_ITEM, sizes.HALF_ITEM]
     while True:
         overflow = np.zeros(2, np.int64)
         cache = [aligned_bytes(item * kv_heads * n * capacity) for item, n in zip(items, (head_dim, width))]

@@ -13,32 +13,22 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
+from runtime_py.engine.kernels.attention.products import block_scores, blocks_at_once, mix_values, rows_computed
 from runtime_py.engine.kernels.elementwise import exponential, hyperbolic_tangent
-from runtime_py.engine.layout.attention import HALF_ITEM, KEYS, ROWS
-from runtime_py.machine.processor import target
+from runtime_py.engine.layout.attention import KEYS, ROWS
 from runtime_py.simd.vectors import (
-    FLOAT,
-    HALF,
-    I64,
-    Floats,
     add,
-    call,
     divide,
     first_lanes,
     get_f32,
-    load,
     load_floats,
+    load_some,
     max_floats,
     maximum,
     multiply,
-    pointer,
     prefetch,
     put_f32,
-    splat,
     splat_float,
     store_floats,
     store_some,
@@ -48,84 +38,30 @@ from runtime_py.simd.vectors import (
 )
 
 LIMIT = np.float32(65504.0)  # the largest float16
-_ROWS_AT_ONCE = {"aarch64": 4}  # whose sums fit the registers, where not all do
 HIDDEN = np.finfo(np.float32).min
 _F = np.float32
+_NEAR = 2  # blocks of 16 keys that are asked for before they are read
 
 
-@intrinsic(prefer_literal=True)
-def attention_product(
-    typingctx, rows, item, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, add_to
-):
-    """out[r] (16 floats) = sum over i < count of numbers[r, i] * vectors[i], for a literal number of rows.
-
-    A vector is 16 halfs (item HALF_ITEM) or floats (FLOAT_ITEM). Strides in bytes: between vectors, between numbers of
-    a row, between rows of numbers, between rows of out. With add_to (literal 1) the sums start from out.
-    """
-    height, start_from_out = rows.literal_value, add_to.literal_value
-
-    def codegen(context, builder, signature, args):
-        most = _ROWS_AT_ONCE.get(target().architecture, height)
-        for first in range(0, height, most):
-            emit(builder, args, range(first, min(first + most, height)))
-        return context.get_dummy_value()
-
-    def emit(builder, args, some):
-        _, item, vectors, vector_stride, count, numbers, number_stride, row_stride, out, out_stride, _ = args
-        zero = ir.Constant(Floats.llvm, [0.0] * 16)
-        out_at = [builder.add(out, builder.mul(out_stride, ir.Constant(I64, r))) for r in some]
-        row_at = [builder.add(numbers, builder.mul(row_stride, ir.Constant(I64, r))) for r in some]
-        acc = [cgutils.alloca_once(builder, Floats.llvm) for _ in some]
-        for slot, where in zip(acc, out_at):
-            builder.store(load(builder, where, Floats.llvm) if start_from_out else zero, slot)
-
-        def add_products(stored):
-            with cgutils.for_range(builder, count) as loop:
-                at = builder.add(vectors, builder.mul(loop.index, vector_stride))
-                vector = load(builder, at, ir.VectorType(stored, 16))
-                vector = vector if stored is FLOAT else builder.fpext(vector, Floats.llvm)
-                offset = builder.mul(loop.index, number_stride)
-                for slot, base in zip(acc, row_at):
-                    number = splat(builder, load(builder, builder.add(base, offset), FLOAT), 16)
-                    total = call(builder, "llvm.fma.v16f32", Floats.llvm, [vector, number, builder.load(slot)])
-                    builder.store(total, slot)
-
-        with builder.if_else(builder.icmp_signed("==", item, ir.Constant(I64, HALF_ITEM))) as (halfs, floats):
-            with halfs:
-                add_products(HALF)
-            with floats:
-                add_products(FLOAT)
-        for slot, where in zip(acc, out_at):
-            builder.store(builder.load(slot), pointer(builder, where, Floats.llvm), align=1)
-
-    i64 = types.int64
-    return types.void(rows, i64, i64, i64, i64, i64, i64, i64, i64, i64, add_to), codegen
+@nb.njit(cache=True, inline="always")
+def _ask(at, count):
+    for line in range(0, count, 64):
+        prefetch(at + line)
 
 
 @nb.njit(cache=True)
-def block_scores(rows, item, keys, head_dim, queries, out):
-    """16 scores of each row: queries float32 [head_dim, ROWS], out float32 [ROWS, KEYS]."""
-    stride = 16 * item
-    if rows == 1:
-        attention_product(1, item, keys, stride, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
-    elif rows <= 4:
-        attention_product(4, item, keys, stride, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
-    else:
-        attention_product(8, item, keys, stride, head_dim, queries, 4 * ROWS, 4, out, 4 * KEYS, 0)
-
-
-@nb.njit(cache=True)
-def mix_values(rows, item, values, width, count, scores, totals):
-    """totals [ROWS, width] += scores [ROWS, KEYS] times `count` value rows."""
-    stride = item * width
-    for d in range(0, width, 16):
-        v, out = values + item * d, totals + 4 * d
-        if rows == 1:
-            attention_product(1, item, v, stride, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
-        elif rows <= 4:
-            attention_product(4, item, v, stride, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+def begin_row(source, head_dim, scale, query, width, total, top, some):
+    """A row's query, times the scale, and its empty sums."""
+    factor = splat_float(scale)
+    for d in range(0, head_dim, 16):
+        if d + 16 <= head_dim:
+            store_floats(query + 4 * d, multiply(load_floats(source + 4 * d), factor))
         else:
-            attention_product(8, item, v, stride, count, scores, 4, 4 * KEYS, out, 4 * width, 1)
+            store_some(query + 4 * d, multiply(load_some(source + 4 * d, head_dim - d), factor), head_dim - d)
+    for d in range(0, width, 16):
+        store_floats(total + 4 * d, zero_floats())
+    put_f32(top, HIDDEN)
+    put_f32(some, _F(0.0))
 
 
 @nb.njit(cache=True)
@@ -205,15 +141,14 @@ def attend_item(
     queries, scores = scratch, scratch + 4 * ROWS * head_dim
     totals = scores + 4 * ROWS * KEYS
     tops, sums = totals + 4 * ROWS * width, totals + 4 * ROWS * width + 64
-    for r in range(ROWS):
+    for r in range(rows_computed(rows)):
         token, head = (first + min(r, rows - 1)) // repeat, group * repeat + (first + min(r, rows - 1)) % repeat
         source = query + 4 * (token * query_stride + head * head_dim)
-        for d in range(head_dim):
-            put_f32(queries + 4 * (d * ROWS + r), get_f32(source + 4 * d) * scale)
-        for d in range(0, width, 16):
-            store_floats(totals + 4 * (r * width + d), zero_floats())
-        put_f32(tops + 4 * r, HIDDEN)
-        put_f32(sums + 4 * r, _F(0.0))
+        begin_row(
+            source, head_dim, scale, queries + 4 * r * head_dim, width, totals + 4 * r * width, tops + 4 * r,
+            sums + 4 * r,
+        )  # fmt: skip
+    together = blocks_at_once(rows)
     ahead_of_query = 1 if causal else (window if window > 0 else tokens)  # keys from its own on
     stop = min(past + (first + rows - 1) // repeat + ahead_of_query, past + tokens)
     seen = max(past + first // repeat + 1 - window, 0) if window > 0 else 0  # the first key that any row sees
@@ -222,15 +157,16 @@ def attend_item(
     for block in range(seen // KEYS * KEYS, stop, KEYS):
         count = min(KEYS, stop - block)
         begin = max(seen - block, 0) // 16 * 16
-        ahead = stop - block > KEYS
-        for k in range(begin, count, 16):
-            if ahead:  # the next round's keys and values come closer meanwhile
-                for line in range(0, 16 * key_item * width, 64):
-                    prefetch(key_head + key_item * ((block + KEYS + k) // 16) * key_block + line)
-                for line in range(0, 16 * value_item * width, 64):
-                    prefetch(value_head + value_item * (block + KEYS + k) * width + line)
-            some_keys = key_head + key_item * ((block + k) // 16) * key_block
-            block_scores(rows, key_item, some_keys, head_dim, queries, scores + 4 * k)
+        for first_key in range(begin, count, 16 * together):
+            blocks = min(together, (count - first_key + 15) // 16)
+            for k in range(block + first_key, block + first_key + 16 * blocks, 16):
+                _ask(value_head + value_item * k * width, 16 * value_item * width)  # for the end of the round
+                if k + 16 * _NEAR < stop:
+                    _ask(key_head + key_item * (k // 16 + _NEAR) * key_block, 16 * key_item * width)
+            some_keys = key_head + key_item * ((block + first_key) // 16) * key_block
+            block_scores(
+                rows, key_item, some_keys, key_item * key_block, blocks, head_dim, queries, scores + 4 * first_key
+            )  # fmt: skip
         for r in range(rows):
             position = past + (first + r) // repeat
             low = max(position + 1 - window - block, 0) if window > 0 else 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from runtime_py.engine.kernels.attention.attend import HIDDEN, block_scores, limit_scores, mix_values, soften
+from runtime_py.engine.kernels.attention.attend import begin_row, limit_scores, soften
+from runtime_py.engine.kernels.attention.products import block_scores, mix_values, rows_computed
 from runtime_py.engine.layout.attention import KEYS, PAGE, ROWS
 from runtime_py.simd.vectors import (
     divide,
@@ -19,9 +20,7 @@ from runtime_py.simd.vectors import (
     prefetch,
     put_f32,
     splat_float,
-    store_floats,
     store_some,
-    zero_floats,
 )
 
 _F = np.float32
@@ -55,14 +54,12 @@ def sparse_attend_item(
     queries, scores = scratch, scratch + 4 * ROWS * head_dim
     totals = scores + 4 * ROWS * KEYS
     tops, sums = totals + 4 * ROWS * width, totals + 4 * ROWS * width + 64
-    for r in range(ROWS):
+    for r in range(rows_computed(rows)):
         source = query + 4 * (group * repeat + first + min(r, rows - 1)) * head_dim
-        for d in range(head_dim):
-            put_f32(queries + 4 * (d * ROWS + r), get_f32(source + 4 * d) * scale)
-        for d in range(0, width, 16):
-            store_floats(totals + 4 * (r * width + d), zero_floats())
-        put_f32(tops + 4 * r, HIDDEN)
-        put_f32(sums + 4 * r, _F(0.0))
+        begin_row(
+            source, head_dim, scale, queries + 4 * r * head_dim, width, totals + 4 * r * width, tops + 4 * r,
+            sums + 4 * r,
+        )  # fmt: skip
     step = key_item * key_block
     key_head, value_head = keys + group * (capacity // 16) * step, values + value_item * group * capacity * width
     pages = chosen + group * chosen_bytes + 4
@@ -79,7 +76,7 @@ def sparse_attend_item(
             if j + _AHEAD < count:
                 later = nb.int64(get_i32(pages + 4 * (j + _AHEAD)))
                 _approach(key_head, key_item * head_dim, value_head, value_item * width, later, step)
-            block_scores(rows, key_item, key_head + page * step, head_dim, queries, scores + 4 * PAGE * (j - i))
+            block_scores(rows, key_item, key_head + page * step, 0, 1, head_dim, queries, scores + 4 * PAGE * (j - i))
             j += 1
         keys_seen = PAGE * (j - i)
         if get_i32(pages + 4 * (j - 1)) == own:
