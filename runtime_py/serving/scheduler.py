@@ -122,7 +122,7 @@ class Scheduler:
         self._reserved = 0  # places of requests whose prompt is not tokenized yet
         self._typical = 1.0  # seconds a request took, a running mean
         self._owed = 0.0  # seconds that running answers are to have before the next chunk of a prompt
-        self._first_come = False  # whether that is the next of the prompt that came first
+        self._first_come = False  # whether the next chunk is of the prompt that came first
         self._thread = threading.Thread(target=self._work, name="athena-scheduler", daemon=True)
         self._thread.start()
 

@@ -1,4 +1,4 @@
-"""Sums of several tokens with a few rows of weights, all of them in registers (kernels/apart/in_registers.py).
+"""Sums of several tokens with a few rows of weights, in registers (kernels/apart/).
 
 Weights of a block are a tuple of Bytes, four for each row. Totals are a tuple of Floats, token by token, one for each
 row; how many there are is known to the compiler.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-_TYPICAL = ((1, 1.0), (2, 1.8), (4, 2.3), (8, 3.3), (16, 5.7))  # beside one token: tests/benchmarks/together.py
+_TYPICAL = ((1, 1.0), (2, 1.2), (4, 1.7), (8, 3.0), (16, 5.3))  # beside one token: tests/benchmarks/together.py
 _SHARE = 0.2  # of a new time in the running mean
 _MOST = 2.0  # times the expected one; more is another process, or a kernel being compiled
 _OLD = 512  # steps after which a time is no longer believed: a disturbed one would never be tried again

@@ -2,8 +2,8 @@
 
 Matrices that lie in a cache and such that do not, in turns; the best of several rounds. ATHENA_ISA picks the
 instruction set. Activations are of Student's t distribution with 4 degrees of freedom, so that some blocks have high
-digits. `--tokens 2 4 8 16` adds products with tokens of several texts at once: how long they take beside one token, in
-the same rounds, and thousand million products of a weight and a token a second.
+digits. `--columns` sets how long rows are. `--tokens 2 4 8 16` adds products with tokens of several texts at once: how
+long they take beside one token, in the same rounds, and thousand million products of a weight and a token a second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runtime_py.engine.records.stored_matrix import matrix_record, matrix_width
 from runtime_py.machine.isa import ISAS, WEIGHT_OFFSET, pick
 from runtime_py.system.guard_pages import aligned_bytes
 
-SHAPES = ((20_480, 2048), (102_400, 2048))  # rows, columns: 10 to 20 MB, and 51 to 102 MB
+SIZES = (20_480 * 2048, 102_400 * 2048)  # weights of a matrix: 10 to 20 MB, and 51 to 102 MB
 KINDS = ("scalar", "trellis", "sums")
 
 
@@ -81,13 +81,17 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--tokens", type=int, nargs="*", default=[], help="of several texts at once, 1 to 16")
+    parser.add_argument(
+        "--columns", type=int, default=2048, help="of the matrices, whose rows are as many as fill them"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
+    shapes = [(size // args.columns // 4 * 4, args.columns) for size in SIZES]
     print(f"{pick()}, one thread, 10^9 products a second; in brackets the time beside one token's\n")
     print("| codes | bits | tokens | in a cache | in memory |\n|---|---|---|---|---|")
     for kind in args.kinds:
         for bits in args.bits:
-            runs = [products(kind, bits, *shape, args.tokens) for shape in SHAPES]
+            runs = [products(kind, bits, *shape, args.tokens) for shape in shapes]
             best = [[float("inf")] * len(own) for own in runs]
             for number in range(args.rounds + 1):  # the first compiles
                 for own, seconds in zip(runs, best):
@@ -98,7 +102,7 @@ def main() -> None:
                         if number:
                             seconds[i] = min(seconds[i], time.perf_counter() - start)
             for i, tokens in enumerate((1, *args.tokens)):
-                rates = [tokens * rows * columns / own[i] / 1e9 for (rows, columns), own in zip(SHAPES, best)]
+                rates = [tokens * rows * columns / own[i] / 1e9 for (rows, columns), own in zip(shapes, best)]
                 cells = [f"{rate:.1f} ({own[i] / own[0]:.2f})" for rate, own in zip(rates, best)]
                 print(f"| {kind} | {bits} | {tokens} | {' | '.join(cells)} |", flush=True)
 

@@ -7,6 +7,8 @@ llama-bench and llama-quantize lie in one folder (build them from llama-cpp-pyth
 leaves its AMX tile configuration uninitialised and crashes; one line before `_tile_loadconfig(&tc)` in
 ggml/src/ggml-cpu/amx/mmq.cpp mends it: __asm__ volatile("" : : "r"(&tc) : "memory");
 MODEL is a folder made by onnxruntime-genai's builder (-p int4 -e cpu, int4_accuracy_level=4), PYTHON one that has it.
+ik_llama.cpp's llama-bench is built from its source in the same way; it reads the same files, packs weights anew as it
+starts (-rtr 1) and begins at a depth by reading a prompt of that length first (-gp).
 Weights are random: speed does not depend on them.
 """
 
@@ -97,6 +99,22 @@ def llama(bench: Path, path: Path, kind: str, threads: int) -> Contender:
     return Contender(f"llama.cpp {kind}", path.stat().st_size / 1e6, measure)
 
 
+def ik_llama(bench: Path, path: Path, kind: str, threads: int) -> Contender:
+    """ik_llama.cpp with flash attention on and off, weights packed anew: what is faster at each length counts."""
+
+    def measure() -> Row:
+        base = ["-m", path, "-t", threads, "-r", 2, "-o", "json", "-fa", "1,0", "-rtr", 1]
+        depths = [word for depth in DEPTHS for word in ("-gp", f"{depth},{DECODED}")]
+        found = json.loads(capture(bench, *base, "-p", ",".join(map(str, PROMPTS)), "-n", 0, *depths))
+        row: Row = {}
+        for one in found:
+            key = f"decode at {one['n_prompt']}" if one["n_gen"] else f"prefill {one['n_prompt']}"
+            row[key] = max(row.get(key, 0.0), one["avg_ts"])
+        return row
+
+    return Contender(f"ik_llama.cpp {kind}", path.stat().st_size / 1e6, measure)
+
+
 def genai(python: str, model: Path) -> Contender:
     def measure() -> Row:
         lengths = [",".join(map(str, numbers)) for numbers in (PROMPTS, DEPTHS)]
@@ -148,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="tinyllama-1.1b", help=f"{', '.join(SHAPES)}; NAME:BLOCKS for a part")
     parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--ik-llama-bench", type=Path, help="with --llama-bench, whose files it reads")
     parser.add_argument("--genai", nargs=2, metavar=("PYTHON", "MODEL"))
     parser.add_argument("--types", nargs="*", default=list(GGUF_TYPES), help="of llama.cpp")
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
@@ -173,6 +192,8 @@ def main() -> None:
     if args.llama_bench:
         files = gguf_files(args.shape, args.llama_bench, args.work, args.types)
         contenders += [llama(args.llama_bench, path, kind, args.threads) for kind, path in files]
+        if args.ik_llama_bench:
+            contenders += [ik_llama(args.ik_llama_bench, path, kind, args.threads) for kind, path in files]
     if args.genai:
         contenders.append(genai(args.genai[0], Path(args.genai[1])))
     rows: dict[str, list[Row]] = {c.name: [] for c in contenders}

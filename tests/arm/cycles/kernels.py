@@ -76,7 +76,8 @@ def attention(part: str, rows: int) -> Kernel:
 
     function, times = {"keys": ("block_scores", HEAD), "values": ("mix_values", KEYS)}[part]
     title, maker = f"float16 {part}, {rows} query row{'s' * (rows > 1)}", "attention.attention"
-    return Kernel(title, 16, function, times * rows * 16, rows, floats, accept, None, maker, "Attend")
+    beside = 4 if rows == 1 else 1  # vectors of 16 numbers in a loop's round (attention/products.py)
+    return Kernel(title, 16, function, times * rows * 16 * beside, rows, floats, accept, None, maker, "Attend")
 
 
 def attending() -> list[Kernel]:

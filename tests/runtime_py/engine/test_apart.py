@@ -38,6 +38,11 @@ from toolchain.settings.razor import RazorSettings
     st.integers(0, 2**31),
 )  # fmt: skip
 @example(CodebookLayout(4, 320, 33), MOST_TOKENS, [5], True, 1)
+@example(CodebookLayout(3, 192, 10), MOST_TOKENS, [], False, 1)  # no whole block
+@example(CodebookLayout(2, 250, 9), 6, [4], True, 1)
+@example(CodebookLayout(4, 384, 8), 4, [], False, 1)
+@example(CodebookLayout(4, 448, 13), 9, [], True, 1)
+@example(TrellisLayout(2, 448, 20, 8, 20), 3, [7], False, 1)
 @example(TrellisLayout(3, 900, 50, 8, 3), 7, [2, 9], False, 1)  # fewer rows to a codebook than pass at a time
 def test_a_product_for_several_is_that_for_each(isa, width, layout, tokens, cuts, more, seed):
     rng, layout = np.random.default_rng(seed), at_width(layout, width)

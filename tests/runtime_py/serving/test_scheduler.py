@@ -1,4 +1,4 @@
-"""Turns: tokens of all running requests together, prompts a chunk each, and failures that stay where they are."""
+"""Turns: tokens of all running requests together, prompts chunk by chunk, and failures that stay where they are."""
 
 from __future__ import annotations
 
@@ -59,11 +59,12 @@ def answers(scheduler, prompts, count=12, tenant=None):
     return found, ends, order
 
 
-def scheduled(runner, generator, prompts, prepare=lambda scheduler: None):
-    scheduler = Scheduler(runner, generator.tokenizer, ServeSettings(sessions=len(prompts)))
+def scheduled(runner, generator, prompts, prepare=lambda scheduler: None, count=12):
+    settings = ServeSettings(sessions=len(prompts), speculate="off")
+    scheduler = Scheduler(runner, generator.tokenizer, settings)
     try:
         prepare(scheduler)
-        return answers(scheduler, prompts)
+        return answers(scheduler, prompts, count)
     finally:
         scheduler.close()
 
@@ -116,11 +117,11 @@ def test_prompts_are_read_in_small_chunks_while_others_answer(generator):
 
 
 class Logged(Runner):
-    """Notes what is computed: tokens of a prompt's chunk, or 1 for a token of every answer."""
+    """Notes what is computed: the tokens of a prompt's chunk and whose it is, or 1 for a token of every answer."""
 
     def __init__(self, inner):
         super().__init__(inner)
-        self.log = []
+        self.log, self.whose = [], []
 
     def advance(self, states, runs):
         self.log.append(1)
@@ -128,25 +129,26 @@ class Logged(Runner):
 
     def forward(self, state, tokens, last_only=False):
         self.log.append(len(tokens))
+        self.whose += [state] if len(tokens) > 1 else []
         return self._inner.forward(state, tokens, last_only)
 
 
-@pytest.mark.parametrize("readers", [1, 2, 4])
-def test_answers_get_their_share_of_the_time_and_prompts_at_least_half(generator, monkeypatch, readers):
-    """A chunk counts as eight seconds, a token of the only answer as one."""
+@pytest.mark.parametrize("answering, readers", [(1, 1), (1, 2), (1, 4), (3, 1)])
+def test_answers_get_their_share_of_the_time_and_prompts_at_least_half(generator, monkeypatch, answering, readers):
+    """A chunk of 64 counts as eight seconds, a token of all answers as one."""
     runner = Logged(generator.session)
 
     def seconds(work):
         work()
-        return 8.0 if runner.log[-1] > 1 else 1.0
+        return {64: 8.0, 1: 1.0}.get(runner.log[-1], 0.0)
 
     monkeypatch.setattr("runtime_py.serving.scheduler._seconds", seconds)
-    first, long = (5, 6, 7), tuple(5 + i % 200 for i in range(64 * 6))
-    prompts = [first, *[(8 + i, *long) for i in range(readers)]]
-    _, ends, _ = scheduled(runner, generator, prompts)
+    long = tuple(5 + i % 200 for i in range(64 * 6))
+    prompts = [*[(5, 6, 7 + i) for i in range(answering)], *[(8 + i, *long) for i in range(readers)]]
+    _, ends, _ = scheduled(runner, generator, prompts, count=30)
     assert all(isinstance(end, Finished) for end in ends)
-    chunks = [i for i, count in enumerate(runner.log) if count > 1]
-    assert runner.log[chunks[1]] == 64 and chunks[2] - chunks[1] - 1 == 8 // readers
+    chunks = [i for i, count in enumerate(runner.log) if count == 64]
+    assert chunks[1] - chunks[0] - 1 == 8 * min(answering, readers) // readers
 
 
 def test_short_prompts_pass_a_long_one_which_goes_on_all_the_same(generator):
@@ -155,6 +157,18 @@ def test_short_prompts_pass_a_long_one_which_goes_on_all_the_same(generator):
     _, ends, order = scheduled(runner, generator, [long, *short])
     assert all(isinstance(end, Finished) for end in ends) and order[-1] == 0
     assert [count for count in runner.log if count > 1][:4] == [20, 64, 20, 64]
+
+
+def test_the_prompt_with_the_least_left_goes_on(generator):
+    """Not the shortest one: the first, longest prompt has less to read when the third is read."""
+    runner = Logged(generator.session)
+    prompts = [tuple(5 + (i + first) % 200 for i in range(count)) for first, count in ((0, 520), (1, 400), (2, 300))]
+    _, ends, order = scheduled(runner, generator, prompts)
+    assert all(isinstance(end, Finished) for end in ends) and order == [2, 0, 1]
+    whose = [id(state) for state in runner.whose]
+    third, first = whose[:2]
+    left = whose.count(first) - 1
+    assert whose[2] == third and left > 1 and whose[3 : 3 + left] == [first] * left
 
 
 def test_a_second_start_finds_the_prompts_of_the_first(generator, served_folder, tmp_path):

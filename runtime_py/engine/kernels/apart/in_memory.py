@@ -1,6 +1,6 @@
 """Four rows of weights at a time, in registers while the tokens pass by, whose sums are in memory.
 
-For instruction sets whose registers do not hold sums of tokens beside weights.
+For more tokens than registers hold sums of beside weights (in_registers.py), on most instruction sets for all.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numba as nb
 
 from runtime_py.engine.kernels.apart.places import place
-from runtime_py.engine.kernels.apart.tails import tail_weights
+from runtime_py.engine.kernels.apart.tails import UNPACKED, tail_weights
 from runtime_py.engine.kernels.matvec import high_products
 from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
@@ -39,7 +39,7 @@ from runtime_py.simd.vectors import (
 
 ROWS = 4  # whose weights are in registers at a time
 _AHEAD = 4096  # as in matvec.py
-_ZEROS = 256  # where the sums lie that rows begin with, behind those of tail_weights
+_ZEROS = UNPACKED  # where the sums lie that rows begin with, behind what tail_weights unpacks
 _STATES = _ZEROS + 64 * ROWS
 SCRATCH_BYTES = _STATES + 64 * ROWS * MOST_TOKENS  # with sums of 16 lanes; and one for each column, rounded up to 64
 
@@ -214,13 +214,13 @@ def _finish_four(m, n, tokens, totals, out, bias, accumulate):
     shift = bias + 4 * n if bias != 0 else nb.int64(0)
     t, total, size = 0, totals, 64 * ROWS
     while t < tokens:
-        place = out + 4 * (t * m.rows + n)
+        where = out + 4 * (t * m.rows + n)
         if t + 4 <= tokens:
             a, b, c, d = _four(total), _four(total + size), _four(total + 2 * size), _four(total + 3 * size)
-            finish_tokens((*a, *b, *c, *d), factors, shift, place, 4 * m.rows, accumulate)
+            finish_tokens((*a, *b, *c, *d), factors, shift, where, 4 * m.rows, accumulate)
             t, total = t + 4, total + 4 * size
         else:
-            finish_tokens(_four(total), factors, shift, place, 4 * m.rows, accumulate)
+            finish_tokens(_four(total), factors, shift, where, 4 * m.rows, accumulate)
             t, total = t + 1, total + size
 
 

@@ -11,7 +11,7 @@ import numba as nb
 from numba.extending import overload
 
 from runtime_py.engine.kernels.apart.places import place
-from runtime_py.engine.kernels.apart.tails import tail_weights
+from runtime_py.engine.kernels.apart.tails import UNPACKED, tail_weights
 from runtime_py.engine.kernels.paths import begin, enter_row, of_one_path, weights
 from runtime_py.engine.kernels.reading import read_matrix
 from runtime_py.engine.kernels.shared import shared
@@ -93,7 +93,7 @@ def _one_row(isa, width, matrix, n, quantized, sums, scales, high, tokens, state
 def _rows(isa, width, count, matrix, quantized, sums, scales, high, first, last, out, bias, accumulate, scratch):
     """Some rows of `count` tokens (a tag). A row without a neighbour of its path goes token by token."""
     m, tokens = read_matrix(matrix), count_of(count)
-    states, n = scratch + 256, first
+    states, n = scratch + UNPACKED, first
     begin(width, matrix, first, states, scratch)
     while n < last:
         shift = bias + 4 * n if bias != 0 else nb.int64(0)

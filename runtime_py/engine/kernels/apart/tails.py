@@ -10,6 +10,7 @@ from runtime_py.simd.codes import lookup, tail_segment
 from runtime_py.simd.vectors import load_bytes, prefetch
 
 _AHEAD = 4096  # as in matvec.py
+UNPACKED = 256  # bytes of scratch memory that tail_weights takes
 
 
 @nb.njit(cache=True, inline="always")
@@ -29,7 +30,7 @@ def _unpacked(isa, width, entries, scratch, segment, states):
 def tail_weights(isa, width, m, entries, at, states, scratch):
     """Weights of a last block whose codes are at `at`, in four parts of 64 columns; parts behind its end are any.
 
-    states: address of the block's own; scratch: 256 bytes. Lengths are told apart so that each is straight code.
+    states: address of the block's own; scratch: UNPACKED bytes. Lengths are told apart so that each is straight code.
     """
     prefetch(at + _AHEAD)
     if m.tail == 64:

@@ -23,7 +23,6 @@ from runtime_py.simd.vectors import (
     first_lanes,
     get_f32,
     load_floats,
-    load_some,
     max_floats,
     maximum,
     multiply,
@@ -40,7 +39,7 @@ from runtime_py.simd.vectors import (
 LIMIT = np.float32(65504.0)  # the largest float16
 HIDDEN = np.finfo(np.float32).min
 _F = np.float32
-_NEAR = 2  # blocks of 16 keys that are asked for before they are read
+_NEAR = 2  # blocks of 16 keys, at least, that are asked for before they are read
 
 
 @nb.njit(cache=True, inline="always")
@@ -50,18 +49,17 @@ def _ask(at, count):
 
 
 @nb.njit(cache=True)
-def begin_row(source, head_dim, scale, query, width, total, top, some):
-    """A row's query, times the scale, and its empty sums."""
-    factor = splat_float(scale)
-    for d in range(0, head_dim, 16):
-        if d + 16 <= head_dim:
-            store_floats(query + 4 * d, multiply(load_floats(source + 4 * d), factor))
-        else:
-            store_some(query + 4 * d, multiply(load_some(source + 4 * d, head_dim - d), factor), head_dim - d)
+def begin_row(source, head_dim, scale, query, rows, width, total, top, weight):
+    """A row's query, times the scale, and what its softmax begins with: no values, no largest score, no weight.
+
+    query: where its first number goes; the next follow behind those of `rows` rows.
+    """
+    for d in range(head_dim):
+        put_f32(query + 4 * rows * d, get_f32(source + 4 * d) * scale)
     for d in range(0, width, 16):
         store_floats(total + 4 * d, zero_floats())
     put_f32(top, HIDDEN)
-    put_f32(some, _F(0.0))
+    put_f32(weight, _F(0.0))
 
 
 @nb.njit(cache=True)
@@ -141,14 +139,16 @@ def attend_item(
     queries, scores = scratch, scratch + 4 * ROWS * head_dim
     totals = scores + 4 * ROWS * KEYS
     tops, sums = totals + 4 * ROWS * width, totals + 4 * ROWS * width + 64
-    for r in range(rows_computed(rows)):
+    computed = rows_computed(rows)
+    for r in range(computed):
         token, head = (first + min(r, rows - 1)) // repeat, group * repeat + (first + min(r, rows - 1)) % repeat
         source = query + 4 * (token * query_stride + head * head_dim)
         begin_row(
-            source, head_dim, scale, queries + 4 * r * head_dim, width, totals + 4 * r * width, tops + 4 * r,
+            source, head_dim, scale, queries + 4 * r, computed, width, totals + 4 * r * width, tops + 4 * r,
             sums + 4 * r,
         )  # fmt: skip
     together = blocks_at_once(rows)
+    ahead = max(together, _NEAR)
     ahead_of_query = 1 if causal else (window if window > 0 else tokens)  # keys from its own on
     stop = min(past + (first + rows - 1) // repeat + ahead_of_query, past + tokens)
     seen = max(past + first // repeat + 1 - window, 0) if window > 0 else 0  # the first key that any row sees
@@ -161,8 +161,8 @@ def attend_item(
             blocks = min(together, (count - first_key + 15) // 16)
             for k in range(block + first_key, block + first_key + 16 * blocks, 16):
                 _ask(value_head + value_item * k * width, 16 * value_item * width)  # for the end of the round
-                if k + 16 * _NEAR < stop:
-                    _ask(key_head + key_item * (k // 16 + _NEAR) * key_block, 16 * key_item * width)
+                if k + 16 * ahead < stop:
+                    _ask(key_head + key_item * (k // 16 + ahead) * key_block, 16 * key_item * width)
             some_keys = key_head + key_item * ((block + first_key) // 16) * key_block
             block_scores(
                 rows, key_item, some_keys, key_item * key_block, blocks, head_dim, queries, scores + 4 * first_key

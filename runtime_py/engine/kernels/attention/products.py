@@ -15,7 +15,12 @@ from runtime_py.engine.layout.attention import HALF_ITEM, KEYS, ROWS
 from runtime_py.machine.processor import target
 from runtime_py.simd.vectors import FLOAT, HALF, I64, Floats, call, load, pointer, splat
 
-_SUMS_AT_ONCE = {"aarch64": 4}  # vectors of 16 sums in registers, where not all are
+_FEW = 4  # vectors of 16 sums in registers, where these are not 32 of 64 bytes
+
+
+def _sums_at_once(most: int) -> int:
+    """How many of so many vectors of sums are computed side by side."""
+    return most if "avx512f" in target().needs else min(most, _FEW)
 
 
 @intrinsic(prefer_literal=True)
@@ -32,7 +37,7 @@ def attention_product(
     height, columns, start_from_out = rows.literal_value, beside.literal_value, add_to.literal_value
 
     def codegen(context, builder, signature, args):
-        most = _SUMS_AT_ONCE.get(target().architecture, height * columns)
+        most = _sums_at_once(height * columns)
         tall = min(height, most)
         wide = max(most // tall, 1)
         for row in range(0, height, tall):
@@ -42,7 +47,7 @@ def attention_product(
                 )  # fmt: skip
         return context.get_dummy_value()
 
-    def emit(builder, args, rows, columns):
+    def emit(builder, args, some, side):
         _, _, item, vectors, vector_stride, beside_stride, count, numbers, number_stride, row_stride, *end = args
         out, out_stride, _ = end
 
@@ -50,10 +55,10 @@ def attention_product(
             return builder.add(start, builder.mul(stride, ir.Constant(I64, index)))
 
         zero = ir.Constant(Floats.llvm, [0.0] * 16)
-        row_at = [place(numbers, row_stride, r) for r in rows]
-        lanes_at = [place(vectors, beside_stride, j) for j in columns]
-        line_at = {r: place(out, out_stride, r) for r in rows}
-        out_at = {(r, j): builder.add(line_at[r], ir.Constant(I64, 64 * j)) for r in rows for j in columns}
+        row_at = [place(numbers, row_stride, r) for r in some]
+        lanes_at = [place(vectors, beside_stride, j) for j in side]
+        line_at = {r: place(out, out_stride, r) for r in some}
+        out_at = {(r, j): builder.add(line_at[r], ir.Constant(I64, 64 * j)) for r in some for j in side}
         acc = {which: cgutils.alloca_once(builder, Floats.llvm) for which in out_at}
         for which, where in out_at.items():
             builder.store(load(builder, where, Floats.llvm) if start_from_out else zero, acc[which])
@@ -64,9 +69,9 @@ def attention_product(
                 lanes = [load(builder, builder.add(at, along), ir.VectorType(stored, 16)) for at in lanes_at]
                 if stored is not FLOAT:
                     lanes = [builder.fpext(vector, Floats.llvm) for vector in lanes]
-                for r, base in zip(rows, row_at):
+                for r, base in zip(some, row_at):
                     number = splat(builder, load(builder, builder.add(base, offset), FLOAT), 16)
-                    for j, vector in zip(columns, lanes):
+                    for j, vector in zip(side, lanes):
                         total = [vector, number, builder.load(acc[r, j])]
                         builder.store(call(builder, "llvm.fma.v16f32", Floats.llvm, total), acc[r, j])
 
@@ -98,52 +103,53 @@ def blocks_at_once(rows):
 def block_scores(rows, item, keys, stride, blocks, head_dim, queries, out):
     """Scores of each row for `blocks` blocks of 16 keys, at most blocks_at_once, that lie `stride` bytes apart.
 
-    queries: float32 [rows_computed, head_dim], out: float32 [rows_computed, KEYS].
+    queries: float32 [head_dim, rows_computed], so that one load has what a vector is multiplied by; out: float32
+    [rows_computed, KEYS].
     """
-    step, line, end = 16 * item, 4 * head_dim, 4 * KEYS
+    step, score_row = 16 * item, 4 * KEYS
     if blocks == blocks_at_once(rows):
         if rows == 1:
-            attention_product(1, 4, item, keys, step, stride, head_dim, queries, 4, line, out, end, 0)
+            attention_product(1, 4, item, keys, step, stride, head_dim, queries, 4, 4, out, score_row, 0)
         elif rows == 2:
-            attention_product(2, 4, item, keys, step, stride, head_dim, queries, 4, line, out, end, 0)
+            attention_product(2, 4, item, keys, step, stride, head_dim, queries, 8, 4, out, score_row, 0)
         elif rows == 3:
-            attention_product(3, 1, item, keys, step, stride, head_dim, queries, 4, line, out, end, 0)
+            attention_product(3, 1, item, keys, step, stride, head_dim, queries, 12, 4, out, score_row, 0)
         elif rows == 4:
-            attention_product(4, 1, item, keys, step, stride, head_dim, queries, 4, line, out, end, 0)
+            attention_product(4, 1, item, keys, step, stride, head_dim, queries, 16, 4, out, score_row, 0)
         else:
-            attention_product(8, 1, item, keys, step, stride, head_dim, queries, 4, line, out, end, 0)
+            attention_product(8, 1, item, keys, step, stride, head_dim, queries, 32, 4, out, score_row, 0)
         return
     for b in range(blocks):
         at, to = keys + stride * b, out + 64 * b
         if rows == 1:
-            attention_product(1, 1, item, at, step, 0, head_dim, queries, 4, line, to, end, 0)
+            attention_product(1, 1, item, at, step, 0, head_dim, queries, 4, 4, to, score_row, 0)
         else:
-            attention_product(2, 1, item, at, step, 0, head_dim, queries, 4, line, to, end, 0)
+            attention_product(2, 1, item, at, step, 0, head_dim, queries, 8, 4, to, score_row, 0)
 
 
 @nb.njit(cache=True)
 def mix_values(rows, item, values, width, count, scores, totals):
     """totals [rows_computed, width] += scores [rows_computed, KEYS] times `count` value rows."""
-    stride, side, end = item * width, 16 * item, 4 * KEYS
-    vectors, line = width // 16, 4 * width
+    stride, side, score_row = item * width, 16 * item, 4 * KEYS
+    vectors, total_row = width // 16, 4 * width
     d = 0
     while d < vectors:
         v, out = values + side * d, totals + 64 * d
         if rows <= 2 and d + 4 <= vectors:
             if rows == 1:
-                attention_product(1, 4, item, v, stride, side, count, scores, 4, end, out, line, 1)
+                attention_product(1, 4, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
             else:
-                attention_product(2, 4, item, v, stride, side, count, scores, 4, end, out, line, 1)
+                attention_product(2, 4, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
             d += 4
             continue
         if rows == 1:
-            attention_product(1, 1, item, v, stride, side, count, scores, 4, end, out, line, 1)
+            attention_product(1, 1, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
         elif rows == 2:
-            attention_product(2, 1, item, v, stride, side, count, scores, 4, end, out, line, 1)
+            attention_product(2, 1, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
         elif rows == 3:
-            attention_product(3, 1, item, v, stride, side, count, scores, 4, end, out, line, 1)
+            attention_product(3, 1, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
         elif rows == 4:
-            attention_product(4, 1, item, v, stride, side, count, scores, 4, end, out, line, 1)
+            attention_product(4, 1, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
         else:
-            attention_product(8, 1, item, v, stride, side, count, scores, 4, end, out, line, 1)
+            attention_product(8, 1, item, v, stride, side, count, scores, 4, score_row, out, total_row, 1)
         d += 1

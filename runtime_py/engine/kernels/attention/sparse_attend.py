@@ -54,10 +54,11 @@ def sparse_attend_item(
     queries, scores = scratch, scratch + 4 * ROWS * head_dim
     totals = scores + 4 * ROWS * KEYS
     tops, sums = totals + 4 * ROWS * width, totals + 4 * ROWS * width + 64
-    for r in range(rows_computed(rows)):
+    computed = rows_computed(rows)
+    for r in range(computed):
         source = query + 4 * (group * repeat + first + min(r, rows - 1)) * head_dim
         begin_row(
-            source, head_dim, scale, queries + 4 * r * head_dim, width, totals + 4 * r * width, tops + 4 * r,
+            source, head_dim, scale, queries + 4 * r, computed, width, totals + 4 * r * width, tops + 4 * r,
             sums + 4 * r,
         )  # fmt: skip
     step = key_item * key_block
