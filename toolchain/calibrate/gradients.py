@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from toolchain.system.device import CPU, each
 from toolchain.system.progress import Reporter
 from toolchain.system.threads import pieces
 
+LEAST_WEIGHT = 1e-3  # of a row, of the mean
 PLAN_SEQUENCES = 16  # of the calibration text that a plan of widths looks at
+_Squares = dict[str, torch.Tensor]
 _STATES = 1 << 29  # bytes of hidden states between all blocks that are held; more where blocks are large
 
 
@@ -36,6 +38,8 @@ class Gradients:
     weights: dict[str, np.ndarray]  # sum over sequences of the squared weight gradient, float32 [N, K]
     # mean over a group of outputs of the squared output gradient, float32 [groups, sequences, length]
     outputs: dict[str, np.ndarray]
+    # mean over the tokens that a layer read of the squared gradient of each output, float32 [N]
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
 
     def among(self, chosen: np.ndarray, count: int) -> Gradients:
         """The same for `count` sequences, of which these are the `chosen`, numbers int64; the others have zeros."""
@@ -43,7 +47,7 @@ class Gradients:
         for name, squares in self.outputs.items():
             found[name] = np.zeros((squares.shape[0], count, squares.shape[2]), np.float32)
             found[name][:, chosen] = squares
-        return Gradients(self.weights, found)
+        return Gradients(self.weights, found, self.rows)
 
 
 def measure_gradients(
@@ -57,7 +61,7 @@ def measure_gradients(
     """
     runner = BlockRunner(source, spec, precision, device)
     names = spec.quantizable()
-    found = Gradients({}, {name: np.zeros((groups, *tokens.shape), np.float32) for name in names})
+    found = Gradients({}, {name: np.zeros((groups, *tokens.shape), np.float32) for name in names}, {})
     parts, blocks = pieces(len(tokens), sequences_together(runner, tokens.shape[1])), range(spec.blocks)
     with Reporter("Gradients", 2 * len(parts) * spec.blocks, quiet) as report:
         for part in parts:
@@ -70,6 +74,8 @@ def measure_gradients(
                 block = _Block(runner, number, per_weight, groups)
                 gradient = block.backward(states.pop(), gradient, part, found)
                 report.step(f"block {number + 1} backward")
+    for sums in found.rows.values():
+        sums /= tokens.size
     return found
 
 
@@ -95,6 +101,14 @@ def token_weights(squares: np.ndarray) -> np.ndarray:
     mean = squares.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
     shares: np.ndarray = (squares / np.maximum(mean, 1e-30) + 1.0).astype(np.float32)
     return shares
+
+
+def row_weights(squares: np.ndarray) -> np.ndarray:
+    """What errors of rows weigh, float32 [N] of mean one; squares: of their outputs' gradients, or in proportion."""
+    shares = squares / max(float(squares.mean(dtype=np.float64)), 1e-30)
+    floored = np.maximum(shares, LEAST_WEIGHT)
+    found: np.ndarray = (floored / floored.mean(dtype=np.float64)).astype(np.float32)
+    return found
 
 
 def sequences_together(runner: BlockRunner, length: int) -> int:
@@ -130,8 +144,8 @@ class _Block:
         """
         below = torch.empty_like(inputs)
 
-        def one(sequence: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-            """Of one sequence: the gradient of the inputs, squares by row group, squares of the weights' gradients.
+        def one(sequence: int) -> tuple[torch.Tensor, _Squares, _Squares, _Squares]:
+            """Of one sequence: the gradient of the inputs; squares by row group, by row, and of the weights' gradients.
 
             Nothing of experts that no token reaches.
             """
@@ -144,14 +158,20 @@ class _Block:
             weights = {name: self._weights[name] for name in outputs if name in self._weights}
             wanted = [given, *outputs.values(), *weights.values()]
             first, *rest = torch.autograd.grad(result, wanted, gradient[own].to(result.device))
-            by_group = {n: _by_token(g, self._groups, tokens[n], inputs.shape[1]) for n, g in zip(outputs, rest)}
-            return first, by_group, {n: g.square() for n, g in zip(weights, rest[len(outputs) :])}
+            of_outputs = {n: g.reshape(-1, g.shape[-1]).square() for n, g in zip(outputs, rest)}
+            by_group = {n: _by_token(s, self._groups, tokens[n], inputs.shape[1]) for n, s in of_outputs.items()}
+            by_row = {n: s.sum(dim=0) for n, s in of_outputs.items()}
+            return first, by_group, by_row, {n: g.square() for n, g in zip(weights, rest[len(outputs) :])}
 
         squares = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
-        for sequence, (first, by_group, by_weight) in enumerate(each(one, range(len(inputs)), self._runner.device)):
+        answers = each(one, range(len(inputs)), self._runner.device)
+        for sequence, (first, by_group, by_row, by_weight) in enumerate(answers):
             below[sequence] = first[0]
             for name, values in by_group.items():
                 found.outputs[self._prefix + name][:, part.start + sequence] = values.cpu().numpy()
+            for name, values in by_row.items():
+                array, full = values.cpu().numpy(), self._prefix + name
+                found.rows[full] = found.rows[full] + array if full in found.rows else array
             for name, values in by_weight.items():
                 squares[name] += values
         for name, total in squares.items():
@@ -163,13 +183,12 @@ class _Block:
         return below
 
 
-def _by_token(gradient: torch.Tensor, groups: int, tokens: torch.Tensor | None, length: int) -> torch.Tensor:
+def _by_token(squares: torch.Tensor, groups: int, tokens: torch.Tensor | None, length: int) -> torch.Tensor:
     """Mean squares of a layer's output gradient over runs of rows, float32 [groups, length].
 
-    gradient: [1, length, N], or of an expert [n, N] for these tokens; others have zeros.
+    squares: [length, N], or of an expert [n, N] for these tokens; others have zeros.
     """
-    rows = gradient.reshape(-1, gradient.shape[-1])
-    found = torch.stack([part.square().mean(dim=-1) for part in rows.tensor_split(groups, dim=-1)])
+    found = torch.stack([part.mean(dim=-1) for part in squares.tensor_split(groups, dim=-1)])
     return found if tokens is None else found.new_zeros(groups, length).index_copy(1, tokens, found)
 
 

@@ -50,7 +50,10 @@ class SolverSettings:
     asymmetric: bool = option(  # toolchain/calibrate/drift.py
         False, "Aim at the source's outputs on its own inputs, layer after layer (GPTAQ, Qronos)"
     )
-    guided: bool = option(False, "Half of a token's weight is its squared gradient of the end loss (GuidedQuant)")
+    guided: bool = option(
+        False, "Half of a token's weight is its squared gradient of the end loss (GuidedQuant); in trellis codes rows "
+        "weigh by theirs",
+    )  # fmt: skip
     gradient_sequences: int = option(
         0, "Calibration sequences whose gradients are taken, evenly spread over all; 0: all, -1: those by which widths "
         "are planned", low=PLANNED, high=1 << 20,

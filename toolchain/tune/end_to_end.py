@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from export.files.access import replacing
+from toolchain.calibrate.gradients import row_weights
 from toolchain.calibrate.own_text import CHUNK, OwnText
 from toolchain.tune.adam import Trained, update
 from toolchain.tune.divergence import Parted, divergence
@@ -116,6 +117,7 @@ class Tuner:
                 self._save()
                 saved = time.monotonic()
         take_turns(self.student, 0)
+        self._weigh()
         self._hold(False)
 
     def _hold(self, held: bool) -> None:
@@ -123,10 +125,20 @@ class Tuner:
             if isinstance(module, TrainableMatrix):
                 module.hold(held)
 
+    @torch.no_grad()
+    def _weigh(self) -> None:
+        """Let codes that serve several rows go by what these rows' gradients have been."""
+        squares = {own.name: own.square for own in self._trained} if self.step else {}
+        for name, module in self.student.named_modules():
+            if isinstance(module, TrainableMatrix) and f"{name}.latent" in squares:
+                rows = squares[f"{name}.latent"].float().mean(dim=1)
+                module.weigh(torch.from_numpy(row_weights(rows.cpu().numpy())).to(rows.device))
+
     def _train_step(self) -> float:
         s = self.settings
         factor = min(1.0, (self.step + 1) / min(_WARM_UP, s.steps // 4 + 1)) * (1.0 - self.step / s.steps)
         if self.step % HOLD == 0:
+            self._weigh()
             self._hold(True)
         take_turns(self.student, self.step)
         device = next(self.teacher.parameters()).device

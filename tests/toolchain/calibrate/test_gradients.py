@@ -84,6 +84,8 @@ def test_they_are_those_of_the_whole_model(family, together, tmp_path, monkeypat
     for name, values in outputs.items():
         expected = values.mean(axis=-1)
         np.testing.assert_allclose(found.outputs[name][0], expected, rtol=1e-3, atol=1e-5 * expected.max())
+        by_row = values.mean(axis=(0, 1))
+        np.testing.assert_allclose(found.rows[name], by_row, rtol=1e-3, atol=1e-5 * by_row.max())
         turned = weights[name].T if spec.linear_is_transposed else weights[name]
         np.testing.assert_allclose(found.weights[name], turned, rtol=1e-3, atol=1e-5 * turned.max())
 
@@ -94,6 +96,15 @@ def test_tokens_weigh_half_alike_and_half_by_their_squares():
     assert found.dtype == np.float32 and found.shape == squares.shape
     np.testing.assert_allclose(found, 1 + squares / squares.mean(axis=(1, 2), keepdims=True), rtol=1e-5)  # float32
     np.testing.assert_array_equal(gradients.token_weights(np.zeros((1, 2, 3), np.float32)), np.ones((1, 2, 3)))
+
+
+def test_rows_weigh_by_their_squares_and_none_nothing():
+    squares = np.array([1e-9, 4e-9, 0.0, 3e-9], np.float32)
+    found = gradients.row_weights(squares)
+    assert found.dtype == np.float32 and (found > 0).all()
+    assert found.mean() == pytest.approx(1, rel=1e-6)
+    assert found[1] == pytest.approx(4 * found[0], rel=1e-6) and found[2] == pytest.approx(1e-3, rel=1e-3)
+    np.testing.assert_array_equal(gradients.row_weights(np.zeros(3, np.float32)), np.ones(3))
 
 
 def test_gradients_of_some_sequences_weigh_the_tokens_of_those():

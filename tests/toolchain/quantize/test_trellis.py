@@ -73,6 +73,38 @@ def test_steps_never_raise_the_loss_and_the_record_is_true(choice, rows, columns
     np.testing.assert_array_equal(again.dequantized(), result.dequantized())
 
 
+def loss_by_row(result: StoredMatrix, w: np.ndarray, h: np.ndarray) -> np.ndarray:
+    error = w.astype(np.float64) - result.dequantized()
+    return np.einsum("nk,kl,nl->n", error, h, error)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("scale_bits", [0, 16])
+def test_rows_that_count_more_lose_less(bits, scale_bits):
+    """A path serves all rows of a column; row by row there would be nothing to trade."""
+    w, h = problem(bits, 96, 128)
+    weights = np.exp(np.random.default_rng(1).normal(0, 1.5, len(w))).astype(np.float32)
+    options = QuantizeSettings(bits=bits, format="trellis", state_bits=8, passes=2, scale_bits=scale_bits)
+    plain, weighed = (method("athena")(w, h, options, row_weights=rows) for rows in (None, weights))
+    before, after = (loss_by_row(result, w, h) for result in (plain, weighed))
+    assert (weights * after).sum() < 0.85 * (weights * before).sum()
+    counts = weights > np.quantile(weights, 0.8)
+    assert after[counts].sum() < 0.7 * before[counts].sum()
+    assert weighed.stored("w")[1].bytes == plain.stored("w")[1].bytes
+    # what the record says is the loss so weighed
+    total = (weights * np.einsum("nk,kl,nl->n", w.astype(np.float64), h, w)).sum()
+    final = weighed.losses.get("coded_scales", weighed.losses.get("stored_scales"))
+    assert (weights * after).sum() / total == pytest.approx(final, rel=0.1)  # h is damped there
+
+
+def test_rows_that_count_alike_change_nothing():
+    w, h = problem(3, 64, 128)
+    options = QuantizeSettings(bits=3, format="trellis", passes=2)
+    plain, weighed = (method("athena")(w, h, options, row_weights=rows) for rows in (None, np.ones(64, np.float32)))
+    for name, part in plain.parts.items():
+        np.testing.assert_array_equal(weighed[name], part)
+
+
 def test_long_rows_are_solved_in_float32_as_well():
     w, h = problem(0, 64, 1030)
     short, long = w[:, :1000], w

@@ -158,6 +158,23 @@ def test_held_paths_stay_until_released():
     assert torch.equal(layer.weight_matrix().detach(), torch.from_numpy(layer.to_stored({}).dequantized()))
 
 
+def test_paths_go_by_what_rows_weigh():
+    rng = np.random.default_rng(0)
+    w, wanted = rng.standard_normal((2, 32, 64))
+    stored = method("athena")(w, np.eye(64), QuantizeSettings(bits=2, format="trellis", passes=1))
+    weights, errors = np.where(np.arange(32) % 2, 20.0, 0.5).astype(np.float32), []
+    for rows in (None, weights):
+        layer = TrainableTrellis(nn.Linear(64, 32), stored)
+        with torch.no_grad():
+            layer.latent.copy_(torch.from_numpy(wanted))
+        if rows is not None:
+            layer.weigh(torch.from_numpy(rows))
+        found = layer.weight_matrix().detach().numpy()
+        errors.append(weights @ np.square(found - wanted).sum(axis=1))
+        np.testing.assert_array_equal(layer.to_stored({}).dequantized(), found)
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_automatic_steps_fall_with_the_size():
     def steps(parameters):
         return QuantizeSettings(tune_steps=AUTOMATIC).steps_for(parameters)

@@ -23,7 +23,7 @@ from export.graph.spec import ModelSpec
 from toolchain.calibrate.blocks import BlockRunner, get_weight, set_weight
 from toolchain.calibrate.drift import input_moments, reading_order, source_inputs
 from toolchain.calibrate.finished import FinishedParts
-from toolchain.calibrate.gradients import Gradients, token_weights
+from toolchain.calibrate.gradients import Gradients, row_weights, token_weights
 from toolchain.calibrate.routing import expert_groups, expert_number, expert_tokens, pooled_hessians, too_few
 from toolchain.pipeline.blocks.apart import apart
 from toolchain.pipeline.blocks.plan import Plan
@@ -259,12 +259,15 @@ class BlockQuantizer:
             settings = apart(settings, *weights.shape)
         squares = self._gradients.weights.get(full) if self._gradients is not None else None
         extra = (squares,) if squares is not None and settings.method in GRADIENT_METHODS else ()
+        quantizer = self._quantizer
+        if settings.guided and settings.uses_trellis and self._gradients is not None and full in self._gradients.rows:
+            quantizer = partial(quantizer, row_weights=row_weights(self._gradients.rows[full]))
         if settings.columns_apart and full not in self._stacked and hessian.ndim == 2:
             most = None if self._plan.columns is None else self._plan.columns.get(full, 0)
-            return (partial(with_columns, self._quantizer, most), weights, hessian, settings, *extra)
+            return (partial(with_columns, quantizer, most), weights, hessian, settings, *extra)
         if not settings.outliers:
-            return (self._quantizer, weights, hessian, settings, *extra)
-        return (partial(with_outliers, self._quantizer), weights, hessian, settings, squares, extra)
+            return (quantizer, weights, hessian, settings, *extra)
+        return (partial(with_outliers, quantizer), weights, hessian, settings, squares, extra)
 
 
 def _some(numbers: list[int]) -> str:

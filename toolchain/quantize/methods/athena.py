@@ -65,8 +65,9 @@ def choose_layout(rows: int, columns: int, settings: QuantizeSettings) -> tuple[
 
 
 def quantize(
-    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, device: torch.device | None = None
-) -> StoredMatrix:
+    weights: np.ndarray, hessian: np.ndarray, settings: QuantizeSettings, device: torch.device | None = None,
+    row_weights: np.ndarray | None = None,
+) -> StoredMatrix:  # fmt: skip
     """Quantize weights [N, K] (finite) under the layer Hessian [K, K] (symmetric, positive semi-definite).
 
     A Hessian [groups, K, K] holds one for every run of rows (GuidedQuant, arXiv 2505.07004). device: where the solvers'
@@ -77,7 +78,7 @@ def quantize(
         return quantize_nested(weights, hessian, settings)
     if settings.uses_trellis and (trellis := choose_trellis(weights.shape[0], weights.shape[1], settings)) is not None:
         by = InThreads() if device is None else TorchTrellis(device)
-        return quantize_trellis(weights, hessian, settings, *trellis, by)
+        return quantize_trellis(weights, hessian, settings, *trellis, by, row_weights)
     dimension = choose_dimension(weights.shape[0], weights.shape[1], settings)
     if dimension > 1:
         return quantize_vectors(weights, hessian, settings, dimension, settings.width * dimension, books=1)

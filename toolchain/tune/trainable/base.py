@@ -64,6 +64,9 @@ class TrainableMatrix(nn.Module):
         self._held = codes if self._holds else None
         return codes
 
+    def weigh(self, rows: torch.Tensor) -> None:
+        """What errors of rows weigh from now on, float32 [N] above zero, where codes are found for several together."""
+
     def turn(self, step: int) -> None:
         """Which of several weights weight_matrix() is in this step, where a matrix stands for several."""
 

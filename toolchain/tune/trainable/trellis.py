@@ -44,6 +44,10 @@ class TrainableTrellis(TrainableMatrix):
         else:
             self.codebook = nn.Parameter(entries)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
+        self._row_weights: torch.Tensor | None = None
+
+    def weigh(self, rows: torch.Tensor) -> None:
+        self._row_weights = rows
 
     def _levels(self) -> torch.Tensor:
         """Codebooks [chunks, states] as they would be stored."""
@@ -59,6 +63,8 @@ class TrainableTrellis(TrainableMatrix):
         """Best paths for the latent weight, whole numbers [N, K] of one byte where states have eight bits."""
         divisor = torch.where(scale == 0.0, 1.0, scale).detach()
         squares = divisor[:, 0].square()
+        if self._row_weights is not None:
+            squares = squares * self._row_weights
         if divisor.device.type != "cpu":
             return self._states_there(levels.detach(), self.latent.detach() / divisor, squares / squares.mean())
         target = (self.latent.detach() / divisor).T.contiguous().numpy()
