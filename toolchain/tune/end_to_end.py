@@ -127,7 +127,7 @@ class Tuner:
 
     @torch.no_grad()
     def _weigh(self) -> None:
-        """Let codes that serve several rows go by what these rows' gradients have been."""
+        """Let codes that serve several rows go by what these rows' gradients have been; nothing before the first."""
         squares = {own.name: own.square for own in self._trained} if self.step else {}
         for name, module in self.student.named_modules():
             if isinstance(module, TrainableMatrix) and f"{name}.latent" in squares:

@@ -17,6 +17,7 @@ from toolchain.calibrate.gradients import measure_gradients, weight_of
 from toolchain.calibrate.own_text import whole_model
 from toolchain.pipeline.run import quantize_model
 from toolchain.settings.calibration import CalibrationChoice
+from toolchain.quantize.methods import athena
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.heads import open_model
 
@@ -131,6 +132,28 @@ def test_guided_by_the_gradients_of_some_sequences(tmp_path):
         return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
 
     assert made(0) == made(4) == made(9) != made(2)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_trellis_codes_of_a_guided_run_get_the_weights_of_their_rows(guided, tmp_path, monkeypatch):
+    tiny_model("llama", tmp_path / "source")
+    random_text(tmp_path / "text.txt")
+    given, original = [], athena.quantize_trellis
+
+    def noting(weights, hessian, settings, layout, standard, solver, rows):
+        given.append(rows)
+        return original(weights, hessian, settings, layout, standard, solver, rows)
+
+    monkeypatch.setattr(athena, "quantize_trellis", noting)
+    options = {"guided": guided, "passes": 1, "bits": 3, "format": "trellis"}
+    settings = QuantizeSettings(sequences=4, sequence_length=32, **options)
+    choice = CalibrationChoice(str(tmp_path / "text.txt"))
+    quantize_model(str(tmp_path / "source"), tmp_path / "out", settings, choice, quiet=True)
+    assert given
+    if guided:
+        assert all(rows.min() >= 0.5 and rows.std() > 0 for rows in given)
+    else:
+        assert all(rows is None for rows in given)
 
 
 def test_a_block_is_gone_when_its_gradients_are_known(demo_model, monkeypatch):
