@@ -16,8 +16,8 @@ from toolchain.calibrate.blocks import BlockRunner
 from toolchain.calibrate.gradients import measure_gradients, weight_of
 from toolchain.calibrate.own_text import whole_model
 from toolchain.pipeline.run import quantize_model
-from toolchain.settings.calibration import CalibrationChoice
 from toolchain.quantize.methods import athena
+from toolchain.settings.calibration import CalibrationChoice
 from toolchain.settings.quantize import QuantizeSettings
 from toolchain.source.heads import open_model
 
