@@ -44,7 +44,8 @@ class TrainableTrellis(TrainableMatrix):
         else:
             self.codebook = nn.Parameter(entries)
         self.latent = nn.Parameter(torch.from_numpy(stored.codes_alone()))
-        self._row_weights: torch.Tensor | None = None
+        self._row_weights: torch.Tensor | None
+        self.register_buffer("_row_weights", None, persistent=False)  # goes where the module goes
 
     def weigh(self, rows: torch.Tensor) -> None:
         self._row_weights = rows
