@@ -21,7 +21,7 @@ from torch import nn
 from toolchain.calibrate.blocks import BlockRunner, get_weight
 from toolchain.calibrate.moments import gram, token_shares
 from toolchain.calibrate.stand_ins import Stop
-from toolchain.numerics.hessian import damped
+from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.products import BFLOAT16
 from toolchain.system.device import each, summed
 from toolchain.system.threads import pieces
@@ -48,8 +48,8 @@ class Moments:
 
         step: how far, 1 is all the way; damping: as that of the Hessian.
         """
-        h, _ = damped(self.hessian, damping)
-        correction = np.linalg.solve(h, (weights @ self.drift).T).T
+        factor = ready_hessian(self.hessian, damping, by_curvature=False).factor
+        correction = weights @ self.drift @ factor.T @ factor
         return (weights + step * correction).astype(np.float32)
 
 
@@ -181,7 +181,7 @@ def input_moments(
         for reader in readers:
             reader.close()
     factor = 2.0 / (hidden[0].shape[0] * hidden[0].shape[1])
-    moments = {name: Moments((h * factor).cpu().numpy(), (d * factor).cpu().numpy()) for name, (h, d) in sums.items()}
+    moments = {name: Moments(*(one.mul_(factor).cpu().numpy() for one in both)) for name, both in sums.items()}
     return {name: moments[part[0] if token_weights is None else name] for name in part}
 
 

@@ -32,10 +32,11 @@ def ready_hessian(
 
     def positive(matrix: np.ndarray) -> bool:
         order = np.argsort(-np.diag(matrix), kind="stable") if by_curvature else np.arange(len(matrix))
-        ordered = matrix[np.ix_(order, order)]
-        there = device is not None and device.type not in ("cpu", "mps")  # mps has no float64
         try:
-            factor = _inverse_factor_on(ordered, device) if there and device is not None else inverse_factor(ordered)
+            if device is None or device.type in ("cpu", "mps"):  # mps has no float64
+                factor = inverse_factor(matrix, order)
+            else:
+                factor = _inverse_factor_on(matrix[np.ix_(order, order)], device)
         except np.linalg.LinAlgError:
             return False
         known[:] = [(order, factor)]

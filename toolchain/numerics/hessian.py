@@ -13,7 +13,7 @@ import numpy as np
 def is_positive_definite(matrix: np.ndarray) -> bool:
     """Whether a symmetric matrix has a Cholesky factor."""
     try:
-        np.linalg.cholesky(matrix)
+        into_inverse_factor(np.array(matrix, np.float64), inverse=False)
     except np.linalg.LinAlgError:
         return False
     return True
@@ -27,44 +27,73 @@ def damped(
     Inputs that were never active (a zero diagonal) get the mean of the diagonal, so their weights are simply rounded.
     Returns the matrix and the damping used. is_positive: whether a matrix is positive definite.
     """
-    h = np.array(hessian, dtype=np.float64)
-    mean = float(np.mean(np.diag(h)))
+    diagonal = np.diag(hessian).astype(np.float64)
+    mean = float(np.mean(diagonal))
     if mean <= 0.0:
-        return np.eye(h.shape[0]), damping
-    dead = np.diag(h) <= 0.0
+        return np.eye(len(hessian)), damping
+    h = np.array(hessian, dtype=np.float64)  # the only copy: one has 0.5 GB at 8,192 columns
+    dead = diagonal <= 0.0
     h[dead, :] = 0.0
     h[:, dead] = 0.0
-    h[dead, dead] = mean
+    diagonal[dead] = mean
     used = damping
     while True:
-        candidate = h.copy()  # an identity matrix would be two more of 0.5 GB at 8,192 columns
-        candidate.flat[:: len(h) + 1] += used * mean
-        if is_positive(candidate):
-            return candidate, used
+        h.flat[:: len(h) + 1] = diagonal + used * mean
+        if is_positive(h):
+            return h, used
         used = max(10 * used, 1e-8)
 
 
-def inverse_factor(hessian: np.ndarray) -> np.ndarray:
+def inverse_factor(hessian: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
     """Upper-triangular U with H^-1 = U^T U. Row j of U over U[j, j] is how column j's error spreads to later columns.
 
     Row j of U is row 0 of the same factor of H restricted to columns j.., so this one factor holds every
-    inverse Hessian that the block update would produce (GPTQ, arXiv 2210.17323, section 3).
+    inverse Hessian that the block update would produce (GPTQ, arXiv 2210.17323, section 3). order: int [K], of the
+    rows and columns of H before that. Takes room for one matrix. Raises LinAlgError for what is not positive definite.
     """
-    flipped = np.linalg.cholesky(hessian[::-1, ::-1])  # of the reversed matrix: its inverse, reversed, is upper
-    return np.ascontiguousarray(_inverse_triangle(flipped)[::-1, ::-1])
+    if order is None:
+        order = np.arange(len(hessian))
+    flipped = hessian[np.ix_(order[::-1], order[::-1])].astype(np.float64, copy=False)
+    into_inverse_factor(flipped)
+    return flipped
 
 
-def _inverse_triangle(lower: np.ndarray) -> np.ndarray:
-    """Inverse of a lower-triangular matrix [n, n], by halves: almost all of it is matrix products."""
-    n = len(lower)
-    if n <= 64:
-        return np.tril(np.linalg.inv(lower))
-    half = n // 2
-    out = np.zeros_like(lower)
-    out[:half, :half] = _inverse_triangle(lower[:half, :half])
-    out[half:, half:] = _inverse_triangle(lower[half:, half:])
-    out[half:, :half] = -out[half:, half:] @ (lower[half:, :half] @ out[:half, :half])
-    return out
+_PANEL = 128  # columns that are factorized at a time: what is computed beside the matrix is as wide
+
+
+def into_inverse_factor(flipped: np.ndarray, inverse: bool = True) -> None:
+    """H, its rows and columns in reverse, into inverse_factor(H), where it lies: float64 [K, K], contiguous.
+
+    Of the reversed matrix: the inverse of its Cholesky factor, reversed, is upper. Without `inverse` what is left there
+    is that factor in the lower half; raises LinAlgError where there is none. Panels of columns, so that
+    almost all of it is matrix products.
+    """
+    n = len(flipped)
+    panels = [slice(first, min(first + _PANEL, n)) for first in range(0, n, _PANEL)]
+    for own in panels:
+        below = flipped[own.start :, own]
+        below -= flipped[own.start :, : own.start] @ flipped[own, : own.start].T
+        width = own.stop - own.start
+        root = np.linalg.cholesky(below[:width])
+        flipped[own, own.stop :] = 0.0
+        below[:width] = root
+        below[width:] = below[width:] @ np.tril(np.linalg.inv(root)).T
+    if not inverse:
+        return
+    for own in panels:  # rows of the inverse: those above are there
+        root = np.tril(np.linalg.inv(flipped[own, own]))
+        row = flipped[own, : own.start].copy()
+        for done in panels[: own.start // _PANEL]:
+            flipped[own, done] = -root @ (row[:, done.start :] @ flipped[done.start : own.start, done])
+        flipped[own, own] = root
+    values = flipped.reshape(-1)  # both in reverse: all numbers in reverse
+    half = len(values) // 2
+    for first in range(0, half, _PANEL * n):
+        front = slice(first, min(first + _PANEL * n, half))
+        back = slice(len(values) - front.stop, len(values) - front.start)
+        moved = values[front][::-1].copy()
+        values[front] = values[back][::-1]
+        values[back] = moved
 
 
 def row_regions(hessian: np.ndarray, rows: int, shared: int) -> list[tuple[slice, np.ndarray]]:

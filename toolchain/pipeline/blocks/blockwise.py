@@ -192,6 +192,7 @@ class BlockQuantizer:
             moments = input_moments(self._runner, blocks, part, hidden, token_weights, known)
             weights = {name: moments[name].target(w) for name, w in self._weights(blocks[0], part).items()}
             hessians = {name: moments[name].hessian for name in part}
+            del moments  # with as many numbers of drift
             results |= self._quantize(blocks[0], number, weights, hessians, report)
             finished.quantized(part)
         if self._settings.block_steps or self._settings.razor.activation_bits or self._settings.razor.kv:

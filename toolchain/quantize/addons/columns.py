@@ -23,11 +23,13 @@ from toolchain.numerics.factors import ready_hessian
 from toolchain.numerics.hessian import damped, layer_loss
 from toolchain.quantize.packed import weight_dtype
 from toolchain.settings.quantize import QuantizeSettings
+from toolchain.system.threads import pieces
 
 STORED_BITS = 32  # of a weight apart: its value and its place (export/contract/sparse.py)
 # A column apart costs 32 / K bits a weight; without a share p of its loss, a matrix does with p / (2 ln 2) bits fewer:
 # that pays from p = 44 / K on.
 _SHARE = 44.0
+_ROWS = 256  # of a Hessian that are treated at a time
 _ROUNDS = 8  # columns that were hidden behind others
 _RIDGE = 1e-8  # of the mean diagonal of the columns apart
 _ROUNDING = 1e-9  # of the mean diagonal: what is left of few tokens is singular, and was rounded before
@@ -62,8 +64,10 @@ def _without(hessian: np.ndarray, apart: np.ndarray) -> np.ndarray:
     h = np.array(hessian, np.float64)
     own, floor = h[np.ix_(apart, apart)], _ROUNDING * np.diag(h).mean()
     own.flat[:: len(apart) + 1] += _RIDGE * np.diag(own).mean()
-    h -= h[:, apart] @ np.linalg.solve(own, h[apart])
-    h = (h + h.T) / 2
+    cross = h[apart]
+    solved = np.linalg.solve(own, cross)
+    for rows in pieces(len(h), _ROWS):  # no second matrix beside this one; the same above and below the diagonal
+        h[rows] -= (cross[:, rows].T @ solved + solved[:, rows].T @ cross) / 2
     h.flat[:: len(h) + 1] = np.maximum(np.diag(h), 0.0) + floor
     rest = np.setdiff1d(np.arange(len(h)), apart)
     h[apart, :] = h[:, apart] = 0.0
